@@ -1,0 +1,80 @@
+"""One tree of errors, named by whose fault they are.
+
+`ConfigError` is the operator's, `BackendError` the backend's, `RequestError` the client's. Nothing here knows
+JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` maps this tree to the wire.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Any failure that the gateway itself found and can explain."""
+
+
+class ConfigError(GatewayError):
+    """The configuration is wrong; the operator must change it.
+
+    `problems` holds every problem found, one readable line each, naming the server and the field.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class BackendError(GatewayError):
+    """A backend did not do what it should; the client sees -32603 with the backend's name in `data`."""
+
+    def __init__(self, backend: str, reason: str) -> None:
+        super().__init__(f"backend {backend!r} {reason}")
+        self.backend = backend
+        self.reason = reason
+
+
+class BackendUnavailable(BackendError):
+    """The backend is not there now (stopped, failed, draining), so the call was not sent."""
+
+
+class BackendExited(BackendError):
+    """The backend went away while it had the call; whether the call took effect is unknown."""
+
+
+class BackendTooSlow(BackendError):
+    """The backend did not answer within the call's deadline; it was told to cancel."""
+
+
+class BackendProtocol(BackendError):
+    """The backend answered with something that is no valid answer."""
+
+
+class RequestError(GatewayError):
+    """The client asked for something that cannot be done as asked."""
+
+
+class UnknownName(RequestError):
+    """No backend offers this tool, prompt or resource; the client sees -32602."""
+
+
+class UnknownMethod(RequestError):
+    """The method is not served; the client sees -32601 (and HTTP 404 in the modern era)."""
+
+
+class InvalidParams(RequestError):
+    """The parameters do not have the form that the method demands; the client sees -32602."""
+
+
+class Denied(RequestError):
+    """The caller may not do this; the client sees the same answer as for an unknown name."""
+
+
+class Busy(RequestError):
+    """The backend's bounded queue, or the gateway's own limit, is full; the client may try again."""
+
+
+class ShuttingDown(RequestError):
+    """The gateway is draining and takes no new calls."""
