@@ -1,0 +1,107 @@
+"""The era-neutral call: what meets in the middle of M frontends and N backends.
+
+A face builds a `Call` from its era's request; a backend's session turns it into its own era's request and hands
+notifications and one `Outcome` back through the call's `Outlet`. Nothing here knows an era's spelling of anything.
+Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from gateway.errors import GatewayError
+from gateway.jsonrpc import ABSENT, EMPTY_OBJECT
+
+if TYPE_CHECKING:
+    from gateway.jsonrpc import Id
+
+
+class Era(enum.StrEnum):
+    """The two families of protocol revisions (basic/versioning, "Terminology")."""
+
+    LEGACY = "legacy"
+    MODERN = "modern"
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, and what that client can do; one per legacy session, one per modern request."""
+
+    era: Era
+    version: str
+    """The protocol version negotiated (legacy) or declared on the request (modern)."""
+    capabilities: msgspec.Raw = EMPTY_OBJECT
+    """The client's capabilities as it declared them."""
+    client_info: msgspec.Raw = ABSENT
+    log_level: str | None = None
+    """Least severe level of log messages that the client asked for; None if it did not ask."""
+    session: str | None = None
+    """The legacy session, or None."""
+    principal: str | None = None
+    """Who the client has proved to be, or None."""
+
+
+class Call(msgspec.Struct, kw_only=True, gc=False):
+    """One request on its way through the house.
+
+    `params` holds the members as the client sent them, without `_meta`; `meta` holds the members of `_meta` without
+    the keys that belong to one hop only. `name` is the public name (or URI) that says who owns the call.
+    """
+
+    method: str
+    name: str
+    params: dict[str, msgspec.Raw]
+    meta: dict[str, msgspec.Raw]
+    caller: Caller
+    progress_token: Id | None = None
+    """The token that the client wants progress under; None if it wants none."""
+
+
+class Complete(msgspec.Struct, frozen=True, gc=False):
+    """The call's final result, as the backend wrote it, and the era in which it is written."""
+
+    result: bytes
+    era: Era
+
+
+class InputRequired(msgspec.Struct, frozen=True, gc=False):
+    """A modern backend needs input before it can go on (basic/patterns/mrtr)."""
+
+    result: bytes
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """A backend's own JSON-RPC error: its code, message and data travel on."""
+
+    code: int
+    message: str
+    data: bytes | None
+    era: Era
+
+
+Outcome = Complete | InputRequired | Failure | GatewayError
+"""How a call ends. A `GatewayError` is the gateway's own verdict (dead backend, deadline, full queue)."""
+
+
+class Notice(msgspec.Struct, frozen=True, gc=False):
+    """One notification that belongs to a call: `notifications/progress` or `notifications/message`.
+
+    In progress notices the token is the client's own, put back by the session that minted another for its hop.
+    """
+
+    method: str
+    params: dict[str, msgspec.Raw]
+
+
+class Outlet(Protocol):
+    """Where a backend's session puts what it hears about a call. Both methods return at once and never raise."""
+
+    def notify(self, notice: Notice) -> None:
+        """Hand over a notification, in order; a full buffer drops the oldest."""
+        ...
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hand over the end; whatever comes later is ignored."""
+        ...

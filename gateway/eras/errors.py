@@ -1,0 +1,90 @@
+"""The one place where the tree of errors meets JSON-RPC codes and HTTP statuses.
+
+Codes differ by era (2026-07-28 basic/index, "Error Codes"): -32002 and -32042 must not reach a modern client, undefined
+codes from -32020 to -32099 must not be emitted to anybody, and a local error must not look like one of the peer's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Era, Failure
+from gateway.errors import (
+    BackendError,
+    Busy,
+    Denied,
+    GatewayError,
+    InvalidParams,
+    ShuttingDown,
+    UnknownMethod,
+    UnknownName,
+)
+
+HEADER_MISMATCH: Final = -32020
+MISSING_CAPABILITY: Final = -32021
+UNSUPPORTED_VERSION: Final = -32022
+RESOURCE_NOT_FOUND: Final = -32002
+URL_ELICITATION_REQUIRED: Final = -32042
+_RESERVED: Final = range(-32099, -32019)
+_MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+
+
+class WireError(msgspec.Struct, frozen=True):
+    """An error as one client sees it; `data` is an encoded JSON value or None."""
+
+    code: int
+    message: str
+    data: bytes | None = None
+
+    def encode(self, request_id: jsonrpc.Id | None) -> bytes:
+        """The whole error response."""
+        return jsonrpc.error_response(request_id, self.code, self.message, self.data)
+
+
+def to_wire(problem: GatewayError | Failure, era: Era) -> WireError:
+    """Spell a failure for a client of this era."""
+    if isinstance(problem, Failure):
+        return _from_backend(problem, era)
+    data: bytes | None = None
+    match problem:
+        case UnknownMethod():
+            code = jsonrpc.METHOD_NOT_FOUND
+        case UnknownName() | Denied() | InvalidParams():
+            code = jsonrpc.INVALID_PARAMS
+        case Busy():
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "busy", "retry": True})
+        case ShuttingDown():
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "shutting down", "retry": True})
+        case BackendError():
+            code = jsonrpc.INTERNAL_ERROR
+            data = jsonrpc.encode({"backend": problem.backend, "reason": type(problem).__name__})
+        case _:
+            code = jsonrpc.INTERNAL_ERROR
+    return WireError(code, str(problem), data)
+
+
+def _from_backend(failure: Failure, era: Era) -> WireError:
+    """A backend's own error keeps its code, unless that code means something else to this client."""
+    code, data = failure.code, failure.data
+    if era is Era.MODERN and code == RESOURCE_NOT_FOUND:
+        return WireError(jsonrpc.INVALID_PARAMS, failure.message, data)
+    if code not in _RESERVED:
+        return WireError(code, failure.message, data)
+    if era is Era.LEGACY and code == URL_ELICITATION_REQUIRED and failure.era is Era.LEGACY:
+        return WireError(code, failure.message, data)
+    original = {"code": code, "message": failure.message}
+    if data is not None:
+        original["data"] = msgspec.Raw(data)  # pyright: ignore[reportArgumentType] - a raw span encodes as itself
+    return WireError(jsonrpc.INTERNAL_ERROR, failure.message, jsonrpc.encode({"backendError": original}))
+
+
+def http_status(code: int) -> int:
+    """The HTTP status of a modern response that carries only this error (basic/transports/streamable-http)."""
+    if code == jsonrpc.METHOD_NOT_FOUND:
+        return 404
+    if code in _MODERN_CODES or code in {jsonrpc.PARSE_ERROR, jsonrpc.INVALID_REQUEST}:
+        return 400
+    return 200

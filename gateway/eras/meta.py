@@ -1,0 +1,92 @@
+"""The keys of `_meta`: which belong to one hop and are made anew, and which travel on.
+
+Everything passes in both directions except the keys named here (2026-07-28 basic/index, "_meta").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+from gateway.errors import InvalidParams
+
+if TYPE_CHECKING:
+    import msgspec
+
+PREFIX: Final = "io.modelcontextprotocol/"
+PROTOCOL_VERSION: Final = PREFIX + "protocolVersion"
+CLIENT_INFO: Final = PREFIX + "clientInfo"
+CLIENT_CAPABILITIES: Final = PREFIX + "clientCapabilities"
+LOG_LEVEL: Final = PREFIX + "logLevel"
+SUBSCRIPTION_ID: Final = PREFIX + "subscriptionId"
+SERVER_INFO: Final = PREFIX + "serverInfo"
+PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - a protocol key, not a secret
+BACKEND_INFO: Final = "trio-mcp-gateway/backendInfo"
+"""Our own key under which a backend's `serverInfo` is kept when the gateway stamps its own."""
+
+REQUEST_HOP_KEYS: Final = frozenset({
+    PROTOCOL_VERSION,
+    CLIENT_INFO,
+    CLIENT_CAPABILITIES,
+    LOG_LEVEL,
+    SUBSCRIPTION_ID,
+    PROGRESS_TOKEN,
+})
+"""Keys of a request's `_meta` that are never copied to the next hop."""
+
+LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+
+def split_request_meta(
+    params: dict[str, msgspec.Raw],
+) -> tuple[dict[str, msgspec.Raw], dict[str, msgspec.Raw]]:
+    """Take `_meta` out of a request's params and part it into (travelling keys, hop keys).
+
+    Raises:
+        InvalidParams: `_meta` is there and is no object.
+    """
+    span = params.pop("_meta", None)
+    if span is None:
+        return {}, {}
+    try:
+        members = jsonrpc.decode_object(span)
+    except ValueError:
+        message = "params._meta must be an object"
+        raise InvalidParams(message) from None
+    hop = {key: members.pop(key) for key in REQUEST_HOP_KEYS & members.keys()}
+    return members, hop
+
+
+def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:
+    """The client's progress token, or None.
+
+    Raises:
+        InvalidParams: it is neither a string nor an integer.
+    """
+    span = hop.get(PROGRESS_TOKEN)
+    if span is None or bytes(span) == b"null":
+        return None
+    try:
+        return jsonrpc.decode_id(span)
+    except ValueError:
+        message = "params._meta.progressToken must be a string or an integer"
+        raise InvalidParams(message) from None
+
+
+def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
+    """The log level asked for on this request, or None.
+
+    Raises:
+        InvalidParams: it is no level (server/utilities/logging).
+    """
+    span = hop.get(LOG_LEVEL)
+    if span is None:
+        return None
+    try:
+        level = jsonrpc.decode_string(span)
+    except ValueError:
+        level = ""
+    if level not in LOG_LEVELS:
+        message = f"params._meta[{LOG_LEVEL!r}] must be one of {', '.join(LOG_LEVELS)}"
+        raise InvalidParams(message)
+    return level

@@ -1,0 +1,183 @@
+"""A client's request -> `Call`, and a call -> the params that its backend gets.
+
+Only the members that a gateway must rewrite are touched (name, `_meta`); all others travel as raw spans, in their
+order, unknown ones included.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Call, Caller, Era
+from gateway.eras import meta
+from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
+from gateway.errors import InvalidParams, RequestError
+
+if TYPE_CHECKING:
+    from gateway.jsonrpc import Id, Message
+
+NAME_MEMBER: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""Methods that one backend owns, and the member of their params that says which; also the source of `Mcp-Name`."""
+
+REMOVED_IN_MODERN: Final = frozenset({
+    "initialize",
+    "ping",
+    "logging/setLevel",
+    "resources/subscribe",
+    "resources/unsubscribe",
+    "tasks/list",
+    "tasks/result",
+})
+"""Methods of the legacy era that a modern request must not find (changelog of 2026-07-28)."""
+
+
+class UnsupportedVersion(RequestError):
+    """The request declares a protocol version that the gateway does not speak; -32022 on the wire."""
+
+    def __init__(self, requested: str) -> None:
+        super().__init__(f"protocol version {requested!r} is not supported")
+        self.requested = requested
+
+    def data(self) -> bytes:
+        """The error's `data` (basic/versioning, "Protocol Version Negotiation")."""
+        return jsonrpc.encode({"supported": list(SUPPORTED_VERSIONS), "requested": self.requested})
+
+
+def params_of(message: Message) -> dict[str, msgspec.Raw]:
+    """The members of a request's params.
+
+    Raises:
+        InvalidParams: params are there and are no object (MCP has no positional params).
+    """
+    try:
+        return jsonrpc.decode_object(message.params)
+    except ValueError:
+        text = "params must be an object"
+        raise InvalidParams(text) from None
+
+
+def _name(method: str, params: dict[str, msgspec.Raw]) -> str:
+    member = NAME_MEMBER.get(method)
+    if member is None:
+        return ""
+    try:
+        return jsonrpc.decode_string(params[member])
+    except (KeyError, ValueError):
+        text = f"{method} needs params.{member}, a string"
+        raise InvalidParams(text) from None
+
+
+def legacy_call(message: Message, caller: Caller) -> Call:
+    """Read a legacy client's request; what the client can do is the session's, not the request's.
+
+    Raises:
+        InvalidParams: params, `_meta` or the name do not have the form that the method demands.
+    """
+    params = params_of(message)
+    travelling, hop = meta.split_request_meta(params)
+    method = str(message.method)
+    return Call(
+        method=method,
+        name=_name(method, params),
+        params=params,
+        meta=travelling,
+        caller=caller,
+        progress_token=meta.progress_token(hop),
+    )
+
+
+def is_modern(message: Message) -> bool:
+    """Whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
+    if b"protocolVersion" not in bytes(message.params):
+        return False
+    try:
+        members = jsonrpc.decode_object(message.params)
+        return meta.PROTOCOL_VERSION in jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
+    except ValueError:
+        return False
+
+
+def modern_call(message: Message, *, principal: str | None = None) -> Call:
+    """Read a modern client's request; everything about the client is in its `_meta` (basic/index, "_meta").
+
+    Raises:
+        UnsupportedVersion: the declared version is not served as a modern one.
+        InvalidParams: a required member of `_meta` is missing or has the wrong form.
+    """
+    params = params_of(message)
+    travelling, hop = meta.split_request_meta(params)
+    version = _version(hop)
+    capabilities = hop.get(meta.CLIENT_CAPABILITIES)
+    if capabilities is None or not bytes(capabilities).lstrip().startswith(b"{"):
+        text = f"params._meta[{meta.CLIENT_CAPABILITIES!r}] is required and must be an object"
+        raise InvalidParams(text)
+    caller = Caller(
+        era=Era.MODERN,
+        version=version,
+        capabilities=capabilities,
+        client_info=hop.get(meta.CLIENT_INFO, jsonrpc.ABSENT),
+        log_level=meta.log_level(hop),
+        principal=principal,
+    )
+    method = str(message.method)
+    return Call(
+        method=method,
+        name=_name(method, params),
+        params=params,
+        meta=travelling,
+        caller=caller,
+        progress_token=meta.progress_token(hop),
+    )
+
+
+def _version(hop: dict[str, msgspec.Raw]) -> str:
+    try:
+        version = jsonrpc.decode_string(hop[meta.PROTOCOL_VERSION])
+    except (KeyError, ValueError):
+        text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
+        raise InvalidParams(text) from None
+    if version not in MODERN_VERSIONS:
+        raise UnsupportedVersion(version)
+    return version
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gateway says of itself to one backend session."""
+
+    era: Era
+    client_info: msgspec.Raw
+    version: str = LATEST_MODERN
+
+
+def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop) -> bytes:
+    """Encode a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
+
+    `token` is the progress token minted for this hop, None if the client wants no progress.
+    """
+    params: dict[str, object] = dict(call.params)
+    member = NAME_MEMBER.get(call.method)
+    if member is not None and own_name != call.name:
+        params[member] = own_name
+    members: dict[str, object] = dict(call.meta)
+    if token is not None:
+        members[meta.PROGRESS_TOKEN] = token
+    if hop.era is Era.MODERN:
+        members.update(modern_meta(hop, call.caller))
+    if members:
+        params["_meta"] = members
+    return jsonrpc.encode(params)
+
+
+def modern_meta(hop: Hop, caller: Caller | None = None) -> dict[str, object]:
+    """The `_meta` keys that every modern request must carry; capabilities and log level mirror the real client."""
+    members: dict[str, object] = {
+        meta.PROTOCOL_VERSION: hop.version,
+        meta.CLIENT_INFO: hop.client_info,
+        meta.CLIENT_CAPABILITIES: jsonrpc.EMPTY_OBJECT if caller is None else caller.capabilities,
+    }
+    if caller is not None and caller.log_level is not None:
+        members[meta.LOG_LEVEL] = caller.log_level
+    return members

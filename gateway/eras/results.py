@@ -1,0 +1,116 @@
+"""Outcomes and the gateway's own answers, spelled for a client of one era.
+
+A result whose backend speaks the client's era goes out byte for byte (legacy), or with only `_meta` stamped (modern).
+Between the eras just the members that exist in one of them are added or taken away (2026-07-28 basic/index,
+"ResultType").
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Era, InputRequired
+from gateway.eras import meta
+
+_COMPLETE: Final = msgspec.Raw(b'"complete"')
+_ZERO: Final = msgspec.Raw(b"0")
+_PRIVATE: Final = msgspec.Raw(b'"private"')
+MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
+CACHEABLE: Final = frozenset({"resources/read"})
+"""Routed methods whose modern result must carry `ttlMs` and `cacheScope` (server/utilities/caching)."""
+
+
+class ResultType(msgspec.Struct, gc=False):
+    """Reads one member of a modern backend's result."""
+
+    resultType: str = "complete"  # noqa: N815 - the wire's name
+
+
+_result_types = msgspec.json.Decoder(ResultType)
+
+
+def read_modern_result(result: bytes) -> Complete | InputRequired | None:
+    """Class a modern backend's result by its `resultType`; None if that is one nobody declared (it is invalid then)."""
+    try:
+        kind = _result_types.decode(result).resultType
+    except jsonrpc.UNDECODABLE:
+        return None
+    match kind:
+        case "complete":
+            return Complete(result, Era.MODERN)
+        case "input_required":
+            return InputRequired(result)
+        case _:
+            return None
+
+
+def for_legacy(outcome: Complete) -> bytes:
+    """A result for a legacy client."""
+    if outcome.era is Era.LEGACY:
+        return outcome.result
+    try:
+        members = jsonrpc.decode_object(outcome.result)
+    except ValueError:
+        return outcome.result
+    for name in MODERN_ONLY:
+        members.pop(name, None)
+    own = _meta_of(members)
+    if meta.SERVER_INFO in own:
+        del own[meta.SERVER_INFO]
+        if own:
+            members["_meta"] = jsonrpc.raw(own)
+        else:
+            del members["_meta"]
+    return jsonrpc.encode(members)
+
+
+def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
+    """A result for a modern client: `resultType` is there, and `_meta` names the gateway as the server."""
+    try:
+        members = jsonrpc.decode_object(outcome.result)
+    except ValueError:
+        return outcome.result
+    if isinstance(outcome, Complete) and outcome.era is Era.LEGACY:
+        members = {"resultType": _COMPLETE, **members}
+    if method in CACHEABLE and not isinstance(outcome, InputRequired):
+        members.setdefault("ttlMs", _ZERO)
+        members.setdefault("cacheScope", _PRIVATE)
+    own = _meta_of(members)
+    theirs = own.get(meta.SERVER_INFO)
+    if theirs is not None:
+        own[meta.BACKEND_INFO] = theirs
+    own[meta.SERVER_INFO] = server_info
+    members["_meta"] = jsonrpc.raw(own)
+    return jsonrpc.encode(members)
+
+
+def _meta_of(members: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    try:
+        return jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
+    except ValueError:
+        return {}
+
+
+def initialize_result(
+    version: str, *, server_info: msgspec.Raw, capabilities: object, instructions: str | None
+) -> bytes:
+    """The answer to a legacy `initialize` (2025-11-25 basic/lifecycle)."""
+    result: dict[str, object] = {
+        "protocolVersion": version,
+        "capabilities": capabilities,
+        "serverInfo": server_info,
+    }
+    if instructions is not None:
+        result["instructions"] = instructions
+    return jsonrpc.encode(result)
+
+
+def modern_result(
+    members: dict[str, object], *, server_info: msgspec.Raw, own_meta: dict[str, object] | None = None
+) -> bytes:
+    """A modern result that the gateway itself makes."""
+    stamped = {**(own_meta or {}), meta.SERVER_INFO: server_info}
+    return jsonrpc.encode({"resultType": "complete", **members, "_meta": stamped})

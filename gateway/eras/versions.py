@@ -1,0 +1,27 @@
+"""Protocol revisions and how one is chosen (2025-11-25 basic/lifecycle; 2026-07-28 basic/versioning)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LEGACY_VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+"""Handshake revisions, newest first."""
+MODERN_VERSIONS: Final = ("2026-07-28",)
+"""Per-request revisions, newest first."""
+LATEST_LEGACY: Final = LEGACY_VERSIONS[0]
+LATEST_MODERN: Final = MODERN_VERSIONS[0]
+SUPPORTED_VERSIONS: Final = MODERN_VERSIONS + LEGACY_VERSIONS
+BATCH_VERSION: Final = "2025-03-26"
+"""The one revision in which receiving JSON-RPC batches is a MUST; they were removed in the next one."""
+HEADERLESS_VERSION: Final = "2025-03-26"
+"""What a request without `MCP-Protocol-Version` is taken for (2025-11-25 basic/transports)."""
+
+
+def negotiate_legacy(requested: str) -> str:
+    """The version to answer `initialize` with: the requested one if it is supported, else our latest legacy one."""
+    return requested if requested in LEGACY_VERSIONS else LATEST_LEGACY
+
+
+def choose_modern(offered: list[str]) -> str | None:
+    """The newest modern version that a backend offers and we speak; None if there is none (it is legacy then)."""
+    return next((version for version in MODERN_VERSIONS if version in offered), None)

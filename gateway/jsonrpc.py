@@ -1,0 +1,227 @@
+"""JSON-RPC 2.0 envelopes: the only part of a message that every room may look into.
+
+`params`, `result` and `error` stay `msgspec.Raw`, byte for byte as they came. Invariant: bytes that leave this module
+are UTF-8 and hold no CR or LF, so they can be framed as a JSON line or as an SSE `data:` line without another look.
+Pure: no I/O, no state.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+Id = int | str
+"""A request id: MCP allows strings and integers, never null (basic/index, "Requests")."""
+
+ABSENT: Final = msgspec.Raw(b"")
+"""Stands for a member that the message did not have."""
+EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+
+EDGE_BYTES: Final = 65_536
+"""How much of each end of a message that cannot be decoded is searched for its id."""
+
+_ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
+_ID_AT_START = re.compile(rb"^\s*\{\s*(?:" + _VERSION + rb",\s*)?" + _ID + rb"[,}]")
+_ID_AT_END = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*$")
+
+
+class Message(msgspec.Struct, gc=False):
+    """One envelope. Absent members are UNSET (id, method) or `ABSENT` (the others)."""
+
+    id: int | str | msgspec.UnsetType | None = msgspec.UNSET
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw = ABSENT
+    result: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+class ErrorBody(msgspec.Struct, gc=False):
+    """The members of an error response's `error` object."""
+
+    code: int
+    message: str = ""
+    data: msgspec.Raw = ABSENT
+
+
+class Malformed(ValueError):
+    """Bytes that are no JSON-RPC message. `id` is the request's id where it could still be found, else None."""
+
+    def __init__(self, code: int, reason: str, request_id: Id | None) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.id = request_id
+
+
+_messages = msgspec.json.Decoder(Message)
+_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_arrays = msgspec.json.Decoder(list[msgspec.Raw])
+_errors = msgspec.json.Decoder(ErrorBody)
+_ids = msgspec.json.Decoder(int | str)
+_strings = msgspec.json.Decoder(str)
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode
+
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding of hostile bytes can raise (deep nesting is a RecursionError)."""
+
+
+def decode(data: bytes) -> Message:
+    """Decode one envelope.
+
+    Raises:
+        Malformed: the bytes are not UTF-8, not JSON (-32700), or no JSON-RPC object with a valid id (-32600).
+    """
+    try:
+        if not data.isascii():
+            data.decode()
+        message = _messages.decode(data)
+    except msgspec.ValidationError as exc:
+        raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data)) from None
+    except UNDECODABLE as exc:
+        raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", recover_id(data)) from None
+    if message.id is None and message.error is ABSENT:
+        raise Malformed(INVALID_REQUEST, "the id must be a string or an integer, not null", None)
+    return message
+
+
+def recover_id(data: bytes) -> Id | None:
+    """Find the id of a message that cannot be decoded, by looking at its two ends only; None if it is not there."""
+    for match in (_ID_AT_START.search(data[:EDGE_BYTES]), _ID_AT_END.search(data[-EDGE_BYTES:])):
+        if match is not None:
+            try:
+                return _ids.decode(match[1])
+            except UNDECODABLE:
+                return None
+    return None
+
+
+def is_batch(data: bytes) -> bool:
+    """Whether the body is a JSON array, which only protocol version 2025-03-26 allows."""
+    return data.lstrip()[:1] == b"["
+
+
+def decode_batch(data: bytes, *, most: int) -> list[bytes]:
+    """Split a batch into its messages.
+
+    Raises:
+        Malformed: no array, an empty one, or one of more than `most` messages.
+    """
+    try:
+        if not data.isascii():
+            data.decode()
+        parts = [bytes(part) for part in _arrays.decode(data)]
+    except UNDECODABLE as exc:
+        raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", None) from None
+    if not 1 <= len(parts) <= most:
+        raise Malformed(INVALID_REQUEST, f"a batch must hold 1 to {most} messages, not {len(parts)}", None)
+    return parts
+
+
+def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
+    """Decode the top level of an object; its members stay raw, in their order.
+
+    Raises:
+        ValueError: it is no object (absent counts as an empty one).
+    """
+    if raw is ABSENT:
+        return {}
+    try:
+        return _objects.decode(raw)
+    except UNDECODABLE as exc:
+        raise ValueError(str(exc)) from None
+
+
+def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
+    """Decode the top level of an array; ValueError if it is none."""
+    try:
+        return _arrays.decode(raw)
+    except UNDECODABLE as exc:
+        raise ValueError(str(exc)) from None
+
+
+def decode_string(raw: msgspec.Raw | bytes) -> str:
+    """Decode a string; ValueError if it is none."""
+    try:
+        return _strings.decode(raw)
+    except UNDECODABLE as exc:
+        raise ValueError(str(exc)) from None
+
+
+def decode_id(raw: msgspec.Raw | bytes) -> Id:
+    """Decode an id or a progress token; ValueError if it is neither a string nor an integer."""
+    try:
+        return _ids.decode(raw)
+    except UNDECODABLE as exc:
+        raise ValueError(str(exc)) from None
+
+
+def decode_error(raw: msgspec.Raw) -> ErrorBody:
+    """Decode an `error` member; one without the form that JSON-RPC demands becomes -32603 with itself as data."""
+    try:
+        return _errors.decode(raw)
+    except UNDECODABLE:
+        return ErrorBody(INTERNAL_ERROR, "the server sent an error without code and message", raw)
+
+
+def decode_any(raw: msgspec.Raw | bytes) -> Any:
+    """Decode a value wholly; only for small values that the gateway itself must understand."""
+    return msgspec.json.decode(raw)
+
+
+def raw(value: object) -> msgspec.Raw:
+    """Encode a value to a raw span."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def one_line(span: msgspec.Raw | bytes) -> bytes:
+    """The same JSON without CR and LF, which only white space between tokens can hold.
+
+    msgspec refuses them inside strings, so taking the white space out never changes a value.
+    """
+    data = bytes(span)
+    if b"\n" in data or b"\r" in data:
+        return msgspec.json.format(data, indent=-1)
+    return data
+
+
+def request(request_id: Id, method: str, params: bytes) -> bytes:
+    """Encode a request; `params` is an encoded object."""
+    return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (
+        _encoder.encode(request_id),
+        _encoder.encode(method),
+        one_line(params),
+    )
+
+
+def notification(method: str, params: bytes | None = None) -> bytes:
+    """Encode a notification; `params` is an encoded object or None for a message without the member."""
+    if params is None:
+        return b'{"jsonrpc":"2.0","method":%b}' % _encoder.encode(method)
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (_encoder.encode(method), one_line(params))
+
+
+def response(request_id: Id, result: bytes) -> bytes:
+    """Encode a result response; `result` is an encoded value and is spliced in as it is."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (_encoder.encode(request_id), one_line(result))
+
+
+def error_response(request_id: Id | None, code: int, message: str, data: bytes | None = None) -> bytes:
+    """Encode an error response; `data` is an encoded value. An unknown id is null, as JSON-RPC 2.0 section 5 says."""
+    encoded_id = b"null" if request_id is None else _encoder.encode(request_id)
+    tail = b"" if data is None else b',"data":' + one_line(data)
+    return b'{"jsonrpc":"2.0","id":%b,"error":{"code":%d,"message":%b%b}}' % (
+        encoded_id,
+        code,
+        _encoder.encode(message),
+        tail,
+    )
