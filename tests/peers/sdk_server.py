@@ -77,7 +77,10 @@ def serve_http(options):
     import uvicorn
 
     app = server.streamable_http_app(json_response=options.json, stateless_http=options.stateless)
-    with socket.create_server(("127.0.0.1", options.port)) as listener:
+    # With IPPROTO_TCP named: asyncio turns Nagle's algorithm off only then, and each answer would take 40 ms longer.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", options.port))
+        listener.listen(100)
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}/mcp", file=sys.stderr, flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 

@@ -1,0 +1,44 @@
+"""The yardstick: stock Hypercorn on trio and an ASGI app that reads the body and answers a constant.
+
+`python -m benchmarks.bare` serves on a free port of 127.0.0.1, names it on stderr as the gateway does, and ends on
+SIGTERM. Nothing an MCP server on this stack does can be faster than this.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from benchmarks.answers import CONSTANT
+
+HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(CONSTANT)).encode())]
+
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])  # the lifespan protocol: Hypercorn goes on without
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": CONSTANT})
+
+
+async def main():
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    config.keep_alive_max_requests = 1 << 40  # else every thousandth request costs a new connection
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            (address,) = await nursery.start(lambda task_status: serve(app, config, task_status=task_status))
+            print(f"listening on {address}/mcp", file=sys.stderr, flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(main)

@@ -1,0 +1,108 @@
+"""Question: what does a tool call through the gateway cost, over HTTP and over stdio?
+
+Method: in each round one after the other the bare app (`bare.py`), the gateway over HTTP (legacy and modern, 1 and 16
+connections), the backend called directly over its pipes, and the gateway in stdio mode before the same backend (1 and
+16 calls under way). Every answer is checked. Ratios and differences are taken within a round; told are their median
+and range. Unit: calls per second, milliseconds. The backend is the stdlib echo, so that the gateway's own cost shows,
+unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from benchmarks.answers import TEXT
+from benchmarks.processes import (
+    backend,
+    config_file,
+    config_of,
+    gateway_command,
+    load,
+    serving_bare,
+    serving_gateway,
+)
+from benchmarks.table import Claim, Figure, differences, ratios, render
+
+MANY = 16  # connections, or calls under way
+
+
+def add_arguments(parser):
+    parser.add_argument("--rounds", type=int, help="rounds (5; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="measured seconds of each step (2; quick: 0.4)")
+    parser.add_argument("--backend", choices=["echo", "sdk"], default="echo", help="stdlib echo, or one on the SDK")
+    parser.add_argument(
+        "--backend-era", choices=["legacy", "modern", "both"], default="legacy", help="of the echo backend"
+    )
+
+
+def run(options):
+    """Claims, and the details as (rendered table, data)."""
+    rounds = options.rounds or (1 if options.quick else 5)
+    seconds = options.seconds or (0.4 if options.quick else 2.0)
+    command = backend(options.backend, *(["--era", options.backend_era] if options.backend == "echo" else []))
+    results = {}
+    with (
+        config_file(config_of({"echo": command})) as config,
+        serving_bare() as bare,
+        serving_gateway({"echo": command}) as gateway,
+    ):
+        gateway.wait_ready(1)
+        steps = make_steps(bare.port, gateway.port, command, gateway_command(config, "stdio"), options)
+        for _ in range(rounds):
+            for name, spec in steps.items():
+                results.setdefault(name, []).append(load(seconds=seconds, **spec))
+    return make_claims(results, options), make_details(results)
+
+
+def make_steps(bare_port, gateway_port, command, stdio_gateway, options):
+    """Name of a step -> spec for the load generator; a name is (who, era, calls under way)."""
+    steps = {}
+    for calls in (1, MANY):
+        for era in ("legacy", "modern"):
+            http = {"kind": "http", "era": era, "connections": calls, "tool": "echo.echo"}
+            steps["bare HTTP", era, calls] = http | {"port": bare_port, "check": "constant"}
+            steps["gateway HTTP", era, calls] = http | {"port": gateway_port, "check": "echo"}
+    direct_era = "modern" if options.backend == "echo" and options.backend_era == "modern" else "legacy"
+    for calls in (1, MANY):
+        steps["backend stdio", direct_era, calls] = {
+            "kind": "stdio", "era": direct_era, "window": calls, "command": command, "tool": "echo",
+        }  # fmt: skip
+        for era in ("legacy", "modern"):
+            steps["gateway stdio", era, calls] = {
+                "kind": "stdio", "era": era, "window": calls, "command": stdio_gateway, "tool": "echo.echo",
+            }  # fmt: skip
+    return steps
+
+
+def make_claims(results, options):
+    """The rows of the table; the demands hold for the stdlib echo."""
+    strict = options.backend == "echo"
+    least, most = (0.60, 0.25) if strict else (None, None)
+
+    def values(who, era, calls, key):
+        return [result[key] for result in results[who, era, calls]]
+
+    direct_era = next(era for who, era, _calls in results if who == "backend stdio")
+    claims = []
+    for era in ("legacy", "modern"):
+        above, below = (values(f"{who} HTTP", era, MANY, "per_second") for who in ("gateway", "bare"))
+        claims.append(
+            Claim(f"HTTP {era}, {MANY} connections: calls/s over bare", ratios(above, below), "ratio", least=least)
+        )
+    for era in ("legacy", "modern"):
+        added = differences(*(values(f"{who} HTTP", era, 1, "p50") for who in ("gateway", "bare")))
+        claims.append(Claim(f"HTTP {era}, 1 connection: added p50 over bare", added, "ms", 1e3, most=most))
+    direct = values("backend stdio", direct_era, 1, "p50")
+    for era in ("legacy", "modern"):
+        added = differences(values("gateway stdio", era, 1, "p50"), direct)
+        claims.append(Claim(f"stdio {era}, one at a time: added p50 over direct", added, "ms", 1e3, most=most))
+    return claims
+
+
+def make_details(results):
+    rows, data = [], []
+    for (who, era, calls), measured in results.items():
+        figures = {key: Figure.of([result[key] for result in measured]) for key in ("per_second", "p50", "p99")}
+        shown = [figures["per_second"].show(1, 0), figures["p50"].show(1e3, 3), figures["p99"].show(1e3, 3)]
+        rows.append([who, era, calls, *shown])
+        data.append({"who": who, "era": era, "under_way": calls, "rounds": measured})
+    table = render(["who", "era", "under way", "calls/s", "p50 ms", "p99 ms"], rows)
+    return f"text of a call: {TEXT % 1_000_000!r}\n\n{table}", data

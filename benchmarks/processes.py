@@ -1,0 +1,137 @@
+"""Everything that a benchmark starts: the bare app, the gateway, the load generator. Each ends with its block."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / "tests" / "peers"
+
+START_WITHIN = 120.0  # seconds until a server listens and its backends are ready: 100 children share the cores
+STOP_WITHIN = 30.0
+POLL = 0.02  # seconds between two looks at /health or at stderr
+
+
+class Failed(Exception):
+    """A process did not do what the measurement needs."""
+
+
+def backend(kind="echo", *args):
+    """The command of a stdio backend: the stdlib echo, or the server on the SDK."""
+    return [sys.executable, str(PEERS / f"{kind}_server.py"), *map(str, args)]
+
+
+def config_of(commands):
+    """A gateway config of stdio backends: name -> command."""
+    return {"mcpServers": {name: {"command": c[0], "args": c[1:]} for name, c in commands.items()}}
+
+
+def gateway_command(config_path, transport):
+    port = [] if transport == "stdio" else ["--port", "0"]
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config_path), "--transport", transport]
+    return [*command, "--log-level", "warning", *port]
+
+
+@contextlib.contextmanager
+def config_file(config):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        yield path
+
+
+class Server:
+    """A process that names its address on stderr."""
+
+    def __init__(self, command):
+        self.errors = tempfile.TemporaryFile()  # ruff: ignore[open-file-with-context-handler]  # closed by stop()
+        self.started = time.perf_counter()
+        pipe = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self.errors)
+        self.port = None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def stderr(self):
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace")
+
+    def wait_port(self):
+        """Poll stderr for the line; polling costs the server nothing."""
+        while time.perf_counter() - self.started < START_WITHIN:
+            text = self.stderr()
+            if "listening on http://" in text:
+                address = text.split("listening on http://", 1)[1].split("/", 1)[0]
+                self.port = int(address.rpartition(":")[2])
+                return self.port
+            if self.process.poll() is not None:
+                break
+            time.sleep(POLL / 4)
+        raise Failed(f"does not listen, exit status {self.process.poll()}:\n{self.stderr()[-4000:]}")
+
+    def health(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", "/health")
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def wait_ready(self, count):
+        """Until so many backends are ready; seconds since the process was started."""
+        while (now := time.perf_counter() - self.started) < START_WITHIN:
+            states = [backend["state"] for backend in self.health()["backends"].values()]
+            if states.count("ready") >= count:
+                return time.perf_counter() - self.started
+            time.sleep(POLL)
+        raise Failed(f"after {now:.0f} s only {states.count('ready')} of {count} are ready:\n{self.stderr()[-4000:]}")
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            print(f"process {self.pid} had to be killed", file=sys.stderr)
+        self.errors.close()
+
+
+@contextlib.contextmanager
+def serving(command):
+    server = Server(command)
+    try:
+        server.wait_port()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def serving_gateway(commands):
+    """The gateway over HTTP in front of these backends; listening, not yet ready."""
+    with config_file(config_of(commands)) as path, serving(gateway_command(path, "streamable-http")) as server:
+        yield server
+
+
+def serving_bare():
+    return serving([sys.executable, "-m", "benchmarks.bare"])
+
+
+def load(**spec):
+    """Run the load generator and give its result."""
+    bound = 60 + 3 * spec.get("seconds", 60)
+    command = [sys.executable, "-m", "benchmarks.load", json.dumps(spec)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=bound, check=False)
+    if done.returncode:
+        raise Failed(f"{spec}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout)

@@ -1,0 +1,88 @@
+"""Medians, spreads, ratios, and the tables that are printed at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of some rounds, and how far the rounds lie apart."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values):
+        return cls(median(values), min(values), max(values))
+
+    def show(self, scale=1.0, digits=2):
+        value, low, high = (f"{number * scale:,.{digits}f}" for number in (self.value, self.low, self.high))
+        return value if low == high else f"{value} ({low}-{high})"
+
+
+def ratios(above, below):
+    """Round by round, so that what slowed a whole round down does not count."""
+    return Figure.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+def differences(whole, part):
+    """Round by round."""
+    return Figure.of([a - b for a, b in zip(whole, part, strict=True)])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One figure, and what it must reach: at least (`least`) or at most (`most`); neither: only told."""
+
+    what: str
+    figure: Figure
+    unit: str = ""
+    scale: float = 1.0
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def reached(self):
+        value = self.figure.value * self.scale
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    @property
+    def wanted(self):
+        if self.least is not None:
+            return f">= {self.least:g}"
+        return "" if self.most is None else f"<= {self.most:g}"
+
+    def row(self):
+        verdict = ("reached" if self.reached else "MISSED") if self.wanted else ""
+        return [self.what, self.figure.show(self.scale), self.unit, self.wanted, verdict]
+
+    def data(self):
+        return asdict(self) | {"reached": self.reached}
+
+
+def render(header, rows):
+    """A Markdown table whose columns are also straight on a terminal."""
+    rows = [header, *rows]
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def report(question, machine, claims, *, details=None, as_json=False):
+    """Print it all: the machine, the details (a rendered table or data), the claims."""
+    if as_json:
+        data = {"question": question, "machine": machine, "claims": [claim.data() for claim in claims]}
+        print(json.dumps(data | {"details": details[1] if details else None}, indent=2))
+        return
+    print(f"# {question}\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()) + "\n")
+    if details:
+        print(details[0] + "\n")
+    print(render(["what", "figure (rounds from-to)", "unit", "wanted", ""], [claim.row() for claim in claims]))
