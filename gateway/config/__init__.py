@@ -1,0 +1,28 @@
+"""The gateway's configuration: read, substituted, checked, compared.
+
+A pure room: everything is decided from values handed in (`environ`, `home`), and only `load_config` opens a file.
+`parse_config` returns frozen Structs or raises one ConfigError that holds every problem of the file, one readable
+line each; what is odd but harmless comes back in `Config.warnings`. No line ever shows a secret.
+"""
+
+from gateway.config.difference import ConfigDiff, diff_configs
+from gateway.config.model import NEVER_RESTART, Config, GatewaySettings, RestartPolicy, ServerConfig, StopLadder
+from gateway.config.parse import load_config, parse_config
+from gateway.config.reference import FieldReference, config_reference
+from gateway.config.servers import parse_server
+
+__all__ = [
+    "NEVER_RESTART",
+    "Config",
+    "ConfigDiff",
+    "FieldReference",
+    "GatewaySettings",
+    "RestartPolicy",
+    "ServerConfig",
+    "StopLadder",
+    "config_reference",
+    "diff_configs",
+    "load_config",
+    "parse_config",
+    "parse_server",
+]

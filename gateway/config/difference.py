@@ -1,0 +1,32 @@
+"""What changed between two configs, so that a reload touches only that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from gateway.config.model import Config
+
+
+class ConfigDiff(Struct, frozen=True):
+    """Names of servers, those of the new config in its order. A server turned off or on is a changed one."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    gateway_changed: bool = False
+
+
+def diff_configs(old: Config, new: Config) -> ConfigDiff:
+    """Compare what two configs mean; where they came from and how they are spelled does not count."""
+    both = [name for name in new.servers if name in old.servers]
+    return ConfigDiff(
+        added=tuple(name for name in new.servers if name not in old.servers),
+        removed=tuple(name for name in old.servers if name not in new.servers),
+        changed=tuple(name for name in both if old.servers[name] != new.servers[name]),
+        unchanged=tuple(name for name in both if old.servers[name] == new.servers[name]),
+        gateway_changed=old.gateway != new.gateway,
+    )

@@ -1,0 +1,121 @@
+"""What a look at a config finds: problems, which stop it, and warnings, which do not.
+
+`Findings` gathers the lines of one whole config; a `Scope` speaks about one owner in it, a server or the
+`gateway` section. A line is always one line, and no value of a variable, of `env`, of `headers`, of an
+argument or of an address ever stands in it: only names, types, and what the file says in plain words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+from msgspec import Struct, field
+
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_LONGEST_SHOWN = 80  # characters of a name that a line repeats
+_KINDS: dict[type, str] = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+class Findings(Struct):
+    """The lines found so far, in the order in which they were found."""
+
+    problems: list[str] = field(default_factory=list[str])
+    warnings: list[str] = field(default_factory=list[str])
+
+    def check(self) -> None:
+        """Raise ConfigError with every problem, if there is one."""
+        if self.problems:
+            raise ConfigError(self.problems)
+
+
+class Scope(Struct):
+    """Where a reader is: whose fields it reads, with which variables, and where its findings go.
+
+    `lenient` is set for a disabled server: that its variables are not set is then worth a warning only.
+    """
+
+    findings: Findings
+    owner: str
+    environ: Mapping[str, str]
+    home: str | None = None
+    lenient: bool = False
+
+    def problem(self, label: str, text: str) -> None:
+        """Note what is wrong with one field; `text` continues the sentence."""
+        self.findings.problems.append(f"{self.owner}: field {shown(label)} {text}")
+
+    def refuse(self, text: str) -> None:
+        """Note what is wrong with the owner as a whole; `text` continues the sentence."""
+        self.findings.problems.append(f"{self.owner}: {text}")
+
+    def warn(self, label: str, text: str) -> None:
+        """Note what is odd about one field; `text` continues the sentence."""
+        self.findings.warnings.append(f"{self.owner}: field {shown(label)} {text}")
+
+
+class Entry(Struct, frozen=True):
+    """One value on its way in: the key as the file spells it, and the value before and after substitution."""
+
+    label: str
+    value: object
+    raw: object
+
+    @property
+    def from_variable(self) -> bool:
+        """Whether the value is text with a variable in it, so that it must not be shown."""
+        return isinstance(self.raw, str) and "${" in self.raw
+
+    @property
+    def quoted(self) -> str:
+        """The value for a line, of a field that carries no secrets; hidden if it came out of a variable."""
+        if not isinstance(self.value, str):
+            return kind(self.value)
+        return "what the variable holds" if self.from_variable else shown(self.value)
+
+
+def kind(value: object) -> str:
+    """What a value is in the words of JSON: 'a string', 'an object'."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def shown(text: object) -> str:
+    """Return a name in quotes, in one line and not too long."""
+    if not isinstance(text, str):
+        return kind(text)
+    return repr(text) if len(text) <= _LONGEST_SHOWN else repr(text[:_LONGEST_SHOWN]) + "..."
+
+
+def is_object(value: object) -> TypeGuard[dict[object, object]]:
+    """Whether the value is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+    """Whether the value is a JSON list."""
+    return isinstance(value, list | tuple)
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or nothing when no known key is near."""
+    import difflib  # only files with a slip in them pay for it
+
+    plain = {_plain(name): name for name in known}
+    near = difflib.get_close_matches(_plain(key[:_LONGEST_SHOWN]), plain, n=1, cutoff=0.7)
+    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", "").replace("-", "").lower()

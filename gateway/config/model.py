@@ -1,0 +1,167 @@
+"""What a config holds once it has been read: frozen Structs, and nothing that still has to be decided.
+
+A field's annotation is the single source of its meaning: the type, the bounds and the wording of the bounds
+(`title`) drive the reader, and the description is its line in `--help` and in the README. All times are seconds.
+The Structs themselves check nothing; `parse_config` and `parse_server` do, and give readable lines.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Transport = Literal["stdio", "sse", "streamable-http"]
+Era = Literal["auto", "legacy", "modern"]
+Start = Literal["eager", "lazy"]
+ErrorHandler = Literal["strict", "ignore", "replace"]
+
+# Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
+LONGEST_SECONDS = 1e9
+LARGEST_COUNT = 2**53 - 1
+
+Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
+Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
+Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
+Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
+NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
+Namespace = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,64}\Z", title="at most 64 letters, digits, '_', '-' and '.'")
+]
+Separator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,8}\Z", title="1 to 8 letters, digits, '_', '-' and '.'")]
+ShownName = Annotated[
+    str, Meta(pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]{1,128}\Z", title="1 to 128 characters in one line")
+]
+
+
+def _says(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class StopLadder(Struct, frozen=True):
+    """How long each rung of the stop ladder waits before the next one; JSON `shutdown_grace`."""
+
+    close_stdin: Annotated[Seconds, _says("Wait after closing the child's stdin, before SIGTERM.")] = 2.0
+    terminate: Annotated[Seconds, _says("Wait after SIGTERM to the group, before SIGKILL.")] = 2.0
+    kill: Annotated[Seconds, _says("Wait after SIGKILL to the group, before giving up.")] = 1.0
+
+
+class RestartPolicy(Struct, frozen=True):
+    """When a backend that went away is started again; JSON `restart`."""
+
+    initial_delay: Annotated[Seconds, _says("Wait before the first restart; it doubles with each failure.")] = 0.5
+    max_delay: Annotated[Seconds, _says("The longest wait between two starts.")] = 30.0
+    jitter: Annotated[Share, _says("Random part of each wait, so that backends do not restart in step.")] = 0.2
+    max_quick_failures: Annotated[
+        Count, _says("After this many failures in a row, none healthy in between, the backend is given up.")
+    ] = 5
+    healthy_after: Annotated[Seconds, _says("A run of this length forgives all earlier failures.")] = 30.0
+
+
+# `"restart": false`. The first end of the backend is its last: no run is ever long enough to be forgiven.
+NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECONDS)
+
+
+class ServerConfig(Struct, frozen=True, kw_only=True):
+    """One backend. `transport` None means that `url` must be probed: streamable HTTP first, then SSE.
+
+    `repr` names the variables and headers and never shows what they hold, for it ends up in logs.
+    """
+
+    name: str
+    transport: Annotated[
+        Transport | None,
+        _says(
+            "How the server is reached; also spelled 'type', and 'streamable-http' also 'http'. "
+            "Left out: 'command' means stdio, a 'url' is probed."
+        ),
+    ] = None
+    command: Annotated[str | None, _says("The program to start; '~/' is the home directory.")] = None
+    args: Annotated[tuple[str, ...], _says("Its arguments; one that begins with '~/' is expanded.")] = ()
+    env: Annotated[dict[str, str], _says("Variables added to the child's small safe environment.")] = field(
+        default_factory=dict[str, str]
+    )
+    cwd: Annotated[str | None, _says("The child's working directory; '~/' is the home directory.")] = None
+    encoding: Annotated[str, _says("The child's text encoding, one that keeps ASCII as it is.")] = "utf-8"
+    encoding_error_handler: Annotated[ErrorHandler, _says("What happens to bytes that do not decode.")] = "strict"
+    url: Annotated[str | None, _says("The http or https address of a remote server.")] = None
+    headers: Annotated[dict[str, str], _says("HTTP headers sent with every request to 'url'.")] = field(
+        default_factory=dict[str, str]
+    )
+    disabled: Annotated[bool, _says("Keep the entry but do not use it; 'enabled' is its opposite.")] = False
+    call_timeout: Annotated[Seconds, _says("The longest a call may take; also spelled 'timeout'.")] = 300.0
+    connect_timeout: Annotated[Seconds, _says("The longest a start may take, handshake included.")] = 30.0
+    probe_timeout: Annotated[Seconds, _says("The longest wait for 'server/discover' when era is auto.")] = 5.0
+    max_concurrency: Annotated[Count, _says("Calls that this backend works on at once.")] = 64
+    queue_size: Annotated[Room, _says("Calls that may wait beyond those; more are refused as busy.")] = 256
+    max_line_bytes: Annotated[Count, _says("The longest line a stdio backend may write.")] = 16 * 1024 * 1024
+    restart: Annotated[
+        RestartPolicy, _says("When to start it again: an object, true (the defaults) or false (never).")
+    ] = RestartPolicy()
+    shutdown_grace: Annotated[
+        StopLadder, _says("The stop ladder: an object, a list of its three waits, or the first one alone.")
+    ] = StopLadder()
+    namespace: Annotated[
+        Namespace | None,
+        _says("Comes before the names of its tools; left out: the server's name; \"\": the tools' own names."),
+    ] = None
+    era: Annotated[Era, _says("The protocol spoken; auto asks 'server/discover' first.")] = "auto"
+    start: Annotated[Start, _says("eager: with the gateway; lazy: at the first use.")] = "eager"
+    idle_timeout: Annotated[Seconds | None, _says("Stop the backend after so long without a call.")] = None
+
+    @property
+    def effective_namespace(self) -> str:
+        """What stands before the separator in public names; empty when the tools keep their own names."""
+        return self.name if self.namespace is None else self.namespace
+
+    @property
+    def public_prefix(self) -> str:
+        """The same as `effective_namespace`."""
+        return self.effective_namespace
+
+    @property
+    def public_url(self) -> str | None:
+        """`url` as it may be shown: without credentials, query and fragment, where keys travel."""
+        if self.url is None:
+            return None
+        from urllib.parse import urlsplit
+
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:
+            return "(no valid address)"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def __repr__(self) -> str:
+        target = f"command={self.command!r}" if self.url is None else f"url={self.public_url!r}"
+        env, headers = sorted(self.env), sorted(self.headers)
+        return f"ServerConfig({self.name!r}, {self.transport}, {target}, env={env}, headers={headers})"
+
+
+class GatewaySettings(Struct, frozen=True):
+    """What holds for the gateway as a whole; JSON section `gateway`."""
+
+    name: Annotated[ShownName, _says("The name that clients see.")] = "trio-mcp-gateway"
+    separator: Annotated[
+        Separator, _says("Stands between namespace and name; some desktop clients need '__' or '_'.")
+    ] = "."
+    max_name_length: Annotated[NameLength, _says("Longer public names are shortened, with a hash.")] = 128
+    start_grace: Annotated[Seconds, _says("The longest a list waits for backends in their first start.")] = 2.0
+    drain_grace: Annotated[Seconds, _says("Time that running calls get to finish when the gateway stops.")] = 5.0
+    max_sessions: Annotated[Count, _says("Client sessions at once; more are refused with 503.")] = 1000
+    session_idle_timeout: Annotated[Seconds, _says("A session unused for so long ends.")] = 1800.0
+    max_body_bytes: Annotated[Count, _says("The largest request body; more is refused with 413.")] = 4 * 1024 * 1024
+    page_size: Annotated[Count | None, _says("Entries in one page of a list; left out: all in one.")] = None
+    max_client_requests: Annotated[Count, _says("Requests of one client in flight; more are refused.")] = 1024
+    keep_alive_interval: Annotated[Seconds, _says("Time between two comments on a silent stream.")] = 15.0
+    sse_after: Annotated[Seconds, _says("Silence after which a JSON answer turns into a stream.")] = 5.0
+    list_change_delay: Annotated[Seconds, _says("Changes of lists within it are announced as one.")] = 0.05
+
+
+class Config(Struct, frozen=True):
+    """One config as a whole. `servers` is in file order and holds the disabled ones too."""
+
+    servers: dict[str, ServerConfig]
+    gateway: GatewaySettings = GatewaySettings()
+    warnings: tuple[str, ...] = ()
+    source: str = "config"

@@ -1,0 +1,126 @@
+"""A whole config: from text or a dict to a `Config`, or to a ConfigError with every problem in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.config.findings import Findings, Scope, did_you_mean, is_object, kind, shown
+from gateway.config.model import Config, ServerConfig
+from gateway.config.sections import read_gateway
+from gateway.config.servers import read_server
+from gateway.config.text import SHAPE, decode
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+# A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
+MAX_CONFIG_BYTES = 16 * 1024 * 1024
+_SECTIONS = ("mcpServers", "servers", "gateway")
+# What other clients keep in the same file.
+_FOREIGN_SECTIONS = frozenset({"$schema", "globalShortcut", "inputs", "preferences", "sandbox"})
+
+
+def parse_config(
+    data: bytes | str | dict[str, object],
+    *,
+    environ: Mapping[str, str],
+    source: str = "config",
+    home: str | None = None,
+) -> Config:
+    """Read a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, plus a section `gateway`.
+
+    `environ` is where `${VAR}` is looked up, `home` what `~/` stands for (default: `HOME` of `environ`), `source`
+    the name for messages. Raises ConfigError with all problems; what is only odd is in `Config.warnings`.
+    """
+    findings = Findings()
+    root = data if isinstance(data, dict) else decode(data, findings, source)
+    if not is_object(root):
+        raise ConfigError([f"{source}: the top level must be an object like {SHAPE}, not {kind(root)}"])
+    _note_sections(root, findings, source)
+    servers = _read_servers(root, findings, environ, home, source)
+    gateway = read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home))
+    _note_shared_namespaces(servers, findings)
+    findings.check()
+    return Config(servers, gateway, tuple(findings.warnings), source)
+
+
+def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:
+    """Read and parse one file. Raises ConfigError, also when the file cannot be read."""
+    return parse_config(_read_file(path), environ=environ, source=str(path), home=home)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file; check the path given with --config"]) from None
+    except IsADirectoryError:
+        raise ConfigError([f"{path}: is a directory; name the file in it"]) from None
+    except PermissionError:
+        raise ConfigError([f"{path}: permission denied; make it readable for this user"]) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
+        raise ConfigError([f"{shown(str(path))}: cannot be read: {reason.lower()}"]) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError([f"{path}: is larger than {MAX_CONFIG_BYTES // 2**20} MiB, so it is hardly a config"])
+    return data
+
+
+def _note_sections(root: dict[object, object], findings: Findings, source: str) -> None:
+    for key in root:
+        if key in _SECTIONS:
+            continue
+        if key in _FOREIGN_SECTIONS:
+            findings.warnings.append(f"{source}: section {shown(key)} belongs to another client and is ignored")
+        else:
+            hint = did_you_mean(key, _SECTIONS) if isinstance(key, str) else ""
+            findings.warnings.append(f"{source}: section {shown(key)} is unknown and ignored{hint}")
+
+
+def _read_servers(
+    root: dict[object, object], findings: Findings, environ: Mapping[str, str], home: str | None, source: str
+) -> dict[str, ServerConfig]:
+    sections = [key for key in ("mcpServers", "servers") if key in root]
+    if len(sections) != 1:
+        findings.problems.append(f"{source}: {_no_section(root, sections)}")
+        return {}
+    section = root[sections[0]]
+    if not is_object(section):
+        findings.problems.append(f"{source}: {sections[0]!r} must be an object of servers by name, not {kind(section)}")
+        return {}
+    servers: dict[str, ServerConfig] = {}
+    for name, raw in section.items():
+        if isinstance(name, str):
+            servers[name] = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home))
+        else:
+            findings.problems.append(f"{source}: {sections[0]!r} has a name that is not a string but {kind(name)}")
+    return servers
+
+
+def _no_section(root: dict[object, object], sections: list[str]) -> str:
+    if sections:
+        return "has both 'mcpServers' and 'servers', which mean the same; keep one"
+    if any(is_object(value) and ("command" in value or "url" in value) for value in root.values()):
+        return 'the servers must stand in a section: {"mcpServers": {...}}'
+    slip = next((key for key in root if isinstance(key, str) and "mcpServers" in did_you_mean(key, _SECTIONS)), None)
+    if slip is not None:
+        return f"has no section 'mcpServers'; did you mean it where {shown(slip)} stands?"
+    return f"has no section 'mcpServers'; expected {SHAPE}"
+
+
+def _note_shared_namespaces(servers: dict[str, ServerConfig], findings: Findings) -> None:
+    """Two servers may share a namespace; only tools of equal names are then in each other's way."""
+    owners: dict[str, str] = {}
+    for name, server in servers.items():
+        if server.disabled:
+            continue
+        namespace = server.effective_namespace
+        first = owners.setdefault(namespace, name)
+        if first != name:
+            findings.warnings.append(
+                f"server {shown(name)}: field 'namespace' gives {shown(namespace)}, the same as server {shown(first)}; "
+                "tools of equal names will clash"
+            )

@@ -1,0 +1,46 @@
+"""The reference of all config fields, for `--help` and the README, made from the Structs themselves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.config.model import GatewaySettings, RestartPolicy, ServerConfig, StopLadder
+from gateway.config.scalars import FieldSpec, specs_of
+
+_SERVER = "mcpServers.NAME"
+_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
+    (_SERVER, ServerConfig),
+    (f"{_SERVER}.restart", RestartPolicy),
+    (f"{_SERVER}.shutdown_grace", StopLadder),
+    ("gateway", GatewaySettings),
+)
+
+
+class FieldReference(NamedTuple):
+    """One field: where it stands, its name, what its value must be, its default as JSON, what it means."""
+
+    section: str
+    field: str
+    type: str
+    default: str
+    doc: str
+
+
+def config_reference() -> list[FieldReference]:
+    """Every field that a config file may hold, in the order of the file."""
+    return [
+        FieldReference(section, spec.name, spec.title, _default(spec), spec.description)
+        for section, struct in _SECTIONS
+        for spec in specs_of(struct).values()
+        if (struct, spec.name) != (ServerConfig, "name")  # the key in the file
+    ]
+
+
+def _default(spec: FieldSpec) -> str:
+    if isinstance(spec.default, float):
+        return f"{spec.default:g}"
+    if isinstance(spec.default, msgspec.Struct):
+        return "see there"
+    return "none" if spec.default is None else msgspec.json.encode(spec.default).decode()

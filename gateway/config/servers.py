@@ -1,0 +1,217 @@
+"""One server: from the object in the file to a `ServerConfig`.
+
+Keys are first brought to one spelling (`type` is `transport`, `timeout` is `call_timeout`), then the values are
+substituted, then read field by field, then held against one another.
+Everything that is wrong is noted before anything is raised.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
+from gateway.config.model import ServerConfig
+from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
+from gateway.config.remote import read_headers, read_url
+from gateway.config.scalars import read_scalar, specs_of, warn_unknown
+from gateway.config.sections import read_ladder, read_restart
+from gateway.config.substitution import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.config.model import Transport
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_ALIASES = {"type": "transport", "timeout": "call_timeout"}
+_TRANSPORTS: dict[str, Transport] = {
+    "stdio": "stdio",
+    "sse": "sse",
+    "http": "streamable-http",
+    "streamable-http": "streamable-http",
+    "streamablehttp": "streamable-http",
+}
+_OF_PROCESS = ("args", "env", "cwd", "encoding", "encoding_error_handler")
+# Nobody waits for an answer for hours; who writes such a number thought of milliseconds.
+_LIKELY_MILLISECONDS = 10_000
+_ALL_TOOLS = "; all tools of the server are offered"
+# Keys that other clients' files carry, and what their absence here means.
+FOREIGN_KEYS = {
+    "$schema": "",
+    "alwaysAllow": "",
+    "auth": "",
+    "autoApprove": "",
+    "description": "",
+    "dev": "",
+    "disabledTools": _ALL_TOOLS,
+    "enabledTools": _ALL_TOOLS,
+    "envFile": "; set its variables and write ${NAME} in 'env'",
+    "excludeTools": _ALL_TOOLS,
+    "gallery": "",
+    "includeTools": _ALL_TOOLS,
+    "oauth": "",
+    "tools": _ALL_TOOLS,
+    "trust": "",
+    "version": "",
+}
+_OTHER_SPELLINGS = {"httpUrl": "url", "serverUrl": "url", "uri": "url", "cmd": "command", "environment": "env"}
+
+
+def parse_server(
+    name: str,
+    raw: object,
+    *,
+    environ: Mapping[str, str],
+    home: str | None = None,
+    warnings: list[str] | None = None,
+) -> ServerConfig:
+    """Read one server as a config file has it; raises ConfigError with all its problems.
+
+    Warnings are appended to `warnings`, when given.
+    """
+    findings = Findings()
+    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home))
+    findings.check()
+    if warnings is not None:
+        warnings += findings.warnings
+    return server
+
+
+def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
+    """Read one server; what is wrong goes to the scope, and a default then stands in its place."""
+    _check_name(name, scope)
+    if not is_object(raw):
+        scope.refuse(f'must be an object like {{"command": "..."}} or {{"url": "..."}}, not {kind(raw)}')
+        return ServerConfig(name=name)
+    written = _canonical(scope, raw)
+    disabled = _read_disabled(scope, written)
+    scope.lenient = disabled
+    written.pop("disabled", None)
+    entries: dict[str, Entry] = {}
+    values: dict[str, Any] = {}
+    for key, (label, value) in written.items():
+        known = len(scope.findings.warnings)
+        entry = entries[key] = Entry(label, resolve(scope, label, value), value)
+        if len(scope.findings.warnings) == known:
+            values[key] = _read(scope, key, entry)
+        elif key in {"command", "url"}:
+            values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
+    values["transport"] = _settle_transport(scope, entries, values.get("transport"))
+    return ServerConfig(name=name, disabled=disabled, **values)
+
+
+def _check_name(name: str, scope: Scope) -> None:
+    if _NAME.fullmatch(name) is None:
+        better = re.sub(r"[^A-Za-z0-9_-]+", "-", name[:64]).strip("-") or "server"
+        scope.refuse(f"a name is 1 to 64 letters, digits, '_' and '-'; call it {better!r} instead")
+
+
+def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, object]]:
+    """The known fields by their own name, each with the key that the file used; null counts as left out."""
+    specs = specs_of(ServerConfig)
+    written: dict[str, tuple[str, object]] = {}
+    for label, value in raw.items():
+        if not isinstance(label, str):
+            scope.refuse(f"has a key that is not a string but {kind(label)}")
+            continue
+        key = _ALIASES.get(label, label)
+        if key == "name" or (key not in specs and key != "enabled"):
+            _note_unknown(scope, label)
+        elif value is not None:
+            if key in written and written[key][1] != value:
+                scope.problem(label, f"says something else than {written[key][0]!r}, which means the same; keep one")
+            written[key] = (label, value)
+    return written
+
+
+def _note_unknown(scope: Scope, key: str) -> None:
+    if key in FOREIGN_KEYS:
+        scope.warn(key, f"belongs to another client and is ignored{FOREIGN_KEYS[key]}")
+    elif key == "name":
+        scope.warn(key, "is ignored: the server's key is its name")
+    elif key in _OTHER_SPELLINGS:
+        scope.warn(key, f"is unknown and ignored; did you mean {_OTHER_SPELLINGS[key]!r}?")
+    elif key.startswith(("_", "//", "#")):
+        scope.warn(key, "is taken as a comment and ignored")
+    else:
+        known = {name: None for name in (*specs_of(ServerConfig), *_ALIASES) if name != "name"}
+        warn_unknown(scope, key, known)
+
+
+def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool:
+    """Whether the server is off; `enabled: false` says it too, and must not start what somebody turned off."""
+    spec = specs_of(ServerConfig)["disabled"]
+    found: dict[str, bool] = {}
+    for key in ("disabled", "enabled"):
+        if key in written:
+            label, raw = written[key]
+            found[key] = read_scalar(scope, spec, Entry(label, resolve(scope, label, raw), raw))
+    enabled = found.get("enabled", not found.get("disabled"))
+    written.pop("enabled", None)
+    if "disabled" in found and found["disabled"] == enabled:
+        scope.problem("enabled", "contradicts 'disabled'; keep one")
+    return not enabled
+
+
+def _read(scope: Scope, key: str, entry: Entry) -> Any:
+    """Return the value of one field as `ServerConfig` wants it."""
+    if key in {"command", "cwd"}:
+        return read_path(scope, entry)
+    reader = _READERS.get(key)
+    if reader is not None:
+        return reader(scope, entry)
+    spec = specs_of(ServerConfig)[key]
+    if key == "encoding":
+        return read_encoding(scope, entry, spec.default)
+    value = read_scalar(scope, spec, entry)
+    if key.endswith("_timeout") and value is not None and value >= _LIKELY_MILLISECONDS:
+        scope.warn(entry.label, f"is {value:g} seconds; if milliseconds were meant, write {value / 1000:g}")
+    return value
+
+
+def _read_transport(scope: Scope, entry: Entry) -> Transport | None:
+    if isinstance(entry.value, str):
+        transport = _TRANSPORTS.get(entry.value.lower().replace("_", "-"))
+        if transport is not None:
+            return transport
+    given = entry.quoted
+    scope.problem(entry.label, f"must be one of 'stdio', 'sse', 'streamable-http' (or 'http'), not {given}")
+    return None
+
+
+_READERS = {
+    "transport": _read_transport,
+    "args": read_args,
+    "env": read_env,
+    "url": read_url,
+    "headers": read_headers,
+    "restart": read_restart,
+    "shutdown_grace": read_ladder,
+}
+
+
+def _settle_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:
+    """Hold `command`, `url` and `transport` against one another; None means that the url must be probed."""
+    command, url = entries.get("command"), entries.get("url")
+    if command is not None and url is not None:
+        scope.refuse("has both 'command' and 'url'; keep exactly one of them")
+        return transport
+    if command is None and url is None:
+        scope.refuse("needs exactly one of 'command' (a program to start) and 'url' (a server to reach)")
+        return transport
+    label = entries["transport"].label if "transport" in entries else "transport"
+    if command is None:
+        if transport == "stdio":
+            scope.problem(label, "is 'stdio', which needs 'command' instead of 'url'")
+        for key in _OF_PROCESS:
+            if key in entries:
+                scope.warn(entries[key].label, "is ignored: it is for servers with 'command'")
+        return transport
+    if transport not in {None, "stdio"}:
+        scope.problem(label, f"is {transport!r}, which needs 'url' instead of 'command'")
+    if "args" not in entries:
+        warn_command_line(scope, command)
+    if "headers" in entries:
+        scope.warn("headers", "is ignored: it is for servers with 'url'")
+    return "stdio"

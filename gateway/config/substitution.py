@@ -1,0 +1,153 @@
+"""`${VAR}` and `~/` in the strings of a config.
+
+`${VAR}` is the variable, `${VAR:-default}` the default when the variable is unset or empty, `${env:VAR}` another
+client's spelling of `${VAR}`. `$${` is a literal `${`: before a brace each pair of `$` stands for one, so that
+`$$${VAR}` is a `$` and then the value. Everywhere else `$` means itself. What a variable holds is not looked into
+again, a default holds no `{`, and keys are never substituted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from gateway.config.findings import is_list, is_object, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.config.findings import Scope
+
+# A field is at most a list or an object of strings, so whatever lies deeper is an error or a trap.
+_DEEPEST = 8
+_OPENING = re.compile(r"(\$+)\{")
+_EXPRESSION = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^{]*))?", re.ASCII | re.DOTALL)
+_HOW = "write ${NAME} or ${NAME:-default}, or $${ for a literal ${"
+_FOREIGN = {
+    "userHome": "write '~/' at the beginning of a path",
+    "workspaceFolder": "write the path",
+    "workspaceFolderBasename": "write the name",
+    "pathSeparator": "write '/'",
+}
+
+
+class Substituted(Struct, frozen=True):
+    """The text with its variables filled in, the names of those not set, and what was not understood."""
+
+    text: str
+    unset: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+def substitute(text: str, environ: Mapping[str, str]) -> Substituted:
+    """Fill the variables of one string in; never raises. A variable that is not set leaves nothing."""
+    if "${" not in text:
+        return Substituted(text)
+    parts: list[str] = []
+    unset: list[str] = []
+    faults: list[str] = []
+    position = 0
+    while (opening := _OPENING.search(text, position)) is not None:
+        pairs, single = divmod(len(opening[1]), 2)
+        parts += (text[position : opening.start()], "$" * pairs)
+        position = opening.end()
+        if not single:
+            parts.append("{")
+            continue
+        end = text.find("}", position)
+        if end < 0:
+            faults.append(f"has a '${{' that is never closed; {_HOW}")
+            break
+        expression, position = text[position:end], end + 1
+        value = _evaluate(expression, environ, unset, faults)
+        parts.append(value)
+    else:
+        parts.append(text[position:])
+    return Substituted("".join(parts), tuple(unset), tuple(faults))
+
+
+def _evaluate(expression: str, environ: Mapping[str, str], unset: list[str], faults: list[str]) -> str:
+    if expression in _FOREIGN:
+        faults.append(f"names another client's ${{{expression}}}; {_FOREIGN[expression]} instead")
+        return ""
+    if expression.startswith("input:"):
+        faults.append("asks for an input of another client; put it into a variable and write ${NAME}")
+        return ""
+    match = _EXPRESSION.fullmatch(expression)
+    if match is None:
+        # The text is not repeated: a default is where people put a secret for a while.
+        faults.append(f"holds a ${{...}} that is not understood; {_HOW}")
+        return ""
+    name, default = match[1], match[2]
+    value = environ.get(name)
+    if default is not None:
+        return value or default
+    if value is None:
+        unset.append(name)
+        return ""
+    return value
+
+
+def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
+    """Return the value with every string in it substituted, at any depth; findings go to the scope.
+
+    An unset variable of a disabled server is a warning, and its string stays as it is written.
+    """
+    if depth > _DEEPEST:
+        scope.problem(label, "is nested too deeply")
+        return None
+    if isinstance(raw, str):
+        return _resolve_text(scope, label, raw)
+    if is_list(raw):
+        return [resolve(scope, f"{label}[{index}]", item, depth=depth + 1) for index, item in enumerate(raw)]
+    if is_object(raw):
+        return {key: resolve(scope, f"{label}.{key}", item, depth=depth + 1) for key, item in _texts(scope, label, raw)}
+    return raw
+
+
+def _texts(scope: Scope, label: str, raw: dict[object, object]) -> list[tuple[str, object]]:
+    """The members of an object whose keys are strings, as all keys of a JSON text are."""
+    pairs: list[tuple[str, object]] = []
+    for key, item in raw.items():
+        if isinstance(key, str):
+            pairs.append((key, item))
+        else:
+            scope.problem(label, "has a key that is not a string")
+    return pairs
+
+
+def _resolve_text(scope: Scope, label: str, raw: str) -> str:
+    if not is_unicode(raw):
+        scope.problem(label, "holds half of a surrogate pair, which is no text; write the character itself")
+        return raw
+    result = substitute(raw, scope.environ)
+    for fault in result.faults:
+        scope.problem(label, fault)
+    say = scope.warn if scope.lenient else scope.problem
+    for name in dict.fromkeys(result.unset):
+        say(label, f"needs the variable {shown(name)}, which is not set; set it or write ${{{name}:-default}}")
+    return raw if result.unset or result.faults else result.text
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def expand_home(scope: Scope, label: str, path: str) -> str:
+    """Return the path with a leading `~/`, or a lone `~`, replaced by the home directory."""
+    if path != "~" and not path.startswith("~/"):
+        return path
+    home = scope.home or scope.environ.get("HOME") or scope.environ.get("USERPROFILE")
+    if not home:
+        scope.problem(label, "begins with '~', but no home directory is known; set HOME or write the whole path")
+        return path
+    return home.rstrip("/") + path[1:] if path != "~" else home

@@ -1,0 +1,125 @@
+"""From the bytes of a config to plain values, with errors that say where and what was expected.
+
+The standard library's parser serves here, not msgspec's: it tells line and column, and shows every key of an
+object, so that a key written twice is found instead of silently losing the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from json import JSONDecodeError
+from typing import TYPE_CHECKING
+
+from gateway.config.findings import is_list, is_object, shown
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.config.findings import Findings
+
+SHAPE = '{"mcpServers": {"NAME": {"command": "..."}}}'
+_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
+_EXPECTED = {
+    "Expecting value": "a value",
+    "Expecting property name enclosed in double quotes": "a key in double quotes",
+    "Expecting ':' delimiter": "':' after the key",
+    "Expecting ',' delimiter": "',' or the end of the list or object",
+    "Unterminated string starting at": "the closing '\"' of this string",
+    "Extra data": "nothing more after the end of the config",
+}
+_MARKS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+
+
+class _Pairs:
+    """The objects of a text whose keys were not all different, by identity, each with those keys."""
+
+    def __init__(self) -> None:
+        self.repeated: list[tuple[dict[str, object], list[str]]] = []
+
+    def collect(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.repeated.append((members, [key for key in members if keys.count(key) > 1]))
+        return members
+
+
+def decode(data: bytes | str, findings: Findings, source: str) -> object:
+    """Return the value that a JSON text holds.
+
+    Raises ConfigError with one line when it is not JSON; keys written twice are noted as problems.
+    """
+    text = _text(data, source)
+    if not text.strip():
+        raise ConfigError([f"{source}: is empty; expected {SHAPE}"])
+    pairs = _Pairs()
+    constants: list[str] = []
+    try:
+        root: object = json.loads(text, object_pairs_hook=pairs.collect, parse_constant=constants.append)
+    except JSONDecodeError as error:
+        raise ConfigError([_explain(error, text, source)]) from None
+    except RecursionError:
+        raise ConfigError([f"{source}: is nested too deeply; expected {SHAPE}"]) from None
+    except ValueError:  # the one other complaint of this parser
+        raise ConfigError([f"{source}: holds a number of thousands of digits"]) from None
+    if constants:
+        raise ConfigError([f"{source}: holds NaN or Infinity, which are not JSON; write a number"])
+    if pairs.repeated:
+        _note_repeated(root, "", pairs, findings, source)
+    return root
+
+
+def _text(data: bytes | str, source: str) -> str:
+    if isinstance(data, str):
+        return data.removeprefix("\ufeff")
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            raise ConfigError([f"{source}: is {name} text; save it as UTF-8"])
+    try:
+        return data.decode("utf-8-sig")  # tolerates the mark that some editors write first
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
+
+
+def _explain(error: JSONDecodeError, text: str, source: str) -> str:
+    here, before = text[error.pos : error.pos + 2], text[: error.pos].rstrip()
+    line, column = error.lineno, error.colno
+    comma = error.pos if error.msg.startswith("Illegal trailing comma") else len(before) - 1  # as of Python 3.13
+    if before and text[comma] == "," and (end := text[comma + 1 :].lstrip()[:1]) in {"}", "]"}:
+        line, column = text.count("\n", 0, comma) + 1, comma - text.rfind("\n", 0, comma)
+        fault = f"expected no ',' before {end!r}; JSON takes no comma after the last entry"
+    elif here[:1] == "'":
+        fault = "expected double quotes; JSON takes no single quotes"
+    elif error.msg in _EXPECTED:
+        found = "the text ends" if not here else f"found {here[0]!r}"
+        fault = f"expected {_EXPECTED[error.msg]}"
+        fault += "" if error.msg.startswith("Unterminated") else f", but {found}"
+    else:
+        fault = f"expected valid JSON: {error.msg.removesuffix(' at')}"
+    comment = re.search(r"//|/\*", _STRING.sub('""', text))
+    hint = "; comments (// and /* */) are not JSON, remove them" if comment or here[:1] == "#" else ""
+    return f"{source}: line {line}, column {column}: {fault}{hint}"
+
+
+def _note_repeated(value: object, path: str, pairs: _Pairs, findings: Findings, source: str) -> None:
+    """Say for each key that is there twice where it is; what a later twin has hidden is not looked into."""
+    if is_object(value):
+        for members, keys in pairs.repeated:
+            if members is value:
+                findings.problems += [
+                    f"{source}: {_place(path)} has the key {shown(key)} more than once; keep one" for key in keys
+                ]
+        for key, item in value.items():
+            _note_repeated(item, f"{path}.{key}" if path else str(key), pairs, findings, source)
+    elif is_list(value):
+        for index, item in enumerate(value):
+            _note_repeated(item, f"{path}[{index}]", pairs, findings, source)
+
+
+def _place(path: str) -> str:
+    section, _, rest = path.partition(".")
+    if section in {"mcpServers", "servers"} and rest:
+        name, _, within = rest.partition(".")
+        return f"server {shown(name)}" + (f": field {shown(within)}" if within else "")
+    return shown(path) if path else "the top level"
