@@ -21,6 +21,9 @@ from tests.support import (
 )
 
 
+pytestmark = pytest.mark.leak_check
+
+
 class Peer:
     """A script of tests/peers as a child, with a client on its pipes."""
 
