@@ -113,7 +113,7 @@ class Clone:
 
     def stub(self, path: Path, body: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         path.chmod(0o755)
 
     def fake_venv(self) -> None:
