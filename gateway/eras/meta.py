@@ -20,7 +20,7 @@ CLIENT_CAPABILITIES: Final = PREFIX + "clientCapabilities"
 LOG_LEVEL: Final = PREFIX + "logLevel"
 SUBSCRIPTION_ID: Final = PREFIX + "subscriptionId"
 SERVER_INFO: Final = PREFIX + "serverInfo"
-PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - a protocol key, not a secret
+PROGRESS_TOKEN: Final = "progressToken"  # ruff: ignore[hardcoded-password-string] - a protocol key, not a secret
 BACKEND_INFO: Final = "trio-mcp-gateway/backendInfo"
 """Our own key under which a backend's `serverInfo` is kept when the gateway stamps its own."""
 

@@ -26,7 +26,7 @@ CACHEABLE: Final = frozenset({"resources/read"})
 class ResultType(msgspec.Struct, gc=False):
     """Reads one member of a modern backend's result."""
 
-    resultType: str = "complete"  # noqa: N815 - the wire's name
+    resultType: str = "complete"  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 
 
 _result_types = msgspec.json.Decoder(ResultType)

@@ -1,0 +1,167 @@
+"""The composition root: the one root nursery, signals, start order and stop order.
+
+Stopping goes one way, whatever asked for it: refuse new calls, let those under way finish within the grace, end open
+streams, stop the faces, stop all backends at once, logs last. A second signal skips to SIGKILL. Nobody but this module
+starts services, and every task in the process descends from the nursery in `serve`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+import gateway
+from gateway import jsonrpc
+from gateway.backends.guard import open_guard
+from gateway.backends.stdio import open_stdio
+from gateway.calls import Era
+from gateway.eras.requests import Hop
+from gateway.errors import BackendUnavailable
+from gateway.frontends.answers import Answers
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from gateway.backends.conversation import Listener
+    from gateway.backends.guard import ChildGuard
+    from gateway.backends.session import Opener, Session
+    from gateway.config import Config, ServerConfig
+
+CLOSE_GRACE: Final = 2.0
+"""Seconds that faces get to write their last answers and close, once all calls have ended."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger("gateway.app")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How this run serves; the rest is in the config."""
+
+    transports: tuple[str, ...] = ("stdio",)
+    host: str = "127.0.0.1"
+    port: int = 8080
+    path: str = "/mcp"
+    stdin: int = 0
+    stdout: int = 1
+
+
+def make_opener(guard: ChildGuard, *, name: str) -> Opener:
+    """Choose the transport for each backend."""
+    hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": gateway.__version__}))
+
+    def open_session(config: ServerConfig, listener: Listener) -> AbstractAsyncContextManager[Session]:
+        if config.transport == "stdio":
+            return open_stdio(config, listener, guard=guard, hop=hop)
+        raise BackendUnavailable(config.name, f"uses transport {config.transport or 'url'!r}, which is not served yet")
+
+    return open_session
+
+
+class Gateway:
+    """One run: what is composed, and the order in which it starts and stops."""
+
+    def __init__(self, config: Config, options: Options, guard: ChildGuard) -> None:
+        self._options = options
+        self._settings = config.gateway
+        self._guard = guard
+        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name))
+        self.router = Router(self.fleet)
+        self._answers = Answers(self.router, config.gateway, gateway.__version__)
+        self._stop = trio.Event()
+        self._closing = trio.Event()
+
+    async def run(self, ready: Callable[[str], None]) -> bool:
+        """Serve until a signal or the end of stdin; returns whether all calls ended within the grace."""
+        async with trio.open_nursery() as services:
+            services.start_soon(self._heed_signals)
+            await services.start(self.fleet.run)
+            async with trio.open_nursery() as faces:
+                await self._start_faces(faces, ready)
+                await self._stop.wait()
+                clean = await self.router.drain(self._settings.drain_grace)
+                self._closing.set()
+                faces.cancel_scope.deadline = trio.current_time() + CLOSE_GRACE
+            self.fleet.stop()
+            await self.fleet.ended.wait()
+            services.cancel_scope.cancel(reason="everything has stopped")
+        return clean
+
+    async def _start_faces(self, faces: trio.Nursery, ready: Callable[[str], None]) -> None:
+        if "stdio" in self._options.transports:
+            faces.start_soon(self._serve_stdio)  # house: a helper of run, which owns the nursery
+        else:
+            url = await faces.start(self._make_http_face().run)  # house: a helper of run, which owns the nursery
+            ready(url)
+
+    async def _serve_stdio(self) -> None:
+        from gateway.frontends.stdio import StdioFace
+
+        await StdioFace(self._answers, self._options.stdin, self._options.stdout, self._closing).run()
+        self._stop.set()
+
+    def _make_http_face(self) -> Any:
+        from gateway.admin import make_admin_app
+        from gateway.frontends.http import HttpFace
+
+        options = self._options
+        others = make_admin_app(self.fleet, transport=",".join(options.transports), draining=self._stop.is_set)
+        return HttpFace(
+            self._answers,
+            host=options.host,
+            port=options.port,
+            path=options.path,
+            others=others,
+            closing=self._closing,
+        )
+
+    async def _heed_signals(self) -> None:
+        """First signal: the orderly way. Second: at once."""
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            await self._heed(signals)
+
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if not self._stop.is_set():
+                log.info("%s: draining, then stopping", name)
+                self._stop.set()
+                continue
+            log.warning("%s again: stopping at once", name)
+            self._guard.hurry()
+            self.router.hurry()
+
+
+async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
+    """Run a gateway until it is told to stop; `ready` is called with the URL once an HTTP socket is open.
+
+    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.ListenError`.
+    """
+    async with open_guard(subreaper=True) as guard:
+        return await Gateway(config, options, guard).run(ready)
+
+
+def set_stdio_apart() -> tuple[int, int]:
+    """Give the stdio face file descriptors of its own; what else writes to stdout lands on stderr, reads find nothing.
+
+    Returns (stdin, stdout) for the face. From then on no library, print or child can break the protocol.
+    """
+    stdin, stdout = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return stdin, stdout
+
+
+def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
+    """`serve` from a program that has no loop."""
+    return trio.run(partial(serve, config, options, ready))

@@ -1,0 +1,274 @@
+"""One session's messages: ids and progress tokens of this hop, and who waits for which answer.
+
+Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
+comes, in order. Nothing in here waits but `request`. Invariant: every call that was sent is finished exactly once, by
+its answer, by `withdraw`, or by `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Era, Failure, Notice
+from gateway.eras import meta, requests, results
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
+    from gateway.eras.requests import Hop
+    from gateway.lines import Overlong
+
+MAX_LOGGED: Final = 200
+"""How much of a message that is no MCP message is shown in the log."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class Listener(Protocol):
+    """Who hears what a backend says on its own. Methods are called in order and must return at once."""
+
+    def list_changed(self, feature: str) -> None:
+        """Hear that the backend's tools, prompts or resources have changed."""
+        ...
+
+    def freed(self) -> None:
+        """Hear that a call has ended, so that another may be sent."""
+        ...
+
+
+class Waiter:
+    """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
+
+    __slots__ = ("event", "outcome")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.outcome: Outcome | None = None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Set the answer."""
+        self.outcome = outcome
+        self.event.set()
+
+
+class Conversation:
+    """Correlates requests and answers of one backend session."""
+
+    def __init__(self, backend: str, *, post: Callable[[bytes], None], listener: Listener, hop: Hop) -> None:
+        self.backend = backend
+        self.hop = hop
+        self.unmatched = 0
+        """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
+        self._post = post
+        self._listener = listener
+        self._calls: dict[int, Ticket] = {}
+        self._waiters: dict[int, Waiter] = {}
+        self._last_id = 0
+        self._closed: BackendError | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        return len(self._calls)
+
+    def encode_call(self, ticket: Ticket) -> bytes:
+        """Give a call its id on this hop and encode it as one line; the caller must post it."""
+        request_id = self._last_id = self._last_id + 1
+        call = ticket.call
+        # The id serves as progress token too: both must be unique among this sender's active requests.
+        token = request_id if call.progress_token is not None else None
+        params = requests.backend_params(call, ticket.own_name, token, self.hop)
+        self._calls[request_id] = ticket
+        ticket.on_close = partial(self._withdraw, request_id)
+        return jsonrpc.request(request_id, call.method, params) + b"\n"
+
+    def _withdraw(self, request_id: int, _ticket: Ticket, reason: str) -> None:
+        if self._calls.pop(request_id, None) is None:
+            return
+        self._cancel(request_id, reason)
+        self._listener.freed()
+
+    def _cancel(self, request_id: int, reason: str) -> None:
+        params = jsonrpc.encode({"requestId": request_id, "reason": reason})
+        self._post(jsonrpc.notification("notifications/cancelled", params) + b"\n")
+
+    def begin(self, method: str, params: dict[str, object] | None = None) -> tuple[int, Waiter]:
+        """Send a request of the gateway's own; returns its id and whom its answer will reach."""
+        request_id = self._last_id = self._last_id + 1
+        waiter = self._waiters[request_id] = Waiter()
+        if self._closed is not None:
+            waiter.finish(self._closed)
+        members = dict(params or {})
+        if self.hop.era is Era.MODERN:
+            members["_meta"] = requests.modern_meta(self.hop)
+        self._post(jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n")
+        return request_id, waiter
+
+    def end(self, request_id: int, *, reason: str | None = None) -> None:
+        """Stop waiting for an answer; with a reason, the backend is told to cancel."""
+        if self._waiters.pop(request_id, None) is not None and reason is not None and self._closed is None:
+            self._cancel(request_id, reason)
+
+    async def request(self, method: str, params: dict[str, object] | None = None, *, timeout: float) -> Outcome:
+        """Send a request of the gateway's own and wait for its answer, at most `timeout` seconds.
+
+        When the time is up the outcome is `BackendTooSlow`; cancelled or too late, the backend is told to stop
+        (except for `initialize`, which must not be cancelled).
+        """
+        request_id, waiter = self.begin(method, params)
+        try:
+            with trio.move_on_after(timeout):
+                await waiter.event.wait()
+        finally:
+            answered = waiter.outcome is not None
+            reason = None if answered or method == "initialize" else "the gateway gave up waiting"
+            self.end(request_id, reason=reason)
+        return waiter.outcome or BackendTooSlow(self.backend, f"did not answer {method} within {timeout:g} s")
+
+    def notify(self, method: str, params: dict[str, object] | None = None) -> None:
+        """Send a notification."""
+        self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
+
+    def feed(self, data: bytes) -> None:
+        """Take one message in."""
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed as exc:
+            self._malformed(exc, data)
+            return
+        if message.method is msgspec.UNSET:
+            self._answer(message)
+        elif message.id is msgspec.UNSET:
+            self._notification(message.method, message.params)
+        else:
+            self._asked(message)
+
+    def feed_overlong(self, line: Overlong, limit: int) -> None:
+        """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
+        found = jsonrpc.recover_id(line.head)
+        if found is None:
+            found = jsonrpc.recover_id(line.tail)
+        problem = BackendProtocol(
+            self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
+        )
+        log.warning("%s", problem, extra={"backend": self.backend})
+        if found is not None and self._finish(found, problem):
+            return
+        if found is None:
+            for request_id in list(self._calls):
+                self._finish(request_id, problem)
+
+    def close(self, problem: BackendError) -> None:
+        """Finish whatever is still waiting with this error; later requests get it at once."""
+        self._closed = problem
+        calls, self._calls = self._calls, {}
+        for ticket in calls.values():
+            ticket.on_close = None
+            ticket.finish(problem)
+        for waiter in list(self._waiters.values()):
+            waiter.finish(problem)
+
+    def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
+        if problem.id is not None and self._finish(
+            problem.id, BackendProtocol(self.backend, f"answered with a message that is {problem.reason}")
+        ):
+            return
+        shown = data[:MAX_LOGGED].decode(errors="replace")
+        log.warning(
+            "backend %r wrote %d bytes that are no MCP message, skipped: %r",
+            self.backend,
+            len(data),
+            shown,
+            extra={"backend": self.backend},
+        )
+
+    def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
+        """Hand an answer to whoever waits for it; False if nobody does."""
+        if isinstance(request_id, str):  # some servers turn ids into strings
+            request_id = int(request_id) if request_id.isascii() and request_id.isdigit() else -1
+        ticket = self._calls.pop(request_id, None)
+        if ticket is not None:
+            ticket.on_close = None
+            ticket.finish(outcome)
+            self._listener.freed()
+            return True
+        waiter = self._waiters.get(request_id)
+        if waiter is not None:
+            waiter.finish(outcome)
+            return True
+        return False
+
+    def _answer(self, message: jsonrpc.Message) -> None:
+        request_id = message.id
+        if request_id is msgspec.UNSET or request_id is None:
+            if message.error is not jsonrpc.ABSENT:
+                error = jsonrpc.decode_error(message.error)
+                log.warning("backend %r reported an error without an id: %s", self.backend, error.message)
+            return
+        if not self._finish(request_id, self._outcome(message)):
+            self.unmatched += 1
+            log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
+
+    def _outcome(self, message: jsonrpc.Message) -> Outcome:
+        era = self.hop.era
+        if message.error is not jsonrpc.ABSENT and bytes(message.error) != b"null":
+            body = jsonrpc.decode_error(message.error)
+            data = None if body.data is jsonrpc.ABSENT else bytes(body.data)
+            return Failure(body.code, body.message, data, era)
+        result = bytes(message.result)
+        if not result.startswith(b"{"):
+            return BackendProtocol(self.backend, "answered with a result that is no object")
+        if era is Era.LEGACY:
+            return Complete(result, era)
+        outcome = results.read_modern_result(result)
+        if outcome is None:
+            return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
+        return outcome
+
+    def _notification(self, method: str, params: msgspec.Raw) -> None:
+        match method:
+            case "notifications/progress":
+                self._progress(params)
+            case (
+                "notifications/tools/list_changed"
+                | "notifications/prompts/list_changed"
+                | "notifications/resources/list_changed"
+            ):
+                self._listener.list_changed(method.split("/")[1])
+            case _:
+                log.debug("backend %r sent %s", self.backend, method)
+
+    def _progress(self, params: msgspec.Raw) -> None:
+        """Route progress to the call that asked for it, under the token that its client gave."""
+        try:
+            members = jsonrpc.decode_object(params)
+            token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+        except (ValueError, KeyError):
+            log.debug("backend %r sent progress without a token", self.backend)
+            return
+        ticket = self._calls.get(token) if isinstance(token, int) else None
+        if ticket is None or ticket.call.progress_token is None:
+            self.unmatched += 1
+            return
+        members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
+        ticket.notify(Notice("notifications/progress", members))
+
+    def _asked(self, message: jsonrpc.Message) -> None:
+        """Answer a request that the backend sends to its client."""
+        request_id = message.id
+        if isinstance(request_id, msgspec.UnsetType) or request_id is None:
+            return
+        if message.method == "ping":
+            self._post(jsonrpc.response(request_id, b"{}") + b"\n")
+            return
+        text = f"the gateway declared no capability for {message.method}"
+        self._post(jsonrpc.error_response(request_id, jsonrpc.METHOD_NOT_FOUND, text) + b"\n")

@@ -1,0 +1,263 @@
+"""Opening a conversation: which era the backend speaks, who it is, and what it lists.
+
+2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
+error means modern, anything else (silence included) means legacy. All waits are bounded by the caller's scope and by
+`probe_timeout`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Era, Failure
+from gateway.catalog.kinds import FEATURES, Kind
+from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
+from gateway.eras import versions
+from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
+from gateway.eras.requests import Hop
+from gateway.errors import BackendError, BackendProtocol
+
+if TYPE_CHECKING:
+    from gateway.backends.conversation import Conversation, Waiter
+    from gateway.calls import Outcome
+
+MAX_PAGES: Final = 1_000
+"""Most pages of one list that are read; a backend whose cursors never end must not keep us for ever."""
+_MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+
+log = logging.getLogger("gateway.backend")
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend said of itself."""
+
+    era: Era
+    version: str
+    capabilities: dict[str, msgspec.Raw]
+    server_info: msgspec.Raw = jsonrpc.ABSENT
+    instructions: str | None = None
+
+
+class _Hello(msgspec.Struct, kw_only=True):
+    """The members of an initialize or discover result that the gateway reads."""
+
+    protocolVersion: str = ""  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    supportedVersions: list[str] = []  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    capabilities: dict[str, msgspec.Raw] = {}
+    serverInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    instructions: str | None = None
+
+
+class _Unsupported(msgspec.Struct):
+    supported: list[str] = []
+
+
+async def greet(conversation: Conversation, *, era: str, probe_timeout: float, timeout: float) -> Greeting:
+    """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
+
+    Raises:
+        BackendError: no answer in time, or none that MCP allows.
+    """
+    if era == "legacy":
+        return await _initialize(conversation, timeout)
+    legacy = conversation.hop
+    conversation.hop = _modern(legacy, versions.LATEST_MODERN)
+    request_id, waiter = conversation.begin("server/discover")
+    try:
+        await _wait(waiter, timeout if era == "modern" else probe_timeout)
+        found = _discovered(conversation, waiter.outcome)
+        if found is not None or era == "modern":
+            return found or _refuse(conversation, waiter.outcome)
+        # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
+        conversation.hop = legacy
+        try:
+            return await _initialize(conversation, timeout)
+        except BackendError:
+            late = _discovered(conversation, waiter.outcome)
+            if late is None:
+                raise
+            return late
+    finally:
+        conversation.end(request_id)
+
+
+def _modern(hop: Hop, version: str) -> Hop:
+    return Hop(era=Era.MODERN, client_info=hop.client_info, version=version)
+
+
+async def _wait(waiter: Waiter, timeout: float) -> None:
+    with trio.move_on_after(timeout):
+        await waiter.event.wait()
+
+
+def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
+    if isinstance(outcome, BackendError):
+        raise outcome
+    said = outcome.message if isinstance(outcome, Failure) else "nothing usable"
+    raise BackendProtocol(conversation.backend, f"does not speak a modern protocol version (era: modern): {said}")
+
+
+def _discovered(conversation: Conversation, outcome: Outcome | None) -> Greeting | None:
+    """Read the answer to the probe; None means that the backend is legacy."""
+    if isinstance(outcome, BackendError):
+        raise outcome
+    if isinstance(outcome, Failure):
+        return _from_error(conversation, outcome)
+    if not isinstance(outcome, Complete):
+        return None
+    hello = _read_hello(conversation, outcome)
+    version = versions.choose_modern(hello.supportedVersions)
+    if version is None:
+        return None
+    conversation.hop = _modern(conversation.hop, version)
+    return Greeting(
+        era=Era.MODERN,
+        version=version,
+        capabilities=hello.capabilities,
+        instructions=hello.instructions,
+    )
+
+
+def _from_error(conversation: Conversation, failure: Failure) -> Greeting | None:
+    """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
+    if failure.code not in _MODERN_ERRORS:
+        return None
+    try:
+        offered = msgspec.json.decode(failure.data or b"{}", type=_Unsupported).supported
+    except jsonrpc.UNDECODABLE:
+        offered = []
+    if any(version in versions.LEGACY_VERSIONS for version in offered):
+        return None
+    raise BackendProtocol(
+        conversation.backend,
+        f"speaks none of our protocol versions ({', '.join(versions.SUPPORTED_VERSIONS)}): {failure.message}",
+    )
+
+
+def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
+    try:
+        return msgspec.json.decode(outcome.result, type=_Hello)
+    except jsonrpc.UNDECODABLE as exc:
+        raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
+
+
+async def _initialize(conversation: Conversation, timeout: float) -> Greeting:
+    """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
+    params: dict[str, object] = {
+        "protocolVersion": versions.LATEST_LEGACY,
+        "capabilities": jsonrpc.EMPTY_OBJECT,
+        "clientInfo": conversation.hop.client_info,
+    }
+    outcome = await conversation.request("initialize", params, timeout=timeout)
+    hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
+    if hello.protocolVersion not in versions.LEGACY_VERSIONS:
+        spoken = ", ".join(versions.LEGACY_VERSIONS)
+        text = f"wants protocol version {hello.protocolVersion!r}; the gateway speaks {spoken}"
+        raise BackendProtocol(conversation.backend, text)
+    conversation.notify("notifications/initialized")
+    return Greeting(
+        era=Era.LEGACY,
+        version=hello.protocolVersion,
+        capabilities=hello.capabilities,
+        server_info=hello.serverInfo,
+        instructions=hello.instructions,
+    )
+
+
+def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> Complete:
+    """The outcome's result.
+
+    Raises:
+        BackendError: the outcome is none.
+    """
+    match outcome:
+        case Complete():
+            return outcome
+        case Failure():
+            text = f"answered {method} with error {outcome.code}: {outcome.message}"
+            raise BackendProtocol(conversation.backend, text)
+        case BackendError():
+            raise outcome
+        case _:
+            raise BackendProtocol(conversation.backend, f"answered {method} with no complete result")
+
+
+def change_filter(greeting: Greeting) -> dict[str, object]:
+    """The `subscriptions/listen` filter for every list that the backend says can change."""
+    return {
+        f"{feature}ListChanged": True
+        for feature in FEATURES
+        if _flag(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT), "listChanged")
+    }
+
+
+def _flag(span: msgspec.Raw, name: str) -> bool:
+    try:
+        return bytes(jsonrpc.decode_object(span).get(name, b"")) == b"true"
+    except ValueError:
+        return False
+
+
+async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:
+    """Read every list that the backend declares."""
+    items: dict[Kind, tuple[Item, ...]] = {}
+    for feature in FEATURES:
+        if feature in greeting.capabilities:
+            items |= await list_feature(conversation, feature, timeout=timeout)
+    return Listing(items=items, capabilities=greeting.capabilities, instructions=greeting.instructions)
+
+
+async def list_feature(conversation: Conversation, feature: str, *, timeout: float) -> dict[Kind, tuple[Item, ...]]:
+    """Read the lists of one feature, all their pages.
+
+    Raises:
+        BackendError: tools cannot be listed. Other lists count as empty then, with a warning.
+    """
+    found: dict[Kind, tuple[Item, ...]] = {}
+    for kind in Kind:
+        if kind.feature != feature:
+            continue
+        try:
+            spans = await _pages(conversation, kind, timeout=timeout)
+        except BackendProtocol as exc:
+            if kind is Kind.TOOLS:
+                raise
+            level = logging.DEBUG if kind is Kind.TEMPLATES else logging.WARNING
+            log.log(level, "%s", exc, extra={"backend": conversation.backend})
+            spans = []
+        found[kind], problems = clean(kind, spans)
+        for problem in problems:
+            log.warning("backend %r: %s", conversation.backend, problem, extra={"backend": conversation.backend})
+    return found
+
+
+async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> list[msgspec.Raw]:
+    """All pages of one list (server/utilities/pagination: an empty string is a cursor, only absence is the end)."""
+    spans: list[msgspec.Raw] = []
+    seen: set[str] = set()
+    params: dict[str, object] = {}
+    for _ in range(MAX_PAGES):
+        outcome = await conversation.request(kind.list_method, params, timeout=timeout)
+        result = expect_result(conversation, kind.list_method, outcome).result
+        try:
+            members = jsonrpc.decode_object(result)
+            spans += jsonrpc.decode_array(members[kind.member])
+            cursor = members.get("nextCursor")
+            following = None if cursor is None or bytes(cursor) == b"null" else jsonrpc.decode_string(cursor)
+        except (ValueError, KeyError):
+            text = f"answered {kind.list_method} without a valid {kind.member!r} array"
+            raise BackendProtocol(conversation.backend, text) from None
+        if following is None or len(spans) > MAX_ITEMS:
+            return spans
+        if following in seen:
+            log.warning("backend %r: the cursors of %s go in a circle", conversation.backend, kind.list_method)
+            return spans
+        seen.add(following)
+        params = {"cursor": following}
+    log.warning("backend %r: %s has over %d pages; the rest is left out", conversation.backend, kind.member, MAX_PAGES)
+    return spans

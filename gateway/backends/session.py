@@ -1,0 +1,59 @@
+"""What every transport gives its supervisor: one opened, listed session with a backend.
+
+A session lives inside an `async with` of the supervisor's task and of no other. When the backend goes away, the
+session's own tasks first finish every call with an error and then end the `async with` body with that BackendError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from gateway.backends.conversation import Listener
+    from gateway.backends.handshake import Greeting
+    from gateway.backends.ticket import Ticket
+    from gateway.catalog.kinds import Kind
+    from gateway.catalog.listing import Item, Listing
+    from gateway.config import ServerConfig
+
+
+class Session(Protocol):
+    """One initialized conversation with a backend."""
+
+    greeting: Greeting
+    listing: Listing
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None where there is no child."""
+        ...
+
+    def send(self, tickets: list[Ticket]) -> None:
+        """Send calls, in order, without waiting."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until the transport can take more."""
+        ...
+
+    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
+        """Read the lists of one feature anew. Raises BackendError."""
+        ...
+
+
+class Opener(Protocol):
+    """Opens sessions: the seam where tests put fakes in place of transports."""
+
+    def __call__(self, config: ServerConfig, listener: Listener) -> AbstractAsyncContextManager[Session]:
+        """Connect, shake hands and list.
+
+        Entering raises BackendError or OSError; the body may be ended by either, as an exception group.
+        """
+        ...

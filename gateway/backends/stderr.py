@@ -1,0 +1,78 @@
+"""A child's stderr, line by line into the log under the backend's name: bounded, rate-limited, never blocking.
+
+2026-07-28 basic/transports/stdio: stderr is free text and no sign of an error. Flooding costs the flooder its lines,
+which are counted, and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.lines import LineSplitter, Overlong
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_LINE: Final = 8_192
+"""Longest line that is logged whole."""
+SHOWN: Final = 500
+"""How much of a longer line, or of the last words in an error, is shown."""
+LINES_PER_SECOND: Final = 50
+"""Sustained rate of logged lines for one backend."""
+BURST: Final = 200
+"""Lines logged at once after a quiet time: a traceback or a start-up banner passes whole."""
+READ_BYTES: Final = 65_536
+
+
+class StderrLog:
+    """Reads one child's stderr and logs it; remembers the last line for error messages."""
+
+    def __init__(self, backend: str, *, clock: Callable[[], float] = trio.current_time) -> None:
+        self.last_line = ""
+        self.suppressed = 0
+        """Lines that were not logged, in all."""
+        self._backend = backend
+        self._log = logging.getLogger(f"gateway.backend.{backend}")
+        self._clock = clock
+        self._tokens = float(BURST)
+        self._refilled_at: float | None = None
+        self._unreported = 0
+
+    async def run(self, stream: trio.abc.ReceiveStream) -> None:
+        """Log until the stream ends; then return."""
+        splitter = LineSplitter(MAX_LINE)
+        try:
+            while data := await stream.receive_some(READ_BYTES):
+                for line in splitter.feed(data):
+                    self.take(line)
+        except trio.BrokenResourceError:
+            self._log.debug("reading stderr failed")
+
+    def take(self, line: bytes | Overlong) -> None:
+        """Log one line, if the rate allows."""
+        data = line.head if isinstance(line, Overlong) else line
+        text = data[: SHOWN if isinstance(line, Overlong) else None].decode(errors="replace").rstrip("\r")
+        if not text.strip():
+            return
+        self.last_line = text[:SHOWN]
+        if not self._allowed():
+            self.suppressed += 1
+            self._unreported += 1
+            return
+        if self._unreported:
+            self._log.warning("%d lines of stderr not logged: too many", self._unreported)
+            self._unreported = 0
+        self._log.info("%s", text, extra={"backend": self._backend})
+
+    def _allowed(self) -> bool:
+        now = self._clock()
+        if self._refilled_at is not None:
+            self._tokens = min(float(BURST), self._tokens + (now - self._refilled_at) * LINES_PER_SECOND)
+        self._refilled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

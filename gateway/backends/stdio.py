@@ -1,0 +1,219 @@
+"""A backend over a child's pipes: one JSON message a line (2026-07-28 basic/transports/stdio).
+
+The session owns four tasks: it reads stdout, writes stdin, logs stderr and watches for the child's end. When the child
+is gone or has closed its stdout, every call in flight is answered at once, before the stop ladder begins. Garbage on
+stdout is logged and skipped; a line over the cap costs its own call, not the backend.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.backends import handshake
+from gateway.backends.children import Child, ChildCommand, open_child
+from gateway.backends.conversation import Conversation
+from gateway.backends.stderr import StderrLog
+from gateway.calls import Era
+from gateway.errors import BackendExited, BackendProtocol
+from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from gateway.backends.conversation import Listener
+    from gateway.backends.guard import ChildGuard
+    from gateway.backends.handshake import Greeting
+    from gateway.backends.ticket import Ticket
+    from gateway.catalog.kinds import Kind
+    from gateway.catalog.listing import Item, Listing
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+
+_WINDOWS_ENVIRONMENT: Final = (
+    "APPDATA COMSPEC HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE PROGRAMDATA PROGRAMFILES"
+    " SYSTEMDRIVE SYSTEMROOT TEMP TMP USERNAME USERPROFILE"
+)
+_POSIX_ENVIRONMENT: Final = "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM TMPDIR TZ USER"
+SAFE_ENVIRONMENT: Final = (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else _POSIX_ENVIRONMENT).split()
+"""Variables that a child gets without being told so; secrets of the gateway's own environment are not among them."""
+EXIT_STATUS_WAIT: Final = 0.02
+"""Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
+LAST_WORDS_WAIT: Final = 0.2
+"""Seconds that stdout is read on after the child has exited: a grandchild may hold the pipe open for ever."""
+RELISTEN_DELAY: Final = 5.0
+"""Seconds until an ended upstream `subscriptions/listen` is opened again; polling faster would be a storm."""
+
+log = logging.getLogger("gateway.backend")
+
+
+def child_environment(config: ServerConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a backend's child: safe defaults, then what the config says."""
+    inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
+    return {**inherited, **config.env}
+
+
+class StdioSession:
+    """Implements `gateway.backends.session.Session` over a child's pipes."""
+
+    def __init__(self, config: ServerConfig, child: Child, listener: Listener, hop: Hop) -> None:
+        self.greeting: Greeting
+        self.listing: Listing
+        self._config = config
+        self._child = child
+        self._listener = listener
+        self._outbox = Outbox(child.stdin)
+        self._stderr = StderrLog(config.name)
+        self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop)
+        self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
+        self._read_to_end = trio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        return self._conversation.in_flight
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._child.pid
+
+    def send(self, tickets: list[Ticket]) -> None:
+        """Send calls with one write."""
+        self._post(b"".join([self._conversation.encode_call(ticket) for ticket in tickets]))
+
+    async def room(self) -> None:
+        """Wait until the child has read enough."""
+        await self._outbox.room()
+
+    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
+        """Read the lists of one feature anew."""
+        return await handshake.list_feature(self._conversation, feature, timeout=self._config.connect_timeout)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Carry the session; never returns, but raises BackendExited when the child is gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._outbox.run)
+            nursery.start_soon(self._stderr.run, self._child.stderr)
+            nursery.start_soon(self._watch)
+            nursery.start_soon(self._read)
+            task_status.started()
+
+    async def open(self) -> None:
+        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+        config = self._config
+        self.greeting = await handshake.greet(
+            self._conversation, era=config.era, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
+        )
+        self.listing = await handshake.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
+
+    async def listen(self) -> None:
+        """Keep an upstream `subscriptions/listen` open, where a modern backend says that its lists can change."""
+        wanted = handshake.change_filter(self.greeting)
+        if self.greeting.era is not Era.MODERN or not wanted:
+            return
+        while True:
+            request_id, waiter = self._conversation.begin("subscriptions/listen", {"notifications": wanted})
+            try:
+                await waiter.event.wait()
+            finally:
+                self._conversation.end(request_id, reason="no longer needed")
+            await trio.sleep(RELISTEN_DELAY)
+            for feature in self.greeting.capabilities:
+                self._listener.list_changed(feature)  # whatever was announced meanwhile was missed
+
+    def close(self, problem: BackendExited) -> None:
+        """Finish everything that waits."""
+        self._conversation.close(problem)
+
+    def _post(self, data: bytes) -> None:
+        if self._transcode:
+            data = _escape_non_ascii(data)  # JSON's own way to say any character in any encoding
+        self._outbox.post(data)
+
+    async def _read(self) -> None:
+        splitter = LineSplitter(self._config.max_line_bytes)
+        stdout = self._child.stdout
+        try:
+            while data := await stdout.receive_some(READ_BYTES):
+                for line in splitter.feed(data):
+                    self._take(line)
+        except trio.BrokenResourceError:
+            log.debug("backend %r: reading its stdout failed", self._config.name)
+        finally:
+            self._read_to_end.set()
+        if splitter.unfinished:
+            log.warning("backend %r ended in the middle of a message", self._config.name)
+        with trio.move_on_after(EXIT_STATUS_WAIT):
+            await self._child.wait()
+        self._gone("closed its stdout" if self._child.returncode is None else self._child.describe_exit())
+
+    def _take(self, line: bytes | Overlong) -> None:
+        if isinstance(line, Overlong):
+            self._conversation.feed_overlong(line, self._config.max_line_bytes)
+            return
+        handler = self._config.encoding_error_handler
+        if self._transcode or (handler != "strict" and not line.isascii()):
+            try:
+                line = line.decode(self._config.encoding, handler).encode()
+            except UnicodeDecodeError:
+                log.debug("backend %r wrote a line that is not %s", self._config.name, self._config.encoding)
+        self._conversation.feed(line)
+
+    async def _watch(self) -> None:
+        await self._child.wait()
+        with trio.move_on_after(LAST_WORDS_WAIT):
+            await self._read_to_end.wait()
+        self._gone(self._child.describe_exit())
+
+    def _gone(self, how: str) -> None:
+        said = self._stderr.last_line
+        problem = BackendExited(self._config.name, f"{how}; its last words: {said}" if said else how)
+        self._conversation.close(problem)
+        raise problem
+
+
+def _escape_non_ascii(data: bytes) -> bytes:
+    """The same JSON in ASCII: characters outside it only occur in strings, where escapes mean the same."""
+    if data.isascii():
+        return data
+    return "".join(char if char < "\x80" else _escape(char) for char in data.decode()).encode("ascii")
+
+
+def _escape(char: str) -> str:
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+@asynccontextmanager
+async def open_stdio(
+    config: ServerConfig, listener: Listener, *, guard: ChildGuard, hop: Hop
+) -> AsyncGenerator[StdioSession]:
+    """Start the child, shake hands, list; on leaving, run the stop ladder.
+
+    Raises:
+        BackendError: the child cannot be started, or does not speak MCP, or (in the body, grouped) went away.
+        trio.TooSlowError: not ready within `connect_timeout`.
+    """
+    if config.command is None:
+        raise BackendProtocol(config.name, "has no command")
+    argv = (config.command, *config.args)
+    command = ChildCommand(argv=argv, env=child_environment(config, os.environ), cwd=config.cwd)
+    async with open_child(command, ladder=config.shutdown_grace, guard=guard, backend=config.name) as child:
+        session = StdioSession(config, child, listener, hop)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(session.run)
+                with trio.fail_after(config.connect_timeout):
+                    await session.open()
+                nursery.start_soon(session.listen)
+                yield session
+                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+        finally:
+            # Whatever the reason, nobody may wait for a session that is gone; the ladder comes after.
+            session.close(BackendExited(config.name, "was stopped"))

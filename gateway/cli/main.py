@@ -1,0 +1,162 @@
+"""The commands `serve`, `check` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import gateway
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.config import Config
+
+OK, FAILED, USAGE = 0, 1, 2
+TRANSPORTS = {"stdio": "stdio", "sse": "sse", "streamable-http": "streamable-http", "http": "streamable-http"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ConfigError as exc:
+        for problem in exc.problems:
+            _say(f"error: {problem}")
+        return USAGE
+    except GatewayError as exc:
+        _say(f"error: {exc}")
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _say(f"error: {message}\nhint: {self.prog} --help")
+        raise SystemExit(USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mcp-gateway", description="Many MCP servers behind one endpoint.")
+    parser.add_argument("--version", action="version", version=f"mcp-gateway {gateway.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve the backends of a config file")
+    serve.add_argument("--config", required=True, type=Path, metavar="FILE", help="the config file (JSON, mcpServers)")
+    serve.add_argument(
+        "--transport",
+        default=("stdio",),
+        type=_transports,
+        metavar="T",
+        help="stdio (default), streamable-http (or http), sse, or a comma list of the HTTP ones",
+    )
+    _add_address(serve)
+    serve.add_argument("--name", metavar="N", help="the name that clients see (default: gateway.name of the config)")
+    serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], metavar="L")
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser("check", help="check a config file and say what it would start")
+    check.add_argument("config", type=Path, metavar="FILE")
+    check.set_defaults(run=_check)
+    demo = commands.add_parser("demo", help="try it: two built-in servers, one real client, one call")
+    _add_address(demo)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", default=8080, type=_port, metavar="P", help="port (default 8080; 0 picks a free one)")
+    parser.add_argument("--streamable-http-path", default="/mcp", type=_path, metavar="PATH", help="default /mcp")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65_535:
+        message = f"{text!r} is no port; give 0 to 65535"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or any(char in text for char in "?# "):
+        message = f"{text!r} is no path; it must begin with /"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
+def _transports(text: str) -> tuple[str, ...]:
+    chosen: list[str] = []
+    for word in text.split(","):
+        name = TRANSPORTS.get(word.strip())
+        if name is None:
+            message = f"{word.strip()!r} is no transport; choose stdio, streamable-http (http) or sse"
+            raise argparse.ArgumentTypeError(message)
+        chosen.append(name)
+    if "stdio" in chosen and len(set(chosen)) > 1:
+        message = "stdio cannot be combined with the HTTP transports: run a second gateway"
+        raise argparse.ArgumentTypeError(message)
+    if "sse" in chosen:
+        message = "sse is not served yet; use streamable-http"
+        raise argparse.ArgumentTypeError(message)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _load(path: Path) -> Config:
+    from gateway.config import load_config
+
+    config = load_config(path, environ=os.environ)
+    for warning in config.warnings:
+        _say(f"warning: {warning}")
+    return config
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from gateway.app import Options, run, set_stdio_apart
+    from gateway.telemetry import open_logging
+
+    config = _load(arguments.config)
+    if arguments.name is not None:
+        config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=arguments.name))
+    stdin, stdout = set_stdio_apart() if "stdio" in arguments.transport else (0, 1)
+    options = Options(
+        transports=arguments.transport,
+        host=arguments.host,
+        port=arguments.port,
+        path=arguments.streamable_http_path,
+        stdin=stdin,
+        stdout=stdout,
+    )
+    with open_logging(arguments.log_level):
+        clean = run(config, options, lambda url: _say(f"listening on {url}"))
+    return OK if clean else FAILED
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = _load(arguments.config)
+    for server in config.servers.values():
+        if server.disabled:
+            print(f"{server.name}: disabled")
+        elif server.command is not None:
+            print(f"{server.name}: stdio, runs {' '.join([server.command, *server.args])}")
+        else:
+            print(
+                f"{server.name}: {server.transport or 'streamable-http or sse (probed)'}, connects to {server.public_url}"
+            )
+    print(f"{arguments.config}: ok, {len(config.servers)} servers")
+    return OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from gateway.demo import run_demo
+
+    return run_demo(host=arguments.host, port=arguments.port, path=arguments.streamable_http_path, say=print)

@@ -1,0 +1,209 @@
+"""What the gateway says itself: who it is, what it can do, what it lists. For both eras, whatever carries it.
+
+A face hands in a request and gets back encoded bytes (an answer of the gateway's own) or a ticket (a call that a
+backend works on). Nothing in here knows about sockets or pipes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Call, Complete, Era, InputRequired, Notice
+from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
+from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
+from gateway.eras import errors, meta, requests, results, versions
+from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
+from gateway.router import ROUTED_METHODS
+
+if TYPE_CHECKING:
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Caller, Failure, Outcome
+    from gateway.config import GatewaySettings
+    from gateway.jsonrpc import Message
+    from gateway.router import Router
+
+MAX_INSTRUCTIONS: Final = 32_768
+"""Characters of merged instructions; they end up in a model's context."""
+MAX_BATCH: Final = 64
+"""Most messages in one batch (only protocol version 2025-03-26 has batches)."""
+LISTEN: Final = "subscriptions/listen"
+
+
+class _InitializeParams(msgspec.Struct):
+    protocolVersion: str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    capabilities: msgspec.Raw = jsonrpc.EMPTY_OBJECT
+    clientInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What a legacy client said in `initialize`, and the version it was given."""
+
+    version: str
+    capabilities: msgspec.Raw
+    client_info: msgspec.Raw
+
+
+class Answers:
+    """The gateway's own voice, shared by all faces."""
+
+    def __init__(self, router: Router, settings: GatewaySettings, version: str) -> None:
+        self.router = router
+        self.fleet = router.fleet
+        self.settings = settings
+        self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
+        self._modern_tail = b',"ttlMs":0,"cacheScope":"private","_meta":' + jsonrpc.encode({
+            meta.SERVER_INFO: self.server_info
+        })
+
+    # The legacy era.
+
+    def introduce(self, message: Message) -> tuple[Introduction, bytes]:
+        """Answer `initialize` (2025-11-25 basic/lifecycle).
+
+        Raises:
+            InvalidParams: the params are none of an initialize request.
+        """
+        try:
+            params = msgspec.json.decode(message.params, type=_InitializeParams)
+        except jsonrpc.UNDECODABLE as exc:
+            text = f"initialize: {exc}"
+            raise InvalidParams(text) from None
+        version = versions.negotiate_legacy(params.protocolVersion)
+        result = results.initialize_result(
+            version,
+            server_info=self.server_info,
+            capabilities=self._capabilities(),
+            instructions=merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS),
+        )
+        return Introduction(version, params.capabilities, params.clientInfo), result
+
+    async def legacy(self, message: Message, caller: Caller) -> bytes | Ticket:
+        """Answer a legacy request that is not `initialize`, or put it on its way.
+
+        Raises:
+            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+        """
+        method = message.method
+        if method in BY_METHOD:
+            return await self._list(BY_METHOD[str(method)], requests.params_of(message), Era.LEGACY)
+        if method in ROUTED_METHODS:
+            return await self.router.submit(requests.legacy_call(message, caller))
+        if method == "ping":
+            return b"{}"
+        text = f"method {method!r} is not served"
+        raise UnknownMethod(text)
+
+    # The modern era.
+
+    async def modern(self, call: Call) -> bytes | Ticket:
+        """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
+
+        Raises:
+            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+        """
+        if call.method in BY_METHOD:
+            return await self._list(BY_METHOD[call.method], call.params, Era.MODERN)
+        if call.method == "server/discover":
+            return self._discover()
+        if call.method in ROUTED_METHODS:
+            return await self.router.submit(call)
+        text = f"method {call.method!r} is not served"
+        if call.method in requests.REMOVED_IN_MODERN:
+            text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
+        raise UnknownMethod(text)
+
+    def _discover(self) -> bytes:
+        members: dict[str, object] = {
+            "supportedVersions": list(versions.MODERN_VERSIONS),
+            "capabilities": self._capabilities(),
+            "ttlMs": 0,
+            "cacheScope": "private",
+        }
+        instructions = merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS)
+        if instructions is not None:
+            members["instructions"] = instructions
+        return results.modern_result(members, server_info=self.server_info)
+
+    # Both.
+
+    def _capabilities(self) -> dict[str, object]:
+        """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it."""
+        found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
+        if has_capability(self.fleet.snapshot().parts, ["completions"]):
+            found["completions"] = {}
+        return found
+
+    async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], era: Era) -> bytes:
+        cursor: str | None = None
+        if "cursor" in params:
+            try:
+                cursor = jsonrpc.decode_string(params["cursor"])
+            except ValueError:
+                text = "params.cursor must be a string"
+                raise InvalidParams(text) from None
+        await self.fleet.first_starts()
+        page = self.fleet.snapshot().page(kind, cursor, self.settings.page_size)
+        if era is Era.LEGACY:
+            return encode_list(kind, page)
+        return encode_list(kind, page, head=b'"resultType":"complete",', tail=self._modern_tail)
+
+    def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
+        """The response to a call, and the error code if it is an error."""
+        era = call.caller.era
+        if isinstance(outcome, Complete):
+            if era is Era.LEGACY:
+                return jsonrpc.response(request_id, results.for_legacy(outcome)), None
+            return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
+        if isinstance(outcome, InputRequired):
+            if era is Era.MODERN:
+                return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info)), None
+            outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
+        return self.encode_error(request_id, outcome, era)
+
+    async def wait(self, ticket: Ticket, request_id: jsonrpc.Id) -> bytes:
+        """Wait for a call's outcome without passing its notices on; returns the response."""
+        while True:
+            item = await ticket.next()
+            if item is None:
+                return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+            if not isinstance(item, Notice):
+                return self.encode_outcome(ticket.call, request_id, item)[0]
+
+    def encode_error(
+        self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era
+    ) -> tuple[bytes, int]:
+        """The error response to a request, and its code."""
+        match problem:
+            case requests.UnsupportedVersion():
+                wire = errors.WireError(errors.UNSUPPORTED_VERSION, str(problem), problem.data())
+            case _:
+                wire = errors.to_wire(problem, era)
+        return wire.encode(request_id), wire.code
+
+
+def encode_notice(notice: Notice) -> bytes:
+    """A notification that belongs to a call, as one JSON line without its end."""
+    return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
+
+
+def change_notification(feature: str, subscription: jsonrpc.Id | None = None) -> bytes:
+    """`notifications/<feature>/list_changed`, tagged with its subscription in the modern era."""
+    method = f"notifications/{feature}/list_changed"
+    if subscription is None:
+        return jsonrpc.notification(method)
+    return jsonrpc.notification(method, jsonrpc.encode({"_meta": {meta.SUBSCRIPTION_ID: subscription}}))
+
+
+class _Cancelled(msgspec.Struct):
+    requestId: int | str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+def cancelled_id(message: Message) -> jsonrpc.Id | None:
+    """The id that a `notifications/cancelled` names; None if it names none (malformed ones are ignored)."""
+    try:
+        return msgspec.json.decode(message.params, type=_Cancelled).requestId
+    except jsonrpc.UNDECODABLE:
+        return None

@@ -1,0 +1,216 @@
+"""One HTTP exchange: request head and body in, one JSON document or a stream of SSE events out.
+
+Everything a face does with HTTP goes through here, so that an exchange stays a value with few operations that could
+cross a process boundary. A client that has gone raises `ClientGone`; nothing is buffered on its behalf.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gateway.calls import Notice
+from gateway.eras import errors as wire_errors
+from gateway.frontends.answers import Answers, encode_notice
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
+    from gateway.jsonrpc import Id
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+JSON: Final = (b"content-type", b"application/json")
+SSE_HEADERS: Final = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
+)
+KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
+WATCH_AFTER: Final = 0.02
+"""Seconds a call may run before a task watches for its client's hang-up: quick calls do without. A hang-up that comes
+earlier is not lost, it waits in the server's queue."""
+
+
+class ClientGone(Exception):
+    """The client has closed the connection."""
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = ("_receive", "_send", "_streaming", "headers", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._streaming = False
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.scope["method"]
+
+    def accepts(self, media_type: bytes) -> bool:
+        """Whether the client says it takes this media type; one that says nothing takes all."""
+        accept = self.headers.get(b"accept")
+        if accept is None or b"*/*" in accept:
+            return True
+        return media_type in accept or media_type.partition(b"/")[0] + b"/*" in accept
+
+    async def read_body(self, most: int) -> bytes | None:
+        """The whole body; None if it is larger than `most` bytes.
+
+        Raises:
+            ClientGone: the client hung up before its body was complete.
+        """
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > most:
+            return None
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > most:
+                return None
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def hung_up(self) -> None:
+        """Wait until the client has gone. The body must have been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def json(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        """Answer with one JSON document."""
+        length = (b"content-length", str(len(body)).encode())
+        await self._emit({"type": "http.response.start", "status": status, "headers": [JSON, length, *headers]})
+        await self._emit({"type": "http.response.body", "body": body})
+
+    async def empty(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        """Answer without a body."""
+        length = (b"content-length", b"0")
+        await self._emit({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+        await self._emit({"type": "http.response.body", "body": b""})
+
+    async def event(self, message: bytes) -> None:
+        """Send one message as an SSE event; the first one opens the stream."""
+        await self._stream(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+
+    async def keep_alive(self) -> None:
+        """Send an SSE comment, so that intermediaries and clients see life."""
+        await self._stream(KEEP_ALIVE)
+
+    async def end_stream(self) -> None:
+        """End the stream; one that was never opened becomes an empty one."""
+        if not self._streaming:
+            await self._open_stream()
+        await self._emit({"type": "http.response.body", "body": b""})
+
+    async def _open_stream(self) -> None:
+        self._streaming = True
+        await self._emit({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+
+    async def _stream(self, data: bytes) -> None:
+        if not self._streaming:
+            await self._open_stream()
+        await self._emit({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _emit(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            await self._send(message)
+        except OSError:
+            raise ClientGone from None
+
+
+class Reply:
+    """How one call's notices and outcome become the response of one exchange.
+
+    JSON when the outcome comes with nothing before it; a stream from the first notice, or after `sse_after` seconds of
+    silence, with comments to keep it alive. A client that takes no stream gets JSON and no notices.
+    """
+
+    def __init__(self, exchange: Exchange, answers: Answers, ticket: Ticket, request_id: Id) -> None:
+        self._exchange = exchange
+        self._answers = answers
+        self._ticket = ticket
+        self._id = request_id
+        self._can_stream = exchange.accepts(b"text/event-stream")
+        self._streaming = not exchange.accepts(b"application/json")
+
+    async def run(self, *, watch: bool) -> None:
+        """Carry the response to its end. With `watch`, a hang-up ends it early: modern clients cancel that way.
+
+        Raises:
+            ClientGone: the client hung up; the caller releases the ticket.
+        """
+        if not watch:
+            await self._carry()
+            return
+        item: Notice | Outcome | None = None
+        with trio.move_on_after(WATCH_AFTER):
+            item = await self._ticket.next()
+        if item is not None and not isinstance(item, Notice) and not self._streaming:
+            await self._finish(item)
+            return
+        gone = False
+        async with trio.open_nursery() as nursery:
+
+            async def watch_client() -> None:
+                nonlocal gone
+                await self._exchange.hung_up()
+                gone = True
+                nursery.cancel_scope.cancel(reason="the client hung up")
+
+            nursery.start_soon(watch_client)
+            await self._carry(item)
+            nursery.cancel_scope.cancel(reason="the response is complete")
+        if gone:
+            raise ClientGone
+
+    async def _carry(self, item: Notice | Outcome | None = None) -> None:
+        """Send what comes until the outcome."""
+        settings = self._answers.settings
+        while True:
+            if item is None:
+                patience = settings.keep_alive_interval if self._streaming else settings.sse_after
+                with trio.move_on_after(patience) as silence:
+                    item = await self._ticket.next()
+                if silence.cancelled_caught:
+                    await self._pass_time()
+                    continue
+                if item is None:  # closed: the client cancelled, and gets no answer
+                    await self._exchange.end_stream()
+                    return
+            if not isinstance(item, Notice):
+                await self._finish(item)
+                return
+            if self._can_stream:
+                self._streaming = True
+                await self._exchange.event(encode_notice(item))
+            item = None
+
+    async def _pass_time(self) -> None:
+        if self._can_stream:
+            self._streaming = True
+            await self._exchange.keep_alive()
+
+    async def _finish(self, outcome: Outcome) -> None:
+        body, code = self._answers.encode_outcome(self._ticket.call, self._id, outcome)
+        if self._streaming:
+            await self._exchange.event(body)
+            await self._exchange.end_stream()
+        else:
+            await self._exchange.json(200 if code is None else wire_errors.http_status(code), body)

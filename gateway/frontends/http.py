@@ -1,0 +1,210 @@
+"""The HTTP face: Hypercorn on trio, the MCP endpoint as plain ASGI, everything else handed to the management app.
+
+Each POST is told apart by era from its version header and `_meta`: both eras are served on one endpoint at once. Owns
+the socket, the sessions and the services that go with them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Era
+from gateway.eras import headers, requests, versions
+from gateway.errors import GatewayError
+from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.modern import ModernFace
+from gateway.frontends.security import HostPolicy
+from gateway.frontends.sessions import SessionTable
+from gateway.frontends.streamable import StreamableFace
+
+if TYPE_CHECKING:
+    import socket
+
+    from hypercorn.config import Sockets
+
+    from gateway.frontends.answers import Answers
+    from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.jsonrpc import Message
+
+    AsgiApp = Any
+
+ALLOW: Final = (b"allow", b"POST, GET, DELETE")
+GRACEFUL_TIMEOUT: Final = 1.0
+"""Seconds that connections get after all streams were ended; calls have been drained before."""
+
+log = logging.getLogger("gateway.http")
+
+
+class ListenError(GatewayError):
+    """The address cannot be bound; the message says which option to change."""
+
+
+class McpEndpoint:
+    """The MCP endpoint as an ASGI app."""
+
+    def __init__(self, answers: Answers, policy: HostPolicy, closing: trio.Event) -> None:
+        settings = answers.settings
+        self.sessions = SessionTable(
+            most=settings.max_sessions,
+            idle_timeout=settings.session_idle_timeout,
+            max_requests=settings.max_client_requests,
+        )
+        self._answers = answers
+        self._policy = policy
+        self._streamable = StreamableFace(answers, self.sessions)
+        self._modern = ModernFace(answers, closing)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            refusal = self._policy.refusal(exchange.headers)
+            if refusal is not None:
+                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
+            elif exchange.method == "POST":
+                await self._post(exchange)
+            elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
+                await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
+            else:
+                # A modern client has no GET or DELETE, a legacy one has a session by then.
+                await exchange.empty(405, ALLOW)
+        except ClientGone:
+            log.debug("a client hung up")
+
+    async def _post(self, exchange: Exchange) -> None:
+        if not exchange.headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+            text = "the Content-Type must be application/json"
+            await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+            return
+        if not (exchange.accepts(b"application/json") or exchange.accepts(b"text/event-stream")):
+            text = "the Accept header must list application/json and text/event-stream"
+            await exchange.json(406, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+            return
+        most = self._answers.settings.max_body_bytes
+        body = await exchange.read_body(most)
+        if body is None:
+            text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
+            await exchange.json(413, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+            return
+        if jsonrpc.is_batch(body):
+            await self._batch(exchange, body)
+            return
+        try:
+            message = jsonrpc.decode(body)
+        except jsonrpc.Malformed as exc:
+            await exchange.json(400, jsonrpc.error_response(exc.id, exc.code, exc.reason))
+            return
+        await self._dispatch(exchange, message)
+
+    async def _batch(self, exchange: Exchange, body: bytes) -> None:
+        if exchange.headers.get(headers.VERSION_HEADER, b"").decode("latin-1") in versions.MODERN_VERSIONS:
+            text = "the body must be a single JSON-RPC message"
+            await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+            return
+        await self._streamable.post_batch(exchange, body)
+
+    async def _dispatch(self, exchange: Exchange, message: Message) -> None:
+        """Serve the message in its era (2026-07-28 basic/versioning: it shows in how the client opens)."""
+        found = exchange.headers.get(headers.VERSION_HEADER)
+        version = None if found is None else found.decode("latin-1")
+        if version in versions.MODERN_VERSIONS or requests.is_modern(message):
+            await self._modern.post(exchange, message)
+        elif version is None or version in versions.LEGACY_VERSIONS or headers.SESSION_HEADER in exchange.headers:
+            await self._streamable.post(exchange, message)
+        else:
+            problem = requests.UnsupportedVersion(version)
+            request_id = message.id if isinstance(message.id, int | str) else None
+            await exchange.json(400, self._answers.encode_error(request_id, problem, Era.MODERN)[0])
+
+
+class HttpFace:
+    """Serves the MCP endpoint and the management app on one socket."""
+
+    def __init__(
+        self, answers: Answers, *, host: str, port: int, path: str, others: AsgiApp, closing: trio.Event
+    ) -> None:
+        self._answers = answers
+        self._policy = HostPolicy(host)
+        self._path = path
+        self._host = host
+        self._port = port
+        self._others = others
+        self._closing = closing
+        self._endpoint = McpEndpoint(answers, self._policy, closing)
+
+    async def run(self, *, task_status: trio.TaskStatus[str]) -> None:
+        """Serve until `closing` is set; `started` gives the endpoint's URL.
+
+        Raises:
+            ListenError: the address cannot be bound.
+        """
+        from hypercorn.config import Config as HypercornConfig
+
+        from gateway.frontends.hypercorn_override import serve_http
+
+        config = HypercornConfig()
+        config.graceful_timeout = GRACEFUL_TIMEOUT
+        config.include_server_header = False
+        config.accesslog = None
+        config.errorlog = logging.getLogger("hypercorn.error")
+        config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
+        sockets = self._bind()
+        bound: socket.socket = sockets.insecure_sockets[0]
+        async with trio.open_nursery() as services:
+            services.start_soon(self._endpoint.sessions.sweep)
+            services.start_soon(self._end_streams)
+            self._answers.fleet.subscribe(self._endpoint.sessions.tell)
+            try:
+                async with trio.open_nursery() as server:
+                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait)
+                    await server.start(serve, self._route, config)
+                    task_status.started(self._url(bound))
+            finally:
+                self._answers.fleet.unsubscribe(self._endpoint.sessions.tell)
+                self._endpoint.sessions.close_all()
+            services.cancel_scope.cancel(reason="the HTTP server has ended")
+
+    async def _end_streams(self) -> None:
+        await self._closing.wait()
+        self._endpoint.sessions.close_all()
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == self._path:
+            await self._endpoint(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._guard(scope, receive, send)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The management app, behind the same Host and Origin checks."""
+        exchange = Exchange(scope, receive, send)
+        refusal = self._policy.refusal(exchange.headers)
+        if refusal is None:
+            await self._others(scope, receive, send)
+        else:
+            await exchange.json(403, jsonrpc.encode({"error": refusal}))
+
+    def _bind(self) -> Sockets:
+        from hypercorn.config import Config as HypercornConfig
+
+        config = HypercornConfig()
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        config.bind = [f"{host}:{self._port}"]
+        try:
+            sockets = config.create_sockets()
+            for one in sockets.insecure_sockets:
+                one.listen(config.backlog)
+        except OSError as exc:
+            hint = "choose another with --port (0 picks a free one)" if exc.errno == errno.EADDRINUSE else "see --host"
+            text = f"cannot listen on {self._host}:{self._port}: {exc.strerror or exc}; {hint}"
+            raise ListenError(text) from None
+        return sockets
+
+    def _url(self, bound: socket.socket) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{bound.getsockname()[1]}{self._path}"

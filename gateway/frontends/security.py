@@ -1,0 +1,59 @@
+"""Who may talk to the HTTP face at all: Host and Origin (2025-11-25 and 2026-07-28, transports, "Security").
+
+A web page that a user visits can make the browser send requests to loopback; the Host check stops DNS rebinding, the
+Origin check everything else that a page can do. Header values are few, so verdicts are remembered, within a bound.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # ruff: ignore[hardcoded-bind-all-interfaces] - to recognise them, not to bind
+REMEMBERED: Final = 256
+"""Header values whose verdict is kept."""
+
+
+class HostPolicy:
+    """Says which Host and Origin values are ours."""
+
+    def __init__(self, bound_host: str) -> None:
+        self._any_host = bound_host in WILDCARDS
+        self._hosts = LOOPBACK | {bound_host.lower()}
+        self.host_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._host_is_ours)
+        self.origin_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._origin_is_ours)
+
+    def refusal(self, headers: dict[bytes, bytes]) -> str | None:
+        """Why a request with these headers is refused, or None."""
+        if not self.host_is_ours(headers.get(b"host", b"")):
+            return "the Host header names another host than this gateway"
+        origin = headers.get(b"origin")
+        if origin is not None and not self.origin_is_ours(origin):
+            return "the Origin header names a web page that may not use this gateway"
+        return None
+
+    def _host_is_ours(self, value: bytes) -> bool:
+        if self._any_host:
+            return True
+        return _host_of("//" + value.decode("latin-1")) in self._hosts
+
+    def _origin_is_ours(self, value: bytes) -> bool:
+        text = value.decode("latin-1")
+        return text.startswith(("http://", "https://")) and _host_of(text) in self._hosts
+
+
+def _host_of(url: str) -> str | None:
+    """The host of a URL in lower case; None where there is no valid one."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for a port that is no number
+    except ValueError:
+        return None
+    if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        return None
+    return parts.hostname

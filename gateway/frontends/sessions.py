@@ -1,0 +1,192 @@
+"""Legacy sessions: who is there, what is in flight for them, what they still have to be told.
+
+Bounded in number and in idle time. Invariant: what a session still has to be told is a set of features, so it cannot
+grow, and each client hears of a change once however often it happened.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.calls import Caller, Era
+from gateway.errors import Busy, RequestError
+
+if TYPE_CHECKING:
+    from gateway.frontends.answers import Introduction
+    from gateway.jsonrpc import Id
+
+SESSION_ID_BYTES: Final = 24
+"""192 random bits: unguessable, and URL-safe Base64 keeps to the visible ASCII that the header allows."""
+EVICTABLE_AFTER: Final = 60.0
+"""Seconds without a request after which an abandoned session may make room for a new client."""
+SWEEP_INTERVAL: Final = 30.0
+"""Seconds between two looks for sessions that were idle too long."""
+
+
+class DuplicateId(RequestError):
+    """The client uses the id of a request that is still in flight."""
+
+
+class InFlight:
+    """The requests of one client that have not been answered; one cancel scope each."""
+
+    def __init__(self, most: int) -> None:
+        self._scopes: dict[Id, trio.CancelScope] = {}
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    def enter(self, request_id: Id) -> trio.CancelScope:
+        """Make the scope in which a request runs.
+
+        Raises:
+            DuplicateId: the id is in use.
+            Busy: too many requests of this client are in flight.
+        """
+        if request_id in self._scopes:
+            text = f"request id {request_id!r} is still in use"
+            raise DuplicateId(text)
+        if len(self._scopes) >= self._most:
+            text = f"{self._most} requests of this client are in flight (max_client_requests); try again"
+            raise Busy(text)
+        scope = self._scopes[request_id] = trio.CancelScope()
+        return scope
+
+    def leave(self, request_id: Id) -> None:
+        """Forget a request that has ended."""
+        self._scopes.pop(request_id, None)
+
+    def cancel(self, request_id: Id) -> None:
+        """Cancel exactly this request; an unknown one is ignored, as races demand (basic/utilities/cancellation)."""
+        scope = self._scopes.get(request_id)
+        if scope is not None:
+            scope.cancel(reason="the client cancelled the request")
+
+    def cancel_all(self) -> None:
+        """Cancel everything: the session has ended."""
+        for scope in list(self._scopes.values()):
+            scope.cancel(reason="the session has ended")
+
+
+class Changes:
+    """Features whose lists changed and whose client has not been told: at most one entry each."""
+
+    def __init__(self) -> None:
+        self._features: set[str] = set()
+        self._event = trio.Event()
+
+    def add(self, features: frozenset[str]) -> None:
+        """Note changes."""
+        self._features |= features
+        self._event.set()
+
+    async def take(self) -> list[str]:
+        """Wait for changes and take them all."""
+        while not self._features:
+            self._event = trio.Event()
+            await self._event.wait()
+        taken, self._features = sorted(self._features), set()
+        return taken
+
+
+class LegacySession:
+    """One initialized conversation with a legacy client."""
+
+    def __init__(self, session_id: str | None, introduction: Introduction, *, max_requests: int) -> None:
+        self.id = session_id
+        self.caller = Caller(
+            era=Era.LEGACY,
+            version=introduction.version,
+            capabilities=introduction.capabilities,
+            client_info=introduction.client_info,
+            session=session_id,
+        )
+        self.in_flight = InFlight(max_requests)
+        self.changes = Changes()
+        self.ended = trio.Event()
+        self.stream: trio.CancelScope | None = None
+        """The scope of the open GET stream, if there is one."""
+        self.last_used = trio.current_time()
+
+    def touch(self) -> None:
+        """Note that the client is alive."""
+        self.last_used = trio.current_time()
+
+    @property
+    def idle(self) -> float:
+        """Seconds without a sign of life; 0 while a request or a stream is open."""
+        if len(self.in_flight) or self.stream is not None:
+            return 0.0
+        return trio.current_time() - self.last_used
+
+    def end(self) -> None:
+        """End the session: its requests are cancelled, its stream closes. Safe to repeat."""
+        self.ended.set()
+        self.in_flight.cancel_all()
+        if self.stream is not None:
+            self.stream.cancel(reason="the session has ended")
+
+
+class SessionTable:
+    """All legacy sessions of the HTTP face."""
+
+    def __init__(self, *, most: int, idle_timeout: float, max_requests: int) -> None:
+        self._sessions: dict[str, LegacySession] = {}
+        self._most = most
+        self._idle_timeout = idle_timeout
+        self._max_requests = max_requests
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, introduction: Introduction) -> LegacySession | None:
+        """Make a session; None if there are too many and none has been abandoned."""
+        if len(self._sessions) >= self._most and not self._evict():
+            return None
+        session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
+        session = LegacySession(session_id, introduction, max_requests=self._max_requests)
+        self._sessions[session_id] = session
+        return session
+
+    def find(self, session_id: str) -> LegacySession | None:
+        """The session with this id, or None if it never was or has ended."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            session.touch()
+        return session
+
+    def close(self, session: LegacySession) -> None:
+        """End a session."""
+        if session.id is not None:
+            self._sessions.pop(session.id, None)
+        session.end()
+
+    def tell(self, features: frozenset[str]) -> None:
+        """Note for every session that lists changed."""
+        for session in self._sessions.values():
+            session.changes.add(features)
+
+    def _evict(self) -> bool:
+        """Make room by ending the session that has been idle longest, if that is long enough."""
+        oldest = max(self._sessions.values(), key=lambda session: session.idle)
+        if oldest.idle < EVICTABLE_AFTER:
+            return False
+        self.close(oldest)
+        return True
+
+    async def sweep(self) -> None:
+        """End sessions that were idle too long; runs until cancelled."""
+        while True:
+            await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
+            for session in list(self._sessions.values()):
+                if session.idle >= self._idle_timeout:
+                    self.close(session)
+
+    def close_all(self) -> None:
+        """End every session."""
+        for session in list(self._sessions.values()):
+            self.close(session)

@@ -1,0 +1,320 @@
+"""The stdio face: one client on our own stdin and stdout, both eras at once (2026-07-28 basic/transports/stdio).
+
+`initialize` opens a legacy conversation for the process; a request with modern `_meta` is served by itself at any time.
+Each request runs in a task of the face's own nursery; the number of them is bounded, and while it is reached, or while
+the client does not read, reading stops. The face ends when stdin ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Caller, Era, Notice
+from gateway.eras import errors, meta, requests, versions
+from gateway.errors import Busy, GatewayError
+from gateway.frontends.answers import (
+    LISTEN,
+    MAX_BATCH,
+    Answers,
+    cancelled_id,
+    change_notification,
+    encode_notice,
+)
+from gateway.frontends.listen import Subscription
+from gateway.frontends.sessions import Changes, DuplicateId, InFlight, LegacySession
+from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from gateway.backends.ticket import Ticket
+    from gateway.jsonrpc import Id, Message
+
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""Longest message that a client may send over a pipe; it is the operator's own program, this only stops accidents."""
+MAX_BATCHES: Final = 16
+"""Batches of the client that may be under way at once; each may hold `MAX_BATCH` messages."""
+END_GRACE: Final = 1.0
+"""Seconds that requests under way get when stdin has ended: what a shell pipeline asked is still answered, and a client
+that stops us by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
+
+log = logging.getLogger("gateway.stdio")
+
+_NOBODY: Final = Caller(era=Era.LEGACY, version=versions.LATEST_LEGACY)
+
+
+class StdioFace:
+    """Serves one client over a pair of file descriptors, which the caller has set apart for it."""
+
+    def __init__(self, answers: Answers, stdin: int, stdout: int, closing: trio.Event) -> None:
+        self._answers = answers
+        self._stdin = stdin
+        self._closing = closing
+        self._reading = trio.CancelScope()
+        self._ending = trio.Event()
+        self._stdout = trio.lowlevel.FdStream(stdout)
+        # Not direct: what many calls answer in one turn of the loop goes out in one write.
+        self._outbox = Outbox(self._stdout, direct=False)
+        self._session: LegacySession | None = None
+        self._in_flight = InFlight(answers.settings.max_client_requests)
+        self._batches = 0
+
+    async def run(self) -> None:
+        """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered."""
+        async with self._stdout, trio.open_nursery() as services:
+            services.start_soon(self._write)
+            services.start_soon(self._tell)
+            services.start_soon(self._close_with_gateway)
+            async with trio.open_nursery() as requests_nursery:
+                with self._reading:
+                    await self._read(requests_nursery)
+                self._ending.set()
+                requests_nursery.cancel_scope.deadline = trio.current_time() + END_GRACE
+            with trio.move_on_after(END_GRACE):
+                await self._outbox.drained()
+            services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
+
+    async def _close_with_gateway(self) -> None:
+        await self._closing.wait()
+        self._reading.cancel(reason="the gateway is shutting down")
+
+    async def _write(self) -> None:
+        await self._outbox.run()
+        log.info("the client reads no more")
+        self._reading.cancel(reason="nobody reads our answers")
+
+    async def _read(self, requests_nursery: trio.Nursery) -> None:
+        splitter = LineSplitter(MAX_LINE_BYTES)
+        async with open_stdin(self._stdin) as receive_some:
+            while data := await receive_some():
+                for line in splitter.feed(data):
+                    self._take(line, requests_nursery)
+                await self._outbox.room()
+
+    def _post(self, message: bytes) -> None:
+        self._outbox.post(message + b"\n")
+
+    def _take(self, line: bytes | Overlong, requests_nursery: trio.Nursery) -> None:
+        """Take in one line: answer it, or start the task that will."""
+        if isinstance(line, Overlong):
+            text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
+            found = jsonrpc.recover_id(line.head)
+            found = jsonrpc.recover_id(line.tail) if found is None else found
+            self._post(jsonrpc.error_response(found, jsonrpc.INVALID_REQUEST, text))
+            return
+        if jsonrpc.is_batch(line):
+            if self._batches >= MAX_BATCHES:
+                text = f"{MAX_BATCHES} batches are under way; try again"
+                self._post(jsonrpc.error_response(None, jsonrpc.INTERNAL_ERROR, text))
+                return
+            self._batches += 1
+            requests_nursery.start_soon(self._batch, line)  # house: the face's own nursery, opened in run
+            return
+        try:
+            message = jsonrpc.decode(line)
+        except jsonrpc.Malformed as exc:
+            self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
+            return
+        if isinstance(message.id, int | str) and self._is_request(message):
+            scope = self._enter(message.id)
+            if isinstance(scope, bytes):
+                self._post(scope)
+            elif message.method == "initialize" and not requests.is_modern(message):
+                self._post(self._initialize(message, message.id))  # at once: what follows it needs its session
+            else:
+                requests_nursery.start_soon(self._request, message, scope)  # house: the face's own nursery
+
+    def _enter(self, request_id: Id) -> trio.CancelScope | bytes:
+        """The scope in which a request runs, or the response that refuses it."""
+        try:
+            return self._in_flight.enter(request_id)
+        except DuplicateId as exc:
+            return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
+        except Busy as exc:
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+
+    def _is_request(self, message: Message) -> bool:
+        """Whether a task must answer; notifications are taken in here."""
+        if message.method is msgspec.UNSET:
+            return False
+        if message.id is not msgspec.UNSET:
+            return True
+        if message.method == "notifications/cancelled":
+            request_id = cancelled_id(message)
+            if request_id is not None:
+                self._in_flight.cancel(request_id)
+        return False
+
+    async def _request(self, message: Message, scope: trio.CancelScope) -> None:
+        response = await self._respond(message, scope)
+        if response is not None:
+            self._post(response)
+            await self._outbox.room()
+
+    async def _batch(self, line: bytes) -> None:
+        """Answer a batch with a batch, which is a MUST in the one protocol version that has them."""
+        try:
+            if self._session is None or self._session.caller.version != versions.BATCH_VERSION:
+                text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
+                self._post(jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+                return
+            try:
+                messages = [jsonrpc.decode(part) for part in jsonrpc.decode_batch(line, most=MAX_BATCH)]
+            except jsonrpc.Malformed as exc:
+                self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
+                return
+            responses = await self._respond_all(messages)
+            if responses:
+                self._post(b"[" + b",".join(responses) + b"]")
+        finally:
+            self._batches -= 1
+
+    async def _respond_all(self, messages: list[Message]) -> list[bytes]:
+        responses: list[bytes] = []
+
+        async def respond(message: Message, scope: trio.CancelScope) -> None:
+            response = await self._respond(message, scope)
+            if response is not None:
+                responses.append(response)
+
+        async with trio.open_nursery() as nursery:
+            for message in messages:
+                if isinstance(message.id, int | str) and self._is_request(message):
+                    scope = self._enter(message.id)
+                    if isinstance(scope, bytes):
+                        responses.append(scope)
+                    else:
+                        nursery.start_soon(respond, message, scope)
+        return responses
+
+    async def _respond(self, message: Message, scope: trio.CancelScope) -> bytes | None:
+        """The response to one request; None if it was cancelled, for then none must follow."""
+        request_id = message.id
+        if not isinstance(request_id, int | str):
+            return None
+        era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
+        try:
+            with scope:
+                if era is Era.MODERN:
+                    return await self._modern(message, request_id)
+                return await self._legacy(message, request_id)
+        except GatewayError as exc:
+            return self._answers.encode_error(request_id, exc, era)[0]
+        finally:
+            self._in_flight.leave(request_id)
+        return None
+
+    async def _modern(self, message: Message, request_id: Id) -> bytes:
+        call = requests.modern_call(message)
+        if call.method == LISTEN:
+            return await self._listen(Subscription(self._answers, request_id, call))
+        answer = await self._answers.modern(call)
+        return await self._finish(answer, request_id)
+
+    def _initialize(self, message: Message, request_id: Id) -> bytes:
+        """Open the process' legacy conversation (2025-11-25 basic/lifecycle)."""
+        self._in_flight.leave(request_id)
+        try:
+            introduction, result = self._answers.introduce(message)
+        except GatewayError as exc:
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
+        return jsonrpc.response(request_id, result)
+
+    async def _legacy(self, message: Message, request_id: Id) -> bytes:
+        if message.method == "server/discover":
+            # Modern servers are told apart by how they answer this without `_meta` (basic/index: -32602).
+            text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
+            return jsonrpc.error_response(request_id, jsonrpc.INVALID_PARAMS, text)
+        if self._session is None and message.method != "ping":
+            text = (
+                "send initialize first, or a request of protocol version "
+                f"{versions.LATEST_MODERN} with its _meta (params._meta[{meta.PROTOCOL_VERSION!r}])"
+            )
+            return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
+        caller = self._session.caller if self._session is not None else _NOBODY
+        return await self._finish(await self._answers.legacy(message, caller), request_id)
+
+    async def _finish(self, answer: bytes | Ticket, request_id: Id) -> bytes:
+        """Wait for a call's outcome, passing its notices on as they come."""
+        if isinstance(answer, bytes):
+            return jsonrpc.response(request_id, answer)
+        try:
+            while True:
+                item = await answer.next()
+                if isinstance(item, Notice):
+                    self._post(encode_notice(item))
+                    await self._outbox.room()
+                elif item is None:
+                    return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+                else:
+                    return self._answers.encode_outcome(answer.call, request_id, item)[0]
+        finally:
+            self._answers.router.release(answer)
+
+    async def _listen(self, subscription: Subscription) -> bytes:
+        """Tell a modern client of changes until it cancels, or the gateway stops."""
+        fleet = self._answers.fleet
+        fleet.subscribe(subscription.tell)
+        try:
+            self._post(subscription.acknowledgement())
+            async with trio.open_nursery() as nursery:
+
+                async def end() -> None:
+                    await self._ending.wait()
+                    nursery.cancel_scope.cancel(reason="the gateway is shutting down")
+
+                nursery.start_soon(end)
+                while True:
+                    for message in await subscription.take():
+                        self._post(message)
+                    await self._outbox.room()
+            return subscription.result()
+        finally:
+            fleet.unsubscribe(subscription.tell)
+
+    async def _tell(self) -> None:
+        """Tell the legacy client of list changes."""
+        changed = Changes()
+        self._answers.fleet.subscribe(changed.add)
+        try:
+            while True:
+                features = await changed.take()
+                if self._session is None:
+                    continue  # it has listed nothing yet
+                for feature in features:
+                    self._post(change_notification(feature))
+                await self._outbox.room()
+        finally:
+            self._answers.fleet.unsubscribe(changed.add)
+
+
+@asynccontextmanager
+async def open_stdin(fd: int) -> AsyncGenerator[Callable[[], Awaitable[bytes]]]:
+    """A function that reads some bytes of stdin, b"" at its end.
+
+    Pipes, sockets and terminals are read by the loop (their blocking mode is restored at the end); a file cannot be,
+    and is read in a thread, which is abandoned if the gateway stops in the middle of a read.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        async with trio.lowlevel.FdStream(os.dup(fd)) as stream:
+
+            async def receive() -> bytes:
+                return bytes(await stream.receive_some(READ_BYTES))
+
+            yield receive
+    else:
+
+        async def read() -> bytes:
+            return await trio.to_thread.run_sync(os.read, fd, READ_BYTES, abandon_on_cancel=True)
+
+        yield read

@@ -1,0 +1,174 @@
+"""JSON lines over byte streams: the framing of the stdio transport, for the face and for the backends alike.
+
+`LineSplitter` cuts bytes into lines without I/O and with a cap; `Outbox` is a bounded buffer in front of a stream,
+written by one task. Invariant: lines leave in the order in which they were posted, whole, and a reader that stalls
+never makes anybody but the poster of new lines wait.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway.jsonrpc import EDGE_BYTES
+
+if TYPE_CHECKING:
+    from trio.lowlevel import FdStream
+
+READ_BYTES: Final = 262_144
+"""How much one read may bring: larger results need fewer turns of the loop."""
+DEFAULT_OUTBOX_BYTES: Final = 1_048_576
+"""How much may wait for a slow reader before posters are held back."""
+
+
+class Overlong(msgspec.Struct, frozen=True):
+    """A line that was longer than allowed, skipped to its end; only its two ends are kept, to find the id in."""
+
+    head: bytes
+    tail: bytes
+    size: int
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines (without their ends). Empty lines are dropped.
+
+    At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `Overlong`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max = max_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._head: bytes | None = None  # set while an overlong line is being skipped
+        self._tail = b""
+
+    def feed(self, data: bytes) -> list[bytes | Overlong]:
+        """Take bytes in, return the lines that are complete now."""
+        if b"\n" not in data:
+            self._hold(data)
+            return []
+        first, *middle, last = data.split(b"\n")
+        self._hold(first)
+        lines: list[bytes | Overlong] = []
+        done = self._finish()
+        if done:
+            lines.append(done)
+        for line in middle:
+            if len(line) > self._max:
+                lines.append(Overlong(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
+            elif line and line != b"\r":
+                lines.append(line)
+        self._hold(last)
+        return lines
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return self._size
+
+    def _hold(self, data: bytes) -> None:
+        if not data:
+            return
+        self._size += len(data)
+        if self._head is None and self._size <= self._max:
+            self._parts.append(data)
+            return
+        if self._head is None:
+            joined = b"".join(self._parts)
+            self._head = (joined + data[:EDGE_BYTES])[:EDGE_BYTES]
+            self._tail = joined[-EDGE_BYTES:]
+            self._parts.clear()
+        self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
+
+    def _finish(self) -> bytes | Overlong | None:
+        size, self._size = self._size, 0
+        if self._head is not None:
+            done: bytes | Overlong | None = Overlong(self._head, self._tail, size)
+            self._head, self._tail = None, b""
+            return done
+        parts = self._parts
+        line = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return line if line and line != b"\r" else None
+
+
+class Outbox:
+    """A bounded buffer in front of a pipe. `post` never waits; `room` is where a poster is held back.
+
+    One task, `run`, does the waiting. Where nothing is buffered and the pipe takes the bytes at once, `post` writes
+    itself and saves a task switch (`direct`); else all that is posted in one turn of the loop goes out in one write.
+    """
+
+    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES, direct: bool = True) -> None:
+        self._stream = stream
+        self._fd = stream.fileno()
+        self._limit = limit
+        self._direct = direct
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._sending = False
+        self._wake = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        self.broken = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._size
+
+    def post(self, data: bytes) -> None:
+        """Add bytes that end in a newline. After the reader has gone they are dropped."""
+        if self.broken:
+            return
+        if self._direct and not self._parts and not self._sending:
+            data = self._write_now(data)
+            if not data:
+                return
+        self._parts.append(data)
+        self._size += len(data)
+        self._wake.set()
+
+    def _write_now(self, data: bytes) -> bytes:
+        """Write what the pipe takes without waiting; return the rest."""
+        try:
+            written = os.write(self._fd, data)
+        except BlockingIOError:
+            return data
+        except OSError:
+            self.broken = True
+            self._wake.set()
+            return b""
+        return data[written:]
+
+    async def room(self) -> None:
+        """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
+        while self._size >= self._limit and not self.broken:
+            await self._room.park()
+
+    async def drained(self) -> None:
+        """Wait until everything is written (or the reader has gone)."""
+        while (self._size or self._sending) and not self.broken:
+            await self._room.park()
+
+    async def run(self) -> None:
+        """Write what is posted; returns when the reader has gone. The caller owns and closes the stream."""
+        while not self.broken:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            if not self._parts:
+                continue
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._sending = True
+            try:
+                await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.broken = True
+            finally:
+                self._sending = False
+                self._size -= len(data)
+                self._room.unpark_all()
+        self._room.unpark_all()

@@ -1,0 +1,157 @@
+"""One call: from its public name to the backend that owns it, and back.
+
+`Router.submit` looks the name up in the catalog's table, puts a ticket into the owner's channel and returns it; the
+face waits on the ticket and must `release` it, whatever happens. A known name never becomes an unknown one: a name
+that a starting backend may own waits for that backend.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.ticket import Ticket
+from gateway.catalog.kinds import OWNER_KIND, Kind
+from gateway.catalog.snapshot import Route, has_capability
+from gateway.errors import BackendUnavailable, InvalidParams, ShuttingDown, UnknownMethod, UnknownName
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from gateway.calls import Call
+    from gateway.catalog.snapshot import Snapshot
+    from gateway.supervisor.fleet import Fleet
+
+_NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"}
+ROUTED_METHODS = frozenset(OWNER_KIND) | {"completion/complete"}
+
+
+class Router:
+    """Finds owners and counts what is under way."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._draining = False
+        self._hurried = trio.Event()
+        self._under_way: set[Ticket] = set()
+        self._drain_scope = trio.CancelScope()
+        self._emptied = trio.lowlevel.ParkingLot()
+
+    @property
+    def under_way(self) -> int:
+        """Calls that were submitted and not released."""
+        return len(self._under_way)
+
+    async def submit(self, call: Call) -> Ticket:
+        """Hand a call to its owner. The caller waits on the ticket and must `release` it.
+
+        Waits only for a backend in its first start that may own the name, within that backend's call timeout.
+
+        Raises:
+            RequestError: unknown name or method, full queue, shutting down.
+            BackendUnavailable: the owner has failed or is stopped.
+        """
+        if self._draining:
+            text = "the gateway is shutting down and takes no new calls"
+            raise ShuttingDown(text)
+        route = self._lookup(call) or await self._await_owner(call)
+        supervisor = self.fleet.supervisors[route.backend]
+        ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
+        supervisor.submit(ticket)
+        self._under_way.add(ticket)
+        return ticket
+
+    def release(self, ticket: Ticket, reason: str = "the client cancelled the request") -> None:
+        """Let go of a call; if it has not ended, its backend is told to cancel it."""
+        ticket.close(reason)
+        self._under_way.discard(ticket)
+        if not self._under_way:
+            self._emptied.unpark_all()
+
+    async def drain(self, grace: float) -> bool:
+        """Refuse new calls and wait, at most `grace` seconds, for those under way; returns whether all ended.
+
+        Those that did not end are finished with an error and cancelled at their backends.
+        """
+        self._draining = True
+        if not self._hurried.is_set():
+            with trio.move_on_after(grace) as self._drain_scope:
+                while self._under_way:
+                    await self._emptied.park()
+        left = list(self._under_way)
+        for ticket in left:
+            problem = BackendUnavailable(ticket.backend, "was cut off: the gateway is shutting down")
+            ticket.abandon(problem, "the gateway is shutting down")
+        return not left
+
+    def hurry(self) -> None:
+        """Drain no longer."""
+        self._hurried.set()
+        self._drain_scope.cancel(reason="asked to stop at once")
+
+    def _lookup(self, call: Call) -> Route | None:
+        snapshot = self.fleet.snapshot()
+        if call.method == "completion/complete":
+            return self._completion_owner(call, snapshot)
+        kind = OWNER_KIND.get(call.method)
+        if kind is None:
+            text = f"method {call.method!r} is not served"
+            raise UnknownMethod(text)
+        route = snapshot.route(kind, call.name)
+        if route is None and kind is Kind.RESOURCES:
+            owner = snapshot.template_owner(call.name) or _only_one_with_resources(snapshot)
+            return None if owner is None else Route(owner, call.name)
+        return route
+
+    def _completion_owner(self, call: Call, snapshot: Snapshot) -> Route | None:
+        """Find the owner of the prompt or resource template that `ref` names, and put its own name there."""
+        try:
+            ref: dict[str, msgspec.Raw] = jsonrpc.decode_object(call.params["ref"])
+            kind = jsonrpc.decode_string(ref["type"])
+            member = "name" if kind == "ref/prompt" else "uri"
+            call.name = call.name or jsonrpc.decode_string(ref[member])
+        except (KeyError, ValueError):
+            text = "completion/complete needs params.ref, with a type and a name or uri"
+            raise InvalidParams(text) from None
+        if member == "uri":
+            route = snapshot.route(Kind.TEMPLATES, call.name) or snapshot.route(Kind.RESOURCES, call.name)
+            owner = None if route else snapshot.template_owner(call.name)
+            return Route(owner, call.name) if owner else route
+        route = snapshot.route(Kind.PROMPTS, call.name)
+        if route is not None:
+            ref["name"] = jsonrpc.raw(route.own)
+            call.params["ref"] = jsonrpc.raw(ref)
+        return route
+
+    async def _await_owner(self, call: Call) -> Route:
+        """Wait for backends that have never listed and may own the name; then decide."""
+        await self.fleet.first_starts()
+        route = self._lookup(call)
+        if route is not None:
+            return route
+        away: BackendUnavailable | None = None
+        for supervisor in list(self.fleet.strangers(call.name)):
+            if not supervisor.config.effective_namespace:
+                continue  # it may own any name at all: waiting for it would delay every typing error
+            supervisor.kick()
+            with trio.move_on_after(supervisor.config.call_timeout):
+                await supervisor.known.wait()
+            route = self._lookup(call)
+            if route is not None:
+                return route
+            if supervisor.listing is None:
+                reason = supervisor.last_error or "it has not started yet"
+                away = BackendUnavailable(supervisor.name, f"is not available ({supervisor.state}): {reason}")
+        if away is not None:
+            raise away
+        noun = _NOUNS.get(OWNER_KIND.get(call.method, Kind.PROMPTS), "name")
+        text = f"Unknown {noun}: {call.name}"
+        raise UnknownName(text)
+
+
+def _only_one_with_resources(snapshot: Snapshot) -> str | None:
+    """The one backend that has resources at all: it decides on URIs that nobody lists."""
+    owners = [part.backend for part in snapshot.parts if has_capability([part], ["resources"])]
+    return owners[0] if len(owners) == 1 else None

@@ -1,0 +1,147 @@
+"""All supervisors under one nursery, and the catalog of what they offer.
+
+The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. The snapshot is immutable and
+swapped whole; it is rebuilt when somebody looks after a change, so a hundred backends that start at once cost one
+rebuild, not a hundred.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway.catalog.kinds import Kind
+from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
+from gateway.supervisor.states import LISTED
+from gateway.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gateway.backends.session import Opener
+    from gateway.config import Config
+    from gateway.supervisor.supervisor import Status
+
+    ChangeListener = Callable[[frozenset[str]], None]
+
+log = logging.getLogger("gateway.supervisor")
+
+
+class Fleet:
+    """Implements `gateway.supervisor.supervisor.Upward` for every backend of one config."""
+
+    def __init__(self, config: Config, opener: Opener) -> None:
+        settings = config.gateway
+        self.settings = settings
+        self._naming = Naming(settings.separator, settings.max_name_length)
+        self._supervisors = {
+            name: Supervisor(server, opener, self) for name, server in config.servers.items() if not server.disabled
+        }
+        self._parts: dict[str, Part] = {}
+        self._snapshot = Snapshot()
+        self._announced = self._snapshot
+        self._dirty = trio.Event()
+        self._stale = False
+        self._listeners: set[ChangeListener] = set()
+        self._grace_over = trio.current_time() + settings.start_grace
+        self._stopped = trio.Event()
+        self.ended = trio.Event()
+        """Set when every supervisor has ended."""
+
+    @property
+    def supervisors(self) -> dict[str, Supervisor]:
+        """All supervisors by backend, in the config's order. Read only."""
+        return self._supervisors
+
+    def statuses(self) -> dict[str, Status]:
+        """Every backend as people see it."""
+        return {name: supervisor.status() for name, supervisor in self._supervisors.items()}
+
+    def snapshot(self) -> Snapshot:
+        """The catalog as it is now."""
+        if self._stale:
+            self._stale = False
+            self._snapshot = self._build()
+        return self._snapshot
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        """Note a change; the snapshot is rebuilt when next asked for."""
+        del supervisor
+        self._stale = True
+        self._dirty.set()
+
+    def subscribe(self, listener: ChangeListener) -> None:
+        """Have `listener(features)` called, once a change, with the features whose lists changed. It must not wait."""
+        self._listeners.add(listener)
+
+    def unsubscribe(self, listener: ChangeListener) -> None:
+        """Undo `subscribe`; unknown listeners are fine."""
+        self._listeners.discard(listener)
+
+    async def first_starts(self) -> None:
+        """Wait, within `start_grace` of the gateway's own start, for backends that have never listed anything."""
+        for supervisor in self._supervisors.values():
+            if supervisor.settled.is_set() or supervisor.listing is not None:
+                continue
+            with trio.move_on_at(self._grace_over):
+                await supervisor.settled.wait()
+
+    def strangers(self, name: str) -> Iterator[Supervisor]:
+        """Backends that have never listed anything and might own this public name."""
+        for supervisor in self._supervisors.values():
+            namespace = supervisor.config.effective_namespace
+            fits = not namespace or name.startswith(namespace + self._naming.separator)
+            if supervisor.listing is None and fits:
+                yield supervisor
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run every supervisor; returns when all have ended after `stop`."""
+        self._grace_over = trio.current_time() + self.settings.start_grace
+        async with trio.open_nursery() as services:
+            services.start_soon(self._announce)
+            async with trio.open_nursery() as owners:
+                for supervisor in self._supervisors.values():
+                    owners.start_soon(supervisor.run, name=f"supervisor of {supervisor.name}")
+                task_status.started()
+                await self._stopped.wait()
+            services.cancel_scope.cancel(reason="all supervisors have ended")
+        self.ended.set()
+
+    def stop(self) -> None:
+        """Ask every supervisor to end."""
+        self._stopped.set()
+        for supervisor in self._supervisors.values():
+            supervisor.stop()
+
+    async def _announce(self) -> None:
+        """Tell listeners of changes: one notice for all that happens within `list_change_delay`."""
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(self.settings.list_change_delay)
+            self._dirty = trio.Event()
+            fresh, told = self.snapshot(), self._announced
+            self._announced = fresh
+            features = frozenset(kind.feature for kind in Kind if not fresh.same_list(told, kind))
+            if features:
+                for listener in tuple(self._listeners):
+                    listener(features)
+
+    def _build(self) -> Snapshot:
+        parts: list[Part] = []
+        for name, supervisor in self._supervisors.items():
+            listing = supervisor.listing
+            if listing is None:
+                continue
+            part = self._parts.get(name)
+            if part is None or part.listing is not listing:
+                part = make_part(name, supervisor.config.effective_namespace, listing, self._naming)
+                self._parts[name] = part
+            parts.append(part)
+        listed = frozenset(name for name, one in self._supervisors.items() if one.state in LISTED)
+        snapshot = Snapshot(parts, listed=listed, naming=self._naming)
+        for clash in snapshot.clashes:
+            if clash not in self._snapshot.clashes:
+                log.warning("names clash: %s", clash)
+        return snapshot

@@ -1,0 +1,333 @@
+"""The owner of one backend: opens its session, feeds it calls from a bounded channel, restarts it, drains and stops it.
+
+All of a backend's life happens inside `Supervisor.run`, one task under the fleet's nursery. Other tasks only put
+tickets into the channel (`submit`), set events (`kick`, `stop`) and read fields. Only `BackendError`, `OSError` and a
+start that takes too long lead to a restart; anything else is a bug and reaches the root.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Listing
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.supervisor.restart import Backoff
+from gateway.supervisor.states import LISTED, State, check
+from gateway.telemetry import now_iso
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.backends.session import Opener, Session
+    from gateway.backends.ticket import Ticket
+    from gateway.config import ServerConfig
+
+RELIST_INTERVAL: Final = 0.25
+"""Least seconds between two reads of a backend's lists: one that floods with list_changed is not obeyed faster."""
+
+log = logging.getLogger("gateway.supervisor")
+
+
+class Upward(Protocol):
+    """Who hears of a backend's changes. Methods return at once."""
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        """Hear that the state or the listing of a backend is another one."""
+        ...
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend as people see it; the form of `GET /health`'s entries."""
+
+    state: State
+    since: str
+    restarts: int
+    last_error: str | None
+    tools: int
+    in_flight: int
+    queued: int
+    pid: int | None
+    era: str | None
+    stale: bool
+    """Whether what is listed is the last-good state of a backend that is away."""
+
+
+class Supervisor:
+    """One backend's owner."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        opener: Opener,
+        upward: Upward,
+        *,
+        jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
+    ) -> None:
+        self.config = config
+        self.name = config.name
+        self.state = State.STOPPED
+        self.since = now_iso()
+        self.restarts = 0
+        self.last_error: str | None = None
+        self.listing: Listing | None = None
+        """What the backend listed last; None if it never did."""
+        self.settled = trio.Event()
+        """Set when the first start has ended, well or not."""
+        self.known = trio.Event()
+        """Set when the backend has listed once, or has failed for good."""
+        self._opener = opener
+        self._upward = upward
+        self._backoff = Backoff(config.restart, jitter)
+        self._session: Session | None = None
+        self._send, self._receive = trio.open_memory_channel["Ticket"](config.queue_size)
+        self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
+        self._starting = trio.CancelScope()
+        self._kicked = trio.Event()
+        self._stopping = trio.Event()
+        self._drain_grace = 0.0
+        self._first_wait = config.restart.initial_delay
+        self._stale_features: set[str] = set()
+        self._stale = trio.Event()
+        self._entered_at = trio.current_time()
+
+    # What other tasks may call. None of it waits.
+
+    def submit(self, ticket: Ticket) -> None:
+        """Put a call into the backend's queue; it waits there, within its own deadline, until the backend takes it.
+
+        Raises:
+            BackendUnavailable: the backend has failed, is stopped or draining.
+            Busy: the queue is full.
+        """
+        if self.state not in LISTED:
+            if self.state is State.STOPPED and not self._stopping.is_set():
+                self.kick()
+            else:
+                self._refuse()
+        elif self.state is State.BACKOFF and trio.current_time() - self._entered_at >= self._first_wait:
+            self.kick()
+        try:
+            self._send.send_nowait(ticket)
+        except trio.WouldBlock:
+            text = (
+                f"backend {self.name!r} is busy: {self.in_flight} calls in flight and {self.queued} queued"
+                " (max_concurrency, queue_size); try again"
+            )
+            raise Busy(text) from None
+
+    def _refuse(self) -> None:
+        if self.state is State.FAILED and trio.current_time() - self._entered_at >= self.config.restart.max_delay:
+            self.kick()  # the caller still gets its answer at once; a later call may find the backend back
+        raise BackendUnavailable(self.name, f"is not available ({self.state}): {self.last_error or 'it was stopped'}")
+
+    def kick(self) -> None:
+        """Cut the present wait short: start now."""
+        self._kicked.set()
+
+    def stop(self, *, drain_grace: float = 0.0) -> None:
+        """Ask for the end: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat."""
+        self._drain_grace = drain_grace
+        self._stopping.set()
+        self._kicked.set()
+        if self.state is State.STARTING:
+            self._starting.cancel(reason="the backend is being stopped")
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that the backend is working on."""
+        return 0 if self._session is None else self._session.in_flight
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for the backend."""
+        return self._send.statistics().current_buffer_used
+
+    def status(self) -> Status:
+        """One immutable view for people."""
+        session = self._session
+        return Status(
+            state=self.state,
+            since=self.since,
+            restarts=self.restarts,
+            last_error=self.last_error,
+            tools=0 if self.listing is None else self.listing.count(Kind.TOOLS),
+            in_flight=self.in_flight,
+            queued=self.queued,
+            pid=None if session is None else session.pid,
+            era=None if session is None else session.greeting.era,
+            stale=self.state is not State.READY and self.state in LISTED and self.listing is not None,
+        )
+
+    # `gateway.backends.conversation.Listener`: called by the session, synchronously.
+
+    def list_changed(self, feature: str) -> None:
+        """Note that a feature's lists must be read anew."""
+        self._stale_features.add(feature)
+        self._stale.set()
+
+    def freed(self) -> None:
+        """Note that a call has ended."""
+        self._freed.unpark_all()
+
+    # The task.
+
+    async def run(self) -> None:
+        """Own the backend until `stop`; returns when its session is closed and nobody waits for it any more."""
+        with self._send, self._receive:
+            try:
+                while not self._stopping.is_set():
+                    await self._wait_out(await self._live())
+            finally:
+                self._to(State.DRAINING)
+                self._answer_queue(BackendUnavailable(self.name, "was stopped"))
+                self._to(State.STOPPED)
+
+    async def _live(self) -> float | None:
+        """One session from start to end; returns how long to wait before the next, or None to give up."""
+        self._kicked = trio.Event()
+        ready_at: float | None = None
+        problem: BaseException | None = None
+        self._to(State.STARTING)
+        try:
+            with trio.CancelScope() as self._starting:
+                async with self._opener(self.config, self) as session:
+                    ready_at = trio.current_time()
+                    await self._serve(session)
+        except* (BackendError, OSError, trio.TooSlowError) as group:
+            problem = _first(group)
+        finally:
+            self._session = None
+        if self._stopping.is_set():
+            return 0.0
+        healthy_for = 0.0 if ready_at is None else trio.current_time() - ready_at
+        return self._failed(problem, healthy_for)
+
+    def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
+        self.last_error = self._explain(problem)
+        delay = self._backoff.failed(healthy_for)
+        if delay is None:
+            log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
+            self._to(State.FAILED)
+            self._answer_queue(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
+        else:
+            log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
+            self._to(State.BACKOFF)
+        return delay
+
+    def _explain(self, problem: BaseException | None) -> str:
+        if isinstance(problem, BackendError):
+            return problem.reason
+        if isinstance(problem, trio.TooSlowError):
+            return f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
+        return f"failed: {problem}" if problem is not None else "ended"
+
+    async def _wait_out(self, delay: float | None) -> None:
+        """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
+        if self._stopping.is_set():
+            return
+        if delay is None:
+            await self._kicked.wait()
+            self._backoff.forgive()
+        else:
+            # Callers cut the backoff short, but not below its first step: a client that retries must not be able to
+            # use up the quick failures.
+            with trio.move_on_after(min(delay, self._first_wait)):
+                await self._kicked.wait()
+            if not self.queued:
+                with trio.move_on_after(max(0.0, delay - self._first_wait)):
+                    await self._kicked.wait()
+        if not self._stopping.is_set():
+            self.restarts += 1
+
+    async def _serve(self, session: Session) -> None:
+        """Feed the session until `stop`, then let its calls finish."""
+        self._session = session
+        self._listed(session.listing)
+        self._to(State.READY)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, session)
+            nursery.start_soon(self._relist, session)
+            await self._stopping.wait()
+            self._to(State.DRAINING)
+            with trio.move_on_after(self._drain_grace):
+                while session.in_flight or self.queued:
+                    await self._freed.park()
+            nursery.cancel_scope.cancel(reason="the backend is being stopped")
+
+    async def _pump(self, session: Session) -> None:
+        """Move calls from the channel to the session, as many at once as `max_concurrency` and the transport allow."""
+        most = self.config.max_concurrency
+        while True:
+            while session.in_flight >= most:
+                await self._freed.park()
+            batch = [await self._receive.receive()]
+            while len(batch) + session.in_flight < most:
+                try:
+                    batch.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            wanted = [ticket for ticket in batch if not ticket.over]
+            if wanted:
+                session.send(wanted)
+                await session.room()
+            else:
+                self.freed()  # the drain may be waiting for the queue to empty
+
+    async def _relist(self, session: Session) -> None:
+        """Read lists anew when the backend says that they changed; a list that cannot be read stays as it was."""
+        while True:
+            await self._stale.wait()
+            self._stale = trio.Event()
+            features, self._stale_features = self._stale_features, set()
+            for feature in sorted(features):
+                try:
+                    fresh = await session.relist(feature)
+                except (BackendTooSlow, BackendProtocol) as exc:
+                    log.warning("backend %r: its %s stay as they were: %s", self.name, feature, exc.reason)
+                    continue
+                old = session.listing
+                session.listing = Listing(
+                    items={**old.items, **fresh}, capabilities=old.capabilities, instructions=old.instructions
+                )
+                self._listed(session.listing)
+                self._upward.backend_changed(self)
+            await trio.sleep(RELIST_INTERVAL)
+
+    def _listed(self, listing: Listing) -> None:
+        self.listing = listing
+        self.known.set()
+
+    def _answer_queue(self, problem: BackendError) -> None:
+        while True:
+            try:
+                self._receive.receive_nowait().finish(problem)
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+
+    def _to(self, new: State) -> None:
+        """The one place where the state changes."""
+        if new is self.state:
+            return
+        self.state = check(self.state, new)
+        self.since = now_iso()
+        self._entered_at = trio.current_time()
+        if new in {State.READY, State.BACKOFF, State.FAILED, State.STOPPED}:
+            self.settled.set()
+        if new in {State.FAILED, State.STOPPED}:
+            self.known.set()
+        log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
+        self._upward.backend_changed(self)
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    """The first error in a group, however deep."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -1,0 +1,110 @@
+"""Logs: to stderr, through a bounded queue and one thread, so that a reader of stderr that stalls stalls nobody else.
+
+Invariant: nothing in here ever waits for stderr or writes to stdout. `open_logging` owns the thread; on leaving it
+gives the thread a bounded time to write what is queued and then lets it go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+MAX_QUEUED: Final = 10_000
+"""Log lines that may wait for stderr; the oldest are dropped, and counted in the next line that gets out."""
+FLUSH_WAIT: Final = 0.5
+"""Seconds that the end of the program waits for a stalled reader of stderr."""
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def now_iso() -> str:
+    """The present in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _StderrWriter(logging.Handler):
+    """Formats records where they are made, and leaves the writing to its thread."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lines: deque[bytes] = deque(maxlen=MAX_QUEUED)
+        self._dropped = 0
+        self._ready = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, name="log writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one record."""
+        try:
+            line = self.format(record).replace("\r", "\\r").encode(errors="backslashreplace")
+        except (ValueError, TypeError, KeyError):
+            self.handleError(record)
+            return
+        if len(self._lines) == MAX_QUEUED:
+            self._dropped += 1
+        self._lines.append(line + b"\n")
+        self._ready.set()
+
+    def _write(self) -> None:
+        while not (self._closing and not self._lines):
+            self._ready.wait()
+            self._ready.clear()
+            while self._lines:
+                batch = b"".join(self._take())
+                try:
+                    while batch:
+                        batch = batch[os.write(self._fd, batch) :]
+                except OSError:
+                    return  # nobody reads stderr any more; nothing in here may fail for that
+
+    def _take(self) -> list[bytes]:
+        lines: list[bytes] = []
+        if self._dropped:
+            lines.append(b"(%d log lines dropped: stderr was not read)\n" % self._dropped)
+            self._dropped = 0
+        while self._lines and len(lines) < 100:
+            lines.append(self._lines.popleft())
+        return lines
+
+    def close(self) -> None:
+        """Write what is queued, as far as `FLUSH_WAIT` allows."""
+        self._closing = True
+        self._ready.set()
+        self._thread.join(FLUSH_WAIT)
+        super().close()
+
+
+class _Console(logging.Formatter):
+    """`12:00:00 INFO  gateway.backend.time: text`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+
+
+@contextmanager
+def open_logging(level: str) -> Generator[None]:
+    """Send the gateway's logs to stderr while the context is open."""
+    handler = _StderrWriter(sys.stderr.fileno())
+    handler.setFormatter(_Console())
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()
