@@ -189,14 +189,16 @@ class Connection:
     def resume(self) -> None:
         """Go on parsing the body; the app has taken a piece."""
         self._since = trio.current_time()
-        self._take_ahead()
-        self._parse()
+        self._parse_ahead(b"")
 
-    def _take_ahead(self) -> None:
-        if self._ahead:
-            self._parser.receive_data(bytes(self._ahead))
+    def _parse_ahead(self, rest: bytes) -> None:
+        """Parse what the last parser left, and what came meanwhile."""
+        data = rest + self._ahead
+        if data:  # for h11, nothing is EOF
+            self._parser.receive_data(data)
             self._ahead.clear()
             self._room.set()
+        self._parse()
 
     def _parse(self) -> None:
         """Hand on what h11 makes of the bytes so far, up to the end of one request or a full queue."""
@@ -313,10 +315,8 @@ class Connection:
             self._since = trio.current_time()
             rest = self._parser.trailing_data[0]
             self._parser = self._new_parser()
-            if rest:
-                self._parser.receive_data(rest)
-            self._take_ahead()
-            self._parse()
+            if rest or self._ahead:
+                self._parse_ahead(rest)
         else:
             self._end(lingers=not exchange.complete or bool(self._ahead))
 
