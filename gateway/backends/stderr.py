@@ -46,7 +46,7 @@ class StderrLog:
         splitter = LineSplitter(MAX_LINE)
         try:
             while data := await stream.receive_some(READ_BYTES):
-                for line in splitter.feed(data):
+                for line in splitter.feed(bytes(data)):
                     self.take(line)
         except trio.BrokenResourceError:
             self._log.debug("reading stderr failed")

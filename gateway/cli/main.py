@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import gateway
 from gateway.errors import ConfigError, GatewayError
@@ -32,8 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GatewayError as exc:
         _say(f"error: {exc}")
         return FAILED
+    except BaseExceptionGroup as group:
+        expected, bugs = group.split((GatewayError, KeyboardInterrupt))
+        if bugs is not None or expected is None:
+            raise  # a bug: the traceback is what helps
+        for leaf in _leaves(expected):
+            _say(f"error: {leaf}")
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for one in group.exceptions:
+        if isinstance(one, BaseExceptionGroup):
+            leaves += _leaves(cast("BaseExceptionGroup[BaseException]", one))
+        else:
+            leaves.append(one)
+    return leaves
 
 
 def _say(text: str) -> None:
@@ -157,6 +174,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from gateway.demo import run_demo
+    from gateway.demo.tour import run_demo
+    from gateway.telemetry import open_logging
 
-    return run_demo(host=arguments.host, port=arguments.port, path=arguments.streamable_http_path, say=print)
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    with open_logging("warning"):
+        clean = run_demo(host=arguments.host, port=arguments.port, path=arguments.streamable_http_path, say=say)
+    return OK if clean else FAILED

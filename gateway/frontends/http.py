@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,10 +25,6 @@ from gateway.frontends.sessions import SessionTable
 from gateway.frontends.streamable import StreamableFace
 
 if TYPE_CHECKING:
-    import socket
-
-    from hypercorn.config import Sockets
-
     from gateway.frontends.answers import Answers
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
@@ -35,6 +32,8 @@ if TYPE_CHECKING:
     AsgiApp = Any
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
+BACKLOG: Final = 1_024
+"""Connections that may wait to be accepted: a thousand clients may come at once."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
@@ -145,6 +144,7 @@ class HttpFace:
             ListenError: the address cannot be bound.
         """
         from hypercorn.config import Config as HypercornConfig
+        from hypercorn.config import Sockets
 
         from gateway.frontends.hypercorn_override import serve_http
 
@@ -154,14 +154,14 @@ class HttpFace:
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
-        sockets = self._bind()
-        bound: socket.socket = sockets.insecure_sockets[0]
+        bound = self._bind()
         async with trio.open_nursery() as services:
             services.start_soon(self._endpoint.sessions.sweep)
             services.start_soon(self._end_streams)
             self._answers.fleet.subscribe(self._endpoint.sessions.tell)
             try:
                 async with trio.open_nursery() as server:
+                    sockets = Sockets([], [bound], [])
                     serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait)
                     await server.start(serve, self._route, config)
                     task_status.started(self._url(bound))
@@ -189,21 +189,18 @@ class HttpFace:
         else:
             await exchange.json(403, jsonrpc.encode({"error": refusal}))
 
-    def _bind(self) -> Sockets:
-        from hypercorn.config import Config as HypercornConfig
-
-        config = HypercornConfig()
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        config.bind = [f"{host}:{self._port}"]
+    def _bind(self) -> socket.socket:
+        """The listening socket, made here so that a taken port is one line and not a traceback."""
         try:
-            sockets = config.create_sockets()
-            for one in sockets.insecure_sockets:
-                one.listen(config.backlog)
+            infos = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = infos[0]
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except OSError as exc:
-            hint = "choose another with --port (0 picks a free one)" if exc.errno == errno.EADDRINUSE else "see --host"
-            text = f"cannot listen on {self._host}:{self._port}: {exc.strerror or exc}; {hint}"
+            reason, hint = exc.strerror or str(exc), "see --host"
+            if exc.errno == errno.EADDRINUSE:
+                reason, hint = "the port is in use", "choose another with --port (0 picks a free one)"
+            text = f"cannot listen on {self._host}:{self._port}: {reason}; {hint}"
             raise ListenError(text) from None
-        return sockets
 
     def _url(self, bound: socket.socket) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host

@@ -1,0 +1,103 @@
+"""Two small MCP servers on stdio, standard library only: `python servers.py calculator` and `python servers.py echo`.
+
+Run by path as a program of its own, so that a demo child costs one bare interpreter. Speaks the legacy handshake
+(2025-11-25 basic/lifecycle), and ends when stdin ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+_TWO_NUMBERS = {
+    "type": "object",
+    "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+    "required": ["a", "b"],
+}
+_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+def _add(arguments: dict[str, Any]) -> str:
+    return f"{arguments['a'] + arguments['b']:g}"
+
+
+def _multiply(arguments: dict[str, Any]) -> str:
+    return f"{arguments['a'] * arguments['b']:g}"
+
+
+def _echo(arguments: dict[str, Any]) -> str:
+    return str(arguments["text"])
+
+
+SERVERS: dict[str, dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], str]]]] = {
+    "calculator": {
+        "add": ("Add two numbers.", _TWO_NUMBERS, _add),
+        "multiply": ("Multiply two numbers.", _TWO_NUMBERS, _multiply),
+    },
+    "echo": {"echo": ("Say back what was said.", _TEXT, _echo)},
+}
+
+
+class _Refused(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def answer(server: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The result of one request."""
+    tools = SERVERS[server]
+    match method:
+        case "initialize":
+            version = params.get("protocolVersion")
+            return {
+                "protocolVersion": version if version in VERSIONS else VERSIONS[0],
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": server, "version": "1.0.0"},
+            }
+        case "ping":
+            return {}
+        case "tools/list":
+            listed = [{"name": n, "description": d, "inputSchema": s} for n, (d, s, _) in tools.items()]
+            return {"tools": listed}
+        case "tools/call" if params.get("name") in tools:
+            return _call(tools[params["name"]][2], params.get("arguments") or {})
+        case "tools/call":
+            raise _Refused(-32602, f"Unknown tool: {params.get('name')}")
+        case _:
+            raise _Refused(-32601, f"method {method!r} is not served")
+
+
+def _call(tool: Callable[[dict[str, Any]], str], arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"content": [{"type": "text", "text": tool(arguments)}], "isError": False}
+    except (KeyError, TypeError, ValueError) as exc:
+        # A wrong argument is the caller's model's to correct, so it is a result (server/tools, "Error Handling").
+        return {"content": [{"type": "text", "text": f"bad arguments: {exc!r}"}], "isError": True}
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    server = sys.argv[1] if len(sys.argv) > 1 else "echo"
+    for line in sys.stdin.buffer:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if "id" not in message or "method" not in message:
+            continue
+        reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+        try:
+            reply["result"] = answer(server, message["method"], message.get("params") or {})
+        except _Refused as exc:
+            reply["error"] = {"code": exc.code, "message": str(exc)}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()
