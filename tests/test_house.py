@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,14 +165,29 @@ def nurseries(module: Module) -> Iterator[Finding]:
 
     Own is: a nursery opened by `async with` in the same function or in one that lexically contains it, and
     `self.nursery` or `self.<something>_nursery`, whose object opened it. All else is somebody else's, a parameter
-    first of all. `.start` counts only where the receiver is called a nursery, since many things have a `start`.
+    first of all. Many things have a `start`: it counts where the receiver is called or annotated as a nursery.
     """
     for node in ast.walk(module.tree):
         if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)):
             continue
-        starts = node.attr == "start_soon" or (node.attr == "start" and _name(node.value).endswith("nursery"))
+        starts = node.attr == "start_soon" or (node.attr == "start" and _is_nursery(module, node))
         if starts and not _is_own_nursery(module, node):
             yield Finding(node.lineno, "a task in a borrowed nursery")
+
+
+def _is_nursery(module: Module, use: ast.Attribute) -> bool:
+    name = _name(use.value)
+    annotated = {
+        argument.arg
+        for function in module.around(use)
+        for argument in _parameters(function)
+        if argument.annotation and re.search(r"\b(Nursery|TaskGroup)\b", ast.unparse(argument.annotation))
+    }
+    return name.endswith("nursery") or name in annotated
+
+
+def _parameters(function: Function) -> list[ast.arg]:
+    return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
 
 
 def _is_own_nursery(module: Module, use: ast.Attribute) -> bool:
@@ -182,8 +198,7 @@ def _is_own_nursery(module: Module, use: ast.Attribute) -> bool:
             for function in module.around(use):
                 if name in _opened_in(function):
                     return True
-                arguments = function.args
-                if name in {each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}:
+                if name in {argument.arg for argument in _parameters(function)}:
                     return False  # a parameter of this name hides the outer one
     return False
 
@@ -319,6 +334,8 @@ BAD = {
         "async def f(nursery):\n    nursery.start_soon(g)",
         "async def f(nursery):\n    await nursery.start(g)",
         "async def f(tg):\n    tg.start_soon(g)",
+        "async def f(faces: trio.Nursery):\n    await faces.start(g)",
+        "async def f(*, tasks: 'TaskGroup'):\n    await tasks.start(g)",
         "async def f(other):\n    other.nursery.start_soon(g)",
         "class A:\n    async def f(self):\n        self.app.nursery.start_soon(g)",
         "async def f(nursery):\n    spawn = nursery.start_soon",
@@ -358,6 +375,7 @@ GOOD = [
     ),
     "class A:\n    async def f(self):\n        self._call_nursery.start_soon(g)",
     "thread.start()",
+    "def f(thread: Thread):\n    thread.start()",
     "with suppress(OSError, trio.BrokenResourceError): ...",
     "x = 1\n" * (MAX_MODULE_LINES - 1),
     "async def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1),
