@@ -1,0 +1,106 @@
+"""What the tests of child lifetimes share: commands of the zoo, and an oracle that asks `/proc` alone.
+
+The oracle knows nothing of cookies, brands or groups: it finds processes by the mark in their command line, and zombies
+by their parent.
+"""
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from gateway.backends.children import Child, ChildCommand, open_child
+from gateway.backends.guard import ChildGuard
+from gateway.config import StopLadder
+
+ZOO = str(Path(__file__).with_name("zoo.py"))
+DRIVER = str(Path(__file__).with_name("driver.py"))
+ROOT = str(Path(__file__).parents[2])
+
+QUICK = StopLadder(close_stdin=0.2, terminate=0.2, kill=1.0)
+PATIENT = StopLadder(close_stdin=5.0, terminate=5.0, kill=2.0)
+
+
+def new_mark() -> str:
+    return f"zoo-{secrets.token_hex(8)}"
+
+
+def command(temper: str, mark: str, *args: str) -> ChildCommand:
+    return ChildCommand(
+        argv=(sys.executable, "-I", "-S", "-E", ZOO, temper, mark, *args), env={"PATH": os.environ["PATH"]}
+    )
+
+
+def marked(mark: str) -> list[int]:
+    """The living processes with this mark in their command line (a zombie has none)."""
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark.encode() in Path("/proc", name, "cmdline").read_bytes():
+                    found.append(int(name))
+    return found
+
+
+def zombies(parent: int) -> list[int]:
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+                if fields[0] == b"Z" and int(fields[1]) == parent:
+                    found.append(int(name))
+    return found
+
+
+async def ended(pid: int) -> None:
+    """Return when this process has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+
+
+async def all_ended(mark: str) -> None:
+    """Return when nobody has the mark any more; the caller bounds it."""
+    while pids := marked(mark):
+        for pid in pids:
+            await ended(pid)
+
+
+async def read_line(stream: trio.lowlevel.FdStream) -> str:
+    """Exactly one line: what comes later is left in the pipe."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = await stream.receive_some(1)
+        assert byte, f"the end after {line!r}"
+        line += byte
+    return line.decode().strip()
+
+
+@asynccontextmanager
+async def ready_child(
+    temper: str, mark: str, *args: str, guard: ChildGuard, ladder: StopLadder = QUICK
+) -> AsyncGenerator[Child]:
+    async with open_child(command(temper, mark, *args), ladder=ladder, guard=guard, backend=temper) as child:
+        assert await read_line(child.stdout) == "ready"
+        yield child
+
+
+@contextlib.contextmanager
+def nothing_left(mark: str) -> Generator[None]:
+    """No process, zombie or descriptor more than before."""
+    fds, dead = len(os.listdir("/proc/self/fd")), zombies(os.getpid())
+    yield  # ruff: ignore[fallible-context-manager] - a test that failed already need not hear the same again
+    assert marked(mark) == []
+    assert zombies(os.getpid()) == dead
+    assert len(os.listdir("/proc/self/fd")) == fds

@@ -1,0 +1,196 @@
+"""The grid: children of every temper x every way in which they, or their gateway, may come to an end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from gateway.backends.guard import open_guard
+from gateway.config import StopLadder
+from tests.children.support import (
+    DRIVER,
+    PATIENT,
+    QUICK,
+    all_ended,
+    ended,
+    marked,
+    new_mark,
+    nothing_left,
+    read_line,
+    ready_child,
+)
+from tests.children.zoo import TEMPERS
+
+LADDERS = {"flusher": PATIENT, "echo": PATIENT}
+EXITS = {
+    "echo": "exited with status 0",
+    "ignores_eof": "was killed by SIGTERM",
+    "ignores_term": "was killed by SIGKILL",
+    "grandchild_pipes": "exited with status 0",
+    "daemon": "exited with status 0",
+    "stubborn_daemon": "exited with status 0",
+    "scrubbed_daemon": "exited with status 0",
+    "shell": "was killed by SIGTERM",
+    "stopped": "was killed by SIGTERM",
+    "flusher": "exited with status 0",
+    "forker": "was killed by SIGKILL",
+    "hopper": "exited with status 0",
+}
+
+
+def bound(ladder: StopLadder) -> float:
+    return ladder.close_stdin + ladder.terminate + ladder.kill + 1
+
+
+@pytest.mark.parametrize("subreaper", [True, False], ids=["subreaper", "embedded"])
+@pytest.mark.parametrize("temper", TEMPERS)
+async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) -> None:
+    mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=subreaper) as guard:
+            async with ready_child(temper, mark, guard=guard, ladder=ladder) as child:
+                assert child.pid in marked(mark)
+                began = time.monotonic()
+            assert marked(mark) == []
+            assert time.monotonic() - began < bound(QUICK)
+            assert child.describe_exit() == EXITS[temper]
+            assert await child.wait() == child.returncode
+            assert guard.snapshot() == ()
+
+
+@pytest.mark.parametrize("temper", TEMPERS)
+async def test_cancellation_ends_everybody(temper: str) -> None:
+    mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard:
+            with trio.CancelScope() as scope:
+                async with ready_child(temper, mark, guard=guard, ladder=ladder):
+                    scope.cancel()
+                    await trio.sleep_forever()
+            assert scope.cancelled_caught
+            assert marked(mark) == []
+
+
+async def test_an_exception_ends_everybody_and_passes() -> None:
+    mark = new_mark()
+    raised = pytest.RaisesGroup(pytest.RaisesExc(KeyError, match="a bug"), flatten_subgroups=True)
+    with trio.fail_after(20), nothing_left(mark), raised:
+        async with open_guard(subreaper=True) as guard, ready_child("daemon", mark, guard=guard):
+            raise KeyError("a bug")
+
+
+@asynccontextmanager
+async def driver(mark: str, tempers: list[str]) -> AsyncGenerator[tuple[subprocess.Popen[bytes], int]]:
+    """A gateway in a session of its own, and its sentinel's pid; nobody of either is left behind by a failing test."""
+    process = subprocess.Popen(  # ruff: ignore[create-subprocess-in-async-function] - trio's would be reaped by trio
+        [sys.executable, DRIVER, f"mark={mark}", *tempers],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        bufsize=0,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    out = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+    try:
+        hello = json.loads(await read_line(out))
+        yield process, hello["sentinel"]
+    finally:
+        out.close()
+        process.stdin.close()
+        process.stdout.close()
+        process.kill()
+        process.wait()
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_gateway(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def terminate_then_kill_group(process: subprocess.Popen[bytes]) -> None:
+    """What a service manager does: the sentinel must not heed the first."""
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ending", [kill_gateway, kill_group, terminate_then_kill_group])
+async def test_a_killed_gateway_takes_everybody_with_it(ending) -> None:
+    mark = new_mark()
+    with trio.fail_after(30):
+        async with driver(mark, [t for t in TEMPERS if t != "flusher"] + ["echo"] * 3) as (process, sentinel):
+            assert len(marked(mark)) > len(TEMPERS)
+            ending(process)
+            with trio.fail_after(bound(QUICK)):
+                await all_ended(mark)
+            await ended(sentinel)
+            assert marked(mark) == []
+
+
+async def test_well_behaved_children_need_no_sentinel_to_go() -> None:
+    """The gateway held the only write end of each child's stdin, so its death alone is their end of input."""
+    mark = new_mark()
+    with trio.fail_after(20):
+        async with driver(mark, ["echo"] * 10) as (process, sentinel):
+            os.kill(sentinel, signal.SIGSTOP)
+            process.kill()
+            with trio.fail_after(1):
+                await all_ended(mark)
+            os.kill(sentinel, signal.SIGCONT)
+            await ended(sentinel)
+
+
+async def test_the_end_of_input_stops_a_gateway_with_everybody() -> None:
+    mark = new_mark()
+    with trio.fail_after(20):
+        async with driver(mark, ["echo", "daemon", "shell", "ignores_term"]) as (process, sentinel):
+            assert process.stdin is not None
+            process.stdin.close()
+            await ended(process.pid)
+            assert process.wait() == 0
+            assert marked(mark) == []
+            await ended(sentinel)
+
+
+async def test_hurry_skips_all_grace() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
+            async with (
+                ready_child("ignores_term", mark, guard=guard, ladder=PATIENT),
+                ready_child("stubborn_daemon", mark, guard=guard, ladder=PATIENT),
+            ):
+                nursery.start_soon(guard.hurried.wait)
+                began = time.monotonic()
+                guard.hurry()
+            assert marked(mark) == []
+            assert time.monotonic() - began < 2
+
+
+async def test_hurry_cuts_a_running_ladder_short() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
+
+            async def hold(*, task_status: trio.TaskStatus[None]) -> None:
+                async with ready_child("ignores_eof", mark, guard=guard, ladder=PATIENT) as child:
+                    task_status.started()
+                assert child.describe_exit() == "was killed by SIGKILL"
+
+            began = time.monotonic()
+            await nursery.start(hold)
+            await trio.testing.wait_all_tasks_blocked()
+            guard.hurry()
+        assert time.monotonic() - began < 3

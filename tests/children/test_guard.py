@@ -1,0 +1,373 @@
+"""The guard: its sentinel, its zombies, its descriptors, and children that are started and cancelled at any moment."""
+
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from gateway.backends import children, descendants, spawning
+from gateway.backends.children import Child, ChildCommand, open_child
+from gateway.backends.guard import ChildGuard, open_guard
+from gateway.errors import BackendUnavailable
+from tests.children.support import (
+    PATIENT,
+    QUICK,
+    ROOT,
+    all_ended,
+    command,
+    ended,
+    marked,
+    new_mark,
+    nothing_left,
+    read_line,
+    ready_child,
+    zombies,
+)
+
+
+async def until(happens, *, bound: float = 10) -> None:
+    """Poll a fact about other processes that nothing announces."""
+    with trio.fail_after(bound):
+        while not happens():  # ruff: ignore[async-busy-wait]
+            await trio.sleep(0.01)
+
+
+def facts(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(":", 1) for line in lines)
+
+
+# The sentinel.
+
+
+async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(caplog) -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
+            first = guard.sentinel_pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: guard.sentinel_pid not in {None, first})
+            assert "the sentinel died (-9); starting another" in caplog.text
+            assert guard._roster()[1]["pid"] == guard.snapshot()[0].pid
+
+
+async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("gateway.backends.sentinel_link.STUCK_AFTER", 0.1)
+    monkeypatch.setattr("gateway.backends.sentinel_link.PIPE_SIZE", 4096)
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
+            first = guard.sentinel_pid
+            assert first is not None
+            os.kill(first, signal.SIGSTOP)
+            for _ in range(100):
+                guard._tell({"op": "nothing", "padding": "x" * 100})
+            await until(lambda: guard.sentinel_pid not in {None, first})
+            assert "the sentinel does not read (-9)" in caplog.text
+
+
+async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypatch, tmp_path, caplog) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit(7)")
+    monkeypatch.setattr("gateway.backends.sentinel_link.PROGRAM", broken)
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
+            await until(lambda: caplog.text.count("the sentinel died (7)") >= 3)
+            assert caplog.text.count("the sentinel died") <= 4
+
+
+async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, caplog) -> None:
+    def fail() -> None:
+        raise FileNotFoundError("no python here")
+
+    monkeypatch.setattr("gateway.backends.sentinel_link._spawn_sentinel", fail)
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
+            assert guard.sentinel_pid is None
+            assert "cannot start the sentinel" in caplog.text
+            monkeypatch.undo()
+            await until(lambda: guard.sentinel_pid is not None)
+
+
+async def test_the_sentinel_is_small_and_alone() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard:
+            assert guard.sentinel_pid is None, "no child, no sentinel"
+            async with ready_child("daemon", mark, guard=guard):
+                pid = guard.sentinel_pid
+                assert pid is not None
+                # pipe, two times /dev/null, the pidfd of the gateway
+                await until(lambda: sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3"])
+                status = facts(pid)
+                assert int(status["VmHWM"].split()[0]) <= 12 * 1024
+                assert os.getsid(pid) == pid
+                assert os.readlink(f"/proc/{pid}/cwd") == "/"
+                ignored = int(status["SigIgn"], 16)
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    assert ignored >> (number - 1) & 1
+            assert guard.sentinel_pid == pid, "it is not among what the ladder ends"
+
+
+# Zombies and exit codes.
+
+
+async def test_adopted_orphans_that_exit_leave_no_zombie_while_their_backend_lives() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("briefly", mark, "0.3", guard=guard):
+            await until(lambda: len(zombies(os.getpid())) >= 1)
+            await until(lambda: zombies(os.getpid()) == [], bound=5)
+            assert guard.snapshot()[0].descendants == ()
+
+
+async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() -> None:
+    """Reaping must not take the status of a child that dies while, or right after, it is spawned."""
+    mark, seen = new_mark(), {}
+
+    async def one(code: int, guard: ChildGuard) -> None:
+        argv = ("/bin/sh", "-c", f"(setsid sleep 0.0{code % 10} &) ; exit {code}", mark)
+        async with open_child(
+            ChildCommand(argv, {"PATH": "/usr/bin:/bin"}), ladder=QUICK, guard=guard, backend="x"
+        ) as c:
+            seen[code] = await c.wait()
+
+    with trio.fail_after(30), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, trio.open_nursery() as looking:
+
+            async def look_on() -> None:
+                while True:
+                    await guard.census()
+
+            looking.start_soon(look_on)
+            async with trio.open_nursery() as nursery:
+                for code in range(60):
+                    nursery.start_soon(one, code, guard)
+            looking.cancel_scope.cancel()
+        assert seen == {code: code for code in range(60)}
+
+
+async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn(monkeypatch) -> None:
+    monkeypatch.setattr("gateway.backends.guard.STRANGER_PATIENCE", 0.0)
+    with trio.fail_after(20):
+        async with open_guard(subreaper=True, sentinel=False) as guard:
+            pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
+            await ended(pid)
+            family = guard.enroll("being spawned", QUICK)
+            await guard.census()
+            await guard.census()
+            assert pid in zombies(os.getpid())
+            guard.dismiss(family, spawned=False)
+            await guard.census()
+            assert pid not in zombies(os.getpid())
+
+
+async def test_the_status_survives_the_end_of_the_context() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=False) as guard:
+            async with open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x") as child:
+                assert await child.wait() == 3
+                assert child.returncode == 3
+            assert (await child.wait(), child.describe_exit()) == (3, "exited with status 3")
+
+
+async def test_a_status_taken_by_others_is_said_to_be(caplog) -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=False) as guard:
+            exits = open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x")
+            async with exits as child:
+                await trio.to_thread.run_sync(os.waitpid, child.pid, 0)
+                assert await child.wait() == children.STATUS_TAKEN
+                assert "was taken by other code" in caplog.text
+
+
+# What is there.
+
+
+async def test_snapshot_names_the_descendants() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("daemon", mark, guard=guard) as child:
+            await guard.census()
+            (report,) = guard.snapshot()
+            assert (report.backend, report.pid) == ("daemon", child.pid)
+            assert abs(report.started_at - time.time()) < 5
+            assert set(report.descendants) == set(marked(mark)) - {child.pid}
+            assert len(report.descendants) == 1
+
+
+async def test_the_periodic_look_finds_descendants_unasked() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard, ready_child("grandchild_pipes", mark, guard=guard):
+            await until(lambda: guard.snapshot()[0].descendants != (), bound=3)
+
+
+# Starting.
+
+
+@pytest.mark.parametrize(
+    ("argv", "cwd", "says"),
+    [
+        (("no-such-program",), None, r"command 'no-such-program' not found \(looked on PATH=/usr/bin:/bin\)"),
+        (("/no/such/program",), None, r"command '/no/such/program' not found \(a path"),
+        (("{tmp}/plain",), None, r"command '.*plain' may not be executed"),
+        (("cat",), "/no/such/place", r"working directory '/no/such/place' does not exist"),
+        (("cat",), "/etc/hostname", r"working directory '/etc/hostname' is not a directory"),
+        ((), None, "the command is empty"),
+        (("cat", "a\0b"), None, "null byte"),
+        (("{tmp}/script",), None, r"interpreter in the first line of '.*script'"),
+        (("{tmp}/garbage",), None, "no program for this system"),
+    ],
+)
+async def test_what_cannot_start_says_why(argv, cwd, says, tmp_path) -> None:
+    for name, mode, text in (
+        ("script", 0o755, "#!/no/such/interpreter\n"),
+        ("garbage", 0o755, "hi"),
+        ("plain", 0o644, ""),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    wanted = ChildCommand(tuple(arg.format(tmp=tmp_path) for arg in argv), {"PATH": "/usr/bin:/bin"}, cwd)
+    with trio.fail_after(20), nothing_left(new_mark()):
+        async with open_guard(subreaper=False) as guard:
+            with pytest.raises(BackendUnavailable, match=f"backend 'broken' cannot start: .*{says}"):
+                async with open_child(wanted, ladder=QUICK, guard=guard, backend="broken"):
+                    pytest.fail("it started")
+            assert guard.snapshot() == ()
+
+
+async def test_a_child_has_three_descriptors_and_its_own_session() -> None:
+    mark = new_mark()
+    with trio.fail_after(20), nothing_left(mark):
+        async with (
+            open_guard(subreaper=False) as guard,
+            ready_child("echo", mark, guard=guard) as first,
+            ready_child("echo", mark, guard=guard) as second,
+        ):
+            for child in (first, second):
+                assert sorted(os.listdir(f"/proc/{child.pid}/fd")) == ["0", "1", "2"]
+                assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
+
+
+async def test_the_raised_limit_of_open_files_is_the_gateways_alone(monkeypatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(spawning, "_children_nofile", None)
+    mark = new_mark()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        assert spawning.raise_nofile_limit() == (300, min(before[1], 65536))
+        assert spawning.raise_nofile_limit() == (min(before[1], 65536),) * 2
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(before[1], 65536), before[1])
+        with trio.fail_after(20), nothing_left(mark):
+            async with open_guard(subreaper=False) as guard:
+                limits = open_child(command("limits", mark), ladder=QUICK, guard=guard, backend="x")
+                async with limits as child:
+                    assert await read_line(child.stdout) == f"300 {before[1]} [0, 1, 2]"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_cancelled_at_any_moment_nothing_is_left() -> None:
+    """Before, while and after the thread forks; in the handshake; while the ladder runs."""
+    mark, rng = new_mark(), random.Random(7)
+
+    async def one(guard: ChildGuard, after: float) -> None:
+        with trio.move_on_after(after):
+            async with open_child(command("echo", mark), ladder=PATIENT, guard=guard, backend="x") as child:
+                await read_line(child.stdout)
+                await trio.sleep(0.002)
+
+    with trio.fail_after(60), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard:
+            for _ in range(15):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(8):
+                        nursery.start_soon(one, guard, rng.choice([0.0, 0.001, 0.003, 0.01, 0.03]) * rng.random() * 2)
+            assert marked(mark) == []
+            assert guard.snapshot() == ()
+            assert guard._spawning == 0
+
+
+async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
+    mark = new_mark()
+    argv = ("/bin/cat", "-")
+
+    async def batch(guard: ChildGuard, count: int) -> None:
+        async def one() -> None:
+            async with open_child(ChildCommand(argv, {}), ladder=PATIENT, guard=guard, backend="x") as child:
+                await child.stdin.send_all(b"hello\n")
+                assert await read_line(child.stdout) == "hello"
+
+        for _ in range(count // 10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(one)
+
+    def held() -> tuple[int, int, int]:
+        return (
+            len(os.listdir("/proc/self/fd")),
+            threading.active_count(),
+            trio.lowlevel.current_statistics().tasks_living,
+        )
+
+    with trio.fail_after(60), nothing_left(mark):
+        async with open_guard(subreaper=True) as guard:
+            await batch(guard, 50)
+            before = held()
+            await batch(guard, 500)
+            after = held()
+            assert after[0] == before[0]
+            assert after[1] <= before[1] + 1
+            assert after[2] == before[2]
+            assert guard._wards == {}
+
+
+# Where there is no /proc.
+
+
+@pytest.mark.parametrize("temper", ["echo", "ignores_eof", "ignores_term", "grandchild_pipes", "shell"])
+async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeypatch) -> None:
+    monkeypatch.setattr(descendants, "CAN_SCAN", False)
+    monkeypatch.setattr(spawning, "open_pidfd", lambda _: -1)
+    monkeypatch.setattr(children, "open_pidfd", lambda _: -1)
+    mark = new_mark()
+    with trio.fail_after(20):
+        async with open_guard(subreaper=False) as guard:
+            async with ready_child(temper, mark, guard=guard):
+                pass
+            await all_ended(mark)
+
+
+def test_importing_the_room_starts_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, trio; before = set(sys.modules); import gateway.backends.children, gateway.backends.guard;"
+        "print([m for m in ('ctypes', 'mcp', 'anyio', 'fcntl') if m in set(sys.modules) - before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_seen(caplog) -> None:
+    caplog.set_level(logging.DEBUG, logger="gateway.children")
+
+
+def test_describe_exit_of_unknown_signals() -> None:
+    child = object.__new__(Child)
+    child._status = -40
+    assert child.describe_exit() == "was killed by signal 40"
