@@ -1,13 +1,15 @@
 """The yardstick: stock Hypercorn on trio and an ASGI app that reads the body and answers a constant.
 
 `python -m benchmarks.bare` serves on a free port of 127.0.0.1, names it on stderr as the gateway does, and ends on
-SIGTERM. Nothing an MCP server on this stack does can be faster than this.
+SIGTERM. With `--own` the gateway's HTTP server, which overrides parts of Hypercorn, serves the same app instead: that
+tells what the server makes up for, and what the rest of the gateway costs.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 
 import trio
 from hypercorn.config import Config
@@ -27,18 +29,28 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": CONSTANT})
 
 
-async def main():
+def choose(own, signals):
+    """What serves: a function of app and config for `nursery.start`."""
+    if not own:
+        return serve
+    from gateway.frontends.hypercorn_override import serve_http
+
+    return partial(serve_http, shutdown_trigger=lambda: anext(signals))
+
+
+async def main(own):
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.errorlog = None
     config.keep_alive_max_requests = 1 << 40  # else every thousandth request costs a new connection
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            (address,) = await nursery.start(lambda task_status: serve(app, config, task_status=task_status))
+            (address,) = await nursery.start(choose(own, signals), app, config)
             print(f"listening on {address}/mcp", file=sys.stderr, flush=True)
-            await anext(signals)
-            nursery.cancel_scope.cancel()
+            if not own:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, "--own" in sys.argv)

@@ -1,10 +1,10 @@
 """Question: what does a tool call through the gateway cost, over HTTP and over stdio?
 
-Method: in each round one after the other the bare app (`bare.py`), the gateway over HTTP (legacy and modern, 1 and 16
-connections), the backend called directly over its pipes, and the gateway in stdio mode before the same backend (1 and
-16 calls under way). Every answer is checked. Ratios and differences are taken within a round; told are their median
-and range. Unit: calls per second, milliseconds. The backend is the stdlib echo, so that the gateway's own cost shows,
-unless told otherwise.
+Method: in each round one after the other the bare app on stock Hypercorn (`bare.py`), told besides the same app on the
+gateway's own HTTP server, the gateway over HTTP (legacy and modern, 1 and 16 connections), the backend called directly
+over its pipes, and the gateway in stdio mode before the same backend (1 and 16 calls under way). Every answer is
+checked. Ratios and differences are taken within a round; told are their median and range. Unit: calls per second,
+milliseconds. The backend is the stdlib echo, so that the gateway's own cost shows, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -42,23 +42,26 @@ def run(options):
     with (
         config_file(config_of({"echo": command})) as config,
         serving_bare() as bare,
+        serving_bare("--own") as own,
         serving_gateway({"echo": command}) as gateway,
     ):
         gateway.wait_ready(1)
-        steps = make_steps(bare.port, gateway.port, command, gateway_command(config, "stdio"), options)
+        steps = make_steps((bare.port, own.port, gateway.port), command, gateway_command(config, "stdio"), options)
         for _ in range(rounds):
             for name, spec in steps.items():
                 results.setdefault(name, []).append(load(seconds=seconds, **spec))
     return make_claims(results, options), make_details(results)
 
 
-def make_steps(bare_port, gateway_port, command, stdio_gateway, options):
+def make_steps(ports, command, stdio_gateway, options):
     """Name of a step -> spec for the load generator; a name is (who, era, calls under way)."""
     steps = {}
+    bare_port, own_port, gateway_port = ports
     for calls in (1, MANY):
         for era in ("legacy", "modern"):
             http = {"kind": "http", "era": era, "connections": calls, "tool": "echo.echo"}
             steps["bare HTTP", era, calls] = http | {"port": bare_port, "check": "constant"}
+            steps["bare, own HTTP", era, calls] = http | {"port": own_port, "check": "constant"}
             steps["gateway HTTP", era, calls] = http | {"port": gateway_port, "check": "echo"}
     direct_era = "modern" if options.backend == "echo" and options.backend_era == "modern" else "legacy"
     for calls in (1, MANY):

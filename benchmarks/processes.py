@@ -123,8 +123,8 @@ def serving_gateway(commands):
         yield server
 
 
-def serving_bare():
-    return serving([sys.executable, "-m", "benchmarks.bare"])
+def serving_bare(*args):
+    return serving([sys.executable, "-m", "benchmarks.bare", *args])
 
 
 def load(**spec):

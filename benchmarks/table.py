@@ -21,7 +21,7 @@ class Figure:
 
     def show(self, scale=1.0, digits=2):
         value, low, high = (f"{number * scale:,.{digits}f}" for number in (self.value, self.low, self.high))
-        return value if low == high else f"{value} ({low}-{high})"
+        return value if low == high else f"{value} ({low} to {high})"
 
 
 def ratios(above, below):
@@ -85,4 +85,4 @@ def report(question, machine, claims, *, details=None, as_json=False):
     print(f"# {question}\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()) + "\n")
     if details:
         print(details[0] + "\n")
-    print(render(["what", "figure (rounds from-to)", "unit", "wanted", ""], [claim.row() for claim in claims]))
+    print(render(["what", "figure (rounds)", "unit", "wanted", ""], [claim.row() for claim in claims]))

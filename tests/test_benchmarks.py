@@ -122,7 +122,7 @@ def test_ratios_are_taken_round_by_round():
     figure = table.ratios([15, 20, 40], [10, 40, 60])
     assert figure == table.Figure(2 / 3, 0.5, 1.5)
     assert table.differences([3, 5], [1, 1]) == table.Figure(3, 2, 4)
-    assert figure.show() == "0.67 (0.50-1.50)"
+    assert figure.show() == "0.67 (0.50 to 1.50)"
 
 
 @pytest.mark.parametrize(
