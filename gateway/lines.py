@@ -99,14 +99,13 @@ class Outbox:
     """A bounded buffer in front of a pipe. `post` never waits; `room` is where a poster is held back.
 
     One task, `run`, does the waiting. Where nothing is buffered and the pipe takes the bytes at once, `post` writes
-    itself and saves a task switch (`direct`); else all that is posted in one turn of the loop goes out in one write.
+    itself and saves a task switch; not `direct`, all that is posted in one turn of the loop goes out in one write.
     """
 
-    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES, direct: bool = True) -> None:
+    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES) -> None:
         self._stream = stream
         self._fd = stream.fileno()
         self._limit = limit
-        self._direct = direct
         self._parts: list[bytes] = []
         self._size = 0
         self._sending = False
@@ -119,11 +118,11 @@ class Outbox:
         """Bytes that wait."""
         return self._size
 
-    def post(self, data: bytes) -> None:
+    def post(self, data: bytes, *, direct: bool = True) -> None:
         """Add bytes that end in a newline. After the reader has gone they are dropped."""
         if self.broken:
             return
-        if self._direct and not self._parts and not self._sending:
+        if direct and not self._parts and not self._sending:
             data = self._write_now(data)
             if not data:
                 return

@@ -166,9 +166,8 @@ def _check(arguments: argparse.Namespace) -> int:
         elif server.command is not None:
             print(f"{server.name}: stdio, runs {' '.join([server.command, *server.args])}")
         else:
-            print(
-                f"{server.name}: {server.transport or 'streamable-http or sse (probed)'}, connects to {server.public_url}"
-            )
+            how = server.transport or "streamable-http or sse (probed)"
+            print(f"{server.name}: {how}, connects to {server.public_url}")
     print(f"{arguments.config}: ok, {len(config.servers)} servers")
     return OK
 
