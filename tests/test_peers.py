@@ -134,6 +134,13 @@ async def test_hang_leaves_other_requests_alone():
         assert text_of(await client.call_tool("echo", {"text": "well"})) == "well"
 
 
+async def test_a_legacy_server_may_meet_discover_with_silence():
+    async with Peer("echo_server.py", "--hang", "discover") as client:
+        await client.start("server/discover")
+        assert (await client.initialize())["protocolVersion"]
+        assert client.arrived == []
+
+
 async def go(client, **arguments):
     return await client.start("tools/call", {"name": "go", "arguments": arguments})
 

@@ -130,9 +130,9 @@ class Server:
 
     def handle_request(self, message, method, params):
         """The result; None when a thread answers later, or nobody ever."""
-        modern = self.check_era(method, params)
         if self.hangs(method):
             return None
+        modern = self.check_era(method, params)
         handler = self.methods.get(method)
         if handler is None:
             raise RpcError(-32601, "Method not found", {"method": method})
@@ -322,7 +322,7 @@ def make_parser():
     parser.add_argument(
         "--hang",
         choices=["initialize", "discover", "list", "call"],
-        help="which request is never answered (initialize includes server/discover, where the era has it)",
+        help="the request never answered (initialize: server/discover too, if the era has it; discover: in every era)",
     )
     return parser
 
