@@ -190,7 +190,10 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
     """
     data = bytes(span)
     if b"\n" in data or b"\r" in data:
-        return msgspec.json.format(data, indent=-1)
+        try:
+            return msgspec.json.format(data, indent=-1)
+        except RecursionError:  # called from further down the stack than where it was decoded
+            return data.translate(None, b"\r\n")
     return data
 
 

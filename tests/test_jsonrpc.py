@@ -1,0 +1,206 @@
+"""Envelopes: what comes out is what went in, on one line, and hostile bytes raise nothing but `Malformed`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import jsonrpc
+from gateway.jsonrpc import ABSENT, Malformed
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+ids = texts | st.integers(-(2**70), 2**70)
+
+
+def pretty(value: object, newline: str = "\n") -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", newline).encode()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_members_stay_as_they_were_written() -> None:
+    message = jsonrpc.decode(
+        b'{"jsonrpc":"2.0","id":"7","method":"a/b","params":{"x" : 1.0e5, "\\u0041":null}, "new":1}'
+    )
+    assert (message.id, message.method) == ("7", "a/b")
+    assert bytes(message.params) == b'{"x" : 1.0e5, "\\u0041":null}'
+    assert message.result is ABSENT
+    assert message.error is ABSENT
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "request_id"),
+    [
+        (b"", jsonrpc.PARSE_ERROR, None),
+        (b"hello", jsonrpc.PARSE_ERROR, None),
+        (b'{"jsonrpc":"2.0","id":5,"method":"x",', jsonrpc.PARSE_ERROR, 5),
+        (b'{"id":5,"result":{"a":NaN}}', jsonrpc.PARSE_ERROR, 5),
+        (b'{"id":"five","result":{"a":"\\ud800"}}', jsonrpc.PARSE_ERROR, "five"),
+        (b'{"jsonrpc":"2.0","result":{"a":"\xff"},"id":5}', jsonrpc.PARSE_ERROR, 5),
+        (b'{"result":{"a":"\xff"},"id":-5,"jsonrpc":"2.0"}\r', jsonrpc.PARSE_ERROR, -5),
+        (b'{"method":"x","params":{"id":3,"a":NaN}}', jsonrpc.PARSE_ERROR, None),  # that id is not the message's
+        (b'{"id":1,"result":{"a":"x\ny"}}', jsonrpc.PARSE_ERROR, 1),  # a bare newline in a string would break framing
+        (b"[]", jsonrpc.INVALID_REQUEST, None),
+        (b"7", jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":1.5,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":true,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":[1],"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":null,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":4,"method":4}', jsonrpc.INVALID_REQUEST, 4),
+        (b'{"id":' + b"1" * 5000 + b',"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":6,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}", jsonrpc.PARSE_ERROR, 6),
+    ],
+)
+def test_what_is_no_message_is_refused_and_its_id_recovered(data: bytes, code: int, request_id: object) -> None:
+    with pytest.raises(Malformed) as caught:
+        jsonrpc.decode(data)
+    assert (caught.value.code, caught.value.id) == (code, request_id)
+
+
+def test_an_error_without_an_id_is_a_message() -> None:
+    assert jsonrpc.decode(b'{"id":null,"error":{"code":1}}').id is None
+
+
+@given(st.binary(max_size=60) | st.text('{}[]":,0123456789.eE-+\\ud8idmethoresult \n').map(str.encode))
+def test_decode_raises_nothing_but_malformed(data: bytes) -> None:
+    try:
+        jsonrpc.decode(data)
+    except Malformed:
+        pass
+
+
+@given(ids, values)
+def test_recover_id_finds_what_decode_would_have_found(request_id: int | str, value: object) -> None:
+    encoded = jsonrpc.response(request_id, jsonrpc.encode(value))
+    assert jsonrpc.recover_id(encoded) == request_id
+    assert jsonrpc.recover_id(encoded[:-1] + b"garbage") == request_id
+    last = b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (jsonrpc.encode(value), jsonrpc.encode(request_id))
+    assert jsonrpc.recover_id(last) == request_id
+
+
+def test_recover_id_looks_at_the_ends_only() -> None:
+    filler = b"x" * jsonrpc.EDGE_BYTES
+    assert jsonrpc.recover_id(b'{"a":"' + filler + b'","id":5,"b":"' + filler) is None
+    assert jsonrpc.recover_id(b'{"a":"' + filler + filler + b'","id":5}') == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"[1,{}]", [b"1", b"{}"]),
+        (b' [{"id":1, "a":2}]', [b'{"id":1, "a":2}']),
+    ],
+)
+def test_a_batch_is_split(data: bytes, expected: list[bytes]) -> None:
+    assert jsonrpc.is_batch(data)
+    assert jsonrpc.decode_batch(data, most=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"[]", jsonrpc.INVALID_REQUEST),
+        (b"[1,2,3]", jsonrpc.INVALID_REQUEST),
+        (b"[1,", jsonrpc.PARSE_ERROR),
+        (b'["\xff"]', jsonrpc.PARSE_ERROR),
+        (b"{}", jsonrpc.PARSE_ERROR),
+    ],
+)
+def test_a_bad_batch_is_refused(data: bytes, code: int) -> None:
+    with pytest.raises(Malformed) as caught:
+        jsonrpc.decode_batch(data, most=2)
+    assert caught.value.code == code
+
+
+def test_small_decoders_raise_value_error_only() -> None:
+    for decoder in (jsonrpc.decode_object, jsonrpc.decode_array, jsonrpc.decode_string, jsonrpc.decode_id):
+        for data in (b"null", b"1.5", b"", b"nope", b'"\xff"', b"[" * 100_000):
+            with pytest.raises(ValueError, match=r"."):
+                decoder(data)
+    assert jsonrpc.decode_object(ABSENT) == {}
+
+
+def test_members_of_an_object_keep_their_order() -> None:
+    members = jsonrpc.decode_object(b'{"b":1,"a":{"z":1, "y":2},"c":null}')
+    assert {name: bytes(span) for name, span in members.items()} == {"b": b"1", "a": b'{"z":1, "y":2}', "c": b"null"}
+    assert list(members) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message", "kept"),
+    [
+        (b'{"code":-32000,"message":"no","data":{"a":null}}', -32000, "no", b'{"a":null}'),
+        (b'{"code":5}', 5, "", b""),
+        (b'"no"', -32603, "the server sent an error without code and message", b'"no"'),
+        (b'{"code":"x"}', -32603, "the server sent an error without code and message", b'{"code":"x"}'),
+    ],
+)
+def test_errors_are_read(data: bytes, code: int, message: str, kept: bytes) -> None:
+    body = jsonrpc.decode_error(msgspec.Raw(data))
+    assert (body.code, body.message, bytes(body.data)) == (code, message, kept)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@given(values, st.sampled_from(["\n", "\r\n", "\r"]))
+def test_one_line_keeps_the_value(value: object, newline: str) -> None:
+    line = jsonrpc.one_line(pretty(value, newline))
+    assert b"\n" not in line
+    assert b"\r" not in line
+    assert json.loads(line) == value
+
+
+def test_one_line_touches_nothing_that_is_on_one_line() -> None:
+    span = b'{"a" : 1.00,  "b":"\\u00e9\\n"}'
+    assert jsonrpc.one_line(span) == span
+    assert json.loads(jsonrpc.one_line(b'{"a":\n1.00,"b":"\\u00e9\\n"}')) == json.loads(span)
+    assert b"1.00" in jsonrpc.one_line(b'{"a":\n1.00}')
+
+
+def test_one_line_takes_any_depth() -> None:
+    # What one place could still decode may be too deep for a place that is called from further down.
+    depth = sys.getrecursionlimit() + 200
+    line = jsonrpc.one_line(b"[" * depth + b"\r\n" + b"]" * depth)
+    assert line == b"[" * depth + b"]" * depth
+
+
+@given(ids, texts, values)
+def test_what_is_written_can_be_read(request_id: int | str, method: str, value: object) -> None:
+    span = pretty(value)
+    sent = {
+        "request": jsonrpc.request(request_id, method, span),
+        "notification": jsonrpc.notification(method, span),
+        "bare notification": jsonrpc.notification(method),
+        "response": jsonrpc.response(request_id, span),
+        "error": jsonrpc.error_response(request_id, -5, method, span),
+    }
+    for line in sent.values():
+        assert b"\n" not in line
+        assert b"\r" not in line
+        jsonrpc.decode(line)
+    head = {"jsonrpc": "2.0", "id": request_id}
+    assert json.loads(sent["request"]) == {**head, "method": method, "params": value}
+    assert json.loads(sent["notification"]) == {"jsonrpc": "2.0", "method": method, "params": value}
+    assert json.loads(sent["bare notification"]) == {"jsonrpc": "2.0", "method": method}
+    assert json.loads(sent["response"]) == {**head, "result": value}
+    assert json.loads(sent["error"]) == {**head, "error": {"code": -5, "message": method, "data": value}}
+
+
+def test_an_error_to_nobody_has_a_null_id() -> None:
+    assert json.loads(jsonrpc.error_response(None, -32700, "no")) == {
+        "jsonrpc": "2.0",
+        "id": None,
+        "error": {"code": -32700, "message": "no"},
+    }
