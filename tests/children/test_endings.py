@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from gateway.backends.descendants import read_row
 from gateway.backends.guard import open_guard
 from gateway.config import StopLadder
 from tests.children.support import (
@@ -150,6 +151,43 @@ async def test_well_behaved_children_need_no_sentinel_to_go() -> None:
                 await all_ended(mark)
             os.kill(sentinel, signal.SIGCONT)
             await ended(sentinel)
+
+
+def sentinel_of(gateway: int, not_pid: int) -> int | None:
+    for pid in marked("backends/sentinel.py"):
+        row = read_row(pid)
+        if row is not None and row.ppid == gateway and pid != not_pid:
+            return pid
+    return None
+
+
+async def test_the_second_sentinel_does_what_the_first_would_have() -> None:
+    mark = new_mark()
+    with trio.fail_after(20):
+        async with driver(mark, ["ignores_term", "scrubbed_daemon"]) as (process, first):
+            os.kill(first, signal.SIGKILL)
+            while (second := sentinel_of(process.pid, first)) is None:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+            process.kill()
+            await all_ended(mark)
+            await ended(second)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08])
+async def test_a_gateway_killed_while_it_starts_children_leaves_none(delay: float) -> None:
+    mark = new_mark()
+    argv = [sys.executable, DRIVER, f"mark={mark}", *["ignores_term", "stubborn_daemon"] * 10]
+    with trio.fail_after(20):
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE)  # ruff: ignore[create-subprocess-in-async-function]
+        assert process.stdin is not None
+        while (sentinel := sentinel_of(process.pid, 0)) is None:  # ruff: ignore[async-busy-wait] - the first child comes after it
+            await trio.sleep(0.001)
+        await trio.sleep(delay)
+        process.kill()
+        process.stdin.close()
+        await trio.to_thread.run_sync(process.wait)
+        await ended(sentinel)
+        assert marked(mark) == []
 
 
 async def test_the_end_of_input_stops_a_gateway_with_everybody() -> None:
