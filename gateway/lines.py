@@ -78,9 +78,10 @@ class LineSplitter:
             return
         if self._head is None:
             joined = b"".join(self._parts)
-            self._head = (joined + data[:EDGE_BYTES])[:EDGE_BYTES]
+            self._head = joined[:EDGE_BYTES]
             self._tail = joined[-EDGE_BYTES:]
             self._parts.clear()
+        self._head += data[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
 
     def _finish(self) -> bytes | Overlong | None:

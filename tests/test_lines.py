@@ -1,0 +1,174 @@
+"""Lines: any cutting of the bytes gives the same lines, and a reader that stalls holds back only who posts more."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.jsonrpc import EDGE_BYTES
+from gateway.lines import LineSplitter, Outbox, Overlong
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SOON = 5.0  # seconds; nothing here waits for anything slow
+
+
+def split(chunks: list[bytes], most: int) -> list[bytes | Overlong]:
+    splitter = LineSplitter(most)
+    return [line for chunk in chunks for line in splitter.feed(chunk)]
+
+
+# -- LineSplitter ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lines", "unfinished"),
+    [
+        ([b"a\nb\n"], [b"a", b"b"], 0),
+        ([b"a", b"", b"b\nc"], [b"ab"], 1),
+        ([b"\n\n", b"\n", b"\r\n", b"a\n"], [b"a"], 0),
+        ([b"a\r\n"], [b"a\r"], 0),
+        ([b"12345\n123456\n12\n"], [b"12345", Overlong(b"123456", b"123456", 6), b"12"], 0),
+        ([b"123", b"456", b"789", b"\nok\n"], [Overlong(b"123456789", b"123456789", 9), b"ok"], 0),
+        ([b"1234567"], [], 7),
+    ],
+)
+def test_lines_are_cut(chunks: list[bytes], lines: list[bytes | Overlong], unfinished: int) -> None:
+    splitter = LineSplitter(5)
+    assert [line for chunk in chunks for line in splitter.feed(chunk)] == lines
+    assert splitter.unfinished == unfinished
+
+
+@given(
+    st.lists(st.sampled_from([b"\n", b"\r", b"a", b"bc", b"defgh", b"0123456789"]), max_size=20).map(b"".join),
+    st.lists(st.integers(0, 80), max_size=8),
+    st.integers(1, 12),
+)
+def test_any_chunking_gives_the_same_lines(data: bytes, cuts: list[int], most: int) -> None:
+    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    chunks = [data[start:end] for start, end in pairwise(edges)]
+    expected = [
+        Overlong(line, line, len(line)) if len(line) > most else line
+        for line in data.split(b"\n")[:-1]
+        if line not in {b"", b"\r"}
+    ]
+    assert split(chunks, most) == split([data], most) == expected
+
+
+def test_of_an_overlong_line_only_the_ends_are_held() -> None:
+    splitter = LineSplitter(EDGE_BYTES)
+    line = b"<" + b"x" * (10 * EDGE_BYTES) + b">"
+    for start in range(0, len(line), 10_000):
+        assert splitter.feed(line[start : start + 10_000]) == []
+        held = [value for value in vars(splitter).values() if isinstance(value, bytes)]
+        assert sum(map(len, held)) <= 2 * EDGE_BYTES
+    assert splitter.unfinished == len(line)
+    assert splitter.feed(b"\nnext\n") == [Overlong(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)), b"next"]
+    assert splitter.unfinished == 0
+
+
+# -- Outbox ------------------------------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """A real pipe whose writing end an outbox gets."""
+
+    def __init__(self) -> None:
+        read_fd, write_fd = os.pipe()
+        self.reader = trio.lowlevel.FdStream(read_fd)
+        self.writer = trio.lowlevel.FdStream(write_fd)
+
+    async def read(self, size: int) -> bytes:
+        data = b""
+        with trio.fail_after(SOON):
+            while len(data) < size:
+                part = await self.reader.receive_some(size - len(data))
+                assert part, "the pipe was closed"
+                data += bytes(part)
+        return data
+
+
+@pytest.fixture
+async def pipe() -> AsyncIterator[Pipe]:
+    made = Pipe()
+    yield made
+    await made.reader.aclose()
+    await made.writer.aclose()
+
+
+@pytest.mark.leak_check
+@pytest.mark.parametrize("direct", [True, False])
+async def test_lines_leave_in_their_order_and_whole(pipe: Pipe, direct: bool) -> None:
+    outbox = Outbox(pipe.writer)
+    lines = [b"%06d " % n + b"x" * (n % 700) + b"\n" for n in range(600)]  # more than a pipe holds
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        for line in lines:
+            outbox.post(line, direct=direct)
+        assert await pipe.read(sum(map(len, lines))) == b"".join(lines)
+        with trio.fail_after(SOON):
+            await outbox.drained()
+        assert outbox.size == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_direct_writes_without_the_task_while_there_is_room(pipe: Pipe) -> None:
+    outbox = Outbox(pipe.writer)
+    outbox.post(b"a\n")  # nobody runs the outbox
+    assert await pipe.read(2) == b"a\n"
+    outbox.post(b"b\n", direct=False)
+    outbox.post(b"c\n")  # must not overtake
+    assert outbox.size == 4
+
+
+async def test_a_stalled_reader_holds_back_posters_only(pipe: Pipe, autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock  # nobody reads, so the pipe plays no part in the waiting
+    outbox = Outbox(pipe.writer, limit=100_000)
+    line = b"x" * 9_999 + b"\n"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        while outbox.size < 100_000:
+            outbox.post(line)  # never waits
+        with trio.move_on_after(1000) as waiting:
+            await outbox.room()
+        assert waiting.cancelled_caught
+        outbox.post(line)
+        nursery.cancel_scope.cancel()
+
+
+async def test_reading_makes_room_again(pipe: Pipe) -> None:
+    outbox = Outbox(pipe.writer, limit=100_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        posted = 0
+        while outbox.size < 100_000:
+            outbox.post(b"x" * 9_999 + b"\n")
+            posted += 10_000
+        await pipe.read(posted)
+        with trio.fail_after(SOON):
+            await outbox.room()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) -> None:
+    outbox = Outbox(pipe.writer, limit=10)
+    await pipe.reader.aclose()
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.run)  # returns
+            outbox.post(b"a longer line than that\n", direct=direct)
+            await outbox.drained()
+            await outbox.room()
+    assert outbox.broken
+    size = outbox.size
+    outbox.post(b"more\n")
+    assert outbox.size == size
