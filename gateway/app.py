@@ -18,6 +18,7 @@ import trio
 
 import gateway
 from gateway import jsonrpc
+from gateway.admin.report import encode_report
 from gateway.backends.guard import open_guard
 from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
@@ -25,11 +26,13 @@ from gateway.eras.requests import Hop
 from gateway.errors import BackendUnavailable
 from gateway.frontends.answers import Answers
 from gateway.router import Router
+from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from gateway.backends.conversation import Listener
     from gateway.backends.guard import ChildGuard
@@ -52,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     path: str = "/mcp"
     stdin: int = 0
     stdout: int = 1
+    state_directory: Path | None = None
+    """Where last-good catalogs and the control socket are kept; None keeps nothing."""
 
 
 def make_opener(guard: ChildGuard, *, name: str) -> Opener:
@@ -73,7 +78,8 @@ class Gateway:
         self._options = options
         self._settings = config.gateway
         self._guard = guard
-        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name))
+        self._store = None if options.state_directory is None else Store(options.state_directory)
+        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name), self._store)
         self.router = Router(self.fleet)
         self._answers = Answers(self.router, config.gateway, gateway.__version__)
         self._stop = trio.Event()
@@ -84,8 +90,13 @@ class Gateway:
         async with trio.open_nursery() as services:
             services.start_soon(self._heed_signals)
             await services.start(self.fleet.run)
+            if self._store is not None:
+                services.start_soon(self._serve_control, self._store)
             async with trio.open_nursery() as faces:
-                await self._start_faces(faces, ready)
+                if "stdio" in self._options.transports:
+                    faces.start_soon(self._serve_stdio)
+                else:
+                    ready(await faces.start(self._make_http_face().run))
                 await self._stop.wait()
                 clean = await self.router.drain(self._settings.drain_grace)
                 self._closing.set()
@@ -95,21 +106,23 @@ class Gateway:
             services.cancel_scope.cancel(reason="everything has stopped")
         return clean
 
-    async def _start_faces(self, faces: trio.Nursery, ready: Callable[[str], None]) -> None:
-        if "stdio" in self._options.transports:
-            faces.start_soon(self._serve_stdio)  # house: a helper of run, which owns the nursery
-        else:
-            url = await faces.start(self._make_http_face().run)  # house: a helper of run, which owns the nursery
-            ready(url)
-
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace
 
         await StdioFace(self._answers, self._options.stdin, self._options.stdout, self._closing).run()
         self._stop.set()
 
+    async def _serve_control(self, store: Store) -> None:
+        from gateway.admin.control import serve_control
+
+        await serve_control(store, self._report)
+
+    async def _report(self) -> bytes:
+        await self._guard.census()
+        return encode_report(self.fleet, self._guard, transport=",".join(self._options.transports))
+
     def _make_http_face(self) -> Any:
-        from gateway.admin import make_admin_app
+        from gateway.admin.http import make_admin_app
         from gateway.frontends.http import HttpFace
 
         options = self._options

@@ -79,10 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(serve)
     serve.add_argument("--name", metavar="N", help="the name that clients see (default: gateway.name of the config)")
     serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], metavar="L")
+    _add_state(serve)
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="check a config file and say what it would start")
     check.add_argument("config", type=Path, metavar="FILE")
     check.set_defaults(run=_check)
+    ps = commands.add_parser("ps", help="show the running gateways' backends and their processes")
+    _add_state(ps)
+    ps.add_argument("--json", action="store_true", help="print the reports as JSON")
+    ps.set_defaults(run=_ps)
     demo = commands.add_parser("demo", help="try it: two built-in servers, one real client, one call")
     _add_address(demo)
     demo.set_defaults(run=_demo)
@@ -93,6 +98,22 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", default=8080, type=_port, metavar="P", help="port (default 8080; 0 picks a free one)")
     parser.add_argument("--streamable-http-path", default="/mcp", type=_path, metavar="PATH", help="default /mcp")
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where last-good catalogs and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"
+        " $XDG_STATE_HOME or ~/.local/state)",
+    )
+
+
+def _state_directory(arguments: argparse.Namespace) -> Path:
+    from gateway.store import default_directory
+
+    return arguments.state_dir or default_directory(os.environ)
 
 
 def _port(text: str) -> int:
@@ -152,6 +173,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         path=arguments.streamable_http_path,
         stdin=stdin,
         stdout=stdout,
+        state_directory=_state_directory(arguments),
     )
     with open_logging(arguments.log_level):
         clean = run(config, options, lambda url: _say(f"listening on {url}"))
@@ -169,6 +191,19 @@ def _check(arguments: argparse.Namespace) -> int:
             how = server.transport or "streamable-http or sse (probed)"
             print(f"{server.name}: {how}, connects to {server.public_url}")
     print(f"{arguments.config}: ok, {len(config.servers)} servers")
+    return OK
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    from gateway.cli.ps import ask_all, render
+
+    reports = ask_all(_state_directory(arguments))
+    if arguments.json:
+        import json
+
+        print(json.dumps(reports))
+    else:
+        print("\n\n".join(render(report) for report in reports) or "no gateway is running")
     return OK
 
 

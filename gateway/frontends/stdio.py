@@ -65,6 +65,7 @@ class StdioFace:
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
         self._batches = 0
+        self._nursery: trio.Nursery  # of the requests; opened and left by run
 
     async def run(self) -> None:
         """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered."""
@@ -72,11 +73,11 @@ class StdioFace:
             services.start_soon(self._write)
             services.start_soon(self._tell)
             services.start_soon(self._close_with_gateway)
-            async with trio.open_nursery() as requests_nursery:
+            async with trio.open_nursery() as self._nursery:
                 with self._reading:
-                    await self._read(requests_nursery)
+                    await self._read()
                 self._ending.set()
-                requests_nursery.cancel_scope.deadline = trio.current_time() + END_GRACE
+                self._nursery.cancel_scope.deadline = trio.current_time() + END_GRACE
             with trio.move_on_after(END_GRACE):
                 await self._outbox.drained()
             services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
@@ -90,19 +91,19 @@ class StdioFace:
         log.info("the client reads no more")
         self._reading.cancel(reason="nobody reads our answers")
 
-    async def _read(self, requests_nursery: trio.Nursery) -> None:
+    async def _read(self) -> None:
         splitter = LineSplitter(MAX_LINE_BYTES)
         async with open_stdin(self._stdin) as receive_some:
             while data := await receive_some():
                 for line in splitter.feed(data):
-                    self._take(line, requests_nursery)
+                    self._take(line)
                 await self._outbox.room()
 
     def _post(self, message: bytes) -> None:
         # One call at a time gains by an immediate write, many by one write for all that end in one turn of the loop.
         self._outbox.post(message + b"\n", direct=len(self._in_flight) < 2)
 
-    def _take(self, line: bytes | Overlong, requests_nursery: trio.Nursery) -> None:
+    def _take(self, line: bytes | Overlong) -> None:
         """Take in one line: answer it, or start the task that will."""
         if isinstance(line, Overlong):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
@@ -116,7 +117,7 @@ class StdioFace:
                 self._post(jsonrpc.error_response(None, jsonrpc.INTERNAL_ERROR, text))
                 return
             self._batches += 1
-            requests_nursery.start_soon(self._batch, line)  # house: the face's own nursery, opened in run
+            self._nursery.start_soon(self._batch, line)
             return
         try:
             message = jsonrpc.decode(line)
@@ -130,7 +131,7 @@ class StdioFace:
             elif message.method == "initialize" and not requests.is_modern(message):
                 self._post(self._initialize(message, message.id))  # at once: what follows it needs its session
             else:
-                requests_nursery.start_soon(self._request, message, scope)  # house: the face's own nursery
+                self._nursery.start_soon(self._request, message, scope)
 
     def _enter(self, request_id: Id) -> trio.CancelScope | bytes:
         """The scope in which a request runs, or the response that refuses it."""

@@ -8,13 +8,12 @@ rebuild, not a hundred.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
-from gateway.supervisor.states import LISTED
 from gateway.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -22,9 +21,13 @@ if TYPE_CHECKING:
 
     from gateway.backends.session import Opener
     from gateway.config import Config
+    from gateway.store import Store
     from gateway.supervisor.supervisor import Status
 
     ChangeListener = Callable[[frozenset[str]], None]
+
+KEEP_INTERVAL: Final = 1.0
+"""Seconds between two looks for catalogs to keep: a server that lists something new every moment costs one write."""
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -32,18 +35,22 @@ log = logging.getLogger("gateway.supervisor")
 class Fleet:
     """Implements `gateway.supervisor.supervisor.Upward` for every backend of one config."""
 
-    def __init__(self, config: Config, opener: Opener) -> None:
+    def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         settings = config.gateway
         self.settings = settings
         self._naming = Naming(settings.separator, settings.max_name_length)
+        self._store = store
         self._supervisors = {
-            name: Supervisor(server, opener, self) for name, server in config.servers.items() if not server.disabled
+            name: Supervisor(server, opener, self, last_good=None if store is None else store.load_catalog(server))
+            for name, server in config.servers.items()
+            if not server.disabled
         }
+        self._stale = any(one.listing is not None for one in self._supervisors.values())
+        self._kept = {name: one.listing for name, one in self._supervisors.items()}
         self._parts: dict[str, Part] = {}
         self._snapshot = Snapshot()
         self._announced = self._snapshot
         self._dirty = trio.Event()
-        self._stale = False
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + settings.start_grace
         self._stopped = trio.Event()
@@ -101,6 +108,8 @@ class Fleet:
         self._grace_over = trio.current_time() + self.settings.start_grace
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
+            if self._store is not None:
+                services.start_soon(self._keep, self._store)
             async with trio.open_nursery() as owners:
                 for supervisor in self._supervisors.values():
                     owners.start_soon(supervisor.run, name=f"supervisor of {supervisor.name}")
@@ -128,6 +137,20 @@ class Fleet:
                 for listener in tuple(self._listeners):
                     listener(features)
 
+    async def _keep(self, store: Store) -> None:
+        """Write what backends list to the state directory, in a thread, at most every `KEEP_INTERVAL` seconds."""
+        while True:
+            await trio.sleep(KEEP_INTERVAL)
+            for name, supervisor in self._supervisors.items():
+                listing = supervisor.listing
+                if listing is None or listing is self._kept[name]:
+                    continue
+                self._kept[name] = listing
+                try:
+                    await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing)
+                except OSError as exc:
+                    log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
+
     def _build(self) -> Snapshot:
         parts: list[Part] = []
         for name, supervisor in self._supervisors.items():
@@ -139,7 +162,7 @@ class Fleet:
                 part = make_part(name, supervisor.config.effective_namespace, listing, self._naming)
                 self._parts[name] = part
             parts.append(part)
-        listed = frozenset(name for name, one in self._supervisors.items() if one.state in LISTED)
+        listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
         snapshot = Snapshot(parts, listed=listed, naming=self._naming)
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:

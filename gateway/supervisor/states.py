@@ -1,10 +1,12 @@
 """The states of a backend, and the one table of what may follow what.
 
     stopped ──> starting ──> ready ──> backoff ──> starting ...
-                   │ └──> backoff / failed │
+       ^           │ └──> backoff / failed │
+       └── idle ── │ ─────────────── ready │
                    └────────> draining <───┘ ──> stopped
 
 `failed` is giving up on purpose, after quick failures in a row; a person (or, after a while, a call) kicks it.
+`stopped` is where a lazy or idle backend waits for its next call, and where every backend ends.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class State(enum.StrEnum):
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.STOPPED: frozenset({State.STARTING, State.DRAINING}),
     State.STARTING: frozenset({State.READY, State.BACKOFF, State.FAILED, State.DRAINING}),
-    State.READY: frozenset({State.BACKOFF, State.FAILED, State.DRAINING}),
+    State.READY: frozenset({State.BACKOFF, State.FAILED, State.STOPPED, State.DRAINING}),
     State.BACKOFF: frozenset({State.STARTING, State.DRAINING}),
     State.FAILED: frozenset({State.STARTING, State.DRAINING}),
     State.DRAINING: frozenset({State.STOPPED}),

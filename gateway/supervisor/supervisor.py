@@ -67,6 +67,7 @@ class Supervisor:
         opener: Opener,
         upward: Upward,
         *,
+        last_good: Listing | None = None,
         jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
     ) -> None:
         self.config = config
@@ -75,8 +76,8 @@ class Supervisor:
         self.since = now_iso()
         self.restarts = 0
         self.last_error: str | None = None
-        self.listing: Listing | None = None
-        """What the backend listed last; None if it never did."""
+        self.listing = last_good
+        """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
         self.settled = trio.Event()
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()
@@ -94,7 +95,7 @@ class Supervisor:
         self._first_wait = config.restart.initial_delay
         self._stale_features: set[str] = set()
         self._stale = trio.Event()
-        self._entered_at = trio.current_time()
+        self._entered_at = self._used_at = trio.current_time()
 
     # What other tasks may call. None of it waits.
 
@@ -105,12 +106,10 @@ class Supervisor:
             BackendUnavailable: the backend has failed, is stopped or draining.
             Busy: the queue is full.
         """
-        if self.state not in LISTED:
-            if self.state is State.STOPPED and not self._stopping.is_set():
-                self.kick()
-            else:
-                self._refuse()
-        elif self.state is State.BACKOFF and trio.current_time() - self._entered_at >= self._first_wait:
+        if not self.offered:
+            self._refuse()
+        waited = trio.current_time() - self._entered_at
+        if self.state is State.STOPPED or (self.state is State.BACKOFF and waited >= self._first_wait):
             self.kick()
         try:
             self._send.send_nowait(ticket)
@@ -139,6 +138,11 @@ class Supervisor:
             self._starting.cancel(reason="the backend is being stopped")
 
     @property
+    def offered(self) -> bool:
+        """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
+        return self.state in LISTED or (self.state is State.STOPPED and not self._stopping.is_set())
+
+    @property
     def in_flight(self) -> int:
         """Calls that the backend is working on."""
         return 0 if self._session is None else self._session.in_flight
@@ -161,7 +165,7 @@ class Supervisor:
             queued=self.queued,
             pid=None if session is None else session.pid,
             era=None if session is None else session.greeting.era,
-            stale=self.state is not State.READY and self.state in LISTED and self.listing is not None,
+            stale=self.state is not State.READY and self.offered and self.listing is not None,
         )
 
     # `gateway.backends.conversation.Listener`: called by the session, synchronously.
@@ -173,6 +177,7 @@ class Supervisor:
 
     def freed(self) -> None:
         """Note that a call has ended."""
+        self._used_at = trio.current_time()
         self._freed.unpark_all()
 
     # The task.
@@ -181,6 +186,10 @@ class Supervisor:
         """Own the backend until `stop`; returns when its session is closed and nobody waits for it any more."""
         with self._send, self._receive:
             try:
+                if self.config.start == "lazy" and self.listing is not None:
+                    self.settled.set()
+                    await self._kicked.wait()
+                # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
                 while not self._stopping.is_set():
                     await self._wait_out(await self._live())
             finally:
@@ -203,8 +212,8 @@ class Supervisor:
             problem = _first(group)
         finally:
             self._session = None
-        if self._stopping.is_set():
-            return 0.0
+        if self._stopping.is_set() or self.state is State.STOPPED:
+            return None
         healthy_for = 0.0 if ready_at is None else trio.current_time() - ready_at
         return self._failed(problem, healthy_for)
 
@@ -231,7 +240,7 @@ class Supervisor:
         """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
         if self._stopping.is_set():
             return
-        if delay is None:
+        if delay is None:  # given up, or idle
             await self._kicked.wait()
             self._backoff.forgive()
         else:
@@ -253,12 +262,32 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, session)
             nursery.start_soon(self._relist, session)
-            await self._stopping.wait()
+            await self._idle_or_stopping(session)
+            if not self._stopping.is_set():
+                self._kicked = trio.Event()
+                self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
+                nursery.cancel_scope.cancel(reason="the backend is idle")
+                return
             self._to(State.DRAINING)
             with trio.move_on_after(self._drain_grace):
                 while session.in_flight or self.queued:
                     await self._freed.park()
             nursery.cancel_scope.cancel(reason="the backend is being stopped")
+
+    async def _idle_or_stopping(self, session: Session) -> None:
+        """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
+        patience = self.config.idle_timeout
+        if patience is None:
+            await self._stopping.wait()
+            return
+        self._used_at = trio.current_time()
+        while not self._stopping.is_set():
+            if session.in_flight or self.queued:
+                self._used_at = trio.current_time()
+            elif trio.current_time() >= self._used_at + patience:
+                return
+            with trio.move_on_at(self._used_at + patience):
+                await self._stopping.wait()
 
     async def _pump(self, session: Session) -> None:
         """Move calls from the channel to the session, as many at once as `max_concurrency` and the transport allow."""

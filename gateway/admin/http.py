@@ -1,7 +1,6 @@
 """The management API beside the MCP endpoint, as an ASGI app that `app` hands to the HTTP face.
 
-It reads snapshots and asks; it never reaches into a supervisor. Routed by Starlette, which is imported only when the
-gateway serves HTTP at all.
+Routed by Starlette, which is imported only when the gateway serves HTTP at all.
 """
 
 from __future__ import annotations

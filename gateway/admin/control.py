@@ -1,0 +1,93 @@
+"""The control socket: a Unix socket of mode 0600 in the state directory, in every mode, also stdio.
+
+One question a connection: the client connects, writes a line, reads one JSON document, and the connection ends. Only
+the user who runs the gateway can connect; the file's mode says so before anything is accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.lines import LineSplitter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from gateway.store import Store
+
+ANSWER_WITHIN: Final = 5.0
+"""Seconds that one connection may take, so that a client which says nothing holds nothing."""
+MAX_QUESTION: Final = 1_024
+"""Bytes of a question."""
+MAX_CONNECTIONS: Final = 16
+"""Connections served at once; more wait in the socket's own queue."""
+
+log = logging.getLogger("gateway.control")
+
+
+async def serve_control(store: Store, report: Callable[[], Awaitable[bytes]]) -> None:
+    """Answer `ps` until cancelled. Where no socket can be made, say so and go without."""
+    try:
+        path = store.socket_path()
+        listener = _listen(path)
+    except OSError as exc:
+        log.warning("no control socket, so `mcp-gateway ps` will not see this gateway: %s", exc)
+        return
+    try:
+        with listener:
+            await _accept(listener, report)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> trio.socket.SocketType:
+    path.unlink(missing_ok=True)  # of a dead gateway whose pid is ours now
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # the file must never be there with another mode, however briefly
+    try:
+        sock.bind(str(path))
+    except OSError as exc:
+        sock.close()
+        if exc.errno is None:  # "AF_UNIX path too long" has no number
+            raise OSError(errno.ENAMETOOLONG, f"the path is too long for a socket: {path}") from None
+        raise
+    finally:
+        os.umask(before)
+    sock.listen(MAX_CONNECTIONS)
+    return trio.socket.from_stdlib_socket(sock)
+
+
+async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitable[bytes]]) -> None:
+    places = trio.Semaphore(MAX_CONNECTIONS)
+
+    async def serve(sock: trio.socket.SocketType) -> None:
+        try:
+            with sock, trio.move_on_after(ANSWER_WITHIN), contextlib.suppress(OSError, trio.BrokenResourceError):
+                await _answer(trio.SocketStream(sock), report)
+        finally:
+            places.release()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await places.acquire()
+            sock, _ = await listener.accept()
+            nursery.start_soon(serve, sock)
+
+
+async def _answer(stream: trio.SocketStream, report: Callable[[], Awaitable[bytes]]) -> None:
+    splitter = LineSplitter(MAX_QUESTION)
+    while data := await stream.receive_some(MAX_QUESTION):
+        for question in splitter.feed(bytes(data)):
+            known = question == b"ps"
+            await stream.send_all(await report() if known else jsonrpc.encode({"error": "unknown question; ask ps"}))
+            await stream.aclose()
+            return

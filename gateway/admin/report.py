@@ -1,0 +1,43 @@
+"""What `mcp-gateway ps` shows: every backend with its process, its descendants and its state."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from gateway import jsonrpc
+
+if TYPE_CHECKING:
+    from gateway.backends.guard import ChildGuard
+    from gateway.supervisor.fleet import Fleet
+
+_STARTED = time.monotonic()
+
+
+def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str) -> bytes:
+    """`{"pid", "transport", "age", "backends": [{name, state, pid, descendants, age, restarts, in_flight, queued}]}`.
+
+    Ages are in seconds; `descendants` are the pids of what the child itself has started.
+    """
+    children = {child.backend: child for child in guard.snapshot()}
+    backends: list[dict[str, object]] = []
+    for name, status in fleet.statuses().items():
+        child = children.get(name)
+        backends.append({
+            "name": name,
+            "state": status.state,
+            "pid": status.pid,
+            "descendants": [] if child is None else list(child.descendants),
+            "age": None if child is None else round(time.time() - child.started_at, 1),
+            "restarts": status.restarts,
+            "in_flight": status.in_flight,
+            "queued": status.queued,
+            "last_error": status.last_error,
+        })
+    return jsonrpc.encode({
+        "pid": os.getpid(),
+        "transport": transport,
+        "age": round(time.monotonic() - _STARTED, 1),
+        "backends": backends,
+    })

@@ -1,0 +1,72 @@
+"""`mcp-gateway ps`: what the running gateways of this user are doing, asked over their control sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+from gateway.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANSWER_WITHIN = 5.0
+COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flight", "queued")
+
+
+def ask_all(directory: Path) -> list[dict[str, Any]]:
+    """The reports of all living gateways; sockets that dead ones left behind are removed."""
+    reports: list[dict[str, Any]] = []
+    for path in Store(directory).sockets():
+        try:
+            reports.append(_ask(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except (OSError, ValueError) as exc:
+            reports.append({"error": f"{path.name}: {exc}"})
+    return reports
+
+
+def _ask(path: Path) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(ANSWER_WITHIN)
+        sock.connect(str(path))
+        sock.sendall(b"ps\n")
+        parts: list[bytes] = []
+        while part := sock.recv(65_536):
+            parts.append(part)
+    return json.loads(b"".join(parts))
+
+
+def render(report: dict[str, Any]) -> str:
+    """One gateway's report for people."""
+    if "error" in report:
+        return report["error"]
+    rows = [COLUMNS, *(_row(backend) for backend in report["backends"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    table = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}"
+
+
+def _row(backend: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        backend["name"],
+        backend["state"],
+        str(backend["pid"] or "-"),
+        " ".join(map(str, backend["descendants"])) or "-",
+        _age(backend["age"]),
+        str(backend["restarts"]),
+        str(backend["in_flight"]),
+        str(backend["queued"]),
+    )
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,115 @@
+"""The state directory: last-good catalogs and sockets. Atomic files of mode 0600 in a directory of mode 0700.
+
+A file that cannot be read, or does not hold what it should, counts as absent: state makes starting quicker, it is never
+needed. All methods do blocking I/O; whoever calls them in a loop does so in a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item, Listing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.config import ServerConfig
+
+ENVIRONMENT: Final = "MCP_GATEWAY_STATE_DIR"
+FORMAT: Final = 1
+"""Version of the catalog files; another one counts as absent."""
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""A larger file is not ours and is not read."""
+
+log = logging.getLogger("gateway.store")
+
+
+class _CatalogFile(msgspec.Struct):
+    format: int
+    server: str
+    items: dict[str, list[tuple[str, msgspec.Raw]]]
+    capabilities: dict[str, msgspec.Raw]
+    instructions: str | None = None
+
+
+def default_directory(environ: Mapping[str, str]) -> Path:
+    """Where state is kept unless told otherwise (XDG Base Directory Specification, `XDG_STATE_HOME`)."""
+    if environ.get(ENVIRONMENT):
+        return Path(environ[ENVIRONMENT])
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "trio-mcp-gateway"
+
+
+class Store:
+    """One state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def load_catalog(self, config: ServerConfig) -> Listing | None:
+        """What this server listed last, under the same configuration; None if that is not known."""
+        path = self._catalog_path(config)
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                return None
+            found = msgspec.json.decode(path.read_bytes(), type=_CatalogFile)
+            if found.format != FORMAT or found.server != config.name:
+                return None
+            items = {
+                Kind[kind]: tuple(Item(own, bytes(raw)) for own, raw in entries)
+                for kind, entries in found.items.items()
+            }
+            capabilities = {name: msgspec.Raw(bytes(span)) for name, span in found.capabilities.items()}
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, *jsonrpc.UNDECODABLE) as exc:
+            log.warning("the last-good catalog of %r is unreadable and is left out: %s", config.name, exc)
+            return None
+        return Listing(items=items, capabilities=capabilities, instructions=found.instructions)
+
+    def save_catalog(self, config: ServerConfig, listing: Listing) -> None:
+        """Keep what a server lists. Raises OSError."""
+        entries = {
+            kind.name: [(item.own, msgspec.Raw(item.raw)) for item in items] for kind, items in listing.items.items()
+        }
+        content = _CatalogFile(FORMAT, config.name, entries, listing.capabilities, listing.instructions)
+        self.write(self._catalog_path(config), jsonrpc.encode(content))
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Replace a file as a whole, or not at all. Raises OSError."""
+        self._make(path.parent)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mkstemp makes it with mode 0600
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def socket_path(self) -> Path:
+        """Where this process' control socket stands; its directory exists then. Raises OSError."""
+        self._make(self.directory)
+        return self.directory / f"control-{os.getpid()}.sock"
+
+    def sockets(self) -> list[Path]:
+        """The control sockets of all gateways that use this directory, those of dead ones included."""
+        return sorted(self.directory.glob("control-*.sock"))
+
+    def _make(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _catalog_path(self, config: ServerConfig) -> Path:
+        """One file a server and configuration; of the environment only the names count, values are secrets."""
+        told = [config.name, config.command, config.args, config.cwd, config.public_url, sorted(config.env)]
+        digest = hashlib.sha256(jsonrpc.encode(told)).hexdigest()[:16]
+        return self.directory / "catalogs" / f"{config.name}-{digest}.json"
