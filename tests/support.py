@@ -171,7 +171,10 @@ async def open_gateway_process(
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(path), "--transport", transport]
         if transport != "stdio":
             command += ["--port", "0"]
-        state = {"MCP_GATEWAY_STATE_DIR": str(Path(folder) / "state"), **(env or {})}  # what another test left is not ours
+        state = {
+            "MCP_GATEWAY_STATE_DIR": str(Path(folder) / "state"),
+            **(env or {}),
+        }  # what another test left is not ours
         async with run_process([*command, *extra_args], env=state) as gateway:
             if transport == "stdio":
                 assert gateway.process.stdin is not None

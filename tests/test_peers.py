@@ -20,7 +20,6 @@ from tests.support import (
     run_process,
 )
 
-
 pytestmark = pytest.mark.leak_check
 
 
