@@ -36,7 +36,9 @@ def config_of(commands):
 def gateway_command(config_path, transport):
     port = [] if transport == "stdio" else ["--port", "0"]
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(config_path), "--transport", transport]
-    return [*command, "--log-level", "warning", *port]
+    # A state directory of its own: catalogs kept by an earlier run would answer before the backends do.
+    state = ["--state-dir", str(config_path.parent / "state")]
+    return [*command, *state, "--log-level", "warning", *port]
 
 
 @contextlib.contextmanager
