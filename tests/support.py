@@ -162,8 +162,9 @@ async def open_gateway_process(
 ) -> AsyncGenerator[GatewayProcess]:
     """Run `python -m gateway serve` with this config while the block runs, then SIGTERM it and check its exit status.
 
-    `env` is added to the test's own environment; the state directory is new unless `env` names one. `status` is the status demanded (None: any). With an HTTP transport
-    the block starts when the socket is open; in stdio mode at once. A block that raises skips the check of the status.
+    `env` is added to the test's own environment; the state directory is new unless `env` names one. `status` is the
+    status demanded (None: any). With an HTTP transport the block starts when the socket is open; in stdio mode at
+    once. A block that raises skips the check of the status.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
@@ -171,10 +172,7 @@ async def open_gateway_process(
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(path), "--transport", transport]
         if transport != "stdio":
             command += ["--port", "0"]
-        state = {
-            "MCP_GATEWAY_STATE_DIR": str(Path(folder) / "state"),
-            **(env or {}),
-        }  # what another test left is not ours
+        state = {"MCP_GATEWAY_STATE_DIR": str(Path(folder) / "state"), **(env or {})}  # nothing of other tests
         async with run_process([*command, *extra_args], env=state) as gateway:
             if transport == "stdio":
                 assert gateway.process.stdin is not None
