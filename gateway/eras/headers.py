@@ -47,11 +47,15 @@ def decode_value(name: str, value: bytes) -> str:
         raise HeaderMismatch(text)
     if not (value.startswith(_SENTINEL_START) and value.endswith(_SENTINEL_END) and len(value) >= 11):
         return value.decode("ascii")
+    encoded = value[len(_SENTINEL_START) : -len(_SENTINEL_END)]
     try:
-        return base64.b64decode(value[len(_SENTINEL_START) : -len(_SENTINEL_END)], validate=True).decode()
+        decoded = base64.b64decode(encoded, validate=True)
+        if base64.b64encode(decoded) == encoded:  # one spelling only, as for whoever compares headers before us
+            return decoded.decode()
     except (binascii.Error, UnicodeDecodeError):
-        text = f"Header mismatch: {name} is marked as Base64 but does not decode to UTF-8 text"
-        raise HeaderMismatch(text) from None
+        pass
+    text = f"Header mismatch: {name} is marked as Base64 but does not decode to UTF-8 text"
+    raise HeaderMismatch(text)
 
 
 def encode_value(value: str) -> str:
