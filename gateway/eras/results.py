@@ -73,8 +73,10 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
         members = jsonrpc.decode_object(outcome.result)
     except ValueError:
         return outcome.result
-    if isinstance(outcome, Complete) and outcome.era is Era.LEGACY:
-        members = {"resultType": _COMPLETE, **members}
+    if isinstance(outcome, Complete):
+        if "resultType" not in members:
+            members = {"resultType": _COMPLETE, **members}
+        members["resultType"] = _COMPLETE  # a legacy backend's own member of that name means nothing
     if method in CACHEABLE and not isinstance(outcome, InputRequired):
         members.setdefault("ttlMs", _ZERO)
         members.setdefault("cacheScope", _PRIVATE)
