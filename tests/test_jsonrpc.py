@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import jsonrpc
@@ -73,12 +73,14 @@ def test_an_error_without_an_id_is_a_message() -> None:
     assert jsonrpc.decode(b'{"id":null,"error":{"code":1}}').id is None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=60) | st.text('{}[]":,0123456789.eE-+\\ud8idmethoresult \n').map(str.encode))
 def test_decode_raises_nothing_but_malformed(data: bytes) -> None:
     with contextlib.suppress(Malformed):
         jsonrpc.decode(data)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(ids, values)
 def test_recover_id_finds_what_decode_would_have_found(request_id: int | str, value: object) -> None:
     encoded = jsonrpc.response(request_id, jsonrpc.encode(value))
@@ -153,6 +155,7 @@ def test_errors_are_read(data: bytes, code: int, message: str, kept: bytes) -> N
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(values, st.sampled_from(["\n", "\r\n", "\r"]))
 def test_one_line_keeps_the_value(value: object, newline: str) -> None:
     line = jsonrpc.one_line(pretty(value, newline))
@@ -175,6 +178,7 @@ def test_one_line_takes_any_depth() -> None:
     assert line == b"[" * depth + b"]" * depth
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(ids, texts, values)
 def test_what_is_written_can_be_read(request_id: int | str, method: str, value: object) -> None:
     span = pretty(value)

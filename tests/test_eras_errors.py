@@ -1,0 +1,107 @@
+"""Errors on the wire: codes and HTTP statuses of both eras, one row each."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway import errors as tree
+from gateway.calls import Era, Failure
+from gateway.eras import errors
+
+BOTH = (Era.LEGACY, Era.MODERN)
+
+
+def all_errors(cls: type[tree.GatewayError]) -> set[type[tree.GatewayError]]:
+    return {cls}.union(*(all_errors(sub) for sub in cls.__subclasses__() if sub.__module__ == tree.__name__))
+
+
+@pytest.mark.parametrize("era", BOTH)
+@pytest.mark.parametrize(
+    ("problem", "code", "data"),
+    [
+        (tree.UnknownMethod("m"), -32601, None),
+        (tree.UnknownName("m"), -32602, None),
+        (tree.Denied("m"), -32602, None),
+        (tree.InvalidParams("m"), -32602, None),
+        (tree.Busy("m"), -32603, {"reason": "busy", "retry": True}),
+        (tree.ShuttingDown("m"), -32603, {"reason": "shutting down", "retry": True}),
+        (tree.BackendUnavailable("b", "m"), -32603, {"backend": "b", "reason": "BackendUnavailable"}),
+        (tree.BackendExited("b", "m"), -32603, {"backend": "b", "reason": "BackendExited"}),
+        (tree.BackendTooSlow("b", "m"), -32603, {"backend": "b", "reason": "BackendTooSlow"}),
+        (tree.BackendProtocol("b", "m"), -32603, {"backend": "b", "reason": "BackendProtocol"}),
+        (tree.ConfigError(["m"]), -32603, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_our_own_errors(problem: tree.GatewayError, code: int, data: object, era: Era) -> None:
+    wire = errors.to_wire(problem, era)
+    assert (wire.code, wire.message) == (code, str(problem))
+    assert (None if wire.data is None else json.loads(wire.data)) == data
+
+
+def test_no_error_of_ours_uses_a_code_that_means_something_else() -> None:
+    for cls in all_errors(tree.GatewayError):
+        problem = cls("b", "m") if issubclass(cls, tree.BackendError) else cls("m")  # type: ignore[call-arg]
+        for era in BOTH:
+            assert errors.to_wire(problem, era).code in {-32601, -32602, -32603}
+
+
+WRAPPED = object()
+
+
+@pytest.mark.parametrize(
+    ("code", "backend", "client", "expected"),
+    [
+        (-32000, Era.LEGACY, Era.MODERN, -32000),
+        (-32603, Era.MODERN, Era.LEGACY, -32603),
+        (42, Era.LEGACY, Era.LEGACY, 42),
+        (-32019, Era.LEGACY, Era.MODERN, -32019),
+        (-32100, Era.LEGACY, Era.MODERN, -32100),
+        # resource not found is -32602 in the modern era, and -32002 only in the legacy one
+        (-32002, Era.LEGACY, Era.LEGACY, -32002),
+        (-32002, Era.LEGACY, Era.MODERN, -32602),
+        # url elicitation exists between legacy peers only
+        (-32042, Era.LEGACY, Era.LEGACY, -32042),
+        (-32042, Era.LEGACY, Era.MODERN, WRAPPED),
+        (-32042, Era.MODERN, Era.LEGACY, WRAPPED),
+        # a backend's quarrel with the gateway is not the client's
+        (-32020, Era.MODERN, Era.MODERN, WRAPPED),
+        (-32021, Era.MODERN, Era.MODERN, WRAPPED),
+        (-32022, Era.MODERN, Era.LEGACY, WRAPPED),
+        # nobody may emit what is reserved
+        (-32050, Era.LEGACY, Era.LEGACY, WRAPPED),
+        (-32099, Era.LEGACY, Era.MODERN, WRAPPED),
+    ],
+)
+def test_a_backends_own_error(code: int, backend: Era, client: Era, expected: object) -> None:
+    for data in (None, b'{"uri": "x",\n"deep":[null]}'):
+        wire = errors.to_wire(Failure(code, "said", data, backend), client)
+        encoded = wire.encode(7)
+        assert b"\n" not in encoded
+        found = json.loads(encoded)["error"]
+        original = {"code": code, "message": "said"} | ({} if data is None else {"data": json.loads(data)})
+        if expected is WRAPPED:
+            assert found == {"code": -32603, "message": "said", "data": {"backendError": original}}
+        else:
+            assert found == original | {"code": expected}
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (-32601, 404),
+        (-32020, 400),
+        (-32021, 400),
+        (-32022, 400),
+        (-32700, 400),
+        (-32600, 400),
+        (-32602, 200),
+        (-32603, 200),
+        (-32000, 200),
+        (5, 200),
+    ],
+)
+def test_http_statuses(code: int, status: int) -> None:
+    assert errors.http_status(code) == status
