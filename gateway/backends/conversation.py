@@ -1,8 +1,9 @@
 """One session's messages: ids and progress tokens of this hop, and who waits for which answer.
 
 Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
-comes, in order. Nothing in here waits but `request`. Invariant: every call that was sent is finished exactly once, by
-its answer, by `withdraw`, or by `close`.
+comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too. Nothing in
+here waits but `request`. Invariant: every call that was sent is finished exactly once, by its answer, by its ticket's
+withdrawal, by `fail`, or by `close`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,18 @@ class Listener(Protocol):
         ...
 
 
+class Exchanges(Protocol):
+    """A transport that gives each request an exchange of its own. Methods return at once."""
+
+    def open(self, request_id: int, method: str, data: bytes) -> None:
+        """Send a request of the gateway's own."""
+        ...
+
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Learn that nobody waits for this answer any more; `cancelled` is the notification that tells the backend."""
+        ...
+
+
 class Waiter:
     """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
 
@@ -63,12 +76,21 @@ class Waiter:
 class Conversation:
     """Correlates requests and answers of one backend session."""
 
-    def __init__(self, backend: str, *, post: Callable[[bytes], None], listener: Listener, hop: Hop) -> None:
+    def __init__(
+        self,
+        backend: str,
+        *,
+        post: Callable[[bytes], None],
+        listener: Listener,
+        hop: Hop,
+        exchanges: Exchanges | None = None,
+    ) -> None:
         self.backend = backend
         self.hop = hop
         self.unmatched = 0
         """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
         self._post = post
+        self._exchanges = exchanges
         self._listener = listener
         self._calls: dict[int, Ticket] = {}
         self._waiters: dict[int, Waiter] = {}
@@ -80,8 +102,18 @@ class Conversation:
         """Calls that were sent and have not ended."""
         return len(self._calls)
 
+    @property
+    def last_id(self) -> int:
+        """The id given last."""
+        return self._last_id
+
+    def waits_for(self, request_id: int) -> bool:
+        """Whether a request was sent under this id and has not ended."""
+        waiter = self._waiters.get(request_id)
+        return request_id in self._calls or (waiter is not None and waiter.outcome is None)
+
     def encode_call(self, ticket: Ticket) -> bytes:
-        """Give a call its id on this hop and encode it as one line; the caller must post it."""
+        """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
         request_id = self._last_id = self._last_id + 1
         call = ticket.call
         # The id serves as progress token too: both must be unique among this sender's active requests.
@@ -99,7 +131,11 @@ class Conversation:
 
     def _cancel(self, request_id: int, reason: str) -> None:
         params = jsonrpc.encode({"requestId": request_id, "reason": reason})
-        self._post(jsonrpc.notification("notifications/cancelled", params) + b"\n")
+        line = jsonrpc.notification("notifications/cancelled", params) + b"\n"
+        if self._exchanges is None:
+            self._post(line)
+        else:
+            self._exchanges.drop(request_id, line)
 
     def begin(self, method: str, params: dict[str, object] | None = None) -> tuple[int, Waiter]:
         """Send a request of the gateway's own; returns its id and whom its answer will reach."""
@@ -110,13 +146,22 @@ class Conversation:
         members = dict(params or {})
         if self.hop.era is Era.MODERN:
             members["_meta"] = requests.modern_meta(self.hop)
-        self._post(jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n")
+        line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
+        if self._exchanges is None:
+            self._post(line)
+        elif self._closed is None:
+            self._exchanges.open(request_id, method, line)
         return request_id, waiter
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
         """Stop waiting for an answer; with a reason, the backend is told to cancel."""
-        if self._waiters.pop(request_id, None) is not None and reason is not None and self._closed is None:
+        waiter = self._waiters.pop(request_id, None)
+        if waiter is None or self._closed is not None:
+            return
+        if reason is not None:
             self._cancel(request_id, reason)
+        elif self._exchanges is not None and waiter.outcome is None:
+            self._exchanges.drop(request_id, None)
 
     async def request(self, method: str, params: dict[str, object] | None = None, *, timeout: float) -> Outcome:
         """Send a request of the gateway's own and wait for its answer, at most `timeout` seconds.
@@ -138,8 +183,8 @@ class Conversation:
         """Send a notification."""
         self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
 
-    def feed(self, data: bytes) -> None:
-        """Take one message in."""
+    def feed(self, data: bytes, ticket: Ticket | None = None) -> None:
+        """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell."""
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed as exc:
@@ -150,7 +195,7 @@ class Conversation:
         elif message.id is msgspec.UNSET:
             self._notification(message.method, message.params)
         else:
-            self._asked(message)
+            self._asked(message, ticket)
 
     def feed_overlong(self, line: Overlong, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
@@ -166,6 +211,10 @@ class Conversation:
         if found is None:
             for request_id in list(self._calls):
                 self._finish(request_id, problem)
+
+    def fail(self, request_id: int, outcome: Outcome) -> bool:
+        """End a request that will get no other answer; False if nobody waits for it."""
+        return self._finish(request_id, outcome)
 
     def close(self, problem: BackendError) -> None:
         """Finish whatever is still waiting with this error; later requests get it at once."""
@@ -262,8 +311,9 @@ class Conversation:
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
         ticket.notify(Notice("notifications/progress", members))
 
-    def _asked(self, message: jsonrpc.Message) -> None:
-        """Answer a request that the backend sends to its client."""
+    def _asked(self, message: jsonrpc.Message, ticket: Ticket | None) -> None:
+        """Answer a request that the backend sends to its client, which is the owner of `ticket` where that is known."""
+        del ticket  # nothing that needs the client is declared to backends
         request_id = message.id
         if isinstance(request_id, msgspec.UnsetType) or request_id is None:
             return
