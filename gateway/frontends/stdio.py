@@ -124,7 +124,7 @@ class StdioFace:
         except jsonrpc.Malformed as exc:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
-        if isinstance(message.id, int | str) and self._is_request(message):
+        if self._is_request(message) and isinstance(message.id, int | str):
             scope = self._enter(message.id)
             if isinstance(scope, bytes):
                 self._post(scope)
@@ -188,7 +188,7 @@ class StdioFace:
 
         async with trio.open_nursery() as nursery:
             for message in messages:
-                if isinstance(message.id, int | str) and self._is_request(message):
+                if self._is_request(message) and isinstance(message.id, int | str):
                     scope = self._enter(message.id)
                     if isinstance(scope, bytes):
                         responses.append(scope)

@@ -1,0 +1,34 @@
+"""One pair of gateways for the whole suite: the same backends behind both faces."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.support import FAST, LADDER, check_leaks, open_gateways
+from tests.support import echo_backend, faulty_backend
+
+EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+CONFIG = {
+    "mcpServers": {
+        "legacy": echo_backend("--tools", 2) | EXTRA,
+        "modern": echo_backend("--era", "modern", "--tools", 2) | EXTRA,
+        "odd": faulty_backend("odd_result", "--variant", "plain") | EXTRA,
+        "odd_modern": faulty_backend("odd_result", "--variant", "plain", "--era", "modern") | EXTRA,
+        "doubled": faulty_backend("odd_result", "--variant", "duplicate") | EXTRA,
+        "bare": faulty_backend("odd_result", "--variant", "missing_content") | EXTRA,
+        "error": faulty_backend("error_result") | EXTRA,
+        "late": faulty_backend("progress_after_result") | EXTRA,
+        "changing": faulty_backend("list_changed") | EXTRA,
+        "changing_modern": faulty_backend("list_changed", "--era", "modern") | EXTRA,
+    },
+    "gateway": {"name": "house", "start_grace": 15, "keep_alive_interval": 0.15, "list_change_delay": 0.05},
+}
+
+
+@pytest.fixture(scope="package")
+def gateways():
+    with open_gateways(CONFIG) as found:
+        yield found
+
+
+leak_check = pytest.fixture(autouse=True)(check_leaks)

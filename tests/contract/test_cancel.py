@@ -1,0 +1,74 @@
+"""A client's cancel reaches the backend under the right id, cancels one call only, and no answer follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.support import every_cell, open_client, structured_of, text_of
+
+every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
+
+
+async def id_at_backend(client, backend):
+    """The id of the request that asks: the gateway uses it as progress token too, and the backend shows its params."""
+    params = structured_of(await client.call(f"{backend}.params", token="shown"))
+    return params["_meta"]["progressToken"]
+
+
+async def cancelled_at(client, backend):
+    return structured_of(await client.call(f"{backend}.cancelled_log"))["cancelled"]
+
+
+@every_cell
+@every_backend
+async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, cell, backend):
+    async with open_client(gateways, cell) as client:
+        before = await cancelled_at(client, backend)
+        shown = await id_at_backend(client, backend)
+        # The progress tool does not heed a cancel: its answer comes all the same, and must not get through.
+        async with (
+            client.open_tool(f"{backend}.progress", {"n": 6, "delay": 0.05}, token="first") as first,
+            client.open_tool(f"{backend}.sleep", {"seconds": 0.6, "text": "undisturbed"}) as second,
+        ):
+            assert (await first.next())["params"]["progress"] == 1
+            await first.cancel()
+            assert text_of(await second.response()) == "undisturbed"
+            await first.assert_unanswered()
+        after = await cancelled_at(client, backend)
+        assert after[: len(before)] == before
+        assert after[len(before) :] in ([shown + 1], [shown + 2])  # first and second race to the backend over HTTP
+
+
+@every_cell
+async def test_a_cancelled_sleep_is_woken_and_its_place_is_free(gateways, cell):
+    async with open_client(gateways, cell) as client:
+        shown = await id_at_backend(client, "legacy")
+        before = await cancelled_at(client, "legacy")
+        async with client.open_tool("legacy.progress", {"n": 100, "delay": 0.05}, token=5) as call:
+            await call.next()
+            await call.cancel()
+            await call.assert_unanswered()
+        assert await cancelled_at(client, "legacy") == [*before, shown + 2]
+
+
+@every_cell
+async def test_cancels_of_nothing_are_ignored(gateways, cell):
+    async with open_client(gateways, cell) as client:
+        before = await cancelled_at(client, "legacy")
+        for params in (
+            {"requestId": 999_999},
+            {"requestId": "never"},
+            {"requestId": None},
+            {},
+            {"requestId": {"a": 1}},
+        ):
+            if client.face == "stdio":
+                await client.stdio.notify("notifications/cancelled", params)
+            elif not client.modern:
+                message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+                assert (await client.http.post(message)).status == 202
+        async with client.open_tool("legacy.echo", {"text": "done"}) as call:
+            assert text_of(await call.response()) == "done"
+            if not (client.modern and client.face == "http"):
+                await call.cancel()  # too late: ignored
+        assert await cancelled_at(client, "legacy") == before
