@@ -112,6 +112,11 @@ class Snapshot:
                     self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is already offered")
                     continue
                 other = names.distinct_name(entry.public, backend, entry.own, self._max_length)
+                if other in routes:  # no accident: somebody lists the very name that this one would get
+                    self.clashes.append(
+                        f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
+                    )
+                    continue
                 self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
                 placed = Entry(other, entry.own, _renamed(entry.raw, entry.public, other))
             routes[placed.public] = Route(backend, placed.own)
