@@ -1,0 +1,78 @@
+"""Listings: one bad item goes and is named, all others stay as they were written."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from gateway.catalog import listing
+from gateway.catalog.kinds import BY_METHOD, FEATURES, OWNER_KIND, Kind
+from gateway.catalog.listing import Item, Listing, clean
+
+SCHEMA = b'"inputSchema":{"type":"object"}'
+
+
+def spans(*items: bytes) -> list[msgspec.Raw]:
+    return [msgspec.Raw(item) for item in items]
+
+
+def test_the_kinds_are_told_apart() -> None:
+    assert {kind.feature for kind in Kind} == set(FEATURES)
+    assert BY_METHOD["resources/templates/list"] is Kind.TEMPLATES
+    assert Kind.TEMPLATES.changed == "notifications/resources/list_changed"
+    assert [kind.namespaced for kind in Kind] == [True, True, False, False]
+    assert OWNER_KIND.keys() == {"tools/call", "prompts/get", "resources/read"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "span", "said"),
+    [
+        (Kind.TOOLS, b"{" + SCHEMA + b"}", "it has no 'name'"),
+        (Kind.TOOLS, b'{"name":"",' + SCHEMA + b"}", "its 'name' is empty"),
+        (Kind.TOOLS, b'{"name":3,' + SCHEMA + b"}", "tools[1] left out: "),
+        (Kind.TOOLS, b"[]", "tools[1] left out: "),
+        (Kind.TOOLS, b"null", "tools[1] left out: "),
+        (Kind.TOOLS, b'{"name":"bad"}', "tool 'bad' has no inputSchema of type 'object'"),
+        (Kind.TOOLS, b'{"name":"bad","inputSchema":{}}', "tool 'bad' has no inputSchema"),
+        (Kind.TOOLS, b'{"name":"bad","inputSchema":{"type":"array"}}', "tool 'bad' has no inputSchema"),
+        (Kind.TOOLS, b'{"name":"bad","inputSchema":{"type":["object"]}}', "tool 'bad' has no inputSchema"),
+        (Kind.TOOLS, b'{"name":"bad","inputSchema":null}', "tool 'bad' has no inputSchema"),
+        (Kind.TOOLS, b'{"name":"first",' + SCHEMA + b',"title":"other"}', "'first' is listed twice"),
+        (Kind.PROMPTS, b'{"uri":"x"}', "prompts[1] left out: it has no 'name'"),
+        (Kind.RESOURCES, b'{"name":"x"}', "resources[1] left out: it has no 'uri'"),
+        (Kind.TEMPLATES, b'{"uri":"x"}', "resourceTemplates[1] left out: it has no 'uriTemplate'"),
+    ],
+)
+def test_one_bad_item_is_left_out_and_named(kind: Kind, span: bytes, said: str) -> None:
+    first, last = (b'{"%b":"%b",%b}' % (kind.key.encode(), name, SCHEMA) for name in (b"first", b"last"))
+    items, problems = clean(kind, spans(first, span, last))
+    assert items == (Item("first", first), Item("last", last))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_everything_else_about_an_item_stays() -> None:
+    raw = b'{"name":"t\\u00e9","inputSchema":{"type":"object","x":[1.0]} ,"new":{"a":null},"annotations":null}'
+    items, problems = clean(Kind.TOOLS, spans(raw))
+    assert items == (Item("t\xe9", raw),)
+    assert problems == ()
+
+
+def test_items_are_on_one_line() -> None:
+    items, _ = clean(Kind.PROMPTS, spans(b'{\n  "name": "p",\r\n  "title": "a\\nb"\n}'))
+    assert items == (Item("p", b'{"name":"p","title":"a\\nb"}'),)
+
+
+def test_too_many_items_and_problems_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_ITEMS", 3)
+    items, problems = clean(Kind.PROMPTS, spans(*[b'{"name":"p%d"}' % n for n in range(9)]))
+    assert [item.own for item in items] == ["p0", "p1", "p2"]
+    assert problems == ("prompts after the first 3: left out",)
+    _, problems = clean(Kind.PROMPTS, spans(*[b"{}"] * 100))
+    assert len(problems) == listing.MAX_PROBLEMS
+
+
+def test_items_are_counted() -> None:
+    one = Listing(items={Kind.TOOLS: (Item("a", b"{}"), Item("b", b"{}"))})
+    assert (one.count(Kind.TOOLS), one.count(Kind.PROMPTS)) == (2, 0)
+    assert one.capabilities is not Listing().capabilities
