@@ -103,8 +103,14 @@ def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
 
 
 def _discovered(conversation: Conversation, outcome: Outcome | None) -> Greeting | None:
-    """Read the answer to the probe; None means that the backend is legacy."""
+    """Read the answer to the probe; None means that the backend is legacy.
+
+    Whoever answers the probe with something that is no valid answer is legacy too: an HTTP server that knows no such
+    request may refuse it with any status and any page.
+    """
     if isinstance(outcome, BackendError):
+        if isinstance(outcome, BackendProtocol):
+            return None
         raise outcome
     if isinstance(outcome, Failure):
         return _from_error(conversation, outcome)
