@@ -1,0 +1,208 @@
+"""The command line: exit codes, what is said and where, before anything is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import gateway
+from gateway.cli import main
+from tests.support import ROOT
+
+pytestmark = pytest.mark.leak_check
+
+GOOD = {"mcpServers": {"one": {"command": "echo-server", "args": ["-x"]}, "off": {"command": "x", "disabled": True}}}
+
+
+def run(*args):
+    """The command as a process of its own: (status, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *args],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command in this process: (status, stdout, stderr)."""
+
+    def run_here(*args):
+        try:
+            status = main(list(map(str, args)))
+        except SystemExit as exc:
+            status = exc.code
+        return status, *capsys.readouterr()
+
+    return run_here
+
+
+def write(folder, content):
+    path = folder / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def assert_refused(result, *parts, status=2, lines=1):
+    found, out, err = result
+    assert (found, out) == (status, ""), err
+    assert len(err.splitlines()) == lines, err
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in err
+
+
+commands = pytest.mark.parametrize("command", [["check"], ["serve", "--config"]], ids=["check", "serve"])
+
+
+@commands
+def test_a_missing_config_is_named(cli, tmp_path, command):
+    assert_refused(cli(*command, tmp_path / "nowhere.json"), "nowhere.json", "no such file")
+
+
+@commands
+def test_a_directory_is_no_config(cli, tmp_path, command):
+    assert_refused(cli(*command, tmp_path), str(tmp_path), "is a directory")
+
+
+@commands
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_config_is_named(cli, tmp_path, command):
+    path = write(tmp_path, GOOD)
+    path.chmod(0)
+    assert_refused(cli(*command, path), "config.json", "permission denied")
+
+
+@commands
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"mcpServers": 5}', '{"servers": []}', "\x00", "{}"])
+def test_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
+    assert_refused(cli(*command, write(tmp_path, text)), "config.json")
+
+
+@commands
+def test_bytes_that_are_no_text_are_one_line(cli, tmp_path, command):
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe{\x00")
+    assert_refused(cli(*command, path), "config.json")
+
+
+@commands
+def test_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
+    config = {
+        "mcpServers": {
+            "both": {"command": "x", "url": "http://localhost/mcp"},
+            "neither": {},
+            "slow": {"command": "x", "call_timeout": -1},
+        },
+        "gateway": {"separator": "/"},
+    }
+    result = cli(*command, write(tmp_path, config))
+    assert_refused(result, "'both'", "'neither'", "'slow'", "'call_timeout'", "'separator'", lines=4)
+
+
+def test_an_unset_variable_names_server_field_and_variable(cli, tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    path = write(tmp_path, {"mcpServers": {"one": {"command": "x", "env": {"KEY": "${NO_SUCH_VARIABLE}"}}}})
+    assert_refused(cli("check", path), "'one'", "env.KEY", "NO_SUCH_VARIABLE")
+
+
+def test_check_says_what_would_start(cli, tmp_path):
+    config = GOOD | {"gateway": {"name": "mine"}}
+    config["mcpServers"] = GOOD["mcpServers"] | {"far": {"url": "https://user:secret@example.com/mcp?key=secret"}}
+    status, out, _err = cli("check", write(tmp_path, config))
+    assert status == 0
+    assert "one: stdio, runs echo-server -x" in out
+    assert "off: disabled" in out
+    assert "https://example.com/mcp" in out
+    assert "secret" not in out
+    assert "3 servers" in out
+
+
+def test_check_warns_about_unknown_keys_and_is_content(cli, tmp_path):
+    status, out, err = cli("check", write(tmp_path, {"mcpServers": {"one": {"command": "x", "comand": "y"}}}))
+    assert status == 0
+    assert "ok" in out
+    assert "warning" in err
+    assert "did you mean 'command'" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["serve"], "--config"),
+        (["serve", "--config", "x", "--transport", "carrier-pigeon"], "carrier-pigeon"),
+        (["serve", "--config", "x", "--transport", ""], "transport"),
+        (["serve", "--config", "x", "--transport", "stdio,streamable-http"], "stdio cannot be combined"),
+        (["serve", "--config", "x", "--port", "65536"], "65536"),
+        (["serve", "--config", "x", "--port", "-1"], "port"),
+        (["serve", "--config", "x", "--port", "http"], "http"),
+        (["serve", "--config", "x", "--log-level", "loud"], "loud"),
+        (["serve", "--config", "x", "--streamable-http-path", "mcp"], "mcp"),
+        (["serve", "--config", "x", "--unknown"], "--unknown"),
+        (["check"], "FILE"),
+    ],
+)
+def test_wrong_usage_is_2_and_names_what(cli, args, part):
+    status, out, err = cli(*args)
+    assert (status, out) == (2, "")
+    assert part in err
+    assert "--help" in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_sse_says_that_it_is_not_served_yet(cli):
+    status, out, err = cli("serve", "--config", "x", "--transport", "sse")
+    assert (status, out) == (2, "")
+    assert "not served yet" in err
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"mcp-gateway {gateway.__version__}\n", "")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["check", "--help"], ["demo", "--help"]])
+def test_help(cli, args):
+    status, out, err = cli(*args)
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: mcp-gateway")
+
+
+def test_a_taken_port_names_the_option(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, out, err = run("serve", "--config", config, "--transport", "streamable-http", "--port", port)
+    said = [line for line in err.splitlines() if "error" in line]
+    assert (status, out) == (1, "")
+    assert len(said) == 1
+    assert "--port" in said[0]
+    assert port in said[0]
+    assert "Traceback" not in err
+
+
+def test_an_address_that_is_not_ours_names_the_option(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    args = ("serve", "--config", config, "--transport", "streamable-http", "--port", "0", "--host")
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        status, out, err = run(*args, host)
+        assert (status, out) == (1, ""), err
+        assert "--host" in err
+        assert "Traceback" not in err
+
+
+def test_a_bad_config_never_reaches_stdout_in_stdio_mode(tmp_path):
+    status, out, err = run("serve", "--config", str(tmp_path / "nowhere.json"))
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
