@@ -1,0 +1,178 @@
+"""Server-sent events out of bytes (HTML Living Standard, 9.2.6 "Interpreting an event stream"), without I/O.
+
+Only what MCP needs comes out: data stays bytes, events without data are dropped, comments are skipped. Invariant: not
+more than about `max_bytes` of an event are held; a longer one is skipped to its end and comes out as `Overlong`, with
+only the two ends of its data, to find a message's id in.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway.jsonrpc import EDGE_BYTES
+from gateway.lines import Overlong
+
+MAX_ID_BYTES: Final = 4_096
+"""An event id is sent back in a header; one that no server would take there is as good as none."""
+MAX_RETRY: Final = 300.0
+"""Seconds; a server that asks for a longer pause before reconnecting gets this one."""
+LONGEST_FIELD_NAME: Final = 16
+"""Room beside the data in a line's allowance."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event with data."""
+
+    data: bytes | Overlong
+    event: str = "message"
+
+
+class EventParser:
+    """Cuts one response body into events.
+
+    `last_id` is what `Last-Event-ID` must say to go on after the events that came out; `retry` is the pause, in
+    seconds, that the server asked for before reconnecting, None if it did not.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.last_id = b""
+        self.retry: float | None = None
+        self._max = max_bytes
+        self._line = _Held(max_bytes + LONGEST_FIELD_NAME)
+        self._data = _Held(max_bytes)
+        self._has_data = False
+        self._event = b""
+        self._id: bytes | None = None
+        self._after_cr = False
+        self._at_start = True
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take bytes in, return the events that are complete now."""
+        if self._after_cr and data:
+            data = data.removeprefix(b"\n")
+            self._after_cr = False
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *ends, rest = data.split(b"\n")
+        events: list[Event] = []
+        for part in ends:
+            if self._line.size:
+                self._line.add(part)
+                line = self._line.take()
+            else:
+                line = (
+                    part if len(part) <= self._line.most else Overlong(part[:EDGE_BYTES], part[-EDGE_BYTES:], len(part))
+                )
+            if line:
+                self._field(line)
+            elif (event := self._dispatch()) is not None:
+                events.append(event)
+        if rest:
+            self._line.add(rest)
+        return events
+
+    def _field(self, line: bytes | Overlong) -> None:
+        if self._at_start:
+            self._at_start = False
+            if isinstance(line, bytes):
+                line = line.removeprefix(_BOM)
+        if isinstance(line, Overlong):
+            if line.head.startswith(b"data:"):
+                self._has_data = True
+                self._data.add_overlong(Overlong(line.head[5:].removeprefix(b" "), line.tail, line.size))
+            return
+        if line.startswith(b"data: "):  # by far the most frequent
+            self._add_data(line[6:])
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match name:
+            case b"data":
+                self._add_data(value)
+            case b"event":
+                self._event = value
+            case b"id" if _fits_header(value):
+                self._id = value
+            case b"retry" if value.isdigit():
+                self.retry = min(int(value[:9]) / 1000, MAX_RETRY)
+            case _:
+                pass  # a comment, or a field that nobody has defined
+
+    def _add_data(self, value: bytes) -> None:
+        if self._has_data:
+            self._data.add(b"\n")
+        self._has_data = True
+        self._data.add(value)
+
+    def _dispatch(self) -> Event | None:
+        if self._id is not None:
+            self.last_id, self._id = self._id, None
+        name, self._event = self._event, b""
+        self._has_data = False
+        data = self._data.take()
+        if not data:
+            return None
+        return Event(data, name.decode(errors="replace") or "message")
+
+
+class _Held:
+    """Bytes that are not complete, up to `most`; of more, the two ends."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = 0
+        self._only = b""  # the usual case, one piece, is handed on without a copy
+        self._joined: bytearray | None = None
+        self._head: bytes | None = None
+        self._tail = b""
+
+    def add(self, data: bytes) -> None:
+        """Hold more."""
+        self.size += len(data)
+        if self._head is not None or self.size > self.most:
+            self._keep_ends(data[:EDGE_BYTES], data[-EDGE_BYTES:])
+        elif self._joined is not None:
+            self._joined += data
+        elif self._only:
+            self._joined = bytearray(self._only)
+            self._joined += data
+        else:
+            self._only = data
+
+    def add_overlong(self, part: Overlong) -> None:
+        """Hold what is left of a part that was too long by itself."""
+        self.size += part.size
+        self._keep_ends(part.head, part.tail)
+
+    def _keep_ends(self, head: bytes, tail: bytes) -> None:
+        if self._head is None:
+            held = self._take_held()
+            self._head, self._tail = held[:EDGE_BYTES], held[-EDGE_BYTES:]
+        self._head += head[: EDGE_BYTES - len(self._head)]
+        self._tail = (self._tail + tail)[-EDGE_BYTES:]
+
+    def _take_held(self) -> bytes:
+        data = self._only if self._joined is None else bytes(self._joined)
+        self._only, self._joined = b"", None
+        return data
+
+    def take(self) -> bytes | Overlong:
+        """Give out what is held, and hold nothing."""
+        size, self.size = self.size, 0
+        if self._head is None:
+            return self._take_held()
+        overlong = Overlong(self._head, self._tail, size)
+        self._head, self._tail = None, b""
+        return overlong
+
+
+def _fits_header(value: bytes) -> bool:
+    """Whether an event id can be sent back: of bounded length, without control characters."""
+    return (
+        len(value) <= MAX_ID_BYTES and value == value.strip() and all(byte >= 0x20 and byte != 0x7F for byte in value)
+    )
