@@ -12,23 +12,29 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.calls import Notice, Withdrawn
 from gateway.errors import BackendTooSlow
+from gateway.jsonrpc import INTERNAL_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.calls import Call, Notice, Outcome
+    from gateway.calls import Ask, Call, Event, Outcome
     from gateway.errors import GatewayError
 
 MAX_NOTICES: Final = 256
 """Notices of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it."""
+MAX_ASKS: Final = 16
+"""Requests to the client that one call may have open at once; one more is refused."""
 
 
 class Ticket:
     """Implements `gateway.calls.Outlet` for one call to one backend."""
 
     __slots__ = (
+        "_asks",
         "_event",
+        "_events",
         "_notices",
         "backend",
         "call",
@@ -39,6 +45,7 @@ class Ticket:
         "opened_at",
         "outcome",
         "own_name",
+        "timeout",
     )
 
     def __init__(self, call: Call, *, backend: str, own_name: str, timeout: float) -> None:
@@ -46,13 +53,16 @@ class Ticket:
         self.backend = backend
         self.own_name = own_name
         self.opened_at = trio.current_time()
+        self.timeout = timeout
         self.deadline = self.opened_at + timeout
         self.outcome: Outcome | None = None
         self.closed = False
         self.dropped = 0
         self.on_close: Callable[[Ticket, str], None] | None = None
         """Set by the session that has sent the call: tells the backend that nobody waits any more."""
-        self._notices: deque[Notice] | None = None
+        self._events: deque[Event] | None = None
+        self._notices = 0
+        self._asks: list[Ask] = []
         self._event: trio.Event | None = None
 
     @property
@@ -62,18 +72,52 @@ class Ticket:
 
     def notify(self, notice: Notice) -> None:
         """Hand over a notification, in order; dropped after the end, and the oldest is dropped when full."""
-        if self.closed or self.outcome is not None:
+        if self.over:
             return
-        if self._notices is None:
-            self._notices = deque(maxlen=MAX_NOTICES)
-        if len(self._notices) == MAX_NOTICES:
-            self.dropped += 1
-        self._notices.append(notice)
+        if self._notices == MAX_NOTICES:
+            self._drop_oldest()
+        self._notices += 1
+        self._put(notice)
+
+    def ask(self, ask: Ask) -> None:
+        """Hand over a request to the client; refused after the end, and when too many are open."""
+        self._asks = [one for one in self._asks if not one.settled]
+        if self.over:
+            ask.refuse(INTERNAL_ERROR, "the call that this belongs to has ended")
+        elif len(self._asks) >= MAX_ASKS:
+            ask.refuse(INTERNAL_ERROR, f"{MAX_ASKS} requests to the client are open for this call")
+        else:
+            self._asks.append(ask)
+            self.extend()
+            self._put(ask)
+
+    def withdraw_ask(self, ask: Ask) -> None:
+        """Tell whoever shows the request that no answer is needed."""
+        if not ask.settled and not self.over:
+            self._put(Withdrawn(ask))
+
+    def extend(self) -> None:
+        """Start the deadline anew: somebody is being asked, and people take their time."""
+        now = trio.current_time()
+        self.deadline = max(self.deadline, now + self.timeout)
+
+    def _put(self, event: Event) -> None:
+        if self._events is None:
+            self._events = deque()
+        self._events.append(event)
         self._ring()
+
+    def _drop_oldest(self) -> None:
+        """Make room by dropping the oldest notice; requests to the client are never dropped."""
+        if self._events is not None:
+            oldest = next(event for event in self._events if isinstance(event, Notice))
+            self._events.remove(oldest)
+            self._notices -= 1
+            self.dropped += 1
 
     def finish(self, outcome: Outcome) -> None:
         """Hand over the end; only the first counts."""
-        if self.closed or self.outcome is not None:
+        if self.over:
             return
         self.outcome = outcome
         self._ring()
@@ -82,15 +126,17 @@ class Ticket:
         if self._event is not None:
             self._event.set()
 
-    async def next(self) -> Notice | Outcome | None:
-        """Wait for the next notice or, behind all notices, the outcome; None if the ticket was closed meanwhile.
+    async def next(self) -> Event | Outcome | None:
+        """Wait for the next event or, behind all events, the outcome; None if the ticket was closed meanwhile.
 
         The call's deadline is kept here: when it passes, the outcome is `BackendTooSlow` and the backend is told to
         stop. Cancelling the wait leaves the ticket open; `close` it then.
         """
         while True:
-            if self._notices:
-                return self._notices.popleft()
+            if self._events:
+                event = self._events.popleft()
+                self._notices -= isinstance(event, Notice)
+                return event
             if self.outcome is not None:
                 return self.outcome
             if self.closed:
@@ -98,7 +144,7 @@ class Ticket:
             self._event = trio.Event()
             with trio.move_on_at(self.deadline) as scope:
                 await self._event.wait()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and trio.current_time() >= self.deadline:
                 waited = self.deadline - self.opened_at
                 problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
                 self.abandon(problem, "the gateway's deadline passed")
@@ -123,5 +169,7 @@ class Ticket:
 
     def _withdraw(self, reason: str) -> None:
         withdraw, self.on_close = self.on_close, None
+        for ask in self._asks:
+            ask.refuse(INTERNAL_ERROR, reason)
         if withdraw is not None:
             withdraw(self, reason)
