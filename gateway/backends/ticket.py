@@ -133,6 +133,8 @@ class Ticket:
         stop. Cancelling the wait leaves the ticket open; `close` it then.
         """
         while True:
+            if not self.over and trio.current_time() >= self.deadline:  # also while events keep coming
+                self._expire()
             if self._events:
                 event = self._events.popleft()
                 self._notices -= isinstance(event, Notice)
@@ -142,12 +144,13 @@ class Ticket:
             if self.closed:
                 return None
             self._event = trio.Event()
-            with trio.move_on_at(self.deadline) as scope:
+            with trio.move_on_at(self.deadline):
                 await self._event.wait()
-            if scope.cancelled_caught and trio.current_time() >= self.deadline:
-                waited = self.deadline - self.opened_at
-                problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
-                self.abandon(problem, "the gateway's deadline passed")
+
+    def _expire(self) -> None:
+        waited = self.deadline - self.opened_at
+        problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
+        self.abandon(problem, "the gateway's deadline passed")
 
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to call twice."""
@@ -156,6 +159,7 @@ class Ticket:
         unfinished = self.outcome is None
         self.closed = True
         if unfinished:
+            self._events = None  # nothing may follow a cancel
             self._withdraw(reason)
         self._ring()
 
