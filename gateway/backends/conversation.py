@@ -9,6 +9,7 @@ withdrawal, by `fail`, or by `close`.
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -243,7 +244,7 @@ class Conversation:
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""
         if isinstance(request_id, str):  # some servers turn ids into strings
-            request_id = int(request_id) if request_id.isascii() and request_id.isdigit() else -1
+            request_id = int(request_id) if re.fullmatch("[0-9]{1,18}", request_id) else -1
         ticket = self._calls.pop(request_id, None)
         if ticket is not None:
             ticket.on_close = None
