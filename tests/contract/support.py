@@ -392,6 +392,12 @@ def structured_of(message):
     return message["result"]["structuredContent"]
 
 
+def kilobytes(pid, field):
+    """A figure of /proc/PID/status: VmRSS (now) or VmHWM (the most ever)."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
 async def health(gateway):
     return (await HttpClient(gateway.url).get("/health")).json()
 

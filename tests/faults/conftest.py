@@ -1,0 +1,9 @@
+"""Modules in here share gateways between their tests, whose backends come and go."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.support import check_leaks
+
+leak_check = pytest.fixture(autouse=True)(check_leaks)

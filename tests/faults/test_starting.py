@@ -1,0 +1,145 @@
+"""Backends that do not come, or come late: lists wait for the grace at most, calls for their own backend only."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+
+from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, text_of, wait_health
+from tests.contract.test_changes import CHANGED, open_ear
+from tests.support import HttpClient, echo_backend, faulty_backend, open_gateway_process
+
+QUICK = {"shutdown_grace": LADDER}
+GIVES_UP = {"restart": {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 2}}
+GRACE = 0.4
+LATE = {
+    "mcpServers": {
+        "good": echo_backend() | QUICK,
+        "late": faulty_backend("slow_start", "--start-delay", 1.6) | QUICK,
+        "hung": faulty_backend("hang_before_initialize") | QUICK | {"call_timeout": 0.5},
+    },
+    "gateway": {"start_grace": GRACE, "keep_alive_interval": 0.15, "sse_after": 1},
+}
+BROKEN = {
+    "mcpServers": {
+        "good": echo_backend() | QUICK,
+        "missing": {"command": "no-such-command-anywhere"} | QUICK | GIVES_UP,
+        "no_folder": echo_backend() | {"cwd": "/no/such/folder"} | QUICK | GIVES_UP,
+        "exits": faulty_backend("exit_at_once") | QUICK | GIVES_UP,
+        "half_line": faulty_backend("half_line", "--when", "start") | QUICK | GIVES_UP,
+        "garbage_only": faulty_backend("hang_before_initialize")
+        | {"args": ["-c", "import sys; print('hello, I am no MCP server', flush=True); sys.stdin.read()"]}
+        | QUICK
+        | GIVES_UP
+        | {"connect_timeout": 0.5},
+        "closed": faulty_backend("closes_stdout", "--when", "start") | QUICK | GIVES_UP,
+        "silent": echo_backend("--hang", "initialize") | QUICK | GIVES_UP | {"connect_timeout": 0.4, "era": "legacy"},
+        "no_list": echo_backend("--hang", "list") | QUICK | GIVES_UP | {"connect_timeout": 0.4},
+        "far": {"url": "http://127.0.0.1:9/mcp", "type": "http"} | GIVES_UP,
+        "off": {"command": "x", "disabled": True},
+    },
+    "gateway": {"start_grace": 10},
+}
+FAILED = sorted(BROKEN["mcpServers"].keys() - {"good", "off"})
+
+
+@pytest.fixture(scope="module")
+def broken():
+    with open_gateways(BROKEN, ready=["good"]) as found:
+        for gateway in found.values():
+            for name in FAILED:
+                gateway.wait_log(f"backend {name!r} is failed")
+        yield found
+
+
+@every_cell
+async def test_what_failed_is_not_listed_and_calls_to_it_name_it_at_once(broken, cell):
+    async with open_client(broken, cell) as client:
+        with trio.fail_after(3):
+            names = await client.names()
+            assert names
+            assert all(name.startswith("good.") for name in names)
+            for backend in FAILED:
+                error = (await client.call(f"{backend}.echo"))["error"]
+                assert error["code"] == -32603
+                assert error["data"]["backend"] == backend
+                assert backend in error["message"]
+            assert (await client.call("off.echo"))["error"]["code"] == -32602
+            assert text_of(await client.call("good.echo", {"text": "well"})) == "well"
+
+
+async def test_health_says_why_each_failed(broken):
+    def all_failed(report):  # the calls of other tests have woken them once more
+        return {report["backends"][name]["state"] for name in FAILED} == {"failed"}
+
+    report = await wait_health(broken["http"], all_failed)
+    reasons = {name: report["backends"][name]["last_error"] for name in FAILED}
+    assert "no-such-command-anywhere" in reasons["missing"]
+    assert "/no/such/folder" in reasons["no_folder"]
+    assert "status 4" in reasons["exits"]
+    assert "status 6" in reasons["half_line"]
+    assert "closed its stdout" in reasons["closed"]
+    for name in ("silent", "no_list", "garbage_only"):
+        assert "connect_timeout" in reasons[name] or "did not answer" in reasons[name]
+    assert all(reasons.values())
+    assert report["backends"]["good"]["state"] == "ready"
+    assert "off" not in report["backends"]
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_list_waits_for_the_grace_and_no_longer(face, era):
+    """A fresh gateway each time: what happens first is what this is about."""
+    transport = {"http": "streamable-http", "stdio": "stdio"}[face]
+    async with open_gateway_process(LATE, transport=transport) as process:
+        gateway = Fresh(process)
+        async with (
+            open_client({face: gateway}, (era, face)) as client,
+            client.open_tool("late.echo", {"text": "waited"}) as early,
+        ):
+            names, seconds = await timed(client.names)
+            assert {name.partition(".")[0] for name in names} == {"good"}
+            assert seconds < 1.0, "it waited for the late one"
+            async with open_ear(client) as ear:
+                _, seconds = await timed(client.names)
+                assert seconds < 0.25, "the grace is over, yet a list waited"
+                answer, seconds = await timed(lambda: client.call("hung.echo"))
+                assert answer["error"]["data"]["backend"] == "hung"
+                assert seconds < 1.5
+                assert (await ear.next())["method"] == CHANGED
+                if (era, face) == ("legacy", "http") and "late.echo" not in await client.names():
+                    # A session is also told, when its stream opens, of what changed before it listed anything.
+                    assert (await ear.next())["method"] == CHANGED
+                assert "late.echo" in await client.names()
+                assert text_of(await early.response()) == "waited"
+                await ear.assert_quiet()
+
+
+class Fresh:
+    """What `open_client` wants to know of a gateway."""
+
+    def __init__(self, process):
+        self.process, self.url = process.process, process.url
+        self.last_id, self.leftover = 0, b""
+
+
+async def timed(function):
+    """What an async function gave, and how many seconds it took."""
+    before = time.monotonic()
+    return await function(), time.monotonic() - before
+
+
+async def test_the_socket_is_open_while_everything_hangs():
+    config = {"mcpServers": {"hung": LATE["mcpServers"]["hung"]}}
+    async with open_gateway_process(config) as gateway:
+        before = time.monotonic()
+        response = await HttpClient(gateway.url).get("/health")
+        assert time.monotonic() - before < 1
+        report = response.json()
+        assert response.status == 200
+        assert report["status"] == "ok"
+        assert report["transport"] == "streamable-http"
+        assert report["servers"] == ["hung"]
+        assert report["backends"]["hung"]["state"] == "starting"
