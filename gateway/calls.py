@@ -16,6 +16,8 @@ from gateway.errors import GatewayError
 from gateway.jsonrpc import ABSENT, EMPTY_OBJECT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.jsonrpc import Id
 
 
@@ -38,9 +40,16 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str | None = None
     """Least severe level of log messages that the client asked for; None if it did not ask."""
     session: str | None = None
-    """The legacy session, or None."""
+    """The legacy session or the stdio process; None for a modern request over HTTP, which stands alone."""
     principal: str | None = None
     """Who the client has proved to be, or None."""
+
+    def same_client(self, other: Caller) -> bool:
+        """Whether both are certainly one and the same client."""
+        if self is other:
+            return True
+        key = self.session or self.principal
+        return key is not None and key == (other.session or other.principal)
 
 
 class Call(msgspec.Struct, kw_only=True, gc=False):
@@ -95,11 +104,65 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
     params: dict[str, msgspec.Raw]
 
 
+class Ask:
+    """A request that a server sends to the client of one call: sampling, elicitation or roots.
+
+    Whoever shows it to the client settles it, exactly once counts: `answer` with the client's result, or `refuse`.
+    """
+
+    __slots__ = ("_settle", "method", "on_progress", "params", "settled")
+
+    def __init__(
+        self,
+        method: str,
+        params: dict[str, msgspec.Raw],
+        settle: Callable[[bytes | Failure], None],
+        on_progress: Callable[[dict[str, msgspec.Raw]], None] | None = None,
+    ) -> None:
+        self.method = method
+        self.params = params
+        self.on_progress = on_progress
+        """Takes the params of the client's progress notifications about this request, if the server wants them."""
+        self.settled = False
+        self._settle = settle
+
+    def answer(self, result: bytes) -> None:
+        """Hand the client's result to the server."""
+        self._end(result)
+
+    def refuse(self, code: int, message: str, data: bytes | None = None) -> None:
+        """Hand an error to the server: the client's own, or the gateway's."""
+        self._end(Failure(code, message, data, Era.LEGACY))
+
+    def _end(self, reply: bytes | Failure) -> None:
+        if not self.settled:
+            self.settled = True
+            self._settle(reply)
+
+
+class Withdrawn(msgspec.Struct, frozen=True, gc=False):
+    """The server does not need the answer to this request any more."""
+
+    ask: Ask
+
+
+Event = Notice | Ask | Withdrawn
+"""What can come of a call before its outcome."""
+
+
 class Outlet(Protocol):
-    """Where a backend's session puts what it hears about a call. Both methods return at once and never raise."""
+    """Where a backend's session puts what it hears about a call. The methods return at once and never raise."""
 
     def notify(self, notice: Notice) -> None:
         """Hand over a notification, in order; a full buffer drops the oldest."""
+        ...
+
+    def ask(self, ask: Ask) -> None:
+        """Hand over a request to the client, in order; one too many is refused at once, none is dropped."""
+        ...
+
+    def withdraw_ask(self, ask: Ask) -> None:
+        """Say that a request handed over before needs no answer."""
         ...
 
     def finish(self, outcome: Outcome) -> None:

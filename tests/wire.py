@@ -83,9 +83,9 @@ class StdioClient:
 
     async def start(self, method: str, params: Message | None = None) -> int:
         """Send a request and return its id without waiting."""
-        self.last_id += 1
-        await self.send(make_request(self.last_id, method, params))
-        return self.last_id
+        request_id = self.last_id = self.last_id + 1
+        await self.send(make_request(request_id, method, params))
+        return request_id
 
     async def response(self, request_id: object, *, within: float = ANSWER_WITHIN) -> Message:
         return await self.wait_for(

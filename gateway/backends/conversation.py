@@ -17,12 +17,13 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.asking import Asking
 from gateway.calls import Complete, Era, Failure, Notice
 from gateway.eras import meta, requests, results
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
@@ -97,6 +98,7 @@ class Conversation:
         self._waiters: dict[int, Waiter] = {}
         self._last_id = 0
         self._closed: BackendError | None = None
+        self._asking = Asking(backend, post=post, calls=self._calls_now)
 
     @property
     def in_flight(self) -> int:
@@ -107,6 +109,9 @@ class Conversation:
     def last_id(self) -> int:
         """The id given last."""
         return self._last_id
+
+    def _calls_now(self) -> Collection[Ticket]:
+        return self._calls.values()
 
     def waits_for(self, request_id: int) -> bool:
         """Whether a request was sent under this id and has not ended."""
@@ -194,9 +199,9 @@ class Conversation:
         if message.method is msgspec.UNSET:
             self._answer(message)
         elif message.id is msgspec.UNSET:
-            self._notification(message.method, message.params)
+            self._notification(message.method, message.params, ticket)
         else:
-            self._asked(message, ticket)
+            self._asking.request(message, ticket)
 
     def feed_overlong(self, line: Overlong, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
@@ -244,7 +249,7 @@ class Conversation:
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""
         if isinstance(request_id, str):  # some servers turn ids into strings
-            request_id = int(request_id) if re.fullmatch("[0-9]{1,18}", request_id) else -1
+            request_id = int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
         ticket = self._calls.pop(request_id, None)
         if ticket is not None:
             ticket.on_close = None
@@ -284,10 +289,14 @@ class Conversation:
             return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
         return outcome
 
-    def _notification(self, method: str, params: msgspec.Raw) -> None:
+    def _notification(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
         match method:
             case "notifications/progress":
                 self._progress(params)
+            case "notifications/message":
+                self._asking.message(params, ticket)
+            case "notifications/cancelled":
+                self._asking.cancelled(params)
             case (
                 "notifications/tools/list_changed"
                 | "notifications/prompts/list_changed"
@@ -311,15 +320,3 @@ class Conversation:
             return
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
         ticket.notify(Notice("notifications/progress", members))
-
-    def _asked(self, message: jsonrpc.Message, ticket: Ticket | None) -> None:
-        """Answer a request that the backend sends to its client, which is the owner of `ticket` where that is known."""
-        del ticket  # nothing that needs the client is declared to backends
-        request_id = message.id
-        if isinstance(request_id, msgspec.UnsetType) or request_id is None:
-            return
-        if message.method == "ping":
-            self._post(jsonrpc.response(request_id, b"{}") + b"\n")
-            return
-        text = f"the gateway declared no capability for {message.method}"
-        self._post(jsonrpc.error_response(request_id, jsonrpc.METHOD_NOT_FOUND, text) + b"\n")

@@ -17,7 +17,7 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
-from gateway.eras import versions
+from gateway.eras import asks, versions
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendProtocol
@@ -156,7 +156,7 @@ async def _initialize(conversation: Conversation, timeout: float) -> Greeting:
     """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
     params: dict[str, object] = {
         "protocolVersion": versions.LATEST_LEGACY,
-        "capabilities": jsonrpc.EMPTY_OBJECT,
+        "capabilities": asks.BRIDGEABLE,
         "clientInfo": conversation.hop.client_info,
     }
     outcome = await conversation.request("initialize", params, timeout=timeout)

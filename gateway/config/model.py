@@ -91,7 +91,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     disabled: Annotated[bool, _says("Keep the entry but do not use it; 'enabled' is its opposite.")] = False
     call_timeout: Annotated[Seconds, _says("The longest a call may take; also spelled 'timeout'.")] = 300.0
     connect_timeout: Annotated[Seconds, _says("The longest a start may take, handshake included.")] = 30.0
-    probe_timeout: Annotated[Seconds, _says("The longest wait for 'server/discover' when era is auto.")] = 5.0
+    # Below start_grace: a legacy server that meets the probe with silence must still make the first list. One that is
+    # only slow to start answers the probe later, which counts too.
+    probe_timeout: Annotated[Seconds, _says("How long 'server/discover' is waited for before 'initialize'.")] = 1.0
     max_concurrency: Annotated[Count, _says("Calls that this backend works on at once.")] = 64
     queue_size: Annotated[Room, _says("Calls that may wait beyond those; more are refused as busy.")] = 256
     max_line_bytes: Annotated[Count, _says("The longest line a stdio backend may write.")] = 16 * 1024 * 1024

@@ -100,7 +100,7 @@ def is_modern(message: Message) -> bool:
         return False
 
 
-def modern_call(message: Message, *, principal: str | None = None) -> Call:
+def modern_call(message: Message, *, principal: str | None = None, session: str | None = None) -> Call:
     """Read a modern client's request; everything about the client is in its `_meta` (basic/index, "_meta").
 
     Raises:
@@ -121,6 +121,7 @@ def modern_call(message: Message, *, principal: str | None = None) -> Call:
         client_info=hop.get(meta.CLIENT_INFO, jsonrpc.ABSENT),
         log_level=meta.log_level(hop),
         principal=principal,
+        session=session,
     )
     method = str(message.method)
     return Call(

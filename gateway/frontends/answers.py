@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Era, InputRequired, Notice
+from gateway.calls import Ask, Call, Complete, Era, InputRequired, Notice, Withdrawn
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
 from gateway.eras import errors, meta, requests, results, versions
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
+from gateway.frontends.flow import Flow
 from gateway.router import ROUTED_METHODS
 
 if TYPE_CHECKING:
-    from gateway.backends.ticket import Ticket
-    from gateway.calls import Caller, Failure, Outcome
+    from gateway.calls import Failure, Outcome
     from gateway.config import GatewaySettings
+    from gateway.frontends.sessions import LegacySession
     from gateway.jsonrpc import Message
     from gateway.router import Router
 
@@ -75,12 +76,12 @@ class Answers:
         result = results.initialize_result(
             version,
             server_info=self.server_info,
-            capabilities=self._capabilities(),
+            capabilities=self._capabilities(Era.LEGACY),
             instructions=merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS),
         )
         return Introduction(version, params.capabilities, params.clientInfo), result
 
-    async def legacy(self, message: Message, caller: Caller) -> bytes | Ticket:
+    async def legacy(self, message: Message, session: LegacySession) -> bytes | Flow:
         """Answer a legacy request that is not `initialize`, or put it on its way.
 
         Raises:
@@ -90,15 +91,19 @@ class Answers:
         if method in BY_METHOD:
             return await self._list(BY_METHOD[str(method)], requests.params_of(message), Era.LEGACY)
         if method in ROUTED_METHODS:
-            return await self.router.submit(requests.legacy_call(message, caller))
+            ticket = await self.router.submit(requests.legacy_call(message, session.caller))
+            return Flow(self.router, ticket)
         if method == "ping":
+            return b"{}"
+        if method == "logging/setLevel":
+            session.log_level = _level(requests.params_of(message))
             return b"{}"
         text = f"method {method!r} is not served"
         raise UnknownMethod(text)
 
     # The modern era.
 
-    async def modern(self, call: Call) -> bytes | Ticket:
+    async def modern(self, call: Call) -> bytes | Flow:
         """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
 
         Raises:
@@ -109,7 +114,7 @@ class Answers:
         if call.method == "server/discover":
             return self._discover()
         if call.method in ROUTED_METHODS:
-            return await self.router.submit(call)
+            return Flow(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
@@ -118,7 +123,7 @@ class Answers:
     def _discover(self) -> bytes:
         members: dict[str, object] = {
             "supportedVersions": list(versions.MODERN_VERSIONS),
-            "capabilities": self._capabilities(),
+            "capabilities": self._capabilities(Era.MODERN),
             "ttlMs": 0,
             "cacheScope": "private",
         }
@@ -129,11 +134,13 @@ class Answers:
 
     # Both.
 
-    def _capabilities(self) -> dict[str, object]:
+    def _capabilities(self, era: Era) -> dict[str, object]:
         """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it."""
         found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
         if has_capability(self.fleet.snapshot().parts, ["completions"]):
             found["completions"] = {}
+        if era is Era.LEGACY:
+            found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
         return found
 
     async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], era: Era) -> bytes:
@@ -163,14 +170,16 @@ class Answers:
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
         return self.encode_error(request_id, outcome, era)
 
-    async def wait(self, ticket: Ticket, request_id: jsonrpc.Id) -> bytes:
-        """Wait for a call's outcome without passing its notices on; returns the response."""
+    async def wait(self, flow: Flow, request_id: jsonrpc.Id) -> bytes:
+        """Wait for a call's outcome where its events have no way to the client; returns the response."""
         while True:
-            item = await ticket.next()
+            item = await flow.next()
             if item is None:
                 return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-            if not isinstance(item, Notice):
-                return self.encode_outcome(ticket.call, request_id, item)[0]
+            if isinstance(item, Ask):
+                item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
+            elif not isinstance(item, Notice | Withdrawn):
+                return self.encode_outcome(flow.call, request_id, item)[0]
 
     def encode_error(
         self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era
@@ -187,6 +196,30 @@ class Answers:
 def encode_notice(notice: Notice) -> bytes:
     """A notification that belongs to a call, as one JSON line without its end."""
     return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
+
+
+def is_wanted(notice: Notice, level: str | None) -> bool:
+    """Whether a client that asked for this log level gets this notice; all but log messages always pass."""
+    if notice.method != "notifications/message":
+        return True
+    if level is None:
+        return False
+    try:
+        severity = meta.LOG_LEVELS.index(jsonrpc.decode_string(notice.params["level"]))
+    except (KeyError, ValueError):
+        return True  # a level that nobody knows: better shown than lost
+    return severity >= meta.LOG_LEVELS.index(level)
+
+
+def _level(params: dict[str, msgspec.Raw]) -> str:
+    try:
+        level = jsonrpc.decode_string(params["level"])
+    except (KeyError, ValueError):
+        level = ""
+    if level not in meta.LOG_LEVELS:
+        text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
+        raise InvalidParams(text)
+    return level
 
 
 def change_notification(feature: str, subscription: jsonrpc.Id | None = None) -> bytes:

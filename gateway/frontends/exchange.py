@@ -8,18 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
-from gateway.calls import Notice
-from gateway.eras import errors as wire_errors
-from gateway.frontends.answers import Answers, encode_notice
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
-
-    from gateway.backends.ticket import Ticket
-    from gateway.calls import Outcome
-    from gateway.jsonrpc import Id
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,9 +22,6 @@ SSE_HEADERS: Final = (
     (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
 )
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
-WATCH_AFTER: Final = 0.02
-"""Seconds a call may run before a task watches for its client's hang-up: quick calls do without. A hang-up that comes
-earlier is not lost, it waits in the server's queue."""
 
 
 class ClientGone(Exception):
@@ -133,84 +120,3 @@ class Exchange:
             await self._send(message)
         except OSError:
             raise ClientGone from None
-
-
-class Reply:
-    """How one call's notices and outcome become the response of one exchange.
-
-    JSON when the outcome comes with nothing before it; a stream from the first notice, or after `sse_after` seconds of
-    silence, with comments to keep it alive. A client that takes no stream gets JSON and no notices.
-    """
-
-    def __init__(self, exchange: Exchange, answers: Answers, ticket: Ticket, request_id: Id) -> None:
-        self._exchange = exchange
-        self._answers = answers
-        self._ticket = ticket
-        self._id = request_id
-        self._can_stream = exchange.accepts(b"text/event-stream")
-        self._streaming = not exchange.accepts(b"application/json")
-
-    async def run(self, *, watch: bool) -> None:
-        """Carry the response to its end. With `watch`, a hang-up ends it early: modern clients cancel that way.
-
-        Raises:
-            ClientGone: the client hung up; the caller releases the ticket.
-        """
-        if not watch:
-            await self._carry()
-            return
-        item: Notice | Outcome | None = None
-        with trio.move_on_after(WATCH_AFTER):
-            item = await self._ticket.next()
-        if item is not None and not isinstance(item, Notice) and not self._streaming:
-            await self._finish(item)
-            return
-        gone = False
-        async with trio.open_nursery() as nursery:
-
-            async def watch_client() -> None:
-                nonlocal gone
-                await self._exchange.hung_up()
-                gone = True
-                nursery.cancel_scope.cancel(reason="the client hung up")
-
-            nursery.start_soon(watch_client)
-            await self._carry(item)
-            nursery.cancel_scope.cancel(reason="the response is complete")
-        if gone:
-            raise ClientGone
-
-    async def _carry(self, item: Notice | Outcome | None = None) -> None:
-        """Send what comes until the outcome."""
-        settings = self._answers.settings
-        while True:
-            if item is None:
-                patience = settings.keep_alive_interval if self._streaming else settings.sse_after
-                with trio.move_on_after(patience) as silence:
-                    item = await self._ticket.next()
-                if silence.cancelled_caught:
-                    await self._pass_time()
-                    continue
-                if item is None:  # closed: the client cancelled, and gets no answer
-                    await self._exchange.end_stream()
-                    return
-            if not isinstance(item, Notice):
-                await self._finish(item)
-                return
-            if self._can_stream:
-                self._streaming = True
-                await self._exchange.event(encode_notice(item))
-            item = None
-
-    async def _pass_time(self) -> None:
-        if self._can_stream:
-            self._streaming = True
-            await self._exchange.keep_alive()
-
-    async def _finish(self, outcome: Outcome) -> None:
-        body, code = self._answers.encode_outcome(self._ticket.call, self._id, outcome)
-        if self._streaming:
-            await self._exchange.event(body)
-            await self._exchange.end_stream()
-        else:
-            await self._exchange.json(200 if code is None else wire_errors.http_status(code), body)

@@ -16,8 +16,9 @@ from gateway.calls import Era
 from gateway.eras import errors, headers, requests
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.answers import LISTEN, Answers
-from gateway.frontends.exchange import ClientGone, Exchange, Reply
+from gateway.frontends.exchange import ClientGone, Exchange
 from gateway.frontends.listen import Subscription
+from gateway.frontends.reply import ModernReply
 
 if TYPE_CHECKING:
     from gateway.calls import Call
@@ -66,9 +67,9 @@ class ModernFace:
             await exchange.json(200, jsonrpc.response(request_id, answer))
             return
         try:
-            await Reply(exchange, self._answers, answer, request_id).run(watch=True)
+            await ModernReply(exchange, self._answers, answer, request_id).run_watched()
         finally:
-            self._answers.router.release(answer, "the client hung up")
+            answer.close("the client hung up")
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway import jsonrpc
 from gateway.calls import Caller, Era
+from gateway.eras import meta
 from gateway.errors import Busy, RequestError
 
 if TYPE_CHECKING:
+    from gateway.calls import Ask
     from gateway.frontends.answers import Introduction
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Id, Message
 
+STDIO: Final = "stdio"
+"""The session key of everything that comes over the process' own stdin: it is one client."""
 SESSION_ID_BYTES: Final = 24
 """192 random bits: unguessable, and URL-safe Base64 keeps to the visible ASCII that the header allows."""
 EVICTABLE_AFTER: Final = 60.0
@@ -72,6 +77,66 @@ class InFlight:
             scope.cancel(reason="the session has ended")
 
 
+class Desk:
+    """The requests that servers have put to one legacy client and that it has not answered yet.
+
+    Bounded by the calls in flight, each of which may have only so many requests open.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Id, Ask] = {}
+        self._last_id = 0
+
+    def request(self, ask: Ask) -> bytes:
+        """Give a request its id on this hop and encode it; its answer will be found by `settle`."""
+        request_id = self._last_id = self._last_id + 1
+        self._open[request_id] = ask
+        params: dict[str, object] = dict(ask.params)
+        if ask.on_progress is not None:  # the id serves as progress token on this hop
+            params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
+        return jsonrpc.request(request_id, ask.method, jsonrpc.encode(params))
+
+    def withdraw(self, ask: Ask) -> bytes | None:
+        """Take back a request; returns what to tell the client, or None if there is nothing to take back."""
+        for request_id, open_ask in list(self._open.items()):
+            if open_ask is ask:
+                del self._open[request_id]
+                params = jsonrpc.encode({"requestId": request_id, "reason": "the server needs no answer any more"})
+                return jsonrpc.notification("notifications/cancelled", params)
+        return None
+
+    def settle(self, message: Message) -> None:
+        """Take in a response of the client; one to nothing, or a second one, is ignored."""
+        ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
+        if ask is None:
+            return
+        if message.error is not jsonrpc.ABSENT and bytes(message.error) != b"null":
+            body = jsonrpc.decode_error(message.error)
+            ask.refuse(body.code, body.message, None if body.data is jsonrpc.ABSENT else bytes(body.data))
+        elif message.result is jsonrpc.ABSENT:
+            ask.refuse(jsonrpc.INTERNAL_ERROR, "the client answered with neither result nor error")
+        else:
+            ask.answer(bytes(message.result))
+
+    def progress(self, message: Message) -> None:
+        """Take in a progress notification of the client about one of these requests."""
+        try:
+            members = jsonrpc.decode_object(message.params)
+            token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+        except (KeyError, ValueError):
+            return
+        ask = self._open.get(token)
+        if ask is not None and ask.on_progress is not None:
+            members[meta.PROGRESS_TOKEN] = jsonrpc.decode_object(ask.params["_meta"])[meta.PROGRESS_TOKEN]
+            ask.on_progress(members)
+
+    def forget(self, asks: list[Ask]) -> None:
+        """Forget requests whose call has ended."""
+        for request_id, ask in list(self._open.items()):
+            if ask in asks:
+                del self._open[request_id]
+
+
 class Changes:
     """Features whose lists changed and whose client has not been told: at most one entry each."""
 
@@ -103,10 +168,13 @@ class LegacySession:
             version=introduction.version,
             capabilities=introduction.capabilities,
             client_info=introduction.client_info,
-            session=session_id,
+            session=session_id or STDIO,
         )
         self.in_flight = InFlight(max_requests)
         self.changes = Changes()
+        self.desk = Desk()
+        self.log_level: str | None = None
+        """Least severe log messages that the client wants; None until it says so."""
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""

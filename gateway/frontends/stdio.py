@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Caller, Era, Notice
+from gateway.calls import Ask, Era, Notice, Withdrawn
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
 from gateway.frontends.answers import (
@@ -27,15 +27,17 @@ from gateway.frontends.answers import (
     cancelled_id,
     change_notification,
     encode_notice,
+    is_wanted,
 )
 from gateway.frontends.listen import Subscription
-from gateway.frontends.sessions import Changes, DuplicateId, InFlight, LegacySession
+from gateway.frontends.sessions import STDIO, Changes, DuplicateId, InFlight, LegacySession
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.backends.ticket import Ticket
+    from gateway.calls import Caller, Event
+    from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -47,8 +49,6 @@ END_GRACE: Final = 1.0
 that stops us by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
 
 log = logging.getLogger("gateway.stdio")
-
-_NOBODY: Final = Caller(era=Era.LEGACY, version=versions.LATEST_LEGACY)
 
 
 class StdioFace:
@@ -144,14 +144,19 @@ class StdioFace:
 
     def _is_request(self, message: Message) -> bool:
         """Whether a task must answer; notifications are taken in here."""
-        if message.method is msgspec.UNSET:
-            return False
-        if message.id is not msgspec.UNSET:
+        if message.id is not msgspec.UNSET and message.method is not msgspec.UNSET:
             return True
-        if message.method == "notifications/cancelled":
-            request_id = cancelled_id(message)
-            if request_id is not None:
-                self._in_flight.cancel(request_id)
+        match message.method:
+            case msgspec.UNSET if self._session is not None:
+                self._session.desk.settle(message)
+            case "notifications/cancelled":
+                request_id = cancelled_id(message)
+                if request_id is not None:
+                    self._in_flight.cancel(request_id)
+            case "notifications/progress" if self._session is not None:
+                self._session.desk.progress(message)
+            case _:
+                pass
         return False
 
     async def _request(self, message: Message, scope: trio.CancelScope) -> None:
@@ -214,7 +219,7 @@ class StdioFace:
         return None
 
     async def _modern(self, message: Message, request_id: Id) -> bytes:
-        call = requests.modern_call(message)
+        call = requests.modern_call(message, session=STDIO)
         if call.method == LISTEN:
             return await self._listen(Subscription(self._answers, request_id, call))
         answer = await self._answers.modern(call)
@@ -241,25 +246,42 @@ class StdioFace:
                 f"{versions.LATEST_MODERN} with its _meta (params._meta[{meta.PROTOCOL_VERSION!r}])"
             )
             return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
-        caller = self._session.caller if self._session is not None else _NOBODY
-        return await self._finish(await self._answers.legacy(message, caller), request_id)
+        if self._session is None:
+            return jsonrpc.response(request_id, b"{}")  # ping
+        return await self._finish(await self._answers.legacy(message, self._session), request_id)
 
-    async def _finish(self, answer: bytes | Ticket, request_id: Id) -> bytes:
+    async def _finish(self, answer: bytes | Flow, request_id: Id) -> bytes:
         """Wait for a call's outcome, passing its notices on as they come."""
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
         try:
             while True:
                 item = await answer.next()
-                if isinstance(item, Notice):
-                    self._post(encode_notice(item))
-                    await self._outbox.room()
-                elif item is None:
+                if item is None:
                     return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-                else:
+                if not isinstance(item, Notice | Ask | Withdrawn):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
+                self._pass_on(answer.call.caller, item)
+                await self._outbox.room()
         finally:
-            self._answers.router.release(answer)
+            answer.close()
+
+    def _pass_on(self, caller: Caller, event: Event) -> None:
+        """Bring an event of a call to the client."""
+        session = self._session if caller.era is Era.LEGACY else None
+        if isinstance(event, Notice):
+            level = caller.log_level if session is None else session.log_level or meta.LOG_LEVELS[0]
+            if is_wanted(event, level):
+                self._post(encode_notice(event))
+        elif isinstance(event, Ask):
+            if session is None:
+                event.refuse(jsonrpc.METHOD_NOT_FOUND, "this client cannot be asked anything")
+            else:
+                self._post(session.desk.request(event))
+        elif session is not None:
+            message = session.desk.withdraw(event.ask)
+            if message is not None:
+                self._post(message)
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""

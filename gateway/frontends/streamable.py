@@ -16,7 +16,8 @@ from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
 from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id, change_notification
-from gateway.frontends.exchange import ClientGone, Exchange, Reply
+from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.reply import LegacyReply
 from gateway.frontends.sessions import DuplicateId
 
 if TYPE_CHECKING:
@@ -92,13 +93,13 @@ class StreamableFace:
         """One response of a batch; its notices have no stream of their own and are dropped."""
         try:
             with session.in_flight.enter(request_id):
-                answer = await self._answers.legacy(message, session.caller)
+                answer = await self._answers.legacy(message, session)
                 if isinstance(answer, bytes):
                     return jsonrpc.response(request_id, answer)
                 try:
                     return await self._answers.wait(answer, request_id)
                 finally:
-                    self._answers.router.release(answer)
+                    answer.close()
         except DuplicateId as exc:
             return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
         except GatewayError as exc:
@@ -192,10 +193,17 @@ class StreamableFace:
 
     def _take(self, session: LegacySession, message: Message) -> None:
         """Take in a notification or a response."""
-        if message.method == "notifications/cancelled":
-            request_id = cancelled_id(message)
-            if request_id is not None:
-                session.in_flight.cancel(request_id)
+        match message.method:
+            case msgspec.UNSET:
+                session.desk.settle(message)
+            case "notifications/cancelled":
+                request_id = cancelled_id(message)
+                if request_id is not None:
+                    session.in_flight.cancel(request_id)
+            case "notifications/progress":
+                session.desk.progress(message)
+            case _:
+                pass
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         answered = False
@@ -219,14 +227,14 @@ class StreamableFace:
             await exchange.end_stream()
 
     async def _answer(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
-        answer = await self._answers.legacy(message, session.caller)
+        answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             await exchange.json(200, jsonrpc.response(request_id, answer))
             return
         try:
-            await Reply(exchange, self._answers, answer, request_id).run(watch=False)
+            await LegacyReply(exchange, self._answers, answer, request_id, session).run()
         except ClientGone:
             # No cancellation: the backend finishes its work; its answer has nowhere to go.
             await self._answers.wait(answer, request_id)
         finally:
-            self._answers.router.release(answer)
+            answer.close()

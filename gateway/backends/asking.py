@@ -1,0 +1,125 @@
+"""Whose is it? What a backend says or asks, without saying for which client, is brought to the right one or to none.
+
+A message that came on a call's own stream belongs to that call. On a shared pipe it belongs to the only client that has
+a call in flight there; where there are several, or none, a request is refused with an error that says which option
+helps, and a log line goes to the gateway's own log. Nothing ever reaches a client that may not be meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Failure, Notice
+from gateway.eras import asks, meta
+from gateway.errors import InvalidParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    import msgspec
+
+    from gateway.backends.ticket import Ticket
+
+log = logging.getLogger("gateway.backend")
+
+
+class Asking:
+    """The requests that one backend session has sent to clients and that are not answered yet."""
+
+    def __init__(self, backend: str, *, post: Callable[[bytes], None], calls: Callable[[], Collection[Ticket]]) -> None:
+        self._backend = backend
+        self._post = post
+        self._calls = calls
+        self._open: dict[jsonrpc.Id, tuple[Ask, Ticket]] = {}
+
+    def owner(self, ticket: Ticket | None) -> Ticket | None:
+        """The call that a message belongs to: the one on whose stream it came, else the latest of the only client."""
+        if ticket is not None:
+            return ticket
+        latest: Ticket | None = None
+        for candidate in self._calls():
+            if latest is not None and not latest.call.caller.same_client(candidate.call.caller):
+                return None
+            latest = candidate
+        return latest
+
+    def request(self, message: jsonrpc.Message, ticket: Ticket | None) -> None:
+        """Take in a request of the backend."""
+        request_id, method = message.id, message.method
+        if not isinstance(request_id, int | str) or not isinstance(method, str):
+            return
+        if method == "ping":
+            self._post(jsonrpc.response(request_id, b"{}") + b"\n")
+        elif method not in asks.CAPABILITY:
+            self._refuse(request_id, jsonrpc.METHOD_NOT_FOUND, f"the gateway serves no {method}")
+        elif request_id in self._open:
+            self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")
+        else:
+            self._bring(request_id, method, message, self.owner(ticket))
+
+    def _bring(self, request_id: jsonrpc.Id, method: str, message: jsonrpc.Message, owner: Ticket | None) -> None:
+        if owner is None:
+            in_flight = len(self._calls())
+            text = (
+                f"{method} has no client to go to: {in_flight} calls are in flight here, and nothing says whose it is;"
+                f" give server {self._backend!r} the option session: client (or call)"
+                if in_flight
+                else f"{method} has no client to go to: no call is in flight here"
+            )
+            self._refuse(request_id, jsonrpc.INTERNAL_ERROR, text)
+            return
+        try:
+            params = jsonrpc.decode_object(message.params)
+            wants_progress = meta.progress_token(meta.split_request_meta(dict(params))[1]) is not None
+        except (ValueError, InvalidParams) as exc:
+            self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
+            return
+        missing = asks.missing_capability(owner.call.caller, method, params)
+        if missing is not None:
+            code = jsonrpc.INVALID_PARAMS if "." in missing else jsonrpc.METHOD_NOT_FOUND
+            self._refuse(request_id, code, f"the client has not declared the capability {missing}")
+            return
+
+        def settle(reply: bytes | Failure) -> None:
+            if self._open.pop(request_id, None) is None:
+                return
+            if isinstance(reply, Failure):
+                self._refuse(request_id, reply.code, reply.message, reply.data)
+            else:
+                self._post(jsonrpc.response(request_id, reply) + b"\n")
+
+        ask = Ask(method, params, settle, self._progress if wants_progress else None)
+        self._open[request_id] = (ask, owner)
+        owner.ask(ask)
+
+    def _progress(self, params: dict[str, msgspec.Raw]) -> None:
+        self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(params)) + b"\n")
+
+    def cancelled(self, params: msgspec.Raw) -> None:
+        """Take in the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
+        try:
+            request_id = jsonrpc.decode_id(jsonrpc.decode_object(params)["requestId"])
+        except (KeyError, ValueError):
+            return
+        found = self._open.pop(request_id, None)
+        if found is not None:
+            ask, owner = found
+            owner.withdraw_ask(ask)
+
+    def message(self, params: msgspec.Raw, ticket: Ticket | None) -> None:
+        """Take in a log line: its client gets it, if there is exactly one that it can be for."""
+        owner = self.owner(ticket)
+        try:
+            members = jsonrpc.decode_object(params)
+        except ValueError:
+            return
+        if owner is not None:
+            owner.notify(Notice("notifications/message", members))
+            return
+        data = bytes(members.get("data", jsonrpc.ABSENT))[:500]
+        log.info("%s", data.decode(errors="replace"), extra={"backend": self._backend})
+
+    def _refuse(self, request_id: jsonrpc.Id, code: int, text: str, data: bytes | None = None) -> None:
+        self._post(jsonrpc.error_response(request_id, code, text, data) + b"\n")

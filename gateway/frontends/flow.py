@@ -1,0 +1,142 @@
+"""One call as its client sees it: events, then one outcome, however many rounds the backend needs.
+
+For a legacy client in front of a modern backend, `input_required` is not an outcome: the flow asks the client what the
+backend wants to know, and sends the call again with the answers, the same keys and the byte-exact `requestState`
+(2026-07-28 basic/patterns/mrtr). For all others it only hands on what its ticket says. Whoever holds a flow closes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Call, Era, Failure, InputRequired
+from gateway.eras import asks
+from gateway.errors import BackendProtocol, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Event, Outcome
+    from gateway.router import Router
+
+MAX_ROUNDS: Final = 10
+"""Times that a backend may ask for input in one call."""
+EMPTY_ROUND_DELAY: Final = 0.2
+"""Seconds before a call is sent again that asked for nothing but to be sent again; grows with each round."""
+
+
+class Flow:
+    """A call under way, from the face's side."""
+
+    def __init__(self, router: Router, ticket: Ticket) -> None:
+        self.call = ticket.call
+        self._router = router
+        self._ticket = ticket
+        self._rounds = 0
+        self._asks: list[Ask] = []
+        self._answers: dict[str, msgspec.Raw] = {}
+        self._refused: Failure | None = None
+        self._open = 0
+        self._answers_by = self._send_again_at = 0.0
+        self._answered = trio.Event()
+        self._state = jsonrpc.ABSENT
+
+    async def next(self) -> Event | Outcome | None:
+        """Wait for the next event or the outcome; None if the call was closed meanwhile.
+
+        Cancelling the wait leaves the flow open.
+        """
+        if self._asks:
+            return self._asks.pop(0)
+        while True:
+            if self._rounds and self._ticket.outcome is not None:
+                problem = await self._answer_round()
+                if problem is not None:
+                    return problem
+            item = await self._ticket.next()
+            if not isinstance(item, InputRequired) or self.call.caller.era is Era.MODERN:
+                return item
+            problem = self._begin_round(item)
+            if problem is not None:
+                return problem
+            if self._asks:
+                return self._asks.pop(0)
+
+    def close(self, reason: str = "the client cancelled the request") -> None:
+        """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to repeat."""
+        self._router.release(self._ticket, reason)
+
+    def _begin_round(self, required: InputRequired) -> GatewayError | None:
+        """Make what the backend wants to know into requests to the client."""
+        self._rounds += 1
+        backend = self._ticket.backend
+        if self._rounds > MAX_ROUNDS:
+            return BackendProtocol(backend, f"asked for input more than {MAX_ROUNDS} times in one call")
+        try:
+            body = asks.read_input_required(required.result)
+        except ValueError as exc:
+            return BackendProtocol(backend, f"asked for input in a form that MCP does not have: {exc}")
+        now = trio.current_time()
+        self._answers_by, self._send_again_at = now + self._ticket.timeout, now + EMPTY_ROUND_DELAY * self._rounds
+        self._state, self._answers, self._open = body.requestState, {}, len(body.inputRequests)
+        for key, wanted in body.inputRequests.items():
+            if wanted.method not in asks.CAPABILITY:
+                return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
+            params = asks.for_legacy_client(wanted.method, wanted.params)
+            ask = Ask(wanted.method, params, self._taker(key, wanted.method))
+            missing = asks.missing_capability(self.call.caller, wanted.method, params)
+            if missing is not None:
+                ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+            else:
+                self._asks.append(ask)
+        return None
+
+    def _taker(self, key: str, method: str) -> Callable[[bytes | Failure], None]:
+        def take(reply: bytes | Failure) -> None:
+            answer = asks.answer_to_refusal(method) if isinstance(reply, Failure) else reply
+            if answer is None:
+                self._refused = self._refused or (reply if isinstance(reply, Failure) else None)
+            else:
+                self._answers[key] = msgspec.Raw(answer)
+            self._open -= 1
+            self._answered.set()
+
+        return take
+
+    async def _answer_round(self) -> Failure | GatewayError | None:
+        """Wait for the client's answers and send the call again with them; returns what ends the call instead."""
+        with trio.move_on_at(self._answers_by) as scope:
+            while self._open:
+                self._answered = trio.Event()
+                await self._answered.wait()
+        if scope.cancelled_caught and trio.current_time() >= self._answers_by:
+            return BackendProtocol(self._ticket.backend, "asked for input that the client did not give in time")
+        if self._refused is not None:
+            return self._refused
+        if not self._answers:
+            await trio.sleep_until(self._send_again_at)
+        old, self._ticket = self._ticket, await self._router.submit(self._again())
+        self._router.release(old)
+        return None
+
+    def _again(self) -> Call:
+        """The same call with the answers; its id on the backend's hop is a new one, as it must be."""
+        params = dict(self.call.params)
+        if self._answers:
+            params["inputResponses"] = jsonrpc.raw(self._answers)
+        if self._state is not jsonrpc.ABSENT:
+            params["requestState"] = self._state
+        call = self.call
+        return Call(
+            method=call.method,
+            name=call.name,
+            params=params,
+            meta=call.meta,
+            caller=call.caller,
+            progress_token=call.progress_token,
+        )
