@@ -269,11 +269,12 @@ class Conversation:
                 error = jsonrpc.decode_error(message.error)
                 log.warning("backend %r reported an error without an id: %s", self.backend, error.message)
             return
-        if not self._finish(request_id, self._outcome(message)):
+        if not self._finish(request_id, self.outcome_of(message)):
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
 
-    def _outcome(self, message: jsonrpc.Message) -> Outcome:
+    def outcome_of(self, message: jsonrpc.Message) -> Outcome:
+        """Read an answer in the era of this hop."""
         era = self.hop.era
         if message.error is not jsonrpc.ABSENT and bytes(message.error) != b"null":
             body = jsonrpc.decode_error(message.error)
