@@ -1,0 +1,178 @@
+"""Small limits, reached: who is over one is told at once, and nobody else notices. And the names of tools."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+
+from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, structured_of, text_of
+from tests.support import HttpClient, echo_backend, open_gateway_process
+
+QUICK = {"shutdown_grace": LADDER}
+CONFIG = {
+    "mcpServers": {
+        "narrow": echo_backend() | QUICK | {"max_concurrency": 1, "queue_size": 1},
+        "unqueued": echo_backend() | QUICK | {"max_concurrency": 1, "queue_size": 0},
+        "impatient": echo_backend() | QUICK | {"call_timeout": 0.3},
+        "impatient_modern": echo_backend("--era", "modern") | QUICK | {"timeout": 0.3},
+        "good": echo_backend() | QUICK,
+    },
+    "gateway": {"start_grace": 10, "sse_after": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def gateways():
+    with open_gateways(CONFIG) as found:
+        yield found
+
+
+def is_busy(answer):
+    return answer.get("error", {}).get("data") == {"reason": "busy", "retry": True}
+
+
+@every_cell
+async def test_what_overflows_the_queue_is_refused_at_once_and_the_rest_is_served_in_turn(gateways, cell):
+    async with open_client(gateways, cell) as client:
+        answers, seconds = [], []
+
+        async def call(i):
+            before = time.monotonic()
+            answers.append(await client.call("narrow.sleep", {"seconds": 0.3, "text": str(i)}))
+            seconds.append(time.monotonic() - before)
+
+        async with trio.open_nursery() as nursery:
+            for i in range(6):
+                nursery.start_soon(call, i)
+            assert text_of(await client.call("good.echo", {"text": "others are fine"})) == "others are fine"
+        busy = [answer for answer in answers if is_busy(answer)]
+        assert 3 <= len(busy) <= 4  # one at work, one queued, and one perhaps on its way from the queue
+        assert answers[: len(busy)] == busy, "they were not told at once"
+        if client.face == "http":  # on one pipe, the tasks of this test wait for one another to read
+            assert max(seconds[: len(busy)]) < 0.25
+        assert all("narrow" in answer["error"]["message"] for answer in busy)
+        assert len([text_of(answer) for answer in answers[len(busy) :]]) == 6 - len(busy)
+        assert text_of(await client.call("narrow.echo", {"text": "again"})) == "again"
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_queue_of_none_still_serves_one_call_after_the_other(gateways, face):
+    async with open_client(gateways, ("modern", face)) as client:
+        for i in range(5):
+            assert text_of(await client.call("unqueued.echo", {"text": str(i)})) == str(i)
+
+
+@every_cell
+@pytest.mark.parametrize("backend", ["impatient", "impatient_modern"])
+async def test_a_call_over_its_time_is_an_error_and_is_cancelled_at_the_backend(gateways, cell, backend):
+    async with open_client(gateways, cell) as client:
+        before = structured_of(await client.call(f"{backend}.cancelled_log"))["cancelled"]
+        shown = structured_of(await client.call(f"{backend}.params", token=1))["_meta"]["progressToken"]
+        with trio.fail_after(3):
+            error = (await client.call(f"{backend}.sleep", {"seconds": 60}))["error"]
+        assert error["code"] == -32603
+        assert error["data"]["backend"] == backend
+        assert "0.3 s" in error["message"]
+        assert "call_timeout" in error["message"]
+        assert structured_of(await client.call(f"{backend}.cancelled_log"))["cancelled"] == [*before, shown + 1]
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def named(*tools, **extra):
+    return echo_backend("--plain", "--tools", 2, "--name", tools[0]) | QUICK | extra
+
+
+NAMES = {
+    "mcpServers": {
+        "one": named("one"),
+        "two": named("two"),
+        "dotted": named("dotted", namespace="one.tool"),
+        "bare": named("bare", namespace=""),
+        "bare_too": named("bare_too", namespace=""),
+        "shared": named("shared", namespace="one"),
+        "a-name-that-is-too-long": named("long"),
+    }
+}
+
+
+async def names_and_owners(settings):
+    """Public name -> which backend answers, by a gateway of its own."""
+    config = NAMES | {"gateway": {"start_grace": 10, **settings}}
+    async with open_gateway_process(config) as gateway:
+        client = HttpClient(gateway.url)
+        await client.initialize()
+        names = [tool["name"] for tool in (await client.request("tools/list"))["result"]["tools"]]
+        owners = {}
+        for name in names:
+            owners[name] = text_of(await client.call_tool(name, {"text": "!"}))
+        assert len(names) == len(owners) == 14
+        return owners
+
+
+async def test_equal_names_in_two_backends_both_lead_to_their_owner():
+    owners = await names_and_owners({})
+    assert sorted(owners.values()) == sorted(
+        f"{name}.tool_{i} !" for name in ("one", "two", "dotted", "bare", "bare_too", "shared", "long") for i in (0, 1)
+    )
+    assert owners["one.tool_0"] == "one.tool_0 !"
+    assert owners["two.tool_0"] == "two.tool_0 !"
+    assert owners["tool_0"] == "bare.tool_0 !"
+    assert owners["one.tool.tool_1"] == "dotted.tool_1 !"
+    assert owners["a-name-that-is-too-long.tool_0"] == "long.tool_0 !"
+
+
+async def test_names_are_short_enough_in_the_right_alphabet_and_the_same_after_a_restart():
+    settings = {"separator": "__", "max_name_length": 24}
+    first = await names_and_owners(settings)
+    assert all(len(name) <= 24 for name in first)
+    assert first["one__tool_0"] == "one.tool_0 !"
+    long = [name for name in first if first[name].startswith("long.")]
+    assert all(name.startswith("a-name-that") for name in long)
+    assert await names_and_owners(settings) == first
+
+
+# -- sessions --------------------------------------------------------------------------------------------------------
+
+FEW = {"mcpServers": {}, "gateway": {"max_sessions": 3, "session_idle_timeout": 0.6}}
+
+
+async def test_sessions_are_bounded_and_end_when_idle():
+    async with open_gateway_process(FEW) as gateway:
+        clients = [HttpClient(gateway.url) for _ in range(3)]
+        for client in clients:
+            await client.initialize()
+        refused = await HttpClient(gateway.url).post({
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "initialize",
+            "params": {"protocolVersion": "2025-11-25"},
+        })
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.json()["id"] == 1
+        assert "mcp-session-id" not in refused.headers
+        # A modern client needs none, and one that goes makes room.
+        assert "result" in await HttpClient(gateway.url).call_modern("tools/list")
+        assert (await clients[0].delete_session()).status == 200
+        newcomer = HttpClient(gateway.url)
+        await newcomer.initialize()
+        # An open stream keeps its session; the others end.
+        with trio.fail_after(10):
+            async with clients[1].open_get_stream():
+                while True:
+                    again = HttpClient(gateway.url)
+                    response = await again.post({
+                        "jsonrpc": "2.0",
+                        "id": 1,
+                        "method": "initialize",
+                        "params": {"protocolVersion": "2025-11-25"},
+                    })
+                    if response.status == 200:
+                        break
+                assert (await clients[1].request("ping"))["result"] == {}
+                for client in (clients[2], newcomer):
+                    assert (await client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 404
