@@ -20,11 +20,14 @@ import gateway
 from gateway import jsonrpc
 from gateway.admin.report import encode_report
 from gateway.backends.guard import open_guard
+from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
 from gateway.eras.requests import Hop
 from gateway.errors import BackendUnavailable
 from gateway.frontends.answers import Answers
+from gateway.frontends.parking import Parking
+from gateway.frontends.seal import Sealer
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 CLOSE_GRACE: Final = 2.0
 """Seconds that faces get to write their last answers and close, once all calls have ended."""
+HURRIED_GRACE: Final = 0.25
+"""The same after a second signal: enough for a client that reads, too short for one that does not to be in the way."""
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger("gateway.app")
@@ -81,26 +86,32 @@ class Gateway:
         self._store = None if options.state_directory is None else Store(options.state_directory)
         self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name), self._store)
         self.router = Router(self.fleet)
-        self._answers = Answers(self.router, config.gateway, gateway.__version__)
+        self._parking = Parking(Sealer(config.gateway.state_keys()))
+        self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
         self._closing = trio.Event()
+        self._faces = trio.CancelScope()
 
     async def run(self, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace."""
         async with trio.open_nursery() as services:
             services.start_soon(self._heed_signals)
+            services.start_soon(self._parking.run)
             await services.start(self.fleet.run)
             if self._store is not None:
                 services.start_soon(self._serve_control, self._store)
             async with trio.open_nursery() as faces:
+                self._faces = faces.cancel_scope
                 if "stdio" in self._options.transports:
                     faces.start_soon(self._serve_stdio)
                 else:
                     ready(await faces.start(self._make_http_face().run))
                 await self._stop.wait()
+                self._parking.close_all()
                 clean = await self.router.drain(self._settings.drain_grace)
                 self._closing.set()
-                faces.cancel_scope.deadline = trio.current_time() + CLOSE_GRACE
+                grace = HURRIED_GRACE if self._guard.hurried.is_set() else CLOSE_GRACE
+                faces.cancel_scope.deadline = trio.current_time() + grace
             self.fleet.stop()
             await self.fleet.ended.wait()
             services.cancel_scope.cancel(reason="everything has stopped")
@@ -151,13 +162,18 @@ class Gateway:
             log.warning("%s again: stopping at once", name)
             self._guard.hurry()
             self.router.hurry()
+            if self._closing.is_set():  # before that the drain, which ends now, sets the deadline
+                self._faces.deadline = min(self._faces.deadline, trio.current_time() + HURRIED_GRACE)
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run a gateway until it is told to stop; `ready` is called with the URL once an HTTP socket is open.
 
     Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.ListenError`.
+    For a program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
     """
+    if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
+        log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
     async with open_guard(subreaper=True) as guard:
         return await Gateway(config, options, guard).run(ready)
 

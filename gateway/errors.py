@@ -57,7 +57,11 @@ class RequestError(GatewayError):
 
 
 class UnknownName(RequestError):
-    """No backend offers this tool, prompt or resource; the client sees -32602."""
+    """No backend offers this tool, prompt or resource; the client sees -32602, for a resource with its URI as data."""
+
+    def __init__(self, message: str, *, uri: str | None = None) -> None:
+        super().__init__(message)
+        self.uri = uri
 
 
 class UnknownMethod(RequestError):

@@ -148,7 +148,7 @@ class Router:
             raise away
         noun = _NOUNS.get(OWNER_KIND.get(call.method, Kind.PROMPTS), "name")
         text = f"Unknown {noun}: {call.name}"
-        raise UnknownName(text)
+        raise UnknownName(text, uri=call.name if call.method == "resources/read" else None)
 
 
 def _only_one_with_resources(snapshot: Snapshot) -> str | None:

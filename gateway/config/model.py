@@ -29,6 +29,13 @@ Namespace = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,64}\Z", title="at most 64 letters, digits, '_', '-' and '.'")
 ]
 Separator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,8}\Z", title="1 to 8 letters, digits, '_', '-' and '.'")]
+KeyList = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[A-Za-z0-9+/_-]{43}=?(,[A-Za-z0-9+/_-]{43}=?)*\Z",
+        title="one or more keys of 32 bytes in Base64, with commas between (make one with `openssl rand -base64 32`)",
+    ),
+]
 ShownName = Annotated[
     str, Meta(pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]{1,128}\Z", title="1 to 128 characters in one line")
 ]
@@ -158,6 +165,20 @@ class GatewaySettings(Struct, frozen=True):
     keep_alive_interval: Annotated[Seconds, _says("Time between two comments on a silent stream.")] = 15.0
     sse_after: Annotated[Seconds, _says("Silence after which a JSON answer turns into a stream.")] = 5.0
     list_change_delay: Annotated[Seconds, _says("Changes of lists within it are announced as one.")] = 0.05
+    request_state_keys: Annotated[
+        KeyList | None,
+        _says("Keys that seal `requestState`, newest first, shared by replicas; left out: random for each process."),
+    ] = None
+
+    def state_keys(self) -> list[bytes]:
+        """The keys of `request_state_keys`, decoded; none where none are given."""
+        from base64 import b64decode
+
+        words = (self.request_state_keys or "").replace("-", "+").replace("_", "/").split(",")
+        return [b64decode(word.rstrip("=") + "=") for word in words if word]
+
+    def __repr__(self) -> str:
+        return f"GatewaySettings({self.name!r})"  # the keys must not end up in a log
 
 
 class Config(Struct, frozen=True):

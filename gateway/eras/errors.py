@@ -52,6 +52,8 @@ def to_wire(problem: GatewayError | Failure, era: Era) -> WireError:
     match problem:
         case UnknownMethod():
             code = jsonrpc.METHOD_NOT_FOUND
+        case UnknownName(uri=str(uri)):
+            code, data = jsonrpc.INVALID_PARAMS, jsonrpc.encode({"uri": uri})
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
         case Busy():
@@ -71,6 +73,8 @@ def _from_backend(failure: Failure, era: Era) -> WireError:
     code, data = failure.code, failure.data
     if era is Era.MODERN and code == RESOURCE_NOT_FOUND:
         return WireError(jsonrpc.INVALID_PARAMS, failure.message, data)
+    if era is Era.MODERN and failure.era is Era.MODERN and code == MISSING_CAPABILITY:
+        return WireError(code, failure.message, data)  # about the real client, whose capabilities the backend was told
     if code not in _RESERVED:
         return WireError(code, failure.message, data)
     if era is Era.LEGACY and code == URL_ELICITATION_REQUIRED and failure.era is Era.LEGACY:

@@ -17,11 +17,13 @@ from gateway.catalog.snapshot import encode_list, has_capability, merge_instruct
 from gateway.eras import errors, meta, requests, results, versions
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends.flow import Flow
+from gateway.frontends.parking import PARKABLE
 from gateway.router import ROUTED_METHODS
 
 if TYPE_CHECKING:
     from gateway.calls import Failure, Outcome
     from gateway.config import GatewaySettings
+    from gateway.frontends.parking import Parking
     from gateway.frontends.sessions import LegacySession
     from gateway.jsonrpc import Message
     from gateway.router import Router
@@ -50,8 +52,9 @@ class Introduction(msgspec.Struct, frozen=True):
 class Answers:
     """The gateway's own voice, shared by all faces."""
 
-    def __init__(self, router: Router, settings: GatewaySettings, version: str) -> None:
+    def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: Parking) -> None:
         self.router = router
+        self.parking = parking
         self.fleet = router.fleet
         self.settings = settings
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
@@ -103,6 +106,34 @@ class Answers:
 
     # The modern era.
 
+    async def ask_modern(self, flow: Flow, ask: Ask) -> bytes | Outcome | None:
+        """Ask a modern client: the result that ends its request, the outcome, or None to go on with the flow."""
+        if flow.call.method not in PARKABLE:
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
+            return None
+        answer = await self.parking.park(flow, ask)
+        if not isinstance(answer, bytes):
+            return answer
+        return results.for_modern(InputRequired(answer), self.server_info)
+
+    def _resume(self, call: Call) -> bytes | Flow | None:
+        """Go on with what a `requestState` stands for; None if the call is to be sent to its backend."""
+        try:
+            token = jsonrpc.decode_string(call.params["requestState"])
+        except ValueError:
+            text = "params.requestState must be a string"
+            raise InvalidParams(text) from None
+        state = self.parking.sealer.open(call, token)
+        if not state.parked:
+            del call.params["requestState"]
+            if state.inner is not jsonrpc.ABSENT:
+                call.params["requestState"] = state.inner
+            return None
+        answer = self.parking.resume(state.parked, call)
+        if isinstance(answer, bytes):
+            return results.for_modern(InputRequired(answer), self.server_info)
+        return answer
+
     async def modern(self, call: Call) -> bytes | Flow:
         """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
 
@@ -114,7 +145,8 @@ class Answers:
         if call.method == "server/discover":
             return self._discover()
         if call.method in ROUTED_METHODS:
-            return Flow(self.router, await self.router.submit(call))
+            answer = self._resume(call) if "requestState" in call.params else None
+            return answer or Flow(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
@@ -122,7 +154,7 @@ class Answers:
 
     def _discover(self) -> bytes:
         members: dict[str, object] = {
-            "supportedVersions": list(versions.MODERN_VERSIONS),
+            "supportedVersions": list(versions.SUPPORTED_VERSIONS),
             "capabilities": self._capabilities(Era.MODERN),
             "ttlMs": 0,
             "cacheScope": "private",
@@ -166,7 +198,8 @@ class Answers:
             return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
         if isinstance(outcome, InputRequired):
             if era is Era.MODERN:
-                return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info)), None
+                wrapped = InputRequired(self._wrap_state(call, outcome.result))
+                return jsonrpc.response(request_id, results.for_modern(wrapped, self.server_info)), None
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
         return self.encode_error(request_id, outcome, era)
 
@@ -181,6 +214,15 @@ class Answers:
             elif not isinstance(item, Notice | Withdrawn):
                 return self.encode_outcome(flow.call, request_id, item)[0]
 
+    def _wrap_state(self, call: Call, result: bytes) -> bytes:
+        """Bind a modern backend's `requestState` to this principal and request; the backend gets its own back."""
+        members = jsonrpc.decode_object(result)
+        inner = members.get("requestState")
+        if inner is None:
+            return result
+        members["requestState"] = jsonrpc.raw(self.parking.sealer.seal(call, inner=inner))
+        return jsonrpc.encode(members)
+
     def encode_error(
         self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era
     ) -> tuple[bytes, int]:
@@ -193,8 +235,10 @@ class Answers:
         return wire.encode(request_id), wire.code
 
 
-def encode_notice(notice: Notice) -> bytes:
-    """A notification that belongs to a call, as one JSON line without its end."""
+def encode_notice(notice: Notice, token: jsonrpc.Id | None) -> bytes:
+    """A notification that belongs to a call, as one JSON line without its end; progress under this token."""
+    if meta.PROGRESS_TOKEN in notice.params and token is not None:
+        notice.params[meta.PROGRESS_TOKEN] = jsonrpc.raw(token)
     return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
 
 

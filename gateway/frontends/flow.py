@@ -7,13 +7,15 @@ backend wants to know, and sends the call again with the answers, the same keys 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Era, Failure, InputRequired
+from gateway.backends.ticket import MAX_NOTICES
+from gateway.calls import Ask, Call, Era, Failure, InputRequired, Notice
 from gateway.eras import asks
 from gateway.errors import BackendProtocol, GatewayError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.backends.ticket import Ticket
-    from gateway.calls import Event, Outcome
+    from gateway.calls import Event, Outcome, Withdrawn
     from gateway.router import Router
 
 MAX_ROUNDS: Final = 10
@@ -37,6 +39,11 @@ class Flow:
         self.call = ticket.call
         self._router = router
         self._ticket = ticket
+        self.held = False
+        """Whether the call is parked, so that its face must not close it."""
+        self.token = ticket.call.progress_token
+        self.level = ticket.call.caller.log_level
+        self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self._rounds = 0
         self._asks: list[Ask] = []
         self._answers: dict[str, msgspec.Raw] = {}
@@ -51,6 +58,12 @@ class Flow:
 
         Cancelling the wait leaves the flow open.
         """
+        if self._kept:
+            return self._kept.popleft()
+        return await self.next_fresh()
+
+    async def next_fresh(self) -> Event | Outcome | None:
+        """Like `next`, without what was kept."""
         if self._asks:
             return self._asks.pop(0)
         while True:
@@ -66,6 +79,24 @@ class Flow:
                 return problem
             if self._asks:
                 return self._asks.pop(0)
+
+    async def next_but_notices(self) -> Ask | Withdrawn | Outcome | None:
+        """Like `next`, but notices are kept for later, the newest `MAX_NOTICES` of them."""
+        while True:
+            item = await self.next_fresh()
+            if not isinstance(item, Notice):
+                return item
+            self._kept.append(item)
+
+    def resume(self, retry: Call) -> None:
+        """Go on with a call for which its client has sent another request, with a progress token of its own."""
+        self.token = retry.progress_token
+        self.level = retry.caller.log_level
+
+    @property
+    def over(self) -> bool:
+        """Whether the backend needs nothing any more: it has answered, or nobody waits."""
+        return self._ticket.over
 
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to repeat."""

@@ -69,7 +69,8 @@ class ModernFace:
         try:
             await ModernReply(exchange, self._answers, answer, request_id).run_watched()
         finally:
-            answer.close("the client hung up")
+            if not answer.held:
+                answer.close("the client hung up")
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])

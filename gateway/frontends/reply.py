@@ -95,7 +95,7 @@ class Reply:
                     return
             if isinstance(item, Notice):
                 if is_wanted(item, self.level()):
-                    await self._event(encode_notice(item))
+                    await self._event(encode_notice(item, self._flow.token))
             elif isinstance(item, Ask):
                 if await self.on_ask(item):
                     return
@@ -157,12 +157,22 @@ class LegacyReply(Reply):
 
 
 class ModernReply(Reply):
-    """No requests to the client in this era."""
+    """A request to the client ends the response with `input_required`; the call is parked (basic/patterns/mrtr)."""
+
+    def level(self) -> str | None:
+        """What this request asked for; a retry may ask for another level than the first request."""
+        return self._flow.level
 
     async def on_ask(self, ask: Ask) -> bool:
-        """Refuse."""
-        ask.refuse(jsonrpc.METHOD_NOT_FOUND, "this client cannot be asked anything")
-        return False
+        """Park the call."""
+        answer = await self._answers.ask_modern(self._flow, ask)
+        if answer is None:
+            return False
+        if isinstance(answer, bytes):
+            await self._end(jsonrpc.response(self._id, answer))
+        else:
+            await self._finish(answer)
+        return True
 
     async def on_withdrawn(self, ask: Ask) -> None:
         """Nothing was sent."""

@@ -36,7 +36,7 @@ from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.calls import Caller, Event
+    from gateway.calls import Event
     from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
@@ -259,24 +259,30 @@ class StdioFace:
                 item = await answer.next()
                 if item is None:
                     return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+                if isinstance(item, Ask) and answer.call.caller.era is Era.MODERN:
+                    parked = await self._answers.ask_modern(answer, item)
+                    if isinstance(parked, bytes):
+                        return jsonrpc.response(request_id, parked)
+                    if parked is None:
+                        continue
+                    item = parked
                 if not isinstance(item, Notice | Ask | Withdrawn):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
-                self._pass_on(answer.call.caller, item)
+                self._pass_on(answer, item)
                 await self._outbox.room()
         finally:
-            answer.close()
+            if not answer.held:
+                answer.close()
 
-    def _pass_on(self, caller: Caller, event: Event) -> None:
+    def _pass_on(self, flow: Flow, event: Event) -> None:
         """Bring an event of a call to the client."""
-        session = self._session if caller.era is Era.LEGACY else None
+        session = self._session if flow.call.caller.era is Era.LEGACY else None
         if isinstance(event, Notice):
-            level = caller.log_level if session is None else session.log_level or meta.LOG_LEVELS[0]
+            level = flow.level if session is None else session.log_level or meta.LOG_LEVELS[0]
             if is_wanted(event, level):
-                self._post(encode_notice(event))
+                self._post(encode_notice(event, flow.token))
         elif isinstance(event, Ask):
-            if session is None:
-                event.refuse(jsonrpc.METHOD_NOT_FOUND, "this client cannot be asked anything")
-            else:
+            if session is not None:
                 self._post(session.desk.request(event))
         elif session is not None:
             message = session.desk.withdraw(event.ask)

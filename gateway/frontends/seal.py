@@ -1,0 +1,118 @@
+"""Opaque `requestState`: sealed with AES-GCM, so that a client can neither read nor change it.
+
+2026-07-28 basic/patterns/mrtr, "Security": treat as attacker-controlled, protect its integrity, bind it to the
+principal and the request, let it expire. The keys are random per process unless the config gives some, which replicas
+then share; the first key seals, all of them open.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.errors import InvalidParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.calls import Call
+
+KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 12
+PURPOSE: Final = b"trio-mcp-gateway requestState 1"
+"""Authenticated with every token, so that a key used elsewhere too cannot be turned against this."""
+LIFETIME: Final = 600.0
+"""Seconds for which a token is accepted."""
+MAX_TOKEN: Final = 1_048_576
+"""Longest token that is looked at; a backend's own state travels inside."""
+UNSEALED: Final = frozenset({"inputResponses", "requestState"})
+"""Members of a retry's params that differ from those of the first request."""
+
+
+class State(msgspec.Struct, omit_defaults=True):
+    """What a token says: for which request it was given, and how that goes on."""
+
+    principal: str | None
+    digest: str
+    expires: float
+    parked: str = ""
+    """Key of a call that waits here for its client."""
+    backend: str = ""
+    """The backend whose own state `inner` is."""
+    inner: msgspec.Raw = jsonrpc.ABSENT
+
+
+def digest_of(call: Call) -> str:
+    """A digest of the method and of all params that must be the same in a retry, however they are written."""
+    params = {name: jsonrpc.decode_any(span) for name, span in call.params.items() if name not in UNSEALED}
+    canonical = msgspec.json.encode([call.method, call.name, params], order="deterministic")
+    return hashlib.sha256(canonical).hexdigest()
+
+
+class Sealer:
+    """Makes and reads tokens."""
+
+    def __init__(self, keys: Sequence[bytes] = (), *, clock: Callable[[], float] = time.time) -> None:
+        self._keys = tuple(keys) or (os.urandom(KEY_BYTES),)
+        self._clock = clock
+
+    def seal(self, call: Call, *, parked: str = "", backend: str = "", inner: msgspec.Raw = jsonrpc.ABSENT) -> str:
+        """A token for the retry of this call."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        state: dict[str, object] = {
+            "principal": call.caller.principal,
+            "digest": digest_of(call),
+            "expires": self._clock() + LIFETIME,
+            "parked": parked,
+            "backend": backend,
+        }
+        if inner is not jsonrpc.ABSENT:
+            state["inner"] = inner
+        nonce = os.urandom(NONCE_BYTES)
+        sealed = nonce + AESGCM(self._keys[0]).encrypt(nonce, jsonrpc.encode(state), PURPOSE)
+        return base64.urlsafe_b64encode(sealed).decode("ascii")
+
+    def open(self, call: Call, token: str) -> State:
+        """Read the token that came with a retry.
+
+        Raises:
+            InvalidParams: it is none of ours, was changed, has expired, or was given for another request or principal.
+        """
+        state = self._decrypt(token)
+        same_principal = hmac.compare_digest(str(state.principal).encode(), str(call.caller.principal).encode())
+        if self._clock() > state.expires:
+            raise InvalidParams(_refusal("has expired"))
+        if not same_principal or not hmac.compare_digest(state.digest, digest_of(call)):
+            raise InvalidParams(_refusal("was given for another request"))
+        return state
+
+    def _decrypt(self, token: str) -> State:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        try:
+            if len(token) > MAX_TOKEN:
+                raise InvalidParams(_refusal("is too long"))
+            sealed = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            raise InvalidParams(_refusal("is not one that this server gave")) from None
+        for key in self._keys:
+            try:
+                plain = AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], PURPOSE)
+                return msgspec.json.decode(plain, type=State)
+            except (InvalidTag, ValueError):
+                continue
+        raise InvalidParams(_refusal("is not one that this server gave"))
+
+
+def _refusal(why: str) -> str:
+    return f"params.requestState {why}; send the request again without inputResponses and requestState"
