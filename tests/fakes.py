@@ -170,6 +170,14 @@ class FakeBackend:
 
         self.on_start = on_start
 
+    def stall(self) -> None:
+        """Have no start ever come to an end."""
+
+        async def on_start(_number: int) -> None:
+            await trio.sleep_forever()
+
+        self.on_start = on_start
+
     @asynccontextmanager
     async def __call__(self, config: ServerConfig, listener: Listener) -> AsyncGenerator[FakeSession]:
         self.starts.append(trio.current_time())

@@ -8,6 +8,7 @@ start that takes too long lead to a restart; anything else is a bug and reaches 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -90,6 +91,7 @@ class Supervisor:
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
+        self._wanted = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._first_wait = config.restart.initial_delay
@@ -106,11 +108,10 @@ class Supervisor:
             BackendUnavailable: the backend has failed, is stopped or draining.
             Busy: the queue is full.
         """
+        self.want()
         if not self.offered:
-            self._refuse()
-        waited = trio.current_time() - self._entered_at
-        if self.state is State.STOPPED or (self.state is State.BACKOFF and waited >= self._first_wait):
-            self.kick()
+            reason = self.last_error or "it was stopped"
+            raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
         try:
             self._send.send_nowait(ticket)
         except trio.WouldBlock:
@@ -120,10 +121,16 @@ class Supervisor:
             )
             raise Busy(text) from None
 
-    def _refuse(self) -> None:
-        if self.state is State.FAILED and trio.current_time() - self._entered_at >= self.config.restart.max_delay:
-            self.kick()  # the caller still gets its answer at once; a later call may find the backend back
-        raise BackendUnavailable(self.name, f"is not available ({self.state}): {self.last_error or 'it was stopped'}")
+    def want(self) -> None:
+        """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
+
+        One that has failed is tried again after `max_delay`; a later call may find it back. What callers do, however
+        often, must not use up the quick failures: only `kick` starts at once.
+        """
+        self._wanted = True
+        least = {State.STOPPED: 0.0, State.BACKOFF: self._first_wait, State.FAILED: self.config.restart.max_delay}
+        if trio.current_time() - self._entered_at >= least.get(self.state, math.inf):
+            self.kick()
 
     def kick(self) -> None:
         """Cut the present wait short: start now."""
@@ -219,6 +226,7 @@ class Supervisor:
 
     def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
         self.last_error = self._explain(problem)
+        self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         delay = self._backoff.failed(healthy_for)
         if delay is None:
             log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
@@ -248,7 +256,7 @@ class Supervisor:
             # use up the quick failures.
             with trio.move_on_after(min(delay, self._first_wait)):
                 await self._kicked.wait()
-            if not self.queued:
+            if not self.queued and not self._wanted:
                 with trio.move_on_after(max(0.0, delay - self._first_wait)):
                     await self._kicked.wait()
         if not self._stopping.is_set():

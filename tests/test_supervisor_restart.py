@@ -1,0 +1,53 @@
+"""The arithmetic of restarts, without a clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.config.model import RestartPolicy
+from gateway.supervisor.restart import Backoff
+
+
+def delays(policy: RestartPolicy, healthy: list[float], *, random: float = 0.0) -> list[float | None]:
+    backoff = Backoff(policy, lambda: random)
+    return [backoff.failed(seconds) for seconds in healthy]
+
+
+POLICY = RestartPolicy(initial_delay=0.5, max_delay=3.0, jitter=0.2, max_quick_failures=6, healthy_after=30.0)
+
+
+def test_delays_double_to_a_cap_and_then_it_is_over() -> None:
+    assert delays(POLICY, [0] * 7) == [0.5, 1.0, 2.0, 3.0, 3.0, None, None]
+
+
+def test_jitter_only_shortens() -> None:
+    assert delays(POLICY, [0] * 4, random=0.5) == pytest.approx([0.45, 0.9, 1.8, 2.7])
+    assert delays(POLICY, [0] * 4, random=1.0) == pytest.approx([0.4, 0.8, 1.6, 2.4])
+
+
+def test_a_healthy_run_forgives() -> None:
+    assert delays(POLICY, [0, 0, 29.9, 30, 0, 0]) == [0.5, 1.0, 2.0, 0.5, 1.0, 2.0]
+
+
+def test_somebody_who_asks_again_is_given_all_tries() -> None:
+    backoff = Backoff(POLICY, lambda: 0.0)
+    assert [backoff.failed(0) for _ in range(6)][-1] is None
+    backoff.forgive()
+    assert [backoff.failed(0) for _ in range(6)] == [0.5, 1.0, 2.0, 3.0, 3.0, None]
+
+
+def test_one_failure_can_be_the_last() -> None:
+    assert delays(RestartPolicy(max_quick_failures=1), [0]) == [None]
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 1e9), st.floats(0.001, 1e9), st.floats(0, 1), st.floats(0, 1), st.integers(1, 3000))
+def test_no_delay_is_negative_or_beyond_the_cap(
+    initial: float, cap: float, jitter: float, random: float, failures: int
+) -> None:
+    policy = RestartPolicy(initial_delay=initial, max_delay=cap, jitter=jitter, max_quick_failures=10**6)
+    for delay in delays(policy, [0] * failures, random=random):
+        assert delay is not None
+        assert 0 <= delay <= cap
