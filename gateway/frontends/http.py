@@ -73,7 +73,7 @@ class McpEndpoint:
             else:
                 # A modern client has no GET or DELETE, a legacy one has a session by then.
                 await exchange.empty(405, ALLOW)
-        except ClientGone:
+        except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
     async def _post(self, exchange: Exchange) -> None:

@@ -1,0 +1,205 @@
+"""Clients that vanish in every phase, by the thousand, and one that stops reading: nothing of them may stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+
+import pytest
+import trio
+
+from tests.contract.support import LADDER, kilobytes, open_gateways, structured_of, text_of, wait_health
+from tests.support import HttpClient, echo_backend, make_request, open_gateway_process
+
+CONFIG = {
+    "mcpServers": {
+        "echo": echo_backend() | {"shutdown_grace": LADDER, "max_concurrency": 1000, "queue_size": 2000},
+    },
+    "gateway": {"start_grace": 10, "session_idle_timeout": 1, "max_sessions": 5000, "sse_after": 0.1},
+}
+CROWD = 1000
+AT_ONCE = 50
+GROWTH = 8_000  # kilobytes of memory that may stay: fragmentation and caches; a thousand leaked clients would be more
+
+
+@pytest.fixture(scope="module")
+def gateway():
+    with open_gateways(CONFIG, ("streamable-http",)) as found:
+        yield found["http"]
+
+
+def open_files(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid):
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def head(client, method, headers, length=None):
+    lines = [f"{method} {client.path} HTTP/1.1", f"host: {client.host}:{client.port}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if length is not None:
+        lines += ["content-type: application/json", f"content-length: {length}"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+async def vanish(stream, i):
+    """Hang up: every second one by a reset, as a crash or a lost network would."""
+    if i % 2:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await stream.aclose()
+
+
+def modern_call(client, params):
+    message, headers = client.modern_request("tools/call", params)
+    body = json.dumps(message).encode()
+    return head(client, "POST", headers, len(body)) + body
+
+
+SLEEP = {"name": "echo.sleep", "arguments": {"seconds": 30}}
+
+
+async def only_connects(client, stream):
+    """Says nothing at all."""
+
+
+async def half_a_head(client, stream):
+    await stream.send_all(b"POST /mcp HTTP/1.1\r\nhost: 127.0")
+
+
+async def before_the_body(client, stream):
+    await stream.send_all(head(client, "POST", client.modern_headers("tools/list"), 1000) + b'{"jsonrpc"')
+
+
+async def in_a_modern_call(client, stream):
+    await stream.send_all(modern_call(client, SLEEP))
+
+
+async def in_a_modern_stream(client, stream):
+    await stream.send_all(
+        modern_call(client, {"name": "echo.progress", "arguments": {"n": 3}, "_meta": {"progressToken": 1}})
+    )
+    await stream.receive_some(1)
+
+
+async def in_a_listen(client, stream):
+    message, headers = client.modern_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    body = json.dumps(message).encode()
+    await stream.send_all(head(client, "POST", headers, len(body)) + body)
+    await stream.receive_some(1)
+
+
+async def after_initialize(client, stream):
+    await client.initialize()
+
+
+async def in_a_legacy_call(client, stream):
+    await client.initialize()
+    params = {"name": "echo.sleep", "arguments": {"seconds": 0.1}}
+    body = json.dumps(make_request(1, "tools/call", params)).encode()
+    await stream.send_all(head(client, "POST", client.session_headers(), len(body)) + body)
+
+
+async def with_an_open_get_stream(client, stream):
+    await client.initialize()
+    await stream.send_all(head(client, "GET", client.session_headers() | {"accept": "text/event-stream"}))
+    await stream.receive_some(1)
+
+
+PHASES = (
+    only_connects,
+    half_a_head,
+    before_the_body,
+    in_a_modern_call,
+    in_a_modern_stream,
+    in_a_listen,
+    after_initialize,
+    in_a_legacy_call,
+    with_an_open_get_stream,
+)
+
+
+async def crowd(gateway, size):
+    """Let so many clients come and vanish, in every phase; the ids of the sessions they left."""
+    sessions = []
+    places = trio.CapacityLimiter(AT_ONCE)
+
+    async def visit(i):
+        async with places:
+            client = HttpClient(gateway.url)
+            stream = await trio.open_tcp_stream(client.host, client.port)
+            await PHASES[i % len(PHASES)](client, stream)
+            await vanish(stream, i // len(PHASES))
+            if client.session_id is not None:
+                sessions.append(client.session_id)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for i in range(size):
+                nursery.start_soon(visit, i)
+    return sessions
+
+
+async def wait_quiet(gateway, files):
+    """Until no call is under way and no connection open but the one that asks."""
+    await wait_health(
+        gateway,
+        lambda report: report["backends"]["echo"]["in_flight"] == 0 and open_files(gateway.pid) <= files + 1,
+    )
+
+
+async def test_a_thousand_clients_that_vanish_leave_nothing_behind(gateway):
+    client = HttpClient(gateway.url)
+    await client.call_modern("tools/list")
+    files = open_files(gateway.pid)
+    await crowd(gateway, 3 * len(PHASES) * 4)  # what a first crowd leaves for good: caches, arenas, a worker thread
+    await wait_quiet(gateway, files)
+    memory, at_work = kilobytes(gateway.pid, "VmRSS"), threads(gateway.pid)
+    sessions = await crowd(gateway, CROWD)
+    await wait_quiet(gateway, files)
+    assert threads(gateway.pid) <= at_work
+    # Twice the idle timeout, since the gateway looks for idle sessions that often; a look at one would keep it alive.
+    await client.call_modern("tools/call", {"name": "echo.sleep", "arguments": {"seconds": 2.1}})
+    for session_id in sessions:
+        assert (await client.send("DELETE", headers={"Mcp-Session-Id": session_id})).status == 404
+    assert len(sessions) > CROWD // 4
+    assert kilobytes(gateway.pid, "VmRSS") - memory < GROWTH
+    # The calls of the modern ones were cancelled, or they would sleep for half a minute.
+    log = structured_of(await client.call_modern("tools/call", {"name": "echo.cancelled_log"}))
+    assert len(log["cancelled"]) > CROWD // len(PHASES) // 2
+    assert (
+        text_of(await client.call_modern("tools/call", {"name": "echo.echo", "arguments": {"text": "alive"}}))
+        == "alive"
+    )
+    assert "Traceback" not in gateway.log()
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_client_that_stops_reading_a_flood_does_not_delay_the_end(era):
+    config = {
+        "mcpServers": {"echo": echo_backend() | {"shutdown_grace": LADDER}},
+        "gateway": {"drain_grace": 0.3, "start_grace": 10},
+    }
+    async with open_gateway_process(config, status=None) as gateway:
+        client = HttpClient(gateway.url)
+        params = {"name": "echo.progress", "arguments": {"n": 300_000}, "_meta": {"progressToken": 1}}
+        if era == "legacy":
+            await client.initialize()
+            stream = client.stream(make_request(1, "tools/call", params))
+        else:
+            stream = client.stream_modern("tools/call", params)
+        before = kilobytes(gateway.pid, "VmRSS")
+        async with stream as exchange:
+            await exchange.next_sse()
+            # From here on it reads no more. Others do not notice.
+            for _ in range(20):
+                assert "result" in await HttpClient(gateway.url).call_modern("tools/list")
+            assert kilobytes(gateway.pid, "VmRSS") - before < 30_000
+            gateway.process.send_signal(signal.SIGTERM)
+            with trio.fail_after(8):
+                assert await gateway.process.wait() in {0, 1}
+        assert "Traceback" not in gateway.stderr_text
