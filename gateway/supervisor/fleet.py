@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 KEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for catalogs to keep: a server that lists something new every moment costs one write."""
 
+LAST_KEEP_BOUND: Final = 1.0
+"""Seconds at most for keeping, at the end, what was listed since the last look: short runs teach the next ones too."""
+
 log = logging.getLogger("gateway.supervisor")
 
 
@@ -116,6 +119,9 @@ class Fleet:
                 task_status.started()
                 await self._stopped.wait()
             services.cancel_scope.cancel(reason="all supervisors have ended")
+        if self._store is not None:
+            with trio.move_on_after(LAST_KEEP_BOUND):
+                await self._keep_news(self._store)
         self.ended.set()
 
     def stop(self) -> None:
@@ -141,15 +147,20 @@ class Fleet:
         """Write what backends list to the state directory, in a thread, at most every `KEEP_INTERVAL` seconds."""
         while True:
             await trio.sleep(KEEP_INTERVAL)
-            for name, supervisor in self._supervisors.items():
-                listing = supervisor.listing
-                if listing is None or listing is self._kept[name]:
-                    continue
-                self._kept[name] = listing
-                try:
-                    await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing)
-                except OSError as exc:
-                    log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
+            await self._keep_news(store)
+
+    async def _keep_news(self, store: Store) -> None:
+        await trio.lowlevel.checkpoint()
+        for name, supervisor in self._supervisors.items():
+            listing = supervisor.listing
+            if listing is None or listing is self._kept[name]:
+                continue
+            try:
+                # May be abandoned: a file is replaced as a whole or not at all, and a disk that hangs holds up nobody.
+                await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing, abandon_on_cancel=True)
+            except OSError as exc:
+                log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
+            self._kept[name] = listing
 
     def _build(self) -> Snapshot:
         parts: list[Part] = []

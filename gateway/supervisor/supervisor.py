@@ -87,6 +87,8 @@ class Supervisor:
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
+        self._waiting = 0
+        # Not the channel's own count: a call that the channel has just handed to the pump is in neither.
         self._send, self._receive = trio.open_memory_channel["Ticket"](config.queue_size)
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
@@ -120,6 +122,7 @@ class Supervisor:
                 " (max_concurrency, queue_size); try again"
             )
             raise Busy(text) from None
+        self._waiting += 1
 
     def want(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
@@ -157,7 +160,7 @@ class Supervisor:
     @property
     def queued(self) -> int:
         """Calls that wait for the backend."""
-        return self._send.statistics().current_buffer_used
+        return self._waiting
 
     def status(self) -> Status:
         """One immutable view for people."""
@@ -309,6 +312,7 @@ class Supervisor:
                     batch.append(self._receive.receive_nowait())
                 except trio.WouldBlock:
                     break
+            self._waiting -= len(batch)
             wanted = [ticket for ticket in batch if not ticket.over]
             if wanted:
                 session.send(wanted)
@@ -343,9 +347,11 @@ class Supervisor:
     def _answer_queue(self, problem: BackendError) -> None:
         while True:
             try:
-                self._receive.receive_nowait().finish(problem)
+                ticket = self._receive.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 return
+            self._waiting -= 1
+            ticket.finish(problem)
 
     def _to(self, new: State) -> None:
         """The one place where the state changes."""
