@@ -50,11 +50,15 @@ async def serve_control(store: Store, report: Callable[[], Awaitable[bytes]]) ->
 
 
 def _listen(path: Path) -> trio.socket.SocketType:
-    path.unlink(missing_ok=True)  # of a dead gateway whose pid is ours now
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Under its final name only once it listens: a socket that refuses looks like a dead gateway's, and `ps` removes it.
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
     before = os.umask(0o177)  # the file must never be there with another mode, however briefly
     try:
-        sock.bind(str(path))
+        sock.bind(str(temporary))
+        sock.listen(MAX_CONNECTIONS)
+        temporary.replace(path)  # and of a dead gateway whose pid is ours now
     except OSError as exc:
         sock.close()
         if exc.errno is None:  # "AF_UNIX path too long" has no number
@@ -62,7 +66,6 @@ def _listen(path: Path) -> trio.socket.SocketType:
         raise
     finally:
         os.umask(before)
-    sock.listen(MAX_CONNECTIONS)
     return trio.socket.from_stdlib_socket(sock)
 
 
