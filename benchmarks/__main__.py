@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import call, listing, machine, memory, startup, table
+from benchmarks import call, lifetimes, listing, machine, memory, startup, table
 
-QUESTIONS = {"call": call, "list": listing, "startup": startup, "memory": memory}
+QUESTIONS = {"call": call, "list": listing, "startup": startup, "memory": memory, "lifetimes": lifetimes}
 
 
 def main():
@@ -26,6 +26,8 @@ def main():
     described = machine.describe()  # before the load
     claims, details = QUESTIONS[options.question].run(options)
     table.report(options.question, described, claims, details=details, as_json=options.json)
+    if (fatal := getattr(QUESTIONS[options.question], "fatal", None)) is not None and fatal(claims):
+        return 1
     return 1 if options.strict and not all(claim.reached for claim in claims) else 0
 
 

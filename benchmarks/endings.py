@@ -1,0 +1,231 @@
+"""One gateway before a zoo of ten children, and one way for it to come to an end: `run_once(ENDING, ...)`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import oracle
+from benchmarks.processes import ROOT, START_WITHIN, Failed
+
+ZOO_SERVER = ROOT / "tests" / "children" / "zoo_server.py"
+ZOO = [
+    "echo",  # well behaved
+    "ignores_term",  # and stdin's end too
+    "ignores_eof",
+    "grandchild_pipes",  # forks a grandchild that keeps the pipes
+    "daemon",  # double-forks with setsid
+    "stubborn_daemon",  # the same, ignores signals, keeps the pipes
+    "scrubbed_daemon",  # the same, with an empty environment
+    "shell",  # spawns a shell that spawns
+    "stopped",  # by SIGSTOP
+    "flusher",  # exits while flushing 50 MB
+]
+LADDER = (
+    0.3,
+    0.3,
+    1.0,
+)  # the default has 2 s in place of 0.3 s: the same rungs, and the grid takes a fifth of the time
+SLACK = 6.0  # seconds beyond the ladder until who is still there counts as a survivor
+SETTLE = 2.0  # seconds for a living gateway to reap and to close, after its backends are ready again
+SIGINT_GAP = 0.1
+POLL = 0.01
+
+
+@dataclass
+class Outcome:
+    """What one run left behind; times are seconds from the ending to the end of the last marked process."""
+
+    ending: str
+    transport: str
+    processes: int
+    survivors: int = 0
+    zombies: int = 0
+    leaked_fds: int = 0
+    gone: float = 0.0
+    exited: float = 0.0
+    status: int | None = None
+    ready_again: float | None = None
+
+    def data(self):
+        return asdict(self)
+
+
+class Run:
+    """A gateway process, its config and its log in a folder of their own."""
+
+    def __init__(self, folder, backends, *, transport="stdio", program="gateway", ladder=LADDER, settings=None):
+        """`backends`: name -> command; `settings`: fields for each of them."""
+        self.count = len(backends)
+        common = {"shutdown_grace": list(ladder), "connect_timeout": 60} | (settings or {})
+        servers = {name: {"command": argv[0], "args": argv[1:]} | common for name, argv in backends.items()}
+        config = Path(folder, "config.json")
+        config.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
+        self.log_path = Path(folder, "log")
+        command = [sys.executable, "-m", program, "serve", "--config", str(config), "--transport", transport]
+        command += ["--port", "0", "--state-dir", str(Path(folder, "state")), "--log-level", "info"]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                bufsize=0,
+            )
+        self.started = time.monotonic()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def log(self):
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_log(self, text, count, within=START_WITHIN):
+        """Poll the log until the text is there so many times; asking the gateway would be a look at its children."""
+        until = time.monotonic() + within
+        while (log := self.log()).count(text) < count:
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise Failed(f"{text!r} {log.count(text)} of {count} times, {self.process.poll()}:\n{log[-4000:]}")
+            time.sleep(POLL)
+
+    def wait_ready(self, times=1):
+        self.wait_log(" is ready", times * self.count)
+
+    def wait_exit(self, until):
+        """Seconds since the epoch of `time.monotonic` when it exited; None if it did not."""
+        if not oracle.wait_end(self.pid, until):
+            return None
+        at = time.monotonic()
+        self.process.wait()
+        return at
+
+    def fds(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def clean_up(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+# -- the endings -------------------------------------------------------------------------------------------------------
+
+
+def end_stdin(run):
+    run.process.stdin.close()
+
+
+def terminate(run):
+    run.process.terminate()
+
+
+def interrupt_twice(run):
+    """Ctrl-C, and again: the whole foreground group gets it."""
+    os.killpg(run.pid, signal.SIGINT)
+    time.sleep(SIGINT_GAP)
+    os.killpg(run.pid, signal.SIGINT)
+
+
+def kill(run):
+    run.process.kill()
+
+
+def kill_group(run):
+    os.killpg(run.pid, signal.SIGKILL)
+
+
+def crash(run):
+    os.kill(run.pid, signal.SIGUSR1)  # benchmarks.instrumented
+
+
+ENDINGS = {
+    "stdin EOF": end_stdin,
+    "SIGTERM": terminate,
+    "SIGINT twice": interrupt_twice,
+    "SIGKILL": kill,
+    "SIGKILL of the group": kill_group,
+    "crash by a bug": crash,
+    "restart": None,  # see _restart; a removal over HTTP belongs here as well, as soon as there is one
+}
+KILLED = {"SIGKILL", "SIGKILL of the group"}
+"""Here nobody is left to reap: zombies are init's business, and are not counted."""
+STATUS = {"stdin EOF": 0, "SIGTERM": 0, "SIGINT twice": 0, "crash by a bug": 1, "restart": 0} | dict.fromkeys(
+    KILLED, -signal.SIGKILL
+)
+
+
+def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
+    """Start, wait until all are ready, end, and look who is left. The caller is a subreaper with no other children."""
+    transport = "stdio" if ending == "stdin EOF" else transport
+    program = "benchmarks.instrumented" if ending == "crash by a bug" else "gateway"
+    mark = f"zoo-{secrets.token_hex(8)}"
+    backends = {
+        f"b{i}-{temper}": [sys.executable, "-I", "-S", "-E", str(ZOO_SERVER), temper, mark]
+        for i, temper in enumerate(zoo)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, backends, transport=transport, program=program, ladder=ladder)
+        try:
+            run.wait_ready()
+            outcome = Outcome(ending, transport, len(oracle.marked(mark)))
+            if ending == "restart":
+                _restart(run, mark, outcome, ladder)
+            _end(run, mark, outcome, ladder)
+            if outcome.status != STATUS[ending]:
+                raise Failed(f"{ending}: exit status {outcome.status}:\n{run.log()[-4000:]}")
+            return outcome
+        finally:
+            run.clean_up()
+            oracle.kill_all(oracle.marked(mark))
+            oracle.reap()
+
+
+def _end(run, mark, outcome, ladder):
+    sentinels = oracle.sentinels(run.pid)
+    began = time.monotonic()
+    until = began + sum(ladder) + SLACK
+    (ENDINGS[outcome.ending] or terminate)(run)
+    gone, left = oracle.wait_gone(lambda: oracle.marked(mark), until)
+    exited = run.wait_exit(until)
+    _, watchers = oracle.wait_gone(lambda: oracle.still(sentinels), until)
+    if outcome.ending != "restart":
+        outcome.gone = gone - began
+    outcome.survivors += len(left) + len(watchers) + (exited is None)
+    outcome.exited = (exited or until) - began
+    outcome.status = run.process.returncode
+    inherited = oracle.reap()
+    if outcome.ending not in KILLED:
+        outcome.zombies += inherited
+
+
+def _restart(run, mark, outcome, ladder):
+    """SIGKILL of every child: what they left behind must go, and the gateway must have as much open as before."""
+    old, fds = oracle.marked(mark), run.fds()
+    children = [pid for pid in old if (row := oracle.stat(pid)) is not None and row[1] == run.pid]
+    began = time.monotonic()
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    gone, left = oracle.wait_gone(lambda: oracle.still(old), began + sum(ladder) + SLACK)
+    outcome.gone, outcome.survivors = gone - began, len(left)
+    run.wait_ready(2)
+    outcome.ready_again = time.monotonic() - began
+    until = time.monotonic() + SETTLE
+    while (run.fds() != fds or oracle.zombies(run.pid)) and time.monotonic() < until:
+        time.sleep(POLL)
+    outcome.leaked_fds = max(0, run.fds() - fds)
+    outcome.zombies = len(oracle.zombies(run.pid))

@@ -1,0 +1,263 @@
+"""Five figures about the lives of children, each with what it must reach; see the docstring of each function.
+
+They run one after the other, in a process that is a subreaper and has no other children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+
+from benchmarks import oracle
+from benchmarks.endings import SLACK, Run, run_once
+from benchmarks.load import Pipes
+from benchmarks.processes import Failed, backend
+from benchmarks.table import Claim, Figure, render
+from benchmarks.wire import encode, initialize_params, make_message
+
+DEFAULT_LADDER = (2.0, 2.0, 1.0)
+QUICK_RESTART = {"initial_delay": 0.1, "jitter": 0, "healthy_after": 0.001}
+"""Each death is forgiven, so that each restart waits the first step of the backoff."""
+IN_FLIGHT = 20
+WARM_UP = 50  # starts before the first look: the allocator and the threads of the loop have their size then
+
+
+@dataclass
+class Rows:
+    claims: list = field(default_factory=list)
+    data: dict = field(default_factory=dict)
+
+    def add(self, what, values, unit="s", scale=1.0, most=None):
+        """A promise about lives holds for the slowest round, so that is what counts."""
+        self.data[what] = list(values)
+        worst = max(values)
+        suffix = ": slowest" if len(values) > 1 else ""
+        self.claims.append(Claim(what + suffix, Figure(worst, worst, worst), unit, scale, most=most))
+
+    def table(self):
+        rows = [
+            [what, len(values), f"{median(values):.4g}", f"{max(values):.4g}"] for what, values in self.data.items()
+        ]
+        return render(["what (seconds, count, bytes)", "rounds", "median", "worst"], rows)
+
+
+def measure(*, quick):
+    rows = Rows()
+    many, rounds = (10, 1) if quick else (100, 5)
+    measure_terminate(rows, many, rounds)
+    measure_kill(rows, many, rounds)
+    measure_kill_zoo(rows, rounds)
+    measure_revival(rows, 3 if quick else 20)
+    measure_cycles(rows, 20 if quick else 500)
+    return rows
+
+
+@contextmanager
+def running(backends, **options):
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, backends, **options)
+        try:
+            run.wait_ready()
+            yield run
+        finally:
+            run.clean_up()
+            oracle.reap()
+
+
+def well_behaved(count, mark):
+    """The stdlib echo; the mark stands in its name."""
+    return {f"b{i:03}": backend("echo", "--name", mark) for i in range(count)}
+
+
+def check_all_there(mark, count):
+    """An oracle that finds nobody at the beginning proves nothing at the end."""
+    if len(oracle.marked(mark)) != count:
+        raise Failed(f"{len(oracle.marked(mark))} of {count} processes found")
+
+
+def measure_terminate(rows, count, rounds):
+    """SIGTERM to a gateway (HTTP, idle) before many echo backends: until all have gone and the gateway has exited."""
+    times = []
+    for _ in range(rounds):
+        mark = f"echo-{secrets.token_hex(8)}"
+        with running(well_behaved(count, mark), transport="streamable-http", ladder=DEFAULT_LADDER) as run:
+            check_all_there(mark, count)
+            began = time.monotonic()
+            run.process.terminate()
+            gone, left = oracle.wait_gone(lambda mark=mark: oracle.marked(mark), began + SLACK)
+            exited = run.wait_exit(began + SLACK)
+            if left or exited is None:
+                raise Failed(f"{len(left)} of {count} survived SIGTERM; exited: {exited}")
+            times.append(max(gone, exited) - began)
+    rows.add(f"{count} echo backends, SIGTERM: all gone and the gateway exited", times, most=1.5)
+
+
+def measure_kill(rows, count, rounds):
+    """SIGKILL of a gateway before many echo backends: until all have gone. The end of their stdin tells them."""
+    times = []
+    for _ in range(rounds):
+        mark = f"echo-{secrets.token_hex(8)}"
+        with running(well_behaved(count, mark), ladder=DEFAULT_LADDER) as run:
+            check_all_there(mark, count)
+            sentinels = oracle.sentinels(run.pid)
+            began = time.monotonic()
+            run.process.kill()
+            gone, left = oracle.wait_gone(lambda mark=mark: oracle.marked(mark), began + SLACK)
+            if left:
+                raise Failed(f"{len(left)} of {count} survived SIGKILL of the gateway")
+            times.append(gone - began)
+            oracle.wait_gone(lambda there=sentinels: oracle.still(there), began + SLACK)
+    rows.add(f"{count} echo backends, SIGKILL of the gateway: all gone", times, most=1)
+
+
+def measure_kill_zoo(rows, rounds):
+    """The same with the zoo and the default ladder (2 + 2 + 1 s)."""
+    outcomes = [run_once("SIGKILL", ladder=DEFAULT_LADDER) for _ in range(rounds)]
+    if any(outcome.survivors for outcome in outcomes):
+        raise Failed(f"survivors of SIGKILL of the gateway: {outcomes}")
+    bound = sum(DEFAULT_LADDER) + 1
+    rows.add("the zoo, SIGKILL of the gateway: all gone", [outcome.gone for outcome in outcomes], most=bound)
+
+
+# -- kill -9 of one backend ------------------------------------------------------------------------------------------
+
+
+def measure_revival(rows, rounds):
+    """SIGKILL of an echo backend with calls in flight: until each was answered by an error, and until it is ready.
+
+    The backend's own start is measured in between: exec to the answers of server/discover, initialize and tools/list.
+    """
+    own, ready, answered = [], [], []
+    mark = f"echo-{secrets.token_hex(8)}"
+    with running(well_behaved(1, mark), settings={"restart": QUICK_RESTART}) as run:
+        client = Client(run)
+        for number in range(rounds):
+            own.append(time_own_start())
+            took, back = revive(run, client, mark, number + 2)
+            answered.append(took)
+            ready.append(back)
+        client.end()
+    over = [total - start for total, start in zip(ready, own, strict=True)]
+    rows.add(f"kill -9 of a backend: the last of {IN_FLIGHT} calls in flight is answered", answered, "ms", 1e3, most=50)
+    rows.add("kill -9 of a backend: ready again, beyond its own start", over, most=0.3)
+    rows.add("its own start", own)
+
+
+def revive(run, client, mark, readies):
+    """(seconds to the last answer, seconds until ready)."""
+    ids = client.start_calls(IN_FLIGHT, seconds=60)
+    client.call("b000.echo", {"text": "all before this one have reached the backend"})
+    (child,) = oracle.marked(mark)
+    began = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    for answer in client.answers(ids):
+        text = json.dumps(answer)
+        if "SIGKILL" not in text:
+            raise Failed(f"not the error of a killed backend: {text[:300]}")
+    took = time.monotonic() - began
+    run.wait_ready(readies)
+    return took, time.monotonic() - began
+
+
+def time_own_start():
+    began = time.monotonic()
+    pipes = Pipes(backend("echo"))
+    try:
+        for method, params in (("server/discover", {}), ("initialize", initialize_params()), ("tools/list", {})):
+            pipes.send(encode(make_message(method, params, "legacy", 1)))
+            pipes.lines()
+        return time.monotonic() - began
+    finally:
+        pipes.close()
+
+
+class Client:
+    """A legacy client on the pipes of a gateway in stdio mode."""
+
+    def __init__(self, run):
+        self.stdin, self.stdout = run.process.stdin, os.fdopen(os.dup(run.process.stdout.fileno()), "rb")
+        self.last_id = 0
+        self.request("initialize", initialize_params())
+
+    def start(self, method, params):
+        self.last_id += 1
+        message = {"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params}
+        self.stdin.write(json.dumps(message).encode() + b"\n")
+        return self.last_id
+
+    def start_calls(self, count, seconds):
+        arguments = {"seconds": seconds}
+        return [self.start("tools/call", {"name": "b000.sleep", "arguments": arguments}) for _ in range(count)]
+
+    def answers(self, ids):
+        """The responses to these requests, as they come."""
+        wanted = set(ids)
+        while wanted:
+            line = self.stdout.readline()
+            if not line:
+                raise Failed("the gateway closed its stdout")
+            message = json.loads(line)
+            if message.get("id") in wanted and "method" not in message:
+                wanted.remove(message["id"])
+                yield message
+
+    def request(self, method, params):
+        (answer,) = self.answers([self.start(method, params)])
+        return answer
+
+    def call(self, name, arguments):
+        answer = self.request("tools/call", {"name": name, "arguments": arguments})
+        if "result" not in answer or answer["result"].get("isError"):
+            raise Failed(f"{name}: {answer}")
+        return answer
+
+    def end(self):
+        self.stdin.close()
+        self.stdout.close()
+
+
+# -- the same backend, over and over ---------------------------------------------------------------------------------
+
+
+def measure_cycles(rows, cycles):
+    """Start a backend by a call and let it stop when idle, over and over: what grows in the gateway is leaked."""
+    mark = f"echo-{secrets.token_hex(8)}"
+    settings = {"start": "lazy", "idle_timeout": 0.005}
+    with running(well_behaved(1, mark), settings=settings, program="benchmarks.instrumented") as run:
+        client = Client(run)
+        cycle(run, client, WARM_UP, 1)
+        before = ask_statistics(run, 1)
+        cycle(run, client, cycles, 1 + WARM_UP)
+        after = ask_statistics(run, 2)
+        client.end()
+    grown = {key: after[key] - before[key] for key in before}
+    rows.add(
+        f"{cycles} starts and stops: file descriptors, tasks and threads more",
+        [grown["fds"] + grown["tasks"] + grown["threads"]],
+        "",
+        most=0,
+    )
+    rows.add(f"{cycles} starts and stops: growth of RSS", [grown["rss"]], "MB", 1e-6, most=2)
+
+
+def cycle(run, client, count, stops):
+    for number in range(count):
+        run.wait_log(" is stopped", stops + number)
+        client.call("b000.echo", {"text": "hello"})
+    run.wait_log(" is stopped", stops + count)
+
+
+def ask_statistics(run, times):
+    """What the gateway says of itself once it is at rest: the last child's ladder is over, its backend is stopped."""
+    time.sleep(1)
+    os.kill(run.pid, signal.SIGUSR2)
+    run.wait_log("\nstatistics ", times)
+    line = run.log().rpartition("\nstatistics ")[2]
+    return json.loads(line.partition("\n")[0])

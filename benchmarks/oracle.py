@@ -1,0 +1,114 @@
+"""What the kernel says of processes; it knows nothing of how the gateway keeps track of its own.
+
+A process belongs to a run if the run's mark stands in its command line. Zombies have none: those that a gateway did not
+reap before it exited are inherited by us, since this process is a subreaper for the length of the measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+SENTINEL = b"backends/sentinel.py"
+
+
+@contextlib.contextmanager
+def subreaper():
+    """Have orphans come to us, so that nobody can hide behind init."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become a subreaper")
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def pids():
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def read(pid, name):
+    """A file of /proc; empty if the process is gone."""
+    try:
+        return Path("/proc", str(pid), name).read_bytes()
+    except OSError:
+        return b""
+
+
+def stat(pid):
+    """(state, parent, start time), or None if the process is gone."""
+    fields = read(pid, "stat").rpartition(b")")[2].split()
+    return (fields[0].decode(), int(fields[1]), int(fields[19])) if len(fields) > 19 else None
+
+
+def marked(mark):
+    """Everybody with this mark: pid -> start time."""
+    found = {}
+    for pid in pids():
+        if pid != os.getpid() and mark.encode() in read(pid, "cmdline") and (row := stat(pid)) is not None:
+            found[pid] = row[2]
+    return found
+
+
+def still(family):
+    """Who of a family (pid -> start time) lives; a zombie does not."""
+    rows = {pid: stat(pid) for pid in family}
+    return {pid for pid, row in rows.items() if row is not None and row[2] == family[pid] and row[0] not in "ZX"}
+
+
+def sentinels(gateway):
+    """The sentinel of a gateway: pid -> start time."""
+    rows = {pid: stat(pid) for pid in pids() if SENTINEL in read(pid, "cmdline")}
+    return {pid: row[2] for pid, row in rows.items() if row is not None and row[1] == gateway}
+
+
+def zombies(parent):
+    rows = {pid: stat(pid) for pid in pids()}
+    return {pid for pid, row in rows.items() if row is not None and row[0] == "Z" and row[1] == parent}
+
+
+def wait_gone(look, until):
+    """Wait until `look()` finds nobody, newcomers included; returns the time of the last end, and who is left."""
+    last = time.monotonic()
+    while there := look():
+        for pid in there:
+            if not wait_end(pid, until):
+                return time.monotonic(), look()
+        last = time.monotonic()
+    return last, {}
+
+
+def wait_end(pid, until):
+    """Whether the process ends in time."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
+    finally:
+        os.close(fd)
+
+
+def reap():
+    """Reap every child that has ended, of whatever origin, and count them."""
+    count = 0
+    with contextlib.suppress(ChildProcessError):
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            count += 1
+    return count
+
+
+def kill_all(family):
+    for pid in still(family):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
