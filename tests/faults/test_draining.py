@@ -1,0 +1,78 @@
+"""Backends that break while the gateway stops: it ends in time and in order, and nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import trio
+
+from tests.contract.support import FAST, LADDER, structured_of, wait_health
+from tests.support import HttpClient, echo_backend, faulty_backend, open_gateway_process
+
+EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+AT_EOF = ("hang", "garbage", "half_line", "floods_stderr", "flood_stdout", "closes_stdout", "dies_mid_call")
+IN_CALL = ("dies_mid_call", "half_line", "closes_stdout", "hang")
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
+async def test_whatever_backends_do_at_eof_the_end_is_orderly(transport):
+    backends = {
+        f"{fault}_{era}": faulty_backend(fault, "--when", "eof", "--size", 1_000_000, "--era", era) | EXTRA
+        for fault in AT_EOF
+        for era in ("legacy", "modern")
+        if era == "legacy" or fault == "hang"
+    }
+    config = {"mcpServers": backends, "gateway": {"start_grace": 10}}
+    async with open_gateway_process(config, transport=transport) as gateway:
+        client = gateway.stdio or HttpClient(gateway.url)
+        await client.initialize()
+        pids = [structured_of(await client.call_tool(f"{name}.env"))["pid"] for name in backends]
+        assert all(map(is_running, pids))
+        if transport == "stdio":
+            await gateway.process.stdin.aclose()
+        else:
+            gateway.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(6):
+            assert await gateway.process.wait() == 0
+        assert not any(map(is_running, pids))
+        await gateway.wait_stderr_end()
+        assert "Traceback" not in gateway.stderr_text
+
+
+@pytest.mark.parametrize("fault", IN_CALL)
+async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_error(fault):
+    config = {
+        "mcpServers": {"breaks": faulty_backend(fault) | EXTRA, "good": echo_backend() | EXTRA},
+        "gateway": {"start_grace": 10, "drain_grace": 1.2},
+    }
+    async with open_gateway_process(config, status=None) as gateway:
+        client = HttpClient(gateway.url)
+        await client.initialize()
+        answers = {}
+
+        async def call(name, arguments):
+            answers[name] = await client.call_tool(name, arguments)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, "breaks.go", {"delay": 0.4})
+            nursery.start_soon(call, "good.sleep", {"seconds": 0.6})
+            await wait_health(
+                gateway, lambda report: all(backend["in_flight"] for backend in report["backends"].values())
+            )
+            gateway.process.send_signal(signal.SIGTERM)
+        assert answers["breaks.go"]["error"]["data"]["backend"] == "breaks"
+        assert answers["good.sleep"]["result"]["content"][0]["text"] == "slept"
+        with trio.fail_after(6):
+            status = await gateway.process.wait()
+        # A call that had to be cut off is a failure that the exit status tells; one that was answered is none.
+        assert status == (1 if fault == "hang" else 0)
