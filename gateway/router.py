@@ -53,15 +53,21 @@ class Router:
             RequestError: unknown name or method, full queue, shutting down.
             BackendUnavailable: the owner has failed or is stopped.
         """
-        if self._draining:
-            text = "the gateway is shutting down and takes no new calls"
-            raise ShuttingDown(text)
-        route = self._lookup(call) or await self._await_owner(call)
+        self._refuse_while_draining()
+        route = self._lookup(call)
+        if route is None:
+            route = await self._await_owner(call)
+            self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
         supervisor = self.fleet.supervisors[route.backend]
         ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
         supervisor.submit(ticket)
         self._under_way.add(ticket)
         return ticket
+
+    def _refuse_while_draining(self) -> None:
+        if self._draining:
+            text = "the gateway is shutting down and takes no new calls"
+            raise ShuttingDown(text)
 
     def release(self, ticket: Ticket, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
@@ -135,7 +141,7 @@ class Router:
         for supervisor in list(self.fleet.strangers(call.name)):
             if not supervisor.config.effective_namespace:
                 continue  # it may own any name at all: waiting for it would delay every typing error
-            supervisor.kick()
+            supervisor.want()
             with trio.move_on_after(supervisor.config.call_timeout):
                 await supervisor.known.wait()
             route = self._lookup(call)

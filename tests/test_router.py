@@ -1,0 +1,299 @@
+"""One call: who gets it, what is said when nobody does, and an end to every wait when the gateway stops."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Call
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item, Listing
+from gateway.config.model import Config, RestartPolicy, ServerConfig
+from gateway.errors import (
+    BackendExited,
+    BackendUnavailable,
+    Busy,
+    GatewayError,
+    InvalidParams,
+    ShuttingDown,
+    UnknownMethod,
+    UnknownName,
+)
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+from gateway.supervisor.states import State
+from tests.fakes import LEGACY_CALLER, RESULT, FakeBackend, backends, make_call, make_listing, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+POLICY = RestartPolicy(initial_delay=1, max_delay=60, jitter=0, max_quick_failures=3)
+CRASH = BackendExited("b", "exited with status 3")
+
+
+@asynccontextmanager
+async def running(fakes: dict[str, FakeBackend], **fields: Any) -> AsyncGenerator[Router]:
+    servers = {name: ServerConfig(name=name, **{"restart": POLICY, "call_timeout": 100, **fields}) for name in fakes}
+    fleet = Fleet(Config(servers=servers), backends(fakes))
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fleet.run)
+            await settle()
+            yield Router(fleet)  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            fleet.stop()
+
+
+def offers(kind: Kind, *owns: str, **capabilities: Any) -> FakeBackend:
+    items = tuple(Item(own, jsonrpc.encode({kind.key: own})) for own in owns)
+    return FakeBackend(
+        Listing(items={kind: items}, capabilities={name: jsonrpc.raw(value) for name, value in capabilities.items()})
+    )
+
+
+def completion(ref: object) -> Call:
+    params = {} if ref is None else {"ref": jsonrpc.raw(ref), "argument": msgspec.Raw(b'{"name":"a","value":"b"}')}
+    return Call(method="completion/complete", name="", params=params, meta={}, caller=LEGACY_CALLER)
+
+
+async def test_a_call_goes_to_its_owner_under_the_owners_name(autojump_clock: MockClock) -> None:
+    fakes = {"a": FakeBackend(make_listing("x")), "b": FakeBackend(make_listing("x"))}
+    async with running(fakes) as router:
+        ticket = await router.submit(make_call("b.x"))
+        assert (ticket.backend, ticket.own_name, ticket.timeout) == ("b", "x", 100)
+        assert router.under_way == 1
+        await settle()
+        assert [fake.session.names for fake in fakes.values()] == [[], ["x"]]
+        fakes["b"].session.answer()
+        assert await ticket.next() is RESULT
+        router.release(ticket)
+        router.release(ticket)
+        assert router.under_way == 0
+
+
+async def test_releasing_early_cancels_at_the_backend(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    async with running({"a": fake}) as router:
+        ticket = await router.submit(make_call("a.x"))
+        await settle()
+        router.release(ticket, "the client hung up")
+        assert fake.session.withdrawn == [("x", "the client hung up")]
+
+
+@pytest.mark.parametrize(
+    ("call", "problem", "said"),
+    [
+        (make_call("a.y"), UnknownName, "Unknown tool: a.y"),
+        (make_call("x"), UnknownName, "Unknown tool: x"),
+        (make_call(""), UnknownName, "Unknown tool: "),
+        (make_call("a.x", "prompts/get"), UnknownName, "Unknown prompt: a.x"),
+        (make_call("file:///x", "resources/read"), UnknownName, "Unknown resource: file:///x"),
+        (make_call("a.x", "tools/run"), UnknownMethod, "method 'tools/run' is not served"),
+        (completion(None), InvalidParams, "needs params.ref"),
+        (completion([]), InvalidParams, "needs params.ref"),
+        (completion({"type": "ref/prompt"}), InvalidParams, "needs params.ref"),
+        (completion({"type": 3, "name": "x"}), InvalidParams, "needs params.ref"),
+        (completion({"type": "ref/prompt", "name": "no"}), UnknownName, "Unknown prompt: no"),
+    ],
+)
+async def test_what_nobody_offers(
+    call: Call, problem: type[GatewayError], said: str, autojump_clock: MockClock
+) -> None:
+    async with running({"a": FakeBackend(make_listing("x"))}) as router:
+        began = trio.current_time()
+        with pytest.raises(problem) as caught:
+            await router.submit(call)
+        assert said in str(caught.value)
+        assert trio.current_time() == began
+        assert router.under_way == 0
+
+
+async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
+    fakes = {
+        "a": offers(Kind.RESOURCES, "file:///a", resources={}),
+        "b": offers(Kind.TEMPLATES, "log://{day}", resources={}),
+    }
+    async with running(fakes) as router:
+        for uri, owner in {"file:///a": "a", "log://today": "b"}.items():
+            ticket = await router.submit(make_call(uri, "resources/read"))
+            assert (ticket.backend, ticket.own_name) == (owner, uri)
+            router.release(ticket)
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("file:///other", "resources/read"))
+
+
+async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: MockClock) -> None:
+    fakes = {"a": FakeBackend(make_listing("x")), "b": offers(Kind.RESOURCES, resources={})}
+    async with running(fakes) as router:
+        ticket = await router.submit(make_call("any:thing", "resources/read"))
+        assert ticket.backend == "b"
+        router.release(ticket)
+
+
+async def test_completions_find_their_owner(autojump_clock: MockClock) -> None:
+    fakes = {"a": offers(Kind.PROMPTS, "p"), "b": offers(Kind.TEMPLATES, "log://{day}")}
+    async with running(fakes) as router:
+        ticket = await router.submit(completion({"type": "ref/prompt", "name": "a.p", "title": None}))
+        assert ticket.backend == "a"
+        assert json.loads(bytes(ticket.call.params["ref"])) == {"type": "ref/prompt", "name": "p", "title": None}
+        router.release(ticket)
+        for uri in ("log://{day}", "log://today"):
+            ticket = await router.submit(completion({"type": "ref/resource", "uri": uri}))
+            assert ticket.backend == "b"
+            assert json.loads(bytes(ticket.call.params["ref"]))["uri"] == uri
+            router.release(ticket)
+
+
+# -- backends that are not there yet, or no more -----------------------------------------------------------------------
+
+
+async def test_a_name_that_a_starting_backend_may_own_waits_for_it(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+
+    async def late(_number: int) -> None:
+        await trio.sleep(50)
+
+    fake.on_start = late
+    async with running({"a": fake}) as router:
+        began = trio.current_time()
+        ticket = await router.submit(make_call("a.x"))
+        assert trio.current_time() - began == pytest.approx(50)
+        router.release(ticket)
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("a.other"))
+
+
+async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.stall()
+    async with running({"a": fake}) as router:
+        began = trio.current_time()
+        with pytest.raises(BackendUnavailable, match=r"is not available \(starting\): it has not started yet"):
+            await router.submit(make_call("a.x"))
+        assert trio.current_time() - began <= 102
+        with pytest.raises(UnknownName):  # nobody who is away could own it
+            await router.submit(make_call("b.x"))
+
+
+async def test_a_known_name_never_becomes_unknown(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    async with running({"a": fake}) as router:
+        fake.fail(2, 3, 4)
+        fake.session.crash(CRASH)
+        await trio.sleep(20)
+        assert router.fleet.statuses()["a"].state is State.FAILED
+        began = trio.current_time()
+        with pytest.raises(BackendUnavailable, match=r"\(failed\): exited with status 1"):
+            await router.submit(make_call("a.x"))
+        assert trio.current_time() == began
+
+
+async def test_calls_do_not_wake_a_failed_backend_before_its_time(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.fail(*range(1, 100))
+    began = trio.current_time()
+    async with running({"a": fake}) as router:
+        for _ in range(100):  # it has never listed anything, so any "a." name may be its own
+            with pytest.raises(BackendUnavailable):
+                await router.submit(make_call("a.x"))
+            await trio.sleep(0.5)
+        assert len(fake.starts) == 3
+        while trio.current_time() - began < 70:
+            await trio.sleep(0.5)
+            with pytest.raises(BackendUnavailable):
+                await router.submit(make_call("a.x"))
+        assert len(fake.starts) > 3  # but later they do
+
+
+async def test_a_full_queue_is_refused_and_not_counted(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    async with running({"a": fake}, max_concurrency=1, queue_size=1) as router:
+        tickets = []
+        for _ in range(2):
+            tickets.append(await router.submit(make_call("a.x")))
+            await settle()
+        with pytest.raises(Busy):
+            await router.submit(make_call("a.x"))
+        assert router.under_way == 2
+        for ticket in tickets:
+            router.release(ticket)
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_drain_waits_for_calls_and_takes_no_new_ones(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    async with running({"a": fake}) as router:
+        ticket = await router.submit(make_call("a.x"))
+        drained: list[bool] = []
+
+        async def drain() -> None:
+            drained.append(await router.drain(10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await trio.sleep(3)
+            with pytest.raises(ShuttingDown):
+                await router.submit(make_call("a.x"))
+            fake.session.answer()
+            await settle()
+            assert drained == []  # answered, but nobody has taken it to the client yet
+            assert await ticket.next() is RESULT
+            router.release(ticket)
+            await settle()
+            assert drained == [True]
+
+
+@pytest.mark.parametrize(("hurry_after", "took"), [(None, 10), (4, 4), (0, 0)])
+async def test_a_drain_cuts_off_what_does_not_end(
+    hurry_after: float | None, took: float, autojump_clock: MockClock
+) -> None:
+    fake = FakeBackend()
+    async with running({"a": fake}) as router:
+        ticket = await router.submit(make_call("a.x"))
+        await settle()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def hurry() -> None:
+                if hurry_after is not None:
+                    await trio.sleep(hurry_after)
+                    router.hurry()
+
+            if hurry_after == 0:
+                router.hurry()
+            else:
+                nursery.start_soon(hurry)
+            assert await router.drain(10) is False
+        assert trio.current_time() - began == pytest.approx(took)
+        outcome = await ticket.next()
+        assert isinstance(outcome, BackendUnavailable)
+        assert "was cut off: the gateway is shutting down" in str(outcome)
+        assert fake.session.withdrawn == [("x", "the gateway is shutting down")]
+
+
+async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+
+    async def late(_number: int) -> None:
+        await trio.sleep(50)
+
+    fake.on_start = late
+    async with running({"a": fake}) as router:
+        async with trio.open_nursery() as nursery:
+
+            async def submit() -> None:
+                with pytest.raises(ShuttingDown):
+                    await router.submit(make_call("a.x"))
+
+            nursery.start_soon(submit)
+            await trio.sleep(10)
+            assert await router.drain(1) is True
+        assert router.under_way == 0
