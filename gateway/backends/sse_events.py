@@ -50,6 +50,12 @@ class EventParser:
         self._after_cr = False
         self._at_start = True
 
+    def successor(self) -> EventParser:
+        """A parser for the body that takes this one's place: `last_id` and `retry` stay, what is incomplete is lost."""
+        parser = EventParser(self._max)
+        parser.last_id, parser.retry = self.last_id, self.retry
+        return parser
+
     def feed(self, data: bytes) -> list[Event]:
         """Take bytes in, return the events that are complete now."""
         if self._after_cr and data:

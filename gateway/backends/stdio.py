@@ -18,8 +18,8 @@ import trio
 from gateway.backends import handshake
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
+from gateway.backends.listening import keep_listening
 from gateway.backends.stderr import StderrLog
-from gateway.calls import Era
 from gateway.errors import BackendExited, BackendProtocol
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 
@@ -46,8 +46,6 @@ EXIT_STATUS_WAIT: Final = 0.02
 """Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
 LAST_WORDS_WAIT: Final = 0.2
 """Seconds that stdout is read on after the child has exited: a grandchild may hold the pipe open for ever."""
-RELISTEN_DELAY: Final = 5.0
-"""Seconds until an ended upstream `subscriptions/listen` is opened again; polling faster would be a storm."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -104,6 +102,10 @@ class StdioSession:
             nursery.start_soon(self._read)
             task_status.started()
 
+    async def listen(self) -> None:
+        """Hear of changed lists from a modern backend."""
+        await keep_listening(self._conversation, self.greeting, self._listener)
+
     async def open(self) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config = self._config
@@ -111,21 +113,6 @@ class StdioSession:
             self._conversation, era=config.era, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
         )
         self.listing = await handshake.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
-
-    async def listen(self) -> None:
-        """Keep an upstream `subscriptions/listen` open, where a modern backend says that its lists can change."""
-        wanted = handshake.change_filter(self.greeting)
-        if self.greeting.era is not Era.MODERN or not wanted:
-            return
-        while True:
-            request_id, waiter = self._conversation.begin("subscriptions/listen", {"notifications": wanted})
-            try:
-                await waiter.event.wait()
-            finally:
-                self._conversation.end(request_id, reason="no longer needed")
-            await trio.sleep(RELISTEN_DELAY)
-            for feature in self.greeting.capabilities:
-                self._listener.list_changed(feature)  # whatever was announced meanwhile was missed
 
     def close(self, problem: BackendExited) -> None:
         """Finish everything that waits."""

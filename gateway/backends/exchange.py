@@ -1,0 +1,269 @@
+"""One request over streamable HTTP: its POST, and its answer as JSON or as a stream of events.
+
+Runs in a task of its own in its session's nursery. Whatever happens, the request is ended exactly once: by its answer,
+or by what went wrong. A stream that was cut is taken up again where the server gave event ids (2025-11-25
+basic/transports, "Resumability and Redelivery"); a request that never reached a session is sent once more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.http_client import MAX_ERROR_BYTES, BodyTooLong, HttpRefused, media_type, read_body
+from gateway.backends.sse_events import EventParser
+from gateway.calls import Era
+from gateway.eras.errors import HEADER_MISMATCH
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.lines import Overlong
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from gateway.backends.conversation import Conversation
+    from gateway.backends.http_client import AnyHeaders, HttpClient
+    from gateway.backends.sse_events import Event
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
+    from gateway.config import ServerConfig
+
+LINGER: Final = 0.5
+"""Seconds that a stream may stay open after its answer; one that ends in time gives its connection back."""
+RESUME_PAUSE: Final = 1.0
+"""Seconds before a cut stream is taken up again, where the server asks for no other pause."""
+LEAST_PAUSE: Final = 0.1
+"""Seconds; a server that asks for none at all must not make us spin."""
+MAX_RESUMES: Final = 5
+"""Attempts in a row to take up a stream that do not even connect."""
+_OK: Final = 200
+_UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
+_NOT_FOUND: Final = 404
+_BAD_REQUEST: Final = 400
+
+
+class Link(Protocol):
+    """What an exchange needs of its session."""
+
+    config: ServerConfig
+    http: HttpClient
+    conversation: Conversation
+    ready: trio.Event
+    """Set while there is a session that requests may go to."""
+
+    @property
+    def session_id(self) -> str:
+        """The legacy session; empty where the server keeps none."""
+        ...
+
+    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+        """The headers of a POST."""
+        ...
+
+    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+        """The headers of a GET."""
+        ...
+
+    def assigned(self, session_id: str) -> None:
+        """Learn the session id that came with the answer to `initialize`."""
+        ...
+
+    def lost(self, session_id: str) -> None:
+        """Learn that the server does not know this session any more; `ready` is set when there is a new one."""
+        ...
+
+    def doubt(self) -> None:
+        """Learn that a connection failed: is the server still there?"""
+        ...
+
+    async def refresh_tools(self) -> None:
+        """Read the list of tools anew, for the headers that their parameters go into."""
+        ...
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_answered", "_body", "_link", "_method", "_ticket", "request_id", "scope")
+
+    def __init__(self, link: Link, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+        self.request_id = request_id
+        self.scope = trio.CancelScope()
+        """Cancel it to close the request's stream; in the modern era that cancels the request."""
+        self._link = link
+        self._method = method
+        self._body = body
+        self._ticket = ticket
+        self._answered = False
+
+    async def run(self) -> None:
+        """Send, and read until the answer has come."""
+        conversation = self._link.conversation
+        try:
+            with self.scope:
+                if await self._attempt(first=True):
+                    await self._attempt(first=False)
+        except BackendError as problem:
+            conversation.fail(self.request_id, problem)
+            if isinstance(problem, (BackendExited, BackendUnavailable)):
+                self._link.doubt()
+
+    async def _attempt(self, *, first: bool) -> bool:
+        """One POST; returns whether there should be another."""
+        link = self._link
+        if not link.ready.is_set() and self._method != "initialize":
+            await link.ready.wait()
+        session_id, era = link.session_id, link.conversation.hop.era
+        parser: EventParser | None = None
+        try:
+            async with link.http.exchange("POST", link.headers(self._method, self._ticket), self._body) as response:
+                if response.status_code != _OK:
+                    again = await self._refused(response, session_id if first else "", first=first)
+                elif media_type(response) == "text/event-stream":
+                    self._note_session(response, era)
+                    parser = EventParser(link.config.max_line_bytes)
+                    await self._read_events(response, parser)
+                    again = False
+                else:
+                    await self._read_json(response, era)
+                    return False
+        except BackendExited:
+            if parser is None:
+                raise
+            again = False
+        if parser is not None and not self._answered:
+            await self._resume(parser, era)
+        elif again and era is Era.MODERN:
+            await link.refresh_tools()
+        return again
+
+    def _note_session(self, response: httpx2.Response, era: Era) -> None:
+        if self._method == "initialize" and era is Era.LEGACY:
+            self._link.assigned(response.headers.get("mcp-session-id", ""))
+
+    async def _read_json(self, response: httpx2.Response, era: Era) -> None:
+        link = self._link
+        if media_type(response) != "application/json":
+            raise self._no_answer(response)
+        try:
+            data = await read_body(response, link.config.max_line_bytes)
+        except BodyTooLong:
+            raise self._too_long() from None
+        self._note_session(response, era)
+        link.conversation.feed(data, self._ticket)
+        if link.conversation.waits_for(self.request_id):
+            link.conversation.fail(self.request_id, self._read_misfit(data))
+
+    def _read_misfit(self, data: bytes) -> Outcome:
+        """What to make of a message that was no answer to this request: an error without an id is one."""
+        message = _decode(data)
+        if message is not None and message.error is not jsonrpc.ABSENT:
+            return self._link.conversation.outcome_of(message)
+        return BackendProtocol(self._link.config.name, f"answered {self._method} with no answer to it")
+
+    async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
+        async for data in response.aiter_raw():
+            if self._answered:
+                continue  # to the stream's end, so that the connection can be used again; LINGER bounds it
+            for event in parser.feed(data):
+                self._take(event)
+                if not self._link.conversation.waits_for(self.request_id):
+                    self._answered = True
+                    self.scope.deadline = min(self.scope.deadline, trio.current_time() + LINGER)
+                    break
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event.data, Overlong):
+            self._link.conversation.fail(self.request_id, self._too_long(event.data.size))
+        elif event.event == "message":
+            self._link.conversation.feed(event.data, self._ticket)
+
+    async def _resume(self, parser: EventParser, era: Era) -> None:
+        """Take up a stream that ended before the answer."""
+        link, failures = self._link, 0
+        while not self._answered:
+            if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
+                raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
+            pause = RESUME_PAUSE if parser.retry is None else parser.retry
+            await trio.sleep(max(pause, LEAST_PAUSE))
+            parser = parser.successor()
+            refused = 0
+            try:
+                async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
+                    if response.status_code == _OK and media_type(response) == "text/event-stream":
+                        failures = 0
+                        await self._read_events(response, parser)
+                    else:
+                        refused = response.status_code
+            except (BackendExited, BackendUnavailable):
+                failures += 1
+            if refused:
+                text = f"ended the stream of {self._method} before it had answered, and does not resume it"
+                raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
+
+    async def _refused(self, response: httpx2.Response, session_id: str, *, first: bool) -> bool:
+        """Deal with any status but 200; returns whether to try again."""
+        link, status = self._link, response.status_code
+        if status in {_UNAUTHORIZED, _FORBIDDEN}:
+            raise self._no_answer(response)
+        try:
+            body = await read_body(response, MAX_ERROR_BYTES)
+        except BodyTooLong:
+            body = b""
+        message = _decode(body)
+        if session_id and _is_lost(status, body, message, str(self.request_id)):
+            link.lost(session_id)
+            return True
+        if message is None or message.error is jsonrpc.ABSENT:
+            raise self._no_answer(response)
+        modern = link.conversation.hop.era is Era.MODERN
+        if first and modern and self._ticket is not None and _code(message) == HEADER_MISMATCH:
+            return True
+        link.conversation.fail(self.request_id, link.conversation.outcome_of(message))
+        return False
+
+    def _too_long(self, size: int | None = None) -> BackendProtocol:
+        limit = self._link.config.max_line_bytes
+        sent = f"more than {limit} bytes" if size is None else f"{size} bytes; the limit is {limit}"
+        return BackendProtocol(self._link.config.name, f"answered {self._method} with {sent} (max_line_bytes)")
+
+    def _no_answer(self, response: httpx2.Response) -> HttpRefused:
+        status, kind = response.status_code, media_type(response)
+        match status:
+            case 401:
+                text = "wants authorization (HTTP 401): put an 'Authorization' entry into 'headers'"
+            case 403:
+                text = f"refuses {self._method} (HTTP 403): its 'headers' do not allow it"
+            case 202:
+                text = f"accepted {self._method} without answering it (HTTP 202)"
+            case _:
+                text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
+        return HttpRefused(self._link.config.name, text, status)
+
+
+def _decode(body: bytes) -> jsonrpc.Message | None:
+    """A JSON-RPC answer, be its id null; None if it is none. Servers refuse with errors of any content type."""
+    try:
+        message = jsonrpc.decode(body)
+    except jsonrpc.Malformed:
+        return None
+    return message if message.method is msgspec.UNSET else None
+
+
+def _code(message: jsonrpc.Message) -> int | None:
+    return None if message.error is jsonrpc.ABSENT else jsonrpc.decode_error(message.error).code
+
+
+def _is_lost(status: int, body: bytes, message: jsonrpc.Message | None, request_id: str) -> bool:
+    """Whether a refusal means that the session is gone.
+
+    404 says so (2025-11-25 basic/transports, "Session Management"), unless it says that the method is unknown. Many
+    servers that were restarted say 400 and something about a session, without a look at the request and its id.
+    """
+    if status == _NOT_FOUND:
+        return message is None or _code(message) != jsonrpc.METHOD_NOT_FOUND
+    own = message is not None and str(message.id) == request_id
+    return status == _BAD_REQUEST and not own and b"session" in body.lower()

@@ -1,0 +1,123 @@
+"""The standalone GET stream of a legacy session, on which a server says what belongs to no request.
+
+2025-11-25 basic/transports, "Listening for Messages from the Server". It is kept open for as long as the session
+lives: taken up with `Last-Event-ID` where the server gives ids, after the pause that the server asks for, at least
+after a backoff. A server that has no such stream (405) is left in peace.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from gateway.backends.http_client import media_type
+from gateway.backends.sse_events import EventParser
+from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
+from gateway.lines import Overlong
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from gateway.backends.exchange import Link
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds before the stream is opened again, where the server asks for no other pause."""
+LONGEST_PAUSE: Final = 30.0
+"""Seconds between two attempts at a server that keeps failing."""
+SOUND_AFTER: Final = 5.0
+"""A stream that lived for so many seconds was no failure."""
+_OK: Final = 200
+_NOT_FOUND: Final = 404
+_NO_STREAM: Final = frozenset({400, 404, 405, 406, 410, 415, 501})
+"""Statuses of servers that have no such stream; 405 is the right one."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class StreamOwner(Protocol):
+    """Who is told when messages may have been missed."""
+
+    def missed(self) -> None:
+        """Learn that the stream was down and could not be taken up where it ended."""
+        ...
+
+
+class GetStream:
+    """Keeps one session's stream open."""
+
+    def __init__(self, link: Link, owner: StreamOwner) -> None:
+        self._link = link
+        self._owner = owner
+        self._scope = trio.CancelScope()
+        self._was_open = False
+
+    def reopen(self) -> None:
+        """Let go of the stream and open one in the new session."""
+        self._scope.cancel(reason="the session is another one now")
+
+    async def run(self) -> None:
+        """Keep it open until cancelled; returns if the server has no such stream."""
+        link, pause = self._link, FIRST_PAUSE
+        parser = EventParser(link.config.max_line_bytes)
+        while True:
+            await link.ready.wait()
+            session_id, opened_at = link.session_id, trio.current_time()
+            goes_on = True
+            with trio.CancelScope() as self._scope:
+                goes_on = await self._read_one(parser, session_id)
+            if not goes_on:
+                return
+            lived = trio.current_time() - opened_at
+            pause = FIRST_PAUSE if lived >= SOUND_AFTER or self._scope.cancelled_caught else pause
+            if not self._scope.cancelled_caught:
+                await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
+                pause = min(pause * 2, LONGEST_PAUSE)
+            parser = parser.successor() if session_id == link.session_id else EventParser(link.config.max_line_bytes)
+
+    async def _read_one(self, parser: EventParser, session_id: str) -> bool:
+        """One connection; returns whether to go on."""
+        link, name = self._link, self._link.config.name
+        resumed = bool(parser.last_id)
+        try:
+            async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
+                if response.status_code != _OK:
+                    return self._refused(response.status_code, session_id)
+                if media_type(response) != "text/event-stream":
+                    log.debug("backend %r answers GET with %s: no stream", name, media_type(response))
+                    return False
+                if self._was_open and not resumed:
+                    self._owner.missed()
+                self._was_open = True
+                await self._read(response, parser)
+                log.debug("backend %r closed its stream", name)
+        except BackendExited as problem:
+            log.debug("%s", problem)
+            link.doubt()
+        except BackendUnavailable as problem:
+            log.debug("%s", problem)
+            link.doubt()
+        except BackendProtocol as problem:
+            log.warning("%s: no stream for its messages", problem, extra={"backend": name})
+            return False
+        return True
+
+    async def _read(self, response: httpx2.Response, parser: EventParser) -> None:
+        link = self._link
+        async for data in response.aiter_raw():
+            for event in parser.feed(data):
+                if isinstance(event.data, Overlong):
+                    log.warning("backend %r sent an event of %d bytes, skipped", link.config.name, event.data.size)
+                elif event.event == "message":
+                    link.conversation.feed(event.data)
+
+    def _refused(self, status: int, session_id: str) -> bool:
+        if status == _NOT_FOUND and session_id and self._was_open:
+            self._link.lost(session_id)
+            return True
+        if status in _NO_STREAM:
+            log.debug("backend %r has no GET stream (HTTP %d)", self._link.config.name, status)
+            return False
+        log.debug("backend %r answered GET with HTTP %d", self._link.config.name, status)
+        return True

@@ -1,0 +1,247 @@
+"""One pooled HTTP client a backend, and what may go wrong with it told in the gateway's own errors.
+
+The only module that touches httpx2, which costs 0.1 s to import: the HTTP transports are imported when a backend has
+a `url`, never for stdio alone. Invariant: whatever ends an exchange (answer, error, cancellation), its connection goes
+back to the pool or is closed before `exchange` returns. No redirect leaves the origin, since headers and credentials
+were given for that origin.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import trio
+
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator
+
+    from gateway.config import ServerConfig
+
+SPARE_CONNECTIONS: Final = 2
+"""Connections beyond `max_concurrency`: one for the stream that stays open, one for all that is no call."""
+KEEP_ALIVE: Final = 4.0
+"""Seconds that an idle connection is kept: common servers close theirs after 5, and a request must not meet that."""
+MAX_REDIRECTS: Final = 5
+"""Redirects of one request; within one origin more can only be a circle."""
+MAX_ERROR_BYTES: Final = 65_536
+"""How much of an error response's body is read."""
+CLOSE_WAIT: Final = 1.0
+"""Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
+LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
+"""Hosts that are reached directly whatever proxy the environment names: a proxy has a loopback of its own."""
+SEE_OTHER: Final = 303
+MAX_TEXT: Final = 200
+"""Characters of a library's error text that are shown."""
+
+HeaderList = list[tuple[bytes, bytes]]
+AnyHeaders = HeaderList | httpx2.Headers
+
+# Its INFO lines show whole URLs and its DEBUG lines whole headers: keys travel in both.
+for _name in ("httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class HttpRefused(BackendProtocol):
+    """The server answered with an HTTP status that carries no MCP answer."""
+
+    def __init__(self, backend: str, reason: str, status: int) -> None:
+        super().__init__(backend, reason)
+        self.status = status
+
+
+class BodyTooLong(Exception):
+    """A response's body is longer than allowed."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The system's trust, or that of SSL_CERT_FILE and SSL_CERT_DIR; loaded once, since that takes 15 ms."""
+    return httpx2.create_ssl_context()
+
+
+class HttpClient:
+    """The connections to one backend."""
+
+    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig) -> None:
+        self._client = client
+        self._backend = config.name
+        self.url = httpx2.URL(config.url or "")
+        """Where requests go; a permanent redirect within the origin moves it."""
+        self.base_headers: HeaderList = [(name.encode(), value.encode()) for name, value in config.headers.items()]
+        if not any(name.lower() == b"user-agent" for name, _ in self.base_headers):
+            self.base_headers.append((b"user-agent", b"trio-mcp-gateway"))
+        # Compression would hide how large a body grows, and delays events.
+        self.base_headers.append((b"accept-encoding", b"identity"))
+        timeout = config.connect_timeout
+        # Reading has no timeout of its own: calls end by their deadline, and streams may be silent for hours.
+        self._timeout = {"connect": timeout, "write": timeout, "read": None, "pool": None}
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, headers: AnyHeaders, content: bytes | None = None, *, url: httpx2.URL | None = None
+    ) -> AsyncGenerator[httpx2.Response]:
+        """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
+
+        `headers` are all there are, `base_headers` included. Leave the block only when the body has ended or by
+        cancellation, never by `break` out of the body: its nested generators would be left to the garbage collector.
+
+        Raises:
+            BackendUnavailable: the request was not sent.
+            BackendExited: the connection broke after it may have been sent, before the response's head or in its body.
+            BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
+        """
+        with _Translated(self._backend):
+            response = await self._send(method, headers, content, url)
+            try:
+                yield response
+            finally:
+                if not response.is_closed:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+                        await response.aclose()
+
+    async def _send(
+        self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None
+    ) -> httpx2.Response:
+        target = url or self.url
+        permanent = url is None
+        for _ in range(MAX_REDIRECTS + 1):
+            request = httpx2.Request(
+                method, target, headers=headers, content=content, extensions={"timeout": self._timeout}
+            )
+            if self._client.cookies.jar:  # load balancers keep a session at its server by cookie
+                self._client.cookies.set_cookie_header(request)
+            response = await self._client.send(request, stream=True)
+            if not response.has_redirect_location:
+                if permanent and target is not self.url:
+                    self.url = target
+                return response
+            permanent = permanent and response.status_code in {301, 308}
+            target = await self._follow(response, target)
+        raise BackendProtocol(self._backend, f"redirects in a circle, or more than {MAX_REDIRECTS} times")
+
+    async def _follow(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
+        """Where a redirect leads, if it may be followed. The method stays: a POST that became a GET says nothing."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            await response.aclose()
+        status = response.status_code
+        target = source.join(response.headers["location"])
+        if not same_origin(source, target):
+            where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace').rpartition('@')[2]}"
+            text = f"redirects to another origin, {where} (HTTP {status}), which is not followed; check 'url'"
+            raise HttpRefused(self._backend, text, status)
+        if status == SEE_OTHER or target.userinfo != source.userinfo:
+            raise HttpRefused(self._backend, f"answered with a redirect that is no answer (HTTP {status})", status)
+        return target
+
+
+def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
+    """Whether both have the same scheme, host and port."""
+    return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
+
+
+def _port(url: httpx2.URL) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+@asynccontextmanager
+async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None) -> AsyncGenerator[HttpClient]:
+    """Open a backend's client; on leaving, all its connections are closed. `auth` signs every request."""
+    most = config.max_concurrency + SPARE_CONNECTIONS
+    limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
+    try:
+        client = httpx2.AsyncClient(
+            auth=auth,
+            verify=_tls(),
+            limits=limits,
+            mounts={f"all://{host}": None for host in LOOPBACK},
+            follow_redirects=False,
+        )
+        http = HttpClient(client, config)
+    except (httpx2.InvalidURL, ValueError, ImportError, OSError) as exc:
+        text = f"cannot be reached over HTTP: {_brief(exc)} (check 'url' and the proxies in the environment)"
+        raise BackendUnavailable(config.name, text) from exc
+    try:
+        yield http
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            await client.aclose()
+
+
+class _Translated:
+    """Turns the library's errors into the gateway's; a class, since a generator would cost each call twice as much."""
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, problem: BaseException | None, _traceback: object) -> None:
+        if isinstance(problem, (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError)):
+            raise explain(self._backend, problem) from problem
+
+
+def explain(backend: str, problem: Exception) -> BackendError:
+    """The gateway's own error for one of the library's."""
+    text = _brief(problem)
+    match problem:
+        case httpx2.ConnectTimeout():
+            return BackendUnavailable(backend, "cannot be reached: connecting takes longer than connect_timeout")
+        case httpx2.ConnectError() | httpx2.ProxyError() | httpx2.PoolTimeout() | httpx2.UnsupportedProtocol():
+            return BackendUnavailable(backend, f"cannot be reached: {text}")
+        case httpx2.NetworkError() | httpx2.TimeoutException():
+            return BackendExited(backend, f"broke the connection: {text}")
+        case httpx2.RemoteProtocolError() if "disconnected" in text or "closed connection" in text:
+            return BackendExited(backend, f"broke the connection: {text}")
+        case _:
+            return BackendProtocol(backend, f"does not speak HTTP as it should: {text}")
+
+
+def _brief(problem: BaseException) -> str:
+    """The error's text, or its cause's if it has none: TLS problems come wrapped in errors without text."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        if text := str(seen).strip():
+            return text[:MAX_TEXT]
+        seen = seen.__cause__
+    return type(problem).__name__
+
+
+def media_type(response: httpx2.Response) -> str:
+    """The response's media type in lower case, without parameters."""
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(response: httpx2.Response, most: int) -> bytes:
+    """Read a body of at most `most` bytes.
+
+    Raises:
+        BodyTooLong: it is longer. The rest is not read, and the connection is closed.
+    """
+    parts: list[bytes] = []
+    size = 0
+    declared = response.headers.get("content-length", "")
+    too_long = declared.isdigit() and len(declared) < MAX_TEXT and int(declared) > most
+    with trio.CancelScope() as scope:
+        if too_long:
+            scope.cancel(reason="the body is too long")
+        async for part in response.aiter_raw():
+            size += len(part)
+            if size > most:
+                too_long = True
+                parts.clear()
+                scope.cancel(reason="the body is too long")
+            if not too_long:
+                parts.append(part)
+    if too_long:
+        raise BodyTooLong
+    return parts[0] if len(parts) == 1 else b"".join(parts)

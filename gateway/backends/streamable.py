@@ -1,0 +1,301 @@
+"""A backend over streamable HTTP, in both eras (2026-07-28 and 2025-11-25 basic/transports).
+
+The session owns, in one nursery: a task for each request (`Exchange`), one for notifications (`HttpPosts`), one for the
+legacy GET stream, and the watch. The watch gets a new session when the server has forgotten the old one, which no call
+notices but by its delay, and looks whether the server is still there when a connection fails; only when it is not, the
+session ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import msgspec
+import trio
+
+from gateway.backends import handshake
+from gateway.backends.conversation import Conversation
+from gateway.backends.exchange import Exchange
+from gateway.backends.get_stream import GetStream
+from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
+from gateway.backends.http_posts import HttpPosts
+from gateway.backends.listening import keep_listening
+from gateway.backends.request_headers import RequestHeaders
+from gateway.calls import Era
+from gateway.errors import BackendError, BackendExited, BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.backends.conversation import Listener
+    from gateway.backends.handshake import Greeting
+    from gateway.backends.http_client import AnyHeaders, HttpClient
+    from gateway.backends.ticket import Ticket
+    from gateway.catalog.kinds import Kind
+    from gateway.catalog.listing import Item, Listing
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+
+CHECK_WAIT: Final = 5.0
+"""Seconds for the answer to the question whether the server is still there; silence counts as yes."""
+ALARM_PAUSE: Final = 1.0
+"""Least seconds between two checks, or two new sessions: a server that knows none of ours must not be flooded."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class StreamableSession:
+    """Implements `gateway.backends.session.Session`, `exchange.Link` and `conversation.Exchanges` over HTTP."""
+
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+        self.greeting: Greeting
+        self.listing: Listing
+        self.config = config
+        self.http = http
+        self.ready = trio.Event()
+        self.ready.set()
+        self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
+        self._listener = listener
+        self._posts = HttpPosts(config.name, self._deliver)
+        self._get_stream = GetStream(self, self)
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._headers = RequestHeaders(config.name, http.base_headers)
+        self._problem: BackendError | None = None
+        self._alarm = trio.Event()
+        self._check_scope = trio.CancelScope()
+
+    # `gateway.backends.session.Session`
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        return self.conversation.in_flight
+
+    @property
+    def pid(self) -> int | None:
+        """None: the server is nobody's child here."""
+        return None
+
+    def send(self, tickets: list[Ticket]) -> None:
+        """Send each call in an exchange of its own."""
+        for ticket in tickets:
+            if self._problem is not None:
+                ticket.finish(self._problem)
+                continue
+            body = self.conversation.encode_call(ticket)
+            self._start(self.conversation.last_id, ticket.call.method, body, ticket)
+
+    async def room(self) -> None:
+        """Return at once: `max_concurrency` bounds what is on its way."""
+
+    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
+        """Read the lists of one feature anew."""
+        found = await handshake.list_feature(self.conversation, feature, timeout=self.config.connect_timeout)
+        return self._learn(found)
+
+    def _learn(self, items: dict[Kind, tuple[Item, ...]]) -> dict[Kind, tuple[Item, ...]]:
+        return self._headers.learn(items) if self.conversation.hop.era is Era.MODERN else items
+
+    # `gateway.backends.conversation.Exchanges`
+
+    def open(self, request_id: int, method: str, data: bytes) -> None:
+        """Send a request of the gateway's own."""
+        self._start(request_id, method, data, None)
+
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Cancel a request: by a notification and then, at once in the modern era, by closing its stream."""
+        scope = self._scopes.get(request_id)
+        if scope is None:
+            return
+        if cancelled is None or self.conversation.hop.era is Era.MODERN:
+            scope.cancel(reason="nobody waits for the answer")
+        else:
+            self._posts.post(cancelled, scope.cancel)
+
+    def _start(self, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+        exchange = Exchange(self, request_id, method, body, ticket)
+        self._scopes[request_id] = exchange.scope
+        self._nursery.start_soon(self._run_exchange, exchange)
+
+    async def _run_exchange(self, exchange: Exchange) -> None:
+        try:
+            await exchange.run()
+        finally:
+            del self._scopes[exchange.request_id]
+
+    # `gateway.backends.exchange.Link`
+
+    @property
+    def session_id(self) -> str:
+        """The legacy session; empty where the server keeps none."""
+        return self._headers.session_id
+
+    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+        """The headers of a request's POST."""
+        return self._headers.post(self.conversation.hop, method, ticket)
+
+    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+        """The headers of a legacy GET."""
+        return self._headers.get(last_id)
+
+    def assigned(self, session_id: str) -> None:
+        """Keep the session id that the server gave."""
+        self._headers.assign(session_id)
+
+    def lost(self, session_id: str) -> None:
+        """Get a new session, unless there is one already."""
+        if session_id == self.session_id and self.ready.is_set():
+            self.ready = trio.Event()
+            self._check_scope.cancel(reason="the session is lost")
+            self._alarm.set()
+
+    def doubt(self) -> None:
+        """Look whether the server is still there."""
+        self._alarm.set()
+
+    async def refresh_tools(self) -> None:
+        """Read the tools anew for their annotations, and have the supervisor do so for the catalog."""
+        await self.relist("tools")
+        self._listener.list_changed("tools")
+
+    def missed(self) -> None:
+        """Have all lists read anew: the server may have said that they changed while nobody listened."""
+        for feature in self.greeting.capabilities:
+            self._listener.list_changed(feature)
+
+    def _post(self, data: bytes) -> None:
+        """Send a notification or an answer. The modern era knows neither from client to server over HTTP."""
+        if self.conversation.hop.era is Era.LEGACY:
+            self._posts.post(data)
+        else:
+            log.debug("backend %r asked something that modern servers must not ask", self.config.name)
+
+    async def _deliver(self, data: bytes) -> None:
+        async with self.http.exchange("POST", self._headers.legacy, data) as response:
+            await read_body(response, MAX_ERROR_BYTES)
+            if response.status_code >= httpx2.codes.BAD_REQUEST:
+                raise HttpRefused(self.config.name, f"answered HTTP {response.status_code}", response.status_code)
+
+    # The session's life.
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Carry the session; never returns, but raises BackendExited when the server is gone."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._posts.run)
+            self._nursery.start_soon(self._watch)
+            task_status.started()
+
+    async def start(self, era: str) -> None:
+        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+        config = self.config
+        self._adopt(
+            await handshake.greet(
+                self.conversation, era=era, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
+            )
+        )
+        if self.greeting.era is Era.LEGACY:
+            await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
+            if self.session_id:
+                self._nursery.start_soon(self._get_stream.run)
+        listing = await handshake.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
+        self.listing = msgspec.structs.replace(listing, items=self._learn(listing.items))
+        if self.greeting.era is Era.MODERN:
+            self._nursery.start_soon(keep_listening, self.conversation, self.greeting, self._listener)
+
+    def _adopt(self, greeting: Greeting) -> None:
+        # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
+        self.greeting = greeting
+        self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
+
+    async def _watch(self) -> None:
+        """Deal with alarms, one at a time."""
+        while True:
+            await self._alarm.wait()
+            self._alarm = trio.Event()
+            if self.ready.is_set():
+                await self._check()
+            if not self.ready.is_set():
+                await self._renew()
+            await trio.sleep(ALARM_PAUSE)
+
+    async def _check(self) -> None:
+        method = "ping" if self.conversation.hop.era is Era.LEGACY else "server/discover"
+        outcome = None
+        with trio.CancelScope() as self._check_scope:
+            outcome = await self.conversation.request(method, timeout=CHECK_WAIT)
+        if isinstance(outcome, (BackendExited, BackendUnavailable)):
+            self._gone(outcome.reason)
+
+    async def _renew(self) -> None:
+        """Start a new session (2025-11-25 basic/transports, "Session Management", 4)."""
+        log.warning("backend %r has forgotten the session; starting another", self.config.name)
+        self._headers.forget()
+        wait = self.config.connect_timeout
+        try:
+            with trio.fail_after(wait):
+                self._adopt(await handshake.greet(self.conversation, era="legacy", probe_timeout=wait, timeout=wait))
+                await self._posts.flushed()
+        except (BackendError, trio.TooSlowError) as problem:
+            why = problem.reason if isinstance(problem, BackendError) else f"no answer within {wait:g} s"
+            self._gone(f"has forgotten the session, and starting another failed: {why}")
+        self.ready.set()
+        self._get_stream.reopen()
+        self.missed()
+
+    def _gone(self, how: str) -> None:
+        problem = BackendExited(self.config.name, how)
+        self.close(problem)
+        raise problem
+
+    def close(self, problem: BackendError) -> None:
+        """Finish everything that waits."""
+        self._problem = problem
+        self.conversation.close(problem)
+
+    async def aclose(self) -> None:
+        """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
+        if not self.session_id:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            try:
+                async with self.http.exchange("DELETE", self._headers.delete()) as response:
+                    await read_body(response, MAX_ERROR_BYTES)
+            except BackendError as problem:
+                log.debug("ending the session: %s", problem)
+
+
+@asynccontextmanager
+async def open_streamable(
+    config: ServerConfig,
+    listener: Listener,
+    *,
+    hop: Hop,
+    era: str | None = None,
+    auth: httpx2.Auth | None = None,
+    deadline: float | None = None,
+) -> AsyncGenerator[StreamableSession]:
+    """Shake hands and list; on leaving, end the session at the server.
+
+    `era` is what is known of the backend's era, else the config says it; `auth` signs every request; `deadline` is when
+    the session must be ready, `connect_timeout` from now if it is not given.
+
+    Raises:
+        BackendError: the server cannot be reached or does not speak MCP, or (in the body, grouped) went away.
+        trio.TooSlowError: not ready in time.
+    """
+    async with open_http_client(config, auth) as http:
+        session = StreamableSession(config, http, listener, hop)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(session.run)
+                with trio.fail_at(trio.current_time() + config.connect_timeout if deadline is None else deadline):
+                    await session.start(era or config.era)
+                yield session
+                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+        finally:
+            # Whatever the reason, nobody may wait for a session that is gone; saying goodbye comes after.
+            session.close(BackendExited(config.name, "was stopped"))
+            await session.aclose()

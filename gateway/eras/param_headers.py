@@ -1,0 +1,128 @@
+"""Tool parameters that travel as `Mcp-Param-*` headers too, as the tool's `inputSchema` says by `x-mcp-header`.
+
+2026-07-28 basic/transports/streamable-http, "Custom Headers from Tool Parameters". An annotation counts only where a
+chain of `properties` leads to it; anywhere else, or with a value that no header name can have, it makes the whole tool
+invalid. Pure: `find_annotations` reads a schema once, `param_headers` applies what it found to a call's arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from gateway import jsonrpc
+from gateway.eras.headers import PARAM_PREFIX, encode_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import msgspec
+
+KEYWORD: Final = "x-mcp-header"
+MAX_ANNOTATIONS: Final = 32
+"""Most annotated parameters of one tool: servers bound the headers of a request, and so do we."""
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}", re.ASCII)  # RFC 9110, 5.6.2
+_TYPES: Final = frozenset({"string", "integer", "boolean"})
+_ONE: Final = frozenset({
+    "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
+    "unevaluatedItems", "unevaluatedProperties",
+})  # fmt: skip
+_LIST: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
+_MAP: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties"})
+
+Path = tuple[str, ...]
+Annotations = tuple[tuple[Path, bytes], ...]
+"""Where each value is found in the arguments, and the whole header name it goes under."""
+
+
+class InvalidAnnotation(ValueError):
+    """A tool's `x-mcp-header` breaks the rules, so that the tool must not be offered."""
+
+
+def find_annotations(schema: object) -> Annotations:
+    """The annotated parameters of a decoded `inputSchema`.
+
+    Raises:
+        InvalidAnnotation: one of them breaks the rules of "Schema Extension".
+    """
+    found: dict[str, tuple[Path, bytes]] = {}
+    for path, part in _positions(schema):
+        if KEYWORD not in part:
+            continue
+        name = part[KEYWORD]
+        where = ".".join(path) if path else ""
+        if not path:
+            text = f"{KEYWORD} stands where no chain of 'properties' leads"
+        elif not isinstance(name, str) or _TOKEN.fullmatch(name) is None:
+            text = f"{KEYWORD} of {where!r} is no header name"
+        elif not isinstance(part.get("type"), str) or part["type"] not in _TYPES:
+            text = f"{KEYWORD} of {where!r} stands at a type that is not string, integer or boolean"
+        elif name.lower() in found:
+            text = f"{KEYWORD} of {where!r} names the same header as another one"
+        elif len(found) >= MAX_ANNOTATIONS:
+            text = f"{KEYWORD} stands at more than {MAX_ANNOTATIONS} parameters"
+        else:
+            found[name.lower()] = (path, PARAM_PREFIX + name.encode())
+            continue
+        raise InvalidAnnotation(text)
+    return tuple(found.values())
+
+
+def _positions(root: object) -> Iterator[tuple[Path | None, dict[str, Any]]]:
+    """Every place of a schema at which a schema stands; the path is None off the chain of `properties`.
+
+    Data (`default`, `enum`, `examples`) is not entered, nothing is dereferenced, and a stack bounds the depth.
+    """
+    stack: list[tuple[Path | None, object]] = [((), root)]
+    while stack:
+        path, part = stack.pop()
+        if not isinstance(part, dict):
+            continue
+        schema = cast("dict[str, Any]", part)
+        yield path, schema
+        for keyword, value in schema.items():
+            if keyword == "properties" and isinstance(value, dict):
+                members = cast("dict[str, object]", value).items()
+                stack += [(None if path is None else (*path, name), inner) for name, inner in members]
+            elif keyword in _MAP and isinstance(value, dict):
+                stack += [(None, inner) for inner in cast("dict[str, object]", value).values()]
+            elif keyword in _LIST and isinstance(value, list):
+                stack += [(None, inner) for inner in cast("list[object]", value)]
+            elif keyword in _ONE:
+                stack.append((None, value))
+
+
+def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> list[tuple[bytes, bytes]]:
+    """The headers for one call's arguments; a parameter that is absent, null or no primitive has none."""
+    try:
+        values = jsonrpc.decode_any(arguments)
+    except jsonrpc.UNDECODABLE:
+        return []
+    headers: list[tuple[bytes, bytes]] = []
+    for path, name in annotations:
+        text = _spell(_at(values, path))
+        if text is not None:
+            headers.append((name, encode_value(text).encode()))
+    return headers
+
+
+def _at(value: object, path: Path) -> object:
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = cast("dict[str, object]", value).get(name)
+    return value
+
+
+def _spell(value: object) -> str | None:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return value
+        case int():
+            return str(value)
+        case float():  # JSON's 42.0 is an integer too, and servers compare numbers
+            return str(int(value)) if value.is_integer() else str(value)
+        case _:
+            return None
