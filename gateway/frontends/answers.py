@@ -266,14 +266,6 @@ def _level(params: dict[str, msgspec.Raw]) -> str:
     return level
 
 
-def change_notification(feature: str, subscription: jsonrpc.Id | None = None) -> bytes:
-    """`notifications/<feature>/list_changed`, tagged with its subscription in the modern era."""
-    method = f"notifications/{feature}/list_changed"
-    if subscription is None:
-        return jsonrpc.notification(method)
-    return jsonrpc.notification(method, jsonrpc.encode({"_meta": {meta.SUBSCRIPTION_ID: subscription}}))
-
-
 class _Cancelled(msgspec.Struct):
     requestId: int | str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 

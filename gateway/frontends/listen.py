@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import jsonrpc
 from gateway.eras import meta, results
 from gateway.errors import InvalidParams
-from gateway.frontends.answers import change_notification
-from gateway.frontends.sessions import Changes
+from gateway.frontends.changes import Changes
 
 if TYPE_CHECKING:
     import msgspec
@@ -44,7 +43,7 @@ class Subscription:
         self._answers = answers
         self._id = request_id
         self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
-        self._changes = Changes()
+        self._changes = Changes(request_id)
 
     def acknowledgement(self) -> bytes:
         """The first message: the subset of the filter that is honoured."""
@@ -62,7 +61,7 @@ class Subscription:
 
     async def take(self) -> list[bytes]:
         """Wait for changes; return the notifications to send."""
-        return [change_notification(feature, self._id) for feature in await self._changes.take()]
+        return await self._changes.take()
 
     def result(self) -> bytes:
         """The response that ends the subscription gracefully ("Graceful Closure")."""

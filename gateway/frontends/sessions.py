@@ -15,8 +15,11 @@ from gateway import jsonrpc
 from gateway.calls import Caller, Era
 from gateway.eras import meta
 from gateway.errors import Busy, RequestError
+from gateway.frontends.changes import Changes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.calls import Ask
     from gateway.frontends.answers import Introduction
     from gateway.jsonrpc import Id, Message
@@ -137,27 +140,6 @@ class Desk:
                 del self._open[request_id]
 
 
-class Changes:
-    """Features whose lists changed and whose client has not been told: at most one entry each."""
-
-    def __init__(self) -> None:
-        self._features: set[str] = set()
-        self._event = trio.Event()
-
-    def add(self, features: frozenset[str]) -> None:
-        """Note changes."""
-        self._features |= features
-        self._event.set()
-
-    async def take(self) -> list[str]:
-        """Wait for changes and take them all."""
-        while not self._features:
-            self._event = trio.Event()
-            await self._event.wait()
-        taken, self._features = sorted(self._features), set()
-        return taken
-
-
 class LegacySession:
     """One initialized conversation with a legacy client."""
 
@@ -175,6 +157,8 @@ class LegacySession:
         self.desk = Desk()
         self.log_level: str | None = None
         """Least severe log messages that the client wants; None until it says so."""
+        self.on_end: list[Callable[[], None]] = []
+        """What to undo when the session ends: subscriptions, its say in log levels. Run once."""
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""
@@ -194,6 +178,8 @@ class LegacySession:
     def end(self) -> None:
         """End the session: its requests are cancelled, its stream closes. Safe to repeat."""
         self.ended.set()
+        while self.on_end:
+            self.on_end.pop()()
         self.in_flight.cancel_all()
         if self.stream is not None:
             self.stream.cancel(reason="the session has ended")

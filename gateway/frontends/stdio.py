@@ -25,12 +25,12 @@ from gateway.frontends.answers import (
     MAX_BATCH,
     Answers,
     cancelled_id,
-    change_notification,
     encode_notice,
     is_wanted,
 )
+from gateway.frontends.changes import Changes
 from gateway.frontends.listen import Subscription
-from gateway.frontends.sessions import STDIO, Changes, DuplicateId, InFlight, LegacySession
+from gateway.frontends.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class StdioFace:
         self._closing = closing
         self._reading = trio.CancelScope()
         self._ending = trio.Event()
+        self._introduced = trio.Event()
+        self._changes = Changes()  # of the process: a second `initialize` is the same client
         self._stdout = trio.lowlevel.FdStream(stdout)
         self._outbox = Outbox(self._stdout)
         self._session: LegacySession | None = None
@@ -69,6 +71,16 @@ class StdioFace:
 
     async def run(self) -> None:
         """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered."""
+        fleet = self._answers.fleet
+        fleet.subscribe(self._changed)
+        try:
+            await self._serve()
+        finally:
+            fleet.unsubscribe(self._changed)
+            if self._session is not None:
+                self._session.end()
+
+    async def _serve(self) -> None:
         async with self._stdout, trio.open_nursery() as services:
             services.start_soon(self._write)
             services.start_soon(self._tell)
@@ -232,7 +244,11 @@ class StdioFace:
             introduction, result = self._answers.introduce(message)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        if self._session is not None:
+            self._session.end()  # a second conversation on the same pipe: the first one's subscriptions end
         self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
+        self._session.changes = self._changes
+        self._introduced.set()
         return jsonrpc.response(request_id, result)
 
     async def _legacy(self, message: Message, request_id: Id) -> bytes:
@@ -311,19 +327,16 @@ class StdioFace:
             fleet.unsubscribe(subscription.tell)
 
     async def _tell(self) -> None:
-        """Tell the legacy client of list changes."""
-        changed = Changes()
-        self._answers.fleet.subscribe(changed.add)
-        try:
-            while True:
-                features = await changed.take()
-                if self._session is None:
-                    continue  # it has listed nothing yet
-                for feature in features:
-                    self._post(change_notification(feature))
-                await self._outbox.room()
-        finally:
-            self._answers.fleet.unsubscribe(changed.add)
+        """Tell the legacy client of changes; before `initialize` it has listed nothing that could change."""
+        await self._introduced.wait()
+        while True:
+            for message in await self._changes.take():
+                self._post(message)
+            await self._outbox.room()
+
+    def _changed(self, features: frozenset[str]) -> None:
+        if self._session is not None:
+            self._changes.add(features)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
-from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id, change_notification
+from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id
 from gateway.frontends.exchange import ClientGone, Exchange
 from gateway.frontends.reply import LegacyReply
 from gateway.frontends.sessions import DuplicateId
@@ -140,13 +140,13 @@ class StreamableFace:
             nursery.start_soon(watch_client)
             interval = self._answers.settings.keep_alive_interval
             while True:
-                features: list[str] = []
+                messages: list[bytes] = []
                 with trio.move_on_after(interval) as silence:
-                    features = await session.changes.take()
+                    messages = await session.changes.take()
                 if silence.cancelled_caught:
                     await exchange.keep_alive()
-                for feature in features:
-                    await exchange.event(change_notification(feature))
+                for message in messages:
+                    await exchange.event(message)
 
     async def delete(self, exchange: Exchange) -> None:
         """End the session."""

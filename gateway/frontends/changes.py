@@ -1,0 +1,62 @@
+"""What a client still has to be told on its own: lists that changed, resources that were updated.
+
+Kept by what they are about, the latest of each, so a client that reads slowly hears of everything once and nothing can
+grow: three lists, and as many resources as the client has subscribed to.
+"""
+
+from __future__ import annotations
+
+from itertools import starmap
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway import jsonrpc
+from gateway.eras import meta
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import msgspec
+
+    from gateway.jsonrpc import Id
+
+
+class Changes:
+    """One client's pending notifications; in the modern era each carries its subscription's id."""
+
+    def __init__(self, subscription: Id | None = None) -> None:
+        self._pending: dict[str, tuple[str, dict[str, msgspec.Raw]]] = {}
+        self._subscription = subscription
+        self._event = trio.Event()
+
+    def add(self, features: Iterable[str]) -> None:
+        """Note that lists changed."""
+        for feature in sorted(features):
+            self._put(feature, f"notifications/{feature}/list_changed", {})
+
+    def updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Note that a resource was updated; `params` are those of the backend's notification."""
+        self._put(f"resource {uri}", "notifications/resources/updated", params)
+
+    def _put(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        self._pending[key] = (method, params)
+        self._event.set()
+
+    async def take(self) -> list[bytes]:
+        """Wait for notifications and take them all, encoded."""
+        while not self._pending:
+            self._event = trio.Event()
+            await self._event.wait()
+        taken, self._pending = self._pending, {}
+        return list(starmap(self._encode, taken.values()))
+
+    def _encode(self, method: str, params: dict[str, msgspec.Raw]) -> bytes:
+        if self._subscription is None:
+            return jsonrpc.notification(method, jsonrpc.encode(params) if params else None)
+        try:
+            own: dict[str, object] = dict(jsonrpc.decode_object(params.get("_meta", jsonrpc.ABSENT)))
+        except ValueError:
+            own = {}
+        own[meta.SUBSCRIPTION_ID] = self._subscription
+        return jsonrpc.notification(method, jsonrpc.encode({**params, "_meta": own}))
