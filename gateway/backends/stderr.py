@@ -48,6 +48,8 @@ class StderrLog:
             while data := await stream.receive_some(READ_BYTES):
                 for line in splitter.feed(bytes(data)):
                     self.take(line)
+            for line in splitter.feed(b"\n"):  # last words often have no newline
+                self.take(line)
         except trio.BrokenResourceError:
             self._log.debug("reading stderr failed")
 
