@@ -106,7 +106,8 @@ class Store:
         return sorted(self.directory.glob("control-*.sock"))
 
     def _make(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.mkdir(exist_ok=True, mode=0o700)  # by itself: `parents` would make ours with the umask's mode
 
     def _catalog_path(self, config: ServerConfig) -> Path:
         """One file a server and configuration; of the environment only the names count, values are secrets."""
