@@ -1,0 +1,85 @@
+"""No child outlives its gateway: the real gateway before a zoo of ten, ended in every way that a gateway can end.
+
+One round of `python -m benchmarks lifetimes`, which runs many; see there for what counts as left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+
+import pytest
+
+from benchmarks import oracle
+from benchmarks.endings import ENDINGS, KILLED, LADDER, SLACK, ZOO_SERVER, Run, run_once
+
+STDIO, HTTP = "stdio", "streamable-http"
+CELLS = [(ending, HTTP if number % 2 else STDIO) for number, ending in enumerate(ENDINGS)]
+CELLS += [("SIGTERM", STDIO), ("SIGKILL", STDIO), ("restart", HTTP)]
+
+
+@pytest.fixture(autouse=True)
+def orphans_come_here():
+    with oracle.subreaper():
+        yield
+
+
+@pytest.mark.parametrize(("ending", "transport"), CELLS)
+def test_nobody_is_left(ending, transport) -> None:
+    outcome = run_once(ending, transport)
+    assert outcome.processes >= 16  # ten children, and whom they started
+    assert (outcome.survivors, outcome.zombies, outcome.leaked_fds) == (0, 0, 0)
+    assert outcome.gone < sum(LADDER) + 1
+    if ending not in KILLED:  # the gateway's own exit waits for the last child
+        assert outcome.exited > outcome.gone - 0.1
+
+
+def zoo_of(mark: str, *tempers: str) -> dict[str, list[str]]:
+    return {temper: [sys.executable, "-I", "-S", "-E", str(ZOO_SERVER), temper, mark] for temper in tempers}
+
+
+def test_a_second_signal_does_without_the_ladder() -> None:
+    outcome = run_once("SIGINT twice", zoo=["ignores_term", "stubborn_daemon", "stopped"], ladder=(20.0, 20.0, 1.0))
+    assert (outcome.survivors, outcome.zombies) == (0, 0)
+    assert outcome.exited < 3
+
+
+def test_who_looks_for_survivors_finds_them(tmp_path) -> None:
+    """Gateway and sentinel killed at once is the one case that is not covered: the oracle must see it."""
+    mark = f"zoo-{secrets.token_hex(8)}"
+    run = Run(tmp_path, zoo_of(mark, "ignores_term", "stubborn_daemon", "echo"))
+    try:
+        run.wait_ready()
+        family, (sentinel,) = oracle.marked(mark), oracle.sentinels(run.pid)
+        os.kill(sentinel, signal.SIGSTOP)
+        run.process.kill()
+        os.kill(sentinel, signal.SIGKILL)
+        _, left = oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + 0.5)
+        assert len(left) == 2  # the echo has seen the end of its stdin
+        assert oracle.still(family) == set(left)
+        run.process.wait()
+        assert oracle.reap() >= 1
+    finally:
+        run.clean_up()
+        oracle.kill_all(oracle.marked(mark))
+        oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + SLACK)
+        oracle.reap()
+
+
+def test_the_injected_bug_is_a_bug(tmp_path) -> None:
+    """The crash in the grid goes the way of a programming error: the traceback on stderr, exit status 1."""
+    mark = f"zoo-{secrets.token_hex(8)}"
+    run = Run(tmp_path, zoo_of(mark, "ignores_eof"), program="benchmarks.instrumented")
+    try:
+        run.wait_ready()
+        os.kill(run.pid, signal.SIGUSR1)
+        assert run.wait_exit(time.monotonic() + SLACK) is not None
+        assert run.process.returncode == 1
+        assert "KeyError: 'an injected bug'" in run.log()
+        assert oracle.marked(mark) == {}
+    finally:
+        run.clean_up()
+        oracle.reap()
