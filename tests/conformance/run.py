@@ -1,15 +1,17 @@
 """`bin/conformance`: the official suite against a test server, directly and through the gateway, side by side.
 
 One gateway with one backend under namespace "" stands between, once for each way to reach the backend. A check that
-passes directly and not through the gateway is lost; any lost check makes the exit status 1. What the suite wrote stays
-in .cache/conformance/results.
+passes directly and not through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and
+the gateway's logs, stay in .cache/conformance/results, a folder a run; the newest are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,16 @@ from tests.support import HttpClient, open_gateway_process, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
 RESULTS = CACHE / "conformance" / "results"
+KEPT_RESULTS = 5  # folders of former runs
 READY_WITHIN = 20.0  # seconds until the backend is ready behind the gateway
 POLL = 0.05  # seconds between two looks at whether it is
 TRANSPORTS = {"stdio": "stdio", "sse": "sse", "http": "streamable-http"}
 SERVER = [sys.executable, "-m", "tests.conformance.server"]
+DRIVER = [sys.executable, "-m", "tests.conformance.drive"]
+MAX_AGAIN = 3  # scenarios that may be tried again; more is no accident of timing
 
 # Reconnecting to a stream that the server closed needs one that can be closed alone.
 NOT_REQUIRED = {("stdio", "server-sse-polling"), ("sse", "server-sse-polling")}
@@ -122,7 +128,7 @@ async def open_server(transport: str) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_through(backend: str, era: str, log: str) -> AsyncGenerator[str]:
+async def open_through(backend: str, era: str, log: Path) -> AsyncGenerator[str]:
     """The URL of a gateway before the test server."""
     async with open_backend(backend, era) as entry:
         config = {"mcpServers": {"suite": entry}, "gateway": {"max_sessions": 500}}
@@ -130,11 +136,11 @@ async def open_through(backend: str, era: str, log: str) -> AsyncGenerator[str]:
             assert gateway.url is not None
             problem = await wait_ready(gateway.url)
             if problem is not None:
-                print(f"{log}: {problem}", flush=True)
+                print(f"{log.stem}: {problem}", flush=True)
             try:
                 yield gateway.url
             finally:
-                (RESULTS / f"{log}.log").write_text(gateway.stderr_text, encoding="utf-8")
+                suites.keep(log, bytes(gateway.stderr))
 
 
 async def wait_ready(url: str) -> str | None:
@@ -151,33 +157,31 @@ async def wait_ready(url: str) -> str | None:
     return f"the backend is {backend.get('state')}: {backend.get('last_error')}"
 
 
-async def try_server(suite: Suite, url: str, era: str, name: str, scenarios: Sequence[str]) -> dict[str, Scenario]:
-    return await suite.run_server(url, era, RESULTS / name, scenarios)
-
-
-async def compare_server(suite: Suite, era: str, backends: Sequence[str], scenarios: Sequence[str]) -> Table:
+async def compare_server(
+    suite: Suite, era: str, backends: Sequence[str], scenarios: Sequence[str], results: Path
+) -> Table:
+    """Try the server scenarios directly, and behind each transport; `results` takes what the suite writes."""
     table = Table(
         f"Server scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; columns: how the server is reached"
     )
-    name = f"server-{suite.version}-{era}"
+    results /= f"server-{suite.version}-{era}"
     async with open_server("streamable-http") as url:
-        table.columns["direct"] = await try_server(suite, url, era, f"{name}-direct", scenarios)
+        direct = table.columns["direct"] = await suite.run_server(url, era, results / "direct", scenarios)
     for backend in backends:
         if (backend, era) == ("sse", "modern"):
             continue  # that transport knows the legacy era alone
-        log = f"{name}-{backend}"
-        async with open_through(backend, era, log) as url:
-            found = await try_server(suite, url, era, log, scenarios)
+        async with open_through(backend, era, results / f"{backend}.log") as url:
+            found = await suite.run_server(url, era, results / backend, scenarios)
             # Windows of half a second are missed on a busy machine: what was lost gets one more chance, alone.
-            direct = table.columns["direct"]
             again = [key for key, scenario in direct.items() if scenario.lost(found.get(key))]
-            if 0 < len(again) <= 3:
-                found |= await try_server(suite, url, era, f"{log}-again", again)
+            if 0 < len(again) <= MAX_AGAIN:
+                found |= await suite.run_server(url, era, results / f"{backend}-again", again)
         table.columns[backend] = found
     return table
 
 
-async def compare_client(suite: Suite, era: str, scenarios: Sequence[str]) -> Table:
+async def compare_client(suite: Suite, era: str, scenarios: Sequence[str], results: Path) -> Table:
+    """Try the client scenarios with the SDK alone, and with a gateway between it and the suite's server."""
     table = Table(
         f"Client scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; "
         "columns: the SDK alone, and the gateway with a client of each era"
@@ -185,29 +189,36 @@ async def compare_client(suite: Suite, era: str, scenarios: Sequence[str]) -> Ta
     for through in ("direct", "legacy", "modern"):
         column = table.columns[through] = {}
         for scenario in scenarios:
-            output = RESULTS / f"client-{suite.version}-{era}-{through}-{scenario}"
-            environment = {"CONFORMANCE_THROUGH": through}
-            command = [sys.executable, "-m", "tests.conformance.drive"]
-            found = await suite.run_client(command, era, output, scenario, environment)
+            output = results / f"client-{suite.version}-{era}" / f"{through}-{scenario}"
+            found = await suite.run_client(DRIVER, era, output, scenario, {"CONFORMANCE_THROUGH": through})
             if found is not None:
                 column[scenario] = found
     return table
 
 
-async def compare(options: argparse.Namespace) -> list[Table]:
+async def compare(options: argparse.Namespace, results: Path) -> list[Table]:
     tables: list[Table] = []
-    eras = [options.era] if options.era else list(VERSIONS)
-    for era in eras:
-        releases = [NEXT] if options.short or era == "modern" else [NEXT, STABLE]
-        for suite in [suites.install(version) for version in releases]:
-            if options.kind != "client":
-                tables.append(await compare_server(suite, era, options.backend, options.scenario))
+    for era in [options.era] if options.era else list(VERSIONS):
+        if options.kind != "client":
+            for version in [NEXT] if options.short or era == "modern" else [NEXT, STABLE]:
+                suite = suites.install(version)
+                tables.append(await compare_server(suite, era, options.backend, options.scenario, results))
                 show(tables[-1])
         if options.kind == "client" or (options.kind is None and not options.short and not options.scenario):
             chosen = [name for name in CLIENT_SCENARIOS[era] if not options.scenario or name in options.scenario]
-            tables.append(await compare_client(suites.install(NEXT), era, chosen))
+            tables.append(await compare_client(suites.install(NEXT), era, chosen, results))
             show(tables[-1])
     return tables
+
+
+def make_results() -> Path:
+    """A folder for this run; the oldest of former ones are removed."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for old in sorted(RESULTS.iterdir())[:-KEPT_RESULTS]:
+        shutil.rmtree(old, ignore_errors=True)
+    results = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    results.mkdir()
+    return results
 
 
 def show(table: Table) -> None:
@@ -228,10 +239,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    RESULTS.mkdir(parents=True)
     try:
-        tables = trio.run(compare, options)
+        tables = trio.run(compare, options, make_results())
     except InstallError as error:
         print(f"bin/conformance: {error}", file=sys.stderr)
         return 1

@@ -107,12 +107,13 @@ class Suite:
                 env={**os.environ, **extra},
             )
             said = done.stdout
-        _keep(
+        keep(
             output / "output.txt", said if not scope.cancelled_caught else f"cut short after {within:.0f} s\n".encode()
         )
 
 
-def _keep(path: Path, data: bytes) -> None:
+def keep(path: Path, data: bytes) -> None:
+    """Add to a log, in a folder that may not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:
         log.write(data)

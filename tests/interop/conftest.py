@@ -38,7 +38,7 @@ def peers() -> Peers:
     try:
         return install()
     except InstallError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def install() -> Peers:

@@ -1,0 +1,112 @@
+"""The cache of installed packages: whole or made anew, whoever interrupts, whoever else comes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.interop import cached
+from tests.interop.cached import OFFLINE, InstallError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOIN_WITHIN = 10.0  # seconds for a thread that waits for the lock
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cached, "CACHE", tmp_path)
+    monkeypatch.delenv(OFFLINE, raising=False)
+    return tmp_path
+
+
+class Installer:
+    """Counts its calls, and does what an installer does: fills a folder that must not be there."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.calls = 0
+        self.error = error
+
+    def __call__(self, folder: Path) -> None:
+        self.calls += 1
+        folder.mkdir(parents=True)
+        (folder / "half").touch()
+        if self.error is not None:
+            raise self.error
+        (folder / "whole").touch()
+
+
+def test_what_is_there_is_reused() -> None:
+    install = Installer()
+    folder = cached._cached("group/thing", ["thing==1"], install)
+    assert cached._cached("group/thing", ["thing==1"], install) == folder
+    assert install.calls == 1
+    assert (folder / "whole").exists()
+
+
+def test_other_pins_are_installed_anew() -> None:
+    first, second = Installer(), Installer()
+    folder = cached._cached("thing", ["thing==1"], first)
+    (folder / "old").touch()
+    cached._cached("thing", ["thing==2"], second)
+    assert second.calls == 1
+    assert not (folder / "old").exists()
+
+
+@pytest.mark.parametrize("error", [InstallError("no registry"), KeyboardInterrupt()])
+def test_an_install_that_was_cut_short_is_not_trusted(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        cached._cached("thing", ["thing==1"], Installer(error))
+    install = Installer()
+    folder = cached._cached("thing", ["thing==1"], install)
+    assert install.calls == 1
+    assert (folder / "whole").exists()
+
+
+def test_a_folder_that_was_removed_is_made_again() -> None:
+    install = Installer()
+    folder = cached._cached("thing", ["thing==1"], install)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    cached._cached("thing", ["thing==1"], install)
+    assert install.calls == 2
+
+
+def test_two_at_once_install_once() -> None:
+    install = Installer()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(folder: Path) -> None:
+        begun.set()
+        assert go_on.wait(JOIN_WITHIN)
+        install(folder)
+
+    first = threading.Thread(target=cached._cached, args=("thing", ["thing==1"], slowly))
+    first.start()
+    assert begun.wait(JOIN_WITHIN)
+    second = threading.Thread(target=cached._cached, args=("thing", ["thing==1"], slowly))
+    second.start()
+    go_on.set()
+    for thread in (first, second):
+        thread.join(JOIN_WITHIN)
+        assert not thread.is_alive()
+    assert install.calls == 1
+
+
+def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OFFLINE, "1")
+    install = Installer()
+    with pytest.raises(InstallError, match=r"thing==1 .*MCP_GATEWAY_OFFLINE"):
+        cached._cached("thing", ["thing==1"], install)
+    assert install.calls == 0
+
+
+def test_a_command_that_fails_says_how_to_do_without() -> None:
+    with pytest.raises(InstallError, match=r"failed with 3:\nno such host\n.*MCP_GATEWAY_OFFLINE=1"):
+        cached._run(["sh", "-c", "echo no such host >&2; exit 3"], {})
+    with pytest.raises(InstallError, match=r"no-such-program"):
+        cached._run(["no-such-program"], {})
