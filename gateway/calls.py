@@ -146,7 +146,17 @@ class Withdrawn(msgspec.Struct, frozen=True, gc=False):
     ask: Ask
 
 
-Event = Notice | Ask | Withdrawn
+class StreamClosed(msgspec.Struct, frozen=True, gc=False):
+    """The backend has closed the call's stream for now, and wants its peer to come back for the rest.
+
+    2025-11-25 basic/transports: the call goes on. Legacy HTTP clients are sent the same way; others need not know.
+    """
+
+    retry_ms: int
+    """How long the peer is to wait before it comes back."""
+
+
+Event = Notice | Ask | Withdrawn | StreamClosed
 """What can come of a call before its outcome."""
 
 
@@ -163,6 +173,10 @@ class Outlet(Protocol):
 
     def withdraw_ask(self, ask: Ask) -> None:
         """Say that a request handed over before needs no answer."""
+        ...
+
+    def close_stream(self, retry_ms: int) -> None:
+        """Say that the backend has closed the call's stream for now; the call goes on."""
         ...
 
     def finish(self, outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.calls import Notice, Withdrawn
+from gateway.calls import Notice, StreamClosed, Withdrawn
 from gateway.errors import BackendTooSlow
 from gateway.jsonrpc import INTERNAL_ERROR
 
@@ -95,6 +95,11 @@ class Ticket:
         """Tell whoever shows the request that no answer is needed."""
         if not ask.settled and not self.over:
             self._put(Withdrawn(ask))
+
+    def close_stream(self, retry_ms: int) -> None:
+        """Tell the client to come back later for the rest; one that has not been told yet is told once."""
+        if not self.over and not any(isinstance(event, StreamClosed) for event in self._events or ()):
+            self._put(StreamClosed(retry_ms))
 
     def extend(self) -> None:
         """Start the deadline anew: somebody is being asked, and people take their time."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Complete, Era, InputRequired, Notice, Withdrawn
+from gateway.calls import Ask, Call, Complete, Era, InputRequired, Notice, StreamClosed, Withdrawn
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
 from gateway.eras import errors, meta, requests, results, versions
@@ -211,7 +211,7 @@ class Answers:
                 return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
             if isinstance(item, Ask):
                 item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
-            elif not isinstance(item, Notice | Withdrawn):
+            elif not isinstance(item, Notice | Withdrawn | StreamClosed):
                 return self.encode_outcome(flow.call, request_id, item)[0]
 
     def _wrap_state(self, call: Call, result: bytes) -> bytes:

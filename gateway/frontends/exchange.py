@@ -92,13 +92,25 @@ class Exchange:
         await self._emit({"type": "http.response.start", "status": status, "headers": [length, *headers]})
         await self._emit({"type": "http.response.body", "body": b""})
 
-    async def event(self, message: bytes) -> None:
-        """Send one message as an SSE event; the first one opens the stream."""
-        await self._stream(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+    async def event(self, message: bytes, event_id: bytes = b"") -> None:
+        """Send one message as an SSE event, under an id where the stream can be resumed; the first opens the stream."""
+        head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
+        await self.frames(head + message + b"\r\n\r\n")
+
+    async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
+        """Send an event without data: the client can come back with its id, not before `retry` milliseconds."""
+        wait = b"" if retry is None else b"retry: %d\r\n" % retry
+        await self.frames(b"id: " + event_id + b"\r\n" + wait + b"data: \r\n\r\n")
 
     async def keep_alive(self) -> None:
         """Send an SSE comment, so that intermediaries and clients see life."""
-        await self._stream(KEEP_ALIVE)
+        await self.frames(KEEP_ALIVE)
+
+    async def frames(self, data: bytes) -> None:
+        """Send whole SSE events that are already framed."""
+        if not self._streaming:
+            await self._open_stream()
+        await self._emit({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self) -> None:
         """End the stream; one that was never opened becomes an empty one."""
@@ -110,13 +122,23 @@ class Exchange:
         self._streaming = True
         await self._emit({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
 
-    async def _stream(self, data: bytes) -> None:
-        if not self._streaming:
-            await self._open_stream()
-        await self._emit({"type": "http.response.body", "body": data, "more_body": True})
-
     async def _emit(self, message: MutableMapping[str, Any]) -> None:
         try:
             await self._send(message)
         except OSError:
             raise ClientGone from None
+
+
+class Nowhere(Exchange):
+    """Stands for the client that has gone and may come back: takes everything and sends nothing."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__({"headers": [], "method": "GET"}, self._silence, self._drop)
+
+    async def _silence(self) -> MutableMapping[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def _drop(self, message: MutableMapping[str, Any]) -> None:
+        del message

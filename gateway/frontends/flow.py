@@ -15,7 +15,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.ticket import MAX_NOTICES
-from gateway.calls import Ask, Call, Era, Failure, InputRequired, Notice
+from gateway.calls import Ask, Call, Era, Failure, InputRequired, Notice, StreamClosed
 from gateway.eras import asks
 from gateway.errors import BackendProtocol, GatewayError
 
@@ -84,9 +84,10 @@ class Flow:
         """Like `next`, but notices are kept for later, the newest `MAX_NOTICES` of them."""
         while True:
             item = await self.next_fresh()
-            if not isinstance(item, Notice):
+            if isinstance(item, Notice):
+                self._kept.append(item)
+            elif not isinstance(item, StreamClosed):
                 return item
-            self._kept.append(item)
 
     def resume(self, retry: Call) -> None:
         """Go on with a call for which its client has sent another request, with a progress token of its own."""

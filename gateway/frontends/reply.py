@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Notice, Withdrawn
+from gateway.calls import Ask, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
 from gateway.eras import meta
 from gateway.frontends.answers import Answers, encode_notice, is_wanted
@@ -52,6 +52,9 @@ class Reply:
         """Take a request back."""
         raise NotImplementedError
 
+    async def on_stream_closed(self, closed: StreamClosed) -> None:
+        """The backend wants to be asked again later; most clients need not know."""
+
     async def run_watched(self) -> None:
         """Carry the response to its end, unless the client hangs up: modern clients cancel that way.
 
@@ -61,7 +64,7 @@ class Reply:
         item: Event | Outcome | None = None
         with trio.move_on_after(WATCH_AFTER):
             item = await self._flow.next()
-        if item is not None and not isinstance(item, Notice | Ask | Withdrawn) and not self._streaming:
+        if item is not None and not isinstance(item, Notice | Ask | Withdrawn | StreamClosed) and not self._streaming:
             await self._finish(item)
             return
         gone = False
@@ -101,6 +104,8 @@ class Reply:
                     return
             elif isinstance(item, Withdrawn):
                 await self.on_withdrawn(item.ask)
+            elif isinstance(item, StreamClosed):
+                await self.on_stream_closed(item)
             else:
                 await self._finish(item)
                 return

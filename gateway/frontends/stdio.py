@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Era, Notice, Withdrawn
+from gateway.calls import Ask, Era, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
 from gateway.frontends.answers import (
@@ -282,7 +282,7 @@ class StdioFace:
                     if parked is None:
                         continue
                     item = parked
-                if not isinstance(item, Notice | Ask | Withdrawn):
+                if not isinstance(item, Notice | Ask | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
                 self._pass_on(answer, item)
                 await self._outbox.room()
@@ -300,7 +300,7 @@ class StdioFace:
         elif isinstance(event, Ask):
             if session is not None:
                 self._post(session.desk.request(event))
-        elif session is not None:
+        elif isinstance(event, Withdrawn) and session is not None:
             message = session.desk.withdraw(event.ask)
             if message is not None:
                 self._post(message)

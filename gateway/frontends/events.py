@@ -1,0 +1,183 @@
+"""What was sent on the streams of one legacy session, kept for clients that come back (2025-11-25 basic/transports).
+
+Pure bookkeeping. An event's id is `<session tag>-<stream>-<number>`: it says which stream it belongs to, and one of
+another session is recognised as a stranger. Invariant: what is kept is bounded for each stream, each session and all
+sessions together; the oldest goes first, and of a stream that has ended either the end is kept or nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from typing import Final
+
+MAX_STREAM_EVENTS: Final = 256
+"""Events of one stream that are kept: as many as a call may have waiting for its client."""
+MAX_STREAM_BYTES: Final = 1_048_576
+"""Bytes of one stream that are kept. A larger event is kept by no stream; its own delivery needs no keeping."""
+MAX_SESSION_STREAMS: Final = 64
+"""Ended streams that one session keeps; those under way are bounded by `max_client_requests`."""
+MAX_SESSION_BYTES: Final = 4_194_304
+"""Bytes that one session keeps over all its streams."""
+MAX_BYTES: Final = 67_108_864
+"""Bytes that all sessions together keep: a thousand sessions with breaking streams must not fill the memory."""
+RESUME_WITHIN: Final = 60.0
+"""Seconds that a broken or ended stream waits for its client: several attempts of clients that wait for a few seconds
+in between. Then it is dropped; a call that is still under way goes on to its end, unheard."""
+STANDALONE: Final = 0
+"""The stream of a GET without `Last-Event-ID`; each session has one, which never ends."""
+TAG_BYTES: Final = 6
+MAX_DIGITS: Final = 18
+"""Of a number in an event id: clients may send anything, and large numbers cost time to read."""
+
+
+class Budget:
+    """Bytes that all stores together may hold."""
+
+    __slots__ = ("most", "used")
+
+    def __init__(self, most: int = MAX_BYTES) -> None:
+        self.most = most
+        self.used = 0
+
+
+class Log:
+    """The kept events of one stream: number and message, oldest first. Numbers rise by one for each event id given."""
+
+    __slots__ = ("ended_at", "events", "last", "number", "size")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.last = 0
+        """The number of the last event."""
+        self.size = 0
+        self.events: deque[tuple[int, bytes]] = deque()
+        self.ended_at: float | None = None
+
+    def after(self, number: int) -> list[tuple[int, bytes]]:
+        """The kept events behind this one."""
+        return [event for event in self.events if event[0] > number]
+
+
+class EventStore:
+    """The streams of one session."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._tag = ""
+        self._logs: dict[int, Log] = {}
+        self._ended: dict[int, Log] = {}  # those of them that have ended, the oldest first
+        self._last = STANDALONE
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return self._size
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def open(self) -> Log:
+        """Begin the stream of a call."""
+        self._last += 1
+        return self._add_log(self._last)
+
+    def standalone(self) -> Log:
+        """The session's own stream."""
+        return self._logs.get(STANDALONE) or self._add_log(STANDALONE)
+
+    def _add_log(self, number: int) -> Log:
+        self._tag = self._tag or secrets.token_urlsafe(TAG_BYTES).replace("-", "_")
+        log = self._logs[number] = Log(number)
+        return log
+
+    def id(self, log: Log, number: int) -> bytes:
+        """The id of an event."""
+        return f"{self._tag}-{log.number}-{number}".encode()
+
+    def mark(self, log: Log) -> bytes:
+        """The id of an event that carries no message: the one that primes a stream or closes a connection."""
+        log.last += 1
+        return self.id(log, log.last)
+
+    def add(self, log: Log, message: bytes) -> bytes:
+        """Keep a message; returns the id to send it under. Of a log that was dropped nothing is kept."""
+        log.last += 1
+        if self._logs.get(log.number) is log:
+            log.events.append((log.last, message))
+            self._count(log, len(message))
+            while log.events and (len(log.events) > MAX_STREAM_EVENTS or log.size > MAX_STREAM_BYTES):
+                self._drop_oldest(log)
+            self._make_room(log)
+        return self.id(log, log.last)
+
+    def end(self, log: Log, message: bytes, instead: bytes, *, now: float) -> bytes:
+        """Keep the last message of a stream, or `instead` if it is too large to be kept; returns its id."""
+        self.expire(now)
+        if self._logs.get(log.number) is log:
+            log.ended_at = now
+            self._ended[log.number] = log
+        event_id = self.add(log, message if len(message) <= MAX_STREAM_BYTES else instead)
+        if not log.events:
+            self.drop(log)
+        return event_id
+
+    def find(self, event_id: str, *, now: float) -> tuple[Log, int] | None:
+        """The stream in which this id was given, and its number there; None if it is none of ours or not kept."""
+        self.expire(now)
+        tag, *rest = event_id.split("-")
+        if tag != self._tag or len(rest) != 2 or not all(map(_is_number, rest)):
+            return None
+        stream, number = map(int, rest)
+        log = self._logs.get(stream)
+        return None if log is None or number > log.last else (log, number)
+
+    def drop(self, log: Log) -> None:
+        """Forget a stream."""
+        if self._logs.get(log.number) is log:
+            del self._logs[log.number]
+            self._ended.pop(log.number, None)
+            self._count(log, -log.size)
+            log.events.clear()
+
+    def expire(self, now: float) -> None:
+        """Forget the streams that ended too long ago."""
+        while (oldest := self._oldest_ended()) is not None:
+            if oldest.ended_at is None or now - oldest.ended_at < RESUME_WITHIN:
+                return
+            self.drop(oldest)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for log in list(self._logs.values()):
+            self.drop(log)
+
+    def _oldest_ended(self) -> Log | None:
+        return next(iter(self._ended.values()), None)
+
+    def _count(self, log: Log, size: int) -> None:
+        log.size += size
+        self._size += size
+        self._budget.used += size
+
+    def _drop_oldest(self, log: Log) -> None:
+        _, message = log.events.popleft()
+        self._count(log, -len(message))
+
+    def _is_full(self) -> bool:
+        return self._size > MAX_SESSION_BYTES or self._budget.used > self._budget.most
+
+    def _make_room(self, log: Log) -> None:
+        """Drop ended streams first, whole and the oldest first, then the oldest events of the one that grows."""
+        while len(self._ended) > MAX_SESSION_STREAMS or self._is_full():
+            oldest = self._oldest_ended()
+            if oldest is None or oldest is log:
+                break
+            self.drop(oldest)
+        while self._is_full() and log.events:
+            self._drop_oldest(log)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
