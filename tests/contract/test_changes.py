@@ -7,11 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 import trio
 
-from tests.contract.support import CELLS, every_cell, open_client, text_of
+from tests.contract.support import CELLS, open_client, text_of
 from tests.support import META
 
 CHANGED = "notifications/tools/list_changed"
-every_backend = pytest.mark.parametrize("backend", ["changing", "changing_modern"])
+CASES = [(cell, "changing") for cell in CELLS] + [(cell, "changing_modern") for cell in CELLS[1:3]]
 
 
 @asynccontextmanager
@@ -100,8 +100,9 @@ class ListenEar:
         await self.call.assert_unanswered()
 
 
-@every_cell
-@every_backend
+@pytest.mark.parametrize(
+    ("cell", "backend"), CASES, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
 async def test_each_change_is_told_once(gateways, cell, backend):
     async with open_client(gateways, cell) as client, open_ear(client) as ear:
         before = await client.names()
@@ -115,7 +116,7 @@ async def test_each_change_is_told_once(gateways, cell, backend):
         await ear.assert_quiet()
 
 
-@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+@pytest.mark.parametrize("cell", [CELLS[0], CELLS[3]], ids="-".join)
 async def test_a_flood_of_changes_that_change_nothing_is_not_passed_on(gateways, cell):
     async with open_client(gateways, cell) as client, open_ear(client) as ear:
         assert text_of(await client.call("changing.go")) == "told 50 times"

@@ -82,7 +82,7 @@ async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gatewa
             async with (
                 client.open_tool(f"{backend}.sleep", {"seconds": 60}) as first,
                 client.open_tool(f"{backend}.progress", {"n": 1000, "delay": 0.06}, token=1) as second,
-                client.open_tool("good.sleep", {"seconds": 0.5, "text": "well"}) as other,
+                client.open_tool("good.sleep", {"seconds": 0.2, "text": "well"}) as other,
             ):
                 await second.next()
                 async with client.open_tool(f"{backend}.go") as last:
@@ -125,8 +125,8 @@ async def test_one_that_hangs_costs_its_call_the_timeout_and_others_nothing(gate
     ],
 )
 async def test_nonsense_around_the_answer_is_skipped(gateways, cell, backend, text):
-    if backend == "flood_stdout" and cell[1] == "stdio":
-        pytest.skip("a second of flood; the other face has it")
+    if backend == "flood_stdout" and cell != CELLS[3]:
+        pytest.skip("a second of flood; once is enough")
     async with open_client(gateways, cell) as client:
         with trio.fail_after(10):
             async with client.open_tool(f"{backend}.go", token="mine") as call:

@@ -53,7 +53,7 @@ async def test_whatever_backends_do_at_eof_the_end_is_orderly(transport):
 async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_error(fault):
     config = {
         "mcpServers": {"breaks": faulty_backend(fault) | EXTRA, "good": echo_backend() | EXTRA},
-        "gateway": {"start_grace": 10, "drain_grace": 1.2},
+        "gateway": {"start_grace": 10, "drain_grace": 0.9},
     }
     async with open_gateway_process(config, status=None) as gateway:
         client = HttpClient(gateway.url)
@@ -64,8 +64,8 @@ async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_erro
             answers[name] = await client.call_tool(name, arguments)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call, "breaks.go", {"delay": 0.4})
-            nursery.start_soon(call, "good.sleep", {"seconds": 0.6})
+            nursery.start_soon(call, "breaks.go", {"delay": 0.3})
+            nursery.start_soon(call, "good.sleep", {"seconds": 0.4})
             await wait_health(
                 gateway, lambda report: all(backend["in_flight"] for backend in report["backends"].values())
             )
