@@ -52,6 +52,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     }
     for section in ("restart", "shutdown_grace"):
         shown |= {(f"mcpServers.NAME.{section}", key) for key in raw["mcpServers"]["local"][section]}
+    shown |= {("mcpServers.NAME.oauth", key) for key in raw["mcpServers"]["probed"]["oauth"]}
     assert shown == {(row.section, row.field) for row in config_reference()}
     local = config.servers["local"]
     assert (local.command, local.args[-1], local.cwd) == ("/home/u/bin/my-server", "/home/u/data", "/home/u/data")
@@ -137,7 +138,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 22 + 5 + 3 + 13
+    assert len(rows) == 23 + 5 + 3 + 9 + 13
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type
@@ -153,7 +154,7 @@ def test_every_default_passes_its_own_check() -> None:
     server = {
         key: value
         for key, value in msgspec.to_builtins(ServerConfig(name="s", command="x")).items()
-        if key not in {"name", "headers"}
+        if key not in {"name", "headers", "oauth"}
     }
     config = parse_config({"mcpServers": {"s": server}, "gateway": gateway}, environ={})
     assert config.warnings == ()

@@ -6,7 +6,15 @@ line each; what is odd but harmless comes back in `Config.warnings`. No line eve
 """
 
 from gateway.config.difference import ConfigDiff, diff_configs
-from gateway.config.model import NEVER_RESTART, Config, GatewaySettings, RestartPolicy, ServerConfig, StopLadder
+from gateway.config.model import (
+    NEVER_RESTART,
+    Config,
+    GatewaySettings,
+    OAuthSettings,
+    RestartPolicy,
+    ServerConfig,
+    StopLadder,
+)
 from gateway.config.parse import load_config, parse_config
 from gateway.config.reference import FieldReference, config_reference
 from gateway.config.servers import parse_server
@@ -17,6 +25,7 @@ __all__ = [
     "ConfigDiff",
     "FieldReference",
     "GatewaySettings",
+    "OAuthSettings",
     "RestartPolicy",
     "ServerConfig",
     "StopLadder",

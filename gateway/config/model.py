@@ -15,6 +15,8 @@ Transport = Literal["stdio", "sse", "streamable-http"]
 Era = Literal["auto", "legacy", "modern"]
 Start = Literal["eager", "lazy"]
 ErrorHandler = Literal["strict", "ignore", "replace"]
+OAuthGrant = Literal["authorization_code", "client_credentials"]
+OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 
 # Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
 LONGEST_SECONDS = 1e9
@@ -24,6 +26,7 @@ Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of sec
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
 Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
+Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]
 NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
 Namespace = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,64}\Z", title="at most 64 letters, digits, '_', '-' and '.'")
@@ -69,6 +72,41 @@ class RestartPolicy(Struct, frozen=True):
 NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECONDS)
 
 
+class OAuthSettings(Struct, frozen=True):
+    """How tokens are got for a server that asks for them with a 401; JSON `oauth`. `repr` never shows the secret."""
+
+    grant: Annotated[
+        OAuthGrant, _says("authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret'.")
+    ] = "authorization_code"
+    client_id: Annotated[
+        str | None, _says("The client registered at the authorization server; left out: registered on the way.")
+    ] = None
+    client_secret: Annotated[str | None, _says("Its secret, if it has one.")] = None
+    client_metadata_url: Annotated[
+        str | None, _says("The https address of a client id metadata document, used where the server supports that.")
+    ] = None
+    issuer: Annotated[
+        str | None,
+        _says("The only authorization server that may be used; left out: the one that the MCP server names."),
+    ] = None
+    scopes: Annotated[tuple[str, ...], _says("Scopes to ask for besides those that the server demands.")] = ()
+    redirect_port: Annotated[
+        Port | None, _says("The port on 127.0.0.1 that the browser comes back to; left out: any free one.")
+    ] = None
+    browser: Annotated[
+        OAuthBrowser,
+        _says(
+            "How a person gets to the login page. elicit: the client whose call needs it is asked to open it; open: by"
+            " a browser where the gateway runs; print: not at all, 'mcp-gateway login NAME' does it; auto: elicit where"
+            " the client can, else open where there is a display, else print."
+        ),
+    ] = "auto"
+    login_timeout: Annotated[Seconds, _says("The longest a login may take.")] = 300.0
+
+    def __repr__(self) -> str:
+        return f"OAuthSettings({self.grant}, client_id={self.client_id!r}, issuer={self.issuer!r})"
+
+
 class ServerConfig(Struct, frozen=True, kw_only=True):
     """One backend. `transport` None means that `url` must be probed: streamable HTTP first, then SSE.
 
@@ -95,6 +133,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     headers: Annotated[dict[str, str], _says("HTTP headers sent with every request to 'url'.")] = field(
         default_factory=dict[str, str]
     )
+    oauth: Annotated[
+        OAuthSettings | None,
+        _says("How tokens are got if 'url' asks for them and 'headers' has no 'Authorization'; false: never."),
+    ] = OAuthSettings()
     disabled: Annotated[bool, _says("Keep the entry but do not use it; 'enabled' is its opposite.")] = False
     call_timeout: Annotated[Seconds, _says("The longest a call may take; also spelled 'timeout'.")] = 300.0
     connect_timeout: Annotated[Seconds, _says("The longest a start may take, handshake included.")] = 30.0
@@ -127,6 +169,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     def public_prefix(self) -> str:
         """The same as `effective_namespace`."""
         return self.effective_namespace
+
+    @property
+    def uses_oauth(self) -> bool:
+        """Whether a 401 of this server starts OAuth: never where the config itself gives credentials."""
+        if self.url is None or self.oauth is None or any(name.lower() == "authorization" for name in self.headers):
+            return False
+        return "@" not in self.url.partition("://")[2].partition("/")[0]
 
     @property
     def public_url(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
 from gateway.config.model import ServerConfig
+from gateway.config.oauth import read_oauth, settle_oauth
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
 from gateway.config.remote import read_headers, read_url
 from gateway.config.scalars import read_scalar, specs_of, warn_unknown
@@ -50,7 +51,6 @@ FOREIGN_KEYS = {
     "excludeTools": _ALL_TOOLS,
     "gallery": "",
     "includeTools": _ALL_TOOLS,
-    "oauth": "",
     "tools": _ALL_TOOLS,
     "trust": "",
     "version": "",
@@ -98,7 +98,9 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
         elif key in {"command", "url"}:
             values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
     values["transport"] = _settle_transport(scope, entries, values.get("transport"))
-    return ServerConfig(name=name, disabled=disabled, **values)
+    server = ServerConfig(name=name, disabled=disabled, **values)
+    settle_oauth(scope, server, given="oauth" in entries)
+    return server
 
 
 def _check_name(name: str, scope: Scope) -> None:
@@ -186,6 +188,7 @@ _READERS = {
     "env": read_env,
     "url": read_url,
     "headers": read_headers,
+    "oauth": read_oauth,
     "restart": read_restart,
     "shutdown_grace": read_ladder,
 }

@@ -1,0 +1,109 @@
+"""The field `oauth` of a server: how tokens are got for it.
+
+Other clients' files hold a section of this name, so their spellings of the same things are read too. No line ever shows
+the secret. What a server that is not reached over HTTP, or has its credentials in `headers`, says here is ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from gateway.config.findings import Entry, is_list, is_object, kind
+from gateway.config.model import OAuthSettings
+from gateway.config.scalars import read_struct, specs_of
+
+if TYPE_CHECKING:
+    from gateway.config.findings import Scope
+    from gateway.config.model import ServerConfig
+
+_ALIASES = {
+    "clientId": "client_id",
+    "clientSecret": "client_secret",
+    "clientMetadataUrl": "client_metadata_url",
+    "callbackPort": "redirect_port",
+    "scope": "scopes",
+}
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
+    """Read the section: an object, true for the defaults, false for never."""
+    if isinstance(entry.value, bool):
+        return OAuthSettings() if entry.value else None
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
+        return OAuthSettings()
+    raw = entry.raw if is_object(entry.raw) else {}
+    members: dict[object, object] = {}
+    raws: dict[object, object] = {}
+    scopes: tuple[str, ...] = ()
+    for key, value in entry.value.items():
+        name = _ALIASES.get(key, key) if isinstance(key, str) else key
+        if name == "scopes":
+            scopes = _read_scopes(scope, f"{entry.label}.{key}", value)
+        else:
+            members[name], raws[name] = value, raw.get(key)
+    values = read_struct(scope, OAuthSettings, Entry(entry.label, members, raws), f"{entry.label}.")
+    _check(scope, entry.label, values)
+    return OAuthSettings(scopes=scopes, **values)
+
+
+def _read_scopes(scope: Scope, label: str, value: object) -> tuple[str, ...]:
+    """A list, or one string with blanks between, as the protocol has it."""
+    words: list[Any] = value.split() if isinstance(value, str) else list(value) if is_list(value) else []
+    if value is None or words == []:
+        if value is not None and not is_list(value) and not isinstance(value, str):
+            scope.problem(label, f"must be {specs_of(OAuthSettings)['scopes'].title}, not {kind(value)}")
+        return ()
+    if not all(isinstance(word, str) and _SCOPE.fullmatch(word) for word in words):
+        scope.problem(label, "must hold scopes, each in plain ASCII without blanks and quotes")
+        return ()
+    return tuple(dict.fromkeys(words))
+
+
+def _check(scope: Scope, label: str, values: dict[str, Any]) -> None:
+    """Hold the members against what they are for and against one another."""
+    for key in ("client_id", "client_secret"):
+        if values.get(key) is not None and not values[key].strip():
+            scope.problem(f"{label}.{key}", "must not be empty")
+    if values.get("client_metadata_url") is not None and not _is_address(values["client_metadata_url"], document=True):
+        scope.problem(f"{label}.client_metadata_url", "must be an https address with a path")
+    if values.get("issuer") is not None and not _is_address(values["issuer"]):
+        scope.problem(f"{label}.issuer", "must be an https address, or an http one on this machine")
+    if values.get("client_secret") is not None and values.get("client_id") is None:
+        scope.problem(f"{label}.client_secret", "needs 'client_id'")
+    if values.get("grant") != "client_credentials":
+        return
+    if values.get("client_id") is None or values.get("client_secret") is None:
+        scope.problem(f"{label}.grant", "is 'client_credentials', which needs 'client_id' and 'client_secret'")
+    elif values.get("issuer") is None:
+        text = "is missing: without it 'url' decides which authorization server gets the secret"
+        scope.warn(f"{label}.issuer", text)
+
+
+def _is_address(text: str, *, document: bool = False) -> bool:
+    """Whether this is an address that secrets may go to."""
+    from urllib.parse import urlsplit  # few configs need it
+
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if not host or parts.username is not None:
+        return False
+    if document:
+        return parts.scheme == "https" and parts.path not in {"", "/"}
+    return parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
+
+
+def settle_oauth(scope: Scope, server: ServerConfig, *, given: bool) -> None:
+    """Say where a section that was written has no use."""
+    if not given or server.oauth is None:
+        return
+    if server.command is not None:
+        scope.warn("oauth", "is ignored: it is for servers with 'url'")
+    elif server.url is not None and not server.uses_oauth:
+        scope.warn("oauth", "is ignored: 'headers' or 'url' already holds credentials")

@@ -1,0 +1,122 @@
+"""The field `oauth`: every spelling it takes, and the exact line for what it does not take."""
+
+# ruff: file-ignore[line-too-long, missing-f-string-syntax]  (one row of a table, one line; variables of a config)
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.config import OAuthSettings, ServerConfig, config_reference, parse_server
+from gateway.errors import ConfigError
+
+SECRET = "s3cr3t-value"
+URL = "https://mcp.example.com/mcp"
+
+
+def read(oauth: object, **fields: Any) -> tuple[ServerConfig, list[str]]:
+    warnings: list[str] = []
+    raw = {"url": URL, "oauth": oauth} | fields
+    server = parse_server("s", raw, environ={"SECRET": SECRET, "PORT": "8765"}, warnings=warnings)
+    assert not any(SECRET in line for line in warnings)
+    assert SECRET not in repr(server.oauth)
+    return server, [line.removeprefix("server 's': field ") for line in warnings]
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        (True, OAuthSettings()),
+        ({}, OAuthSettings()),
+        (None, OAuthSettings()),
+        (False, None),
+        ({"scopes": ["a", "b", "a"]}, OAuthSettings(scopes=("a", "b"))),
+        ({"scopes": "a  b"}, OAuthSettings(scopes=("a", "b"))),
+        ({"scope": "a"}, OAuthSettings(scopes=("a",))),
+        ({"scopes": None, "client_id": None}, OAuthSettings()),
+        (
+            {"clientId": "me", "clientSecret": "${SECRET}", "callbackPort": "${PORT}"},
+            OAuthSettings(client_id="me", client_secret=SECRET, redirect_port=8765),
+        ),
+        ({"issuer": "http://127.0.0.1:9"}, OAuthSettings(issuer="http://127.0.0.1:9")),
+        ({"client_metadata_url": "https://h/c.json"}, OAuthSettings(client_metadata_url="https://h/c.json")),
+        ({"browser": "elicit", "login_timeout": 60}, OAuthSettings(browser="elicit", login_timeout=60.0)),
+    ],
+)
+def test_every_spelling(written: object, read_as: OAuthSettings | None) -> None:
+    server, warnings = read(written)
+    assert server.oauth == read_as
+    assert warnings == []
+    assert server.uses_oauth is (read_as is not None)
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        (5, "'oauth' must be an object, true or false, not a number"),
+        ({"browser": "tab"}, "'oauth.browser' must be one of 'auto', 'open', 'print', 'elicit', not 'tab'"),
+        ({"grant": "password"}, "'oauth.grant' must be one of 'authorization_code', 'client_credentials', not 'password'"),
+        ({"redirect_port": 0}, "'oauth.redirect_port' must be a port, 1 to 65535"),
+        ({"redirect_port": 70_000}, "'oauth.redirect_port' must be a port, 1 to 65535, and at most 65535"),
+        ({"scopes": 5}, "'oauth.scopes' must be a list of strings, not a number"),
+        ({"scopes": ["a b"]}, "'oauth.scopes' must hold scopes, each in plain ASCII without blanks and quotes"),
+        ({"scopes": 'a"b'}, "'oauth.scopes' must hold scopes, each in plain ASCII without blanks and quotes"),
+        ({"client_id": " "}, "'oauth.client_id' must not be empty"),
+        ({"client_secret": SECRET}, "'oauth.client_secret' needs 'client_id'"),
+        ({"issuer": "http://example.com"}, "'oauth.issuer' must be an https address, or an http one on this machine"),
+        ({"issuer": "https://u:p@example.com"}, "'oauth.issuer' must be an https address, or an http one on this machine"),
+        ({"issuer": "https://["}, "'oauth.issuer' must be an https address, or an http one on this machine"),
+        ({"client_metadata_url": "https://example.com/"}, "'oauth.client_metadata_url' must be an https address with a path"),
+        ({"client_metadata_url": "http://h/c.json"}, "'oauth.client_metadata_url' must be an https address with a path"),
+        (
+            {"grant": "client_credentials", "client_id": "me"},
+            "'oauth.grant' is 'client_credentials', which needs 'client_id' and 'client_secret'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_it_does_not_take(written: object, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(written)
+    assert caught.value.problems == (f"server 's': field {line}",)
+
+
+def test_what_is_odd_is_told() -> None:
+    credentials = {"grant": "client_credentials", "client_id": "me", "client_secret": "${SECRET}"}
+    server, warnings = read(credentials)
+    assert server.oauth is not None
+    assert server.oauth.client_secret == SECRET
+    assert warnings == [
+        "'oauth.issuer' is missing: without it 'url' decides which authorization server gets the secret"
+    ]
+    assert read({"client_idd": "x"})[1] == ["'oauth.client_idd' is unknown and ignored; did you mean 'client_id'?"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"headers": {"Authorization": "Bearer x"}}, {"headers": {"aUTHORIZATION": "x"}}, {"url": "https://u:p@h/mcp"}],
+)
+def test_given_credentials_win(fields: dict[str, Any]) -> None:
+    server, warnings = read({"client_id": "me"}, **fields)
+    assert not server.uses_oauth
+    assert "'oauth' is ignored: 'headers' or 'url' already holds credentials" in warnings
+    quiet: list[str] = []
+    assert not parse_server("s", {"url": URL} | fields, environ={}, warnings=quiet).uses_oauth
+    assert not any("oauth" in line for line in quiet)
+
+
+def test_a_program_has_no_oauth() -> None:
+    warnings: list[str] = []
+    server = parse_server("s", {"command": "run", "oauth": {}}, environ={}, warnings=warnings)
+    assert not server.uses_oauth
+    assert warnings == ["server 's': field 'oauth' is ignored: it is for servers with 'url'"]
+
+
+def test_a_disabled_server_with_an_unset_address_is_no_trouble() -> None:
+    server = parse_server("s", {"url": "${NOPE}", "disabled": True, "oauth": {}}, environ={})
+    assert server.disabled
+
+
+def test_the_reference_has_it() -> None:
+    fields = {row.field for row in config_reference() if row.section == "mcpServers.NAME.oauth"}
+    assert fields == set(OAuthSettings.__struct_fields__)
