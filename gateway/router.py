@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Fleet
 
 _NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"}
-ROUTED_METHODS = frozenset(OWNER_KIND) | {"completion/complete"}
+WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
+"""Routed too, but counted over all clients: see `gateway.frontends.watching`."""
+ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
 
 
 class Router:
@@ -43,6 +45,18 @@ class Router:
     def under_way(self) -> int:
         """Calls that were submitted and not released."""
         return len(self._under_way)
+
+    async def route(self, call: Call) -> Route:
+        """Who owns a call, and what the owner calls the thing; waits as `submit` does.
+
+        Raises:
+            RequestError: unknown name or method, shutting down.
+            BackendUnavailable: the owner is not known because a backend that may be it has failed.
+        """
+        if self._draining:
+            text = "the gateway is shutting down and takes no new calls"
+            raise ShuttingDown(text)
+        return self._lookup(call) or await self._await_owner(call)
 
     async def submit(self, call: Call) -> Ticket:
         """Hand a call to its owner. The caller waits on the ticket and must `release` it.
@@ -154,7 +168,7 @@ class Router:
             raise away
         noun = _NOUNS.get(OWNER_KIND.get(call.method, Kind.PROMPTS), "name")
         text = f"Unknown {noun}: {call.name}"
-        raise UnknownName(text, uri=call.name if call.method == "resources/read" else None)
+        raise UnknownName(text, uri=call.name if OWNER_KIND.get(call.method) is Kind.RESOURCES else None)
 
 
 def _only_one_with_resources(snapshot: Snapshot) -> str | None:

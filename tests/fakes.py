@@ -18,6 +18,7 @@ from gateway import jsonrpc
 from gateway.backends.conversation import Conversation
 from gateway.backends.handshake import Greeting
 from gateway.backends.ticket import Ticket
+from gateway.backends.upkeep import Wishes
 from gateway.calls import Call, Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
@@ -61,6 +62,20 @@ def make_listing(*tools: str, **further: Any) -> Listing:
     return Listing(items={Kind.TOOLS: items}, capabilities={"tools": msgspec.Raw(b"{}")}, **further)
 
 
+class FakeUpkeep:
+    """Remembers what clients want of the session."""
+
+    def __init__(self) -> None:
+        self.wishes = Wishes()
+        self.subscriptions: list[str] = []
+
+    def wish(self, wishes: Wishes) -> None:
+        self.wishes = wishes
+
+    def subscribed(self, uri: str) -> None:
+        self.subscriptions.append(uri)
+
+
 class FakeSession:
     """Implements `gateway.backends.session.Session`; the test plays the backend."""
 
@@ -78,6 +93,7 @@ class FakeSession:
         self.on_relist: Callable[[str], dict[Kind, tuple[Item, ...]]] = lambda feature: dict(self.listing.items)
         self.has_room = trio.Event()
         self.has_room.set()
+        self.upkeep: Any = FakeUpkeep()
         self._listener = listener
         self._crashed = trio.Event()
         self._problem: BaseException | None = None
@@ -219,6 +235,9 @@ class Ears:
 
     def list_changed(self, feature: str) -> None:
         self.heard.append(feature)
+
+    def resource_updated(self, uri: str, params: dict[str, Any]) -> None:
+        self.heard.append(f"updated {uri}")
 
     def freed(self) -> None:
         self.heard.append("freed")

@@ -21,7 +21,8 @@ def test_the_kinds_are_told_apart() -> None:
     assert BY_METHOD["resources/templates/list"] is Kind.TEMPLATES
     assert Kind.TEMPLATES.changed == "notifications/resources/list_changed"
     assert [kind.namespaced for kind in Kind] == [True, True, False, False]
-    assert OWNER_KIND.keys() == {"tools/call", "prompts/get", "resources/read"}
+    named = {"tools/call", "prompts/get", "resources/read", "resources/subscribe", "resources/unsubscribe"}
+    assert OWNER_KIND.keys() == named
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway.backends.upkeep import Wishes
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
 from gateway.config.model import RestartPolicy, ServerConfig
@@ -38,6 +39,12 @@ class Watcher:
         self.changes += 1
         if self.states[-1:] != [supervisor.state.value]:
             self.states.append(supervisor.state.value)
+
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: object) -> None:
+        self.changes += 1
+
+    def wishes_for(self, backend: str) -> Wishes:
+        return Wishes()
 
 
 class Rig:

@@ -43,6 +43,10 @@ class Listener(Protocol):
         """Hear that the backend's tools, prompts or resources have changed."""
         ...
 
+    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear that a resource was updated; `params` are those of the notification."""
+        ...
+
     def freed(self) -> None:
         """Hear that a call has ended, so that another may be sent."""
         ...
@@ -63,10 +67,12 @@ class Exchanges(Protocol):
 class Waiter:
     """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
 
-    __slots__ = ("event", "outcome")
+    __slots__ = ("acknowledged", "event", "outcome")
 
     def __init__(self) -> None:
         self.event = trio.Event()
+        self.acknowledged = trio.Event()
+        """Set when a subscription has been acknowledged."""
         self.outcome: Outcome | None = None
 
     def finish(self, outcome: Outcome) -> None:
@@ -296,6 +302,10 @@ class Conversation:
                 self._progress(params)
             case "notifications/message":
                 self._asking.message(params, ticket)
+            case "notifications/resources/updated":
+                self._updated(params)
+            case "notifications/subscriptions/acknowledged":
+                self._acknowledged(params)
             case "notifications/cancelled":
                 self._asking.cancelled(params)
             case (
@@ -306,6 +316,25 @@ class Conversation:
                 self._listener.list_changed(method.split("/")[1])
             case _:
                 log.debug("backend %r sent %s", self.backend, method)
+
+    def _updated(self, params: msgspec.Raw) -> None:
+        try:
+            members = jsonrpc.decode_object(params)
+            uri = jsonrpc.decode_string(members["uri"])
+        except (ValueError, KeyError):
+            log.debug("backend %r sent an update without a uri", self.backend)
+            return
+        self._listener.resource_updated(uri, members)
+
+    def _acknowledged(self, params: msgspec.Raw) -> None:
+        try:
+            own = jsonrpc.decode_object(jsonrpc.decode_object(params)["_meta"])
+            request_id = jsonrpc.decode_id(own[meta.SUBSCRIPTION_ID])
+        except (ValueError, KeyError):
+            return
+        waiter = self._waiters.get(request_id) if isinstance(request_id, int) else None
+        if waiter is not None:
+            waiter.acknowledged.set()
 
     def _progress(self, params: msgspec.Raw) -> None:
         """Route progress to the call that asked for it, under the token that its client gave."""

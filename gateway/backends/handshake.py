@@ -195,18 +195,16 @@ def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> 
 
 def change_filter(greeting: Greeting) -> dict[str, object]:
     """The `subscriptions/listen` filter for every list that the backend says can change."""
-    return {
-        f"{feature}ListChanged": True
-        for feature in FEATURES
-        if _flag(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT), "listChanged")
-    }
+    return {f"{feature}ListChanged": True for feature in FEATURES if has_flag(greeting, feature, "listChanged")}
 
 
-def _flag(span: msgspec.Raw, name: str) -> bool:
+def has_flag(greeting: Greeting, feature: str, name: str) -> bool:
+    """Whether the backend declares e.g. `{"resources": {"subscribe": true}}`."""
     try:
-        return bytes(jsonrpc.decode_object(span).get(name, b"")) == b"true"
+        settings = jsonrpc.decode_object(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT))
     except ValueError:
         return False
+    return bytes(settings.get(name, b"")) == b"true"
 
 
 async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.backends.conversation import Listener
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
+    from gateway.backends.upkeep import Upkeep
     from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Item, Listing
     from gateway.config import ServerConfig
@@ -24,6 +25,7 @@ class Session(Protocol):
 
     greeting: Greeting
     listing: Listing
+    upkeep: Upkeep
 
     @property
     def in_flight(self) -> int:

@@ -29,6 +29,7 @@ from gateway.backends.http_client import (
 from gateway.backends.http_posts import HttpPosts
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
+from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendError, BackendExited, BackendProtocol
 from gateway.lines import Overlong
 
@@ -64,6 +65,7 @@ class SseSession:
         self._conversation = Conversation(
             config.name, post=self._posts.post, listener=listener, hop=hop, exchanges=self
         )
+        self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
         self._endpoint: httpx2.URL | None = None
         self._connected = trio.Event()
         self._stream_scope = trio.CancelScope()
@@ -148,6 +150,7 @@ class SseSession:
         self.greeting = await handshake.greet(conversation, era="legacy", probe_timeout=wait, timeout=wait)
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
         self.listing = await handshake.list_all(conversation, self.greeting, timeout=wait)
+        self._nursery.start_soon(self.upkeep.run, self.greeting)
 
     async def _read(self) -> None:
         name = self._config.name

@@ -18,8 +18,8 @@ import trio
 from gateway.backends import handshake
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
-from gateway.backends.listening import keep_listening
 from gateway.backends.stderr import StderrLog
+from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendExited, BackendProtocol
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 
@@ -64,10 +64,10 @@ class StdioSession:
         self.listing: Listing
         self._config = config
         self._child = child
-        self._listener = listener
         self._outbox = Outbox(child.stdin)
         self._stderr = StderrLog(config.name)
         self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop)
+        self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
         self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
         self._read_to_end = trio.Event()
 
@@ -101,10 +101,6 @@ class StdioSession:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._read)
             task_status.started()
-
-    async def listen(self) -> None:
-        """Hear of changed lists from a modern backend."""
-        await keep_listening(self._conversation, self.greeting, self._listener)
 
     async def open(self) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
@@ -198,7 +194,7 @@ async def open_stdio(
                 await nursery.start(session.run)
                 with trio.fail_after(config.connect_timeout):
                     await session.open()
-                nursery.start_soon(session.listen)
+                nursery.start_soon(session.upkeep.run, session.greeting)
                 yield session
                 nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
         finally:

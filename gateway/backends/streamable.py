@@ -22,8 +22,8 @@ from gateway.backends.exchange import Exchange
 from gateway.backends.get_stream import GetStream
 from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
 from gateway.backends.http_posts import HttpPosts
-from gateway.backends.listening import keep_listening
 from gateway.backends.request_headers import RequestHeaders
+from gateway.backends.upkeep import Upkeep
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendExited, BackendUnavailable
 
@@ -58,6 +58,7 @@ class StreamableSession:
         self.ready = trio.Event()
         self.ready.set()
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
+        self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
         self._listener = listener
         self._posts = HttpPosts(config.name, self._deliver)
         self._get_stream = GetStream(self, self)
@@ -202,8 +203,7 @@ class StreamableSession:
                 self._nursery.start_soon(self._get_stream.run)
         listing = await handshake.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
         self.listing = msgspec.structs.replace(listing, items=self._learn(listing.items))
-        if self.greeting.era is Era.MODERN:
-            self._nursery.start_soon(keep_listening, self.conversation, self.greeting, self._listener)
+        self._nursery.start_soon(self.upkeep.run, self.greeting)
 
     def _adopt(self, greeting: Greeting) -> None:
         # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
@@ -243,6 +243,7 @@ class StreamableSession:
             self._gone(f"has forgotten the session, and starting another failed: {why}")
         self.ready.set()
         self._get_stream.reopen()
+        self.upkeep.forget()
         self.missed()
 
     def _gone(self, how: str) -> None:

@@ -31,6 +31,12 @@ class Kind(enum.Enum):
 
 
 BY_METHOD = {kind.list_method: kind for kind in Kind}
-OWNER_KIND = {"tools/call": Kind.TOOLS, "prompts/get": Kind.PROMPTS, "resources/read": Kind.RESOURCES}
+OWNER_KIND = {
+    "tools/call": Kind.TOOLS,
+    "prompts/get": Kind.PROMPTS,
+    "resources/read": Kind.RESOURCES,
+    "resources/subscribe": Kind.RESOURCES,
+    "resources/unsubscribe": Kind.RESOURCES,
+}
 """Routed methods and the kind of thing whose name they carry."""
 FEATURES = ("tools", "prompts", "resources")

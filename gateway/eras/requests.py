@@ -19,8 +19,15 @@ from gateway.errors import InvalidParams, RequestError
 if TYPE_CHECKING:
     from gateway.jsonrpc import Id, Message
 
-NAME_MEMBER: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-"""Methods that one backend owns, and the member of their params that says which; also the source of `Mcp-Name`."""
+NAME_MEMBER: Final = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "resources/subscribe": "uri",
+    "resources/unsubscribe": "uri",
+}
+"""Methods that one backend owns, and the member of their params that says which; for those that the modern era has it
+is also the source of `Mcp-Name`."""
 
 REMOVED_IN_MODERN: Final = frozenset({
     "initialize",

@@ -16,9 +16,10 @@ from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
 from gateway.eras import errors, meta, requests, results, versions
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
+from gateway.frontends import watching
 from gateway.frontends.flow import Flow
 from gateway.frontends.parking import PARKABLE
-from gateway.router import ROUTED_METHODS
+from gateway.router import ROUTED_METHODS, WATCH_METHODS
 
 if TYPE_CHECKING:
     from gateway.calls import Failure, Outcome
@@ -99,10 +100,21 @@ class Answers:
         if method == "ping":
             return b"{}"
         if method == "logging/setLevel":
-            session.log_level = _level(requests.params_of(message))
+            self._set_level(session, _level(requests.params_of(message)))
             return b"{}"
+        if method in WATCH_METHODS:
+            act = watching.subscribe if method == "resources/subscribe" else watching.unsubscribe
+            return await act(self.router, session, requests.legacy_call(message, session.caller))
         text = f"method {method!r} is not served"
         raise UnknownMethod(text)
+
+    def _set_level(self, session: LegacySession, level: str) -> None:
+        """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
+        session.log_level = level
+        if session not in self.fleet.wish_list:
+            session.on_end.append(lambda: self.fleet.forget(session))
+        self.fleet.wish_list.want_level(session, level)
+        self.fleet.wish()
 
     # The modern era.
 
@@ -169,8 +181,11 @@ class Answers:
     def _capabilities(self, era: Era) -> dict[str, object]:
         """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it."""
         found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
-        if has_capability(self.fleet.snapshot().parts, ["completions"]):
+        parts = self.fleet.snapshot().parts
+        if has_capability(parts, ["completions"]):
             found["completions"] = {}
+        if has_capability(parts, ["resources", "subscribe"]):
+            found["resources"] = {"listChanged": True, "subscribe": True}
         if era is Era.LEGACY:
             found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
         return found
@@ -228,6 +243,8 @@ class Answers:
     ) -> tuple[bytes, int]:
         """The error response to a request, and its code."""
         match problem:
+            case watching.Refused():
+                wire = errors.to_wire(problem.failure, era)
             case requests.UnsupportedVersion():
                 wire = errors.WireError(errors.UNSUPPORTED_VERSION, str(problem), problem.data())
             case _:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import jsonrpc
 from gateway.eras import meta, results
 from gateway.errors import InvalidParams
+from gateway.frontends import watching
 from gateway.frontends.changes import Changes
 
 if TYPE_CHECKING:
@@ -44,14 +45,27 @@ class Subscription:
         self._id = request_id
         self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
         self._changes = Changes(request_id)
+        self._caller = call.caller
+        self._uris = _uris(wanted)
 
-    def acknowledgement(self) -> bytes:
-        """The first message: the subset of the filter that is honoured."""
-        honoured = dict.fromkeys(self._features.values(), True)
+    async def open(self) -> bytes:
+        """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
+        fleet = self._answers.fleet
+        fleet.subscribe(self.tell)
+        honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
+        if self._uris:
+            watched = await watching.watch_all(self._answers.router, self, self._uris, self._caller, self._changes)
+            if watched:
+                honoured["resourceSubscriptions"] = watched
         return jsonrpc.notification(
             "notifications/subscriptions/acknowledged",
             jsonrpc.encode({"_meta": {meta.SUBSCRIPTION_ID: self._id}, "notifications": honoured}),
         )
+
+    def close(self) -> None:
+        """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
+        self._answers.fleet.unsubscribe(self.tell)
+        self._answers.fleet.forget(self)
 
     def tell(self, features: frozenset[str]) -> None:
         """Note that lists changed."""
@@ -68,6 +82,17 @@ class Subscription:
         own = {meta.SUBSCRIPTION_ID: self._id}
         result = results.modern_result({}, server_info=self._answers.server_info, own_meta=dict(own))
         return jsonrpc.response(self._id, result)
+
+
+def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
+    try:
+        spans = jsonrpc.decode_array(wanted["resourceSubscriptions"])
+        return list(dict.fromkeys(jsonrpc.decode_string(span) for span in spans))
+    except KeyError:
+        return []
+    except ValueError:
+        text = "params.notifications.resourceSubscriptions must be a list of strings"
+        raise InvalidParams(text) from None
 
 
 def _is_wanted(key: str, value: msgspec.Raw) -> bool:

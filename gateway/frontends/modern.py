@@ -94,10 +94,8 @@ class ModernFace:
 
     async def _listen(self, exchange: Exchange, subscription: Subscription) -> None:
         """Keep a subscription's stream open until the client goes or the gateway stops."""
-        fleet = self._answers.fleet
-        fleet.subscribe(subscription.tell)
         try:
-            await exchange.event(subscription.acknowledgement())
+            await exchange.event(await subscription.open())
             async with trio.open_nursery() as nursery:
 
                 async def end_on(event: trio.Event) -> None:
@@ -116,7 +114,7 @@ class ModernFace:
         except* ClientGone:
             pass
         finally:
-            fleet.unsubscribe(subscription.tell)
+            subscription.close()
 
     async def _tell(self, exchange: Exchange, subscription: Subscription) -> None:
         interval = self._answers.settings.keep_alive_interval

@@ -307,10 +307,8 @@ class StdioFace:
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""
-        fleet = self._answers.fleet
-        fleet.subscribe(subscription.tell)
         try:
-            self._post(subscription.acknowledgement())
+            self._post(await subscription.open())
             async with trio.open_nursery() as nursery:
 
                 async def end() -> None:
@@ -324,7 +322,7 @@ class StdioFace:
                     await self._outbox.room()
             return subscription.result()
         finally:
-            fleet.unsubscribe(subscription.tell)
+            subscription.close()
 
     async def _tell(self) -> None:
         """Tell the legacy client of changes; before `initialize` it has listed nothing that could change."""

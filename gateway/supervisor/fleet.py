@@ -15,11 +15,15 @@ import trio
 from gateway.catalog.kinds import Kind
 from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
 from gateway.supervisor.supervisor import Supervisor
+from gateway.supervisor.wishes import WishList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    import msgspec
 
     from gateway.backends.session import Opener
+    from gateway.backends.upkeep import Wishes
     from gateway.config import Config
     from gateway.store import Store
     from gateway.supervisor.supervisor import Status
@@ -54,6 +58,7 @@ class Fleet:
         self._snapshot = Snapshot()
         self._announced = self._snapshot
         self._dirty = trio.Event()
+        self.wish_list = WishList()
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + settings.start_grace
         self._stopped = trio.Event()
@@ -81,6 +86,24 @@ class Fleet:
         del supervisor
         self._stale = True
         self._dirty.set()
+
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand a resource's update to the clients that watch it."""
+        self.wish_list.updated(supervisor.name, uri, params)
+
+    def wishes_for(self, backend: str) -> Wishes:
+        """What clients want of a backend beyond single calls."""
+        return self.wish_list.of(backend)
+
+    def wish(self, backends: Iterable[str] | None = None) -> None:
+        """Bring backends (all, if none are named) in line with the wish list."""
+        for name in self._supervisors if backends is None else backends:
+            self._supervisors[name].wish()
+
+    def forget(self, client: object) -> None:
+        """Drop the wishes of a client that has gone."""
+        self.wish_list.forget(client)
+        self.wish()
 
     def subscribe(self, listener: ChangeListener) -> None:
         """Have `listener(features)` called, once a change, with the features whose lists changed. It must not wait."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import msgspec
 import trio
 
+from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session import Opener, Session
     from gateway.backends.ticket import Ticket
+    from gateway.backends.upkeep import Wishes
     from gateway.config import ServerConfig
 
 RELIST_INTERVAL: Final = 0.25
@@ -40,6 +42,14 @@ class Upward(Protocol):
 
     def backend_changed(self, supervisor: Supervisor) -> None:
         """Hear that the state or the listing of a backend is another one."""
+        ...
+
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear that a resource of a backend was updated."""
+        ...
+
+    def wishes_for(self, backend: str) -> Wishes:
+        """What clients want of this backend beyond single calls."""
         ...
 
 
@@ -147,6 +157,21 @@ class Supervisor:
         if self.state is State.STARTING:
             self._starting.cancel(reason="the backend is being stopped")
 
+    def wish(self) -> None:
+        """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
+        if self._session is not None:
+            self._session.upkeep.wish(self._upward.wishes_for(self.name))
+
+    def subscribed(self, uri: str) -> None:
+        """Note that a client's own request has subscribed the session to a resource."""
+        if self._session is not None:
+            self._session.upkeep.subscribed(uri)
+
+    @property
+    def speaks_legacy(self) -> bool:
+        """Whether the backend's session is one of the legacy era."""
+        return self._session is not None and self._session.greeting.era is Era.LEGACY
+
     @property
     def offered(self) -> bool:
         """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
@@ -184,6 +209,10 @@ class Supervisor:
         """Note that a feature's lists must be read anew."""
         self._stale_features.add(feature)
         self._stale.set()
+
+    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on that a resource was updated."""
+        self._upward.resource_updated(self, uri, params)
 
     def freed(self) -> None:
         """Note that a call has ended."""
@@ -270,6 +299,7 @@ class Supervisor:
         self._session = session
         self._listed(session.listing)
         self._to(State.READY)
+        self.wish()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, session)
             nursery.start_soon(self._relist, session)
@@ -293,7 +323,7 @@ class Supervisor:
             return
         self._used_at = trio.current_time()
         while not self._stopping.is_set():
-            if session.in_flight or self.queued:
+            if session.in_flight or self.queued or session.upkeep.wishes.uris:
                 self._used_at = trio.current_time()
             elif trio.current_time() >= self._used_at + patience:
                 return

@@ -1,0 +1,257 @@
+"""What becomes of calls when the gateway is told to stop: drained within the grace, or cut off, cancelled and answered.
+
+Each backend's stdin goes through `tee`, so that a test reads in a file what the backend was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
+
+POLL = 0.01  # seconds between two looks at a file that a process writes
+CELLS = [("legacy", "stdio"), ("modern", "stdio"), ("legacy", "http"), ("modern", "http")]
+every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
+
+
+class Stopping:
+    """A gateway before one backend, a client, and what the backend was sent."""
+
+    def __init__(self, gateway, sent, cell):
+        self.gateway, self.sent, self.era = gateway, sent, cell[0]
+        self.answers = {}
+        self.client = gateway.stdio or HttpClient(gateway.url)
+
+    def messages(self):
+        """Every whole line that the backend was sent so far."""
+        if not self.sent.exists():
+            return []
+        return [json.loads(line) for line in self.sent.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def calls(self):
+        """Id on the backend's hop by the call's `text` argument."""
+        requests = [message for message in self.messages() if message.get("method") == "tools/call"]
+        return {request["params"]["arguments"]["text"]: request["id"] for request in requests}
+
+    def cancelled(self):
+        notices = [message for message in self.messages() if message.get("method") == "notifications/cancelled"]
+        return [notice["params"]["requestId"] for notice in notices]
+
+    async def request(self, method, params):
+        if self.era == "legacy":
+            return await self.client.request(method, params)
+        if self.gateway.stdio is not None:
+            return await self.client.request_modern(method, params)
+        return await self.client.call_modern(method, params)
+
+    async def call(self, text, seconds=0.0, name="b.sleep"):
+        """Call, and keep the answer with the time at which it came."""
+        answer = await self.request("tools/call", {"name": name, "arguments": {"seconds": seconds, "text": text}})
+        self.answers[text] = answer
+        return answer
+
+    async def reached(self, *texts):
+        """Wait until the backend was sent these calls."""
+        with trio.fail_after(ANSWER_WITHIN):
+            while not self.calls().keys() >= set(texts):  # ruff: ignore[async-busy-wait]
+                await trio.sleep(POLL)
+
+    async def signal(self, number=signal.SIGTERM):
+        """Send a signal and return when the gateway has taken note of it."""
+        self.gateway.process.send_signal(number)
+        await self.gateway.wait_stderr("draining")
+
+    async def exit(self, within):
+        with trio.fail_after(within):
+            return await self.gateway.process.wait()
+
+
+@asynccontextmanager
+async def stopping(cell, folder, *, backend=None, fields=None, status=0, **settings):
+    sent = folder / "sent"
+    inner = backend or echo_backend("--era", "both")
+    entry = {"command": "sh", "args": ["-c", 'tee "$0" | "$@"', str(sent), inner["command"], *inner["args"]]}
+    config = {
+        "mcpServers": {"b": entry | {"shutdown_grace": [1, 1, 1]} | (fields or {})},
+        "gateway": {"start_grace": 10, **settings},
+    }
+    transport = "stdio" if cell[1] == "stdio" else "streamable-http"
+    async with open_gateway_process(config, transport=transport, status=status) as gateway:
+        found = Stopping(gateway, sent, cell)
+        if cell[0] == "legacy":
+            await found.client.initialize()
+        await gateway.wait_stderr("backend 'b' is ready")
+        yield found
+        assert "Traceback" not in gateway.stderr_text
+
+
+def text_of(answer):
+    return answer["result"]["content"][0]["text"]
+
+
+@every_cell
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+async def test_calls_in_flight_finish_and_new_ones_are_refused(cell, number, tmp_path):
+    async with stopping(cell, tmp_path) as run, trio.open_nursery() as nursery:
+        for text in ("one", "two"):
+            nursery.start_soon(run.call, text, 0.5)
+        await run.reached("one", "two")
+        await run.signal(number)
+        began = time.monotonic()
+        refused = await run.call("late")
+        assert time.monotonic() - began < 0.4
+        assert "shutting down" in refused["error"]["message"]
+        assert refused["error"]["code"] == -32603
+        assert refused["error"]["data"] == {"reason": "shutting down", "retry": True}
+        assert not run.answers.keys() & {"one", "two"}  # the refusal did not wait for them
+        assert await run.exit(4) == 0
+        assert "late" not in run.calls()
+    assert [text_of(run.answers[text]) for text in ("one", "two")] == ["one", "two"]
+    assert run.cancelled() == []
+
+
+@every_cell
+async def test_calls_over_the_grace_are_cancelled_and_answered_and_the_exit_status_tells(cell, tmp_path):
+    async with stopping(cell, tmp_path, drain_grace=0.4, status=1) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(run.call, "quick", 0.1)
+        nursery.start_soon(run.call, "slow", 60)
+        await run.reached("quick", "slow")
+        began = time.monotonic()
+        await run.signal()
+        assert await run.exit(4) == 1
+        assert 0.4 <= time.monotonic() - began < 2
+    error = run.answers["slow"]["error"]
+    assert "shutting down" in error["message"]
+    assert error["data"]["backend"] == "b"
+    assert text_of(run.answers["quick"]) == "quick"
+    assert run.cancelled() == [run.calls()["slow"]]
+
+
+@every_cell
+async def test_calls_that_wait_in_the_queue_are_drained_too(cell, tmp_path):
+    texts = ["1", "2", "3"]
+    async with stopping(cell, tmp_path, fields={"max_concurrency": 1}) as run, trio.open_nursery() as nursery:
+        for text in texts:
+            nursery.start_soon(run.call, text, 0.15)
+        with trio.fail_after(ANSWER_WITHIN):
+            while len(run.calls()) < 1:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(POLL)
+        if cell[1] == "stdio":  # on one pipe these were read before
+            await run.request("tools/list", {})
+        else:
+            with trio.fail_after(ANSWER_WITHIN):
+                while (await health(run))["queued"] + (await health(run))["in_flight"] + len(run.answers) < 3:
+                    await trio.sleep(POLL)
+        await run.signal()
+        assert await run.exit(4) == 0
+    assert [text_of(run.answers[text]) for text in texts] == texts
+
+
+async def health(run):
+    return (await run.client.get("/health")).json()["backends"]["b"]
+
+
+@every_cell
+async def test_queued_calls_over_the_grace_are_answered_and_never_sent(cell, tmp_path):
+    async with stopping(cell, tmp_path, fields={"max_concurrency": 1}, drain_grace=0.3, status=1) as run:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.call, "sent", 60)
+            await run.reached("sent")
+            nursery.start_soon(run.call, "queued", 60)
+            if cell[1] == "stdio":
+                await trio.testing.wait_all_tasks_blocked()
+                await run.request("tools/list", {})
+            else:
+                with trio.fail_after(ANSWER_WITHIN):
+                    while not (await health(run))["queued"]:  # ruff: ignore[async-busy-wait]
+                        await trio.sleep(POLL)
+            await run.signal()
+            assert await run.exit(4) == 1
+    assert all("shutting down" in run.answers[text]["error"]["message"] for text in ("sent", "queued"))
+    assert list(run.calls()) == ["sent"]
+    assert run.cancelled() == [run.calls()["sent"]]
+
+
+@every_cell
+async def test_a_second_signal_waits_for_nothing(cell, tmp_path):
+    """Neither for the drain nor for the ladder: the backend hangs, and would have 20 s for each rung."""
+    options = {"backend": faulty_backend("hang", "--era", "both"), "fields": {"shutdown_grace": [20, 20, 1]}}
+    async with stopping(cell, tmp_path, drain_grace=30, status=1, **options) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(run.call, "stuck", 0, "b.go")
+        await run.reached("stuck")
+        await run.signal()
+        assert run.answers == {}
+        run.gateway.process.send_signal(signal.SIGINT)
+        assert await run.exit(2) == 1
+    assert "shutting down" in run.answers["stuck"]["error"]["message"]
+
+
+async def test_a_second_signal_during_the_ladder_cuts_it_short(tmp_path):
+    options = {"backend": faulty_backend("hang"), "fields": {"shutdown_grace": [20, 20, 1]}}
+    async with stopping(("legacy", "http"), tmp_path, drain_grace=0.1, status=1, **options) as run:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.call, "stuck", 0, "b.go")
+            await run.reached("stuck")
+            await run.signal()
+        await run.gateway.wait_stderr("backend 'b' is draining")
+        run.gateway.process.send_signal(signal.SIGTERM)
+        assert await run.exit(2) == 1
+
+
+async def test_a_client_that_does_not_read_delays_no_second_signal(tmp_path):
+    arguments = {"name": "b.big", "arguments": {"n": 8_000_000, "text": "unread"}}
+    async with stopping(("legacy", "http"), tmp_path, status=None) as run:
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
+        async with run.client.stream(message):  # reads the head, and then nothing
+            await run.signal()
+            began = time.monotonic()
+            run.gateway.process.send_signal(signal.SIGTERM)
+            assert await run.exit(3) in {0, 1}
+            assert time.monotonic() - began < 1.5
+
+
+async def test_the_end_of_stdin_lets_calls_under_way_finish_for_a_second(tmp_path):
+    async with stopping(("legacy", "stdio"), tmp_path) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(run.call, "quick", 0.3)
+        await run.reached("quick")
+        await run.client.sending.aclose()
+        assert await run.exit(4) == 0
+    assert text_of(run.answers["quick"]) == "quick"
+
+
+async def test_the_end_of_stdin_waits_no_longer_than_a_client_would(tmp_path):
+    """A client that closes stdin sends SIGTERM two seconds later: by then the gateway is gone, and so is its call."""
+    async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=None) as run:
+        await run.client.start("tools/call", {"name": "b.sleep", "arguments": {"seconds": 60, "text": "slow"}})
+        await run.reached("slow")
+        began = time.monotonic()
+        await run.client.sending.aclose()
+        await run.exit(4)
+        assert 1 <= time.monotonic() - began < 2
+        assert run.cancelled() == [run.calls()["slow"]]
+
+
+async def test_a_signal_while_a_backend_starts_stops_it_at_once(tmp_path):
+    config = {"mcpServers": {"b": echo_backend("--hang", "initialize") | {"shutdown_grace": [1, 1, 1]}}}
+    async with open_gateway_process(config) as gateway:
+        assert (await HttpClient(gateway.url).get("/health")).json()["backends"]["b"]["state"] == "starting"
+        gateway.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(2):
+            assert await gateway.process.wait() == 0
+
+
+async def test_a_signal_during_backoff_and_after_giving_up_ends_the_gateway(tmp_path):
+    never = {"restart": {"max_quick_failures": 1}}
+    config = {"mcpServers": {"away": faulty_backend("exit_at_once"), "failed": faulty_backend("exit_at_once") | never}}
+    async with open_gateway_process(config) as gateway:
+        await gateway.wait_stderr("backend 'away' is backoff")
+        await gateway.wait_stderr("backend 'failed' is failed")
+        gateway.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(2):
+            assert await gateway.process.wait() == 0
