@@ -48,13 +48,14 @@ def test_the_other_name_depends_on_nobody_else() -> None:
     assert listed(with_two)[1] in listed(with_three)
 
 
-def test_a_uri_belongs_to_its_first_owner() -> None:
+def test_a_uri_stays_with_its_first_owner_and_the_other_ones_is_told_apart() -> None:
     item = Item("file:///a", b'{"uri":"file:///a"}')
     parts = [make_part(name, name, Listing(items={Kind.RESOURCES: (item,)}), Naming()) for name in ("a", "b")]
     found = Snapshot(parts, listed=frozenset({"a", "b"}))
-    assert found.page(Kind.RESOURCES, None, None).joined == item.raw
+    assert found.page(Kind.RESOURCES, None, None).joined == item.raw + b',{"uri":"mcp+b:file:///a"}'
     assert found.route(Kind.RESOURCES, "file:///a") == Route("a", "file:///a")
-    assert found.clashes == ["resources 'file:///a' of 'b' is already offered"]
+    assert found.route(Kind.RESOURCES, "mcp+b:file:///a") == Route("b", "file:///a")
+    assert found.clashes == ["resources 'file:///a' of 'b' is offered as 'mcp+b:file:///a'"]
 
 
 def test_a_name_that_looks_like_the_way_out_of_a_clash_is_not_taken_over() -> None:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway import jsonrpc
-from gateway.catalog import names
+from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
+from gateway.catalog.ownership import Ownership, Route
+from gateway.eras import tools
+from gateway.eras.tools import View
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
@@ -24,19 +27,16 @@ if TYPE_CHECKING:
     from gateway.catalog.listing import Listing
 
 
-class Route(msgspec.Struct, frozen=True, gc=False):
-    """Who owns a public name, and what the owner calls it."""
-
-    backend: str
-    own: str
-
-
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One item under its public name; `raw` is its JSON as clients see it."""
 
     public: str
     own: str
     raw: bytes
+    link: str = ""
+    """The resource that a tool is shown with (MCP Apps)."""
+    task: bool = False
+    """Whether this tool must be called as a task."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -57,6 +57,7 @@ class Naming(msgspec.Struct, frozen=True):
 def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) -> Part:
     """Give one backend's items their public names."""
     entries: dict[Kind, tuple[Entry, ...]] = {}
+    has_tasks = _declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
     for kind, items in listing.items.items():
         if not kind.namespaced:
             entries[kind] = tuple(Entry(item.own, item.own, item.raw) for item in items)
@@ -64,16 +65,18 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) ->
         made: list[Entry] = []
         for item in items:
             public = names.public_name(namespace, naming.separator, item.own, naming.max_length)
-            made.append(Entry(public, item.own, _renamed(item.raw, item.own, public)))
+            raw = _renamed(kind, item.raw, item.own, public)
+            task = has_tasks and tools.needs_task(item.raw)
+            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task))
         entries[kind] = tuple(made)
     return Part(backend, listing, entries)
 
 
-def _renamed(raw: bytes, own: str, public: str) -> bytes:
+def _renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
     if own == public:
         return raw
     members: dict[str, object] = dict(jsonrpc.decode_object(raw))
-    members["name"] = public
+    members[kind.key] = public
     return jsonrpc.encode(members)
 
 
@@ -95,33 +98,54 @@ class Snapshot:
         self.listed = listed
         self.clashes: list[str] = []
         self._max_length = (naming or Naming()).max_length
+        self.uris = Ownership()
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
+        self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
         self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
-        self._pages: dict[tuple[Kind, int, int | None], Page] = {}
-        for part in self.parts:
-            for kind, entries in part.entries.items():
-                self._add(part.backend, kind, entries)
+        self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
+        # URIs first: tools may link to them.
+        for kind in sorted(Kind, key=lambda one: one.namespaced):
+            for part in self.parts:
+                self._add(part.backend, kind, part.entries.get(kind, ()))
 
     def _add(self, backend: str, kind: Kind, entries: tuple[Entry, ...]) -> None:
-        routes, entry_list, is_listed = self._routes[kind], self._lists[kind], backend in self.listed
+        entry_list, is_listed = self._lists[kind], backend in self.listed
+        place = self._place_named if kind.namespaced else self._place_resource
         for entry in entries:
-            placed = entry
-            if entry.public in routes:
-                if not kind.namespaced:
-                    # The URI is the identity; the first owner keeps it.
-                    self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is already offered")
-                    continue
-                other = names.distinct_name(entry.public, backend, entry.own, self._max_length)
-                if other in routes:  # no accident: somebody lists the very name that this one would get
-                    self.clashes.append(
-                        f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
-                    )
-                    continue
-                self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
-                placed = Entry(other, entry.own, _renamed(entry.raw, entry.public, other))
-            routes[placed.public] = Route(backend, placed.own)
-            if is_listed:
+            placed = place(backend, kind, entry)
+            if placed is not None and is_listed:
                 entry_list.append(placed)
+
+    def _place_resource(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
+        """Route a resource or template; the URI is its identity, and changed only where another backend has it too."""
+        claim = self.uris.claim if kind is Kind.RESOURCES else self.uris.claim_template
+        public = claim(backend, entry.own)
+        if public == entry.public:
+            return entry
+        if public is None:
+            self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is left out: its URIs are taken")
+            return None
+        self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {public!r}")
+        return Entry(public, entry.own, _renamed(kind, entry.raw, entry.public, public))
+
+    def _place_named(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
+        routes, placed = self._routes[kind], entry
+        if entry.public in routes:
+            other = names.distinct_name(entry.public, backend, entry.own, self._max_length)
+            if other in routes:  # no accident: somebody lists the very name that this one would get
+                self.clashes.append(
+                    f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
+                )
+                return None
+            self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
+            raw = _renamed(kind, entry.raw, entry.public, other)
+            placed = msgspec.structs.replace(entry, public=other, raw=raw)
+        if entry.link:
+            self.uris.claim(backend, entry.link)
+            raw = uris.change_item(placed.raw, lambda uri: self.uris.public(backend, uri))
+            placed = msgspec.structs.replace(placed, raw=raw)
+        routes[placed.public] = Route(backend, placed.own, entry.task)
+        return placed
 
     def route(self, kind: Kind, public: str) -> Route | None:
         """Who owns this name; also of backends that are not listed now."""
@@ -129,12 +153,7 @@ class Snapshot:
 
     def template_owner(self, uri: str) -> str | None:
         """The backend whose resource template fits this URI best (most literal characters), or None."""
-        best, owner = -1, None
-        for template, route in self._routes[Kind.TEMPLATES].items():
-            weight = template_weight(template, uri)
-            if weight > best:
-                best, owner = weight, route.backend
-        return owner
+        return self.uris.template_owner(uri)
 
     def public_names(self, kind: Kind) -> dict[str, list[str]]:
         """Listed public names by backend."""
@@ -147,23 +166,28 @@ class Snapshot:
         """Whether a client would see the same list of this kind."""
         return self._lists[kind] == other._lists[kind]
 
-    def page(self, kind: Kind, cursor: str | None, size: int | None) -> Page:
-        """One page of a list.
+    def page(self, kind: Kind, cursor: str | None, size: int | None, view: View = View.MODERN) -> Page:
+        """One page of a list, as clients of one class of versions see it.
 
         Raises:
             InvalidParams: the cursor is none of ours (server/utilities/pagination).
         """
         start = 0 if cursor is None else self._start(kind, cursor)
-        memo = self._pages.get((kind, start, size))
+        if kind is not Kind.TOOLS:
+            view = View.MODERN  # they look the same to all
+        memo = self._pages.get((kind, start, size, view))
         if memo is None:
-            memo = self._pages[kind, start, size] = self._make_page(kind, start, size)
+            memo = self._pages[kind, start, size, view] = self._make_page(kind, start, size, view)
         return memo
 
-    def _make_page(self, kind: Kind, start: int, size: int | None) -> Page:
+    def _make_page(self, kind: Kind, start: int, size: int | None, view: View) -> Page:
         entries = self._lists[kind]
         end = len(entries) if size is None else min(start + size, len(entries))
         following = _encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
-        return Page(b",".join([entry.raw for entry in entries[start:end]]), following)
+        raws = [entry.raw for entry in entries[start:end]]
+        if kind is Kind.TOOLS:
+            raws = [tools.shown(raw, view) for raw in raws]
+        return Page(b",".join(raws), following)
 
     def _start(self, kind: Kind, cursor: str) -> int:
         """Where the page after a cursor begins: behind the entry it names, wherever that stands now."""
@@ -190,30 +214,6 @@ def _decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
     if member != kind.member or index < 0:
         raise InvalidParams(text)
     return index, last
-
-
-def template_weight(template: str, uri: str) -> int:
-    """How well a URI template (RFC 6570) fits: its number of literal characters, or -1 if they do not occur in order.
-
-    Linear in the URI's length, so that a hostile template costs nothing; enough to find an owner, which then decides.
-    """
-    first, *rest = template.split("{")
-    if not uri.startswith(first):
-        return -1
-    literals = [piece.partition("}")[2] for piece in rest]
-    if not literals:
-        return len(first) if uri == first else -1
-    position, weight = len(first), len(first)
-    for literal in literals[:-1]:
-        position = uri.find(literal, position)
-        if position < 0:
-            return -1
-        position += len(literal)
-        weight += len(literal)
-    last = literals[-1]
-    if not uri.endswith(last) or len(uri) - len(last) < position:
-        return -1
-    return weight + len(last)
 
 
 def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:

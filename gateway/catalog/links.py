@@ -1,0 +1,42 @@
+"""Who owns a URI that nobody lists: learned from the links in results (2025-11-25 server/tools, "Resource Links").
+
+A link need not be in `resources/list`, but whoever gave it can be asked for it. Bounded for each backend; the link seen
+longest ago is forgotten first. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_LINKS: Final = 1_024
+"""Links remembered of one backend; a search that returns thousands must not grow the memory."""
+MAX_LINK_LENGTH: Final = 2_048
+"""Characters of the longest link that is remembered; longer ones are data, not names."""
+
+
+class Links:
+    """Links seen, by backend, in the order in which they were seen last."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[str, int]] = {}
+        self._count = 0
+
+    def learn(self, backend: str, uri: str) -> None:
+        """Note that a backend has linked to this URI."""
+        if len(uri) > MAX_LINK_LENGTH:
+            return
+        links = self._seen.setdefault(backend, {})
+        links.pop(uri, None)
+        if len(links) >= MAX_LINKS:
+            del links[next(iter(links))]
+        self._count += 1
+        links[uri] = self._count
+
+    def owner(self, uri: str) -> str | None:
+        """The backend that linked to this URI last, or None."""
+        found = [(links[uri], backend) for backend, links in self._seen.items() if uri in links]
+        return max(found)[1] if found else None
+
+    def forget(self, backend: str) -> None:
+        """Drop what was learned of a backend that is no more."""
+        self._seen.pop(backend, None)

@@ -1,0 +1,140 @@
+"""Who owns which URI, and under which URI clients see it.
+
+A URI belongs to the first backend that lists it and stays as it is; only where a second backend lists the same one, the
+second's becomes `mcp+<server>:<URI>` (`gateway.catalog.uris`). Invariant: what `public` gives for a URI that a backend
+lists leads back to that backend and that URI through `find`. Filled once, while a snapshot is made. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway.catalog import uris
+from gateway.catalog.templates import template_weight
+
+MAX_FOLDERS: Final = 32
+"""Path segments of a URI that are cut off, one by one, in search of a listed resource that it may be part of."""
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """Who owns a public name, what the owner calls it, and whether it must be called as a task."""
+
+    backend: str
+    own: str
+    task: bool = False
+
+
+class _Renamed(msgspec.Struct):
+    """What of one backend is offered under another URI."""
+
+    resources: dict[str, str] = {}
+    templates: list[str] = []
+
+
+class Ownership:
+    """The resources and templates of one snapshot."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, Route] = {}
+        """Public URI -> its owner; links that tools declare included. Read only."""
+        self.templates: dict[str, Route] = {}
+        """Public URI template -> its owner. Read only."""
+        self._renamed: dict[str, _Renamed] = {}
+        self._backends: set[str] = set()
+        self._schemes: dict[str, set[str]] = {}
+
+    # While the snapshot is made.
+
+    def claim(self, backend: str, own: str) -> str | None:
+        """Give a backend one of its resources; returns the public URI, None if even that is taken."""
+        found = self._claim(self.resources, backend, own)
+        if found is not None and found != own:
+            self._renamed.setdefault(backend, _Renamed()).resources[own] = found
+        return found
+
+    def claim_template(self, backend: str, own: str) -> str | None:
+        """The same for a resource template."""
+        found = self._claim(self.templates, backend, own)
+        if found is not None and found != own:
+            self._renamed.setdefault(backend, _Renamed()).templates.append(own)
+        return found
+
+    def _claim(self, table: dict[str, Route], backend: str, own: str) -> str | None:
+        self._backends.add(backend)
+        self._schemes.setdefault(own.partition(":")[0], set()).add(backend)
+        other = uris.public(backend, own)
+        for candidate in (own, other):
+            route = table.setdefault(candidate, Route(backend, own))
+            if route == Route(backend, own):
+                return candidate
+        return None
+
+    # Afterwards.
+
+    def public(self, backend: str, uri: str) -> str:
+        """The URI under which clients see what this backend calls `uri`."""
+        renamed = self._renamed.get(backend)
+        if renamed is None:
+            return uri
+        found = renamed.resources.get(uri)
+        if found is not None:
+            return found
+        route = self.resources.get(uri)
+        if route is not None and route.backend == backend:
+            return uri
+        if any(template_weight(template, uri) >= 0 for template in renamed.templates):
+            route = self.find(uri)
+            if route is None or route.backend != backend:
+                return uris.public(backend, uri)
+        return uri
+
+    def find(self, uri: str, linked: str | None = None) -> Route | None:
+        """Who is to be asked for a URI.
+
+        In this order: who lists it; who is named in it; who has the template that fits best; `linked`, who has linked
+        to it; who lists what it seems to be part of; the only backend that has URIs of its scheme.
+        """
+        route = self.resources.get(uri)
+        if route is not None:
+            return route
+        template, weight = self._best_template(uri)
+        named = uris.split(uri)
+        if named is not None and named[0] in self._backends and not template.startswith(uris.public(named[0], "")):
+            return Route(*named)
+        if template and (weight or linked is None):
+            owner = self.templates[template]
+            # A template that was renamed has the owner's name in front, and so has what it expands to.
+            return Route(owner.backend, uri if owner.own == template or named is None else named[1])
+        owner = linked or self._near(uri)
+        return None if owner is None else Route(owner, uri)
+
+    def find_reference(self, uri: str) -> Route | None:
+        """Who is to be asked about a `ref/resource` of a completion: it names a template, or else a resource."""
+        return self.templates.get(uri) or self.find(uri)
+
+    def template_owner(self, uri: str) -> str | None:
+        """The backend whose resource template fits this URI best (most literal characters), or None."""
+        template, _ = self._best_template(uri)
+        return self.templates[template].backend if template else None
+
+    def _best_template(self, uri: str) -> tuple[str, int]:
+        best, weight = "", -1
+        for template in self.templates:
+            found = template_weight(template, uri)
+            if found > weight:
+                best, weight = template, found
+        return best, weight
+
+    def _near(self, uri: str) -> str | None:
+        folder = uri
+        for _ in range(MAX_FOLDERS):
+            folder, slash, _rest = folder.rpartition("/")
+            if not slash:
+                break
+            route = self.resources.get(folder) or self.resources.get(folder + "/")
+            if route is not None:
+                return route.backend
+        owners = self._schemes.get(uri.partition(":")[0], set())
+        return next(iter(owners)) if len(owners) == 1 else None

@@ -1,0 +1,230 @@
+"""URIs that two backends have: told apart, changed back, and changed wherever they stand in a result."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway import jsonrpc
+from gateway.catalog import uris
+from gateway.catalog.kinds import Kind
+from gateway.catalog.links import MAX_LINK_LENGTH, MAX_LINKS, Links
+from gateway.catalog.listing import Item, Listing
+from gateway.catalog.ownership import Route
+from gateway.catalog.snapshot import Naming, Snapshot, make_part
+
+names = st.text("abAB09_-", min_size=1, max_size=8)
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+def merged(backends: dict[str, dict[str, list[str]]]) -> Snapshot:
+    """A snapshot of backends with lists of `resources` and `templates`, and of `links` that one tool each has."""
+    parts = []
+    for backend, lists in backends.items():
+        items = {
+            Kind.RESOURCES: tuple(
+                Item(uri, jsonrpc.encode({"uri": uri, "x": 1})) for uri in lists.get("resources", [])
+            ),
+            Kind.TEMPLATES: tuple(
+                Item(uri, jsonrpc.encode({"uriTemplate": uri})) for uri in lists.get("templates", [])
+            ),
+            Kind.TOOLS: tuple(
+                Item(f"t{i}", jsonrpc.encode({"name": f"t{i}", "_meta": {"ui": {"resourceUri": uri, "y": None}}}))
+                for i, uri in enumerate(lists.get("links", []))
+            ),
+        }
+        parts.append(make_part(backend, backend, Listing(items=items), Naming()))
+    return Snapshot(parts, listed=frozenset(backends))
+
+
+def listed(found: Snapshot, kind: Kind) -> list[str]:
+    return [item[kind.key] for item in json.loads(b"[" + found.page(kind, None, None).joined + b"]")]
+
+
+# -- names and back ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(names, texts)
+def test_every_rewritten_uri_can_be_changed_back(backend: str, uri: str) -> None:
+    public = uris.public(backend, uri)
+    assert uris.split(public) == (backend, uri)
+    scheme = public.split(":", 1)[0]
+    assert scheme == scheme.lower()
+    assert set(scheme) <= set("abcdefghijklmnopqrstuvwxyz0123456789+-.")
+    assert uris.split(uris.public("outer", public)) == ("outer", public)  # a gateway behind a gateway
+
+
+@pytest.mark.parametrize("uri", ["", "file:///a", "mcp+:x", "mcp+A:x", "mcp+a", "mcp+a.4g:x", "mcp+.61:x", "mcp+.ff:x"])
+def test_what_was_never_rewritten_is_not_changed_back(uri: str) -> None:
+    assert uris.split(uri) is None
+
+
+# -- ownership ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_clash_of_templates_is_told_apart_too() -> None:
+    found = merged({"a": {"templates": ["m:///{id}"]}, "B": {"templates": ["m:///{id}"]}})
+    assert listed(found, Kind.TEMPLATES) == ["m:///{id}", "mcp+.42:m:///{id}"]
+    assert found.uris.find("m:///1") == Route("a", "m:///1")
+    assert found.uris.find("mcp+.42:m:///1") == Route("B", "m:///1")
+    assert found.uris.find_reference("mcp+.42:m:///{id}") == Route("B", "m:///{id}")
+    assert found.uris.public("B", "m:///1") == "mcp+.42:m:///1"
+    assert found.uris.public("a", "m:///1") == "m:///1"
+
+
+def test_a_page_of_a_tool_follows_the_resources() -> None:
+    found = merged({
+        "a": {"resources": ["ui://x"], "links": ["ui://x", "ui://y"]},
+        "b": {"links": ["ui://x", "ui://z"]},
+    })
+    tools = json.loads(b"[" + found.page(Kind.TOOLS, None, None).joined + b"]")
+    links = [tool["_meta"]["ui"] for tool in tools]
+    assert links == [{"resourceUri": uri, "y": None} for uri in ("ui://x", "ui://y", "mcp+b:ui://x", "ui://z")]
+    assert found.uris.find("mcp+b:ui://x") == Route("b", "ui://x")
+    assert found.uris.find("ui://z") == Route("b", "ui://z")
+    assert listed(found, Kind.RESOURCES) == ["ui://x"]
+
+
+HOUSE = {
+    "a": {"resources": ["m://a/1", "f:///dir/"], "templates": ["m://a/{id}", "{+any}"]},
+    "b": {"resources": ["m://b/1", "only:b"], "templates": ["m://b/{id}"]},
+    "c": {"resources": ["n://c/folder"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("uri", "linked", "expected"),
+    [
+        ("m://a/1", None, Route("a", "m://a/1")),
+        ("m://b/1", "a", Route("b", "m://b/1")),  # listed: a link says less
+        ("m://b/2", "a", Route("b", "m://b/2")),  # and less than a template that says something
+        ("m://q/2", "b", Route("b", "m://q/2")),  # but more than one that fits everything
+        ("m://q/2", None, Route("a", "m://q/2")),
+        ("mcp+b:m://a/1", None, Route("b", "m://a/1")),  # from a clash that is over
+        ("mcp+nobody:m://a/1", None, Route("a", "mcp+nobody:m://a/1")),
+    ],
+)
+def test_who_is_asked_for_a_uri(uri: str, linked: str | None, expected: Route | None) -> None:
+    assert merged(HOUSE).uris.find(uri, linked) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("n://c/folder/file", "c"),
+        ("f:///dir/deep/er", "a"),
+        ("only:other", "b"),
+        ("m://q", None),  # two have this scheme
+        ("none:x", None),
+        ("", None),
+    ],
+)
+def test_what_nobody_lists_belongs_to_who_has_what_is_nearest(uri: str, expected: str | None) -> None:
+    house = {name: {"resources": lists["resources"]} for name, lists in HOUSE.items()}
+    found = merged(house).uris.find(uri)
+    assert (None if found is None else found.backend) == expected
+
+
+uri_lists = st.lists(st.sampled_from(["m:1", "m:2", "n://x/y", "n://x/y/z"]), max_size=4, unique=True)
+template_lists = st.lists(st.sampled_from(["m:{i}", "n://x/{i}", "{+all}"]), max_size=3, unique=True)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "B_", "c-1"]),
+        st.fixed_dictionaries({"resources": uri_lists, "templates": template_lists, "links": uri_lists}),
+        max_size=3,
+    )
+)
+def test_every_uri_that_a_backend_has_leads_back_to_it(house: dict[str, dict[str, list[str]]]) -> None:
+    found = merged(house)
+    for backend, lists in house.items():
+        for uri in [*lists["resources"], *lists["links"]]:
+            assert found.uris.find(found.uris.public(backend, uri)) == Route(backend, uri)
+        for template in lists["templates"]:
+            public = next(key for key, route in found.uris.templates.items() if route == Route(backend, template))
+            assert public in {template, uris.public(backend, template)}
+    for kind in (Kind.RESOURCES, Kind.TEMPLATES):
+        assert len(set(listed(found, kind))) == sum(
+            len(lists[kind.feature if kind is Kind.RESOURCES else "templates"]) for lists in house.values()
+        )
+
+
+def test_nobody_can_take_over_what_another_one_gets_in_a_clash() -> None:
+    found = merged({"a": {"resources": ["x:1", "mcp+b:x:1"]}, "b": {"resources": ["x:1"]}})
+    assert found.uris.find("mcp+b:x:1") == Route("a", "mcp+b:x:1")
+    assert listed(found, Kind.RESOURCES) == ["x:1", "mcp+b:x:1"]
+    assert found.clashes == ["resources 'x:1' of 'b' is left out: its URIs are taken"]
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def tagged(uri: str) -> str:
+    return f"mcp+b:{uri}"
+
+
+RESULTS = [
+    ("resources/read", {"contents": [{"uri": "u", "text": "u"}, {"uri": "v", "blob": ""}], "ttlMs": 1}, ["u", "v"]),
+    ("tools/call", {"content": [{"type": "resource_link", "uri": "u", "name": "u"}]}, ["u"]),
+    ("tools/call", {"content": [{"type": "resource", "resource": {"uri": "u", "text": ""}, "x": None}]}, ["u"]),
+    ("tools/call", {"content": [{"type": "text", "text": "", "uri": "u"}], "structuredContent": {"uri": "u"}}, []),
+    ("tools/call", {"content": [3, None, {"type": "resource"}, {"type": "resource_link", "uri": 7}]}, []),
+    ("tools/call", {"content": {"uri": "u"}}, []),
+    ("tools/call", {"content": [], "_meta": {"ui": {"resourceUri": "u"}, "ui/resourceUri": "v"}}, ["v", "u"]),
+    ("prompts/get", {"messages": [{"role": "user", "content": {"type": "resource_link", "uri": "u"}}]}, ["u"]),
+    ("prompts/get", {"messages": [{"content": [{"type": "resource", "resource": {"uri": "u"}}]}, {}]}, ["u"]),
+    ("completion/complete", {"completion": {"values": []}, "uri": "u"}, []),
+]
+
+
+@pytest.mark.parametrize(("method", "result", "expected"), RESULTS)
+def test_uris_are_found_where_they_are_resources(method: str, result: Any, expected: list[str]) -> None:
+    raw = json.dumps(result).encode()
+    seen: list[str] = []
+    assert uris.change_result(method, raw, lambda uri: (seen.append(uri), uri)[1]) is raw
+    assert seen == expected
+    assert uris.may_link(raw) or not expected
+    there = uris.change_result(method, raw, tagged)
+    assert (there is raw) == (not expected)
+    assert there.count(b"mcp+b:") == len(expected)
+    back = uris.change_result(method, there, lambda uri: (uris.split(uri) or ("", uri))[1])
+    assert json.loads(back) == result
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{", b"null", b'{"contents":7}', b'{"contents":[{"uri":"\\ud800"}]}'])
+def test_what_is_no_result_passes(data: bytes) -> None:
+    assert uris.change_result("resources/read", data, tagged) is data
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_backend_that_linked_last_is_asked() -> None:
+    links = Links()
+    assert links.owner("u") is None
+    links.learn("a", "u")
+    links.learn("b", "u")
+    assert links.owner("u") == "b"
+    links.learn("a", "u")
+    assert links.owner("u") == "a"
+    links.forget("a")
+    assert links.owner("u") == "b"
+
+
+def test_links_are_bounded_for_each_backend() -> None:
+    links = Links()
+    links.learn("b", "kept")
+    for i in range(MAX_LINKS):
+        links.learn("a", f"u{i}")
+    links.learn("a", "u0")
+    links.learn("a", "one more")
+    assert [links.owner(uri) for uri in ("u0", "u1", "u2", "one more", "kept")] == ["a", None, "a", "a", "b"]
+    links.learn("a", "x" * (MAX_LINK_LENGTH + 1))
+    assert links.owner("x" * (MAX_LINK_LENGTH + 1)) is None
