@@ -1,0 +1,111 @@
+"""One `subscriptions/listen`: what is honoured, and that every message carries the subscription's id."""
+
+# ruff: noqa: RUF029 - some tests wait for nothing, but what they make needs a running loop
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Call
+from gateway.errors import InvalidParams
+from gateway.frontends.listen import Subscription
+from tests.fakes import MODERN_CALLER
+
+ID = "io.modelcontextprotocol/subscriptionId"
+ALL = {"toolsListChanged": True, "promptsListChanged": True, "resourcesListChanged": True}
+
+
+class Source:
+    """Who knows of changes."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Any] = []
+
+    def subscribe(self, listener: Any) -> None:
+        self.listeners.append(listener)
+
+    def unsubscribe(self, listener: Any) -> None:
+        if listener in self.listeners:
+            self.listeners.remove(listener)
+
+    def forget(self, watcher: object) -> None:
+        pass
+
+
+FLEET = Source()
+ANSWERS: Any = SimpleNamespace(server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None)
+
+
+def listen(wanted: object, request_id: jsonrpc.Id = "s1") -> Subscription:
+    params = {} if wanted is None else {"notifications": jsonrpc.raw(wanted)}
+    call = Call(method="subscriptions/listen", name="", params=params, meta={}, caller=MODERN_CALLER)
+    return Subscription(ANSWERS, request_id, call)
+
+
+async def taken(subscription: Subscription) -> list[Any]:
+    with trio.fail_after(5):
+        return [json.loads(line) for line in cast("list[bytes]", await subscription.take())]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "honoured"),
+    [
+        ({}, {}),
+        (ALL, ALL),
+        ({"toolsListChanged": True, "promptsListChanged": False}, {"toolsListChanged": True}),
+        ({"toolsListChanged": True, "somethingNew": {"x": 1}}, {"toolsListChanged": True}),
+    ],
+)
+@pytest.mark.parametrize("request_id", ["s1", 0])
+async def test_only_what_is_honoured_is_acknowledged(wanted: Any, honoured: Any, request_id: jsonrpc.Id) -> None:
+    subscription = listen(wanted, request_id)
+    with trio.fail_after(5):
+        acknowledgement = await subscription.open()
+    assert FLEET.listeners == [subscription.tell]
+    subscription.close()
+    subscription.close()
+    assert FLEET.listeners == []
+    assert json.loads(acknowledgement) == {
+        "jsonrpc": "2.0",
+        "method": "notifications/subscriptions/acknowledged",
+        "params": {"_meta": {ID: request_id}, "notifications": honoured},
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted", [None, [], 3, "all", {"toolsListChanged": 1}, {"toolsListChanged": None}, {"resourceSubscriptions": [1]}]
+)
+async def test_a_malformed_filter_is_refused(wanted: object) -> None:
+    with pytest.raises(InvalidParams, match="notifications"):
+        listen(wanted)
+
+
+async def test_changes_are_told_once_and_only_if_wanted() -> None:
+    subscription = listen({"toolsListChanged": True, "promptsListChanged": True}, 7)
+    for _ in range(3):
+        subscription.tell(frozenset({"tools", "resources"}))
+    subscription.tell(frozenset({"prompts"}))
+    told = await taken(subscription)
+    assert sorted(message["method"] for message in told) == [
+        "notifications/prompts/list_changed",
+        "notifications/tools/list_changed",
+    ]
+    assert [message["params"] for message in told] == [{"_meta": {ID: 7}}] * 2
+    with trio.move_on_after(0) as empty:
+        await subscription.take()
+    assert empty.cancelled_caught
+    subscription.tell(frozenset({"tools"}))
+    assert [message["method"] for message in await taken(subscription)] == ["notifications/tools/list_changed"]
+
+
+async def test_the_end_is_a_result_of_the_request() -> None:
+    found = json.loads(listen(ALL, 7).result())
+    assert (found["id"], found["result"]["resultType"]) == (7, "complete")
+    assert found["result"]["_meta"] == {ID: 7, "io.modelcontextprotocol/serverInfo": {"name": "gw"}}
