@@ -40,6 +40,9 @@ class HttpPosts:
             log.warning("backend %r takes no more messages: %d wait, one dropped", self._backend, MAX_WAITING)
             if then is not None:
                 then()
+        except trio.ClosedResourceError:  # the session is ending; what is cancelled now ends with it
+            if then is not None:
+                then()
 
     async def flushed(self) -> None:
         """Wait until everything that was put in before is delivered or given up."""
