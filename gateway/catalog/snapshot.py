@@ -18,6 +18,7 @@ from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
 from gateway.catalog.ownership import Ownership, Route
 from gateway.eras import tools
+from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
 
@@ -101,6 +102,7 @@ class Snapshot:
         self.uris = Ownership()
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
+        self._mirrored: dict[str, Annotations] = {}
         self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
         self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
         # URIs first: tools may link to them.
@@ -145,7 +147,13 @@ class Snapshot:
             raw = uris.change_item(placed.raw, lambda uri: self.uris.public(backend, uri))
             placed = msgspec.structs.replace(placed, raw=raw)
         routes[placed.public] = Route(backend, placed.own, entry.task)
+        if kind is Kind.TOOLS and b"x-mcp-header" in placed.raw:
+            self._mirrored[placed.public] = annotations_of(placed.raw)
         return placed
+
+    def mirrored_params(self, public: str) -> Annotations:
+        """The parameters of a tool that its clients must mirror into `Mcp-Param-*` headers."""
+        return self._mirrored.get(public, ())
 
     def route(self, kind: Kind, public: str) -> Route | None:
         """Who owns this name; also of backends that are not listed now."""

@@ -53,7 +53,8 @@ def to_wire(problem: GatewayError | Failure, era: Era) -> WireError:
         case UnknownMethod():
             code = jsonrpc.METHOD_NOT_FOUND
         case UnknownName(uri=str(uri)):
-            code, data = jsonrpc.INVALID_PARAMS, jsonrpc.encode({"uri": uri})
+            code = RESOURCE_NOT_FOUND if era is Era.LEGACY else jsonrpc.INVALID_PARAMS
+            data = jsonrpc.encode({"uri": uri})
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
         case Busy():

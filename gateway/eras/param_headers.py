@@ -8,13 +8,14 @@ invalid. Pure: `find_annotations` reads a schema once, `param_headers` applies w
 from __future__ import annotations
 
 import re
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway import jsonrpc
-from gateway.eras.headers import PARAM_PREFIX, encode_value
+from gateway.eras.headers import PARAM_PREFIX, HeaderMismatch, decode_value, encode_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import msgspec
 
@@ -68,6 +69,14 @@ def find_annotations(schema: object) -> Annotations:
     return tuple(found.values())
 
 
+def annotations_of(tool: bytes) -> Annotations:
+    """The annotated parameters of a tool in a list; none where its annotations are invalid and so mean nothing."""
+    try:
+        return find_annotations(jsonrpc.decode_any(jsonrpc.decode_object(tool)["inputSchema"]))
+    except (KeyError, ValueError, *jsonrpc.UNDECODABLE):
+        return ()
+
+
 def _positions(root: object) -> Iterator[tuple[Path | None, dict[str, Any]]]:
     """Every place of a schema at which a schema stands; the path is None off the chain of `properties`.
 
@@ -104,6 +113,35 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
         if text is not None:
             headers.append((name, encode_value(text).encode()))
     return headers
+
+
+def check_param_headers(found: Mapping[bytes, bytes], annotations: Annotations, arguments: msgspec.Raw | bytes) -> None:
+    """Check a modern request's `Mcp-Param-*` headers against its arguments ("Server Behavior for Custom Headers").
+
+    Raises:
+        HeaderMismatch: one is missing, malformed, differs (numbers count as numbers), or is there for no value.
+    """
+    expected = {name.lower(): value for name, value in param_headers(annotations, arguments)}
+    for _, full_name in annotations:
+        name, shown = full_name.lower(), full_name.decode("ascii")
+        value, wanted = found.get(name), expected.get(name)
+        if value is None and wanted is None:
+            continue
+        if value is None or wanted is None:
+            missing = "is required" if value is None else "is there, but the argument is not"
+            text = f"Header mismatch: the {shown} header {missing}"
+            raise HeaderMismatch(text)
+        got, own = decode_value(shown, value), decode_value(shown, wanted)
+        if got != own and not _same_number(got, own):
+            text = f"Header mismatch: {shown} header value {got!r} does not match argument {own!r}"
+            raise HeaderMismatch(text)
+
+
+def _same_number(one: str, other: str) -> bool:
+    try:
+        return len(one) < 40 and len(other) < 40 and Decimal(one) == Decimal(other)
+    except InvalidOperation:
+        return False
 
 
 def _at(value: object, path: Path) -> object:

@@ -133,7 +133,7 @@ def modern_call(message: Message, *, principal: str | None = None, session: str 
     method = str(message.method)
     return Call(
         method=method,
-        name=_name(method, params),
+        name="" if method in REMOVED_IN_MODERN else _name(method, params),
         params=params,
         meta=travelling,
         caller=caller,

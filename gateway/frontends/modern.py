@@ -14,6 +14,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import errors, headers, requests
+from gateway.eras.param_headers import check_param_headers
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.answers import LISTEN, Answers
 from gateway.frontends.exchange import ClientGone, Exchange
@@ -86,6 +87,10 @@ class ModernFace:
                 raise headers.HeaderMismatch(text) from None
             raise
         headers.check(found, call)
+        if call.method == "tools/call":
+            annotations = self._answers.fleet.snapshot().mirrored_params(call.name)
+            if annotations:
+                check_param_headers(found, annotations, call.params.get("arguments", jsonrpc.EMPTY_OBJECT))
         return call
 
     async def _refuse(self, exchange: Exchange, request_id: Id, problem: GatewayError) -> None:
