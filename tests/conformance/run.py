@@ -214,7 +214,7 @@ async def compare(options: argparse.Namespace, results: Path) -> list[Table]:
 def make_results() -> Path:
     """A folder for this run; the oldest of former ones are removed."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for old in sorted(RESULTS.iterdir())[:-KEPT_RESULTS]:
+    for old in sorted(RESULTS.glob("2*"))[:-KEPT_RESULTS]:
         shutil.rmtree(old, ignore_errors=True)
     results = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     results.mkdir()

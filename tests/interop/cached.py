@@ -135,4 +135,6 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallError(f"{' '.join(command)}: {error}\n{hint}") from error
     if done.returncode != 0:
-        raise InstallError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-2000:].rstrip()}\n{hint}")
+        raise InstallError(
+            f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-2000:].rstrip()}\n{hint}"
+        )
