@@ -120,12 +120,48 @@ async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
         "b": offers(Kind.TEMPLATES, "log://{day}", resources={}),
     }
     async with running(fakes) as router:
-        for uri, owner in {"file:///a": "a", "log://today": "b"}.items():
+        # The last one nobody lists, but only one backend has files at all: it decides.
+        for uri, owner in {"file:///a": "a", "log://today": "b", "file:///other": "a"}.items():
             ticket = await router.submit(make_call(uri, "resources/read"))
             assert (ticket.backend, ticket.own_name) == (owner, uri)
             router.release(ticket)
         with pytest.raises(UnknownName):
-            await router.submit(make_call("file:///other", "resources/read"))
+            await router.submit(make_call("other:x", "resources/read"))
+
+
+async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(autojump_clock: MockClock) -> None:
+    fakes = {name: offers(Kind.RESOURCES, "file:///a", resources={}) for name in ("a", "b")}
+    async with running(fakes) as router:
+        for public, owner in {"file:///a": "a", "mcp+b:file:///a": "b", "mcp+a:file:///a": "a"}.items():
+            ticket = await router.submit(make_call(public, "resources/read"))
+            assert (ticket.backend, ticket.own_name) == (owner, "file:///a")
+            ticket.finish(Complete(b'{"contents":[{"uri":"file:///a","text":"file:///a"}]}', Era.LEGACY))
+            assert await ticket.next() == Complete(
+                b'{"contents":[{"uri":"%b","text":"file:///a"}]}' % public.encode(), Era.LEGACY
+            )
+            router.release(ticket)
+        ticket = await router.submit(make_call("mcp+b:file:///a", "resources/read"))
+        ticket.finish(Failure(-32002, "gone", b'{"uri":"file:///a"}', Era.LEGACY))
+        assert await ticket.next() == Failure(-32002, "gone", b'{"uri":"mcp+b:file:///a"}', Era.LEGACY)
+        router.release(ticket)
+
+
+async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) -> None:
+    listing = make_listing("x", capabilities={"resources": jsonrpc.EMPTY_OBJECT})
+    async with running({"a": FakeBackend(listing), "b": FakeBackend(listing)}) as router:
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("file:///a", "resources/read"))
+        for backend in ("a", "b"):
+            ticket = await router.submit(make_call(f"{backend}.x"))
+            result = b'{"content":[{"type":"resource_link","uri":"file:///a","name":"a"}]}'
+            ticket.finish(Complete(result, Era.LEGACY))
+            outcome = await ticket.next()
+            assert isinstance(outcome, Complete)
+            assert outcome.result is result
+            router.release(ticket)
+            ticket = await router.submit(make_call("file:///a", "resources/read"))
+            assert (ticket.backend, ticket.own_name) == (backend, "file:///a")
+            router.release(ticket)
 
 
 async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: MockClock) -> None:
@@ -179,6 +215,16 @@ async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -
         assert trio.current_time() - began <= 102
         with pytest.raises(UnknownName):  # nobody who is away could own it
             await router.submit(make_call("b.x"))
+
+
+async def test_a_backend_that_may_own_any_name_delays_no_typing_error(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.stall()
+    async with running({"a": fake}, namespace="") as router:
+        began = trio.current_time()
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("x"))
+        assert trio.current_time() - began == pytest.approx(2)  # the grace of first starts, and no more
 
 
 async def test_a_known_name_never_becomes_unknown(autojump_clock: MockClock) -> None:
