@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,9 +68,11 @@ class Reply:
     request: Request
     begun: bool = False
     ended: bool = False
+    lock: trio.Lock = field(default_factory=trio.Lock)
 
     async def _send(self, event: Any) -> None:
-        await self.stream.send_all(self.connection.send(event) or b"")
+        async with self.lock:
+            await self.stream.send_all(self.connection.send(event) or b"")
 
     async def send(self, status: int, body: bytes = b"", kind: str = JSON, **headers: str) -> None:
         """A whole response. Header names are keywords with `_` for `-`."""
@@ -114,9 +117,9 @@ class Reply:
         self.ended = True
         await self._send(h11.EndOfMessage())
 
-    async def hung_up(self) -> None:
+    async def hung_up(self, within: float = WITHIN) -> None:
         """Wait until the client has closed the connection."""
-        with trio.fail_after(WITHIN):
+        with trio.fail_after(within):
             try:
                 while await self.stream.receive_some(65536):
                     pass
@@ -328,7 +331,6 @@ class SseServer(Server):
         super().__init__()
         self.endpoint = "/messages/?session_id=1"
         self.stream: Reply | None = None
-        self.let_go = trio.Event()
 
     async def __call__(self, request: Request, reply: Reply) -> None:
         if request.method == "GET" and "GET" not in self.on:
@@ -345,7 +347,7 @@ class SseServer(Server):
         await reply.begin()
         self.stream = reply
         await reply.event(self.endpoint, event="endpoint")
-        await self.let_go.wait()
+        await reply.hung_up(math.inf)
 
     async def say(self, message: Any) -> None:
         assert self.stream is not None
