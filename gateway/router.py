@@ -13,14 +13,16 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.ticket import Ticket
+from gateway.calls import Complete, Failure
 from gateway.catalog.kinds import OWNER_KIND, Kind
+from gateway.catalog.links import Asked, Links, publish, publish_error
 from gateway.catalog.snapshot import Route, has_capability
 from gateway.errors import BackendUnavailable, InvalidParams, ShuttingDown, UnknownMethod, UnknownName
 
 if TYPE_CHECKING:
     import msgspec
 
-    from gateway.calls import Call
+    from gateway.calls import Call, Outcome
     from gateway.catalog.snapshot import Snapshot
     from gateway.supervisor.fleet import Fleet
 
@@ -35,6 +37,7 @@ class Router:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self._links = Links()
         self._draining = False
         self._hurried = trio.Event()
         self._under_way: set[Ticket] = set()
@@ -74,9 +77,25 @@ class Router:
             self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
         supervisor = self.fleet.supervisors[route.backend]
         ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
+        ticket.as_task = route.task
+        if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
+            ticket.publish = self._publish
         supervisor.submit(ticket)
         self._under_way.add(ticket)
         return ticket
+
+    def _publish(self, ticket: Ticket, outcome: Outcome) -> Outcome:
+        """An outcome with its URIs as clients see them."""
+        call = ticket.call
+        is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
+        asked = Asked(ticket.backend, call.method, *((ticket.own_name, call.name) if is_resource else ()))
+        if isinstance(outcome, Complete):
+            result = publish(self.fleet.snapshot().uris, self._links, asked, outcome.result)
+            return outcome if result is outcome.result else Complete(result, outcome.era)
+        if isinstance(outcome, Failure):
+            data = publish_error(asked, outcome.data)
+            return outcome if data is outcome.data else Failure(outcome.code, outcome.message, data, outcome.era)
+        return outcome
 
     def _refuse_while_draining(self) -> None:
         if self._draining:
@@ -119,11 +138,17 @@ class Router:
         if kind is None:
             text = f"method {call.method!r} is not served"
             raise UnknownMethod(text)
-        route = snapshot.route(kind, call.name)
-        if route is None and kind is Kind.RESOURCES:
-            owner = snapshot.template_owner(call.name) or _only_one_with_resources(snapshot)
-            return None if owner is None else Route(owner, call.name)
-        return route
+        if kind is Kind.RESOURCES:
+            return self._resource_owner(call.name, snapshot)
+        return snapshot.route(kind, call.name)
+
+    def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
+        route = snapshot.uris.resources.get(uri)  # nearly always
+        route = route or snapshot.uris.find(uri, self._links.owner(uri))
+        if route is not None and route.backend in self.fleet.supervisors:
+            return route
+        owner = _only_one_with_resources(snapshot)
+        return None if owner is None else Route(owner, uri)
 
     def _completion_owner(self, call: Call, snapshot: Snapshot) -> Route | None:
         """Find the owner of the prompt or resource template that `ref` names, and put its own name there."""
@@ -135,13 +160,11 @@ class Router:
         except (KeyError, ValueError):
             text = "completion/complete needs params.ref, with a type and a name or uri"
             raise InvalidParams(text) from None
-        if member == "uri":
-            route = snapshot.route(Kind.TEMPLATES, call.name) or snapshot.route(Kind.RESOURCES, call.name)
-            owner = None if route else snapshot.template_owner(call.name)
-            return Route(owner, call.name) if owner else route
         route = snapshot.route(Kind.PROMPTS, call.name)
-        if route is not None:
-            ref["name"] = jsonrpc.raw(route.own)
+        if member == "uri":
+            route = snapshot.uris.templates.get(call.name) or self._resource_owner(call.name, snapshot)
+        if route is not None and route.own != call.name:
+            ref[member] = jsonrpc.raw(route.own)
             call.params["ref"] = jsonrpc.raw(ref)
         return route
 

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call
+from gateway.calls import Call, Complete, Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import Config, RestartPolicy, ServerConfig
@@ -147,8 +147,7 @@ async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(a
 
 
 async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) -> None:
-    listing = make_listing("x", capabilities={"resources": jsonrpc.EMPTY_OBJECT})
-    async with running({"a": FakeBackend(listing), "b": FakeBackend(listing)}) as router:
+    async with running({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b")}) as router:
         with pytest.raises(UnknownName):
             await router.submit(make_call("file:///a", "resources/read"))
         for backend in ("a", "b"):

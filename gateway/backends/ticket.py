@@ -36,6 +36,7 @@ class Ticket:
         "_event",
         "_events",
         "_notices",
+        "as_task",
         "backend",
         "call",
         "closed",
@@ -45,6 +46,7 @@ class Ticket:
         "opened_at",
         "outcome",
         "own_name",
+        "publish",
         "timeout",
     )
 
@@ -60,6 +62,10 @@ class Ticket:
         self.dropped = 0
         self.on_close: Callable[[Ticket, str], None] | None = None
         """Set by the session that has sent the call: tells the backend that nobody waits any more."""
+        self.publish: Callable[[Ticket, Outcome], Outcome] | None = None
+        """Set by the router where the outcome may hold URIs that its client knows under other names."""
+        self.as_task = False
+        """Whether the backend does this only as a task, which the gateway then drives (`gateway.backends.tasks`)."""
         self._events: deque[Event] | None = None
         self._notices = 0
         self._asks: list[Ask] = []
@@ -124,7 +130,7 @@ class Ticket:
         """Hand over the end; only the first counts."""
         if self.over:
             return
-        self.outcome = outcome
+        self.outcome = outcome if self.publish is None else self.publish(self, outcome)
         self._ring()
 
     def _ring(self) -> None:
