@@ -44,12 +44,14 @@ class Budget:
 class Log:
     """The kept events of one stream: number and message, oldest first. Numbers rise by one for each event id given."""
 
-    __slots__ = ("ended_at", "events", "last", "number", "size")
+    __slots__ = ("ended_at", "events", "last", "number", "sent", "size")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.last = 0
         """The number of the last event."""
+        self.sent = 0
+        """The number of the last event that a connection has taken, where its carrier notes that."""
         self.size = 0
         self.events: deque[tuple[int, bytes]] = deque()
         self.ended_at: float | None = None

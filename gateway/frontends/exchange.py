@@ -31,7 +31,7 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its response."""
 
-    __slots__ = ("_receive", "_send", "_streaming", "headers", "scope")
+    __slots__ = ("_complete", "_receive", "_send", "_streaming", "headers", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -39,6 +39,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._streaming = False
+        self._complete = False
 
     @property
     def method(self) -> str:
@@ -82,6 +83,7 @@ class Exchange:
 
     async def json(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         """Answer with one JSON document."""
+        self._complete = True
         length = (b"content-length", str(len(body)).encode())
         await self._emit({"type": "http.response.start", "status": status, "headers": [JSON, length, *headers]})
         await self._emit({"type": "http.response.body", "body": body})
@@ -113,9 +115,12 @@ class Exchange:
         await self._emit({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self) -> None:
-        """End the stream; one that was never opened becomes an empty one."""
+        """End the stream; one that was never opened becomes an empty one. Nothing if the response is complete."""
+        if self._complete:
+            return
         if not self._streaming:
             await self._open_stream()
+        self._complete = True
         await self._emit({"type": "http.response.body", "body": b""})
 
     async def _open_stream(self) -> None:

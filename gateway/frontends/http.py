@@ -156,7 +156,7 @@ class HttpFace:
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
         bound = self._bind()
         async with trio.open_nursery() as services:
-            services.start_soon(self._endpoint.sessions.sweep)
+            await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
             self._answers.fleet.subscribe(self._endpoint.sessions.tell)
             try:

@@ -2,7 +2,7 @@
 
 JSON when the outcome comes with nothing before it; a stream from the first event, or after `sse_after` seconds of
 silence, with comments to keep it alive. A client that takes no stream gets JSON and no events. What the two eras do
-differently with a server's request to the client is left to two small subclasses.
+differently is left to subclasses: the modern one below, the legacy one in `resumable`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Ask, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
-from gateway.eras import meta
+from gateway.errors import GatewayError
 from gateway.frontends.answers import Answers, encode_notice, is_wanted
 from gateway.frontends.exchange import ClientGone, Exchange
 
 if TYPE_CHECKING:
     from gateway.calls import Event, Outcome
     from gateway.frontends.flow import Flow
-    from gateway.frontends.sessions import LegacySession
     from gateway.jsonrpc import Id
 
 WATCH_AFTER: Final = 0.02
@@ -89,7 +88,7 @@ class Reply:
             if item is None:
                 patience = settings.keep_alive_interval if self._streaming else settings.sse_after
                 with trio.move_on_after(patience) as silence:
-                    item = await self._flow.next()
+                    item = await self._next()
                 if silence.cancelled_caught:
                     await self._pass_time()
                     continue
@@ -111,6 +110,12 @@ class Reply:
                 return
             item = None
 
+    async def _next(self) -> Event | Outcome | None:
+        try:
+            return await self._flow.next()
+        except GatewayError as exc:  # a further round of the call was refused
+            return exc
+
     async def _event(self, message: bytes) -> None:
         if self._can_stream:
             self._streaming = True
@@ -131,34 +136,6 @@ class Reply:
             await self._exchange.end_stream()
         else:
             await self._exchange.json(status, body)
-
-
-class LegacyReply(Reply):
-    """A request to the client goes out on the stream of the call that caused it (2025-11-25 basic/transports)."""
-
-    def __init__(
-        self, exchange: Exchange, answers: Answers, flow: Flow, request_id: Id, session: LegacySession
-    ) -> None:
-        super().__init__(exchange, answers, flow, request_id)
-        self._session = session
-
-    def level(self) -> str | None:
-        """What `logging/setLevel` said; everything until then, since the server may decide."""
-        return self._session.log_level or meta.LOG_LEVELS[0]
-
-    async def on_ask(self, ask: Ask) -> bool:
-        """Send the request; its answer comes in another exchange and is found by the session's desk."""
-        if self._can_stream:
-            await self._event(self._session.desk.request(ask))
-        else:
-            ask.refuse(jsonrpc.INTERNAL_ERROR, "the client takes no event stream, so it cannot be asked anything")
-        return False
-
-    async def on_withdrawn(self, ask: Ask) -> None:
-        """Cancel the request at the client."""
-        message = self._session.desk.withdraw(ask)
-        if message is not None:
-            await self._event(message)
 
 
 class ModernReply(Reply):

@@ -16,12 +16,14 @@ from gateway.calls import Caller, Era
 from gateway.eras import meta
 from gateway.errors import Busy, RequestError
 from gateway.frontends.changes import Changes
+from gateway.frontends.events import Budget, EventStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gateway.calls import Ask
     from gateway.frontends.answers import Introduction
+    from gateway.frontends.resumable import LegacyReply
     from gateway.jsonrpc import Id, Message
 
 STDIO: Final = "stdio"
@@ -63,6 +65,10 @@ class InFlight:
             raise Busy(text)
         scope = self._scopes[request_id] = trio.CancelScope()
         return scope
+
+    def replace(self, request_id: Id, scope: trio.CancelScope) -> None:
+        """Have a request go on in another scope."""
+        self._scopes[request_id] = scope
 
     def leave(self, request_id: Id) -> None:
         """Forget a request that has ended."""
@@ -143,14 +149,18 @@ class Desk:
 class LegacySession:
     """One initialized conversation with a legacy client."""
 
-    def __init__(self, session_id: str | None, introduction: Introduction, *, max_requests: int) -> None:
+    def __init__(
+        self, session_id: str | None, introduction: Introduction, *, max_requests: int, budget: Budget | None = None
+    ) -> None:
         self.id = session_id
+        self.key = session_id or STDIO
+        """What tells this client from others, for backends that keep something for it alone."""
         self.caller = Caller(
             era=Era.LEGACY,
             version=introduction.version,
             capabilities=introduction.capabilities,
             client_info=introduction.client_info,
-            session=session_id or STDIO,
+            session=self.key,
         )
         self.in_flight = InFlight(max_requests)
         self.changes = Changes()
@@ -162,6 +172,10 @@ class LegacySession:
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""
+        self.events = EventStore(Budget() if budget is None else budget)
+        """What was sent on streams that can be resumed."""
+        self.replies: dict[int, LegacyReply] = {}
+        """The calls whose streams can be resumed, by the number of the stream."""
         self.last_used = trio.current_time()
 
     def touch(self) -> None:
@@ -183,6 +197,7 @@ class LegacySession:
         self.in_flight.cancel_all()
         if self.stream is not None:
             self.stream.cancel(reason="the session has ended")
+        self.events.clear()
 
 
 class SessionTable:
@@ -193,6 +208,8 @@ class SessionTable:
         self._most = most
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
+        self._budget = Budget()
+        self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -202,7 +219,7 @@ class SessionTable:
         if len(self._sessions) >= self._most and not self._evict():
             return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
-        session = LegacySession(session_id, introduction, max_requests=self._max_requests)
+        session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
         self._sessions[session_id] = session
         return session
 
@@ -232,13 +249,24 @@ class SessionTable:
         self.close(oldest)
         return True
 
-    async def sweep(self) -> None:
-        """End sessions that were idle too long; runs until cancelled."""
-        while True:
-            await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
-            for session in list(self._sessions.values()):
-                if session.idle >= self._idle_timeout:
-                    self.close(session)
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the sessions: end those that were idle too long, be the owner of their calls; runs until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
+                self._sweep()
+
+    def keep(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
+        """Run a call's task in the nursery of the sessions; it ends with its session, which cancels its scope."""
+        self._nursery.start_soon(run, scope)
+
+    def _sweep(self) -> None:
+        now = trio.current_time()
+        for session in list(self._sessions.values()):
+            session.events.expire(now)
+            if session.idle >= self._idle_timeout:
+                self.close(session)
 
     def close_all(self) -> None:
         """End every session."""

@@ -1,7 +1,8 @@
 """The legacy era over streamable HTTP: sessions, POST, GET stream, DELETE (2025-11-25 basic/transports).
 
-A disconnect is no cancellation here: the call goes on, and `notifications/cancelled` is how it ends early. What a
-session is told on its own (list changes) goes to its GET stream; a newer GET stream takes the place of the older one.
+A disconnect is no cancellation here: the call goes on (see `resumable`), and `notifications/cancelled` is how it ends
+early. What a session is told on its own (list changes) goes to its GET stream; a newer GET stream takes the place of
+the older one. A GET with `Last-Event-ID` goes on with the one stream that the id belongs to.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
 from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id
-from gateway.frontends.exchange import ClientGone, Exchange
-from gateway.frontends.reply import LegacyReply
+from gateway.frontends.events import RESUME_WITHIN, STANDALONE
+from gateway.frontends.resumable import FIRST_PRIMED, LegacyReply, replay
 from gateway.frontends.sessions import DuplicateId
 
 if TYPE_CHECKING:
+    from gateway.frontends.exchange import Exchange
     from gateway.frontends.sessions import LegacySession, SessionTable
     from gateway.jsonrpc import Id, Message
 
+LAST_EVENT_ID: Final = b"last-event-id"
 RETRY_AFTER: Final = (b"retry-after", b"30")
 """Told to clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
 
@@ -92,7 +95,13 @@ class StreamableFace:
     async def _answer_alone(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
         """One response of a batch; its notices have no stream of their own and are dropped."""
         try:
-            with session.in_flight.enter(request_id):
+            scope = session.in_flight.enter(request_id)
+        except DuplicateId as exc:
+            return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
+        except GatewayError as exc:
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        try:
+            with scope:
                 answer = await self._answers.legacy(message, session)
                 if isinstance(answer, bytes):
                     return jsonrpc.response(request_id, answer)
@@ -100,8 +109,6 @@ class StreamableFace:
                     return await self._answers.wait(answer, request_id)
                 finally:
                     answer.close()
-        except DuplicateId as exc:
-            return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
@@ -109,28 +116,53 @@ class StreamableFace:
         return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
 
     async def get(self, exchange: Exchange) -> None:
-        """Carry the session's own stream: list changes, until the client goes or the session ends."""
+        """Resume a stream, or carry the session's own: list changes, until the client goes or the session ends."""
         session = await self._session(exchange)
         if session is None:
             return
         if not exchange.accepts(b"text/event-stream"):
             await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
             return
+        last_event_id = exchange.headers.get(LAST_EVENT_ID)
+        if last_event_id is None:
+            # What could not be sent on the last stream of this kind is sent on this one.
+            await self._stand(exchange, session, session.events.standalone().sent)
+            return
+        found = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
+        if found is None:
+            text = f"Last-Event-ID names no stream of this session that is kept; they are for {RESUME_WITHIN:g} s"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return
+        log, after = found
+        if log.number == STANDALONE:
+            await self._stand(exchange, session, after)
+        elif log.number in session.replies:
+            await session.replies[log.number].resume(exchange, after)
+        else:
+            await replay(exchange, session.events, log, after)
+            await exchange.end_stream()
+
+    async def _stand(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+        """Carry the session's own stream, behind an event."""
         if session.stream is not None:
             session.stream.cancel(reason="a newer GET stream takes over")
         with trio.CancelScope() as scope:
             session.stream = scope
             try:
-                await self._tell(exchange, session)
+                await self._tell(exchange, session, after)
             finally:
                 if session.stream is scope:
                     session.stream = None
                 session.touch()
         await exchange.end_stream()
 
-    async def _tell(self, exchange: Exchange, session: LegacySession) -> None:
-        """Send list changes, and comments while there are none."""
-        await exchange.keep_alive()  # opens the stream, so that the client sees at once that it stands
+    async def _tell(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+        """Send what changes, and comments while nothing does."""
+        store, log = session.events, session.events.standalone()
+        await replay(exchange, store, log, after)  # opens the stream, so that the client sees at once that it stands
+        if session.caller.version >= FIRST_PRIMED:
+            await exchange.mark(store.mark(log))
+        log.sent = log.last
         async with trio.open_nursery() as nursery:
 
             async def watch_client() -> None:
@@ -145,8 +177,9 @@ class StreamableFace:
                     messages = await session.changes.take()
                 if silence.cancelled_caught:
                     await exchange.keep_alive()
-                for message in messages:
-                    await exchange.event(message)
+                for message, event_id in [(message, store.add(log, message)) for message in messages]:
+                    await exchange.event(message, event_id)
+                log.sent = log.last
 
     async def delete(self, exchange: Exchange) -> None:
         """End the session."""
@@ -206,35 +239,35 @@ class StreamableFace:
                 pass
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
-        answered = False
         try:
-            with session.in_flight.enter(request_id):
-                try:
-                    await self._answer(exchange, session, message, request_id)
-                    answered = True
-                finally:
-                    session.in_flight.leave(request_id)
+            scope = session.in_flight.enter(request_id)
         except DuplicateId as exc:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, str(exc), request_id))
             return
         except GatewayError as exc:
             await exchange.json(200, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
-        finally:
-            session.touch()
-        if not answered:
-            # Cancelled: no answer must follow (basic/utilities/cancellation), but the exchange needs an end.
-            await exchange.end_stream()
-
-    async def _answer(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
-        answer = await self._answers.legacy(message, session)
-        if isinstance(answer, bytes):
-            await exchange.json(200, jsonrpc.response(request_id, answer))
-            return
+        reply: LegacyReply | None = None  # which takes care of the call, its scope and its id
+        body = b""
         try:
-            await LegacyReply(exchange, self._answers, answer, request_id, session).run()
-        except ClientGone:
-            # No cancellation: the backend finishes its work; its answer has nowhere to go.
-            await self._answers.wait(answer, request_id)
+            with scope:
+                answer = await self._answers.legacy(message, session)
+                if isinstance(answer, bytes):
+                    body = jsonrpc.response(request_id, answer)
+                else:
+                    keep = self._sessions.keep
+                    reply = LegacyReply(
+                        exchange, self._answers, answer, request_id, session=session, scope=scope, keep=keep
+                    )
+                    await reply.carry()
+        except GatewayError as exc:
+            body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
-            answer.close()
+            if reply is None:
+                session.in_flight.leave(request_id)
+                session.touch()
+        if body:
+            await exchange.json(200, body)
+        elif scope.cancelled_caught:
+            # No answer must follow (basic/utilities/cancellation), or another one does; but the exchange needs an end.
+            await exchange.end_stream()
