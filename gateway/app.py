@@ -70,15 +70,18 @@ def make_opener(guard: ChildGuard, *, name: str) -> Opener:
 
     http: HttpOpener | None = None
 
-    def open_session(config: ServerConfig, listener: Listener) -> AbstractAsyncContextManager[Session]:
+    def open_session(
+        config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+    ) -> AbstractAsyncContextManager[Session]:
         nonlocal http
+        own = hop if capabilities is None else msgspec.structs.replace(hop, capabilities=capabilities)
         if config.transport == "stdio":
-            return open_stdio(config, listener, guard=guard, hop=hop)
+            return open_stdio(config, listener, guard=guard, hop=own)
         if http is None:
             from gateway.backends.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
 
             http = HttpOpener()
-        return http.open(config, listener, hop=hop)
+        return http.open(config, listener, hop=own)
 
     return open_session
 

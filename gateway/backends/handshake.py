@@ -17,14 +17,14 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
-from gateway.eras import asks, versions
+from gateway.eras import versions
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
-from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendProtocol
 
 if TYPE_CHECKING:
     from gateway.backends.conversation import Conversation, Waiter
     from gateway.calls import Outcome
+    from gateway.eras.requests import Hop
 
 MAX_PAGES: Final = 1_000
 """Most pages of one list that are read; a backend whose cursors never end must not keep us for ever."""
@@ -87,7 +87,7 @@ async def greet(conversation: Conversation, *, era: str, probe_timeout: float, t
 
 
 def _modern(hop: Hop, version: str) -> Hop:
-    return Hop(era=Era.MODERN, client_info=hop.client_info, version=version)
+    return msgspec.structs.replace(hop, era=Era.MODERN, version=version)
 
 
 async def _wait(waiter: Waiter, timeout: float) -> None:
@@ -156,7 +156,7 @@ async def _initialize(conversation: Conversation, timeout: float) -> Greeting:
     """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
     params: dict[str, object] = {
         "protocolVersion": versions.LATEST_LEGACY,
-        "capabilities": asks.BRIDGEABLE,
+        "capabilities": conversation.hop.capabilities,
         "clientInfo": conversation.hop.client_info,
     }
     outcome = await conversation.request("initialize", params, timeout=timeout)

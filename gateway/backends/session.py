@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    import msgspec
+
     from gateway.backends.conversation import Listener
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
@@ -53,8 +55,10 @@ class Session(Protocol):
 class Opener(Protocol):
     """Opens sessions: the seam where tests put fakes in place of transports."""
 
-    def __call__(self, config: ServerConfig, listener: Listener) -> AbstractAsyncContextManager[Session]:
-        """Connect, shake hands and list.
+    def __call__(
+        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """Connect, shake hands and list; `capabilities` are the client's, if the session serves just one.
 
         Entering raises BackendError or OSError; the body may be ended by either, as an exception group.
         """

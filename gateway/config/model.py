@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 Transport = Literal["stdio", "sse", "streamable-http"]
 Era = Literal["auto", "legacy", "modern"]
 Start = Literal["eager", "lazy"]
+SessionMode = Literal["shared", "client", "call"]
 ErrorHandler = Literal["strict", "ignore", "replace"]
 OAuthGrant = Literal["authorization_code", "client_credentials"]
 OAuthBrowser = Literal["auto", "open", "print", "elicit"]
@@ -157,6 +158,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         _says("Comes before the names of its tools; left out: the server's name; \"\": the tools' own names."),
     ] = None
     era: Annotated[Era, _says("The protocol spoken; auto asks 'server/discover' first.")] = "auto"
+    session: Annotated[
+        SessionMode,
+        _says(
+            "shared: one session for all clients. client: one (for stdio: a process) for each client, for servers that"
+            " keep state or ask their client. call: a fresh one for each call."
+        ),
+    ] = "shared"
+    max_client_sessions: Annotated[Count, _says("Sessions at once when they are not shared.")] = 64
     start: Annotated[Start, _says("eager: with the gateway; lazy: at the first use.")] = "eager"
     idle_timeout: Annotated[Seconds | None, _says("Stop the backend after so long without a call.")] = None
 

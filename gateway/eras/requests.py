@@ -13,6 +13,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.eras import meta
+from gateway.eras.asks import BRIDGEABLE
 from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
 from gateway.errors import InvalidParams, RequestError
 
@@ -158,6 +159,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     era: Era
     client_info: msgspec.Raw
     version: str = LATEST_MODERN
+    capabilities: msgspec.Raw = BRIDGEABLE
+    """What a legacy backend is told in `initialize`; modern ones are told with each request."""
 
 
 def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop) -> bytes:

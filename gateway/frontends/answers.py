@@ -6,6 +6,7 @@ backend works on). Nothing in here knows about sockets or pipes.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -84,6 +85,10 @@ class Answers:
             instructions=merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS),
         )
         return Introduction(version, params.capabilities, params.clientInfo), result
+
+    def welcome(self, session: LegacySession) -> None:
+        """Have everything that is kept for this client alone end with it."""
+        session.on_end.append(partial(self.fleet.client_gone, session.key))
 
     async def legacy(self, message: Message, session: LegacySession) -> bytes | Flow:
         """Answer a legacy request that is not `initialize`, or put it on its way.

@@ -54,6 +54,7 @@ class McpEndpoint:
             idle_timeout=settings.session_idle_timeout,
             max_requests=settings.max_client_requests,
         )
+        self.sessions.welcome = answers.welcome
         self._answers = answers
         self._policy = policy
         self._streamable = StreamableFace(answers, self.sessions)

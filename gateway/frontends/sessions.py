@@ -200,6 +200,10 @@ class LegacySession:
         self.events.clear()
 
 
+def _take_no_notice(_session: LegacySession) -> None:
+    pass
+
+
 class SessionTable:
     """All legacy sessions of the HTTP face."""
 
@@ -208,6 +212,8 @@ class SessionTable:
         self._most = most
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
+        self.welcome: Callable[[LegacySession], None] = _take_no_notice
+        """Called with each new session, so that what is kept for it elsewhere can end with it."""
         self._budget = Budget()
         self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
 
@@ -221,6 +227,7 @@ class SessionTable:
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
         session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
         self._sessions[session_id] = session
+        self.welcome(session)
         return session
 
     def find(self, session_id: str) -> LegacySession | None:

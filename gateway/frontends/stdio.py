@@ -248,6 +248,7 @@ class StdioFace:
             self._session.end()  # a second conversation on the same pipe: the first one's subscriptions end
         self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
         self._session.changes = self._changes
+        self._answers.welcome(self._session)
         self._introduced.set()
         return jsonrpc.response(request_id, result)
 

@@ -14,6 +14,7 @@ import trio
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
+from gateway.supervisor.private import PrivateFleet
 from gateway.supervisor.supervisor import Supervisor
 from gateway.supervisor.wishes import WishList
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session import Opener
     from gateway.backends.upkeep import Wishes
-    from gateway.config import Config
+    from gateway.config import Config, ServerConfig
     from gateway.store import Store
     from gateway.supervisor.supervisor import Status
 
@@ -48,7 +49,9 @@ class Fleet:
         self._naming = Naming(settings.separator, settings.max_name_length)
         self._store = store
         self._supervisors = {
-            name: Supervisor(server, opener, self, last_good=None if store is None else store.load_catalog(server))
+            name: _owner_of(server)(
+                server, opener, self, last_good=None if store is None else store.load_catalog(server)
+            )
             for name, server in config.servers.items()
             if not server.disabled
         }
@@ -99,6 +102,12 @@ class Fleet:
         """Bring backends (all, if none are named) in line with the wish list."""
         for name in self._supervisors if backends is None else backends:
             self._supervisors[name].wish()
+
+    def client_gone(self, key: str) -> None:
+        """End what backends keep for one client alone; `key` is its session's."""
+        for supervisor in self._supervisors.values():
+            if isinstance(supervisor, PrivateFleet):
+                supervisor.client_gone(key)
 
     def forget(self, client: object) -> None:
         """Drop the wishes of a client that has gone."""
@@ -202,3 +211,7 @@ class Fleet:
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash)
         return snapshot
+
+
+def _owner_of(server: ServerConfig) -> type[Supervisor]:
+    return Supervisor if server.session == "shared" else PrivateFleet

@@ -62,6 +62,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
     tools: int
     in_flight: int
+    sessions: int
+    """Sessions that belong to single clients or calls."""
     queued: int
     pid: int | None
     era: str | None
@@ -93,6 +95,8 @@ class Supervisor:
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()
         """Set when the backend has listed once, or has failed for good."""
+        self.ended = False
+        """Whether `run` has come to its end, so that nothing can be submitted any more."""
         self._opener = opener
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
@@ -160,7 +164,7 @@ class Supervisor:
     def wish(self) -> None:
         """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
         if self._session is not None:
-            self._session.upkeep.wish(self._upward.wishes_for(self.name))
+            self._session.upkeep.wish(self.wishes())
 
     def subscribed(self, uri: str) -> None:
         """Note that a client's own request has subscribed the session to a resource."""
@@ -183,6 +187,11 @@ class Supervisor:
         return 0 if self._session is None else self._session.in_flight
 
     @property
+    def sessions(self) -> int:
+        """Sessions that belong to single clients or calls."""
+        return 0
+
+    @property
     def queued(self) -> int:
         """Calls that wait for the backend."""
         return self._waiting
@@ -197,6 +206,7 @@ class Supervisor:
             last_error=self.last_error,
             tools=0 if self.listing is None else self.listing.count(Kind.TOOLS),
             in_flight=self.in_flight,
+            sessions=self.sessions,
             queued=self.queued,
             pid=None if session is None else session.pid,
             era=None if session is None else session.greeting.era,
@@ -230,11 +240,24 @@ class Supervisor:
                     await self._kicked.wait()
                 # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
                 while not self._stopping.is_set():
-                    await self._wait_out(await self._live())
+                    delay = await self._live()
+                    if self.is_over(delay):
+                        break
+                    await self._wait_out(delay)
             finally:
+                self.ended = True
                 self._to(State.DRAINING)
                 self._answer_queue(BackendUnavailable(self.name, "was stopped"))
                 self._to(State.STOPPED)
+
+    def is_over(self, delay: float | None) -> bool:
+        """Whether no other session is to follow, though nobody has asked for the end; never, for a shared backend."""
+        del delay
+        return False
+
+    def wishes(self) -> Wishes:
+        """What clients want of this backend beyond single calls."""
+        return self._upward.wishes_for(self.name)
 
     async def _live(self) -> float | None:
         """One session from start to end; returns how long to wait before the next, or None to give up."""

@@ -1,0 +1,142 @@
+"""Backends whose sessions are not shared: `session: client` and `session: call`.
+
+A `PrivateFleet` is the supervisor of the one session that lists and subscribes for everybody, and the owner of further
+ones that only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), made on
+first use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do.
+Bounded in number; all of them are tasks of this supervisor's own nursery.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+from gateway.backends.upkeep import Wishes
+from gateway.errors import Busy
+from gateway.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from gateway.backends.session import Opener
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Caller
+    from gateway.config import ServerConfig
+    from gateway.supervisor.supervisor import Upward
+
+CLIENT_IDLE: Final = 300.0
+"""Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
+CALL_LINGER: Final = 0.05
+"""Seconds between two looks whether the one call of a session has ended."""
+
+log = logging.getLogger("gateway.supervisor")
+
+
+class PrivateSession(Supervisor):
+    """The owner of one session of one client or call; over when it is idle or has failed."""
+
+    def is_over(self, delay: float | None) -> bool:
+        """Whether this was the last session: nobody waits, and nobody will come any more."""
+        return delay is None and not self.queued
+
+
+class PrivateFleet(Supervisor):
+    """One backend's owner, with a session of its own for each client or call."""
+
+    nursery: trio.Nursery
+
+    def __init__(self, config: ServerConfig, opener: Opener, upward: Upward, **further: Any) -> None:
+        super().__init__(config, opener, upward, **further)
+        self._private: dict[object, PrivateSession] = {}
+
+    def submit(self, ticket: Ticket) -> None:
+        """Put a call into the queue of its client's session; see `Supervisor.submit`."""
+        key = self._key(ticket.call.caller)
+        private = self._private.get(key)
+        if private is None:
+            private = self._make(key, ticket.call.caller)
+        private.submit(ticket)
+
+    def _key(self, caller: Caller) -> object:
+        """Who shares a session: an anonymous modern request over HTTP shares one with nobody."""
+        if self.config.session == "call":
+            return object()
+        return caller.session or caller.principal or object()
+
+    def _make(self, key: object, caller: Caller) -> PrivateSession:
+        if len(self._private) >= self.config.max_client_sessions:
+            text = (
+                f"backend {self.name!r} has {len(self._private)} sessions (max_client_sessions);"
+                " try again when a client has gone"
+            )
+            raise Busy(text)
+        alone = self.config.session == "call" or not isinstance(key, str)
+        private = PrivateSession(
+            self._private_config(alone=alone),
+            partial(self._opener, capabilities=caller.capabilities),
+            _Upward(self, key),
+            last_good=self.listing,
+        )
+        self._private[key] = private
+        self.nursery.start_soon(private.run, name=f"session of {self.name}")
+        private.kick()
+        return private
+
+    def _private_config(self, *, alone: bool) -> ServerConfig:
+        patience = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
+        return msgspec.structs.replace(self.config, idle_timeout=patience, start="eager")
+
+    def client_gone(self, key: str) -> None:
+        """End the session of a client that has gone."""
+        private = self._private.get(key)
+        if private is not None:
+            private.stop()
+
+    def gone(self, key: object, private: Supervisor) -> None:
+        """Forget a session that is over."""
+        if self._private.get(key) is private:
+            del self._private[key]
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that any of the sessions is working on."""
+        return sum(private.in_flight for private in self._private.values())
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that belong to single clients or calls."""
+        return len(self._private)
+
+    def stop(self, *, drain_grace: float = 0.0) -> None:
+        """Ask all sessions for their end."""
+        for private in list(self._private.values()):
+            private.stop(drain_grace=drain_grace)
+        super().stop(drain_grace=drain_grace)
+
+    async def run(self) -> None:
+        """Own all sessions until `stop`."""
+        async with trio.open_nursery() as self.nursery:
+            await super().run()
+
+
+class _Upward:
+    """Implements `gateway.supervisor.supervisor.Upward` for one private session: only its end is news."""
+
+    def __init__(self, owner: PrivateFleet, key: object) -> None:
+        self._owner = owner
+        self._key = key
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        """Hear of a change."""
+        if supervisor.ended:
+            self._owner.gone(self._key, supervisor)
+
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Resources are watched through the shared session."""
+
+    def wishes_for(self, backend: str) -> Wishes:
+        """The log level that clients want; nothing is watched here."""
+        del backend
+        return Wishes(self._owner.wishes().log_level)
