@@ -123,7 +123,7 @@ async def test_a_session_at_work_is_neither_evicted_nor_swept(by: str, autojump_
     else:
         session.stream = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sessions.sweep)
+        await nursery.start(sessions.run)
         await trio.sleep(10_000)
         assert sessions.open(HELLO) is None
         assert not session.ended.is_set()
