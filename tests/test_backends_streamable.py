@@ -106,7 +106,7 @@ async def test_many_calls_at_once_each_get_their_own_answer_over_few_connections
         assert peer.connections <= 10
 
 
-async def test_cancel_is_told_by_a_notification_before_the_stream_is_closed() -> None:
+async def test_cancel_is_told_by_a_notification() -> None:
     server = LegacyServer()
 
     async def hang(request: Request, reply: Reply) -> None:

@@ -79,6 +79,10 @@ class Link(Protocol):
         """Learn that a connection failed: is the server still there?"""
         ...
 
+    async def say_cancelled(self, notification: bytes) -> None:
+        """Tell the server that a request is cancelled whose stream is closed already."""
+        ...
+
     async def refresh_tools(self) -> None:
         """Read the list of tools anew, for the headers that their parameters go into."""
         ...
@@ -87,29 +91,40 @@ class Link(Protocol):
 class Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_answered", "_body", "_link", "_method", "_ticket", "request_id", "scope")
+    __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_scope", "_ticket", "request_id")
 
     def __init__(self, link: Link, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
         self.request_id = request_id
-        self.scope = trio.CancelScope()
-        """Cancel it to close the request's stream; in the modern era that cancels the request."""
+        self._scope = trio.CancelScope()
+        self._cancelled: bytes | None = None
         self._link = link
         self._method = method
         self._body = body
         self._ticket = ticket
         self._answered = False
 
+    def cancel(self, notification: bytes | None) -> None:
+        """Close the request's stream, and then say so by `notification`, unless closing says it (modern era).
+
+        In this order, since the connection is then free for the next request at once. A legacy server must not take
+        the closing for a cancel, so nothing is lost by it.
+        """
+        self._cancelled = notification
+        self._scope.cancel(reason="nobody waits for the answer")
+
     async def run(self) -> None:
         """Send, and read until the answer has come."""
         conversation = self._link.conversation
         try:
-            with self.scope:
+            with self._scope:
                 if await self._attempt(first=True):
                     await self._attempt(first=False)
         except BackendError as problem:
             conversation.fail(self.request_id, problem)
             if isinstance(problem, (BackendExited, BackendUnavailable)):
                 self._link.doubt()
+        if self._scope.cancelled_caught and self._cancelled is not None:
+            await self._link.say_cancelled(self._cancelled)
 
     async def _attempt(self, *, first: bool) -> bool:
         """One POST; returns whether there should be another."""
@@ -172,7 +187,7 @@ class Exchange:
                 self._take(event)
                 if not self._link.conversation.waits_for(self.request_id):
                     self._answered = True
-                    self.scope.deadline = min(self.scope.deadline, trio.current_time() + LINGER)
+                    self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
                     break
 
     def _take(self, event: Event) -> None:

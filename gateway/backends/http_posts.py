@@ -16,8 +16,10 @@ from gateway.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-MAX_WAITING: Final = 64
-"""Messages that may wait."""
+SPARE_ROOM: Final = 64
+"""Messages that may wait, beyond one for each call that the backend may work on."""
+LOG_EVERY: Final = 100
+"""Of so many messages dropped one is logged."""
 POST_WAIT: Final = 10.0
 """Seconds for one of them; then it is given up, so that a deaf server delays the others only so long."""
 
@@ -27,41 +29,41 @@ log = logging.getLogger("gateway.backend")
 class HttpPosts:
     """A queue with one task, `run`, which the session owns."""
 
-    def __init__(self, backend: str, deliver: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, backend: str, deliver: Callable[[bytes], Awaitable[None]], *, max_concurrency: int) -> None:
+        self.dropped = 0
         self._backend = backend
         self._deliver = deliver
-        self._send, self._receive = trio.open_memory_channel["tuple[bytes, Callable[[], object] | None]"](MAX_WAITING)
+        room = max_concurrency + SPARE_ROOM
+        self._send, self._receive = trio.open_memory_channel["bytes | trio.Event"](room)
 
-    def post(self, data: bytes, then: Callable[[], object] | None = None) -> None:
-        """Put a message in; `then` is called when it was delivered, given up or dropped."""
+    def post(self, data: bytes) -> None:
+        """Put a message in."""
         try:
-            self._send.send_nowait((data, then))
+            self._send.send_nowait(data)
         except trio.WouldBlock:
-            log.warning("backend %r takes no more messages: %d wait, one dropped", self._backend, MAX_WAITING)
-            if then is not None:
-                then()
-        except trio.ClosedResourceError:  # the session is ending; what is cancelled now ends with it
-            if then is not None:
-                then()
+            self.dropped += 1
+            if self.dropped % LOG_EVERY == 1:
+                log.warning("backend %r takes no more messages; %d dropped so far", self._backend, self.dropped)
+        except trio.ClosedResourceError:
+            log.debug("backend %r: a message came after the end of its session", self._backend)
 
     async def flushed(self) -> None:
         """Wait until everything that was put in before is delivered or given up."""
         reached = trio.Event()
-        await self._send.send((b"", reached.set))
+        await self._send.send(reached)
         await reached.wait()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         with self._send, self._receive:
-            async for data, then in self._receive:
-                try:
-                    if data:
-                        await self._try(data)
-                finally:
-                    if then is not None:
-                        then()
+            async for item in self._receive:
+                if isinstance(item, bytes):
+                    await self.deliver(item)
+                else:
+                    item.set()
 
-    async def _try(self, data: bytes) -> None:
+    async def deliver(self, data: bytes) -> None:
+        """Send one message now, past the queue; gives up after `POST_WAIT`, with a warning."""
         try:
             with trio.fail_after(POST_WAIT):
                 await self._deliver(data)

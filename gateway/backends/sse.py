@@ -61,7 +61,7 @@ class SseSession:
         self.listing: Listing
         self._config = config
         self._http = http
-        self._posts = HttpPosts(config.name, self._deliver)
+        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._conversation = Conversation(
             config.name, post=self._posts.post, listener=listener, hop=hop, exchanges=self
         )

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 CHECK_WAIT: Final = 5.0
 """Seconds for the answer to the question whether the server is still there; silence counts as yes."""
+MAX_FAREWELLS: Final = 1_000
+"""Cancels on their way at once; a server that takes none is told of no more."""
 ALARM_PAUSE: Final = 1.0
 """Least seconds between two checks, or two new sessions: a server that knows none of ours must not be flooded."""
 
@@ -60,9 +62,10 @@ class StreamableSession:
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
         self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
         self._listener = listener
-        self._posts = HttpPosts(config.name, self._deliver)
+        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._get_stream = GetStream(self, self)
-        self._scopes: dict[int, trio.CancelScope] = {}
+        self._exchanges: dict[int, Exchange] = {}
+        self._farewells = 0
         self._headers = RequestHeaders(config.name, http.base_headers)
         self._problem: BackendError | None = None
         self._alarm = trio.Event()
@@ -107,25 +110,31 @@ class StreamableSession:
         self._start(request_id, method, data, None)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
-        """Cancel a request: by a notification and then, at once in the modern era, by closing its stream."""
-        scope = self._scopes.get(request_id)
-        if scope is None:
+        """Cancel a request: its stream is closed, which says it all in the modern era."""
+        exchange = self._exchanges.get(request_id)
+        if exchange is not None:
+            exchange.cancel(cancelled if self.conversation.hop.era is Era.LEGACY else None)
+
+    async def say_cancelled(self, notification: bytes) -> None:
+        """Tell a legacy server of a cancel, past the queue."""
+        if self._farewells >= MAX_FAREWELLS:
+            log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._farewells)
             return
-        if cancelled is None or self.conversation.hop.era is Era.MODERN:
-            scope.cancel(reason="nobody waits for the answer")
-        else:
-            self._posts.post(cancelled, scope.cancel)
+        self._farewells += 1
+        try:
+            await self._posts.deliver(notification)
+        finally:
+            self._farewells -= 1
 
     def _start(self, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
-        exchange = Exchange(self, request_id, method, body, ticket)
-        self._scopes[request_id] = exchange.scope
+        exchange = self._exchanges[request_id] = Exchange(self, request_id, method, body, ticket)
         self._nursery.start_soon(self._run_exchange, exchange)
 
     async def _run_exchange(self, exchange: Exchange) -> None:
         try:
             await exchange.run()
         finally:
-            del self._scopes[exchange.request_id]
+            del self._exchanges[exchange.request_id]
 
     # `gateway.backends.exchange.Link`
 
