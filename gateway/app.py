@@ -58,6 +58,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8080
     path: str = "/mcp"
+    sse_path: str = "/sse"
+    message_path: str = "/messages/"
     stdin: int = 0
     stdout: int = 1
     state_directory: Path | None = None
@@ -115,7 +117,8 @@ class Gateway:
                 if "stdio" in self._options.transports:
                     faces.start_soon(self._serve_stdio)
                 else:
-                    ready(await faces.start(self._make_http_face().run))
+                    for url in await faces.start(self._make_http_face().run):
+                        ready(url)
                 await self._stop.wait()
                 self._parking.close_all()
                 clean = await self.router.drain(self._settings.drain_grace)
@@ -152,7 +155,9 @@ class Gateway:
             self._answers,
             host=options.host,
             port=options.port,
-            path=options.path,
+            path=options.path if "streamable-http" in options.transports else None,
+            sse_path=options.sse_path if "sse" in options.transports else None,
+            message_path=options.message_path,
             others=others,
             closing=self._closing,
         )
@@ -177,7 +182,7 @@ class Gateway:
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """Run a gateway until it is told to stop; `ready` is called with the URL once an HTTP socket is open.
+    """Run a gateway until it is told to stop; `ready` is called with each URL once an HTTP socket is open.
 
     Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.ListenError`.
     For a program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.

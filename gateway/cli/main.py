@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         help="stdio (default), streamable-http (or http), sse, or a comma list of the HTTP ones",
     )
     _add_address(serve)
+    serve.add_argument("--sse-path", default="/sse", type=_path, metavar="PATH", help="of the sse transport (/sse)")
+    serve.add_argument(
+        "--message-path", default="/messages/", type=_path, metavar="PATH", help="where its clients POST (/messages/)"
+    )
     serve.add_argument("--name", metavar="N", help="the name that clients see (default: gateway.name of the config)")
     serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], metavar="L")
     _add_state(serve)
@@ -141,10 +145,17 @@ def _transports(text: str) -> tuple[str, ...]:
     if "stdio" in chosen and len(set(chosen)) > 1:
         message = "stdio cannot be combined with the HTTP transports: run a second gateway"
         raise argparse.ArgumentTypeError(message)
-    if "sse" in chosen:
-        message = "sse is not served yet; use streamable-http"
-        raise argparse.ArgumentTypeError(message)
     return tuple(dict.fromkeys(chosen))
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    given = {
+        "--streamable-http-path": arguments.streamable_http_path,
+        "--sse-path": arguments.sse_path,
+        "--message-path": arguments.message_path,
+    }
+    if len({path.rstrip("/") for path in given.values()}) < len(given):
+        raise ConfigError([f"{', '.join(given)} must be three different paths, not {', '.join(given.values())}"])
 
 
 def _load(path: Path) -> Config:
@@ -162,6 +173,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     from gateway.app import Options, run, set_stdio_apart
     from gateway.telemetry import open_logging
 
+    if "sse" in arguments.transport:
+        _check_paths(arguments)
     config = _load(arguments.config)
     if arguments.name is not None:
         config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=arguments.name))
@@ -171,6 +184,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         path=arguments.streamable_http_path,
+        sse_path=arguments.sse_path,
+        message_path=arguments.message_path,
         stdin=stdin,
         stdout=stdout,
         state_directory=_state_directory(arguments),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway import jsonrpc
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
@@ -132,6 +134,19 @@ class Exchange:
             await self._send(message)
         except OSError:
             raise ClientGone from None
+
+
+async def read_json(exchange: Exchange, most: int) -> bytes | None:
+    """The body of a POST that must hold JSON; None if it was refused, which has been answered. Raises ClientGone."""
+    if not exchange.headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+        text = "the Content-Type must be application/json"
+        await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+        return None
+    body = await exchange.read_body(most)
+    if body is None:
+        text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
+        await exchange.json(413, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+    return body
 
 
 class Nowhere(Exchange):

@@ -18,13 +18,16 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.errors import GatewayError
-from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.exchange import ClientGone, Exchange, read_json
 from gateway.frontends.modern import ModernFace
 from gateway.frontends.security import HostPolicy
 from gateway.frontends.sessions import SessionTable
+from gateway.frontends.sse import SseFace
 from gateway.frontends.streamable import StreamableFace
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from gateway.frontends.answers import Answers
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
@@ -78,19 +81,12 @@ class McpEndpoint:
             log.debug("a client hung up")
 
     async def _post(self, exchange: Exchange) -> None:
-        if not exchange.headers.get(b"content-type", b"").lower().startswith(b"application/json"):
-            text = "the Content-Type must be application/json"
-            await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
-            return
         if not (exchange.accepts(b"application/json") or exchange.accepts(b"text/event-stream")):
             text = "the Accept header must list application/json and text/event-stream"
             await exchange.json(406, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
             return
-        most = self._answers.settings.max_body_bytes
-        body = await exchange.read_body(most)
+        body = await read_json(exchange, self._answers.settings.max_body_bytes)
         if body is None:
-            text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
-            await exchange.json(413, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
             return
         if jsonrpc.is_batch(body):
             await self._batch(exchange, body)
@@ -124,10 +120,22 @@ class McpEndpoint:
 
 
 class HttpFace:
-    """Serves the MCP endpoint and the management app on one socket."""
+    """Serves the MCP endpoint, the older SSE transport and the management app on one socket.
+
+    `path` and `sse_path` are where the two transports are served, None where one is not wanted.
+    """
 
     def __init__(
-        self, answers: Answers, *, host: str, port: int, path: str, others: AsgiApp, closing: trio.Event
+        self,
+        answers: Answers,
+        *,
+        host: str,
+        port: int,
+        path: str | None,
+        sse_path: str | None = None,
+        message_path: str = "/messages/",
+        others: AsgiApp,
+        closing: trio.Event,
     ) -> None:
         self._answers = answers
         self._policy = HostPolicy(host)
@@ -137,9 +145,15 @@ class HttpFace:
         self._others = others
         self._closing = closing
         self._endpoint = McpEndpoint(answers, self._policy, closing)
+        self._sse = SseFace(answers, message_path, closing)
+        self._sse_path = sse_path
+        self._sse_routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {}
+        if sse_path is not None:
+            bare = message_path.rstrip("/")
+            self._sse_routes = {bare: self._sse.post, bare + "/": self._sse.post, sse_path: self._sse.open}
 
-    async def run(self, *, task_status: trio.TaskStatus[str]) -> None:
-        """Serve until `closing` is set; `started` gives the endpoint's URL.
+    async def run(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        """Serve until `closing` is set; `started` gives the URLs, one for each transport.
 
         Raises:
             ListenError: the address cannot be bound.
@@ -159,27 +173,45 @@ class HttpFace:
         async with trio.open_nursery() as services:
             await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
-            self._answers.fleet.subscribe(self._endpoint.sessions.tell)
+            self._answers.fleet.subscribe(self._tell)
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([], [bound], [])
                     serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait)
                     await server.start(serve, self._route, config)
-                    task_status.started(self._url(bound))
+                    task_status.started(self._urls(bound))
             finally:
-                self._answers.fleet.unsubscribe(self._endpoint.sessions.tell)
+                self._answers.fleet.unsubscribe(self._tell)
                 self._endpoint.sessions.close_all()
             services.cancel_scope.cancel(reason="the HTTP server has ended")
 
     async def _end_streams(self) -> None:
         await self._closing.wait()
         self._endpoint.sessions.close_all()
+        self._sse.end_all()
+
+    def _tell(self, features: frozenset[str]) -> None:
+        self._endpoint.sessions.tell(features)
+        self._sse.tell(features)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self._path:
             await self._endpoint(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] in self._sse_routes:
+            await self._serve_sse(scope, receive, send)
         elif scope["type"] == "http":
             await self._guard(scope, receive, send)
+
+    async def _serve_sse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        refusal = self._policy.refusal(exchange.headers)
+        try:
+            if refusal is not None:
+                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
+            else:
+                await self._sse_routes[scope["path"]](exchange)
+        except* ClientGone:
+            log.debug("a client hung up")
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The management app, behind the same Host and Origin checks."""
@@ -203,6 +235,7 @@ class HttpFace:
             text = f"cannot listen on {self._host}:{self._port}: {reason}; {hint}"
             raise ListenError(text) from None
 
-    def _url(self, bound: socket.socket) -> str:
+    def _urls(self, bound: socket.socket) -> list[str]:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{bound.getsockname()[1]}{self._path}"
+        paths = [path for path in (self._path, self._sse_path) if path is not None]
+        return [f"http://{host}:{bound.getsockname()[1]}{path}" for path in paths]
