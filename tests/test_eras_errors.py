@@ -7,7 +7,8 @@ import json
 import pytest
 
 from gateway import errors as tree
-from gateway.calls import Era, Failure
+from gateway import jsonrpc
+from gateway.calls import Call, Caller, Era, Failure
 from gateway.eras import errors
 
 BOTH = (Era.LEGACY, Era.MODERN)
@@ -107,3 +108,42 @@ def test_a_backends_own_error(code: int, backend: Era, client: Era, expected: ob
 )
 def test_http_statuses(code: int, status: int) -> None:
     assert errors.http_status(code) == status
+
+
+def call(method: str, version: str, era: Era, **capabilities: object) -> Call:
+    caller = Caller(era=era, version=version, capabilities=jsonrpc.raw(capabilities))
+    return Call(method=method, name="file:///x", params={}, meta={}, caller=caller)
+
+
+@pytest.mark.parametrize(
+    ("code", "backend", "failed", "expected"),
+    [
+        # a missing resource
+        (-32602, Era.MODERN, call("resources/read", "2025-11-25", Era.LEGACY), -32002),
+        (-32602, Era.MODERN, call("resources/read", "2026-07-28", Era.MODERN), -32602),
+        (-32602, Era.MODERN, call("tools/call", "2025-11-25", Era.LEGACY), -32602),
+        (-32602, Era.LEGACY, call("resources/read", "2025-11-25", Era.LEGACY), -32602),
+        (-32002, Era.LEGACY, call("resources/read", "2026-07-28", Era.MODERN), -32602),
+        (-32002, Era.LEGACY, call("resources/read", "2024-11-05", Era.LEGACY), -32002),
+        # pages to be visited
+        (-32042, Era.LEGACY, call("tools/call", "2025-11-25", Era.LEGACY, elicitation={"url": {}}), -32042),
+        (-32042, Era.LEGACY, call("tools/call", "2025-11-25", Era.LEGACY, elicitation={}), -32603),
+        (-32042, Era.LEGACY, call("tools/call", "2025-06-18", Era.LEGACY, elicitation={"url": {}}), -32603),
+        (-32042, Era.LEGACY, call("tools/call", "2026-07-28", Era.MODERN, elicitation={"url": {}}), -32603),
+        # what the client cannot do
+        (-32021, Era.MODERN, call("tools/call", "2026-07-28", Era.MODERN), -32021),
+        (-32021, Era.MODERN, call("tools/call", "2025-11-25", Era.LEGACY), -32603),
+        (-32021, Era.LEGACY, call("tools/call", "2026-07-28", Era.MODERN), -32603),
+    ],
+)
+def test_a_backends_own_error_about_a_call(code: int, backend: Era, failed: Call, expected: int) -> None:
+    assert errors.to_wire(Failure(code, "said", None, backend), failed.caller.era, failed).code == expected
+
+
+@pytest.mark.parametrize(("era", "code"), [(Era.LEGACY, -32002), (Era.MODERN, -32602)])
+def test_a_resource_that_nobody_has(era: Era, code: int) -> None:
+    found = errors.to_wire(tree.UnknownName("Unknown resource: file:///x", uri="file:///x"), era)
+    assert (found.code, json.loads(found.data or b"")) == (code, {"uri": "file:///x"})
+    said = errors.to_wire(Failure(-32002, "gone", None, Era.LEGACY), era, call("resources/read", "2026-07-28", era))
+    assert said.code == code
+    assert (said.data is None) == (era is Era.LEGACY)

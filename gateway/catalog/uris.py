@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.eras import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,18 +64,13 @@ def change_result(method: str, result: bytes, change: Change) -> bytes:
     """
     try:
         members = jsonrpc.decode_object(result)
-        changed = _change_meta(members, change)
-        match method:
-            case "tools/call":
-                changed |= _change_each(members, "content", change, _change_block)
-            case "prompts/get":
-                changed |= _change_each(members, "messages", change, _change_message)
-            case "resources/read":
-                changed |= _change_each(members, "contents", change, _change_uri)
-            case _:
-                pass
     except ValueError:
         return result
+    changed = _change_meta(members, change)
+    if method == "resources/read":
+        changed |= blocks.change_each(members, "contents", lambda inner: _change_uri(inner, change))
+    elif method in {"tools/call", "prompts/get"}:
+        changed |= blocks.change_blocks(members, lambda block: _change_block(block, change))
     return jsonrpc.encode(members) if changed else result
 
 
@@ -95,52 +91,13 @@ def ui_link(raw: bytes) -> str:
     return found[0] if found else ""
 
 
-def _change_each(members: Members, name: str, change: Change, one: Callable[[Members, Change], bool]) -> bool:
-    if name not in members:
-        return False
-    spans: list[object] = []
-    changed = False
-    for span in jsonrpc.decode_array(members[name]):
-        inner = _object(span)
-        if inner is not None and one(inner, change):
-            spans.append(inner)
-            changed = True
-        else:
-            spans.append(span)
-    if changed:
-        members[name] = jsonrpc.raw(spans)
-    return changed
-
-
-def _object(span: msgspec.Raw) -> Members | None:
-    try:
-        return jsonrpc.decode_object(span)
-    except ValueError:
-        return None
-
-
-def _change_message(message: Members, change: Change) -> bool:
-    content = message.get("content", jsonrpc.ABSENT)
-    if bytes(content).lstrip().startswith(b"["):
-        return _change_each(message, "content", change, _change_block)
-    block = _object(content)
-    if block is None or not _change_block(block, change):
-        return False
-    message["content"] = jsonrpc.raw(block)
-    return True
-
-
 def _change_block(block: Members, change: Change) -> bool:
     """A content block: only links and embedded resources hold URIs that are resources."""
     match bytes(block.get("type", b"")):
         case b'"resource_link"':
             return _change_uri(block, change)
         case b'"resource"':
-            inner = _object(block.get("resource", jsonrpc.ABSENT))
-            if inner is None or not _change_uri(inner, change):
-                return False
-            block["resource"] = jsonrpc.raw(inner)
-            return True
+            return blocks.change_one(block, "resource", lambda inner: _change_uri(inner, change))
         case _:
             return False
 
@@ -158,14 +115,8 @@ def _change_uri(members: Members, change: Change, name: str = "uri") -> bool:
 
 
 def _change_meta(members: Members, change: Change) -> bool:
-    own = _object(members.get("_meta", jsonrpc.ABSENT))
-    if not own:
-        return False
-    changed = _change_uri(own, change, _UI_KEY)
-    ui = _object(own.get("ui", jsonrpc.ABSENT))
-    if ui and _change_uri(ui, change, "resourceUri"):
-        own["ui"] = jsonrpc.raw(ui)
-        changed = True
-    if changed:
-        members["_meta"] = jsonrpc.raw(own)
-    return changed
+    def change_meta(own: Members) -> bool:
+        changed = _change_uri(own, change, _UI_KEY)
+        return blocks.change_one(own, "ui", lambda ui: _change_uri(ui, change, "resourceUri")) or changed
+
+    return blocks.change_one(members, "_meta", change_meta)

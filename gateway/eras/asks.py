@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
+from gateway.eras import blocks, contents
+from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
     from gateway.calls import Caller
@@ -22,6 +24,9 @@ ROOTS: Final = "roots/list"
 CAPABILITY: Final = {SAMPLING: "sampling", ELICITATION: "elicitation", ROOTS: "roots"}
 """The requests that can be brought to a client, and the capability that each needs."""
 
+_FIRST_IN: Final = {"elicitation": "2025-06-18"}
+"""Capabilities that the first revision had not; modes of elicitation and tools in sampling came with 2025-11-25."""
+
 BRIDGEABLE: Final = msgspec.Raw(
     b'{"roots":{"listChanged":true},"sampling":{"tools":{}},"elicitation":{"form":{},"url":{}}}'
 )
@@ -29,17 +34,25 @@ BRIDGEABLE: Final = msgspec.Raw(
 
 
 def missing_capability(caller: Caller, method: str, params: dict[str, msgspec.Raw]) -> str | None:
-    """Name the capability that this client would need to be asked this, if it has not declared it."""
+    """Name the capability that this client would need to be asked this, if it has not declared it.
+
+    What is newer than its protocol version no client has, whatever it declares.
+    """
     name = CAPABILITY[method]
+    if caller.version < _FIRST_IN.get(name, ""):
+        return name
     try:
         declared = jsonrpc.decode_object(caller.capabilities)
         settings = jsonrpc.decode_object(declared[name])
     except (KeyError, ValueError):
         return name
-    if method == SAMPLING and ("tools" in params or "toolChoice" in params) and "tools" not in settings:
+    is_older = caller.version < LATEST_LEGACY
+    if method == SAMPLING and ("tools" in params or "toolChoice" in params) and (is_older or "tools" not in settings):
         return "sampling.tools"
     if method == ELICITATION:
         mode = elicitation_mode(params)
+        if is_older and mode != "form":
+            return f"elicitation.{mode}"
         # `elicitation: {}` means form only, as it did before there were modes (client/elicitation, "Capabilities").
         if mode not in settings and not (mode == "form" and "url" not in settings):
             return f"elicitation.{mode}"
@@ -52,6 +65,10 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
         return jsonrpc.decode_string(params["mode"])
     except (KeyError, ValueError):
         return "form"
+
+
+MAX_URL_REQUESTS: Final = 16
+"""Most elicitations of one error that are shown; a client that must open more pages than that is being abused."""
 
 
 class InputRequest(msgspec.Struct):
@@ -74,6 +91,82 @@ def read_input_required(result: bytes) -> InputRequiredBody:
         return msgspec.json.decode(result, type=InputRequiredBody)
     except jsonrpc.UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
+
+
+def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> dict[str, msgspec.Raw]:
+    """A request as a client of this version can read it: newer forms of content and of choices in older ones.
+
+    Raises:
+        ValueError: it asks for something that this version has no form for.
+    """
+    if version >= LATEST_LEGACY:
+        return params
+    params = dict(params)
+    if method == SAMPLING:
+        _split_messages(params)
+        contents.downgrade_blocks(params, version)
+    elif method == ELICITATION:
+        blocks.change_one(params, "requestedSchema", _downgrade_form)
+    return params
+
+
+def _split_messages(params: dict[str, msgspec.Raw]) -> None:
+    """Before 2025-11-25 a message held one block; one that holds several becomes several."""
+    try:
+        messages = jsonrpc.decode_array(params["messages"])
+    except (KeyError, ValueError):
+        return
+    split: list[object] = []
+    for message in messages:
+        members = blocks.read(message) or {}
+        try:
+            parts = jsonrpc.decode_array(members["content"])
+        except (KeyError, ValueError):
+            split.append(message)
+            continue
+        split += [{**members, "content": part} for part in parts]
+    params["messages"] = jsonrpc.raw(split)
+
+
+def _downgrade_form(form: dict[str, msgspec.Raw]) -> bool:
+    return blocks.change_one(form, "properties", _downgrade_properties)
+
+
+def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
+    """Choices: several at once cannot be asked for before 2025-11-25, titles stood in `enumNames`."""
+    changed = False
+    for name in list(properties):
+        field = blocks.read(properties[name]) or {}
+        if blocks.read_string(field, "type") == "array":
+            text = f"{name!r} asks for several choices, which the client's protocol version cannot ask for"
+            raise ValueError(text)
+        if "oneOf" in field and "enum" not in field:
+            options = [blocks.read(span) or {} for span in jsonrpc.decode_array(field.pop("oneOf"))]
+            values = [blocks.read_string(option, "const") for option in options]
+            titles = [blocks.read_string(option, "title") for option in options]
+            titles = [title or value for title, value in zip(titles, values, strict=True)]
+            properties[name] = jsonrpc.raw({**field, "enum": values, "enumNames": titles})
+            changed = True
+    return changed
+
+
+def url_requests(data: bytes | None) -> dict[str, InputRequest]:
+    """What a legacy server's -32042 asks for, as `inputRequests` (2025-11-25 client/elicitation, "URL Elicitation").
+
+    Empty if it names no elicitation that a client could show; the call is then an error like any other.
+    """
+    found: dict[str, InputRequest] = {}
+    try:
+        spans = jsonrpc.decode_array(jsonrpc.decode_object(data or b"{}")["elicitations"])
+    except (KeyError, ValueError):
+        return {}
+    for span in spans[:MAX_URL_REQUESTS]:
+        params = blocks.read(span) or {}
+        if elicitation_mode(params) != "url" or not blocks.read_string(params, "url"):
+            return {}
+        key = blocks.read_string(params, "elicitationId") or f"elicitation-{len(found) + 1}"
+        found[key] = InputRequest(ELICITATION, for_modern_client(params))
+    return found
 
 
 def for_legacy_client(method: str, params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -6,12 +6,13 @@ codes from -32020 to -32099 must not be emitted to anybody, and a local error mu
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Era, Failure
+from gateway.eras import asks
 from gateway.errors import (
     BackendError,
     Busy,
@@ -22,6 +23,9 @@ from gateway.errors import (
     UnknownMethod,
     UnknownName,
 )
+
+if TYPE_CHECKING:
+    from gateway.calls import Call
 
 HEADER_MISMATCH: Final = -32020
 MISSING_CAPABILITY: Final = -32021
@@ -44,10 +48,10 @@ class WireError(msgspec.Struct, frozen=True):
         return jsonrpc.error_response(request_id, self.code, self.message, self.data)
 
 
-def to_wire(problem: GatewayError | Failure, era: Era) -> WireError:
-    """Spell a failure for a client of this era."""
+def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None) -> WireError:
+    """Spell a failure for a client of this era; `call` is what failed, where that is known."""
     if isinstance(problem, Failure):
-        return _from_backend(problem, era)
+        return _from_backend(problem, era, call)
     data: bytes | None = None
     match problem:
         case UnknownMethod():
@@ -69,21 +73,34 @@ def to_wire(problem: GatewayError | Failure, era: Era) -> WireError:
     return WireError(code, str(problem), data)
 
 
-def _from_backend(failure: Failure, era: Era) -> WireError:
+def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
     """A backend's own error keeps its code, unless that code means something else to this client."""
     code, data = failure.code, failure.data
+    is_read = call is not None and call.method == "resources/read"
     if era is Era.MODERN and code == RESOURCE_NOT_FOUND:
-        return WireError(jsonrpc.INVALID_PARAMS, failure.message, data)
-    if era is Era.MODERN and failure.era is Era.MODERN and code == MISSING_CAPABILITY:
-        return WireError(code, failure.message, data)  # about the real client, whose capabilities the backend was told
-    if code not in _RESERVED:
-        return WireError(code, failure.message, data)
-    if era is Era.LEGACY and code == URL_ELICITATION_REQUIRED and failure.era is Era.LEGACY:
+        code = jsonrpc.INVALID_PARAMS
+        if call is not None and is_read and data is None:
+            data = jsonrpc.encode({"uri": call.name})
+    elif era is Era.LEGACY and failure.era is Era.MODERN and code == jsonrpc.INVALID_PARAMS and is_read:
+        code = RESOURCE_NOT_FOUND  # how the modern era says so (2026-07-28 server/resources, "Error Handling")
+    if code not in _RESERVED or _is_meant_for(era, failure, call):
         return WireError(code, failure.message, data)
     original = {"code": code, "message": failure.message}
     if data is not None:
         original["data"] = msgspec.Raw(data)  # pyright: ignore[reportArgumentType] - a raw span encodes as itself
     return WireError(jsonrpc.INTERNAL_ERROR, failure.message, jsonrpc.encode({"backendError": original}))
+
+
+def _is_meant_for(era: Era, failure: Failure, call: Call | None) -> bool:
+    """Whether a reserved code is about the client, and one that its version has."""
+    if failure.era is not era:
+        return False
+    if era is Era.MODERN:
+        return failure.code == MISSING_CAPABILITY  # the backend was told what this very client can do
+    if failure.code != URL_ELICITATION_REQUIRED:
+        return False
+    url = {"mode": msgspec.Raw(b'"url"')}
+    return call is None or asks.missing_capability(call.caller, asks.ELICITATION, url) is None
 
 
 def http_status(code: int) -> int:

@@ -13,7 +13,8 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, InputRequired
-from gateway.eras import meta
+from gateway.eras import contents, meta
+from gateway.eras.versions import LATEST_LEGACY
 
 _COMPLETE: Final = msgspec.Raw(b'"complete"')
 _ZERO: Final = msgspec.Raw(b"0")
@@ -47,10 +48,10 @@ def read_modern_result(result: bytes) -> Complete | InputRequired | None:
             return None
 
 
-def for_legacy(outcome: Complete) -> bytes:
-    """A result for a legacy client."""
+def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEGACY) -> bytes:
+    """A result for a legacy client of this version."""
     if outcome.era is Era.LEGACY:
-        return outcome.result
+        return contents.for_version(method, outcome.result, version)
     try:
         members = jsonrpc.decode_object(outcome.result)
     except ValueError:
@@ -64,6 +65,9 @@ def for_legacy(outcome: Complete) -> bytes:
             members["_meta"] = jsonrpc.raw(own)
         else:
             del members["_meta"]
+    if method == "tools/call":
+        contents.without_odd_structure(members)
+    contents.downgrade_blocks(members, version)
     return jsonrpc.encode(members)
 
 

@@ -1,0 +1,98 @@
+"""What newer protocol versions have and older clients cannot read, turned into what they can.
+
+Content blocks are closed unions in the SDKs, so a kind that is newer than the negotiated version becomes text
+(2025-11-25 basic/lifecycle, "Version Negotiation": both sides must respect it). `structuredContent` must be an object
+in the legacy era; any other value is given as text instead. Members that are merely unknown pass. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+from gateway.eras import blocks
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from gateway.eras.blocks import Members
+
+FIRST_IN: Final = {"audio": "2025-03-26", "resource_link": "2025-06-18"}
+"""Kinds of content blocks that the first revision had not, and the revision that has them. Revisions sort as text."""
+_NEWEST: Final = max(FIRST_IN.values())
+_HAS_BLOCKS: Final = frozenset({"tools/call", "prompts/get"})
+
+
+def for_version(method: str, result: bytes, version: str) -> bytes:
+    """A result for a legacy client of this version; the very same bytes if it can read them all."""
+    if version >= _NEWEST or method not in _HAS_BLOCKS:
+        return result
+    if not any(since > version and b'"%b"' % kind.encode() in result for kind, since in FIRST_IN.items()):
+        return result
+    try:
+        members = jsonrpc.decode_object(result)
+    except ValueError:
+        return result
+    return jsonrpc.encode(members) if downgrade_blocks(members, version) else result
+
+
+def downgrade_blocks(members: Members, version: str) -> bool:
+    """Turn the content blocks that this version does not have into text, in place; returns whether there were any."""
+
+    def change(block: Members) -> bool:
+        kind = blocks.read_string(block, "type")
+        if FIRST_IN.get(kind, version) <= version:
+            return False
+        text = _describe_audio(block) if kind == "audio" else _describe_link(block)
+        kept = {name: block[name] for name in ("annotations", "_meta") if name in block}
+        block.clear()
+        block.update({"type": jsonrpc.raw("text"), "text": jsonrpc.raw(text), **kept})
+        return True
+
+    return version < _NEWEST and blocks.change_blocks(members, change)
+
+
+def _describe_audio(block: Members) -> str:
+    size = len(bytes(block.get("data", b""))) * 3 // 4
+    kind = blocks.read_string(block, "mimeType") or "audio"
+    return f"[{kind}, about {size} bytes, which this client's protocol version cannot carry]"
+
+
+def _describe_link(block: Members) -> str:
+    uri, title = blocks.read_string(block, "uri"), blocks.read_string(block, "title")
+    title = title or blocks.read_string(block, "name")
+    description = blocks.read_string(block, "description")
+    text = f"[{title}]({uri})" if title else f"<{uri}>"
+    return f"{text}: {description}" if description else text
+
+
+def without_odd_structure(members: Members) -> None:
+    """Take out a `structuredContent` that is no object, in place, and see to it that it stands in the text."""
+    span = members.get("structuredContent")
+    if span is None or bytes(span).lstrip().startswith(b"{"):
+        return
+    del members["structuredContent"]
+    try:
+        content = jsonrpc.decode_array(members.get("content", b"[]"))
+    except ValueError:
+        return
+    value = _value(span)
+    if not any(_says(block, value) for block in content):
+        text = jsonrpc.one_line(span).decode(errors="replace").strip()
+        content.append(jsonrpc.raw({"type": "text", "text": text}))
+    members["content"] = jsonrpc.raw(content)
+
+
+def _says(block: msgspec.Raw, value: object) -> bool:
+    """Whether a text block holds the value: serialised, as servers should, or a string as it is."""
+    text = blocks.read_string(blocks.read(block) or {}, "text")
+    if not text:
+        return False
+    return text == value or _value(text.encode(errors="replace")) == value
+
+
+def _value(span: msgspec.Raw | bytes) -> object:
+    try:
+        return jsonrpc.decode_any(span)
+    except jsonrpc.UNDECODABLE:
+        return object()  # equals nothing

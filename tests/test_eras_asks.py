@@ -1,0 +1,134 @@
+"""What a server may ask a client of which version, and how it is said so that the client can read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway import jsonrpc
+from gateway.calls import Caller, Era
+from gateway.eras import asks
+from gateway.eras.versions import LATEST_MODERN, LEGACY_VERSIONS
+
+ALL = {"sampling": {"tools": {}}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
+
+
+def caller(version: str, capabilities: Any = None) -> Caller:
+    era = Era.MODERN if version == LATEST_MODERN else Era.LEGACY
+    return Caller(era=era, version=version, capabilities=jsonrpc.raw(ALL if capabilities is None else capabilities))
+
+
+def spans(params: dict[str, Any]) -> dict[str, msgspec.Raw]:
+    return {name: jsonrpc.raw(value) for name, value in params.items()}
+
+
+def values(params: dict[str, msgspec.Raw]) -> Any:
+    return {name: json.loads(bytes(span)) for name, span in params.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "first_in", "missing"),
+    [
+        (asks.SAMPLING, {}, "2024-11-05", None),
+        (asks.ROOTS, {}, "2024-11-05", None),
+        (asks.ELICITATION, {}, "2025-06-18", "elicitation"),
+        (asks.ELICITATION, {"mode": "form"}, "2025-06-18", "elicitation"),
+        (asks.ELICITATION, {"mode": "url"}, "2025-11-25", "elicitation.url"),
+        (asks.SAMPLING, {"tools": []}, "2025-11-25", "sampling.tools"),
+        (asks.SAMPLING, {"toolChoice": {}}, "2025-11-25", "sampling.tools"),
+    ],
+)
+def test_what_is_newer_than_its_version_no_client_can(
+    method: str, params: Any, first_in: str, missing: str | None
+) -> None:
+    for version in (*LEGACY_VERSIONS, LATEST_MODERN):
+        found = asks.missing_capability(caller(version), method, spans(params))
+        if version >= first_in:
+            assert found is None
+        else:
+            assert found in {missing, "elicitation"}
+        assert asks.missing_capability(caller(version, {}), method, spans(params)) is not None
+
+
+TITLED = {"type": "string", "title": "Pick", "oneOf": [{"const": "a", "title": "A"}, {"const": "b"}], "default": "a"}
+NAMED = {"type": "string", "title": "Pick", "default": "a", "enum": ["a", "b"], "enumNames": ["A", "b"]}
+PLAIN = {"type": "string", "enum": ["a"], "x": None}
+
+
+def form(**fields: Any) -> dict[str, Any]:
+    return {"message": "m", "requestedSchema": {"type": "object", "properties": fields, "required": ["one"]}, "x": 1}
+
+
+@pytest.mark.parametrize("version", ["2025-06-18", "2025-11-25"])
+def test_titled_choices_are_said_in_the_older_way(version: str) -> None:
+    given = spans(form(one=TITLED, two=PLAIN, three=7))
+    found = asks.for_version(asks.ELICITATION, given, version)
+    older = version == "2025-06-18"
+    assert values(found) == form(one=NAMED if older else TITLED, two=PLAIN, three=7)
+    assert (found is given) == (not older)
+    assert values(given) == form(one=TITLED, two=PLAIN, three=7)  # what the server sent is not touched
+
+
+def test_several_choices_at_once_cannot_be_asked_for_in_an_older_version() -> None:
+    params = spans(form(one={"type": "array", "items": {"type": "string", "enum": ["a"]}}))
+    assert asks.for_version(asks.ELICITATION, params, "2025-11-25") is params
+    with pytest.raises(ValueError, match="several choices"):
+        asks.for_version(asks.ELICITATION, params, "2025-06-18")
+
+
+def test_a_message_with_several_blocks_becomes_several() -> None:
+    text, audio = {"type": "text", "text": "t"}, {"type": "audio", "data": "", "mimeType": "audio/wav"}
+    given = spans({"messages": [{"role": "user", "content": [text, audio], "x": 1}, {"role": "user", "content": text}]})
+    found = values(asks.for_version(asks.SAMPLING, given, "2025-03-26"))
+    assert found["messages"] == [
+        {"role": "user", "content": text, "x": 1},
+        {"role": "user", "content": audio, "x": 1},
+        {"role": "user", "content": text},
+    ]
+    oldest = values(asks.for_version(asks.SAMPLING, given, "2024-11-05"))
+    assert [message["content"]["type"] for message in oldest["messages"]] == ["text", "text", "text"]
+    assert asks.for_version(asks.SAMPLING, given, LATEST_MODERN) is given
+
+
+@pytest.mark.parametrize("messages", [7, [7, {"content": 7}, {}], None])
+def test_messages_of_another_form_pass(messages: Any) -> None:
+    assert values(asks.for_version(asks.SAMPLING, spans({"messages": messages}), "2024-11-05")) == {
+        "messages": messages
+    }
+
+
+URL = {"mode": "url", "message": "m", "url": "https://example.com/", "elicitationId": "e", "x": None}
+
+
+@pytest.mark.parametrize(
+    ("elicitations", "expected"),
+    [
+        ([URL], {"e": {"mode": "url", "message": "m", "url": "https://example.com/", "x": None}}),
+        (
+            [{**URL, "elicitationId": 7}],
+            {"elicitation-1": {"mode": "url", "message": "m", "url": "https://example.com/", "x": None}},
+        ),
+        ([URL, {**URL, "mode": "form"}], {}),
+        ([{**URL, "url": ""}], {}),
+        ([7], {}),
+        (7, {}),
+        ([], {}),
+    ],
+)
+def test_a_url_error_as_input_requests(elicitations: Any, expected: Any) -> None:
+    found = asks.url_requests(json.dumps({"elicitations": elicitations}).encode())
+    assert {key: values(request.params) for key, request in found.items()} == expected
+    assert {request.method for request in found.values()} <= {asks.ELICITATION}
+
+
+@pytest.mark.parametrize("data", [None, b"7", b"{", b"{}"])
+def test_a_url_error_that_names_nothing(data: bytes | None) -> None:
+    assert asks.url_requests(data) == {}
+
+
+def test_a_url_error_shows_no_more_pages_than_anybody_would_open() -> None:
+    many = [{**URL, "elicitationId": str(i)} for i in range(100)]
+    assert len(asks.url_requests(json.dumps({"elicitations": many}).encode())) == asks.MAX_URL_REQUESTS
