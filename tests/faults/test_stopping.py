@@ -12,8 +12,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
-from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
+from tests.support import (
+    ANSWER_WITHIN,
+    HttpClient,
+    bare_nursery,
+    echo_backend,
+    faulty_backend,
+    modern_params,
+    open_gateway_process,
+)
 
 POLL = 0.01  # seconds between two looks at a file that a process writes
 CELLS = [("legacy", "stdio"), ("modern", "stdio"), ("legacy", "http"), ("modern", "http")]
@@ -27,6 +36,8 @@ class Stopping:
         self.gateway, self.sent, self.era = gateway, sent, cell[0]
         self.answers = {}
         self.client = gateway.stdio or HttpClient(gateway.url)
+        self.arrived = {}  # id -> response on the pipe
+        self.arrival = trio.Condition()
 
     def messages(self):
         """Every whole line that the backend was sent so far."""
@@ -40,15 +51,28 @@ class Stopping:
         return {request["params"]["arguments"]["text"]: request["id"] for request in requests}
 
     def cancelled(self):
+        """Ids of the calls among what was cancelled (a listen is, too, at the end of a modern session)."""
         notices = [message for message in self.messages() if message.get("method") == "notifications/cancelled"]
-        return [notice["params"]["requestId"] for notice in notices]
+        return [id_ for notice in notices if (id_ := notice["params"]["requestId"]) in self.calls().values()]
 
     async def request(self, method, params):
-        if self.era == "legacy":
-            return await self.client.request(method, params)
-        if self.gateway.stdio is not None:
-            return await self.client.request_modern(method, params)
-        return await self.client.call_modern(method, params)
+        if self.gateway.stdio is None:
+            request = self.client.request if self.era == "legacy" else self.client.call_modern
+            return await request(method, params)
+        request_id = await self.client.start(method, modern_params(params) if self.era == "modern" else params)
+        with trio.fail_after(ANSWER_WITHIN):
+            async with self.arrival:
+                while request_id not in self.arrived:
+                    await self.arrival.wait()
+        return self.arrived[request_id]
+
+    async def collect(self):
+        """Read the pipe whoever waits, so that each answer is seen when it comes."""
+        while line := await self.client.read_line():
+            message = json.loads(line)
+            async with self.arrival:
+                self.arrived[message.get("id")] = message
+                self.arrival.notify_all()
 
     async def call(self, text, seconds=0.0, name="b.sleep"):
         """Call, and keep the answer with the time at which it came."""
@@ -87,7 +111,11 @@ async def stopping(cell, folder, *, backend=None, fields=None, status=0, **setti
         if cell[0] == "legacy":
             await found.client.initialize()
         await gateway.wait_stderr("backend 'b' is ready")
-        yield found
+        async with bare_nursery() as nursery:
+            if gateway.stdio is not None:
+                nursery.start_soon(found.collect)
+            yield found  # ruff: ignore[fallible-context-manager]
+            nursery.cancel_scope.cancel()
         assert "Traceback" not in gateway.stderr_text
 
 
@@ -95,8 +123,11 @@ def text_of(answer):
     return answer["result"]["content"][0]["text"]
 
 
-@every_cell
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [*((cell, signal.SIGTERM) for cell in CELLS), (CELLS[0], signal.SIGINT)],
+    ids=[*map("-".join, CELLS), "sigint"],
+)
 async def test_calls_in_flight_finish_and_new_ones_are_refused(cell, number, tmp_path):
     async with stopping(cell, tmp_path) as run, trio.open_nursery() as nursery:
         for text in ("one", "two"):
@@ -146,33 +177,35 @@ async def test_calls_that_wait_in_the_queue_are_drained_too(cell, tmp_path):
             await run.request("tools/list", {})
         else:
             with trio.fail_after(ANSWER_WITHIN):
-                while (await health(run))["queued"] + (await health(run))["in_flight"] + len(run.answers) < 3:
+                while len(run.answers) + sum(await under_way(run)) < 3:  # ruff: ignore[async-busy-wait]
                     await trio.sleep(POLL)
         await run.signal()
         assert await run.exit(4) == 0
     assert [text_of(run.answers[text]) for text in texts] == texts
 
 
-async def health(run):
-    return (await run.client.get("/health")).json()["backends"]["b"]
+async def under_way(run):
+    """(in flight, queued)"""
+    report = (await run.client.get("/health")).json()["backends"]["b"]
+    return report["in_flight"], report["queued"]
 
 
 @every_cell
 async def test_queued_calls_over_the_grace_are_answered_and_never_sent(cell, tmp_path):
-    async with stopping(cell, tmp_path, fields={"max_concurrency": 1}, drain_grace=0.3, status=1) as run:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run.call, "sent", 60)
-            await run.reached("sent")
-            nursery.start_soon(run.call, "queued", 60)
-            if cell[1] == "stdio":
-                await trio.testing.wait_all_tasks_blocked()
-                await run.request("tools/list", {})
-            else:
-                with trio.fail_after(ANSWER_WITHIN):
-                    while not (await health(run))["queued"]:  # ruff: ignore[async-busy-wait]
-                        await trio.sleep(POLL)
-            await run.signal()
-            assert await run.exit(4) == 1
+    options = {"fields": {"max_concurrency": 1}, "drain_grace": 0.3, "status": 1}
+    async with stopping(cell, tmp_path, **options) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(run.call, "sent", 60)
+        await run.reached("sent")
+        nursery.start_soon(run.call, "queued", 60)
+        if cell[1] == "stdio":
+            await trio.testing.wait_all_tasks_blocked()  # the call has been written
+            await run.request("tools/list", {})
+        else:
+            with trio.fail_after(ANSWER_WITHIN):
+                while not (await under_way(run))[1]:  # ruff: ignore[async-busy-wait]
+                    await trio.sleep(POLL)
+        await run.signal()
+        assert await run.exit(4) == 1
     assert all("shutting down" in run.answers[text]["error"]["message"] for text in ("sent", "queued"))
     assert list(run.calls()) == ["sent"]
     assert run.cancelled() == [run.calls()["sent"]]
