@@ -32,6 +32,18 @@ WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
 ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
 
 
+def is_mcp_method(method: str) -> bool:
+    """Whether the name of a method lies in what MCP itself has or had: those are served or refused, never passed on."""
+    return method in _MCP_METHODS or method.partition("/")[0] in _MCP_FAMILIES
+
+
+_MCP_METHODS = frozenset({"initialize", "ping"})
+_MCP_FAMILIES = frozenset({
+    "completion", "elicitation", "logging", "notifications", "prompts", "resources", "roots", "sampling", "server",
+    "subscriptions", "tasks", "tools",
+})  # fmt: skip
+
+
 class Router:
     """Finds owners and counts what is under way."""
 
@@ -102,6 +114,10 @@ class Router:
             text = "the gateway is shutting down and takes no new calls"
             raise ShuttingDown(text)
 
+    def waiting(self, backend: str) -> list[Ticket]:
+        """Calls for this backend that it has not been sent yet."""
+        return [one for one in self._under_way if one.backend == backend and one.on_close is None and not one.over]
+
     def release(self, ticket: Ticket, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
         ticket.close(reason)
@@ -136,11 +152,18 @@ class Router:
             return self._completion_owner(call, snapshot)
         kind = OWNER_KIND.get(call.method)
         if kind is None:
-            text = f"method {call.method!r} is not served"
-            raise UnknownMethod(text)
+            return self._vendor_owner(call.method)
         if kind is Kind.RESOURCES:
             return self._resource_owner(call.name, snapshot)
         return snapshot.route(kind, call.name)
+
+    def _vendor_owner(self, method: str) -> Route:
+        """A method that MCP does not know goes to the only backend, where there is only one."""
+        backends = list(self.fleet.supervisors)
+        if len(backends) != 1 or is_mcp_method(method):
+            text = f"method {method!r} is not served"
+            raise UnknownMethod(text)
+        return Route(backends[0], "")
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
         route = snapshot.uris.resources.get(uri)  # nearly always

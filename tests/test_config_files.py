@@ -138,7 +138,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 23 + 5 + 3 + 9 + 13
+    assert len(rows) == 25 + 5 + 3 + 9 + 14
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

@@ -103,13 +103,14 @@ def test_a_legacy_client_of_a_modern_backend_brings_its_sessions_capabilities() 
     assert "_meta" not in sent(call, LEGACY_HOP)
 
 
-def test_the_gateways_own_requests_declare_no_capability() -> None:
+def test_the_gateways_own_requests_declare_what_it_can_bring_to_clients() -> None:
     found = json.loads(jsonrpc.encode(requests.modern_meta(MODERN_HOP)))
     assert found == {
         meta.PROTOCOL_VERSION: "2026-07-28",
         meta.CLIENT_INFO: {"name": "gw"},
-        meta.CLIENT_CAPABILITIES: {},
+        meta.CLIENT_CAPABILITIES: json.loads(bytes(MODERN_HOP.capabilities)),
     }
+    assert {"roots", "sampling", "elicitation"} == set(found[meta.CLIENT_CAPABILITIES])
 
 
 @pytest.mark.parametrize(

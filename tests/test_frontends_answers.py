@@ -118,7 +118,7 @@ async def test_a_modern_client_discovers(autojump_clock: MockClock) -> None:
         assert body["_meta"] == STAMP
 
 
-@pytest.mark.parametrize("method", ["server/discover", "initialize", "subscriptions/listen", "x/y", "tools"])
+@pytest.mark.parametrize("method", ["server/discover", "initialize", "subscriptions/listen", "tasks/get", "tools"])
 async def test_what_legacy_clients_cannot_ask(method: str, autojump_clock: MockClock) -> None:
     async with running() as answers:
         with pytest.raises(UnknownMethod):

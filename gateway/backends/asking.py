@@ -108,6 +108,18 @@ class Asking:
             ask, owner = found
             owner.withdraw_ask(ask)
 
+    def vendor(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
+        """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""
+        owner = self.owner(ticket)
+        try:
+            members = jsonrpc.decode_object(params)
+        except ValueError:
+            return
+        if owner is None:
+            log.debug("backend %r sent %s, for nobody in particular", self._backend, method)
+        else:
+            owner.notify(Notice(method, members))
+
     def message(self, params: msgspec.Raw, ticket: Ticket | None) -> None:
         """Take in a log line: its client gets it, if there is exactly one that it can be for."""
         owner = self.owner(ticket)

@@ -315,7 +315,7 @@ class Conversation:
             ):
                 self._listener.list_changed(method.split("/")[1])
             case _:
-                log.debug("backend %r sent %s", self.backend, method)
+                self._asking.vendor(method, params, ticket)
 
     def _updated(self, params: msgspec.Raw) -> None:
         try:

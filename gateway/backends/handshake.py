@@ -69,7 +69,12 @@ async def greet(conversation: Conversation, *, era: str, probe_timeout: float, t
     conversation.hop = _modern(legacy, versions.LATEST_MODERN)
     request_id, waiter = conversation.begin("server/discover")
     try:
-        await _wait(waiter, timeout if era == "modern" else probe_timeout)
+        patience = timeout if era == "modern" else probe_timeout
+        await _wait(waiter, patience)
+        if _may_try_again(waiter.outcome):
+            conversation.end(request_id)
+            request_id, waiter = conversation.begin("server/discover")
+            await _wait(waiter, patience)
         found = _discovered(conversation, waiter.outcome)
         if found is not None or era == "modern":
             return found or _refuse(conversation, waiter.outcome)
@@ -88,6 +93,20 @@ async def greet(conversation: Conversation, *, era: str, probe_timeout: float, t
 
 def _modern(hop: Hop, version: str) -> Hop:
     return msgspec.structs.replace(hop, era=Era.MODERN, version=version)
+
+
+def _may_try_again(outcome: Outcome | None) -> bool:
+    """Whether the backend refuses the version and yet offers it: the spec says to choose from the list and retry."""
+    if not isinstance(outcome, Failure) or outcome.code != UNSUPPORTED_VERSION:
+        return False
+    return versions.choose_modern(_offered(outcome)) is not None
+
+
+def _offered(failure: Failure) -> list[str]:
+    try:
+        return msgspec.json.decode(failure.data or b"{}", type=_Unsupported).supported
+    except jsonrpc.UNDECODABLE:
+        return []
 
 
 async def _wait(waiter: Waiter, timeout: float) -> None:
@@ -133,11 +152,7 @@ def _from_error(conversation: Conversation, failure: Failure) -> Greeting | None
     """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
     if failure.code not in _MODERN_ERRORS:
         return None
-    try:
-        offered = msgspec.json.decode(failure.data or b"{}", type=_Unsupported).supported
-    except jsonrpc.UNDECODABLE:
-        offered = []
-    if any(version in versions.LEGACY_VERSIONS for version in offered):
+    if any(version in versions.LEGACY_VERSIONS for version in _offered(failure)):
         return None
     raise BackendProtocol(
         conversation.backend,

@@ -53,6 +53,11 @@ class Upkeep:
         """Note that a client's own request has subscribed the session to a resource."""
         self._uris.add(uri)
 
+    def tell_roots_changed(self) -> None:
+        """Hand on that the roots of a client that this session serves have changed; a modern backend asks anew."""
+        if self._conversation.hop.era is Era.LEGACY:
+            self._conversation.notify("notifications/roots/list_changed")
+
     def forget(self) -> None:
         """Begin anew: the backend has forgotten the session and with it all that it was told."""
         self._level = None

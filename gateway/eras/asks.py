@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
+from gateway.calls import Era
 from gateway.eras import blocks, contents
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
-    from gateway.calls import Caller
+    from gateway.calls import Caller, Failure
 
+URL_ELICITATION_REQUIRED: Final = -32042
 SAMPLING: Final = "sampling/createMessage"
 ELICITATION: Final = "elicitation/create"
 ROOTS: Final = "roots/list"
@@ -65,10 +67,6 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
         return jsonrpc.decode_string(params["mode"])
     except (KeyError, ValueError):
         return "form"
-
-
-MAX_URL_REQUESTS: Final = 16
-"""Most elicitations of one error that are shown; a client that must open more pages than that is being abused."""
 
 
 class InputRequest(msgspec.Struct):
@@ -150,25 +148,6 @@ def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
     return changed
 
 
-def url_requests(data: bytes | None) -> dict[str, InputRequest]:
-    """What a legacy server's -32042 asks for, as `inputRequests` (2025-11-25 client/elicitation, "URL Elicitation").
-
-    Empty if it names no elicitation that a client could show; the call is then an error like any other.
-    """
-    found: dict[str, InputRequest] = {}
-    try:
-        spans = jsonrpc.decode_array(jsonrpc.decode_object(data or b"{}")["elicitations"])
-    except (KeyError, ValueError):
-        return {}
-    for span in spans[:MAX_URL_REQUESTS]:
-        params = blocks.read(span) or {}
-        if elicitation_mode(params) != "url" or not blocks.read_string(params, "url"):
-            return {}
-        key = blocks.read_string(params, "elicitationId") or f"elicitation-{len(found) + 1}"
-        found[key] = InputRequest(ELICITATION, for_modern_client(params))
-    return found
-
-
 def for_legacy_client(method: str, params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """An input request as the params of a legacy request, where a URL elicitation needs an id."""
     if method == ELICITATION and elicitation_mode(params) == "url" and "elicitationId" not in params:
@@ -193,3 +172,26 @@ def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
 def answer_to_refusal(method: str) -> bytes | None:
     """What a modern server gets for a client's error: elicitations are cancelled; for the others there is no form."""
     return b'{"action":"cancel"}' if method == ELICITATION else None
+
+
+class _Elicitations(msgspec.Struct):
+    elicitations: list[dict[str, msgspec.Raw]] = []
+
+
+def url_input_requests(failure: Failure, caller: Caller) -> dict[str, object] | None:
+    """A legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
+
+    None if it is another error, names no URL, or the client has not declared `elicitation.url`.
+    """
+    if failure.code != URL_ELICITATION_REQUIRED or failure.era is not Era.LEGACY or failure.data is None:
+        return None
+    try:
+        wanted = msgspec.json.decode(failure.data, type=_Elicitations).elicitations
+    except jsonrpc.UNDECODABLE:
+        return None
+    if not wanted or any(missing_capability(caller, ELICITATION, params) is not None for params in wanted):
+        return None
+    return {
+        f"input-{number}": {"method": ELICITATION, "params": for_modern_client(params)}
+        for number, params in enumerate(wanted, 1)
+    }

@@ -13,6 +13,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Era, Failure
 from gateway.eras import asks
+from gateway.eras.asks import URL_ELICITATION_REQUIRED
 from gateway.errors import (
     BackendError,
     Busy,
@@ -31,7 +32,6 @@ HEADER_MISMATCH: Final = -32020
 MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 RESOURCE_NOT_FOUND: Final = -32002
-URL_ELICITATION_REQUIRED: Final = -32042
 _RESERVED: Final = range(-32099, -32019)
 _MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 

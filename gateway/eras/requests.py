@@ -187,7 +187,7 @@ def modern_meta(hop: Hop, caller: Caller | None = None) -> dict[str, object]:
     members: dict[str, object] = {
         meta.PROTOCOL_VERSION: hop.version,
         meta.CLIENT_INFO: hop.client_info,
-        meta.CLIENT_CAPABILITIES: jsonrpc.EMPTY_OBJECT if caller is None else caller.capabilities,
+        meta.CLIENT_CAPABILITIES: hop.capabilities if caller is None else caller.capabilities,
     }
     if caller is not None and caller.log_level is not None:
         members[meta.LOG_LEVEL] = caller.log_level

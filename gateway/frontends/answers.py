@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Complete, Era, InputRequired, Notice, StreamClosed, Withdrawn
+from gateway.calls import Ask, Call, Complete, Era, Failure, InputRequired, Notice, StreamClosed, Withdrawn
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
-from gateway.eras import errors, meta, requests, results, versions
+from gateway.eras import asks, errors, meta, requests, results, versions
+from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import watching
 from gateway.frontends.flow import Flow
 from gateway.frontends.parking import PARKABLE
-from gateway.router import ROUTED_METHODS, WATCH_METHODS
+from gateway.router import ROUTED_METHODS, WATCH_METHODS, is_mcp_method
 
 if TYPE_CHECKING:
-    from gateway.calls import Failure, Outcome
+    from gateway.calls import Caller, Outcome
     from gateway.config import GatewaySettings
     from gateway.frontends.parking import Parking
     from gateway.frontends.sessions import LegacySession
@@ -98,7 +99,7 @@ class Answers:
         """
         method = message.method
         if method in BY_METHOD:
-            return await self._list(BY_METHOD[str(method)], requests.params_of(message), Era.LEGACY)
+            return await self._list(BY_METHOD[str(method)], requests.params_of(message), session.caller)
         if method in ROUTED_METHODS:
             ticket = await self.router.submit(requests.legacy_call(message, session.caller))
             return Flow(self.router, ticket)
@@ -110,8 +111,7 @@ class Answers:
         if method in WATCH_METHODS:
             act = watching.subscribe if method == "resources/subscribe" else watching.unsubscribe
             return await act(self.router, session, requests.legacy_call(message, session.caller))
-        text = f"method {method!r} is not served"
-        raise UnknownMethod(text)
+        return Flow(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
     def _set_level(self, session: LegacySession, level: str) -> None:
         """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
@@ -143,7 +143,9 @@ class Answers:
         state = self.parking.sealer.open(call, token)
         if not state.parked:
             del call.params["requestState"]
-            if state.inner is not jsonrpc.ABSENT:
+            if state.inner is jsonrpc.ABSENT:  # the answers were for the gateway: the backend gets its call once more
+                call.params.pop("inputResponses", None)
+            else:
                 call.params["requestState"] = state.inner
             return None
         answer = self.parking.resume(state.parked, call)
@@ -158,10 +160,10 @@ class Answers:
             GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
         """
         if call.method in BY_METHOD:
-            return await self._list(BY_METHOD[call.method], call.params, Era.MODERN)
+            return await self._list(BY_METHOD[call.method], call.params, call.caller)
         if call.method == "server/discover":
             return self._discover()
-        if call.method in ROUTED_METHODS:
+        if call.method in ROUTED_METHODS or not is_mcp_method(call.method):
             answer = self._resume(call) if "requestState" in call.params else None
             return answer or Flow(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
@@ -195,7 +197,7 @@ class Answers:
             found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
         return found
 
-    async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], era: Era) -> bytes:
+    async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], caller: Caller) -> bytes:
         cursor: str | None = None
         if "cursor" in params:
             try:
@@ -204,8 +206,8 @@ class Answers:
                 text = "params.cursor must be a string"
                 raise InvalidParams(text) from None
         await self.fleet.first_starts()
-        page = self.fleet.snapshot().page(kind, cursor, self.settings.page_size)
-        if era is Era.LEGACY:
+        page = self.fleet.snapshot().page(kind, cursor, self.settings.page_size, view_of(caller))
+        if caller.era is Era.LEGACY:
             return encode_list(kind, page)
         return encode_list(kind, page, head=b'"resultType":"complete",', tail=self._modern_tail)
 
@@ -214,14 +216,22 @@ class Answers:
         era = call.caller.era
         if isinstance(outcome, Complete):
             if era is Era.LEGACY:
-                return jsonrpc.response(request_id, results.for_legacy(outcome)), None
+                result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
+                return jsonrpc.response(request_id, result), None
             return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
         if isinstance(outcome, InputRequired):
             if era is Era.MODERN:
                 wrapped = InputRequired(self._wrap_state(call, outcome.result))
                 return jsonrpc.response(request_id, results.for_modern(wrapped, self.server_info)), None
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
-        return self.encode_error(request_id, outcome, era)
+        if isinstance(outcome, Failure) and era is Era.MODERN and call.method in PARKABLE:
+            wanted = asks.url_input_requests(outcome, call.caller)
+            if wanted is not None:
+                state = self.parking.sealer.seal(call)
+                body = {"resultType": "input_required", "inputRequests": wanted, "requestState": state}
+                required = InputRequired(jsonrpc.encode(body))
+                return jsonrpc.response(request_id, results.for_modern(required, self.server_info)), None
+        return self.encode_error(request_id, outcome, era, call)
 
     async def wait(self, flow: Flow, request_id: jsonrpc.Id) -> bytes:
         """Wait for a call's outcome where its events have no way to the client; returns the response."""
@@ -244,7 +254,7 @@ class Answers:
         return jsonrpc.encode(members)
 
     def encode_error(
-        self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era
+        self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era, call: Call | None = None
     ) -> tuple[bytes, int]:
         """The error response to a request, and its code."""
         match problem:
@@ -253,7 +263,7 @@ class Answers:
             case requests.UnsupportedVersion():
                 wire = errors.WireError(errors.UNSUPPORTED_VERSION, str(problem), problem.data())
             case _:
-                wire = errors.to_wire(problem, era)
+                wire = errors.to_wire(problem, era, call)
         return wire.encode(request_id), wire.code
 
 

@@ -119,7 +119,11 @@ class Flow:
         for key, wanted in body.inputRequests.items():
             if wanted.method not in asks.CAPABILITY:
                 return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
-            params = asks.for_legacy_client(wanted.method, wanted.params)
+            try:
+                params = asks.for_version(wanted.method, wanted.params, self.call.caller.version)
+            except ValueError as exc:
+                return BackendProtocol(backend, f"asked for what this client cannot be asked: {exc}")
+            params = asks.for_legacy_client(wanted.method, params)
             ask = Ask(wanted.method, params, self._taker(key, wanted.method))
             missing = asks.missing_capability(self.call.caller, wanted.method, params)
             if missing is not None:
@@ -152,7 +156,10 @@ class Flow:
             return self._refused
         if not self._answers:
             await trio.sleep_until(self._send_again_at)
-        old, self._ticket = self._ticket, await self._router.submit(self._again())
+        try:
+            old, self._ticket = self._ticket, await self._router.submit(self._again())
+        except GatewayError as problem:
+            return problem
         self._router.release(old)
         return None
 

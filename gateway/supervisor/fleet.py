@@ -103,6 +103,11 @@ class Fleet:
         for name in self._supervisors if backends is None else backends:
             self._supervisors[name].wish()
 
+    def roots_changed(self, key: str) -> None:
+        """Tell backends that a client's roots have changed; `key` is its session's."""
+        for supervisor in self._supervisors.values():
+            supervisor.roots_changed(key)
+
     def client_gone(self, key: str) -> None:
         """End what backends keep for one client alone; `key` is its session's."""
         for supervisor in self._supervisors.values():

@@ -88,6 +88,12 @@ class PrivateFleet(Supervisor):
         patience = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
         return msgspec.structs.replace(self.config, idle_timeout=patience, start="eager")
 
+    def roots_changed(self, key: str) -> None:
+        """Hand on that a client's roots have changed, to its own session."""
+        private = self._private.get(key)
+        if private is not None:
+            private.roots_changed(key)
+
     def client_gone(self, key: str) -> None:
         """End the session of a client that has gone."""
         private = self._private.get(key)

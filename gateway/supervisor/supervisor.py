@@ -149,6 +149,12 @@ class Supervisor:
         if trio.current_time() - self._entered_at >= least.get(self.state, math.inf):
             self.kick()
 
+    def login_owed(self, reason: str) -> None:
+        """Note that the start waits for a person: nobody else need wait for it, and people should see why."""
+        self.last_error = reason
+        self.settled.set()
+        self.known.set()
+
     def kick(self) -> None:
         """Cut the present wait short: start now."""
         self._kicked.set()
@@ -170,6 +176,12 @@ class Supervisor:
         """Note that a client's own request has subscribed the session to a resource."""
         if self._session is not None:
             self._session.upkeep.subscribed(uri)
+
+    def roots_changed(self, key: str) -> None:
+        """Hand on that a client's roots have changed; a shared session serves them all."""
+        del key
+        if self._session is not None:
+            self._session.upkeep.tell_roots_changed()
 
     @property
     def speaks_legacy(self) -> bool:
