@@ -98,37 +98,3 @@ def test_messages_of_another_form_pass(messages: Any) -> None:
     assert values(asks.for_version(asks.SAMPLING, spans({"messages": messages}), "2024-11-05")) == {
         "messages": messages
     }
-
-
-URL = {"mode": "url", "message": "m", "url": "https://example.com/", "elicitationId": "e", "x": None}
-
-
-@pytest.mark.parametrize(
-    ("elicitations", "expected"),
-    [
-        ([URL], {"e": {"mode": "url", "message": "m", "url": "https://example.com/", "x": None}}),
-        (
-            [{**URL, "elicitationId": 7}],
-            {"elicitation-1": {"mode": "url", "message": "m", "url": "https://example.com/", "x": None}},
-        ),
-        ([URL, {**URL, "mode": "form"}], {}),
-        ([{**URL, "url": ""}], {}),
-        ([7], {}),
-        (7, {}),
-        ([], {}),
-    ],
-)
-def test_a_url_error_as_input_requests(elicitations: Any, expected: Any) -> None:
-    found = asks.url_requests(json.dumps({"elicitations": elicitations}).encode())
-    assert {key: values(request.params) for key, request in found.items()} == expected
-    assert {request.method for request in found.values()} <= {asks.ELICITATION}
-
-
-@pytest.mark.parametrize("data", [None, b"7", b"{", b"{}"])
-def test_a_url_error_that_names_nothing(data: bytes | None) -> None:
-    assert asks.url_requests(data) == {}
-
-
-def test_a_url_error_shows_no_more_pages_than_anybody_would_open() -> None:
-    many = [{**URL, "elicitationId": str(i)} for i in range(100)]
-    assert len(asks.url_requests(json.dumps({"elicitations": many}).encode())) == asks.MAX_URL_REQUESTS
