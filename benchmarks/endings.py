@@ -63,15 +63,17 @@ class Outcome:
 class Run:
     """A gateway process, its config and its log in a folder of their own."""
 
-    def __init__(self, folder, backends, *, transport="stdio", program="gateway", ladder=LADDER, settings=None):
-        """`backends`: name -> command; `settings`: fields for each of them."""
+    def __init__(
+        self, folder, backends, *, transport="stdio", program="gateway", ladder=LADDER, settings=None, prefix=()
+    ):
+        """`backends`: name -> command; `settings`: fields for each of them; `prefix`: what runs the gateway."""
         self.count = len(backends)
         common = {"shutdown_grace": list(ladder), "connect_timeout": 60} | (settings or {})
         servers = {name: {"command": argv[0], "args": argv[1:]} | common for name, argv in backends.items()}
         config = Path(folder, "config.json")
         config.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
         self.log_path = Path(folder, "log")
-        command = [sys.executable, "-m", program, "serve", "--config", str(config), "--transport", transport]
+        command = [*prefix, sys.executable, "-m", program, "serve", "--config", str(config), "--transport", transport]
         command += ["--port", "0", "--state-dir", str(Path(folder, "state")), "--log-level", "info"]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

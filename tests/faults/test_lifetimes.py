@@ -6,8 +6,10 @@ One round of `python -m benchmarks lifetimes`, which runs many; see there for wh
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import signal
+import subprocess
 import sys
 import time
 
@@ -67,6 +69,60 @@ def test_who_looks_for_survivors_finds_them(tmp_path) -> None:
         oracle.kill_all(oracle.marked(mark))
         oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + SLACK)
         oracle.reap()
+
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def namespaces_work() -> bool:
+    try:
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True, timeout=10, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not namespaces_work(), reason="no PID namespaces here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_as_pid_1_it_heeds_signals_reaps_and_leaves_nobody(number, tmp_path) -> None:
+    mark = f"zoo-{secrets.token_hex(8)}"
+    run = Run(tmp_path, zoo_of(mark, "echo", "ignores_term", "stubborn_daemon", "shell"), prefix=NAMESPACE)
+    try:
+        run.wait_ready()
+        (init,) = [pid for pid in oracle.pids() if (row := oracle.stat(pid)) is not None and row[1] == run.pid]
+        assert oracle.read(init, "status").split(b"NSpid:")[1].split()[:2] == [str(init).encode(), b"1"]
+        assert len(oracle.marked(mark)) >= 7
+        os.kill(init, number)
+        assert run.wait_exit(time.monotonic() + SLACK) is not None
+        if number != signal.SIGKILL:
+            assert run.process.returncode == 0
+        assert oracle.marked(mark) == {}
+    finally:
+        run.clean_up()
+        oracle.kill_all(oracle.marked(mark))
+
+
+def soft_nofile(pid: int) -> int:
+    line = next(line for line in oracle.read(pid, "limits").splitlines() if line.startswith(b"Max open files"))
+    return int(line.split()[3])
+
+
+def test_the_gateway_raises_its_limit_of_open_files_and_its_children_keep_theirs(tmp_path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    mark = f"zoo-{secrets.token_hex(8)}"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        run = Run(tmp_path, zoo_of(mark, "echo", "shell"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        run.wait_ready()
+        assert soft_nofile(run.pid) == min(hard, 65536)
+        assert {soft_nofile(pid) for pid in oracle.marked(mark)} == {300}
+        run.process.terminate()
+        assert run.wait_exit(time.monotonic() + SLACK) is not None
+    finally:
+        run.clean_up()
+        oracle.kill_all(oracle.marked(mark))
 
 
 def test_the_injected_bug_is_a_bug(tmp_path) -> None:
