@@ -752,3 +752,51 @@ async def test_the_sdks_server_in_both_eras(options: tuple[str, ...]) -> None:
                 assert result_of(await call(session, "structured", {"x": 1, "y": 2}))["structuredContent"]["x"] == 1
                 read = result_of(await call(session, "note://today", method="resources/read"))
                 assert read["contents"][0]["text"] == "Nothing today."
+
+
+# -- the environment ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_proxy_of_the_environment_is_used_but_not_for_our_own_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def proxy(request: Request, reply: Reply) -> None:
+        assert request.target.startswith("http://backend.invalid/")
+        await server(Request(request.method, "/mcp", request.headers, request.body, 0), reply)
+
+    server = LegacyServer()
+    async with open_peer(proxy, path="") as middle, open_peer(LegacyServer()) as peer:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, middle.url)
+        for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        async with open_session(peer.url) as session:
+            assert text_of(await call(session, "echo", {"text": "direct"})) == "direct"
+        assert middle.requests == []
+        async with open_session("http://backend.invalid/mcp", headers={"X-Key": "k"}) as session:
+            assert text_of(await call(session, "echo", {"text": "by proxy"})) == "by proxy"
+        assert {request.headers["x-key"] for request in middle.requests} == {"k"}
+
+
+async def test_what_is_no_tls_is_a_clear_error() -> None:
+    async with open_peer(LegacyServer()) as peer:
+        with pytest.raises(BackendUnavailable, match=r"cannot be reached: .*(SSL|wrong version|record layer)"):
+            async with open_session(peer.url.replace("http:", "https:")):
+                pytest.fail("opened")
+
+
+async def test_a_cookie_of_a_load_balancer_is_sent_back() -> None:
+    server = LegacyServer()
+
+    async def sticky(request: Request, reply: Reply) -> None:
+        server.session += 1
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "p"}}
+        await reply.result(result, mcp_session_id="session-1", set_cookie="node=7; Path=/")
+
+    server.on["initialize"] = sticky
+    async with open_peer(server) as peer, open_session(peer.url) as session:
+        await call(session)
+        assert peer.all("tools/call")[0].headers["cookie"] == "node=7"
+
+
+async def test_a_gateway_of_stdio_backends_does_not_load_the_http_client() -> None:
+    code = "import sys, gateway.app; sys.exit('httpx2' in sys.modules)"
+    assert (await trio.run_process([sys.executable, "-c", code], check=False, cwd=PEERS.parent.parent)).returncode == 0

@@ -134,7 +134,8 @@ class Exchange:
         session_id, era = link.session_id, link.conversation.hop.era
         parser: EventParser | None = None
         try:
-            async with link.http.exchange("POST", link.headers(self._method, self._ticket), self._body) as response:
+            headers = link.headers(self._method, self._ticket)
+            async with link.http.exchange("POST", headers, self._body, ticket=self._ticket) as response:
                 if response.status_code != _OK:
                     again = await self._refused(response, session_id if first else "", first=first)
                 elif media_type(response) == "text/event-stream":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
 
 SPARE_CONNECTIONS: Final = 2
@@ -37,6 +38,8 @@ CLOSE_WAIT: Final = 1.0
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 """Hosts that are reached directly whatever proxy the environment names: a proxy has a loopback of its own."""
 SEE_OTHER: Final = 303
+TICKET: Final = "gateway.ticket"
+"""The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
 MAX_TEXT: Final = 200
 """Characters of a library's error text that are shown."""
 
@@ -85,9 +88,17 @@ class HttpClient:
 
     @asynccontextmanager
     async def exchange(
-        self, method: str, headers: AnyHeaders, content: bytes | None = None, *, url: httpx2.URL | None = None
+        self,
+        method: str,
+        headers: AnyHeaders,
+        content: bytes | None = None,
+        *,
+        url: httpx2.URL | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
         """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
+
+        `ticket` is the call that it carries: `auth` may ask that call's client to log in.
 
         `headers` are all there are, `base_headers` included. Leave the block only when the body has ended or by
         cancellation, never by `break` out of the body: its nested generators would be left to the garbage collector.
@@ -98,7 +109,7 @@ class HttpClient:
             BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
         """
         with _Translated(self._backend):
-            response = await self._send(method, headers, content, url)
+            response = await self._send(method, headers, content, url, ticket)
             try:
                 yield response
             finally:
@@ -107,14 +118,13 @@ class HttpClient:
                         await response.aclose()
 
     async def _send(
-        self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None
+        self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None, ticket: Ticket | None
     ) -> httpx2.Response:
         target = url or self.url
         permanent = url is None
         for _ in range(MAX_REDIRECTS + 1):
-            request = httpx2.Request(
-                method, target, headers=headers, content=content, extensions={"timeout": self._timeout}
-            )
+            extensions = {"timeout": self._timeout, TICKET: ticket}
+            request = httpx2.Request(method, target, headers=headers, content=content, extensions=extensions)
             if self._client.cookies.jar:  # load balancers keep a session at its server by cookie
                 self._client.cookies.set_cookie_header(request)
             response = await self._client.send(request, stream=True)
@@ -212,7 +222,7 @@ def _brief(problem: BaseException) -> str:
     while seen is not None:
         if text := str(seen).strip():
             return text[:MAX_TEXT]
-        seen = seen.__cause__
+        seen = seen.__cause__ or seen.__context__  # the library raises some of them "from None"
     return type(problem).__name__
 
 

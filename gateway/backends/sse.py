@@ -89,7 +89,7 @@ class SseSession:
                 ticket.finish(self._problem)
                 continue
             body = self._conversation.encode_call(ticket)
-            self._nursery.start_soon(self._send, self._conversation.last_id, body)
+            self._nursery.start_soon(self._send, self._conversation.last_id, body, ticket)
 
     async def room(self) -> None:
         """Return at once: `max_concurrency` bounds what is on its way."""
@@ -111,19 +111,19 @@ class SseSession:
         if cancelled is not None:
             self._posts.post(cancelled)
 
-    async def _send(self, request_id: int, body: bytes) -> None:
+    async def _send(self, request_id: int, body: bytes, ticket: Ticket | None = None) -> None:
         """POST a request; its answer comes on the stream, and only a refusal ends it here."""
         try:
-            await self._deliver(body)
+            await self._deliver(body, ticket)
         except BackendError as problem:
             self._conversation.fail(request_id, problem)
             if isinstance(problem, HttpRefused) and problem.status in _NO_SESSION and self._problem is None:
                 self._problem = BackendExited(self._config.name, f"has forgotten the session: {problem.reason}")
                 self._stream_scope.cancel(reason="the session is gone")
 
-    async def _deliver(self, data: bytes) -> None:
+    async def _deliver(self, data: bytes, ticket: Ticket | None = None) -> None:
         name = self._config.name
-        async with self._http.exchange("POST", self._headers, data, url=self._endpoint) as response:
+        async with self._http.exchange("POST", self._headers, data, url=self._endpoint, ticket=ticket) as response:
             try:
                 await read_body(response, MAX_ERROR_BYTES)
             except BodyTooLong:
