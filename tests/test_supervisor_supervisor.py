@@ -126,6 +126,17 @@ async def test_the_longest_delay_is_capped(autojump_clock: MockClock) -> None:
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 6, 9, 12, 15])
 
 
+async def test_a_remote_server_that_cannot_be_reached_is_never_given_up(autojump_clock: MockClock) -> None:
+    away = BackendUnavailable("b", "cannot be reached")
+    backend = FakeBackend(make_listing("x"))
+    backend.fail(*range(1, 13), problem=away)
+    async with running(backend, url="http://127.0.0.1:1/mcp") as rig:
+        with trio.fail_after(200):
+            while rig.state is not State.READY:
+                await trio.sleep(0.5)
+    assert len(backend.starts) == 13
+
+
 async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     began = trio.current_time()

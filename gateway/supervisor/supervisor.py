@@ -294,7 +294,9 @@ class Supervisor:
     def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
         self.last_error = self._explain(problem)
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
-        delay = self._backoff.failed(healthy_for)
+        # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away.
+        unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
+        delay = self._backoff.failed(healthy_for, may_give_up=not unreachable)
         if delay is None:
             log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
             self._to(State.FAILED)
