@@ -101,8 +101,8 @@ class Supervisor:
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
+        # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
         self._waiting = 0
-        # Not the channel's own count: a call that the channel has just handed to the pump is in neither.
         self._send, self._receive = trio.open_memory_channel["Ticket"](config.queue_size)
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
