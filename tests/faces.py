@@ -101,7 +101,7 @@ def texts_of(exchange: FakeExchange) -> list[str]:
     """What the messages of a stream say: a log line's text, an answer's text, else the method."""
     found = []
     for event in events_of(exchange):
-        if not event.data:
+        if not event.data or event.event == "endpoint":
             continue
         message = event.json()
         if message.get("method") == "notifications/message":

@@ -62,13 +62,14 @@ class SseStream:
         self._nursery: trio.Nursery  # of the requests and of what keeps the stream; opened and left by run
 
     async def run(self, exchange: Exchange, endpoint: bytes) -> None:
-        """Serve until the client hangs up or does not read, or the gateway stops."""
+        """Serve until the client hangs up or does not read, or the gateway stops. Raises ClientGone, in a group."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._put(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
                 self._nursery.start_soon(self._watch, exchange)
                 self._nursery.start_soon(self._tell)
                 await self._write(exchange)
+                await exchange.end_stream()  # only here: a client that does not read takes no end either
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
         finally:
             self._over = True
@@ -107,6 +108,8 @@ class SseStream:
                 self._nursery.cancel_scope.cancel(reason="the client does not read")
         if not self._over:
             self._put(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+            if not self._is_full():
+                self._room.unpark()  # who came first goes on first
 
     def _is_full(self) -> bool:
         return self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
@@ -137,7 +140,7 @@ class SseStream:
             some.append(self._waiting.popleft())
             size += len(some[-1])
         self._size -= size
-        self._room.unpark_all()
+        self._room.unpark()
         return b"".join(some)
 
     # Messages of the client.
@@ -281,7 +284,6 @@ class SseFace:
         self._streams[stream.id] = stream
         try:
             await stream.run(exchange, f"{path}?session_id={stream.id}".encode("ascii"))
-            await exchange.end_stream()
         except* ClientGone:
             log.debug("an SSE client hung up")
         finally:
