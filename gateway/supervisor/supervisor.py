@@ -341,16 +341,16 @@ class Supervisor:
             nursery.start_soon(self._pump, session)
             nursery.start_soon(self._relist, session)
             await self._idle_or_stopping(session)
-            if not self._stopping.is_set():
+            if self._stopping.is_set():
+                self._to(State.DRAINING)
+                with trio.move_on_after(self._drain_grace):
+                    while session.in_flight or self.queued:
+                        await self._freed.park()
+                nursery.cancel_scope.cancel(reason="the backend is being stopped")
+            else:
                 self._kicked = trio.Event()
                 self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
                 nursery.cancel_scope.cancel(reason="the backend is idle")
-                return
-            self._to(State.DRAINING)
-            with trio.move_on_after(self._drain_grace):
-                while session.in_flight or self.queued:
-                    await self._freed.park()
-            nursery.cancel_scope.cancel(reason="the backend is being stopped")
 
     async def _idle_or_stopping(self, session: Session) -> None:
         """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
