@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway import jsonrpc
 from gateway.calls import Ask, Failure, Notice
-from gateway.eras import asks, meta
+from gateway.eras import asks, meta, tasks
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
@@ -76,10 +76,18 @@ class Asking:
         except (ValueError, InvalidParams) as exc:
             self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
             return
+        related = tasks.related(params)
+        tasks.without_related(params)
+        params.pop("task", None)  # a client is offered no tasks, neither its own nor the backend's
         missing = asks.missing_capability(owner.call.caller, method, params)
         if missing is not None:
             code = jsonrpc.INVALID_PARAMS if "." in missing else jsonrpc.METHOD_NOT_FOUND
             self._refuse(request_id, code, f"the client has not declared the capability {missing}")
+            return
+        try:
+            params = asks.for_version(method, params, owner.call.caller.version)
+        except ValueError as exc:
+            self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
             return
 
         def settle(reply: bytes | Failure) -> None:
@@ -88,6 +96,7 @@ class Asking:
             if isinstance(reply, Failure):
                 self._refuse(request_id, reply.code, reply.message, reply.data)
             else:
+                reply = tasks.relate(reply, related) if related else reply
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
         ask = Ask(method, params, settle, self._progress if wants_progress else None)

@@ -18,6 +18,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.asking import Asking
+from gateway.backends.tasks import TaskDriver
 from gateway.calls import Complete, Era, Failure, Notice
 from gateway.eras import meta, requests, results
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
@@ -55,8 +56,8 @@ class Listener(Protocol):
 class Exchanges(Protocol):
     """A transport that gives each request an exchange of its own. Methods return at once."""
 
-    def open(self, request_id: int, method: str, data: bytes) -> None:
-        """Send a request of the gateway's own."""
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+        """Send a request of the gateway's own; `ticket` is the call that it is about, if it is about one."""
         ...
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
@@ -104,12 +105,14 @@ class Conversation:
         self._waiters: dict[int, Waiter] = {}
         self._last_id = 0
         self._closed: BackendError | None = None
+        self.tasks = TaskDriver(self, listener.freed)
+        """What the session must `run`."""
         self._asking = Asking(backend, post=post, calls=self._calls_now)
 
     @property
     def in_flight(self) -> int:
         """Calls that were sent and have not ended."""
-        return len(self._calls)
+        return len(self._calls) + len(self.tasks.driven)
 
     @property
     def last_id(self) -> int:
@@ -117,7 +120,7 @@ class Conversation:
         return self._last_id
 
     def _calls_now(self) -> Collection[Ticket]:
-        return self._calls.values()
+        return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
 
     def waits_for(self, request_id: int) -> bool:
         """Whether a request was sent under this id and has not ended."""
@@ -130,15 +133,26 @@ class Conversation:
         call = ticket.call
         # The id serves as progress token too: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
-        params = requests.backend_params(call, ticket.own_name, token, self.hop)
+        params = requests.backend_params(call, ticket.own_name, token, self.hop, as_task=self.tasks.needs_task(ticket))
         self._calls[request_id] = ticket
         ticket.on_close = partial(self._withdraw, request_id)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
-    def _withdraw(self, request_id: int, _ticket: Ticket, reason: str) -> None:
+    def _resend(self, ticket: Ticket) -> None:
+        ticket.as_task = True
+        line = self.encode_call(ticket)
+        if self._exchanges is None:
+            self._post(line)
+        else:
+            self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
+
+    def _withdraw(self, request_id: int, ticket: Ticket, reason: str) -> None:
         if self._calls.pop(request_id, None) is None:
             return
-        self._cancel(request_id, reason)
+        if ticket.as_task and self.hop.era is Era.LEGACY:
+            self.tasks.orphan(request_id)
+        else:
+            self._cancel(request_id, reason)
         self._listener.freed()
 
     def _cancel(self, request_id: int, reason: str) -> None:
@@ -149,20 +163,26 @@ class Conversation:
         else:
             self._exchanges.drop(request_id, line)
 
-    def begin(self, method: str, params: dict[str, object] | None = None) -> tuple[int, Waiter]:
-        """Send a request of the gateway's own; returns its id and whom its answer will reach."""
+    def begin(
+        self, method: str, params: dict[str, object] | None = None, *, ticket: Ticket | None = None
+    ) -> tuple[int, Waiter]:
+        """Send a request of the gateway's own; returns its id and whom its answer will reach.
+
+        `ticket` is the call whose task the request is about.
+        """
         request_id = self._last_id = self._last_id + 1
         waiter = self._waiters[request_id] = Waiter()
         if self._closed is not None:
             waiter.finish(self._closed)
         members = dict(params or {})
         if self.hop.era is Era.MODERN:
-            members["_meta"] = requests.modern_meta(self.hop)
+            caller = None if ticket is None else ticket.call.caller
+            members["_meta"] = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
         line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
         if self._exchanges is None:
             self._post(line)
         elif self._closed is None:
-            self._exchanges.open(request_id, method, line)
+            self._exchanges.open(request_id, method, line, ticket)
         return request_id, waiter
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
@@ -207,7 +227,7 @@ class Conversation:
         elif message.id is msgspec.UNSET:
             self._notification(message.method, message.params, ticket)
         else:
-            self._asking.request(message, ticket)
+            self._asking.request(message, ticket or self.tasks.owner(message.params))
 
     def feed_overlong(self, line: Overlong, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
@@ -231,6 +251,7 @@ class Conversation:
     def close(self, problem: BackendError) -> None:
         """Finish whatever is still waiting with this error; later requests get it at once."""
         self._closed = problem
+        self.tasks.close(problem)
         calls, self._calls = self._calls, {}
         for ticket in calls.values():
             ticket.on_close = None
@@ -254,11 +275,13 @@ class Conversation:
 
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""
-        if isinstance(request_id, str):  # some servers turn ids into strings
-            request_id = int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
+        request_id = _number(request_id)
         ticket = self._calls.pop(request_id, None)
         if ticket is not None:
             ticket.on_close = None
+            if self.tasks.wants(ticket, outcome):
+                self._resend(ticket)
+                return True
             ticket.finish(outcome)
             self._listener.freed()
             return True
@@ -275,9 +298,18 @@ class Conversation:
                 error = jsonrpc.decode_error(message.error)
                 log.warning("backend %r reported an error without an id: %s", self.backend, error.message)
             return
+        if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
+            return
         if not self._finish(request_id, self.outcome_of(message)):
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
+
+    def _became_task(self, request_id: jsonrpc.Id, result: msgspec.Raw) -> bool:
+        number = _number(request_id)
+        taken = self.tasks.adopt(number, self._calls.get(number), result)
+        if taken:
+            self._calls.pop(number, None)
+        return taken
 
     def outcome_of(self, message: jsonrpc.Message) -> Outcome:
         """Read an answer in the era of this hop."""
@@ -344,9 +376,16 @@ class Conversation:
         except (ValueError, KeyError):
             log.debug("backend %r sent progress without a token", self.backend)
             return
-        ticket = self._calls.get(token) if isinstance(token, int) else None
+        ticket = self._calls.get(token) or self.tasks.driven.get(token) if isinstance(token, int) else None
         if ticket is None or ticket.call.progress_token is None:
             self.unmatched += 1
             return
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
         ticket.notify(Notice("notifications/progress", members))
+
+
+def _number(request_id: jsonrpc.Id) -> int:
+    """An id of ours, which some servers turn into a string; -1 for one that is none of ours."""
+    if isinstance(request_id, str):
+        return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
+    return request_id

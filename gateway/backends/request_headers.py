@@ -18,6 +18,7 @@ from gateway.catalog.kinds import Kind
 from gateway.eras.headers import METHOD_HEADER, NAME_HEADER, SESSION_HEADER, VERSION_HEADER, encode_value
 from gateway.eras.param_headers import KEYWORD, Annotations, InvalidAnnotation, find_annotations, param_headers
 from gateway.eras.requests import NAME_MEMBER
+from gateway.eras.tasks import METHODS as TASK_METHODS
 from gateway.errors import BackendProtocol
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class RequestHeaders:
         if hop.era is Era.LEGACY:
             return self.legacy
         own: HeaderList = [(VERSION_HEADER, hop.version.encode()), (METHOD_HEADER, method.encode())]
-        if ticket is not None and method in NAME_MEMBER:
+        if ticket is not None and method in TASK_METHODS:
+            own.append((NAME_HEADER, encode_value(ticket.task_id).encode()))
+        elif ticket is not None and method in NAME_MEMBER:
             own.append((NAME_HEADER, encode_value(ticket.own_name).encode()))
             annotations = self._annotations.get(ticket.own_name) if method == "tools/call" else None
             if annotations is not None:

@@ -100,10 +100,10 @@ class SseSession:
 
     # `gateway.backends.conversation.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
         """Send a request of the gateway's own."""
         del method
-        self._nursery.start_soon(self._send, request_id, data)
+        self._nursery.start_soon(self._send, request_id, data, ticket)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request."""
@@ -140,6 +140,7 @@ class SseSession:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._posts.run)
             self._nursery.start_soon(self._read)
+            self._nursery.start_soon(self._conversation.tasks.run)
             task_status.started()
 
     async def start(self) -> None:

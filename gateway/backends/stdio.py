@@ -100,6 +100,7 @@ class StdioSession:
             nursery.start_soon(self._stderr.run, self._child.stderr)
             nursery.start_soon(self._watch)
             nursery.start_soon(self._read)
+            nursery.start_soon(self._conversation.tasks.run)
             task_status.started()
 
     async def open(self) -> None:

@@ -105,9 +105,9 @@ class StreamableSession:
 
     # `gateway.backends.conversation.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
         """Send a request of the gateway's own."""
-        self._start(request_id, method, data, None)
+        self._start(request_id, method, data, ticket)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request: its stream is closed, which says it all in the modern era."""
@@ -196,6 +196,7 @@ class StreamableSession:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._posts.run)
             self._nursery.start_soon(self._watch)
+            self._nursery.start_soon(self.conversation.tasks.run)
             task_status.started()
 
     async def start(self, era: str) -> None:

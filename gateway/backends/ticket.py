@@ -47,6 +47,7 @@ class Ticket:
         "outcome",
         "own_name",
         "publish",
+        "task_id",
         "timeout",
     )
 
@@ -66,6 +67,8 @@ class Ticket:
         """Set by the router where the outcome may hold URIs that its client knows under other names."""
         self.as_task = False
         """Whether the backend does this only as a task, which the gateway then drives (`gateway.backends.tasks`)."""
+        self.task_id = ""
+        """The task that the backend has made of it."""
         self._events: deque[Event] | None = None
         self._notices = 0
         self._asks: list[Ask] = []

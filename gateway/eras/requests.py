@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.eras import meta
 from gateway.eras.asks import BRIDGEABLE
+from gateway.eras.tasks import with_extension
 from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
 from gateway.errors import InvalidParams, RequestError
 
@@ -163,31 +164,40 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """What a legacy backend is told in `initialize`; modern ones are told with each request."""
 
 
-def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop) -> bytes:
+def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False) -> bytes:
     """Encode a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
 
-    `token` is the progress token minted for this hop, None if the client wants no progress.
+    `token` is the progress token minted for this hop, None if the client wants no progress; `as_task` lets the backend
+    make a task of it, which the gateway drives: a client's own wish for one is not sent on, since it was offered none.
     """
     params: dict[str, object] = dict(call.params)
     member = NAME_MEMBER.get(call.method)
     if member is not None and own_name != call.name:
         params[member] = own_name
+    if call.method == "tools/call" and hop.era is Era.LEGACY:
+        params.pop("task", None)
+        if as_task:
+            params["task"] = jsonrpc.EMPTY_OBJECT
     members: dict[str, object] = dict(call.meta)
     if token is not None:
         members[meta.PROGRESS_TOKEN] = token
     if hop.era is Era.MODERN:
-        members.update(modern_meta(hop, call.caller))
+        members.update(modern_meta(hop, call.caller, as_task=as_task))
     if members:
         params["_meta"] = members
     return jsonrpc.encode(params)
 
 
-def modern_meta(hop: Hop, caller: Caller | None = None) -> dict[str, object]:
-    """The `_meta` keys that every modern request must carry; capabilities and log level mirror the real client."""
+def modern_meta(hop: Hop, caller: Caller | None = None, *, as_task: bool = False) -> dict[str, object]:
+    """The `_meta` keys that every modern request must carry; capabilities and log level mirror the real client.
+
+    `as_task` declares the extension for tasks, whatever the client can do: the gateway drives them.
+    """
+    capabilities = hop.capabilities if caller is None else caller.capabilities
     members: dict[str, object] = {
         meta.PROTOCOL_VERSION: hop.version,
         meta.CLIENT_INFO: hop.client_info,
-        meta.CLIENT_CAPABILITIES: hop.capabilities if caller is None else caller.capabilities,
+        meta.CLIENT_CAPABILITIES: with_extension(capabilities) if as_task else capabilities,
     }
     if caller is not None and caller.log_level is not None:
         members[meta.LOG_LEVEL] = caller.log_level
