@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from gateway.backends.conversation import Listener
     from gateway.backends.detect import HttpOpener
     from gateway.backends.guard import ChildGuard
+    from gateway.backends.oauth import Logins
     from gateway.backends.session import Opener, Session
+    from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
 
 CLOSE_GRACE: Final = 2.0
@@ -66,8 +68,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Where last-good catalogs and the control socket are kept; None keeps nothing."""
 
 
-def make_opener(guard: ChildGuard, *, name: str) -> Opener:
-    """Choose the transport for each backend."""
+def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -> Opener:
+    """Choose the transport for each backend; `logins` are for those that may want OAuth."""
     hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": gateway.__version__}))
 
     http: HttpOpener | None = None
@@ -83,6 +85,8 @@ def make_opener(guard: ChildGuard, *, name: str) -> Opener:
             from gateway.backends.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
 
             http = HttpOpener()
+        if logins is not None and config.uses_oauth:
+            return logins.open(config, partial(http.open, config, listener, hop=own))
         return http.open(config, listener, hop=own)
 
     return open_session
@@ -96,7 +100,8 @@ class Gateway:
         self._settings = config.gateway
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
-        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name), self._store)
+        self._logins = self._make_logins() if any(one.uses_oauth for one in config.servers.values()) else None
+        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name, logins=self._logins), self._store)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
         self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
@@ -109,6 +114,8 @@ class Gateway:
         async with trio.open_nursery() as services:
             services.start_soon(self._heed_signals)
             services.start_soon(self._parking.run)
+            if self._logins is not None:
+                await services.start(self._logins.run)
             await services.start(self.fleet.run)
             if self._store is not None:
                 services.start_soon(self._serve_control, self._store)
@@ -129,6 +136,17 @@ class Gateway:
             await self.fleet.ended.wait()
             services.cancel_scope.cancel(reason="everything has stopped")
         return clean
+
+    def _make_logins(self) -> Logins:
+        from gateway.backends.oauth import Logins  # as with `HttpOpener`
+
+        def waiting(name: str) -> list[Ticket]:
+            return self.router.waiting(name)
+
+        def owed(name: str, reason: str) -> None:
+            self.fleet.supervisors[name].login_owed(reason)
+
+        return Logins(self._store, waiting=waiting, owed=owed)
 
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace

@@ -1,4 +1,4 @@
-"""The commands `serve`, `check` and `demo`."""
+"""The commands, their arguments and exit codes."""
 
 from __future__ import annotations
 
@@ -92,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_state(ps)
     ps.add_argument("--json", action="store_true", help="print the reports as JSON")
     ps.set_defaults(run=_ps)
+    login = commands.add_parser("login", help="log in to a server that wants OAuth, and keep its tokens")
+    login.add_argument("--no-browser", action="store_true", help="only print the address of the login page")
+    logout = commands.add_parser("logout", help="forget the tokens of a server")
+    for command, run in ((login, _login), (logout, _logout)):
+        command.add_argument("name", metavar="NAME", help="the server's name in the config")
+        command.add_argument("--config", required=True, type=Path, metavar="FILE", help="the config file")
+        _add_state(command)
+        command.set_defaults(run=run)
     demo = commands.add_parser("demo", help="try it: two built-in servers, one real client, one call")
     _add_address(demo)
     demo.set_defaults(run=_demo)
@@ -109,8 +117,8 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help="where last-good catalogs and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"
-        " $XDG_STATE_HOME or ~/.local/state)",
+        help="where last-good catalogs, tokens and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else"
+        " below $XDG_STATE_HOME or ~/.local/state)",
     )
 
 
@@ -219,6 +227,20 @@ def _ps(arguments: argparse.Namespace) -> int:
         print(json.dumps(reports))
     else:
         print("\n\n".join(render(report) for report in reports) or "no gateway is running")
+    return OK
+
+
+def _login(arguments: argparse.Namespace) -> int:
+    from gateway.cli.login import log_in
+
+    log_in(_load(arguments.config), arguments.name, _state_directory(arguments), browser=not arguments.no_browser)
+    return OK
+
+
+def _logout(arguments: argparse.Namespace) -> int:
+    from gateway.cli.login import log_out
+
+    log_out(_load(arguments.config), arguments.name, _state_directory(arguments))
     return OK
 
 

@@ -1,0 +1,336 @@
+"""One login or refresh, by the SDK's flow (`mcp.client.auth`), driven by hand.
+
+The SDK's auth object holds a lock while the request that it signs is on its way, so it never signs one here: it is
+given the challenge that the server has already made, everything that it wants sent goes through `OAuthHttp`, and when
+it comes back to its request the tokens are there. Importing this module loads the whole SDK (0.5 s, 64 MB), so it is
+imported in a thread, and only after a 401.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qs
+
+import httpx2
+import msgspec
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.auth.utils import (
+    extract_field_from_www_auth,
+    extract_resource_metadata_from_www_auth,
+    extract_scope_from_www_auth,
+    issuers_match,
+    union_scopes,
+)
+from mcp.shared.auth import (
+    AuthorizationCodeResult,
+    OAuthClientInformationFull,
+    OAuthClientMetadata,
+    OAuthMetadata,
+    OAuthToken,
+    ProtectedResourceMetadata,
+)
+from mcp.shared.exceptions import MCPDeprecationWarning
+from pydantic import AnyUrl, ValidationError
+
+from gateway.backends.oauth_http import OAuthHttp, open_oauth_http
+from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import BackendError, BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mcp.client.auth.oauth2 import OAuthContext
+
+    from gateway.backends.oauth_authorizer import Challenge
+    from gateway.backends.oauth_storage import Saved
+    from gateway.config import OAuthSettings, ServerConfig
+
+    Keep = Callable[[Saved], Awaitable[None]]
+
+LONG_AGO: Final = 1.0
+"""A time of expiry (seconds since the epoch) that makes the SDK refresh."""
+MAX_TEXT: Final = 200
+"""Characters of an error that are shown."""
+
+# Its tracebacks and warnings repeat what servers answer; what a person must know is in our own errors.
+logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)
+
+
+class Visit(Protocol):
+    """A person's way to the login page and back."""
+
+    uri: str
+    """Where the browser comes back to."""
+
+    async def show(self, url: str, state: str) -> None:
+        """Get a person to look at this page. Raises BackendUnavailable where there is no way."""
+        ...
+
+    async def answer(self) -> dict[str, str]:
+        """Wait for the parameters with which the browser came back. Raises BackendUnavailable if it will not."""
+        ...
+
+
+class _Ledger:
+    """The SDK's `TokenStorage`: what is known of the login, and kept with each step."""
+
+    def __init__(self, saved: Saved, keep: Keep, *, with_tokens: bool) -> None:
+        self.saved = saved
+        self.context: OAuthContext
+        self._keep = keep
+        self._with_tokens = with_tokens
+
+    async def get_tokens(self) -> OAuthToken | None:
+        saved = self.saved
+        if not self._with_tokens or saved.access_token is None:
+            return None
+        return OAuthToken(access_token=saved.access_token, refresh_token=saved.refresh_token, scope=saved.scope)
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        if self.saved.client is None:
+            return None
+        try:
+            return OAuthClientInformationFull.model_validate_json(self.saved.client)
+        except ValidationError:
+            return None
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        client = client_info.model_dump_json(exclude_none=True)
+        if self._issuer() != self.saved.issuer:
+            self.saved = type(self.saved)(issuer=self._issuer(), client=client)
+        else:
+            self.saved = msgspec.structs.replace(self.saved, client=client)
+        # With tokens it waits for the new ones: these were given to the client that was there before.
+        if self.saved.access_token is None:
+            await self._keep(self.saved)
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        context = self.context
+        metadata, resource = context.oauth_metadata, context.protected_resource_metadata
+        self.saved = type(self.saved)(
+            issuer=self._issuer(),
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            scope=tokens.scope,
+            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
+            client=self.saved.client,
+            server_metadata=None if metadata is None else metadata.model_dump_json(exclude_none=True),
+            resource_metadata=None if resource is None else resource.model_dump_json(exclude_none=True),
+        )
+        await self._keep(self.saved)
+
+    def _issuer(self) -> str:
+        metadata = self.context.oauth_metadata
+        return self.context.auth_server_url or "" if metadata is None else str(metadata.issuer)
+
+
+class _CodeFlow(OAuthClientProvider):
+    """A login by a person: authorization code with PKCE."""
+
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger, visit: Visit | None) -> None:
+        uri = visit.uri if visit is not None else "http://127.0.0.1/callback"  # a refresh sends nobody anywhere
+        metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(uri)], client_name="trio-mcp-gateway")
+        super().__init__(
+            config.url or "",
+            metadata,
+            ledger,
+            self._send_person,
+            self._await_person,
+            client_metadata_url=settings.client_metadata_url,
+        )
+        ledger.context = self.context
+        self._ledger = ledger
+        self._settings = settings
+        self._visit = visit
+
+    async def _initialize(self) -> None:
+        await super()._initialize()
+        saved, context, settings = self._ledger.saved, self.context, self._settings
+        if settings.client_id is not None:
+            context.client_info = OAuthClientInformationFull(
+                redirect_uris=context.client_metadata.redirect_uris,
+                client_id=settings.client_id,
+                client_secret=settings.client_secret,
+                token_endpoint_auth_method="none" if settings.client_secret is None else "client_secret_basic",
+            )
+        elif context.client_info is not None and self._visit is not None and not self._fits(context.client_info):
+            context.client_info = None  # registered for another port, which somebody else has now: register anew
+        if saved.server_metadata is not None:
+            context.oauth_metadata = OAuthMetadata.model_validate_json(saved.server_metadata)
+        if saved.resource_metadata is not None:
+            context.protected_resource_metadata = ProtectedResourceMetadata.model_validate_json(saved.resource_metadata)
+            context.auth_server_url = saved.issuer
+        _choose_method(context, settings)
+        context.token_expiry_time = LONG_AGO if self._visit is None else saved.expires_at
+
+    def _fits(self, client: OAuthClientInformationFull) -> bool:
+        wanted = self.context.client_metadata.redirect_uris or []
+        return client.client_id == self._settings.client_metadata_url or set(wanted) <= set(client.redirect_uris or [])
+
+    def _select_authorization_server(self, advertised: list[str]) -> str:
+        return _select(advertised, self._settings.issuer)
+
+    def _expected_issuer(self) -> str:
+        return _demand(super()._expected_issuer(), self._settings.issuer)
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        metadata = self.context.oauth_metadata
+        if metadata is not None and "S256" not in (metadata.code_challenge_methods_supported or []):
+            text = f"the authorization server {metadata.issuer} does not say that it supports PKCE with S256"
+            raise OAuthFlowError(text)
+        _choose_method(self.context, self._settings)
+        return await super()._perform_authorization()
+
+    async def _send_person(self, url: str) -> None:
+        assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
+        state = parse_qs(httpx2.URL(url).query.decode()).get("state", [""])[0]
+        await self._visit.show(url, state)
+
+    async def _await_person(self) -> AuthorizationCodeResult:
+        assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
+        query = await self._visit.answer()
+        return AuthorizationCodeResult(code=query.get("code", ""), state=query.get("state"), iss=query.get("iss"))
+
+
+class _CredentialsFlow(ClientCredentialsOAuthProvider):
+    """A login by the gateway itself: client credentials."""
+
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MCPDeprecationWarning)  # the config has warned of a missing issuer
+            super().__init__(
+                config.url or "",
+                ledger,
+                settings.client_id or "",
+                settings.client_secret or "",
+                scope=" ".join(settings.scopes) or None,
+                issuer=settings.issuer,
+            )
+        ledger.context = self.context
+        self._settings = settings
+
+    def _select_authorization_server(self, advertised: list[str]) -> str:
+        return _select(advertised, self._settings.issuer)
+
+    def _expected_issuer(self) -> str:
+        return _demand(super()._expected_issuer(), self._settings.issuer)
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        _choose_method(self.context, self._settings)
+        return await super()._perform_authorization()
+
+
+def _select(advertised: list[str], issuer: str | None) -> str:
+    """The configured issuer if the server names it, else the first that it names."""
+    return next((one for one in advertised if issuer is not None and issuers_match(one, issuer)), advertised[0])
+
+
+def _demand(expected: str, issuer: str | None) -> str:
+    if issuer is not None and not issuers_match(expected, issuer):
+        text = f"the server names the authorization server {expected}, and oauth.issuer is {issuer}"
+        raise OAuthFlowError(text)
+    return expected
+
+
+def _choose_method(context: OAuthContext, settings: OAuthSettings) -> None:
+    """How a configured secret is sent: as the server's metadata has it, else the way that all must know."""
+    client, metadata = context.client_info, context.oauth_metadata
+    if client is None or settings.client_secret is None or metadata is None:
+        return
+    methods = metadata.token_endpoint_auth_methods_supported or []
+    if "client_secret_post" in methods and "client_secret_basic" not in methods:
+        client.token_endpoint_auth_method = "client_secret_post"  # noqa: S105
+
+
+async def log_in(
+    config: ServerConfig, saved: Saved, challenge: Challenge, *, keep: Keep, make_visit: Callable[[OAuthHttp], Visit]
+) -> Saved:
+    """Log in because of this challenge, and return (and `keep`) the tokens.
+
+    Raises:
+        BackendUnavailable: it could not be done, in words for people.
+    """
+    settings = config.oauth
+    assert settings is not None  # ruff: ignore[assert] - see `ServerConfig.uses_oauth`
+    ledger = _Ledger(saved, keep, with_tokens=challenge.step_up)
+    async with open_oauth_http(config) as http:
+        if settings.grant == "client_credentials":
+            flow: OAuthClientProvider = _CredentialsFlow(config, settings, ledger)
+        else:
+            flow = _CodeFlow(config, settings, ledger, make_visit(http))
+        await _drive(config, flow, http, challenge)
+    if ledger.saved.access_token is None:
+        raise BackendUnavailable(config.name, "needs a login, which ended without a token")
+    return ledger.saved
+
+
+async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | None:
+    """Use the refresh token; None if there is none, or if the server does not take it.
+
+    Raises:
+        BackendUnavailable: the authorization server cannot be asked now.
+    """
+    settings = config.oauth
+    # Without metadata the SDK would guess the address, and send the token there.
+    if settings is None or not saved.refresh_token or saved.server_metadata is None:
+        return None
+    ledger = _Ledger(saved, keep, with_tokens=True)
+    async with open_oauth_http(config) as http:
+        await _drive(config, _CodeFlow(config, settings, ledger, None), http, None)
+    return ledger.saved if ledger.saved is not saved else None
+
+
+async def _drive(
+    config: ServerConfig, provider: OAuthClientProvider, http: OAuthHttp, challenge: Challenge | None
+) -> None:
+    """Run the SDK's flow until it would send its request again, or, without a challenge, for the first time."""
+    request = httpx2.Request("POST", config.url or "", headers={"mcp-protocol-version": LATEST_LEGACY})
+    flow = provider.async_auth_flow(request)
+    try:
+        outgoing = await anext(flow)
+        while outgoing is not request or challenge is not None:
+            if outgoing is not request:
+                answer = await http.send(outgoing)
+            else:
+                assert challenge is not None  # ruff: ignore[assert] - for the type checker
+                answer, challenge = _as_response(challenge, request, config), None
+            outgoing = await flow.asend(answer)
+    except BackendError:
+        raise
+    except StopAsyncIteration:
+        return
+    except (OAuthFlowError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
+        raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may show a secret
+    finally:
+        await flow.aclose()
+
+
+def _as_response(challenge: Challenge, request: httpx2.Request, config: ServerConfig) -> httpx2.Response:
+    """The server's challenge again, with the scopes that the config wants besides."""
+    told = httpx2.Response(challenge.status, headers={"www-authenticate": challenge.header}, request=request)
+    configured = " ".join(config.oauth.scopes) if config.oauth is not None else ""
+    members = {
+        "resource_metadata": extract_resource_metadata_from_www_auth(told),
+        "scope": union_scopes(extract_scope_from_www_auth(told), configured or None),
+        "error": extract_field_from_www_auth(told, "error"),
+    }
+    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in members.items() if value)
+    return httpx2.Response(challenge.status, headers={"www-authenticate": header}, request=request)
+
+
+def _explain(problem: Exception, provider: OAuthClientProvider) -> str:
+    text = f"{type(problem).__name__} in an answer" if isinstance(problem, ValidationError) else str(problem)
+    context = provider.context
+    secrets = [context.client_info.client_secret] if context.client_info is not None else []
+    if context.current_tokens is not None:
+        secrets += [context.current_tokens.refresh_token, context.current_tokens.access_token]
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    text = " ".join(text.split())[:MAX_TEXT]
+    if context.oauth_metadata is None and context.protected_resource_metadata is None:
+        return f"wants authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
+    return f"needs a login, which failed: {text}"

@@ -1,0 +1,173 @@
+"""Where the browser comes back to after a login: a listener on 127.0.0.1 that takes one answer (RFC 8252, 7.3).
+
+Any page in the browser can send requests here, so an answer counts only if it carries the `state` of this login, and
+every connection is bounded in time, number and size. The listener lives as long as the `async with` block; its tasks
+belong to that block's nursery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, urlsplit
+
+import h11
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+HOST: Final = "127.0.0.1"
+PATH: Final = "/callback"
+MAX_CONNECTIONS: Final = 8
+"""Connections served at once: browsers open some in advance and leave them idle."""
+CONNECTION_WAIT: Final = 10.0
+"""Seconds that one connection may take."""
+MAX_REQUEST: Final = 16_384
+"""Bytes of a request's head; an authorization code has a few hundred."""
+BACKLOG: Final = 8
+MAX_TEXT: Final = 200
+"""Characters of the server's own words that are shown."""
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{0}</title><h1>{0}</h1><p>{1}</p></html>"""
+
+
+class PortTaken(Exception):
+    """The port that the config demands is in use."""
+
+
+class RedirectListener:
+    """What comes back from the browser: `answer` holds the query's parameters, or `refusal` says why there are none."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.uri = f"http://{HOST}:{port}{PATH}"
+        self.answer: dict[str, str] = {}
+        self.refusal: str | None = None
+        self.on_settled: Callable[[], None] | None = None
+        """Called when the answer is there: whoever was asked to open the page need not answer any more."""
+        self._state: str | None = None
+        self._settled = trio.Event()
+
+    def expect(self, state: str) -> None:
+        """From now on take the answer with this state, and no other."""
+        self._state = state
+
+    def refuse(self, reason: str) -> None:
+        """End the login: nobody will come back."""
+        if not self._settled.is_set():
+            self.refusal = reason
+            self._settled.set()
+
+    async def wait(self) -> None:
+        """Wait for the answer or the refusal; the caller bounds the time."""
+        await self._settled.wait()
+
+    def take(self, target: str) -> tuple[int, str]:
+        """Take one request's target in; returns the status and the page for the person."""
+        parts = urlsplit(target)
+        if parts.path != PATH:
+            return 404, _PAGE.format("Not found", "There is nothing here.")
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if self._state is None or not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
+            return 400, _PAGE.format("Not this login", "The answer belongs to another login, or to none.")
+        if self._settled.is_set():
+            return 400, _PAGE.format("Too late", "This login has ended already.")
+        if "code" not in query:
+            self.refuse(f"the authorization server said {_plain(query)}")
+            return 200, _PAGE.format("Login refused", "The gateway has not been given access. You may close this page.")
+        self.answer = query
+        self._settled.set()
+        if self.on_settled is not None:
+            self.on_settled()
+        return 200, _PAGE.format("Logged in", "The gateway has what it needs. You may close this page.")
+
+
+def _plain(query: dict[str, str]) -> str:
+    said = ": ".join(query[name] for name in ("error", "error_description") if query.get(name)) or "nothing"
+    return "".join(char if char.isprintable() else " " for char in said)[:MAX_TEXT]
+
+
+@asynccontextmanager
+async def open_redirect_listener(port: int | None, wished: int | None = None) -> AsyncGenerator[RedirectListener]:
+    """Listen on `port`, else on the `wished` one if it is free, else on any.
+
+    Raises:
+        PortTaken: `port` is in use.
+    """
+    with _bind(port, wished) as sock:
+        listener = RedirectListener(sock.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_accept, sock, listener)
+            try:
+                yield listener
+            finally:
+                nursery.cancel_scope.cancel(reason="the login has ended")
+
+
+def _bind(port: int | None, wished: int | None) -> trio.socket.SocketType:
+    for candidate in (port,) if port is not None else (wished, 0) if wished is not None else (0,):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((HOST, candidate))
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+        else:
+            return trio.socket.from_stdlib_socket(sock)
+    text = f"port {port} on {HOST} is taken (oauth.redirect_port)"
+    raise PortTaken(text)
+
+
+async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> None:
+    places = trio.Semaphore(MAX_CONNECTIONS)
+
+    async def serve(connection: trio.socket.SocketType) -> None:
+        try:
+            with (
+                connection,
+                trio.move_on_after(CONNECTION_WAIT),
+                contextlib.suppress(OSError, trio.BrokenResourceError),
+            ):
+                await _serve(trio.SocketStream(connection), listener)
+        finally:
+            places.release()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await places.acquire()
+            connection, _ = await sock.accept()
+            nursery.start_soon(serve, connection)
+
+
+async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
+    """One request, one answer."""
+    http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
+    try:
+        while (event := http.next_event()) is h11.NEED_DATA:
+            http.receive_data(bytes(await stream.receive_some(MAX_REQUEST)))
+    except h11.RemoteProtocolError:
+        return
+    if not isinstance(event, h11.Request):
+        return
+    ours = {f"{name}:{listener.port}".encode() for name in (HOST, "localhost")}
+    if event.method != b"GET" or dict(event.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
+        status, page = 400, _PAGE.format("Not here", "This address takes the answer of a login, and nothing else.")
+    else:
+        status, page = listener.take(event.target.decode("ascii", "replace"))
+    body = page.encode()
+    headers = [
+        ("content-type", "text/html; charset=utf-8"),
+        ("content-length", str(len(body))),
+        ("cache-control", "no-store"),
+        ("referrer-policy", "no-referrer"),
+        ("content-security-policy", "default-src 'none'"),
+        ("connection", "close"),
+    ]
+    data = http.send(h11.Response(status_code=status, headers=headers))
+    parts = [data or b"", http.send(h11.Data(data=body)) or b"", http.send(h11.EndOfMessage()) or b""]
+    await stream.send_all(b"".join(parts))

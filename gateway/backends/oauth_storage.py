@@ -1,0 +1,181 @@
+"""Where tokens are kept: one file for each backend, resource and issuer, in the state directory, for its owner only.
+
+Several gateways of one user may share the directory: files are replaced as a whole, and a refresh token, which many
+servers take only once, is used under a lock. All methods but those of `RefreshLock` do blocking I/O and are called in a
+thread. Without a state directory tokens live as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.config import ServerConfig
+    from gateway.store import Store
+
+try:
+    import fcntl
+except ImportError:  # Windows: two gateways that refresh at the same moment may then have to log in again
+    fcntl = None
+
+FORMAT: Final = 1
+"""Version of the token files; another one counts as absent."""
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""A larger file is not ours and is not read."""
+LOCK_WAIT: Final = 10.0
+"""Seconds for another gateway's refresh; after that it hangs, and waiting longer helps nobody."""
+LOCK_POLL: Final = 0.05
+
+log = logging.getLogger("gateway.store")
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one backend's login. `repr` shows no secret."""
+
+    issuer: str = ""
+    """The authorization server that all of this belongs to."""
+    access_token: str | None = None
+    refresh_token: str | None = None
+    scope: str | None = None
+    expires_at: float | None = None
+    """Seconds since the epoch, by this machine's clock; None if the server did not say."""
+    client: str | None = None
+    """The client registered there, as JSON (RFC 7591)."""
+    server_metadata: str | None = None
+    """The authorization server's metadata, as JSON (RFC 8414)."""
+    resource_metadata: str | None = None
+    """The protected resource's metadata, as JSON (RFC 9728)."""
+
+    def __repr__(self) -> str:
+        return f"Saved(issuer={self.issuer!r}, token={'yes' if self.access_token else 'no'})"
+
+
+class _TokenFile(msgspec.Struct, kw_only=True):
+    format: int
+    server: str
+    resource: str
+    saved_at: float
+    login: Saved
+
+
+class TokenFiles:
+    """The logins of one backend."""
+
+    def __init__(self, store: Store | None, config: ServerConfig) -> None:
+        self._store = store
+        self._server = config.name
+        self._resource = config.url or ""
+        self._memory: Saved | None = None
+
+    def load(self) -> Saved | None:
+        """The newest login, whatever its issuer; None if there is none. A file that cannot be read counts as absent."""
+        if self._store is None:
+            return self._memory
+        found = max(self._files(self._store), key=lambda one: one[1].saved_at, default=None)
+        return None if found is None else found[1].login
+
+    def save(self, login: Saved) -> None:
+        """Keep a login, in place of the older one of the same issuer. Raises OSError."""
+        self._memory = login
+        if self._store is not None:
+            content = _TokenFile(
+                format=FORMAT, server=self._server, resource=self._resource, saved_at=time.time(), login=login
+            )
+            self._store.write(self._path(self._store, login.issuer), jsonrpc.encode(content))
+
+    def remove(self) -> int:
+        """Forget all logins of this backend; returns how many there were. Raises OSError."""
+        count = int(self._memory is not None)
+        self._memory = None
+        if self._store is not None:
+            paths = [path for path, _ in self._files(self._store)]
+            for path in paths:
+                path.unlink(missing_ok=True)
+            count = len(paths)
+        return count
+
+    def lock_path(self) -> Path | None:
+        """The file whose lock says that somebody refreshes; its directory exists then. Raises OSError."""
+        if self._store is None:
+            return None
+        path = self._path(self._store, "").with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+    def _files(self, store: Store) -> list[tuple[Path, _TokenFile]]:
+        found: list[tuple[Path, _TokenFile]] = []
+        for path in (store.directory / "tokens").glob(f"{self._server}-*.json"):
+            try:
+                if path.stat().st_size > MAX_FILE_BYTES:
+                    continue
+                content = msgspec.json.decode(path.read_bytes(), type=_TokenFile)
+            except FileNotFoundError:
+                continue
+            except (OSError, *jsonrpc.UNDECODABLE) as exc:
+                # Not the error's text alone: it may repeat what it could not read.
+                log.warning("a login of %r is unreadable and is left out (%s)", self._server, type(exc).__name__)
+                continue
+            if (content.format, content.server, content.resource) == (FORMAT, self._server, self._resource):
+                found.append((path, content))
+        return found
+
+    def _path(self, store: Store, issuer: str) -> Path:
+        told = [self._server, self._resource, issuer]
+        digest = hashlib.sha256(jsonrpc.encode(told)).hexdigest()[:16]
+        return store.directory / "tokens" / f"{self._server}-{digest}.json"
+
+
+class RefreshLock:
+    """`async with RefreshLock(files)`: nobody else of this user refreshes the same login meanwhile.
+
+    After `LOCK_WAIT` seconds, or where there are no locks, the block runs without.
+    """
+
+    def __init__(self, files: TokenFiles) -> None:
+        self._files = files
+        self._fd: int | None = None
+
+    async def __aenter__(self) -> None:
+        await trio.lowlevel.checkpoint()
+        with contextlib.suppress(OSError):
+            path = self._files.lock_path()
+            if path is not None and fcntl is not None:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with trio.move_on_after(LOCK_WAIT):
+                while not self._taken():  # noqa: ASYNC110 - another process holds it, which sets no event
+                    await trio.sleep(LOCK_POLL)
+        except BaseException:
+            self._release()
+            raise
+
+    def _taken(self) -> bool:
+        if self._fd is None or fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)

@@ -1,0 +1,118 @@
+"""`mcp-gateway login NAME` and `logout NAME`: the tokens of one backend, with or without a gateway running.
+
+A running gateway that waits for this login finds its tokens in the state directory by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import gateway
+from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import BackendUnavailable, ConfigError
+from gateway.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.backends.oauth_authorizer import Challenge
+    from gateway.backends.oauth_redirect import RedirectListener
+    from gateway.backends.ticket import Ticket
+    from gateway.config import Config, ServerConfig
+
+_NOT_FOUND: Final = frozenset({404, 405})
+_REFUSED: Final = 400
+
+
+def log_in(config: Config, name: str, state_directory: Path, *, browser: bool) -> None:
+    """Log in to one server and keep its tokens; `browser` says whether to open the page or only to print it.
+
+    Raises:
+        ConfigError: there is no such server, or none that OAuth is for.
+        BackendError: it cannot be reached, or the login failed.
+    """
+    trio.run(partial(_log_in, _find(config, name), Store(state_directory), browser=browser))
+
+
+def log_out(config: Config, name: str, state_directory: Path) -> None:
+    """Forget what is kept of one server. Raises ConfigError as `log_in` does."""
+    from gateway.backends.oauth_storage import TokenFiles
+
+    count = TokenFiles(Store(state_directory), _find(config, name)).remove()
+    print(f"{name}: logged out" if count else f"{name}: nobody was logged in")
+
+
+def _find(config: Config, name: str) -> ServerConfig:
+    server = config.servers.get(name)
+    if server is None:
+        raise ConfigError([f"there is no server {name!r}; there are {', '.join(map(repr, config.servers)) or 'none'}"])
+    if server.url is None:
+        raise ConfigError([
+            f"server {name!r} is a program that the gateway starts; only servers with 'url' take a login"
+        ])
+    if not server.uses_oauth:
+        why = "has 'oauth': false" if server.oauth is None else "has its credentials in the config"
+        raise ConfigError([f"server {name!r} {why}, so it takes no login"])
+    return server
+
+
+async def _log_in(server: ServerConfig, store: Store, *, browser: bool) -> None:
+    from gateway.backends.oauth import Logins
+    from gateway.backends.oauth_authorizer import RENEWED
+    from gateway.backends.oauth_ways import Ways, can_open, open_page
+
+    class Printed(Ways):
+        async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
+            del tickets
+            print(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n", flush=True)
+            if browser and can_open():
+                await open_page(url)
+
+    challenge = await _challenge(server)
+    if challenge is None:
+        print(f"{server.name}: does not ask for a login")
+        return
+    logins = Logins(store, waiting=lambda _: (), owed=lambda _name, _reason: None, make_ways=Printed)
+    problem: BackendUnavailable | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(logins.run)
+        authorizer = logins.authorizer(server)
+        try:
+            if server.oauth is not None and server.oauth.grant == "client_credentials":
+                await authorizer.renew(challenge, None, RENEWED, ())
+            else:
+                await authorizer.log_in(challenge, None, ())
+        except BackendUnavailable as exc:
+            problem = exc
+        nursery.cancel_scope.cancel(reason="the login has ended")
+    if problem is not None:
+        raise problem
+    print(f"{server.name}: logged in")
+
+
+async def _challenge(server: ServerConfig) -> Challenge | None:
+    """Ask the server for something, and return what it demands first."""
+    from gateway.backends.http_client import HttpRefused, open_http_client
+    from gateway.backends.oauth_authorizer import challenge_of
+
+    info = {"name": "trio-mcp-gateway", "version": gateway.__version__}
+    params = {"protocolVersion": LATEST_LEGACY, "capabilities": {}, "clientInfo": info}
+    body = json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}).encode()
+    accept = (b"accept", b"application/json, text/event-stream")
+    with trio.move_on_after(server.connect_timeout):
+        async with open_http_client(server) as http:
+            for method, content in (("POST", body), ("GET", None)):
+                headers = [*http.base_headers, accept, (b"content-type", b"application/json")]
+                async with http.exchange(method, headers, content) as response:
+                    challenge, status = challenge_of(response), response.status_code
+                if challenge is not None or status < _REFUSED:
+                    return challenge
+                if status not in _NOT_FOUND:
+                    break
+            raise HttpRefused(server.name, f"answered HTTP {status}, which asks for no login", status)
+    raise BackendUnavailable(server.name, f"did not answer within {server.connect_timeout:g} s (connect_timeout)")

@@ -1,0 +1,259 @@
+"""An authorization server and an MCP server that it protects, each on a loopback port of its own, in the test's loop.
+
+`open_oauth_peer` serves both while its block runs. What is wanted of it is set on `OAuthPeer` at any time: scopes, what
+tokens live, which parts of the metadata are there. Everything asked is in `log`, and it holds clients to the rules:
+PKCE, redirect URIs, `resource`, one use of codes and refresh tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import h11
+import httpx2
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+READ = 65_536
+WITHIN = 20.0  # seconds that one connection may take
+Reply = tuple[int, dict[str, str], bytes]
+
+
+def page(status: int, value: Any = None, **headers: str) -> Reply:
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    body = b"" if value is None else json.dumps(value).encode()
+    return status, {"content-type": "application/json", **named}, body
+
+
+class OAuthPeer:
+    """Both servers, and the person at the browser."""
+
+    def __init__(self) -> None:
+        self.issuer = self.mcp = ""
+        self.log: list[tuple[str, str]] = []
+        """Method and path of each request to the authorization server."""
+        self.calls: list[tuple[str, str | None]] = []
+        """Method of each message to the MCP server, and the token that it came with."""
+        self.metadata: dict[str, Any] = {}
+        """What replaces entries of the authorization server's metadata; None takes one out."""
+        self.has_metadata = True
+        self.is_open = False
+        self.expires_in: int | None = 3600
+        self.scope_wanted: dict[str, str] = {"tools/call admin": "admin"}
+        self.deny = False
+        self.iss: str | None = None
+        """What is sent as `iss` instead of the issuer."""
+        self.clients: dict[str, dict[str, Any]] = {}
+        self.codes: dict[str, dict[str, str]] = {}
+        self.tokens: dict[str, set[str]] = {}
+        """The living access tokens and their scopes."""
+        self.refresh_tokens: dict[str, tuple[str, str]] = {}
+        self.granted: list[str] = []
+        self.refuse_refresh = False
+        self.gate = trio.Event()
+        """Logins wait for it at the token endpoint."""
+        self.gate.set()
+        self.at_gate = trio.Event()
+        self.redirect_metadata_to = ""
+
+    @property
+    def url(self) -> str:
+        return f"{self.mcp}/mcp"
+
+    def asked(self, path: str) -> int:
+        return sum(one == path for _, one in self.log)
+
+    def revoke(self) -> None:
+        """No access token is good any more."""
+        self.tokens.clear()
+
+    async def browse(self, url: str) -> httpx2.Response:
+        """What a person's browser does with the login page: say yes, and go where it is sent."""
+        async with httpx2.AsyncClient(trust_env=False) as browser:
+            with trio.fail_after(WITHIN):
+                answer = await browser.get(url)
+                assert answer.status_code == 302, answer.text
+                return await browser.get(answer.headers["location"])
+
+    # The authorization server.
+
+    async def authorization(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Reply:
+        parts = urlsplit(target)
+        self.log.append((method, parts.path))
+        form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        match parts.path:
+            case "/.well-known/oauth-authorization-server" if self.has_metadata:
+                return page(200, self._metadata())
+            case "/register":
+                return self._register(json.loads(body))
+            case "/authorize":
+                return self._authorize(query)
+            case "/token":
+                self.at_gate.set()
+                await self.gate.wait()
+                return self._token(form, headers)
+            case _:
+                return page(404)
+
+    def _metadata(self) -> dict[str, Any]:
+        metadata = {
+            "issuer": self.issuer,
+            "authorization_endpoint": f"{self.issuer}/authorize",
+            "token_endpoint": f"{self.issuer}/token",
+            "registration_endpoint": f"{self.issuer}/register",
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+            **self.metadata,
+        }
+        return {name: value for name, value in metadata.items() if value is not None}
+
+    def _register(self, wanted: dict[str, Any]) -> Reply:
+        client = {**wanted, "client_id": f"client-{len(self.clients)}"}
+        self.clients[client["client_id"]] = client
+        return page(201, client)
+
+    def _authorize(self, query: dict[str, str]) -> Reply:
+        client = self.clients[query["client_id"]]
+        assert query["redirect_uri"] in client["redirect_uris"]
+        assert query["code_challenge_method"] == "S256"
+        assert query["resource"] == self.url
+        answer = {"state": query["state"], "iss": self.iss or self.issuer}
+        if self.deny:
+            answer |= {"error": "access_denied", "error_description": "not you"}
+        else:
+            answer["code"] = secrets.token_urlsafe(8)
+            self.codes[answer["code"]] = query
+        return page(302, None, location=f"{query['redirect_uri']}?{urlencode(answer)}")
+
+    def _token(self, form: dict[str, str], headers: dict[str, str]) -> Reply:
+        assert form["resource"] == self.url
+        match form["grant_type"]:
+            case "authorization_code":
+                asked = self.codes.pop(form["code"])
+                digest = hashlib.sha256(form["code_verifier"].encode()).digest()
+                assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == asked["code_challenge"]
+                assert form["redirect_uri"] == asked["redirect_uri"]
+                return self._grant(form["client_id"], asked.get("scope", ""))
+            case "refresh_token":
+                found = None if self.refuse_refresh else self.refresh_tokens.pop(form["refresh_token"], None)
+                if found is None:
+                    return page(400, {"error": "invalid_grant"})
+                assert found[0] == form["client_id"]
+                return self._grant(*found)
+            case _:
+                wanted = base64.b64encode(b"robot:s3cr3t").decode()
+                if headers.get("authorization") != f"Basic {wanted}":
+                    return page(401, {"error": "invalid_client"})
+                return self._grant("robot", form.get("scope", ""), renewable=False)
+
+    def _grant(self, client: str, scope: str, *, renewable: bool = True) -> Reply:
+        token, renewal = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
+        self.tokens[token] = set(scope.split())
+        self.granted.append(scope)
+        answer: dict[str, Any] = {"access_token": token, "token_type": "bearer", "scope": scope}
+        if self.expires_in is not None:
+            answer["expires_in"] = self.expires_in
+        if renewable:
+            self.refresh_tokens[renewal] = (client, scope)
+            answer["refresh_token"] = renewal
+        return page(200, answer)
+
+    # The MCP server: legacy streamable HTTP without sessions.
+
+    async def protected(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Reply:
+        if target.startswith("/.well-known/oauth-protected-resource") and self.has_metadata:
+            if self.redirect_metadata_to:
+                return page(302, None, location=self.redirect_metadata_to)
+            return page(200, {"resource": self.url, "authorization_servers": [self.issuer]})
+        if not target.startswith("/mcp"):
+            return page(404)
+        message = json.loads(body) if body else {}
+        token = headers.get("authorization", "").removeprefix("Bearer ") or None
+        what = str(message.get("method", method))
+        self.calls.append((what, token))
+        if not self.is_open and token not in self.tokens:
+            place = (
+                f'resource_metadata="{self.mcp}/.well-known/oauth-protected-resource/mcp", '
+                if self.has_metadata
+                else ""
+            )
+            return page(401, None, www_authenticate=f'Bearer {place}scope="read"')
+        wanted = self.scope_wanted.get(f"{what} {message.get('params', {}).get('name')}")
+        if wanted is not None and wanted not in self.tokens.get(token or "", ()):
+            return page(403, None, www_authenticate=f'Bearer error="insufficient_scope", scope="{wanted}"')
+        return self._answer(message) if method == "POST" else page(405)
+
+    def _answer(self, message: dict[str, Any]) -> Reply:
+        if "id" not in message:
+            return page(202)
+        results: dict[str, Any] = {
+            "initialize": {
+                "protocolVersion": "2025-11-25",
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "protected", "version": "1"},
+            },
+            "ping": {},
+            "tools/list": {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "admin")]},
+            "tools/call": {"content": [{"type": "text", "text": "well done"}]},
+        }
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+        if message["method"] in results:
+            return page(200, {**answer, "result": results[message["method"]]})
+        return page(200, {**answer, "error": {"code": -32601, "message": "Method not found"}})
+
+
+async def _serve(stream: trio.SocketStream, handle: Any) -> None:
+    """One request a connection."""
+    http = h11.Connection(h11.SERVER)
+    body, request = b"", None
+    async with stream:
+        with trio.move_on_after(WITHIN):
+            while True:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    http.receive_data(bytes(await stream.receive_some(READ)))
+                elif isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    body += bytes(event.data)
+                else:
+                    break
+            if request is None:
+                return
+            headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+            status, answer, content = await handle(request.method.decode(), request.target.decode(), headers, body)
+            answer = {**answer, "content-length": str(len(content)), "connection": "close"}
+            data = http.send(h11.Response(status_code=status, headers=list(answer.items()))) or b""
+            data += http.send(h11.Data(data=content)) or b""
+            await stream.send_all(data)
+
+
+@asynccontextmanager
+async def open_oauth_peer() -> AsyncGenerator[OAuthPeer]:
+    """Serve both while the block runs."""
+    peer = OAuthPeer()
+    async with trio.open_nursery() as nursery:
+        for attribute, handle in (("issuer", peer.authorization), ("mcp", peer.protected)):
+
+            async def serve(stream: trio.SocketStream, handle: Any = handle) -> None:
+                with contextlib.suppress(trio.BrokenResourceError, h11.RemoteProtocolError):  # whoever asked has gone
+                    await _serve(stream, handle)
+
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            setattr(peer, attribute, f"http://127.0.0.1:{port}")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+        try:
+            yield peer
+        finally:
+            nursery.cancel_scope.cancel()
