@@ -298,7 +298,7 @@ async def test_an_error_in_the_block_is_not_taken_for_a_refusal() -> None:
             raise streamable.HttpRefused("b", "from the block", 404)
 
     async with open_peer(LegacyServer()) as peer:
-        with pytest.raises(BackendProtocol, match="from the block"):
+        with pytest.raises(BackendProtocol, match=r"^backend 'b' from the block$"):
             await use()
 
 

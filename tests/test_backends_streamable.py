@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import h11
 import pytest
 import trio
 
@@ -294,15 +295,20 @@ async def test_a_stream_that_cannot_be_taken_up_ends_its_call() -> None:
 async def test_a_stream_that_stays_open_after_its_answer_is_closed() -> None:
     server = LegacyServer()
 
+    closed = trio.Event()
+
     async def linger(request: Request, reply: Reply) -> None:
         await reply.begin()
         await reply.answer_event(text("answered"))
-        await reply.hung_up()
+        try:
+            await reply.hung_up()
+        finally:
+            closed.set()
 
     server.on["tools/call"] = linger
     async with open_peer(server) as peer, open_session(peer.url) as session:
         assert text_of(await call(session)) == "answered"
-        await peer.wait(lambda: peer.open_connections <= 2)
+        await closed.wait()
 
 
 # -- the GET stream ----------------------------------------------------------------------------------------------------
@@ -336,13 +342,32 @@ async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None
         hold.set()
 
 
-async def test_a_server_without_a_get_stream_is_asked_once() -> None:
+async def test_a_server_without_a_get_stream_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_stream, "FIRST_PAUSE", 0.0)
     server = LegacyServer()
     async with open_peer(server) as peer, open_session(peer.url) as session:
         await peer.heard("GET")
-        for _ in range(3):
+        for _ in range(10):
             await call(session)
         assert len(peer.all("GET")) == 1
+
+
+async def test_a_new_session_has_a_get_stream_of_its_own() -> None:
+    server = LegacyServer()
+
+    async def stream(request: Request, reply: Reply) -> None:
+        await reply.begin()
+        await reply.event({"jsonrpc": "2.0", "method": "vendor/hello"}, id=request.headers["mcp-session-id"])
+        await reply.hung_up()
+
+    server.on["GET"] = stream
+    async with open_peer(server) as peer, open_session(peer.url) as session:
+        await peer.heard("GET")
+        server.session = 7
+        assert text_of(await call(session, "echo", {"text": "x"})) == "x"
+        second = await peer.heard("GET", 2)
+        assert second.headers["mcp-session-id"] == "session-8"
+        assert "last-event-id" not in second.headers
 
 
 async def test_a_server_without_sessions_has_no_get_stream() -> None:
@@ -379,6 +404,14 @@ async def huge(request: Request, reply: Reply) -> None:
     await reply.result(text("x" * 100_000))
 
 
+async def huge_chunked(request: Request, reply: Reply) -> None:
+    reply.begun = True
+    fields = [("content-type", "application/json"), ("transfer-encoding", "chunked")]
+    await reply._send(h11.Response(status_code=200, headers=fields))
+    for _ in range(100):
+        await reply.raw(b" " * 1_000)
+
+
 async def huge_event(request: Request, reply: Reply) -> None:
     await reply.begin()
     await reply.answer_event(text("x" * 100_000))
@@ -401,6 +434,7 @@ async def no_response(request: Request, reply: Reply) -> None:
         (json_body({"jsonrpc": "2.0", "id": 4711, "result": {}}), BackendProtocol, "no answer to it"),
         (accepted, BackendProtocol, "without answering"),
         (huge, BackendProtocol, "max_line_bytes"),
+        (huge_chunked, BackendProtocol, "max_line_bytes"),
         (huge_event, BackendProtocol, "max_line_bytes"),
         (no_response, BackendExited, "broke the connection"),
     ],
