@@ -232,6 +232,7 @@ class TaskDriver:
             with trio.move_on_at(ticket.deadline):
                 await changed.wait()
         if refused:
+            self._begin(partial(self._cancel, ticket.task_id, ticket))  # it waits for what it will not get
             return refused[0]
         if not changed.is_set():
             return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
