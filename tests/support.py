@@ -33,7 +33,7 @@ from tests.wire import (
     make_request,
     modern_params,
 )
-from tests.wire_http import Event, Exchange, HttpClient, Response, parse_events
+from tests.wire_http import Event, Exchange, HttpClient, Response, SseClient, open_sse, parse_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -52,6 +52,7 @@ __all__ = [
     "HttpClient",
     "Message",
     "Response",
+    "SseClient",
     "StdioClient",
     "bare_nursery",
     "echo_backend",
@@ -61,6 +62,7 @@ __all__ = [
     "make_request",
     "modern_params",
     "open_gateway_process",
+    "open_sse",
     "parse_events",
     "peer",
     "run_process",

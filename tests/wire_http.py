@@ -1,4 +1,4 @@
-"""A raw client for streamable HTTP: h11 over a socket, every header and every byte of the body in view."""
+"""Raw clients for streamable HTTP and HTTP+SSE: h11 over sockets, every header and every byte of the body in view."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.wire import (
     MAX_BYTES,
     MODERN,
     Message,
+    StdioClient,
     initialize_params,
     make_notification,
     make_request,
@@ -229,9 +230,10 @@ class HttpClient:
     async def call_tool(self, name: str, arguments: Message | None = None, **options: Any) -> Message:
         return await self.request("tools/call", {"name": name, "arguments": arguments or {}}, **options)
 
-    def open_get_stream(self) -> Any:
-        """The session's GET stream, as an `Exchange`."""
-        return self.exchange("GET", headers=self.session_headers() | {"Accept": "text/event-stream"})
+    def open_get_stream(self, last_event_id: str | None = None) -> Any:
+        """The session's GET stream, or with an event's id the stream that it came on, as an `Exchange`."""
+        resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        return self.exchange("GET", headers=self.session_headers() | {"Accept": "text/event-stream"} | resume)
 
     async def delete_session(self) -> Response:
         return await self.send("DELETE", headers=self.session_headers())
@@ -264,3 +266,52 @@ class HttpClient:
         """A modern request as an `Exchange`, to read events one by one; leaving the block cancels the request."""
         message, headers = self.modern_request(method, params)
         return self.exchange("POST", json.dumps(message).encode(), headers=headers)
+
+
+class SseClient(StdioClient):
+    """HTTP+SSE (2024-11-05): all comes on one stream, so waits are those of a pipe; each message is a POST."""
+
+    def __init__(self, http: HttpClient, exchange: Exchange) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]
+        self.http, self.exchange = http, exchange
+        self.endpoint = ""
+        self.lines: list[bytes] = []
+
+    async def post(self, message: object, *, path: str | None = None, **options: Any) -> Response:
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        return await self.http.send("POST", body, path=self.endpoint if path is None else path, **options)
+
+    async def send_raw(self, data: bytes) -> None:
+        response = await self.post(data)
+        assert response.status == 202, response
+
+    async def next_event(self) -> Event | None:
+        """The next event with data; None at the end of the stream."""
+        async with aclosing(self.exchange.events()) as events:
+            async for event in events:
+                if event.data:
+                    return event
+        return None
+
+    async def read_line(self) -> bytes:
+        event = await self.next_event()
+        if event is None:
+            return b""
+        assert event.event == "message", event
+        self.lines.append(event.data.encode() + b"\n")
+        return self.lines[-1]
+
+
+@asynccontextmanager
+async def open_sse(url: str, **headers: str) -> AsyncGenerator[SseClient]:
+    """Open the stream and read where to POST; leaving the block hangs up."""
+    http = HttpClient(url)
+    async with http.exchange("GET", headers={"Accept": "text/event-stream", **headers}) as exchange:
+        assert exchange.status == 200, await exchange.read_body()
+        client = SseClient(http, exchange)
+        with trio.fail_after(ANSWER_WITHIN):
+            first = await client.next_event()
+        assert first is not None
+        assert first.event == "endpoint"
+        client.endpoint = first.data
+        yield client

@@ -27,7 +27,7 @@ CONFIG = {
 
 @pytest.fixture(scope="package")
 def gateways():
-    with open_gateways(CONFIG) as found:
+    with open_gateways(CONFIG, ("stdio", "streamable-http,sse")) as found:
         yield found
 
 

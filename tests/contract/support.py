@@ -34,10 +34,13 @@ from tests.support import (
     make_notification,
     make_request,
     modern_params,
+    open_sse,
 )
 
 ERAS, FACES = ("legacy", "modern"), ("stdio", "http")
 CELLS = [(era, face) for era in ERAS for face in FACES]
+SSE = ("legacy", "sse")
+"""The cell of the older transport, for the tests that hold for it too."""
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
 POLL = 0.01  # seconds between two looks at a file that a process writes
 
@@ -116,7 +119,7 @@ def open_gateways(config, transports=("stdio", "streamable-http"), *extra, ready
 
     They are there when the backends in `ready` (None: all) are.
     """
-    faces = {"stdio": "stdio", "streamable-http": "http"}
+    faces = {"stdio": "stdio", "streamable-http": "http", "streamable-http,sse": "http"}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         found = {}
         for transport in transports:
@@ -354,9 +357,9 @@ class PostCall:
 async def open_client(gateways, cell, *, initialize=True):
     """A client in one cell of the gateways of a module; a legacy one has shaken hands."""
     face = cell[1]
-    gateway = gateways[face]
+    gateway = gateways["http" if face == "sse" else face]
     async with open_raw(gateway, face) as raw:
-        client = Client(cell, **{face: raw})
+        client = Client(cell, **{"stdio" if face == "sse" else face: raw})  # on both, all comes in one stream
         if initialize and not client.modern:
             await client.initialize()
         yield client
@@ -366,6 +369,10 @@ async def open_client(gateways, cell, *, initialize=True):
 async def open_raw(gateway, face):
     if face == "http":
         yield HttpClient(gateway.url)
+        return
+    if face == "sse":
+        async with open_sse(gateway.url.removesuffix("/mcp") + "/sse") as client:
+            yield client
         return
     process = gateway.process
     async with (
