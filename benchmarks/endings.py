@@ -192,8 +192,7 @@ def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
             return outcome
         finally:
             run.clean_up()
-            oracle.kill_all(oracle.marked(mark))
-            oracle.reap()
+            oracle.end_all(mark)
 
 
 def _end(run, mark, outcome, ladder):

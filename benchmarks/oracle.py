@@ -16,6 +16,7 @@ from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 SENTINEL = b"backends/sentinel.py"
+END_WITHIN = 5.0  # seconds that SIGKILL may take
 
 
 @contextlib.contextmanager
@@ -108,7 +109,10 @@ def reap():
     return count
 
 
-def kill_all(family):
-    for pid in still(family):
+def end_all(mark):
+    """SIGKILL whoever is left of a run, and reap, so that the next one finds nothing of it."""
+    for pid in still(marked(mark)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    wait_gone(lambda: marked(mark), time.monotonic() + END_WITHIN)
+    reap()

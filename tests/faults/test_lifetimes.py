@@ -66,9 +66,7 @@ def test_who_looks_for_survivors_finds_them(tmp_path) -> None:
         assert oracle.reap() >= 1
     finally:
         run.clean_up()
-        oracle.kill_all(oracle.marked(mark))
-        oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + SLACK)
-        oracle.reap()
+        oracle.end_all(mark)
 
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -98,7 +96,7 @@ def test_as_pid_1_it_heeds_signals_reaps_and_leaves_nobody(number, tmp_path) -> 
         assert oracle.marked(mark) == {}
     finally:
         run.clean_up()
-        oracle.kill_all(oracle.marked(mark))
+        oracle.end_all(mark)
 
 
 def soft_nofile(pid: int) -> int:
@@ -122,7 +120,7 @@ def test_the_gateway_raises_its_limit_of_open_files_and_its_children_keep_theirs
         assert run.wait_exit(time.monotonic() + SLACK) is not None
     finally:
         run.clean_up()
-        oracle.kill_all(oracle.marked(mark))
+        oracle.end_all(mark)
 
 
 def test_the_injected_bug_is_a_bug(tmp_path) -> None:
@@ -138,4 +136,4 @@ def test_the_injected_bug_is_a_bug(tmp_path) -> None:
         assert oracle.marked(mark) == {}
     finally:
         run.clean_up()
-        oracle.reap()
+        oracle.end_all(mark)
