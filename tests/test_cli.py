@@ -162,10 +162,13 @@ def test_wrong_usage_is_2_and_names_what(cli, args, part):
     assert len(err.splitlines()) <= 2
 
 
-def test_sse_says_that_it_is_not_served_yet(cli):
-    status, out, err = cli("serve", "--config", "x", "--transport", "sse")
+@pytest.mark.parametrize(
+    "paths", [["--sse-path", "/mcp"], ["--message-path", "/sse/"], ["--streamable-http-path", "/messages"]]
+)
+def test_the_paths_of_the_transports_must_differ(cli, paths):
+    status, out, err = cli("serve", "--config", "x", "--transport", "http,sse", *paths)
     assert (status, out) == (2, "")
-    assert "not served yet" in err
+    assert "three different paths" in err
 
 
 def test_version(cli):
