@@ -17,7 +17,9 @@ import pytest
 import trio
 
 from gateway import jsonrpc
+from gateway.app import make_opener
 from gateway.backends.detect import HttpOpener
+from gateway.backends.http_client import HttpRefused
 from gateway.backends.oauth import Logins
 from gateway.backends.oauth_authorizer import REFUSED
 from gateway.backends.oauth_storage import Saved, TokenFiles
@@ -158,6 +160,47 @@ async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> Non
             assert isinstance(await call(session), Complete)
         assert len(house.pages) == 1
         assert None not in {token for _, token in house.peer.calls}
+
+
+async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open(era="auto") as session:
+        assert isinstance(await call(session), Complete)
+        assert house.peer.calls[0] == ("server/discover", None)
+        assert len(house.pages) == 1
+
+
+@pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION", "authorization"])
+async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path, name: str) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.tokens["given"] = {"read"}
+        nothing: Any = None
+        listener: Any = Deaf()
+        open_session = make_opener(nothing, name="g", logins=house.logins)
+        async with open_session(house.config(headers={name: "Bearer given"}), listener) as session:
+            assert isinstance(await call(session), Complete)
+        for refused in ({"headers": {name: "Bearer wrong"}}, {"oauth": False}):
+            with pytest.RaisesGroup(HttpRefused, flatten_subgroups=True):
+                async with open_session(house.config(**refused), listener):
+                    raise AssertionError
+        assert {token for _, token in house.peer.calls} == {"given", "wrong", None}
+        assert house.peer.log == []
+        assert not (house.state / "tokens").exists()
+
+
+async def test_a_login_lost_in_the_middle_ends_the_session_where_nobody_can_be_asked(tmp_path: Path) -> None:
+    """The supervisor then opens another one, which waits for the login."""
+
+    async def lose(house: House) -> None:
+        async with house.open(oauth={"browser": "print"}) as session:
+            house.peer.is_open = False
+            problem = await call(session)
+            assert isinstance(problem, LoginRequired)
+            await trio.sleep_forever()
+
+    async with open_house(tmp_path) as house:
+        house.peer.is_open = True
+        with pytest.raises(BackendError, match="needs a login"):
+            await lose(house)
 
 
 async def test_concurrent_calls_share_one_login(tmp_path: Path) -> None:
