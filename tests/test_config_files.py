@@ -50,7 +50,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     shown = {("mcpServers.NAME", key) for fields in servers for key in fields} | {
         ("gateway", key) for key in raw["gateway"]
     }
-    for section in ("restart", "shutdown_grace"):
+    for section in ("restart", "shutdown_grace", "rate_limit", "circuit_breaker"):
         shown |= {(f"mcpServers.NAME.{section}", key) for key in raw["mcpServers"]["local"][section]}
     shown |= {("mcpServers.NAME.oauth", key) for key in raw["mcpServers"]["probed"]["oauth"]}
     assert shown == {(row.section, row.field) for row in config_reference()}
@@ -138,7 +138,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 25 + 5 + 3 + 9 + 14
+    assert len(rows) == 32 + 5 + 3 + 2 + 2 + 9 + 14
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

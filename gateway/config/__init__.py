@@ -8,9 +8,11 @@ line each; what is odd but harmless comes back in `Config.warnings`. No line eve
 from gateway.config.difference import ConfigDiff, diff_configs
 from gateway.config.model import (
     NEVER_RESTART,
+    CircuitBreaker,
     Config,
     GatewaySettings,
     OAuthSettings,
+    RateLimit,
     RestartPolicy,
     ServerConfig,
     StopLadder,
@@ -21,11 +23,13 @@ from gateway.config.servers import parse_server
 
 __all__ = [
     "NEVER_RESTART",
+    "CircuitBreaker",
     "Config",
     "ConfigDiff",
     "FieldReference",
     "GatewaySettings",
     "OAuthSettings",
+    "RateLimit",
     "RestartPolicy",
     "ServerConfig",
     "StopLadder",

@@ -26,6 +26,8 @@ LARGEST_COUNT = 2**53 - 1
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
 Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
+Rate = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of calls a second, above 0")]
+TimesByGlob = Annotated[dict[str, float], Meta(title="an object of seconds by glob")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
 Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]
 NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
@@ -71,6 +73,22 @@ class RestartPolicy(Struct, frozen=True):
 
 # `"restart": false`. The first end of the backend is its last: no run is ever long enough to be forgiven.
 NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECONDS)
+
+
+class RateLimit(Struct, frozen=True):
+    """How many calls a server gets; JSON `rate_limit`. What is more is refused at once, as busy."""
+
+    per_second: Annotated[Rate, _says("Calls a second that are let through in the long run.")]
+    burst: Annotated[Count, _says("Calls that may come at once after a quiet time.")] = 10
+
+
+class CircuitBreaker(Struct, frozen=True):
+    """When a server that keeps failing gets no calls for a while; JSON `circuit_breaker`."""
+
+    failures: Annotated[
+        Count, _says("After so many calls in a row that timed out or that the server did not live to answer, it opens.")
+    ] = 5
+    open_for: Annotated[Seconds, _says("Calls are refused for so long; then one is let through to try.")] = 30.0
 
 
 class OAuthSettings(Struct, frozen=True):
@@ -168,6 +186,32 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     max_client_sessions: Annotated[Count, _says("Sessions at once when they are not shared.")] = 64
     start: Annotated[Start, _says("eager: with the gateway; lazy: at the first use.")] = "eager"
     idle_timeout: Annotated[Seconds | None, _says("Stop the backend after so long without a call.")] = None
+    required: Annotated[bool, _says("Whether '/readyz' says no while this server is not ready.")] = False
+    rate_limit: Annotated[
+        RateLimit | None, _says("Calls that it gets at most: a number a second, or an object; left out: no limit.")
+    ] = None
+    circuit_breaker: Annotated[
+        CircuitBreaker | None,
+        _says("Refuse calls for a while after failures in a row: an object, true (the defaults) or false."),
+    ] = None
+    ping_interval: Annotated[
+        Seconds | None, _says("Ask an idle backend so often whether it lives; one that is silent is restarted.")
+    ] = None
+    tool_timeouts: Annotated[
+        dict[str, Seconds],
+        _says("'call_timeout' of single tools, by a glob over their own names; the first that fits."),
+    ] = field(default_factory=dict[str, float])
+    max_call_time: Annotated[
+        Seconds | None,
+        _says("Have progress start a call's time anew, up to so long in all; left out: progress changes nothing."),
+    ] = None
+    retry: Annotated[
+        bool,
+        _says(
+            "Send a call once more if the backend died before it said anything, and only to tools that it marks as"
+            " 'readOnlyHint' or 'idempotentHint'."
+        ),
+    ] = False
 
     @property
     def effective_namespace(self) -> str:

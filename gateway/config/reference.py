@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.config.model import GatewaySettings, OAuthSettings, RestartPolicy, ServerConfig, StopLadder
+from gateway.config.model import (
+    CircuitBreaker,
+    GatewaySettings,
+    OAuthSettings,
+    RateLimit,
+    RestartPolicy,
+    ServerConfig,
+    StopLadder,
+)
 from gateway.config.scalars import FieldSpec, specs_of
 
 _SERVER = "mcpServers.NAME"
@@ -14,6 +22,8 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (_SERVER, ServerConfig),
     (f"{_SERVER}.restart", RestartPolicy),
     (f"{_SERVER}.shutdown_grace", StopLadder),
+    (f"{_SERVER}.rate_limit", RateLimit),
+    (f"{_SERVER}.circuit_breaker", CircuitBreaker),
     (f"{_SERVER}.oauth", OAuthSettings),
     ("gateway", GatewaySettings),
 )

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
+from gateway.config.limits import read_breaker, read_rate, read_tool_timeouts
 from gateway.config.model import ServerConfig
 from gateway.config.oauth import read_oauth, settle_oauth
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
@@ -190,6 +191,9 @@ _READERS = {
     "headers": read_headers,
     "oauth": read_oauth,
     "restart": read_restart,
+    "rate_limit": read_rate,
+    "circuit_breaker": read_breaker,
+    "tool_timeouts": read_tool_timeouts,
     "shutdown_grace": read_ladder,
 }
 

@@ -1,0 +1,55 @@
+"""The limits of one server that are objects: `rate_limit`, `circuit_breaker`, `tool_timeouts`.
+
+Each has a short form for the usual case: a number of calls a second, true for the defaults.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.config.findings import Entry, is_object, kind
+from gateway.config.model import CircuitBreaker, RateLimit, ServerConfig
+from gateway.config.scalars import read_scalar, read_struct, specs_of
+
+if TYPE_CHECKING:
+    from gateway.config.findings import Scope
+
+
+def read_rate(scope: Scope, entry: Entry) -> RateLimit | None:
+    """Read the rate limit: an object, or the number of calls a second alone."""
+    if is_object(entry.value):
+        given = read_struct(scope, RateLimit, entry, f"{entry.label}.")
+        if "per_second" in given:
+            return RateLimit(**given)
+        scope.problem(entry.label, "needs 'per_second', the calls a second that are let through in the long run")
+        return None
+    if isinstance(entry.value, list):
+        scope.problem(entry.label, f"must be a number of calls a second or an object, not {kind(entry.value)}")
+        return None
+    # Read as the field of the object, so that the same words and bounds hold.
+    return RateLimit(per_second=read_scalar(scope, specs_of(RateLimit)["per_second"], entry) or 1.0)
+
+
+def read_breaker(scope: Scope, entry: Entry) -> CircuitBreaker | None:
+    """Read the circuit breaker: an object, true for the defaults, false for none."""
+    if isinstance(entry.value, bool):
+        return CircuitBreaker() if entry.value else None
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
+        return None
+    return CircuitBreaker(**read_struct(scope, CircuitBreaker, entry, f"{entry.label}."))
+
+
+def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:
+    """Read seconds by glob over the server's own tool names."""
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object of seconds by tool, such as {{'build_*': 600}}, not"
+                      f" {kind(entry.value)}")  # fmt: skip
+        return {}
+    spec = specs_of(ServerConfig)["call_timeout"]
+    raw = entry.raw if is_object(entry.raw) else {}
+    return {
+        glob: read_scalar(scope, spec, Entry(f"{entry.label}.{glob}", value, raw.get(glob)))
+        for glob, value in entry.value.items()
+        if isinstance(glob, str)  # substitution has noted the others
+    }

@@ -1,0 +1,52 @@
+"""The limits of a server: their short forms, and the words about wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.config import CircuitBreaker, RateLimit, parse_server
+from gateway.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits"),
+    [
+        ({}, (None, None, {})),
+        ({"rate_limit": 5}, (RateLimit(5.0, 10), None, {})),
+        ({"rate_limit": "${RATE}"}, (RateLimit(2.5, 10), None, {})),
+        ({"rate_limit": {"per_second": 0.5, "burst": 1}}, (RateLimit(0.5, 1), None, {})),
+        ({"circuit_breaker": True}, (None, CircuitBreaker(5, 30.0), {})),
+        ({"circuit_breaker": False}, (None, None, {})),
+        ({"circuit_breaker": {"failures": 2}}, (None, CircuitBreaker(2, 30.0), {})),
+        ({"tool_timeouts": {"build_*": 600, "x": 1.5}}, (None, None, {"build_*": 600.0, "x": 1.5})),
+    ],
+)
+def test_limits(fields: dict[str, object], limits: tuple[object, ...]) -> None:
+    server = parse_server("s", {"command": "x", **fields}, environ={"RATE": "2.5"})
+    assert (server.rate_limit, server.circuit_breaker, server.tool_timeouts) == limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "named", "wanted"),
+    [
+        ({"rate_limit": 0}, "'rate_limit'", "above 0"),
+        ({"rate_limit": "5"}, "'rate_limit'", "without quotes"),
+        ({"rate_limit": [5]}, "'rate_limit'", "not a list"),
+        ({"rate_limit": {"burst": 5}}, "'rate_limit'", "needs 'per_second'"),
+        ({"rate_limit": {"per_second": 1, "burst": 0}}, "'rate_limit.burst'", "at least 1"),
+        ({"circuit_breaker": 5}, "'circuit_breaker'", "an object, true or false"),
+        ({"circuit_breaker": {"open_for": -1}}, "'circuit_breaker.open_for'", "above 0"),
+        ({"tool_timeouts": 5}, "'tool_timeouts'", "an object of seconds"),
+        ({"tool_timeouts": {"a": "long"}}, "'tool_timeouts.a'", "a number of seconds"),
+        ({"ping_interval": 0}, "'ping_interval'", "above 0"),
+        ({"max_call_time": "x"}, "'max_call_time'", "a number of seconds"),
+        ({"retry": "yes"}, "'retry'", "true or false"),
+        ({"required": 1}, "'required'", "true or false"),
+    ],
+)
+def test_wrong_limits_are_named(fields: dict[str, object], named: str, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_server("s", {"command": "x", **fields}, environ={})
+    (problem,) = caught.value.problems
+    assert named in problem
+    assert wanted in problem
