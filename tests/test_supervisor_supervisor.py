@@ -126,15 +126,21 @@ async def test_the_longest_delay_is_capped(autojump_clock: MockClock) -> None:
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 6, 9, 12, 15])
 
 
-async def test_a_remote_server_that_cannot_be_reached_is_never_given_up(autojump_clock: MockClock) -> None:
-    away = BackendUnavailable("b", "cannot be reached")
+async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
-    backend.fail(*range(1, 13), problem=away)
-    async with running(backend, url="http://127.0.0.1:1/mcp") as rig:
-        with trio.fail_after(200):
-            while rig.state is not State.READY:
-                await trio.sleep(0.5)
-    assert len(backend.starts) == 13
+    backend.fail(*range(1, 8), problem=BackendUnavailable("b", "cannot be reached"))
+    began = trio.current_time()
+    async with running(backend, url="http://127.0.0.1:1/mcp", last_good=make_listing("x")) as rig:
+        await trio.sleep(20)
+        assert rig.state is State.FAILED
+        with pytest.raises(BackendUnavailable):
+            rig.call()
+        await trio.sleep(100)
+        assert rig.state is State.READY
+    # five quick tries, then one every `max_delay` seconds until it is there
+    assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 7, 15, 23, 31, 39])
+    again = ["starting", "failed"]
+    assert rig.watcher.states[8:] == [*again, *again, *again, "starting", "ready", "draining", "stopped"]
 
 
 async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ class Backoff:
         self._policy = policy
         self._random = random
 
-    def failed(self, healthy_for: float, *, may_give_up: bool = True) -> float | None:
+    def failed(self, healthy_for: float) -> float | None:
         """Note a failure after `healthy_for` seconds of being ready; returns the delay, or None to give up.
 
         The delay is `initial_delay` doubled for each failure in a row, at most `max_delay`, and then shortened by a
@@ -27,7 +27,7 @@ class Backoff:
         if healthy_for >= self._policy.healthy_after:
             self.failures = 0
         self.failures += 1
-        if may_give_up and self.failures >= self._policy.max_quick_failures:
+        if self.failures >= self._policy.max_quick_failures:
             return None
         doubled = self._policy.initial_delay * 2.0 ** min(self.failures - 1, 60)
         return min(doubled, self._policy.max_delay) * (1 - self._policy.jitter * self._random())

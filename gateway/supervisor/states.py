@@ -6,7 +6,7 @@
                    └────────> draining <───┘ ──> stopped
 
 `failed` is giving up on purpose, after quick failures in a row; a person (or, after a while, a call) kicks it. A remote
-server that cannot be reached is never given up.
+server that cannot be reached is tried again by itself now and then.
 `stopped` is where a lazy or idle backend waits for its next call, and where every backend ends.
 """
 

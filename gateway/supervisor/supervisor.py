@@ -107,7 +107,7 @@ class Supervisor:
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
-        self._wanted = False
+        self._wanted = self._unreachable = self._given_up = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._first_wait = config.restart.initial_delay
@@ -191,6 +191,8 @@ class Supervisor:
     @property
     def offered(self) -> bool:
         """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
+        if self._given_up:
+            return False  # a new try after giving up shows nothing until it has succeeded
         return self.state in LISTED or (self.state is State.STOPPED and not self._stopping.is_set())
 
     @property
@@ -294,9 +296,10 @@ class Supervisor:
     def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
         self.last_error = self._explain(problem)
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
-        # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away.
-        unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
-        delay = self._backoff.failed(healthy_for, may_give_up=not unreachable)
+        # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
+        # are answered at once like those to any that has failed, but it is tried again without being asked.
+        self._unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
+        delay = self._backoff.failed(healthy_for)
         if delay is None:
             log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
             self._to(State.FAILED)
@@ -318,8 +321,9 @@ class Supervisor:
         if self._stopping.is_set():
             return
         if delay is None:  # given up, or idle
-            await self._kicked.wait()
-            self._backoff.forgive()
+            with trio.move_on_after(self.config.restart.max_delay if self._unreachable else math.inf):
+                await self._kicked.wait()
+                self._backoff.forgive()
         else:
             # Callers cut the backoff short, but not below its first step: a client that retries must not be able to
             # use up the quick failures.
@@ -431,6 +435,9 @@ class Supervisor:
             self.settled.set()
         if new in {State.FAILED, State.STOPPED}:
             self.known.set()
+        if new in {State.READY, State.FAILED}:
+            self._given_up = new is State.FAILED
+            self._unreachable = self._unreachable and self._given_up
         log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
         self._upward.backend_changed(self)
 
