@@ -12,13 +12,13 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Era, Failure
+from gateway.calls import Ask, Complete, Era, Failure
 from gateway.frontends.answers import Introduction
 from gateway.frontends.events import MAX_STREAM_BYTES, MAX_STREAM_EVENTS, RESUME_WITHIN
 from gateway.frontends.resumable import MAX_RETRY_MS
 from gateway.frontends.sessions import SessionTable
 from gateway.frontends.streamable import StreamableFace
-from tests.faces import STREAM, House, events_of, is_complete, log_line, message_of, open_house, texts_of
+from tests.faces import ANSWER, STREAM, House, events_of, is_complete, log_line, message_of, open_house, texts_of
 from tests.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
@@ -212,6 +212,41 @@ async def test_clients_that_come_back_all_at_once(autojump_clock: MockClock) -> 
         assert len(client.session.in_flight) == 0
 
 
+class PromptExchange(FakeExchange):
+    """A client whose connection takes everything at once, as the kernel's buffer does: no checkpoint."""
+
+    async def send(self, message: Any) -> None:
+        if self.gone.is_set():
+            raise OSError("the client has gone")
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("event", ["message", "answer", "break", "break and message", "break and answer"])
+async def test_what_happens_in_the_moment_of_coming_back(event: str, autojump_clock: MockClock) -> None:
+    """Whatever runs first in that moment: each message is there once, and nobody is left waiting."""
+    for _ in range(30):
+        async with open_client() as client:
+            exchange = PromptExchange(headers=client.headers())
+            call = jsonrpc.decode(json.dumps(message_of("tools/call", {"name": "a.x"}, 1)).encode())
+            await client.house.start(client.face.post, exchange, call)
+            await client.house.tell("one")
+            ticket = client.house.ticket
+            ticket.notify(log_line("two"))
+            if "break" in event:
+                exchange.gone.set()
+            if "answer" in event:
+                client.house.fake.session.answer(outcome=Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
+            headers = client.headers(**{"last-event-id": last_id(exchange)})
+            again = await client.house.start(client.face.get, PromptExchange(method="GET", headers=headers))
+            if "answer" not in event:
+                await client.house.tell("three", ticket)
+                await client.house.answer()
+            middle = [] if "answer" in event else ["three"]
+            assert texts_of(again) == ["two", *middle, "done"]
+            assert is_complete(again)
+            assert len(client.session.in_flight) == len(client.session.replies) == 0
+
+
 async def test_only_the_one_stream_is_replayed(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         one = await client.call()
@@ -313,6 +348,16 @@ async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump
         assert len(client.session.in_flight) == len(client.session.replies) == 0
 
 
+async def test_the_end_of_a_session_frees_what_it_kept(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.call()
+        await client.house.tell("one")
+        await client.house.answer()
+        assert client.session.events.size > 0
+        client.sessions.close(client.session)
+        assert client.session.events.size == 0
+
+
 async def test_a_flood_without_a_connection_stays_within_bounds(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
@@ -383,6 +428,17 @@ async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
         await client.house.answer()
         assert texts_of(third) == ["done"]
         assert len(client.session.in_flight) == 0
+
+
+async def test_a_stream_without_a_connection_needs_no_closing(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")
+        client.house.ticket.close_stream(500)
+        await client.house.tell("three")
+        assert texts_of(await client.get(last_id(exchange))) == ["two", "three"]
 
 
 async def test_a_client_without_streams_is_not_bothered(autojump_clock: MockClock) -> None:

@@ -248,8 +248,13 @@ async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_cl
         await other.initialize()
         await client.call()
         await other.call()
+        stream = client.face._streams[client.endpoint.partition("=")[2]]
+        undone: list[str] = []
+        assert stream.session is not None
+        stream.session.on_end.append(lambda: undone.append("its subscriptions"))
         client.stream.gone.set()
         await settle()
+        assert undone == ["its subscriptions"]
         assert client.withdrawn == ["x"]
         assert len(client.face) == 1
         assert (await client.call()).status == 404
