@@ -18,6 +18,7 @@ from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
 from gateway.eras import versions
+from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints, read_hint
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from gateway.errors import BackendError, BackendProtocol
 
@@ -242,22 +243,23 @@ async def list_feature(conversation: Conversation, feature: str, *, timeout: flo
         if kind.feature != feature:
             continue
         try:
-            spans = await _pages(conversation, kind, timeout=timeout)
+            spans, hint = await _pages(conversation, kind, timeout=timeout)
         except BackendProtocol as exc:
             if kind is Kind.TOOLS:
                 raise
             level = logging.DEBUG if kind is Kind.TEMPLATES else logging.WARNING
             log.log(level, "%s", exc, extra={"backend": conversation.backend})
-            spans = []
-        found[kind], problems = clean(kind, spans)
+            spans, hint = [], KEEP_NOTHING
+        found[kind], problems = clean(kind, spans, hint)
         for problem in problems:
             log.warning("backend %r: %s", conversation.backend, problem, extra={"backend": conversation.backend})
     return found
 
 
-async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> list[msgspec.Raw]:
+async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> tuple[list[msgspec.Raw], Hint]:
     """All pages of one list (server/utilities/pagination: an empty string is a cursor, only absence is the end)."""
     spans: list[msgspec.Raw] = []
+    hints: list[Hint] = []
     seen: set[str] = set()
     params: dict[str, object] = {}
     for _ in range(MAX_PAGES):
@@ -265,6 +267,7 @@ async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> l
         result = expect_result(conversation, kind.list_method, outcome).result
         try:
             members = jsonrpc.decode_object(result)
+            hints.append(read_hint(members))
             spans += jsonrpc.decode_array(members[kind.member])
             cursor = members.get("nextCursor")
             following = None if cursor is None or bytes(cursor) == b"null" else jsonrpc.decode_string(cursor)
@@ -272,11 +275,11 @@ async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> l
             text = f"answered {kind.list_method} without a valid {kind.member!r} array"
             raise BackendProtocol(conversation.backend, text) from None
         if following is None or len(spans) > MAX_ITEMS:
-            return spans
+            return spans, merge_hints(hints)
         if following in seen:
             log.warning("backend %r: the cursors of %s go in a circle", conversation.backend, kind.list_method)
-            return spans
+            return spans, merge_hints(hints)
         seen.add(following)
         params = {"cursor": following}
     log.warning("backend %r: %s has over %d pages; the rest is left out", conversation.backend, kind.member, MAX_PAGES)
-    return spans
+    return spans, merge_hints(hints)

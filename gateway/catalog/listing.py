@@ -12,6 +12,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
+from gateway.eras.caching import KEEP_NOTHING, Hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
     own: str
     raw: bytes
+    hint: Hint = KEEP_NOTHING
+    """For how long the list that it came with may be kept."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,9 @@ class _Schema(msgspec.Struct, gc=False):
 _schemas = msgspec.json.Decoder(_Schema)
 
 
-def clean(kind: Kind, raws: Iterable[msgspec.Raw]) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+def clean(
+    kind: Kind, raws: Iterable[msgspec.Raw], hint: Hint = KEEP_NOTHING
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Turn the members of a list result into items; returns (items, what was left out and why)."""
     items: dict[str, Item] = {}
     problems: list[str] = []
@@ -57,7 +62,7 @@ def clean(kind: Kind, raws: Iterable[msgspec.Raw]) -> tuple[tuple[Item, ...], tu
             problems.append(f"{kind.member} after the first {MAX_ITEMS}: left out")
             break
         try:
-            item = _item(kind, span)
+            item = _item(kind, span, hint)
         except ValueError as exc:
             problems.append(f"{kind.member}[{index}] left out: {exc}")
             continue
@@ -68,7 +73,7 @@ def clean(kind: Kind, raws: Iterable[msgspec.Raw]) -> tuple[tuple[Item, ...], tu
     return tuple(items.values()), tuple(problems[:MAX_PROBLEMS])
 
 
-def _item(kind: Kind, span: msgspec.Raw) -> Item:
+def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:
     members = jsonrpc.decode_object(span)
     if kind.key not in members:
         text = f"it has no {kind.key!r}"
@@ -79,7 +84,7 @@ def _item(kind: Kind, span: msgspec.Raw) -> Item:
         raise ValueError(text)
     if kind is Kind.TOOLS:
         _check_schema(own, members)
-    return Item(own, jsonrpc.one_line(span))
+    return Item(own, jsonrpc.one_line(span), hint)
 
 
 def _check_schema(own: str, members: dict[str, msgspec.Raw]) -> None:

@@ -18,6 +18,7 @@ from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
 from gateway.catalog.ownership import Ownership, Route
 from gateway.eras import tools
+from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints
 from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
@@ -104,6 +105,7 @@ class Snapshot:
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
         self._mirrored: dict[str, Annotations] = {}
         self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
+        self._hints: dict[Kind, Hint] = {}
         self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
         # URIs first: tools may link to them.
         for kind in sorted(Kind, key=lambda one: one.namespaced):
@@ -168,6 +170,20 @@ class Snapshot:
         found: dict[str, list[str]] = {}
         for entry in self._lists[kind]:
             found.setdefault(self._routes[kind][entry.public].backend, []).append(entry.public)
+        return found
+
+    def hint(self, kind: Kind) -> Hint:
+        """For how long a list may be kept: as long as the part of it that may be kept least."""
+        found = self._hints.get(kind)
+        if found is None:
+            lists = [
+                part.listing.items[kind]
+                for part in self.parts
+                if part.backend in self.listed and kind in part.listing.items
+            ]
+            # An empty list has nowhere to say it, and may be full any moment.
+            hints = [item.hint for items in lists for item in items] + [KEEP_NOTHING for items in lists if not items]
+            found = self._hints[kind] = merge_hints(hints)
         return found
 
     def same_list(self, other: Snapshot, kind: Kind) -> bool:

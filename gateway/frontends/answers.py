@@ -16,6 +16,7 @@ from gateway.calls import Ask, Call, Complete, Era, Failure, InputRequired, Noti
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
 from gateway.eras import asks, errors, meta, requests, results, versions
+from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import watching
@@ -61,9 +62,7 @@ class Answers:
         self.fleet = router.fleet
         self.settings = settings
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
-        self._modern_tail = b',"ttlMs":0,"cacheScope":"private","_meta":' + jsonrpc.encode({
-            meta.SERVER_INFO: self.server_info
-        })
+        self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
 
     # The legacy era.
 
@@ -206,10 +205,16 @@ class Answers:
                 text = "params.cursor must be a string"
                 raise InvalidParams(text) from None
         await self.fleet.first_starts()
-        page = self.fleet.snapshot().page(kind, cursor, self.settings.page_size, view_of(caller))
+        snapshot = self.fleet.snapshot()
+        page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
         if caller.era is Era.LEGACY:
             return encode_list(kind, page)
-        return encode_list(kind, page, head=b'"resultType":"complete",', tail=self._modern_tail)
+        # While a backend is away, what it lists may come any moment.
+        everybody = all(one.offered and one.listing is not None for one in self.fleet.supervisors.values())
+        hint = snapshot.hint(kind) if everybody else KEEP_NOTHING
+        return encode_list(
+            kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), self._meta_tail)
+        )
 
     def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
         """The response to a call, and the error code if it is an error."""

@@ -146,6 +146,28 @@ async def test_modern_updates_come_under_the_uri_that_was_asked_for(gateways, ce
         await client.stdio.notify("notifications/cancelled", {"requestId": request_id})
 
 
+MODERN_ONLY = {"mcpServers": {"b": CONFIG["mcpServers"]["b"]}, "gateway": CONFIG["gateway"]}
+
+
+@pytest.fixture(scope="module")
+def modern_only():
+    with open_gateways(MODERN_ONLY, ("stdio",)) as found:
+        yield found
+
+
+async def test_how_long_lists_and_contents_may_be_kept(gateways, modern_only):
+    for house, merged in [(modern_only, (5000, "public")), (gateways, (0, "private"))]:  # legacy servers do not say
+        async with open_client(house, ("modern", "stdio")) as client:
+            for method in ("prompts/list", "resources/list", "resources/templates/list"):
+                found = (await client.request(method))["result"]
+                assert (found["ttlMs"], found["cacheScope"]) == merged, method
+            found = (await read(client, "memo://b/one"))["result"]
+            assert (found["ttlMs"], found["cacheScope"]) == (5000, "public")
+    async with open_client(gateways, ("modern", "stdio")) as client:
+        found = (await read(client, "memo://a/one"))["result"]
+        assert (found["ttlMs"], found["cacheScope"]) == (0, "private")
+
+
 async def wait_subscribed(client, owner, uri):
     """A backend is told of a subscription soon, not at once; each look is a round trip."""
     with trio.fail_after(ANSWER_WITHIN):
