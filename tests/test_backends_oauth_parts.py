@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -353,3 +355,10 @@ def test_no_browser_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not oauth_ways.can_open()
     monkeypatch.setenv("WAYLAND_DISPLAY", "w-0")
     assert oauth_ways.can_open()
+
+
+def test_the_sdk_comes_only_with_a_login() -> None:
+    """It costs half a second and 64 MB, and most backends want no login."""
+    script = "import sys, gateway.backends.oauth; print(*sorted({'mcp', 'mcp_types', 'pydantic'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20)
+    assert not found.stdout.strip()

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.peers.oauth_peer import OAuthPeer, open_oauth_peer
-from tests.support import bare_nursery, open_gateway_process, run_process
+from tests.support import META, HttpClient, bare_nursery, open_gateway_process, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -175,3 +175,34 @@ async def test_the_client_of_a_call_is_asked_to_open_the_page(tmp_path: Path) ->
                 nursery.start_soon(desk.peer.browse, ask["params"]["url"])
                 answer = await client.response(call)
             assert answer["result"]["content"][0]["text"] == "well done"
+
+
+async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
+    """The call is parked while the person logs in, and goes on with the client's next request."""
+    async with open_desk(tmp_path, era="legacy") as desk:
+        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(desk.state)}
+        await desk.log_in()
+        async with open_gateway_process(desk.config, env=env) as gateway:
+            await gateway.wait_stderr("backend 's' is ready")
+            desk.peer.revoke()
+            desk.peer.refuse_refresh = True
+            meta = {META + "clientCapabilities": {"elicitation": {"url": {}}}}
+            params: dict[str, Any] = {"name": "s.echo", "arguments": {}, "_meta": meta}
+            assert gateway.url is not None
+            client = HttpClient(gateway.url)
+            answer = (await client.call_modern("tools/call", params))["result"]
+            assert answer["resultType"] == "input_required"
+            ((key, wanted),) = answer["inputRequests"].items()
+            assert (wanted["method"], wanted["params"]["mode"]) == ("elicitation/create", "url")
+            await desk.peer.browse(wanted["params"]["url"])
+            params |= {"inputResponses": {key: {"action": "accept"}}, "requestState": answer["requestState"]}
+            answer = (await client.call_modern("tools/call", params))["result"]
+            assert answer["content"][0]["text"] == "well done"
+
+
+@pytest.mark.parametrize("browser", ["print", "open"])
+async def test_a_gateway_that_waits_for_a_login_stops_as_any_other(tmp_path: Path, browser: str) -> None:
+    async with open_desk(tmp_path, oauth={"browser": browser}) as desk:
+        env = {**NO_BROWSER, "BROWSER": "true %s", "MCP_GATEWAY_STATE_DIR": str(desk.state)}  # shown, and not followed
+        async with open_gateway_process(desk.config, env=env, stop_within=5) as gateway:
+            await gateway.wait_stderr("backend 's' needs a login")
