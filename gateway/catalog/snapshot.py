@@ -16,6 +16,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
+from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
 from gateway.eras import tools
 from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.catalog.listing import Listing
+    from gateway.catalog.offers import Offer
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -93,9 +95,17 @@ class Snapshot:
     """All parts at one moment. Immutable but for memos of what can be derived from it."""
 
     def __init__(
-        self, parts: Sequence[Part] = (), *, listed: frozenset[str] = frozenset(), naming: Naming | None = None
+        self,
+        parts: Sequence[Part] = (),
+        *,
+        listed: frozenset[str] = frozenset(),
+        naming: Naming | None = None,
+        offers: Mapping[str, Offer] | None = None,
     ):
-        """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed."""
+        """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed.
+
+        With `offers` there are no tools but these.
+        """
         self.parts = tuple(parts)
         self.listed = listed
         self.clashes: list[str] = []
@@ -111,6 +121,22 @@ class Snapshot:
         for kind in sorted(Kind, key=lambda one: one.namespaced):
             for part in self.parts:
                 self._add(part.backend, kind, part.entries.get(kind, ()))
+        if offers is not None:
+            self._narrow(offers)
+
+    def _narrow(self, offers: Mapping[str, Offer]) -> None:
+        """Leave only the tools that are offered, as they are offered; names have been given out by now."""
+        routes, entries = self._routes[Kind.TOOLS], self._lists[Kind.TOOLS]
+        self._routes[Kind.TOOLS] = {name: route for name, route in routes.items() if name in offers}
+        kept: list[Entry] = []
+        for entry in entries:
+            offer = offers.get(entry.public)
+            if offer is None:
+                continue
+            kept.append(msgspec.structs.replace(entry, raw=described(entry.raw, offer)))
+            if offer.schema is not None:  # what clients mirror into headers, they find in the schema that they see
+                self._mirrored[entry.public] = annotations_of(kept[-1].raw)
+        self._lists[Kind.TOOLS] = kept
 
     def _add(self, backend: str, kind: Kind, entries: tuple[Entry, ...]) -> None:
         entry_list, is_listed = self._lists[kind], backend in self.listed
