@@ -494,3 +494,15 @@ async def test_a_newer_own_stream_takes_over(autojump_clock: MockClock) -> None:
         assert is_complete(own)
         assert texts_of(own) == []
         assert texts_of(fresh) == ["notifications/tools/list_changed"]
+
+
+async def test_a_backend_that_closes_again_and_again_fills_nothing(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call(accept="application/json")
+        ticket = client.house.ticket
+        for number in range(100):
+            ticket.close_stream(number)
+        assert len(ticket._events or ()) == 1
+        await client.house.answer()
+        ticket.close_stream(1)
+        assert exchange.status == 200
