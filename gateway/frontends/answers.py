@@ -61,6 +61,7 @@ class Answers:
         self.parking = parking
         self.fleet = router.fleet
         self.settings = settings
+        self._modern_level: str | None = None
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
 
@@ -115,6 +116,7 @@ class Answers:
     def _set_level(self, session: LegacySession, level: str) -> None:
         """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
         session.log_level = level
+        session.caller = msgspec.structs.replace(session.caller, log_level=level)  # modern backends: with each request
         if session not in self.fleet.wish_list:
             session.on_end.append(lambda: self.fleet.forget(session))
         self.fleet.wish_list.want_level(session, level)
@@ -163,12 +165,22 @@ class Answers:
         if call.method == "server/discover":
             return self._discover()
         if call.method in ROUTED_METHODS or not is_mcp_method(call.method):
+            self._want_level(call.caller.log_level)
             answer = self._resume(call) if "requestState" in call.params else None
             return answer or Flow(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
         raise UnknownMethod(text)
+
+    def _want_level(self, level: str | None) -> None:
+        """Have legacy backends send what any modern request has asked for: their level holds for all clients."""
+        if level is not None and (
+            self._modern_level is None or meta.LOG_LEVELS.index(level) < meta.LOG_LEVELS.index(self._modern_level)
+        ):
+            self._modern_level = level
+            self.fleet.wish_list.want_level(self, level)
+            self.fleet.wish()
 
     def _discover(self) -> bytes:
         members: dict[str, object] = {
@@ -226,6 +238,9 @@ class Answers:
             return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
         if isinstance(outcome, InputRequired):
             if era is Era.MODERN:
+                undeclared = _undeclared(call, outcome)
+                if undeclared is not None:
+                    return undeclared.encode(request_id), undeclared.code
                 wrapped = InputRequired(self._wrap_state(call, outcome.result))
                 return jsonrpc.response(request_id, results.for_modern(wrapped, self.server_info)), None
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
@@ -270,6 +285,25 @@ class Answers:
             case _:
                 wire = errors.to_wire(problem, era, call)
         return wire.encode(request_id), wire.code
+
+
+def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
+    """The error for a backend that asks for what the client has not declared, which the client must not see."""
+    try:
+        wanted = asks.read_input_required(required.result).inputRequests.values()
+    except ValueError:
+        return None  # a form that nobody knows yet: the client may
+    for one in wanted:
+        missing = (
+            asks.missing_capability(call.caller, one.method, one.params) if one.method in asks.CAPABILITY else None
+        )
+        if missing is not None:
+            capability, _, member = missing.partition(".")
+            needed: dict[str, dict[str, object]] = {capability: {member: {}} if member else {}}
+            data = {"requiredCapabilities": needed}
+            text = f"this needs the capability {missing}, which the client has not declared"
+            return errors.WireError(errors.MISSING_CAPABILITY, text, jsonrpc.encode(data))
+    return None
 
 
 def encode_notice(notice: Notice, token: jsonrpc.Id | None) -> bytes:

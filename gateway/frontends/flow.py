@@ -39,8 +39,7 @@ class Flow:
         self.call = ticket.call
         self._router = router
         self._ticket = ticket
-        self.held = False
-        """Whether the call is parked, so that its face must not close it."""
+        self._holder = object()
         self.token = ticket.call.progress_token
         self.level = ticket.call.caller.log_level
         self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
@@ -88,6 +87,19 @@ class Flow:
                 self._kept.append(item)
             elif not isinstance(item, StreamClosed):
                 return item
+
+    def take(self) -> object:
+        """Become the holder of the flow, who must `let_go` with what this returns; whoever held it before is free.
+
+        The answer that parks a call is still being sent when its retry comes: each closes only what it holds.
+        """
+        self._holder = object()
+        return self._holder
+
+    def let_go(self, holder: object, reason: str = "the client cancelled the request") -> None:
+        """Close the flow, unless somebody else has taken it meanwhile."""
+        if self._holder is holder:
+            self.close(reason)
 
     def resume(self, retry: Call) -> None:
         """Go on with a call for which its client has sent another request, with a progress token of its own."""

@@ -67,11 +67,11 @@ class ModernFace:
         if isinstance(answer, bytes):
             await exchange.json(200, jsonrpc.response(request_id, answer))
             return
+        holder = answer.take()
         try:
             await ModernReply(exchange, self._answers, answer, request_id).run_watched()
         finally:
-            if not answer.held:
-                answer.close("the client hung up")
+            answer.let_go(holder, "the client hung up")
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])

@@ -91,7 +91,7 @@ class Parking:
                 ask.refuse(jsonrpc.INTERNAL_ERROR, "too many calls wait for input of their clients")
             return None
         self._parked[key] = entry
-        flow.held = True
+        flow.take()
         self._changed.set()
         wanted = {
             name: {"method": ask.method, "params": asks.for_modern_client(ask.params)}
@@ -117,7 +117,6 @@ class Parking:
             raise InvalidParams(text)
         responses = _responses(retry)
         del self._parked[key]
-        entry.flow.held = False
         for name, ask in list(entry.asks.items()):
             if name in responses:
                 ask.answer(bytes(responses[name]))
@@ -144,7 +143,6 @@ class Parking:
 
     def _end(self, key: str, reason: str) -> None:
         entry = self._parked.pop(key)
-        entry.flow.held = False
         entry.flow.close(reason)
 
 

@@ -165,6 +165,8 @@ class StdioFace:
                 request_id = cancelled_id(message)
                 if request_id is not None:
                     self._in_flight.cancel(request_id)
+            case "notifications/roots/list_changed" if self._session is not None:
+                self._answers.fleet.roots_changed(self._session.key)
             case "notifications/progress" if self._session is not None:
                 self._session.desk.progress(message)
             case _:
@@ -271,6 +273,7 @@ class StdioFace:
         """Wait for a call's outcome, passing its notices on as they come."""
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
+        holder = answer.take()
         try:
             while True:
                 item = await answer.next()
@@ -288,8 +291,7 @@ class StdioFace:
                 self._pass_on(answer, item)
                 await self._outbox.room()
         finally:
-            if not answer.held:
-                answer.close()
+            answer.let_go(holder)
 
     def _pass_on(self, flow: Flow, event: Event) -> None:
         """Bring an event of a call to the client."""

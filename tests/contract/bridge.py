@@ -1,0 +1,311 @@
+"""The bridge matrix: cells, one conversation in each of them, and the table of what each cell gave.
+
+A cell is a client's era and face and a backend's era and transport. A row is one thing that the two may do with each
+other; its test is written once, with `@row`, runs in every cell and returns its verdict. `Talker` holds a conversation
+in which the client is asked things, whichever way its era has for that: requests on the stream of its own request, or
+`input_required` and another request.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import subprocess
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+
+from tests.contract.support import ERAS, FACES, open_client, text_of
+from tests.support import ANSWER_WITHIN, META, PEERS, ROOT, peer
+
+TRANSPORTS = ("stdio", "http")
+SERVER = "bridge_server.py"
+YES = "yes"
+ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
+EVERYTHING = {"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}}, "roots": {"listChanged": True}}
+
+
+class Cell(NamedTuple):
+    client: str
+    face: str
+    era: str
+    transport: str
+
+    @property
+    def backend(self):
+        """The name of the backend in the config."""
+        return f"{self.era}-{self.transport}"
+
+    def tool(self, name):
+        return f"{self.backend}.{name}"
+
+    def uri(self, path):
+        return f"memo://{self.backend}/{path}"
+
+
+CELLS = list(itertools.starmap(Cell, itertools.product(ERAS, FACES, ERAS, TRANSPORTS)))
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+ROWS: list[str] = []
+"""Titles, in the order of the table."""
+VERDICTS: dict[tuple[str, Cell], str] = {}
+"""What each cell gave in this run."""
+BEGIN, END = "<!-- bridge table -->", "<!-- end of bridge table -->"
+
+
+def row(title):
+    """Make a test of every cell out of `async test(gateways, cell) -> verdict`."""
+
+    def decorate(test):
+        ROWS.append(title)
+
+        @pytest.mark.parametrize("cell", CELLS, ids="-".join)
+        @functools.wraps(test)
+        async def run(gateways, cell):
+            VERDICTS.pop((title, cell), None)
+            VERDICTS[title, cell] = await test(gateways, cell)
+
+        return run
+
+    return decorate
+
+
+def is_complete():
+    return len(VERDICTS) == len(ROWS) * len(CELLS)
+
+
+def render():
+    """The table as it stands in README."""
+    heads = [f"{client} client, {era} server" for client in ERAS for era in ERAS]
+    lines = [" | ".join(["", "what", *heads, ""]).strip(), "|---" * (len(heads) + 1) + "|"]
+    for title in ROWS:
+        found = [summary(title, client, era) for client in ERAS for era in ERAS]
+        lines.append(" | ".join(["", title, *found, ""]).strip())
+    return "\n".join(lines)
+
+
+def summary(title, client, era):
+    """One verdict for all transports, or one for each face of the gateway, or all that there are."""
+    by_face = {}
+    for cell in CELLS:
+        if (cell.client, cell.era) == (client, era):
+            by_face.setdefault(cell.face, []).append(VERDICTS[title, cell])
+    joined = {face: " or ".join(dict.fromkeys(verdicts)) for face, verdicts in by_face.items()}
+    if len(set(joined.values())) == 1:
+        return joined["stdio"]
+    return "; ".join(f"{face}: {verdict}" for face, verdict in joined.items())
+
+
+def in_readme(text):
+    """The table that stands in this text."""
+    return text.partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def put_in_readme(text, table):
+    before, found, rest = text.partition(BEGIN)
+    assert found, f"there is no {BEGIN} in it"
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+def options(era, transport):
+    return ["--era", era, "--name", f"{era}-{transport}", "--odd-schemas", "--transport", transport]
+
+
+@contextmanager
+def open_http_servers(eras=ERAS):
+    """One server over HTTP for each era: config entries by name. They end when their stdin does."""
+    running = []
+    try:
+        found = {}
+        for era in eras:
+            command = [sys.executable, str(PEERS / SERVER), *options(era, "http")]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+            running.append(process)
+            line = process.stderr.readline().decode()
+            assert line.startswith("listening on "), line
+            found[f"{era}-http"] = {"url": line.split()[-1]}
+        yield found
+    finally:
+        for process in running:
+            process.stdin.close()
+            process.stderr.close()
+        for process in running:
+            assert process.wait(10) == 0
+
+
+def stdio_servers(eras=ERAS):
+    return {f"{era}-stdio": peer(SERVER, *options(era, "stdio")) for era in eras}
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+FORM = {
+    "message": "Who are you?",
+    "requestedSchema": {"type": "object", "properties": {"name": {"type": "string", "title": "Name"}}},
+}
+SAMPLE = {
+    "messages": [{"role": "user", "content": {"type": "text", "text": "2 + 2?"}}],
+    "maxTokens": 10,
+    "x-extra": None,
+}
+WITH_TOOLS = {**SAMPLE, "tools": [{"name": "add", "inputSchema": {"type": "object"}}], "toolChoice": {"mode": "auto"}}
+ROOT_ANSWER = {"roots": [{"uri": "file:///home/ada", "name": "ada", "x-extra": None}]}
+FORM_ANSWER = {"action": "accept", "content": {"name": "Ada"}}
+SAMPLE_ANSWER = {
+    "role": "assistant",
+    "content": {"type": "text", "text": "4"},
+    "model": "m",
+    "stopReason": "endTurn",
+    "x-extra": None,
+}
+TOOL_USE = {"type": "tool_use", "id": "use-1", "name": "add", "input": {"a": 2, "b": 2}}
+TOOL_ANSWER = {**SAMPLE_ANSWER, "content": [TOOL_USE], "stopReason": "toolUse"}
+
+
+def answer_to(method, params):
+    """What the client of these tests says when it is asked."""
+    if method == ROOTS:
+        return ROOT_ANSWER
+    if method == SAMPLING:
+        return TOOL_ANSWER if "tools" in params else SAMPLE_ANSWER
+    return {"action": "accept"} if params.get("mode") == "url" else FORM_ANSWER
+
+
+def url_form(cell, number=1):
+    """A URL elicitation as the backend of this cell spells it: ids exist in the legacy era only."""
+    params = {"mode": "url", "message": "Please visit.", "url": "https://example.com/visit?x=1"}
+    return params | ({"elicitationId": f"e-{number}"} if cell.era == "legacy" else {})
+
+
+@dataclass(eq=False)
+class Talk:
+    """One call with everything that came of it."""
+
+    answer: dict | None = None
+    asked: list = field(default_factory=list)
+    """(method, params) of what the client was asked."""
+    notices: list = field(default_factory=list)
+    rounds: int = 0
+    """Times that the client was told `input_required`."""
+    status: int | None = None
+
+    @property
+    def result(self):
+        assert "result" in self.answer, self.answer
+        return self.answer["result"]
+
+    @property
+    def error(self):
+        assert "error" in self.answer, self.answer
+        return self.answer["error"]
+
+    @property
+    def answers(self):
+        """What the tool `ask` got for what it asked."""
+        return self.result["structuredContent"]["answers"]
+
+
+class Talker:
+    """A client in one cell that can be asked; `capabilities` is what it declares."""
+
+    def __init__(self, client, cell, capabilities):
+        self.client, self.cell, self.capabilities = client, cell, capabilities
+        self.respond = answer_to
+
+    def with_capabilities(self, params):
+        if not self.client.modern:
+            return params or {}
+        own = {META + "clientCapabilities": self.capabilities} | (params or {}).get("_meta", {})
+        return {**(params or {}), "_meta": own}
+
+    async def call(self, tool, arguments=None, **further):
+        """One of the backend's tools."""
+        params = {"name": self.cell.tool(tool), "arguments": arguments or {}, **further}
+        return await self.converse("tools/call", params)
+
+    async def text(self, tool, arguments=None):
+        return text_of((await self.call(tool, arguments)).answer)
+
+    async def structured(self, tool, arguments=None):
+        return (await self.call(tool, arguments)).result["structuredContent"]
+
+    async def converse(self, method, params=None):
+        """Do what the method says, and answer whatever is asked on the way."""
+        talk = Talk()
+        sent = self.with_capabilities(params)
+        while True:
+            talk.answer = await self.exchange(method, sent, talk)
+            result = talk.answer.get("result", {})
+            if not self.client.modern or result.get("resultType") != "input_required":
+                return talk
+            talk.rounds += 1
+            assert talk.rounds < 10
+            sent = self.retry(sent, result, talk)
+
+    def retry(self, sent, result, talk):
+        """The params with which a modern client comes back."""
+        responses = {}
+        for key, wanted in result.get("inputRequests", {}).items():
+            talk.asked.append((wanted["method"], wanted["params"]))
+            responses[key] = self.respond(wanted["method"], wanted["params"])
+        again = {**sent, "inputResponses": responses}
+        again.pop("requestState", None)
+        return again | ({"requestState": result["requestState"]} if "requestState" in result else {})
+
+    async def exchange(self, method, params, talk):
+        """One request, up to its response."""
+        client = self.client
+        async with client.open_call(method, params) as call:
+            while True:
+                message = await self.next_message(call)
+                assert message is not None, f"the stream ended without a response to {method}"
+                talk.status = None if client.stdio else call.exchange.status
+                if "method" not in message:
+                    return message
+                if "id" in message:
+                    await self.answer(message, talk)
+                else:
+                    talk.notices.append(message)
+
+    async def next_message(self, call):
+        if self.client.stdio is None:
+            return await call.next()
+
+        def is_of_call(message):
+            method = message.get("method")
+            if method is None:
+                return message["id"] == call.id
+            return "id" in message or method in {"notifications/progress", "notifications/message"}
+
+        return await self.client.stdio.wait_for(is_of_call, ANSWER_WITHIN)
+
+    async def answer(self, message, talk):
+        """Answer a request of the server's, which only legacy clients get."""
+        assert not self.client.modern, f"a modern client must not be sent requests: {message}"
+        params = message.get("params", {})
+        talk.asked.append((message["method"], params))
+        response = {"jsonrpc": "2.0", "id": message["id"], "result": self.respond(message["method"], params)}
+        if self.client.stdio is not None:
+            await self.client.stdio.send(response)
+        else:
+            assert (await self.client.http.post(response)).status == 202
+
+
+@asynccontextmanager
+async def open_talker(gateways, cell, capabilities=EVERYTHING):
+    async with open_client(gateways, (cell.client, cell.face), initialize=False) as client:
+        if not client.modern:
+            await client.initialize(capabilities=capabilities)
+        yield Talker(client, cell, capabilities)
+
+
+def plain(result):
+    """A result without what a modern one must have besides."""
+    return {name: value for name, value in result.items() if name not in {"resultType", "ttlMs", "cacheScope", "_meta"}}
