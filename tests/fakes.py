@@ -24,7 +24,7 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import ServerConfig
 from gateway.eras.requests import Hop
-from gateway.errors import BackendError, BackendExited
+from gateway.errors import BackendError, BackendExited, BackendTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -68,12 +68,23 @@ class FakeUpkeep:
     def __init__(self) -> None:
         self.wishes = Wishes()
         self.subscriptions: list[str] = []
+        self.asked: list[float] = []
+        """When the gateway asked whether the backend lives."""
+        self.is_silent = False
 
     def wish(self, wishes: Wishes) -> None:
         self.wishes = wishes
 
     def subscribed(self, uri: str) -> None:
         self.subscriptions.append(uri)
+
+    async def ask_alive(self, *, timeout: float) -> Outcome:
+        self.asked.append(trio.current_time())
+        if self.is_silent:
+            await trio.sleep(timeout)
+            return BackendTooSlow("b", "did not answer ping")
+        await trio.lowlevel.checkpoint()
+        return RESULT
 
 
 class FakeSession:

@@ -42,11 +42,14 @@ class Ticket:
         "closed",
         "deadline",
         "dropped",
+        "latest",
         "on_close",
+        "on_end",
         "opened_at",
         "outcome",
         "own_name",
         "publish",
+        "retry",
         "task_id",
         "timeout",
     )
@@ -58,11 +61,17 @@ class Ticket:
         self.opened_at = trio.current_time()
         self.timeout = timeout
         self.deadline = self.opened_at + timeout
+        self.latest: float | None = None
+        """Where the call may last so long but no longer, and progress starts its time anew (`max_call_time`)."""
         self.outcome: Outcome | None = None
         self.closed = False
         self.dropped = 0
         self.on_close: Callable[[Ticket, str], None] | None = None
         """Set by the session that has sent the call: tells the backend that nobody waits any more."""
+        self.on_end: Callable[[Ticket], None] | None = None
+        """Set by the owner of the backend: called once when the call has ended, by whatever."""
+        self.retry: Callable[[Ticket, Outcome], bool] | None = None
+        """Set where the call may be sent once more: takes it over, if the outcome is such, and says whether it did."""
         self.publish: Callable[[Ticket, Outcome], Outcome] | None = None
         """Set by the router where the outcome may hold URIs that its client knows under other names."""
         self.as_task = False
@@ -85,6 +94,8 @@ class Ticket:
             return
         if self._notices == MAX_NOTICES:
             self._drop_oldest()
+        if self.latest is not None and notice.method == "notifications/progress":
+            self.extend()
         self._notices += 1
         self._put(notice)
 
@@ -111,9 +122,28 @@ class Ticket:
             self._put(StreamClosed(retry_ms))
 
     def extend(self) -> None:
-        """Start the deadline anew: somebody is being asked, and people take their time."""
-        now = trio.current_time()
-        self.deadline = max(self.deadline, now + self.timeout)
+        """Start the deadline anew: somebody is being asked, and people take their time, or there is progress."""
+        deadline = trio.current_time() + self.timeout
+        if self.latest is not None:
+            deadline = min(deadline, self.latest)
+        self.deadline = max(self.deadline, deadline)
+
+    def limit(self, timeout: float, longest: float | None) -> None:
+        """Set another time for the call, and the longest that it may take however often that starts anew."""
+        self.timeout = timeout
+        self.deadline = self.opened_at + timeout
+        if longest is not None:
+            self.latest = self.opened_at + max(longest, timeout)
+
+    @property
+    def is_waiting_for_client(self) -> bool:
+        """Whether the backend has asked the client something that is not answered."""
+        return any(not ask.settled for ask in self._asks)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of the call has been heard: to send it once more is to send it for the first time."""
+        return self._events is None and not self._asks
 
     def _put(self, event: Event) -> None:
         if self._events is None:
@@ -133,7 +163,15 @@ class Ticket:
         """Hand over the end; only the first counts."""
         if self.over:
             return
+        if self.retry is not None and self.retry(self, outcome):
+            return
         self.outcome = outcome if self.publish is None else self.publish(self, outcome)
+        self._end()
+
+    def _end(self) -> None:
+        told, self.on_end = self.on_end, None
+        if told is not None:
+            told(self)
         self._ring()
 
     def _ring(self) -> None:
@@ -175,7 +213,7 @@ class Ticket:
         if unfinished:
             self._events = None  # nothing may follow a cancel
             self._withdraw(reason)
-        self._ring()
+        self._end()
 
     def abandon(self, problem: GatewayError, reason: str) -> None:
         """End the call with the gateway's own verdict; the backend is told to cancel it, with `reason`."""
@@ -183,7 +221,7 @@ class Ticket:
             return
         self.outcome = problem
         self._withdraw(reason)
-        self._ring()
+        self._end()
 
     def _withdraw(self, reason: str) -> None:
         withdraw, self.on_close = self.on_close, None

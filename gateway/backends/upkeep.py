@@ -19,6 +19,7 @@ from gateway.calls import Complete, Era
 if TYPE_CHECKING:
     from gateway.backends.conversation import Conversation, Listener
     from gateway.backends.handshake import Greeting
+    from gateway.calls import Outcome
 
 log = logging.getLogger("gateway.backend")
 
@@ -57,6 +58,14 @@ class Upkeep:
         """Hand on that the roots of a client that this session serves have changed; a modern backend asks anew."""
         if self._conversation.hop.era is Era.LEGACY:
             self._conversation.notify("notifications/roots/list_changed")
+
+    async def ask_alive(self, *, timeout: float) -> Outcome:
+        """Ask whether the backend lives; an error is an answer too, silence is `BackendTooSlow`.
+
+        2026-07-28 has no `ping` any more; there every server answers `server/discover`.
+        """
+        method = "ping" if self._conversation.hop.era is Era.LEGACY else "server/discover"
+        return await self._conversation.request(method, timeout=timeout)
 
     def forget(self) -> None:
         """Begin anew: the backend has forgotten the session and with it all that it was told."""

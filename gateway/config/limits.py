@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.config.findings import Entry, is_object, kind
+from gateway.config.findings import Entry, is_list, is_object, kind
 from gateway.config.model import CircuitBreaker, RateLimit, ServerConfig
 from gateway.config.scalars import read_scalar, read_struct, specs_of
 
@@ -23,7 +23,7 @@ def read_rate(scope: Scope, entry: Entry) -> RateLimit | None:
             return RateLimit(**given)
         scope.problem(entry.label, "needs 'per_second', the calls a second that are let through in the long run")
         return None
-    if isinstance(entry.value, list):
+    if is_list(entry.value):
         scope.problem(entry.label, f"must be a number of calls a second or an object, not {kind(entry.value)}")
         return None
     # Read as the field of the object, so that the same words and bounds hold.

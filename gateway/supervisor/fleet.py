@@ -2,7 +2,8 @@
 
 The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. The snapshot is immutable and
 swapped whole; it is rebuilt when somebody looks after a change, so a hundred backends that start at once cost one
-rebuild, not a hundred.
+rebuild, not a hundred. `apply` puts another config in the place of the present one: what is new starts beside what is
+old, both tables are swapped between two checkpoints, then the old drains and stops.
 """
 
 from __future__ import annotations
@@ -10,26 +11,32 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
+from gateway.config import diff_configs
+from gateway.errors import ShuttingDown
 from gateway.supervisor.private import PrivateFleet
+from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
 from gateway.supervisor.wishes import WishList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    import msgspec
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from gateway.backends.session import Opener
+    from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Wishes
-    from gateway.config import Config, ServerConfig
+    from gateway.catalog.listing import Listing
+    from gateway.catalog.offers import Offer
+    from gateway.config import Config, GatewaySettings, ServerConfig
     from gateway.store import Store
-    from gateway.supervisor.supervisor import Status
+    from gateway.supervisor.status import Status
 
     ChangeListener = Callable[[frozenset[str]], None]
+    Observer = Callable[[Supervisor, Ticket | None, float], None]
 
 KEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for catalogs to keep: a server that lists something new every moment costs one write."""
@@ -37,7 +44,23 @@ KEEP_INTERVAL: Final = 1.0
 LAST_KEEP_BOUND: Final = 1.0
 """Seconds at most for keeping, at the end, what was listed since the last look: short runs teach the next ones too."""
 
+SETTLE_BOUND: Final = 30.0
+"""Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
+MAX_RETIRING: Final = 64
+"""Replaced backends that may be draining at once: configs that come faster than old backends stop have to wait."""
+
 log = logging.getLogger("gateway.supervisor")
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What a new config has changed; names of servers."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    not_ready: dict[str, str] = {}
+    """Started servers that were not ready in time, and why; they go on trying."""
 
 
 class Fleet:
@@ -45,20 +68,25 @@ class Fleet:
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         settings = config.gateway
-        self.settings = settings
+        self.config = config
         self._naming = Naming(settings.separator, settings.max_name_length)
+        self._opener = opener
         self._store = store
+        self._observers: set[Observer] = set()
         self._supervisors = {
-            name: _owner_of(server)(
-                server, opener, self, last_good=None if store is None else store.load_catalog(server)
-            )
+            name: self._make(server, None if store is None else store.load_catalog(server))
             for name, server in config.servers.items()
             if not server.disabled
         }
+        self._fresh: dict[str, Supervisor] = {}  # started by a new config that does not hold yet
+        self._retiring: set[Supervisor] = set()
+        self._retired = trio.lowlevel.ParkingLot()
+        self._turn = trio.Lock()
         self._stale = any(one.listing is not None for one in self._supervisors.values())
         self._kept = {name: one.listing for name, one in self._supervisors.items()}
         self._parts: dict[str, Part] = {}
         self._snapshot = Snapshot()
+        self._offers: Mapping[str, Offer] | None = None
         self._announced = self._snapshot
         self._dirty = trio.Event()
         self.wish_list = WishList()
@@ -67,6 +95,21 @@ class Fleet:
         self._stopped = trio.Event()
         self.ended = trio.Event()
         """Set when every supervisor has ended."""
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """The settings of the config that holds now."""
+        return self.config.gateway
+
+    def _make(self, server: ServerConfig, last_good: Listing | None) -> Supervisor:
+        supervisor = _owner_of(server)(server, self._opener, self, last_good=last_good)
+
+        def observe(ticket: Ticket, seconds: float) -> None:
+            if self._observers:
+                self._notify(supervisor, ticket, seconds)
+
+        supervisor.history.observer = observe
+        return supervisor
 
     @property
     def supervisors(self) -> dict[str, Supervisor]:
@@ -81,17 +124,45 @@ class Fleet:
         """The catalog as it is now."""
         if self._stale:
             self._stale = False
-            self._snapshot = self._build()
+            self._snapshot = self._build(self._offers)
         return self._snapshot
 
     def backend_changed(self, supervisor: Supervisor) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
-        del supervisor
         self._stale = True
         self._dirty.set()
+        if self._observers:
+            self._notify(supervisor, None, 0.0)
+
+    def _notify(self, supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+        for observer in tuple(self._observers):
+            observer(supervisor, ticket, seconds)
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer(supervisor, ticket, seconds)` called. It must not wait.
+
+        That is when a call has ended, and, with no ticket, when a backend's state or listing is another one.
+        """
+        self._observers.add(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Undo `observe`."""
+        self._observers.discard(observer)
+
+    def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
+        """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""
+        whole = self._build(None)
+        unknown = [name for name in offers or () if whole.route(Kind.TOOLS, name) is None]
+        if not unknown:
+            self._offers = offers
+            self._stale = True
+            self._dirty.set()
+        return unknown
 
     def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand a resource's update to the clients that watch it."""
+        if self._supervisors.get(supervisor.name) is not supervisor:
+            return  # while one takes another's place both are subscribed, and one is enough
         self.wish_list.updated(supervisor.name, uri, params)
 
     def wishes_for(self, backend: str) -> Wishes:
@@ -101,7 +172,8 @@ class Fleet:
     def wish(self, backends: Iterable[str] | None = None) -> None:
         """Bring backends (all, if none are named) in line with the wish list."""
         for name in self._supervisors if backends is None else backends:
-            self._supervisors[name].wish()
+            if name in self._supervisors:  # and has not been removed meanwhile
+                self._supervisors[name].wish()
 
     def roots_changed(self, key: str) -> None:
         """Tell backends that a client's roots have changed; `key` is its session's."""
@@ -150,9 +222,9 @@ class Fleet:
             services.start_soon(self._announce)
             if self._store is not None:
                 services.start_soon(self._keep, self._store)
-            async with trio.open_nursery() as owners:
+            async with trio.open_nursery() as self._owners_nursery:
                 for supervisor in self._supervisors.values():
-                    owners.start_soon(supervisor.run, name=f"supervisor of {supervisor.name}")
+                    self._start(supervisor)
                 task_status.started()
                 await self._stopped.wait()
             services.cancel_scope.cancel(reason="all supervisors have ended")
@@ -161,11 +233,108 @@ class Fleet:
                 await self._keep_news(self._store)
         self.ended.set()
 
+    def _start(self, supervisor: Supervisor) -> None:
+        self._owners_nursery.start_soon(self._own, supervisor, name=f"supervisor of {supervisor.name}")
+
+    async def _own(self, supervisor: Supervisor) -> None:
+        try:
+            await supervisor.run()
+        finally:
+            self._retiring.discard(supervisor)
+            self._retired.unpark_all()
+
     def stop(self) -> None:
         """Ask every supervisor to end."""
         self._stopped.set()
-        for supervisor in self._supervisors.values():
+        for supervisor in (*self._supervisors.values(), *self._fresh.values()):
             supervisor.stop()
+
+    async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
+        """Put this config in the place of the present one; servers named in `restart` are replaced in any case.
+
+        One at a time; more wait for their turn. New backends get until their `connect_timeout` to settle, all together
+        `SETTLE_BOUND`; whether or not they came up, the config holds then, and what is not in it any more drains (calls
+        in flight have `drain_grace`) while this returns. Unchanged servers are not touched. Cancelled before the
+        change, it leaves everything as it was.
+
+        Raises:
+            ShuttingDown: the gateway is stopping.
+        """
+        async with self._turn:
+            while len(self._retiring) >= MAX_RETIRING:
+                await self._retired.park()
+            self._refuse_when_stopped()
+            diff = diff_configs(self.config, config)
+            again = tuple(name for name in diff.unchanged if name in restart)
+            changed = {*diff.added, *diff.changed, *again}
+            try:
+                await self._start_fresh([one for one in config.servers.values() if one.name in changed])
+                not_ready = await self._settle()
+                self._refuse_when_stopped()
+            except BaseException:
+                for supervisor in self._fresh.values():
+                    supervisor.stop()
+                self._fresh = {}
+                raise
+            self._swap(config)
+            return Applied(
+                added=diff.added,
+                removed=diff.removed,
+                changed=tuple(name for name in config.servers if name in {*diff.changed, *again}),
+                unchanged=tuple(name for name in diff.unchanged if name not in again),
+                not_ready=not_ready,
+            )
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopped.is_set():
+            text = "the gateway is shutting down and takes no new config"
+            raise ShuttingDown(text)
+
+    async def _start_fresh(self, servers: list[ServerConfig]) -> None:
+        for server in servers:
+            if server.disabled:
+                continue
+            last_good = None
+            if self._store is not None:
+                load = self._store.load_catalog
+                last_good = await trio.to_thread.run_sync(load, server, abandon_on_cancel=True)
+                self._refuse_when_stopped()
+            old = self._supervisors.get(server.name)
+            if last_good is None and old is not None and server.start == "eager":
+                last_good = old.listing  # a known name stays known while the new one starts
+            supervisor = self._fresh[server.name] = self._make(server, last_good)
+            self._start(supervisor)
+
+    async def _settle(self) -> dict[str, str]:
+        """Wait for the new backends; returns which are not ready, and why."""
+        began = trio.current_time()
+        for supervisor in self._fresh.values():
+            with trio.move_on_at(began + min(SETTLE_BOUND, supervisor.config.connect_timeout)):
+                await supervisor.settled.wait()
+        return {
+            name: supervisor.last_error or f"is still {supervisor.state}"
+            for name, supervisor in self._fresh.items()
+            if not (supervisor.state is State.READY or (supervisor.state is State.STOPPED and supervisor.offered))
+        }
+
+    def _swap(self, config: Config) -> None:
+        """Have the new config hold, all at once: nothing in here waits."""
+        old, fresh, self._fresh = self._supervisors, self._fresh, {}
+        naming = Naming(config.gateway.separator, config.gateway.max_name_length)
+        self.config = config
+        self._supervisors = {
+            name: fresh.get(name) or old[name] for name, server in config.servers.items() if not server.disabled
+        }
+        kept = {name for name in old if self._supervisors.get(name) is old[name]}
+        self._parts = {name: part for name, part in self._parts.items() if name in kept and naming == self._naming}
+        self._kept = {name: listing for name, listing in self._kept.items() if name in kept}
+        self._naming = naming
+        self._stale = True
+        self._dirty.set()
+        for name, supervisor in old.items():
+            if name not in kept:
+                self._retiring.add(supervisor)
+                supervisor.stop(drain_grace=config.gateway.drain_grace)
 
     async def _announce(self) -> None:
         """Tell listeners of changes: one notice for all that happens within `list_change_delay`."""
@@ -190,7 +359,7 @@ class Fleet:
         await trio.lowlevel.checkpoint()
         for name, supervisor in self._supervisors.items():
             listing = supervisor.listing
-            if listing is None or listing is self._kept[name]:
+            if listing is None or listing is self._kept.get(name):
                 continue
             try:
                 # May be abandoned: a file is replaced as a whole or not at all, and a disk that hangs holds up nobody.
@@ -199,7 +368,7 @@ class Fleet:
                 log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
             self._kept[name] = listing
 
-    def _build(self) -> Snapshot:
+    def _build(self, offers: Mapping[str, Offer] | None) -> Snapshot:
         parts: list[Part] = []
         for name, supervisor in self._supervisors.items():
             listing = supervisor.listing
@@ -211,7 +380,7 @@ class Fleet:
                 self._parts[name] = part
             parts.append(part)
         listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
-        snapshot = Snapshot(parts, listed=listed, naming=self._naming)
+        snapshot = Snapshot(parts, listed=listed, naming=self._naming, offers=offers)
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash)

@@ -79,6 +79,7 @@ class PrivateFleet(Supervisor):
             _Upward(self, key),
             last_good=self.listing,
         )
+        private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
         self._private[key] = private
         self.nursery.start_soon(private.run, name=f"session of {self.name}")
         private.kick()

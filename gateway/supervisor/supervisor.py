@@ -12,23 +12,30 @@ import math
 import random
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-import msgspec
 import trio
 
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
-from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.supervisor.health import keep_asking
+from gateway.supervisor.history import History
+from gateway.supervisor.limits import Gate
+from gateway.supervisor.repeats import Repeats
 from gateway.supervisor.restart import Backoff
 from gateway.supervisor.states import LISTED, State, check
+from gateway.supervisor.status import Status
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import msgspec
+
     from gateway.backends.session import Opener, Session
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Wishes
+    from gateway.calls import Outcome
     from gateway.config import ServerConfig
 
 RELIST_INTERVAL: Final = 0.25
@@ -51,24 +58,6 @@ class Upward(Protocol):
     def wishes_for(self, backend: str) -> Wishes:
         """What clients want of this backend beyond single calls."""
         ...
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend as people see it; the form of `GET /health`'s entries."""
-
-    state: State
-    since: str
-    restarts: int
-    last_error: str | None
-    tools: int
-    in_flight: int
-    sessions: int
-    """Sessions that belong to single clients or calls."""
-    queued: int
-    pid: int | None
-    era: str | None
-    stale: bool
-    """Whether what is listed is the last-good state of a backend that is away."""
 
 
 class Supervisor:
@@ -97,11 +86,14 @@ class Supervisor:
         """Set when the backend has listed once, or has failed for good."""
         self.ended = False
         """Whether `run` has come to its end, so that nothing can be submitted any more."""
+        self.gate = Gate(config)
+        self.history = History()
         self._opener = opener
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
         # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
+        self._repeats = Repeats()
         self._waiting = 0
         self._send, self._receive = trio.open_memory_channel["Ticket"](config.queue_size)
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
@@ -121,22 +113,38 @@ class Supervisor:
         """Put a call into the backend's queue; it waits there, within its own deadline, until the backend takes it.
 
         Raises:
-            BackendUnavailable: the backend has failed, is stopped or draining.
-            Busy: the queue is full.
+            BackendUnavailable: the backend has failed, is stopped or draining, or its circuit breaker is open.
+            Busy: the queue is full, or the rate limit is used up.
         """
         self.want()
         if not self.offered:
             reason = self.last_error or "it was stopped"
             raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
+        if self.gate.limits:
+            self.gate.admit(ticket, ticket.opened_at)
+        self.gate.set_times(ticket)
         try:
             self._send.send_nowait(ticket)
         except trio.WouldBlock:
+            self.gate.ended(ticket, None, ticket.opened_at)
             text = (
                 f"backend {self.name!r} is busy: {self.in_flight} calls in flight and {self.queued} queued"
                 " (max_concurrency, queue_size); try again"
             )
             raise Busy(text) from None
         self._waiting += 1
+        ticket.on_end = self._ended
+        if self.config.retry:
+            ticket.retry = self._keep
+
+    def _ended(self, ticket: Ticket) -> None:
+        now = trio.current_time()
+        self.history.ended(ticket, now - ticket.opened_at)
+        if self.gate.limits:
+            self.gate.ended(ticket, ticket.outcome, now)
+
+    def _keep(self, ticket: Ticket, outcome: Outcome) -> bool:
+        return not self._stopping.is_set() and self._repeats.keep(ticket, outcome, self.listing)
 
     def want(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
@@ -225,6 +233,7 @@ class Supervisor:
             pid=None if session is None else session.pid,
             era=None if session is None else session.greeting.era,
             stale=self.state is not State.READY and self.offered and self.listing is not None,
+            breaker=None if self.gate.breaker is None else self.gate.breaker.state,
         )
 
     # `gateway.backends.conversation.Listener`: called by the session, synchronously.
@@ -295,6 +304,7 @@ class Supervisor:
 
     def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
         self.last_error = self._explain(problem)
+        self.history.broke(self.last_error)
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.
@@ -307,7 +317,17 @@ class Supervisor:
         else:
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
             self._to(State.BACKOFF)
+            self._send_again()
         return delay
+
+    def _send_again(self) -> None:
+        for ticket in self._repeats.take():
+            log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
+            try:
+                self._send.send_nowait(ticket)
+                self._waiting += 1
+            except trio.WouldBlock:
+                ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
 
     def _explain(self, problem: BaseException | None) -> str:
         if isinstance(problem, BackendError):
@@ -344,6 +364,8 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, session)
             nursery.start_soon(self._relist, session)
+            if self.config.ping_interval is not None:
+                nursery.start_soon(keep_asking, session, self.config, self.config.ping_interval)
             await self._idle_or_stopping(session)
             if self._stopping.is_set():
                 self._to(State.DRAINING)
@@ -416,6 +438,8 @@ class Supervisor:
         self.known.set()
 
     def _answer_queue(self, problem: BackendError) -> None:
+        for ticket in self._repeats.take():
+            ticket.finish(problem)
         while True:
             try:
                 ticket = self._receive.receive_nowait()

@@ -1,0 +1,136 @@
+"""What keeps a backend from more than it can take: a token bucket and a circuit breaker. Neither has a clock.
+
+A `Gate` holds both for one backend, however many sessions that has, and refuses what may not pass: a call too many as
+busy, one to a backend that keeps failing as unavailable. It is asked once when a call is submitted, told once how the
+call ended, and costs nothing where the config sets no limits.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from gateway.calls import Complete, Failure, InputRequired
+from gateway.errors import BackendError, BackendUnavailable, Busy
+
+if TYPE_CHECKING:
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
+    from gateway.config import CircuitBreaker, RateLimit, ServerConfig
+
+
+class TokenBucket:
+    """Lets `burst` calls through at once, and `per_second` in the long run."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
+        self._tokens = float(limit.burst)
+        self._at = -math.inf
+
+    def take(self, now: float) -> float:
+        """Take a token; returns 0, or the seconds until there is one."""
+        limit = self._limit
+        self._tokens = min(float(limit.burst), self._tokens + max(0.0, now - self._at) * limit.per_second)
+        self._at = now
+        if self._tokens >= 1.0:
+            self._tokens -= 1.0
+            return 0.0
+        return (1.0 - self._tokens) / limit.per_second
+
+
+class BreakerState(enum.StrEnum):
+    """Whether calls pass: all, none, or one to try."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Breaker:
+    """Opens after failures in a row; when its time is up, one call is let through, and its end decides.
+
+    Only what the backend did counts: a call that its client cancelled says nothing.
+    """
+
+    def __init__(self, policy: CircuitBreaker) -> None:
+        self.state = BreakerState.CLOSED
+        self._policy = policy
+        self._failures = 0
+        self._opened_at = -math.inf
+        self._trying: Ticket | None = None
+
+    def admit(self, ticket: Ticket, now: float) -> float:
+        """Let a call pass; returns 0, or the seconds until one may be tried."""
+        if self.state is BreakerState.CLOSED:
+            return 0.0
+        left = self._opened_at + self._policy.open_for - now
+        if self._trying is not None:
+            return max(left, 1.0)
+        if left > 0:
+            return left
+        self.state = BreakerState.HALF_OPEN
+        self._trying = ticket
+        return 0.0
+
+    def ended(self, ticket: Ticket, outcome: Outcome | None, now: float) -> None:
+        """Learn how a call ended; None if nobody waited for its end."""
+        tried = ticket is self._trying
+        if tried:
+            self._trying = None
+        if self.state is not BreakerState.CLOSED and not tried:
+            return  # one from before it opened: the call that is let through decides
+        if isinstance(outcome, Complete | InputRequired | Failure):
+            self._failures = 0
+            self.state = BreakerState.CLOSED
+        elif isinstance(outcome, BackendError):
+            self._failures += 1
+            if tried or self._failures >= self._policy.failures:
+                self.state = BreakerState.OPEN
+                self._opened_at = now
+
+
+class Gate:
+    """The limits of one backend."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.breaker = None if config.circuit_breaker is None else Breaker(config.circuit_breaker)
+        self._bucket = None if config.rate_limit is None else TokenBucket(config.rate_limit)
+        self._config = config
+        self._name = config.name
+        self._retimes = bool(config.tool_timeouts) or config.max_call_time is not None
+        self.limits = self.breaker is not None or self._bucket is not None
+        """Whether there is anything to ask at all."""
+
+    def set_times(self, ticket: Ticket) -> None:
+        """Give a call the time that its tool has, and the bound that holds however much progress there is."""
+        if not self._retimes:
+            return
+        config, timeout = self._config, ticket.timeout
+        if ticket.call.method == "tools/call":
+            globs = config.tool_timeouts.items()
+            timeout = next((seconds for glob, seconds in globs if fnmatchcase(ticket.own_name, glob)), timeout)
+        ticket.limit(timeout, config.max_call_time)
+
+    def admit(self, ticket: Ticket, now: float) -> None:
+        """Let a call pass.
+
+        Raises:
+            BackendUnavailable: the circuit breaker is open.
+            Busy: the rate limit is used up.
+        """
+        if self.breaker is not None and (wait := self.breaker.admit(ticket, now)):
+            raise BackendUnavailable(
+                self._name, f"keeps failing and gets no calls now (circuit_breaker); try again in {wait:.1f} s"
+            )
+        if self._bucket is not None and (wait := self._bucket.take(now)):
+            if self.breaker is not None:
+                self.breaker.ended(ticket, None, now)  # it does not get as far as to try anything
+            text = f"backend {self._name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
+            raise Busy(text)
+
+    def ended(self, ticket: Ticket, outcome: Outcome | None, now: float) -> None:
+        """Learn how a call ended that was let pass, or was not accepted after all (None)."""
+        if self.breaker is not None:
+            self.breaker.ended(ticket, outcome, now)
