@@ -11,7 +11,7 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.detect import HttpOpener
 from gateway.backends.ticket import Ticket
-from gateway.calls import Call, Caller, Complete, Era, Notice
+from gateway.calls import Call, Caller, Complete, Era, Notice, StreamClosed
 from gateway.config import parse_server
 from gateway.eras.requests import Hop
 from tests.fakes import Ears
@@ -88,9 +88,9 @@ def start_call(
 
 
 async def outcome(ticket: Ticket) -> Any:
-    """How the call ends; its notices are skipped."""
+    """How the call ends; its notices, and what its client's stream is told to do, are skipped."""
     with trio.fail_after(WITHIN):
-        while isinstance(found := await ticket.next(), Notice):
+        while isinstance(found := await ticket.next(), Notice | StreamClosed):
             pass
     return found
 

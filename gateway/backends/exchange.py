@@ -204,6 +204,8 @@ class Exchange:
             if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
                 raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
             pause = RESUME_PAUSE if parser.retry is None else parser.retry
+            if self._ticket is not None and not failures:
+                self._ticket.close_stream(int(pause * 1000))  # the client's stream closes with ours, and is resumed too
             await trio.sleep(max(pause, LEAST_PAUSE))
             parser = parser.successor()
             refused = 0
