@@ -6,4 +6,30 @@ starts the gateway over stdio must not pay for what it does not use.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.embed.manager import ProxyManager
+    from gateway.embed.manager import ProxyManager as MCPProxyManager
+    from gateway.embed.native import EmbeddedGateway, open_gateway
+
 __version__ = "0.1.0"
+__all__ = ["EmbeddedGateway", "MCPProxyManager", "ProxyManager", "__version__", "open_gateway"]
+
+_HOMES = {
+    "EmbeddedGateway": ("gateway.embed.native", "EmbeddedGateway"),
+    "MCPProxyManager": ("gateway.embed.manager", "ProxyManager"),
+    "ProxyManager": ("gateway.embed.manager", "ProxyManager"),
+    "open_gateway": ("gateway.embed.native", "open_gateway"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is exported when it is first asked for."""
+    if name not in _HOMES:
+        text = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(text)
+    from importlib import import_module
+
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

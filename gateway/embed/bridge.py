@@ -1,0 +1,187 @@
+"""Carries HTTP exchanges from the host's loop into the gateway's and back.
+
+An exchange is a value: its head and body go over at once, frames come back one by one through a bounded window, and
+two more things may follow: that a frame was sent, and that the client hung up. The host's side is written with anyio,
+so that it runs on asyncio and on trio; each side touches only what is its own and has the rest called over there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import trio
+
+from gateway.embed.errors import Closed
+from gateway.embed.host import poster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.embed.faces import Faces
+    from gateway.embed.thread import LoopThread
+    from gateway.frontends.exchange import Receive, Scope, Send
+
+MAX_UNSENT: Final = 262_144
+"""Bytes of one exchange that may be on their way to its client (and one frame more); then the gateway's side waits."""
+SEND_WITHIN: Final = 30.0
+"""Seconds that a client has to take a frame; then it counts as gone."""
+BODY_WITHIN: Final = 60.0
+"""Seconds that a request's body may take to arrive."""
+HEAD: Final = ("type", "asgi", "http_version", "method", "scheme", "path", "root_path", "query_string", "client")
+"""What the gateway gets to know of a request, besides headers and body."""
+
+log = logging.getLogger("gateway.embed")
+
+
+class Crossing:
+    """One exchange, seen from the gateway's loop: an ASGI application serves it as any other."""
+
+    def __init__(self, scope: dict[str, Any], body: bytes, deliver: Callable[[dict[str, Any]], None]) -> None:
+        self._scope = scope
+        self._body: bytes | None = body
+        self._deliver = deliver
+        self._unsent = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._gone = trio.Event()
+
+    async def serve(self, app: Faces) -> None:
+        """Have the application answer. A bug in it is logged; the client sees that there is no answer."""
+        try:
+            await app(self._scope, self._receive, self._send)
+        except Exception:
+            log.exception("an exchange has failed because of a bug")
+
+    def hang_up(self) -> None:
+        """Hear that the client has gone, or that the exchange is over."""
+        self._gone.set()
+        self._room.unpark_all()
+
+    def sent(self, size: int) -> None:
+        """Hear that this much was sent."""
+        self._unsent -= size
+        self._room.unpark_all()
+
+    async def _receive(self) -> dict[str, Any]:
+        body, self._body = self._body, None
+        if body is None:
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _send(self, message: Any) -> None:
+        while self._unsent >= MAX_UNSENT and not self._gone.is_set():
+            await self._room.park()
+        if self._gone.is_set():
+            raise BrokenPipeError("the client hung up")
+        if message.get("more_body"):
+            self._unsent += len(message["body"])
+        self._deliver(message)
+
+
+class _Frames:
+    """What has come back for one exchange, on the host's side."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._news = anyio.Event()
+        self._ended = False
+
+    def put(self, message: dict[str, Any]) -> None:
+        """Take in a frame; there is a bound on the other side."""
+        self._waiting.append(message)
+        self._news.set()
+
+    def end(self) -> None:
+        """Hear that nothing more will come."""
+        self._ended = True
+        self._news.set()
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next frame; None if there is none any more."""
+        while not self._waiting:
+            if self._ended:
+                return None
+            self._news = anyio.Event()
+            await self._news.wait()
+        return self._waiting.popleft()
+
+
+class Bridge:
+    """The gateway as an ASGI application in the host's loop, whichever that is; `most` bounds a request's body."""
+
+    def __init__(self, thread: LoopThread, app: Faces, most: int) -> None:
+        self._thread = thread
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        body: bytes | None = None
+        with anyio.move_on_after(BODY_WITHIN):
+            body = await self._read(receive)
+        if body is None:  # the client hung up, or is as good as gone: nobody is there to be answered
+            return
+        frames, post = _Frames(), poster()
+        head = {key: scope[key] for key in HEAD if key in scope} | {"headers": list(scope["headers"])}
+        crossing = Crossing(head, body, lambda message: post(partial(frames.put, message)))
+        try:
+            self._thread.spawn(crossing.serve, self._app, ended=lambda: post(frames.end))
+        except Closed:
+            await answer(send, 503)
+            return
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch, receive, crossing)
+                await self._relay(frames, crossing, send)
+                group.cancel_scope.cancel()
+        finally:
+            self._thread.post(crossing.hang_up)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or as much of it as shows that it is too large; None if the client hung up."""
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and size <= self._most:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def _watch(self, receive: Receive, crossing: Crossing) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._thread.post(crossing.hang_up)
+
+    async def _relay(self, frames: _Frames, crossing: Crossing, send: Send) -> None:
+        """Send what comes back, to its end."""
+        begun = False
+        while (message := await frames.next()) is not None:
+            with anyio.move_on_after(SEND_WITHIN) as patience:
+                try:
+                    await send(message)
+                except OSError:
+                    return
+            if patience.cancelled_caught:
+                log.warning("a client was dropped: it has read nothing for %g s", SEND_WITHIN)
+                return
+            begun = True
+            if message.get("more_body"):
+                self._thread.post(partial(crossing.sent, len(message["body"])))
+            elif message["type"] == "http.response.body":
+                return
+        if not begun:
+            await answer(send, 503)
+
+
+async def answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
+    """Answer a request without a body."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *headers]})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,258 @@
+"""Sessions that a program opens itself: one for each call, or one for as long as it holds a client.
+
+Each `Connection` is a task of its own in the nursery of `Connections`, from enter to exit: whoever opened it only asks
+it to close, and need not wait while a child that does not want to end is taken down its stop ladder.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, cast
+
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.ticket import Ticket
+from gateway.calls import Ask, Call, Caller, Era, Notice, StreamClosed, Withdrawn
+from gateway.catalog.kinds import Kind
+from gateway.catalog.snapshot import Naming, Snapshot, make_part
+from gateway.embed.errors import CallFailed
+from gateway.embed.openers import LoginBook
+from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import msgspec
+
+    from gateway.backends.session import Opener, Session
+    from gateway.calls import Outcome
+    from gateway.config import ServerConfig
+    from gateway.embed.records import Record
+
+CALLER: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY)
+"""A program that calls: it declares nothing that a server could ask it for."""
+
+log = logging.getLogger("gateway.embed")
+
+
+class Connection:
+    """One session with one server."""
+
+    def __init__(self, record: Record, config: ServerConfig, opener: Opener) -> None:
+        self.config = config
+        self.calls = 0
+        """Calls and lists under way, those that wait for the session included."""
+        self.ended = trio.Event()
+        self._record = record
+        self._opener = opener
+        self._scope = trio.CancelScope()
+        self._session: Session | None = None
+        self._settled = trio.Event()
+        self._problem: BackendError | None = None
+        self._idle = trio.lowlevel.ParkingLot()
+
+    # What the tasks of calls do.
+
+    async def ready(self) -> Session:
+        """Wait until the session is open. Raises BackendError."""
+        await self._settled.wait()
+        if self._session is None:
+            raise self._problem or BackendUnavailable(self.config.name, "was closed")
+        return self._session
+
+    async def tools(self) -> list[bytes]:
+        """The tools, as the server lists them. Raises BackendError."""
+        with _Counted(self):
+            session = await self.ready()
+            return [item.raw for item in session.listing.items.get(Kind.TOOLS, ())]
+
+    async def call_tool(self, tool: str, arguments: Mapping[str, object] | None, timeout: float) -> Outcome | None:
+        """Call a tool; cancelling tells the server. Raises BackendError, InvalidParams."""
+        call = make_call(tool, tool, arguments)
+        began = trio.current_time()
+        with _Counted(self):
+            session: Session | None = None
+            with trio.move_on_after(timeout):
+                session = await self.ready()
+            if session is None:
+                raise self._too_slow(timeout)
+            left = max(0.0, timeout - (trio.current_time() - began))
+            ticket = Ticket(call, backend=self.config.name, own_name=tool, timeout=left)
+            part = make_part(self.config.name, "", session.listing, Naming(max_length=1 << 20))
+            route = Snapshot([part]).route(Kind.TOOLS, tool)
+            ticket.as_task = route is not None and route.task
+            try:
+                session.send([ticket])
+                outcome = await wait_outcome(ticket)
+            finally:
+                ticket.close("the program does not wait any more")
+            return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
+
+    def _too_slow(self, timeout: float) -> BackendTooSlow:
+        return BackendTooSlow(self.config.name, f"did not answer within {timeout:g} s, its start included")
+
+    def close(self) -> None:
+        """Ask for the end, now. Safe to repeat."""
+        self._scope.cancel(reason="the connection was closed")
+
+    async def drain(self, grace: float) -> None:
+        """Let calls finish, at most `grace` seconds, then close."""
+        with trio.move_on_after(grace):
+            while self.calls:
+                await self._idle.park()
+        self.close()
+
+    def fail(self, problem: BackendError) -> None:
+        """Close, and say why to whoever waits."""
+        self._problem = self._problem or problem
+        self.close()
+
+    def count(self, change: int) -> None:
+        """Note that a call has begun or ended."""
+        self.calls += change
+        if not self.calls:
+            self._idle.unpark_all()
+
+    # The task.
+
+    async def run(self) -> None:
+        """Own the session until `close`, or until the server goes away."""
+        try:
+            with self._scope:
+                async with self._opener(self.config, self, capabilities=jsonrpc.EMPTY_OBJECT) as session:
+                    self._session = session
+                    self._record.connected, self._record.error = True, ""
+                    self._settled.set()
+                    await trio.sleep_forever()
+        except* (BackendError, OSError, trio.TooSlowError) as group:
+            self._problem = self._explain(_first(group))
+        finally:
+            self._session = None
+            if self._problem is not None:
+                self._record.connected, self._record.error = False, self._problem.reason
+            self._settled.set()
+            self.ended.set()
+
+    def _explain(self, problem: BaseException) -> BackendError:
+        if isinstance(problem, BackendError):
+            return problem
+        if isinstance(problem, trio.TooSlowError):
+            text = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
+            return BackendTooSlow(self.config.name, text)
+        return BackendUnavailable(self.config.name, f"failed: {problem}")
+
+    # `gateway.backends.conversation.Listener`: what a server says on its own concerns nobody here.
+
+    def list_changed(self, feature: str) -> None:
+        """Hear that a list has changed."""
+
+    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear that a resource was updated."""
+
+    def freed(self) -> None:
+        """Hear that a call has ended."""
+
+
+class _Counted:
+    """Counts a call for as long as it is under way."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.count(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.count(-1)
+
+
+class Connections(LoginBook):
+    """All sessions that the program has open."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, set[Connection]] = {}
+        self._nursery: trio.Nursery  # of the connections; opened and left by run
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own the connections until cancelled, which closes all of them at once."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def open(self, record: Record, opener: Opener) -> Connection:
+        """Start a connection; wait for it with `ready`, and `close` it.
+
+        Raises:
+            NotInitialized: the server cannot be used.
+            CallFailed: too many of it are open.
+        """
+        config = record.check_usable()
+        mine = self._open.setdefault(config.name, set())
+        if len(mine) >= config.max_client_sessions:
+            text = f"server {config.name!r} has {len(mine)} sessions (max_client_sessions); try again"
+            raise CallFailed(text)
+        connection = Connection(record, config, opener)
+        mine.add(connection)
+        self._nursery.start_soon(self._own, connection, name=f"connection to {config.name}")
+        return connection
+
+    async def _own(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        finally:
+            self._open[connection.config.name].discard(connection)
+
+    def retire(self, name: str, grace: float) -> None:
+        """Let the connections to a server end, that is gone or another one now; calls get `grace` seconds."""
+        for connection in self._open.get(name, ()):
+            self._nursery.start_soon(connection.drain, grace)
+
+    async def close_all(self) -> None:
+        """Close every connection, all at once; returns when the last server has been stopped."""
+        connections = [one for several in self._open.values() for one in several]
+        for connection in connections:
+            connection.close()
+        for connection in connections:
+            await connection.ended.wait()
+
+    def owed(self, name: str, reason: str) -> None:
+        """Let nobody wait for a person who may never come."""
+        for connection in self._open.get(name, ()):
+            connection.fail(BackendUnavailable(name, reason))
+
+
+def make_call(public: str, own: str, arguments: Mapping[str, object] | None, caller: Caller = CALLER) -> Call:
+    """A program's `tools/call`.
+
+    Raises:
+        InvalidParams: the arguments cannot be written as JSON.
+    """
+    try:
+        span = jsonrpc.raw(dict(arguments or {}))
+    except (TypeError, ValueError) as exc:
+        text = f"the arguments cannot be written as JSON: {exc}"
+        raise InvalidParams(text) from None
+    return Call(
+        method="tools/call",
+        name=public,
+        params={"name": jsonrpc.raw(own), "arguments": span},
+        meta={},
+        caller=caller,
+    )
+
+
+async def wait_outcome(ticket: Ticket) -> Outcome | None:
+    """Wait for a call's outcome; whatever its server asks meanwhile is refused."""
+    while True:
+        item = await ticket.next()
+        if isinstance(item, Ask):
+            item.refuse(jsonrpc.METHOD_NOT_FOUND, "the calling program can be asked nothing")
+        elif not isinstance(item, Notice | Withdrawn | StreamClosed):
+            return item
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,235 @@
+"""What runs in a `ProxyManager`'s own loop: its connections, and, once it is mounted somewhere, a whole gateway.
+
+Owns the guard over all child processes and every task of the manager. Everything in here is called in the loop's
+thread; the manager's side is `gateway.embed.manager`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.backends.guard import open_guard
+from gateway.embed.connections import Connections
+from gateway.embed.errors import CallFailed, Closed, InvalidTools
+from gateway.embed.native import EmbeddedGateway
+from gateway.embed.openers import Openers
+from gateway.errors import BackendError, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.backends.guard import ChildGuard
+    from gateway.calls import Outcome
+    from gateway.catalog.offers import Offer
+    from gateway.embed.connections import Connection
+    from gateway.embed.faces import Faces, Paths
+    from gateway.embed.records import Record, Registry
+
+FIRST_RETRY: Final = 0.5
+"""Seconds between the first two attempts of a connection test; each further wait is twice as long."""
+LONGEST_RETRY: Final = 30.0
+"""Seconds that such a wait takes at most."""
+OWNERS_WITHIN: Final = 10.0
+"""Seconds that a choice of tools waits for servers in their first start that may own one of them."""
+
+
+class _Held:
+    """A session and how many use it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.users = 0
+
+
+class Engine:
+    """Implements `gateway.embed.thread.Service`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._connections = Connections()
+        self._held: dict[object, _Held] = {}
+        self._openers: Openers
+        self._guard: ChildGuard
+        self._nursery: trio.Nursery  # of the gateway; opened and left by run
+        self._gateway: EmbeddedGateway | None = None
+        self._gateway_ended = trio.Event()
+        self._one_at_a_time = trio.Lock()
+        self._stop = trio.Event()
+
+    async def run(self, started: Callable[[], object]) -> None:
+        """Serve until `stop`."""
+        async with open_guard(subreaper=False) as self._guard, trio.open_nursery() as self._nursery:
+            self._openers = Openers(self._guard, self._registry.settings.name, self._connections)
+            await self._nursery.start(self._openers.run)
+            await self._nursery.start(self._connections.run)
+            started()
+            await self._stop.wait()
+            async with trio.open_nursery() as closing:
+                closing.start_soon(self._close_gateway)
+                closing.start_soon(self._connections.close_all)
+            for record in self._registry.records.values():
+                record.connected = False
+            self._nursery.cancel_scope.cancel(reason="the manager was closed")
+
+    def stop(self) -> None:
+        """Ask for the end. Safe to repeat."""
+        self._stop.set()
+
+    # Connections.
+
+    def open(self, record: Record) -> Connection:
+        """Start a connection; see `Connections.open`."""
+        if self._stop.is_set():
+            raise Closed("the gateway is being closed")
+        return self._connections.open(record, self._openers)
+
+    async def call_tool(
+        self, record: Record, tool: str, arguments: Mapping[str, object] | None, timeout: float | None
+    ) -> Outcome | None:
+        """Call a tool in a session of its own. Raises GatewayError."""
+        connection = self.open(record)
+        try:
+            limit = connection.config.call_timeout if timeout is None else timeout
+            return await connection.call_tool(tool, arguments, limit)
+        finally:
+            connection.close()
+
+    async def list_tools(self, record: Record) -> list[bytes]:
+        """List tools in a session of its own. Raises GatewayError."""
+        connection = self.open(record)
+        try:
+            return await connection.tools()
+        finally:
+            connection.close()
+
+    async def hold(self, holder: object, record: Record) -> None:
+        """Open a session for this holder, or share the one that it has. Raises GatewayError."""
+        held = self._held.get(holder)
+        if held is None or held.connection.ended.is_set():
+            held = self._held[holder] = _Held(self.open(record))
+        held.users += 1
+        try:
+            await held.connection.ready()
+        except BaseException:
+            self._let_go(holder, held)
+            raise
+
+    def _let_go(self, holder: object, held: _Held) -> None:
+        held.users -= 1
+        if not held.users:
+            held.connection.close()
+            if self._held.get(holder) is held:
+                del self._held[holder]
+
+    async def let_go(self, holder: object) -> None:
+        """Close the session of this holder if nobody else uses it, and wait until its server has been stopped."""
+        held = self._held.get(holder)
+        if held is not None:
+            self._let_go(holder, held)
+            if not held.users:
+                await held.connection.ended.wait()
+
+    def held(self, holder: object) -> Connection:
+        """The open session of this holder. Raises CallFailed."""
+        held = self._held.get(holder)
+        if held is None:
+            raise CallFailed("the client is not connected; use it inside `async with client:`")
+        return held.connection
+
+    async def call_held(
+        self, holder: object, tool: str, arguments: Mapping[str, object] | None, timeout: float | None
+    ) -> Outcome | None:
+        """Call a tool in the session of this holder. Raises GatewayError."""
+        connection = self.held(holder)
+        limit = connection.config.call_timeout if timeout is None else timeout
+        return await connection.call_tool(tool, arguments, limit)
+
+    async def list_held(self, holder: object) -> list[bytes]:
+        """List tools in the session of this holder. Raises GatewayError."""
+        return await self.held(holder).tools()
+
+    async def test(self, record: Record, timeout: float, attempts: int) -> bool:
+        """Try to connect and to list the tools, several times; the record says how it went."""
+        pause = FIRST_RETRY
+        for attempt in range(attempts):
+            if attempt:
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_RETRY)
+            with trio.move_on_after(timeout) as scope:
+                try:
+                    await self.list_tools(record)
+                except GatewayError as exc:
+                    reason = exc.reason if isinstance(exc, BackendError) else str(exc)
+                    record.connected, record.error = False, reason
+                else:
+                    return True
+            if scope.cancelled_caught:
+                record.connected, record.error = False, f"did not answer within {timeout:g} s"
+        return False
+
+    # Configuration.
+
+    async def adopt(self, registry: Registry) -> None:
+        """Use another configuration; what is the same in both is not touched."""
+        async with self._one_at_a_time:
+            if self._gateway is not None:
+                await self._gateway.adopt(registry.config())
+            self._retire(self._registry.become(registry))
+
+    async def follow(self, gone: list[str]) -> None:
+        """Do as `adopt` does, where the registry holds the new configuration already."""
+        async with self._one_at_a_time:
+            if self._gateway is not None:
+                await self._gateway.adopt(self._registry.config())
+            self._retire(gone)
+
+    def _retire(self, gone: list[str]) -> None:
+        for name in gone:
+            self._connections.retire(name, self._registry.settings.drain_grace)
+
+    # The mounted gateway.
+
+    async def open_faces(self, paths: Paths, origins: tuple[str, ...]) -> Faces:
+        """Serve the mounted gateway's faces once more; the gateway starts with the first."""
+        async with self._one_at_a_time:
+            served = await self._started_gateway()
+            return await served.open_faces(paths, origins)
+
+    async def offer(self, offers: Mapping[str, Offer]) -> None:
+        """Offer exactly these tools.
+
+        Raises:
+            InvalidTools: there are names that no server owns; nothing has changed.
+        """
+        async with self._one_at_a_time:
+            served = await self._started_gateway()
+            with trio.move_on_after(OWNERS_WITHIN):
+                for name in offers:
+                    for supervisor in list(served.fleet.strangers(name)):
+                        supervisor.want()
+                        await supervisor.known.wait()
+            unknown = served.offer(offers)
+        if unknown:
+            raise InvalidTools([f"no server offers a tool {name!r}" for name in unknown])
+
+    async def _started_gateway(self) -> EmbeddedGateway:
+        if self._stop.is_set():
+            raise Closed("the gateway is being closed")
+        if self._gateway is None:
+            made = EmbeddedGateway(self._registry.config(), self._guard)
+            await self._nursery.start(self._run_gateway, made)
+            self._gateway = made
+        return self._gateway
+
+    async def _run_gateway(self, made: EmbeddedGateway, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await made.run(task_status=task_status)
+        finally:
+            self._gateway_ended.set()
+
+    async def _close_gateway(self) -> None:
+        if self._gateway is not None:
+            self._gateway.stop()
+            await self._gateway_ended.wait()

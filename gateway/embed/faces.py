@@ -1,0 +1,148 @@
+"""The gateway's HTTP faces without a socket: what a program mounts into an application of its own.
+
+One `Faces` for each place where it is mounted, with the sessions of the clients that came in there. Owns the tasks of
+those sessions; the exchanges themselves run in whatever task serves them, and are only counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.http import McpEndpoint
+from gateway.frontends.security import HostPolicy
+from gateway.frontends.sse import SseFace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.frontends.answers import Answers
+    from gateway.frontends.exchange import Receive, Scope, Send
+
+LAST_WORDS: Final = 2.0
+"""Seconds that exchanges get to write their last answers and end, once all calls have ended."""
+
+log = logging.getLogger("gateway.http")
+
+
+class MountPolicy(HostPolicy):
+    """Inside an application the host name is the application's affair; pages may come from where they are allowed to.
+
+    An origin is checked although CORS stands before it: that keeps pages from reading answers, not from calling tools.
+    """
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        super().__init__("")
+        self._allowed: frozenset[bytes] = frozenset()
+        self.allow(origins)
+
+    def allow(self, origins: Iterable[str]) -> None:
+        """From now on allow these origins and loopback; `*` allows all."""
+        self._allowed = frozenset(origin.encode("utf-8") for origin in origins)
+
+    def refusal(self, headers: dict[bytes, bytes]) -> str | None:
+        """Why a request with these headers is refused, or None."""
+        origin = headers.get(b"origin")
+        if origin is None or b"*" in self._allowed or origin in self._allowed or self.origin_is_ours(origin):
+            return None
+        return "the Origin header names a web page that may not use this gateway (allow_origins)"
+
+
+class Paths:
+    """Where the faces are found; `None` where one is not wanted."""
+
+    __slots__ = ("mcp", "messages", "sse")
+
+    def __init__(self, mcp: str | None = "/mcp", sse: str | None = "/sse", messages: str = "/messages/") -> None:
+        self.mcp = mcp
+        self.sse = sse
+        self.messages = messages
+
+    def all(self) -> list[str]:
+        """Every path that is answered, without the slash at its end that some clients add."""
+        found = [] if self.mcp is None else [self.mcp]
+        return found if self.sse is None else [*found, self.sse, self.messages.rstrip("/")]
+
+
+class Faces:
+    """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it."""
+
+    def __init__(self, answers: Answers, paths: Paths, origins: Iterable[str]) -> None:
+        self.policy = MountPolicy(origins)
+        self.paths = paths
+        self._answers = answers
+        self._closing = trio.Event()
+        self._endpoint = McpEndpoint(answers, self.policy, self._closing)
+        self._sse = SseFace(answers, paths.messages, self._closing)
+        self._serving = 0
+        self._quiet = trio.lowlevel.ParkingLot()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the sessions until `close`; returns when all exchanges have ended, or have had time to."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._endpoint.sessions.run)
+            self._answers.fleet.subscribe(self._tell)
+            try:
+                task_status.started()
+                await self._closing.wait()
+            finally:
+                self._answers.fleet.unsubscribe(self._tell)
+                self._endpoint.sessions.close_all()
+                self._sse.end_all()
+            with trio.move_on_after(LAST_WORDS):
+                while self._serving:
+                    await self._quiet.park()
+            nursery.cancel_scope.cancel(reason="the faces were closed")
+
+    def close(self) -> None:
+        """End all sessions and streams. Safe to repeat."""
+        self._closing.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request; the lifespan of a server that runs nothing else is acknowledged."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        if scope["type"] != "http":
+            return
+        self._serving += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._serving -= 1
+            if not self._serving:
+                self._quiet.unpark_all()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).rstrip("/")
+        if path == self.paths.mcp:
+            await self._endpoint(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        refusal = self.policy.refusal(exchange.headers)
+        try:
+            if refusal is not None:
+                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
+            elif self.paths.sse is not None and path == self.paths.sse:
+                await self._sse.open(exchange)
+            elif self.paths.sse is not None and path == self.paths.messages.rstrip("/"):
+                await self._sse.post(exchange)
+            else:
+                await exchange.empty(404)
+        except* ClientGone:
+            log.debug("a client hung up")
+
+    def _tell(self, features: frozenset[str]) -> None:
+        self._endpoint.sessions.tell(features)
+        self._sse.tell(features)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        phase = (await receive())["type"]
+        await send({"type": f"{phase}.complete"})
+        if phase == "lifespan.shutdown":
+            return

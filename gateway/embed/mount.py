@@ -1,0 +1,139 @@
+"""A place for the gateway in somebody's FastAPI or Starlette application.
+
+Plain routes, not a `Mount`, which would answer `POST /mcp` with a redirect; and CORS around each of them, since an
+application that has started takes no more middleware. What a route leads to is a `Door`: a remount swaps what is behind
+it. Routes are put in, and taken out, in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from gateway.embed.bridge import answer
+from gateway.embed.errors import MountError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gateway.embed.faces import Paths
+    from gateway.frontends.exchange import Receive, Scope, Send
+
+    AsgiApp = Any
+
+CORS_METHODS: Final = ("GET", "POST", "DELETE")
+CORS_EXPOSED: Final = ("Mcp-Session-Id", "WWW-Authenticate")
+PREFLIGHT_FOR: Final = 600
+"""Seconds that a browser may remember what a page is allowed to do."""
+CHALLENGE: Final = (b"www-authenticate", b"Bearer")
+
+
+class Door:
+    """What a route leads to for good; `app` is what is behind it now, None while there is nothing."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self.app: AsgiApp | None = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request to what is behind the door."""
+        if self.app is None:
+            await answer(send, 503)
+        else:
+            await self.app(scope, receive, send)
+
+
+class KeyCheck:
+    """Lets through who has the key, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`; all others get 401."""
+
+    def __init__(self, app: AsgiApp, key: str) -> None:
+        self._app = app
+        self._digest = _digest(key.encode("utf-8"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the request, before its body is read."""
+        if any([self._is_key(found) for found in _keys(scope["headers"])]):  # noqa: C419 - all, however it goes
+            await self._app(scope, receive, send)
+        else:
+            await answer(send, 401, CHALLENGE)
+
+    def _is_key(self, found: bytes) -> bool:
+        return hmac.compare_digest(_digest(found), self._digest)  # of equal length, so that the time says nothing
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    found: list[bytes] = []
+    for name, value in headers:
+        if name.lower() == b"x-api-key":
+            found.append(value.strip())
+        elif name.lower() == b"authorization":
+            scheme, _, token = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                found.append(token.strip())
+    return found
+
+
+def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp:
+    """The application behind a check of the key, if there is one, and with CORS for pages from these origins."""
+    if key is not None:
+        app = KeyCheck(app, key)
+    if not origins:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=list(CORS_METHODS),
+        allow_headers=["*"],  # each tool may have header parameters of its own
+        expose_headers=list(CORS_EXPOSED),
+        max_age=PREFLIGHT_FOR,
+    )
+
+
+class Site:
+    """The routes of an application that lead to one door."""
+
+    def __init__(self, app: object, paths: Paths) -> None:
+        """Look at the application; nothing is changed about it.
+
+        Raises:
+            MountError: it is no FastAPI or Starlette application, or uses one of the paths itself.
+        """
+        self.app = app
+        self._routes = _routes_of(app)
+        self._mine: list[object] = []
+        taken = {str(getattr(route, "path", "")).rstrip("/") for route in self._routes}
+        for path in paths.all():
+            if not path.startswith("/") or path == "/":
+                text = f"a path must begin with '/' and name something, not {path!r}"
+                raise MountError(text)
+            if path.rstrip("/") in taken:
+                text = f"the application has a route {path!r} already; choose another path"
+                raise MountError(text)
+        self._paths = paths
+
+    def open(self, door: Door) -> None:
+        """Put the routes in, before all others: a route for everything must not hide them."""
+        from starlette.routing import Route
+
+        bare = [path.rstrip("/") for path in self._paths.all()]
+        self._mine = [Route(path, door, include_in_schema=False) for one in bare for path in (one, one + "/")]
+        self._routes[:0] = self._mine
+
+    def close(self) -> None:
+        """Take the routes out. Safe to repeat."""
+        mine = set(map(id, self._mine))
+        self._routes[:] = [route for route in self._routes if id(route) not in mine]
+
+
+def _routes_of(app: object) -> list[object]:
+    routes: object = getattr(getattr(app, "router", None), "routes", None)
+    if not isinstance(routes, list):
+        text = f"the application must be FastAPI's or Starlette's, not {type(app).__name__}"
+        raise MountError(text)
+    return cast("list[object]", routes)

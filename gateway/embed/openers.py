@@ -1,0 +1,72 @@
+"""Opens backend sessions as `app` does; what only some transports need is loaded when the first of them is opened."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway.app import make_opener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    import msgspec
+
+    from gateway.backends.conversation import Listener
+    from gateway.backends.guard import ChildGuard
+    from gateway.backends.oauth import Logins
+    from gateway.backends.session import Opener, Session
+    from gateway.backends.ticket import Ticket
+    from gateway.config import ServerConfig
+
+
+class LoginBook:
+    """Who hears that a server waits for a person to log in; opening such a server must not go on for ever."""
+
+    def waiting(self, name: str) -> Sequence[Ticket]:
+        """Calls that wait for this server and whose clients can be asked: none, here no client can be."""
+        del name
+        return ()
+
+    def owed(self, name: str, reason: str) -> None:
+        """Hear that a server cannot be used until somebody has logged in."""
+
+
+class Openers:
+    """Implements `gateway.backends.session.Opener`. Owns the tasks in which tokens are renewed."""
+
+    def __init__(self, guard: ChildGuard, name: str, book: LoginBook) -> None:
+        self._guard = guard
+        self._name = name
+        self._book = book
+        self._logins: Logins | None = None
+        self._lock = trio.Lock()
+        self._opener: Opener = make_opener(guard, name=name)
+        self._nursery: trio.Nursery  # of the logins; opened and left by run
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    @asynccontextmanager
+    async def __call__(
+        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+    ) -> AsyncGenerator[Session]:
+        """Open a session; see `gateway.backends.session.Opener`."""
+        if config.uses_oauth and self._logins is None:
+            await self._add_logins()
+        async with self._opener(config, listener, capabilities=capabilities) as session:
+            yield session
+
+    async def _add_logins(self) -> None:
+        from gateway.backends.oauth import Logins
+
+        async with self._lock:
+            if self._logins is None:
+                logins = Logins(None, waiting=self._book.waiting, owed=self._book.owed)
+                await self._nursery.start(logins.run)
+                self._logins, self._opener = logins, make_opener(self._guard, name=self._name, logins=logins)

@@ -1,0 +1,124 @@
+"""Every server of a configuration as it was recorded: usable, or with the reason why not.
+
+Any thread may read a `Registry` at any moment: its table is replaced whole, and of a record only `connected` and
+`error` change, each in one step, by the loop that uses the server.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from gateway.config import Config, GatewaySettings, ServerConfig, parse_config, parse_server
+from gateway.embed.errors import InvalidConfig, NotInitialized, UnknownServer
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Record:
+    """One server."""
+
+    def __init__(self, name: str, raw: object, config: ServerConfig | None, error: str = "") -> None:
+        self.name = name
+        self.raw = raw
+        """The server's entry as the program gave it."""
+        self.config = config
+        """None if the entry is wrong."""
+        self.error = error
+        self.connected = False
+        """Whether the last connection could be made, and nobody has closed them all since."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be connected to."""
+        return self.config is not None and not self.config.disabled
+
+    def check_usable(self) -> ServerConfig:
+        """The configuration. Raises NotInitialized."""
+        if self.config is None or self.config.disabled:
+            text = f"server {self.name!r} was not initialized: {self.error or 'it is disabled'}"
+            raise NotInitialized(text)
+        return self.config
+
+    def status(self) -> dict[str, Any]:
+        """`{"connected", "error", "initialized"}`."""
+        return {"connected": self.connected, "error": self.error, "initialized": self.is_usable}
+
+
+class Registry:
+    """All servers of one configuration, and the settings that came with them."""
+
+    def __init__(self, records: Mapping[str, Record] | None = None, settings: GatewaySettings | None = None) -> None:
+        self.records = dict(records or {})
+        self.settings = settings or GatewaySettings()
+
+    def __getitem__(self, name: str) -> Record:
+        try:
+            return self.records[name]
+        except KeyError:
+            known = ", ".join(map(repr, self.records)) or "none"
+            text = f"there is no server {name!r}; configured are {known}"
+            raise UnknownServer(text) from None
+
+    def config(self) -> Config:
+        """What of it can be served."""
+        servers = {name: one.config for name, one in self.records.items() if one.config is not None}
+        return Config(servers, self.settings, source="config")
+
+    def raw(self) -> dict[str, Any]:
+        """The entries as they were given, by name."""
+        return {name: copy.deepcopy(one.raw) for name, one in self.records.items()}
+
+    def become(self, new: Registry) -> list[str]:
+        """Hold what another registry holds; returns the servers that are gone, or are others now.
+
+        Records of servers that are the same in both are kept, and with them what is known of those.
+        """
+        old, records = self.records, dict(new.records)
+        for name, record in new.records.items():
+            known = old.get(name)
+            if known is not None and record.config is not None and known.config == record.config:
+                known.raw = record.raw
+                records[name] = known
+        self.records, self.settings = records, new.settings
+        return [name for name, record in old.items() if records.get(name) is not record]
+
+
+def read_registry(config: object, *, strict: bool, name: str | None = None) -> Registry:
+    """Read a configuration in the format `{"mcpServers": {NAME: {...}}}`, nothing of it from a file.
+
+    Not `strict`: what is wrong with one server is recorded with it. `name` is the name that clients see.
+
+    Raises:
+        InvalidConfig: it is no configuration at all; if `strict`, also where one server is wrong.
+    """
+    if not isinstance(config, dict):
+        text = f"the configuration must be a dict like {{'mcpServers': {{...}}}}, not {type(config).__name__}"
+        raise InvalidConfig([text])
+    whole = cast("dict[str, Any]", config)
+    section = "servers" if "servers" in whole and "mcpServers" not in whole else "mcpServers"
+    servers: object = whole.get(section)
+    if not isinstance(servers, dict):
+        text = f"{section!r} must be a dict of servers by name, not {type(servers).__name__}"
+        raise InvalidConfig([text])
+    try:
+        rest = parse_config({**whole, section: servers if strict else {}}, environ=os.environ)
+    except ConfigError as exc:
+        raise InvalidConfig(exc.problems) from None
+    settings = rest.gateway
+    if name is not None:
+        settings = msgspec.structs.replace(settings, name=name)
+    found = cast("dict[str, object]", servers)
+    return Registry({str(key): _read_record(str(key), raw) for key, raw in found.items()}, settings)
+
+
+def _read_record(name: str, raw: object) -> Record:
+    try:
+        return Record(name, copy.deepcopy(raw), parse_server(name, raw, environ=os.environ))
+    except ConfigError as exc:
+        return Record(name, copy.deepcopy(raw), None, "; ".join(exc.problems))

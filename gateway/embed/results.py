@@ -1,0 +1,72 @@
+"""What calls and lists give programs: the SDK's types, or an error that names the tool and the server.
+
+Importing this module imports `mcp_types` (0.15 s), which only programs that call tools themselves pay for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mcp_types import CallToolResult, Tool
+from pydantic import ValidationError
+
+from gateway.calls import Complete, Failure
+from gateway.embed.errors import CallFailed, CallTimeout
+from gateway.errors import BackendError, BackendTooSlow, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.calls import Outcome
+
+log = logging.getLogger("gateway.embed")
+
+
+def failure(what: str, problem: GatewayError) -> CallFailed | CallTimeout:
+    """The error for a call or a list that ended with the gateway's own verdict; `what` names it in full."""
+    reason = problem.reason if isinstance(problem, BackendError) else str(problem)
+    kind = CallTimeout if isinstance(problem, BackendTooSlow) else CallFailed
+    return kind(f"{what}: {reason}")
+
+
+def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
+    """The result of a tool call; one with `isError` is a result like any other.
+
+    Raises:
+        CallTimeout, CallFailed: there is none, or it has not the form that MCP demands.
+    """
+    match outcome:
+        case Complete():
+            try:
+                return CallToolResult.model_validate_json(outcome.result)
+            except ValidationError as exc:
+                text = f"{what}: its result has not the form that MCP demands: {_first_line(exc)}"
+                raise CallFailed(text) from None
+        case Failure():
+            text = f"{what}: {outcome.message} (code {outcome.code})"
+            raise CallFailed(text)
+        case GatewayError():
+            raise failure(what, outcome) from outcome
+        case None:
+            text = f"{what}: it was cancelled"
+            raise CallFailed(text)
+        case _:
+            text = f"{what}: it asks for input, which nobody is there to give"
+            raise CallFailed(text)
+
+
+def tool_list(raws: Iterable[bytes]) -> list[Tool]:
+    """The tools of a list; an entry that the SDK's type cannot hold is left out, and logged."""
+    found: list[Tool] = []
+    for raw in raws:
+        try:
+            found.append(Tool.model_validate_json(raw))
+        except ValidationError as exc:
+            log.warning("a tool was left out of a list: %s", _first_line(exc))
+    return found
+
+
+def _first_line(exc: ValidationError) -> str:
+    first = exc.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
