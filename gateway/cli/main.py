@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", required=True, type=Path, metavar="FILE", help="the config file")
         _add_state(command)
         command.set_defaults(run=run)
+    fields = commands.add_parser("fields", help="list every field of the config file, with its default")
+    fields.set_defaults(run=_fields)
     demo = commands.add_parser("demo", help="try it: two built-in servers, one real client, one call")
     _add_address(demo)
     demo.set_defaults(run=_demo)
@@ -241,6 +243,13 @@ def _logout(arguments: argparse.Namespace) -> int:
     from gateway.cli.login import log_out
 
     log_out(_load(arguments.config), arguments.name, _state_directory(arguments))
+    return OK
+
+
+def _fields(_arguments: argparse.Namespace) -> int:
+    from gateway.cli.fields import render
+
+    print(render())
     return OK
 
 

@@ -1,0 +1,29 @@
+"""`mcp-gateway fields`: every field of the config, as Markdown tables; README shows the same."""
+
+from __future__ import annotations
+
+from gateway.config import config_reference
+
+TITLES = {
+    "mcpServers.NAME": "A server (`mcpServers.NAME`)",
+    "mcpServers.NAME.restart": "Its restarts (`restart`)",
+    "mcpServers.NAME.shutdown_grace": "Its stop ladder (`shutdown_grace`)",
+    "gateway": "The gateway (`gateway`)",
+}
+
+
+def render() -> str:
+    """One table a section."""
+    sections: dict[str, list[str]] = {}
+    for row in config_reference():
+        line = f"| `{row.field}` | {_cell(row.type)} | {_cell(row.default)} | {_cell(row.doc)} |"
+        sections.setdefault(row.section, []).append(line)
+    return "\n\n".join(
+        f"**{TITLES.get(section, f'`{section}`')}**\n\n| field | type | default | meaning |\n|---|---|---|---|\n"
+        + "\n".join(lines)
+        for section, lines in sections.items()
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
