@@ -8,7 +8,7 @@ helps, and a log line goes to the gateway's own log. Nothing ever reaches a clie
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
 from gateway.calls import Ask, Failure, Notice
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.backends.ticket import Ticket
+
+MAX_OPEN: Final = 1_024
+"""Requests of one backend session that clients have not answered."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -100,10 +103,15 @@ class Asking:
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
         ask = Ask(method, params, settle, self._progress if wants_progress else None)
+        if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
+            oldest, _ = self._open[next(iter(self._open))]
+            oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")
         self._open[request_id] = (ask, owner)
         owner.ask(ask)
 
     def _progress(self, params: dict[str, msgspec.Raw]) -> None:
+        if not self._open:  # the session is over, or at least has nothing that this could be about
+            return
         self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(params)) + b"\n")
 
     def cancelled(self, params: msgspec.Raw) -> None:
@@ -116,6 +124,10 @@ class Asking:
         if found is not None:
             ask, owner = found
             owner.withdraw_ask(ask)
+
+    def close(self) -> None:
+        """Forget what is open: the session is over, and where it wrote somebody else may be read by now."""
+        self._open.clear()
 
     def vendor(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
         """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""

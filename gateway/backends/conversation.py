@@ -251,6 +251,7 @@ class Conversation:
     def close(self, problem: BackendError) -> None:
         """Finish whatever is still waiting with this error; later requests get it at once."""
         self._closed = problem
+        self._asking.close()
         self.tasks.close(problem)
         calls, self._calls = self._calls, {}
         for ticket in calls.values():

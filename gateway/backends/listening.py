@@ -1,7 +1,7 @@
 """The upstream `subscriptions/listen` of a modern backend, on any transport: how it says that its lists changed.
 
 2026-07-28 basic/patterns/subscriptions. One request that stays open; when it ends it is opened again, and everything
-counts as changed, since nothing that was said meanwhile is said again.
+counts as changed, watched resources too, since nothing that was said meanwhile is said again.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ async def keep_listening(conversation: Conversation, greeting: Greeting, listene
         delay = min(delay * 2, LONGEST_DELAY)
         for feature in greeting.capabilities:
             listener.list_changed(feature)
+        for uri in sorted(upkeep.wishes.uris):
+            listener.resource_updated(uri, {"uri": jsonrpc.raw(uri)})
 
 
 async def _listen(

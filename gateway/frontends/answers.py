@@ -129,6 +129,10 @@ class Answers:
         if flow.call.method not in PARKABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
+        missing = asks.missing_capability(flow.caller, ask.method, ask.params)
+        if missing is not None:  # the first request had declared it, this one has not
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+            return None
         answer = await self.parking.park(flow, ask)
         if not isinstance(answer, bytes):
             return answer

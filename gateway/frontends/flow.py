@@ -42,6 +42,8 @@ class Flow:
         self._holder = object()
         self.token = ticket.call.progress_token
         self.level = ticket.call.caller.log_level
+        self.caller = ticket.call.caller
+        """Who waits now: each request of a modern client says anew what it can do."""
         self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self._rounds = 0
         self._asks: list[Ask] = []
@@ -105,11 +107,8 @@ class Flow:
         """Go on with a call for which its client has sent another request, with a progress token of its own."""
         self.token = retry.progress_token
         self.level = retry.caller.log_level
-
-    @property
-    def over(self) -> bool:
-        """Whether the backend needs nothing any more: it has answered, or nobody waits."""
-        return self._ticket.over
+        self.caller = retry.caller
+        self._ticket.extend()
 
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to repeat."""

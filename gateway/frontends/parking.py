@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 MAX_PARKED: Final = 1_024
 """Parked calls in all; each holds a ticket of some kilobytes and a place at its backend."""
-MAX_PARKED_EACH: Final = 64
-"""Parked calls of one principal; anonymous clients together count as one."""
+MAX_PARKED_EACH: Final = 32
+"""Parked calls of one principal; anonymous clients together count as one. Each holds one of the places that its backend
+has for calls (`max_concurrency`, 64 if nothing is said), so they must not be able to take them all."""
 PARKED_FOR: Final = 300.0
 """Seconds that a parked call waits for its client; people take their time."""
 GATHER_WAIT: Final = 0.01
@@ -64,23 +65,23 @@ class Parking:
         """Park a call whose backend asks something; returns the `input_required` result for the client.
 
         Where the call ends while further requests are gathered, its outcome is returned; None means to go on with the
-        flow, for there was no room and the requests were refused.
+        flow, for there was no room and the requests were refused, or the backend has taken them back.
         """
-        open_asks = {"input-1": first}
+        gathered = [first]
         while not isinstance(item := await self._more(flow), bool):
             if isinstance(item, Ask):
-                open_asks[f"input-{len(open_asks) + 1}"] = item
+                gathered.append(item)
+            elif isinstance(item, Withdrawn):
+                gathered = [ask for ask in gathered if ask is not item.ask]
             else:
                 return item
-        return self._keep(flow, open_asks)
+        open_asks = {f"input-{number}": ask for number, ask in enumerate(gathered, 1)}
+        return self._keep(flow, open_asks) if open_asks else None
 
-    async def _more(self, flow: Flow) -> Ask | Outcome | bool | None:
-        """Another request, or the outcome; False when nothing comes any more. Notices wait for the retry."""
+    async def _more(self, flow: Flow) -> Ask | Withdrawn | Outcome | bool | None:
+        """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
         with trio.move_on_after(GATHER_WAIT):
-            while True:
-                item = await flow.next_but_notices()
-                if not isinstance(item, Withdrawn):
-                    return item
+            return await flow.next_but_notices()
         return False
 
     def _keep(self, flow: Flow, open_asks: dict[str, Ask]) -> bytes | None:
@@ -133,7 +134,7 @@ class Parking:
                 await self._changed.wait()
             now = trio.current_time()
             for key, entry in list(self._parked.items()):
-                if entry.expires <= now or entry.flow.over:
+                if entry.expires <= now:  # one whose backend has answered meanwhile keeps that for its client
                     self._end(key, "the client did not come back with its input")
 
     def close_all(self) -> None:

@@ -30,6 +30,8 @@ STDIO: Final = "stdio"
 """The session key of everything that comes over the process' own stdin: it is one client."""
 SESSION_ID_BYTES: Final = 24
 """192 random bits: unguessable, and URL-safe Base64 keeps to the visible ASCII that the header allows."""
+MAX_ASKED: Final = 1_024
+"""Requests of servers that one client may have before it, unanswered."""
 EVICTABLE_AFTER: Final = 60.0
 """Seconds without a request after which an abandoned session may make room for a new client."""
 SWEEP_INTERVAL: Final = 30.0
@@ -89,7 +91,7 @@ class InFlight:
 class Desk:
     """The requests that servers have put to one legacy client and that it has not answered yet.
 
-    Bounded by the calls in flight, each of which may have only so many requests open.
+    Bounded: of too many that the client does not answer, the oldest are refused.
     """
 
     def __init__(self) -> None:
@@ -98,6 +100,8 @@ class Desk:
 
     def request(self, ask: Ask) -> bytes:
         """Give a request its id on this hop and encode it; its answer will be found by `settle`."""
+        if len(self._open) >= MAX_ASKED:
+            self._make_room()
         request_id = self._last_id = self._last_id + 1
         self._open[request_id] = ask
         params: dict[str, object] = dict(ask.params)
@@ -139,11 +143,12 @@ class Desk:
             members[meta.PROGRESS_TOKEN] = jsonrpc.decode_object(ask.params["_meta"])[meta.PROGRESS_TOKEN]
             ask.on_progress(members)
 
-    def forget(self, asks: list[Ask]) -> None:
-        """Forget requests whose call has ended."""
-        for request_id, ask in list(self._open.items()):
-            if ask in asks:
-                del self._open[request_id]
+    def _make_room(self) -> None:
+        """Forget requests that need no answer any more, since their calls have ended, and the oldest of the others."""
+        self._open = {request_id: ask for request_id, ask in self._open.items() if not ask.settled}
+        while len(self._open) >= MAX_ASKED:
+            oldest = self._open.pop(next(iter(self._open)))
+            oldest.refuse(jsonrpc.INTERNAL_ERROR, "the client has too many other requests to answer")
 
 
 class LegacySession:

@@ -7,7 +7,8 @@ on the request (-32021). It serves one client: ids of requests are looked at wit
 
 Tools, besides those of the rich server: `grow` {feature} -> lists one tool, prompt or resource more, and says so ·
 `dare` {requests} -> as `ask`, but asks (modern) without looking at what was declared · `count` {} -> how many times
-each tool was called so far. The resource `memo://NAME/item/missing` fits a template and is not found.
+each tool was called so far · `ask_and_sleep` {} (legacy) -> asks for the roots, counts as `answered`, then sleeps.
+The resource `memo://NAME/item/missing` fits a template and is not found.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ class BridgeServer(RichServer):
 
     def make_tools(self):
         tools = super().make_tools()
-        added = {"grow": self.tool_grow, "dare": self.tool_dare, "count": self.tool_count}
+        added = {
+            "grow": self.tool_grow,
+            "dare": self.tool_dare,
+            "count": self.tool_count,
+            "ask_and_sleep": self.tool_ask_and_sleep,
+        }
         entry = {"description": "Of the bridge.", "inputSchema": schema()}
         return tools | {name: (function, {"name": name, **entry}) for name, function in added.items()}
 
@@ -78,6 +84,14 @@ class BridgeServer(RichServer):
 
     def has_resource(self, uri):
         return not uri.endswith("/missing") and super().has_resource(uri)
+
+    def tool_ask_and_sleep(self, message, _params, _arguments):
+        def run():
+            self.take(*self.ask("roots/list", {}))
+            self.counts["answered"] = self.counts.get("answered", 0) + 1
+            self.tool_sleep(message, {}, {"seconds": 60})
+
+        self.on_thread(run)
 
     def tool_dare(self, message, params, arguments):
         self.local.dares = True
