@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +20,7 @@ import trio
 
 import gateway
 from gateway import jsonrpc
+from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.backends.guard import open_guard
 from gateway.backends.spawning import raise_nofile_limit
@@ -27,12 +30,14 @@ from gateway.eras.requests import Hop
 from gateway.frontends.answers import Answers
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
+from gateway.reload.reloader import Reloader
+from gateway.reload.source import ConfigSource
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -48,7 +53,16 @@ CLOSE_GRACE: Final = 2.0
 """Seconds that faces get to write their last answers and close, once all calls have ended."""
 HURRIED_GRACE: Final = 0.25
 """The same after a second signal: enough for a client that reads, too short for one that does not to be in the way."""
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
+AT_START_ONLY: Final = (
+    "name",
+    "max_sessions",
+    "session_idle_timeout",
+    "max_client_requests",
+    "request_state_keys",
+)
+"""Settings of the gateway that are put into things which live as long as the gateway."""
 
 log = logging.getLogger("gateway.app")
 
@@ -66,6 +80,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stdout: int = 1
     state_directory: Path | None = None
     """Where last-good catalogs and the control socket are kept; None keeps nothing."""
+    source: ConfigSource | None = None
+    """Where the config came from and is read anew; None for one that a program has given."""
+    watching: bool = True
+    """Whether a change of the config file is noticed without being told."""
+    admin: AdminAccess | None = None
+    """Who may use the management API; None lets everybody on loopback read and nobody change."""
 
 
 def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -> Opener:
@@ -101,7 +121,11 @@ class Gateway:
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
         self._logins = self._make_logins() if any(one.uses_oauth for one in config.servers.values()) else None
-        self.fleet = Fleet(config, make_opener(guard, name=config.gateway.name, logins=self._logins), self._store)
+        self._adding_logins = trio.Lock()
+        self._opener = make_opener(guard, name=config.gateway.name, logins=self._logins)
+        self.fleet = Fleet(config, self._opener if self._logins is not None else self._open, self._store)
+        source = options.source or ConfigSource(None, environ={}, given=config)
+        self._reloader = Reloader(source, self.fleet, held=self._hold)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
         self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
@@ -112,11 +136,13 @@ class Gateway:
     async def run(self, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace."""
         async with trio.open_nursery() as services:
+            self._services_nursery = services
             services.start_soon(self._heed_signals)
             services.start_soon(self._parking.run)
             if self._logins is not None:
                 await services.start(self._logins.run)
             await services.start(self.fleet.run)
+            await services.start(partial(self._reloader.run, watching=self._options.watching))
             if self._store is not None:
                 services.start_soon(self._serve_control, self._store)
             async with trio.open_nursery() as faces:
@@ -144,9 +170,30 @@ class Gateway:
             return self.router.waiting(name)
 
         def owed(name: str, reason: str) -> None:
-            self.fleet.supervisors[name].login_owed(reason)
+            self.fleet.login_owed(name, reason)
 
         return Logins(self._store, waiting=waiting, owed=owed)
+
+    @asynccontextmanager
+    async def _open(
+        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+    ) -> AsyncGenerator[Session]:
+        """Open a session of a gateway that began without servers that may want OAuth; the first brings logins."""
+        async with self._adding_logins:
+            if config.uses_oauth and self._logins is None:
+                logins = self._make_logins()
+                await self._services_nursery.start(logins.run)
+                self._logins = logins
+                self._opener = make_opener(self._guard, name=self._settings.name, logins=logins)
+        async with self._opener(config, listener, capabilities=capabilities) as session:
+            yield session
+
+    def _hold(self, config: Config) -> None:
+        """Go by the settings of a config that has come to hold; some are for the next start."""
+        for name in AT_START_ONLY:
+            if getattr(config.gateway, name) != getattr(self._settings, name):
+                log.warning("gateway.%s has changed, which takes effect at the next start", name)
+        self._settings = self._answers.settings = config.gateway
 
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace
@@ -165,10 +212,19 @@ class Gateway:
 
     def _make_http_face(self) -> Any:
         from gateway.admin.http import make_admin_app
+        from gateway.admin.servers import Management
         from gateway.frontends.http import HttpFace
 
         options = self._options
-        others = make_admin_app(self.fleet, transport=",".join(options.transports), draining=self._stop.is_set)
+        management = Management(
+            self.router,
+            self._reloader,
+            transport=",".join(options.transports),
+            draining=self._stop.is_set,
+            closing=self._closing,
+            guard=self._guard,
+        )
+        others = make_admin_app(management, options.admin or AdminAccess("token", host=options.host))
         return HttpFace(
             self._answers,
             host=options.host,
@@ -181,13 +237,16 @@ class Gateway:
         )
 
     async def _heed_signals(self) -> None:
-        """First signal: the orderly way. Second: at once."""
+        """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""
         with trio.open_signal_receiver(*SIGNALS) as signals:
             await self._heed(signals)
 
     async def _heed(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             name = signal.Signals(number).name
+            if number in RELOAD_SIGNALS:
+                self._reloader.reload_soon(name)
+                continue
             if not self._stop.is_set():
                 log.info("%s: draining, then stopping", name)
                 self._stop.set()

@@ -61,6 +61,10 @@ class Router:
         """Calls that were submitted and not released."""
         return len(self._under_way)
 
+    def tickets(self) -> tuple[Ticket, ...]:
+        """Those calls."""
+        return tuple(self._under_way)
+
     async def route(self, call: Call) -> Route:
         """Who owns a call, and what the owner calls the thing; waits as `submit` does.
 

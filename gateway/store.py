@@ -6,9 +6,12 @@ needed. All methods do blocking I/O; whoever calls them in a loop does so in a t
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 ENVIRONMENT: Final = "MCP_GATEWAY_STATE_DIR"
 FORMAT: Final = 1
 """Version of the catalog files; another one counts as absent."""
+TOKEN_BYTES: Final = 32
+"""Random bytes of a token."""
+MIN_TOKEN: Final = 16
+"""Characters of a token; a shorter one is none that was made here, or was cut off."""
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """A larger file is not ours and is not read."""
 
@@ -95,6 +102,39 @@ class Store:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+    def overlay_path(self, config: Path) -> Path:
+        """Where the changes are kept that the management API has made over one config file."""
+        digest = hashlib.sha256(os.fsencode(config.absolute())).hexdigest()[:16]
+        return self.directory / "changes" / f"{digest}.json"
+
+    def admin_token(self) -> str:
+        """The token of the management API, made at the first start; gateways that start at once get one and the same.
+
+        Raises OSError.
+        """
+        path = self.directory / "admin-token"
+        self._make(self.directory)
+        try:
+            return self._read_token(path)
+        except FileNotFoundError:
+            pass
+        temporary = path.with_name(f".new-token-{os.getpid()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
+            with contextlib.suppress(FileExistsError):  # another gateway was quicker: its token holds
+                os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return self._read_token(path)
+
+    def _read_token(self, path: Path) -> str:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+        if len(text) < MIN_TOKEN:
+            raise OSError(errno.EINVAL, f"{path} holds no token; remove it, and another is made")
+        return text
 
     def socket_path(self) -> Path:
         """Where this process' control socket stands; its directory exists then. Raises OSError."""

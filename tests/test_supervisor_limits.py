@@ -302,6 +302,7 @@ def ended(history: History, seconds: float, found: Any) -> None:
 
 
 async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
     history = History()
     assert history.latency().p50 is None
     for number in range(MAX_TIMES + 100):
@@ -312,6 +313,7 @@ async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> Non
 
 
 async def test_errors_are_kept_in_a_bounded_number_and_length(autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
     history = History()
     for number in range(MAX_ERRORS + 5):
         ended(history, 0, Failure(-32000, f"{number} " + "x" * 1000, None, Era.LEGACY))

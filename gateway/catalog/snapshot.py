@@ -183,6 +183,13 @@ class Snapshot:
         """The parameters of a tool that its clients must mirror into `Mcp-Param-*` headers."""
         return self._mirrored.get(public, ())
 
+    def listed_by_backend(self, kind: Kind) -> dict[str, list[tuple[str, str]]]:
+        """What is listed of each backend, as (public name, own name) in the list's order."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for entry in self._lists[kind]:
+            found.setdefault(self._routes[kind][entry.public].backend, []).append((entry.public, entry.own))
+        return found
+
     def route(self, kind: Kind, public: str) -> Route | None:
         """Who owns this name; also of backends that are not listed now."""
         return self._routes[kind].get(public)

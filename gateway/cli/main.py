@@ -14,7 +14,9 @@ from gateway.errors import ConfigError, GatewayError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.admin.access import AdminAccess
     from gateway.config import Config
+    from gateway.store import Store
 
 OK, FAILED, USAGE = 0, 1, 2
 TRANSPORTS = {"stdio": "stdio", "sse": "sse", "streamable-http": "streamable-http", "http": "streamable-http"}
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--name", metavar="N", help="the name that clients see (default: gateway.name of the config)")
     serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], metavar="L")
     _add_state(serve)
+    _add_admin(serve)
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="check a config file and say what it would start")
     check.add_argument("config", type=Path, metavar="FILE")
@@ -106,6 +109,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(demo)
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--admin",
+        default="token",
+        choices=["token", "open", "off"],
+        help="the management API beside the endpoint: changes need the admin token (default), need none (loopback"
+        " only), or there is none",
+    )
+    parser.add_argument(
+        "--admin-token",
+        metavar="TOKEN",
+        help="the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, which `ps` does not show, else one that is made at the"
+        " first start and kept in the state directory)",
+    )
+    parser.add_argument(
+        "--ephemeral", action="store_true", help="forget at the end what was changed over the management API"
+    )
+    parser.add_argument(
+        "--no-watch", action="store_true", help="do not watch the config file; SIGHUP and the API still reload it"
+    )
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -178,16 +203,20 @@ def _load(path: Path) -> Config:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    import msgspec
-
     from gateway.app import Options, run, set_stdio_apart
+    from gateway.reload.source import ConfigSource
+    from gateway.store import Store
     from gateway.telemetry import open_logging
 
     if "sse" in arguments.transport:
         _check_paths(arguments)
-    config = _load(arguments.config)
-    if arguments.name is not None:
-        config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=arguments.name))
+    store = Store(_state_directory(arguments))
+    source = ConfigSource(
+        arguments.config, environ=os.environ, name=arguments.name, store=None if arguments.ephemeral else store
+    )
+    config = source.open()
+    for warning in config.warnings:
+        _say(f"warning: {warning}")
     stdin, stdout = set_stdio_apart() if "stdio" in arguments.transport else (0, 1)
     options = Options(
         transports=arguments.transport,
@@ -198,11 +227,26 @@ def _serve(arguments: argparse.Namespace) -> int:
         message_path=arguments.message_path,
         stdin=stdin,
         stdout=stdout,
-        state_directory=_state_directory(arguments),
+        state_directory=store.directory,
+        source=source,
+        watching=not arguments.no_watch,
+        admin=None if "stdio" in arguments.transport else _admin_access(arguments, store),
     )
     with open_logging(arguments.log_level):
         clean = run(config, options, lambda url: _say(f"listening on {url}"))
     return OK if clean else FAILED
+
+
+def _admin_access(arguments: argparse.Namespace, store: Store) -> AdminAccess:
+    from gateway.admin.access import AdminAccess, find_token
+
+    token = None
+    if arguments.admin != "off":
+        try:
+            token = find_token(arguments.admin_token, os.environ, store)
+        except OSError as exc:
+            _say(f"warning: there is no admin token, so the management API takes no changes: {exc}")
+    return AdminAccess(arguments.admin, host=arguments.host, token=token)
 
 
 def _check(arguments: argparse.Namespace) -> int:

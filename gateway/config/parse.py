@@ -48,10 +48,11 @@ def parse_config(
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:
     """Read and parse one file. Raises ConfigError, also when the file cannot be read."""
-    return parse_config(_read_file(path), environ=environ, source=str(path), home=home)
+    return parse_config(read_file(path), environ=environ, source=str(path), home=home)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a config file. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)

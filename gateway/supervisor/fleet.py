@@ -243,6 +243,12 @@ class Fleet:
             self._retiring.discard(supervisor)
             self._retired.unpark_all()
 
+    def login_owed(self, name: str, reason: str) -> None:
+        """Note that a backend waits for a person to log in; also one that is only just being put in place."""
+        for supervisor in (self._supervisors.get(name), self._fresh.get(name)):
+            if supervisor is not None:
+                supervisor.login_owed(reason)
+
     def stop(self) -> None:
         """Ask every supervisor to end."""
         self._stopped.set()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from gateway.backends.handshake import Greeting
     from gateway.backends.session import Opener, Session
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Wishes
@@ -195,6 +196,11 @@ class Supervisor:
     def speaks_legacy(self) -> bool:
         """Whether the backend's session is one of the legacy era."""
         return self._session is not None and self._session.greeting.era is Era.LEGACY
+
+    @property
+    def greeting(self) -> Greeting | None:
+        """What the backend has said of itself, while its session is open."""
+        return None if self._session is None else self._session.greeting
 
     @property
     def offered(self) -> bool:

@@ -1,0 +1,75 @@
+"""Who may use the management API. The HTTP face has checked Host and Origin before.
+
+Reading is open where the gateway listens on loopback; everything else needs the admin token. `open` lets changes
+through without one, on loopback only: there a JSON content type is what keeps web pages from sending them.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Final, Literal
+
+from gateway.errors import ConfigError
+from gateway.frontends.security import LOOPBACK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.store import Store
+
+Mode = Literal["token", "open", "off"]
+MODES: Final[tuple[Mode, ...]] = ("token", "open", "off")
+ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
+MIN_TOKEN: Final = 16
+"""Characters of a token that a person gives; what can be guessed protects nothing."""
+HINT: Final = (
+    "send it as 'Authorization: Bearer TOKEN'; it is what --admin-token or MCP_GATEWAY_ADMIN_TOKEN says, else what the"
+    " file 'admin-token' in the gateway's state directory holds"
+)
+
+
+class AdminAccess:
+    """Says whether a request may read or change."""
+
+    def __init__(self, mode: Mode, *, host: str, token: str | None = None) -> None:
+        """Make one for a gateway that listens on `host`; with no token, none is the right one.
+
+        Raises:
+            ConfigError: `open` anywhere but on loopback.
+        """
+        self.mode = mode
+        self.on_loopback = host in LOOPBACK
+        self._token = None if token is None else token.encode()
+        if mode == "open" and not self.on_loopback:
+            raise ConfigError([f"--admin open is for loopback only, not for --host {host}; use --admin token"])
+
+    def has_token(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the request bears the token."""
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if self._token is None or scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(given.strip(), self._token)
+
+    def may_read(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the request may see what the gateway does."""
+        return self.on_loopback or self.has_token(headers)
+
+    def may_change(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the request may change what the gateway does."""
+        return self.mode == "open" or self.has_token(headers)
+
+
+def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:
+    """The admin token: as given, from the environment, or from the state directory, where it is made if need be.
+
+    Raises:
+        ConfigError: the one that was given is too short.
+        OSError: the state directory cannot be used.
+    """
+    token = given or environ.get(ENVIRONMENT) or None
+    if token is not None:
+        if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            text = f"the admin token must be at least {MIN_TOKEN} visible ASCII characters; make one with"
+            raise ConfigError([f"{text} `openssl rand -hex 32`"])
+        return token
+    return None if store is None else store.admin_token()

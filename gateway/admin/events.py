@@ -1,0 +1,149 @@
+"""What happens, as it happens: a feed of state changes and ended calls, over SSE. Bounded, and nobody waits for it.
+
+A reader that is too slow loses events and is told how many. While nobody reads, nothing is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Failure
+from gateway.errors import Busy, GatewayError
+from gateway.frontends.exchange import ClientGone
+from gateway.telemetry import now_iso
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from gateway.backends.ticket import Ticket
+    from gateway.frontends.exchange import Exchange
+    from gateway.supervisor.fleet import Fleet
+    from gateway.supervisor.supervisor import Supervisor
+
+MAX_READERS: Final = 16
+"""Readers at once; one more is refused."""
+MAX_EVENTS: Final = 512
+"""Events that may wait for one reader; more are dropped and counted."""
+KEEP_ALIVE: Final = 15.0
+"""Seconds of silence after which a comment is sent, so that proxies do not take the stream for dead."""
+
+log = logging.getLogger("gateway.admin")
+
+
+class Reader:
+    """One who reads the feed."""
+
+    def __init__(self) -> None:
+        self._send, self.receive = trio.open_memory_channel[bytes](MAX_EVENTS)
+        self._dropped = 0
+
+    def put(self, kind: str, event: dict[str, Any]) -> None:
+        """Hand over an event, or drop it."""
+        if self._dropped:
+            event = {**event, "dropped": self._dropped}
+        try:
+            self._send.send_nowait(b"event: " + kind.encode() + b"\r\ndata: " + jsonrpc.encode(event) + b"\r\n\r\n")
+            self._dropped = 0
+        except trio.WouldBlock:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Let go of both ends."""
+        self._send.close()
+        self.receive.close()
+
+
+class Feed:
+    """All that happens in a fleet, for those who want to know."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._readers: set[Reader] = set()
+        self._states: dict[str, str] = {}
+
+    @contextmanager
+    def read(self) -> Generator[Reader]:
+        """Be told of everything while the context is open.
+
+        Raises:
+            Busy: there are too many readers.
+        """
+        if len(self._readers) >= MAX_READERS:
+            text = f"{MAX_READERS} clients read the events already"
+            raise Busy(text)
+        reader = Reader()
+        if not self._readers:
+            self._states = {name: one.state for name, one in self._fleet.supervisors.items()}
+            self._fleet.observe(self._observe)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+            reader.close()
+            if not self._readers:
+                self._fleet.unobserve(self._observe)
+
+    def _observe(self, supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+        if ticket is not None:
+            self._put("call", _call(supervisor.name, ticket, seconds))
+        elif self._states.get(supervisor.name) != supervisor.state:
+            self._states[supervisor.name] = supervisor.state
+            self._put(
+                "state",
+                {
+                    "at": supervisor.since,
+                    "server": supervisor.name,
+                    "state": supervisor.state,
+                    "reason": supervisor.last_error,
+                },
+            )
+
+    def _put(self, kind: str, event: dict[str, Any]) -> None:
+        for reader in self._readers:
+            reader.put(kind, event)
+
+
+def _call(server: str, ticket: Ticket, seconds: float) -> dict[str, Any]:
+    outcome = ticket.outcome
+    how = "cancelled" if outcome is None else "error" if isinstance(outcome, Failure | GatewayError) else "answered"
+    return {
+        "at": now_iso(),
+        "server": server,
+        "method": ticket.call.method,
+        "name": ticket.call.name,
+        "ms": round(seconds * 1000, 3),
+        "outcome": how,
+    }
+
+
+async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event) -> None:
+    """Send the feed until the client hangs up or the gateway closes. Raises Busy before anything is sent."""
+    with feed.read() as reader:
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def until_gone() -> None:
+                    await exchange.hung_up()
+                    nursery.cancel_scope.cancel(reason="the client has hung up")
+
+                async def until_closing() -> None:
+                    await closing.wait()
+                    nursery.cancel_scope.cancel(reason="the gateway is closing")
+
+                nursery.start_soon(until_gone)
+                nursery.start_soon(until_closing)
+                await exchange.frames(b": events follow\r\n\r\n")
+                while True:
+                    frame = b": keep-alive\r\n\r\n"
+                    with trio.move_on_after(KEEP_ALIVE):
+                        frame = await reader.receive.receive()
+                    await exchange.frames(frame)
+            await exchange.end_stream()
+        except* ClientGone:
+            log.debug("a reader of the events has hung up")

@@ -1,0 +1,177 @@
+"""What the management API does, without HTTP: reads snapshots of the fleet, and asks the reloader for changes."""
+
+from __future__ import annotations
+
+from itertools import starmap
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.admin import documents as doc
+from gateway.admin.events import Feed
+from gateway.admin.tree import make_tree
+from gateway.catalog.kinds import Kind
+from gateway.config import parse_config
+from gateway.config.shown import shown_config
+from gateway.errors import ConfigError
+from gateway.reload.reloader import UnknownServer
+from gateway.supervisor.history import History
+from gateway.supervisor.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+
+    from gateway.backends.guard import ChildGuard
+    from gateway.reload.reloader import Reloader
+    from gateway.router import Router
+    from gateway.supervisor.supervisor import Supervisor
+
+
+class Management:
+    """One gateway, as those who run it see it."""
+
+    def __init__(
+        self,
+        router: Router,
+        reloader: Reloader,
+        *,
+        transport: str,
+        draining: Callable[[], bool],
+        closing: trio.Event,
+        guard: ChildGuard | None = None,
+    ) -> None:
+        self.feed = Feed(router.fleet)
+        self.closing = closing
+        self._router = router
+        self._fleet = router.fleet
+        self._reloader = reloader
+        self._transport = transport
+        self._draining = draining
+        self._guard = guard
+
+    @property
+    def max_body(self) -> int:
+        """Bytes of the largest request body."""
+        return self._fleet.settings.max_body_bytes
+
+    # Reading.
+
+    def is_ready(self) -> bool:
+        """Whether clients should be sent here: every required server works, or starts with its next call."""
+        if self._draining():
+            return False
+        for server in self._fleet.config.servers.values():
+            supervisor = self._fleet.supervisors.get(server.name)
+            if server.required and (supervisor is None or not _works(supervisor)):
+                return False
+        return True
+
+    def health(self) -> doc.Health:
+        """The gateway as a whole; 200 as soon as the socket is open, whatever the backends are doing."""
+        return doc.Health(
+            status="draining" if self._draining() else "ok",
+            transport=self._transport,
+            servers=list(self._fleet.supervisors),
+            backends=self._fleet.statuses(),
+            reload=self._reloader.last,
+        )
+
+    def list_servers(self) -> doc.ServerList:
+        """All servers of the config, in its order."""
+        servers = self._fleet.config.servers
+        return doc.ServerList(list(servers), {name: self._line(name) for name in servers})
+
+    def _line(self, name: str) -> doc.ServerLine:
+        config = self._fleet.config.servers[name]
+        supervisor = self._fleet.supervisors.get(name)
+        line = doc.ServerLine(
+            state="disabled",
+            origin=self._reloader.origin(name),
+            transport=config.transport or "auto",
+            required=config.required,
+        )
+        if supervisor is None:
+            return line
+        status = supervisor.status()
+        return msgspec.structs.replace(
+            line, state=status.state, restarts=status.restarts, tools=status.tools, last_error=status.last_error
+        )
+
+    def list_tools(self) -> doc.Tools:
+        """The public names that clients see, by server; empty for one that lists none now."""
+        listed = self._fleet.snapshot().listed_by_backend(Kind.TOOLS)
+        return doc.Tools({
+            name: [public for public, _ in listed.get(name, [])] for name in self._fleet.supervisors
+        })  # fmt: skip
+
+    def show_tree(self) -> doc.Tree:
+        """Who does what for whom, now."""
+        return make_tree(self._router, self._guard)
+
+    def show_server(self, name: str) -> doc.ServerDetail:
+        """Everything about one server. Raises UnknownServer."""
+        config = self._fleet.config.servers.get(name)
+        if config is None:
+            raise UnknownServer(name)
+        supervisor = self._fleet.supervisors.get(name)
+        history = History() if supervisor is None else supervisor.history
+        greeting = None if supervisor is None else supervisor.greeting
+        listed = self._fleet.snapshot().listed_by_backend(Kind.TOOLS).get(name, [])
+        capabilities: dict[str, Any] = {}
+        if supervisor is not None and supervisor.listing is not None:
+            capabilities = dict(supervisor.listing.capabilities)
+        return doc.ServerDetail(
+            name=name,
+            origin=self._reloader.origin(name),
+            config=shown_config(config),
+            status=None if supervisor is None else supervisor.status(),
+            protocol_version=None if greeting is None else greeting.version,
+            server_info=None if greeting is None or greeting.server_info is jsonrpc.ABSENT else greeting.server_info,
+            capabilities=capabilities,
+            tools=list(starmap(doc.ToolLine, listed)),
+            calls=history.calls,
+            failed=history.failed,
+            latency=history.latency(),
+            errors=list(history.errors),
+        )
+
+    # Changing. All raise ConfigError, Busy and ShuttingDown, and have changed nothing then.
+
+    async def add(self, body: bytes) -> doc.Added:
+        """Add or replace the servers of a config."""
+        config = parse_config(body, environ=self._reloader.environ, source="the body")
+        if not config.servers:
+            raise ConfigError(["the body: 'mcpServers' names no server"])
+        root = msgspec.json.decode(body)
+        applied = await self._reloader.put(root.get("mcpServers") or root["servers"])
+        names = list(config.servers)
+        return doc.Added(names, {name: why for name, why in applied.not_ready.items() if name in names})
+
+    async def remove(self, name: str) -> doc.Removed:
+        """Remove a server. Raises UnknownServer."""
+        await self._reloader.remove(name)
+        return doc.Removed(name)
+
+    async def switch(self, name: str, *, disabled: bool) -> doc.Done:
+        """Turn a server off or on. Raises UnknownServer."""
+        applied = await self._reloader.switch(name, disabled=disabled)
+        return doc.Done(name, "disabled" if disabled else "enabled", applied.not_ready.get(name))
+
+    async def restart(self, name: str) -> doc.Done:
+        """Start a server anew. Raises UnknownServer and NotChangeable."""
+        applied = await self._reloader.restart(name)
+        return doc.Done(name, "restarted", applied.not_ready.get(name))
+
+    async def reload(self) -> doc.Reloaded:
+        """Read the config file anew."""
+        found = await self._reloader.reload("api")
+        return doc.Reloaded(
+            list(found.added), list(found.removed), list(found.changed), list(found.unchanged), found.not_ready
+        )
+
+
+def _works(supervisor: Supervisor) -> bool:
+    return supervisor.state is State.READY or (supervisor.state is State.STOPPED and supervisor.offered)

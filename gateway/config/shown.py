@@ -1,0 +1,55 @@
+"""A server's config as it may be shown: every secret masked, everything else as it holds.
+
+Values of `env` and `headers` are never shown, nor what an argument or an address carries in the places where keys
+usually travel. Masking is by place, not by looking for what resembles a key: a secret need not look like one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from gateway.config.model import ServerConfig
+
+MASK: Final = "***"
+_TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def shown_config(server: ServerConfig) -> dict[str, Any]:
+    """All fields of a server but its name, without secrets."""
+    fields: dict[str, Any] = msgspec.to_builtins(server)
+    del fields["name"]
+    fields["args"] = shown_args(server.args)
+    fields["env"] = dict.fromkeys(server.env, MASK)
+    fields["headers"] = dict.fromkeys(server.headers, MASK)
+    fields["url"] = server.public_url
+    if server.oauth is not None and server.oauth.client_secret is not None:
+        fields["oauth"]["client_secret"] = MASK
+    return fields
+
+
+def shown_args(args: tuple[str, ...]) -> list[str]:
+    """Arguments with what follows a telling option, or `NAME=`, masked; in addresses, user and query."""
+    shown: list[str] = []
+    masks_next = False
+    for arg in args:
+        option, sign, value = arg.partition("=")
+        if masks_next and not arg.startswith("-"):
+            shown.append(MASK)
+        elif sign and value and _TELLING.search(option):
+            shown.append(f"{option}={MASK}")
+        else:
+            shown.append(_shown_address(arg))
+        masks_next = arg.startswith("-") and not sign and _TELLING.search(arg) is not None
+    return shown
+
+
+def _shown_address(arg: str) -> str:
+    if "://" not in arg:
+        return arg
+    address, query, _ = _USERINFO.sub(MASK, arg).partition("?")
+    return address + query + (MASK if query else "")

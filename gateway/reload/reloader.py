@@ -1,0 +1,261 @@
+"""The one path by which another config comes to hold: read, validate all, hand the whole to the fleet, one at a time.
+
+The reloader owns a task for each change under way, so that a client which hangs up does not leave one half done, and
+the one that watches the file. Invariant: what holds in the fleet is the source's base with its overlay; both are set
+only once the fleet has taken the config.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+import trio
+
+from gateway.errors import Busy, ConfigError, GatewayError, RequestError, ShuttingDown
+from gateway.reload.watch import watch
+from gateway.telemetry import now_iso
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from gateway.config import Config
+    from gateway.reload.overlay import Base, Overlay
+    from gateway.reload.source import ConfigSource
+    from gateway.supervisor.fleet import Applied, Fleet
+
+    T = TypeVar("T")
+
+MAX_WAITING: Final = 32
+"""Changes that may wait for their turn; each may take as long as a backend takes to start."""
+LOOKS: Final = 3
+"""Times that a file which is not valid is read before it counts: editors write in two steps."""
+LOOK_AGAIN_AFTER: Final = 0.3
+"""Seconds between these."""
+
+log = logging.getLogger("gateway.reload")
+
+
+class UnknownServer(RequestError):
+    """The config has no server of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no server is called {name!r}")
+
+
+class NotChangeable(RequestError):
+    """The server can be changed only where its config comes from."""
+
+
+class LastReload(msgspec.Struct, frozen=True):
+    """The latest change that was tried: when, what asked for it, and why it was refused, if it was."""
+
+    at: str
+    by: str
+    ok: bool
+    problems: tuple[str, ...] = ()
+    not_ready: dict[str, str] = {}
+
+
+class Reloader:
+    """Does one change at a time."""
+
+    nursery: trio.Nursery
+
+    def __init__(self, source: ConfigSource, fleet: Fleet, *, held: Callable[[Config], None] | None = None) -> None:
+        """Make one; `held` is called with each config that has come to hold."""
+        self.last: LastReload | None = None
+        self._source = source
+        self._fleet = fleet
+        self._held = held
+        self._turn = trio.Lock()
+        self._waiting = 0
+        self._running = False
+
+    async def run(self, *, watching: bool = True, task_status: trio.TaskStatus[None]) -> None:
+        """Own the changes under way; runs until cancelled."""
+        async with trio.open_nursery() as self.nursery:
+            self._running = True
+            try:
+                task_status.started()
+                if watching and self._source.path is not None:
+                    await watch(self._source.path, self._file_changed, since=self._source.mark)
+                await trio.sleep_forever()
+            finally:
+                self._running = False
+
+    # What others ask for. All of them raise ConfigError, Busy or ShuttingDown; nothing has changed then.
+
+    async def reload(self, by: str) -> Applied:
+        """Read the file anew, and have what it says hold."""
+        return await self._do(partial(self._reload, by))
+
+    def reload_soon(self, by: str) -> None:
+        """The same, without waiting for the end; it is logged."""
+        if self._running:
+            self.nursery.start_soon(self._quietly, by, 1)
+
+    async def put(self, servers: dict[str, dict[str, Any]]) -> Applied:
+        """Add or replace servers, given as a config file has them."""
+
+        def edit(overlay: Overlay, base: Base) -> Overlay:
+            for name, raw in servers.items():
+                overlay = overlay.put(base, name, raw)
+            return overlay
+
+        return await self._do(partial(self._edit, edit, "api"))
+
+    async def remove(self, name: str) -> Applied:
+        """Remove a server. Raises UnknownServer too."""
+
+        def edit(overlay: Overlay, base: Base) -> Overlay:
+            self._check_known(name)
+            return overlay.remove(base, name)
+
+        return await self._do(partial(self._edit, edit, "api"))
+
+    async def switch(self, name: str, *, disabled: bool) -> Applied:
+        """Turn a server off or on. Raises UnknownServer too."""
+
+        def edit(overlay: Overlay, base: Base) -> Overlay:
+            self._check_known(name)
+            return overlay.switch(base, name, disabled)
+
+        return await self._do(partial(self._edit, edit, "api"))
+
+    async def restart(self, name: str) -> Applied:
+        """Start a server anew, beside the one that runs. Raises UnknownServer, and NotChangeable for a disabled one."""
+
+        async def restart() -> Applied:
+            if self._check_known(name).disabled:
+                text = f"server {name!r} is disabled; enable it first"
+                raise NotChangeable(text)
+            return await self._apply("api", self._fleet.config, restart=(name,))
+
+        return await self._do(restart)
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """Where a config's variables are looked up."""
+        return self._source.environ
+
+    def origin(self, name: str) -> str:
+        """Where a server comes from: `file`, `api`, or `file, changed by api`."""
+        change = self._source.overlay.changes.get(name)
+        given = "given" if self._source.path is None else "file"
+        if change is None:
+            return given
+        return "api" if change.over is None else f"{given}, changed by api"
+
+    # The tasks.
+
+    async def _do(self, job: Callable[[], Awaitable[T]]) -> T:
+        """Do a job in a task of the reloader's own, when it is its turn."""
+        if not self._running:
+            text = "the gateway is not running"
+            raise ShuttingDown(text)
+        if self._waiting >= MAX_WAITING:
+            text = f"{MAX_WAITING} changes of the config are waiting; try again"
+            raise Busy(text)
+        self._waiting += 1
+        results: list[T] = []
+        problems: list[GatewayError] = []
+        done = trio.Event()
+
+        async def work() -> None:
+            try:
+                async with self._turn:
+                    results.append(await job())
+            except GatewayError as exc:
+                problems.append(exc)
+            finally:
+                self._waiting -= 1
+                done.set()
+
+        self.nursery.start_soon(work)
+        await done.wait()
+        if results:
+            return results[0]
+        raise problems[0] if problems else ShuttingDown("the gateway is shutting down")
+
+    async def _file_changed(self) -> None:
+        await self._quietly("file", LOOKS)
+
+    async def _quietly(self, by: str, looks: int) -> None:
+        """Reload; what comes of it is in the log and in `last`."""
+        try:
+            await self._do(partial(self._reload, by, looks))
+        except (ConfigError, ShuttingDown):
+            return  # logged where it was found
+        except GatewayError as exc:
+            log.warning("not reloaded: %s", exc)
+
+    async def _reload(self, by: str, looks: int = 1) -> Applied:
+        source = self._source
+        while True:
+            looks -= 1
+            try:
+                base = await trio.to_thread.run_sync(source.read, abandon_on_cancel=True)
+                overlay, void = source.overlay.without_void(base)
+                config = overlay.compose(base, source.environ)
+                break
+            except ConfigError as exc:
+                if looks <= 0:
+                    raise self._refused(by, exc) from None
+            await trio.sleep(LOOK_AGAIN_AFTER)
+        source.note_void(void)
+        for warning in config.warnings:
+            if warning not in self._fleet.config.warnings:
+                log.warning("%s", warning)
+        applied = await self._apply(by, config)
+        source.base = base
+        await self._keep(overlay)
+        return applied
+
+    async def _edit(self, edit: Callable[[Overlay, Base], Overlay], by: str) -> Applied:
+        source = self._source
+        overlay = edit(source.overlay, source.base)
+        try:
+            config = overlay.compose(source.base, source.environ)
+        except ConfigError as exc:
+            raise self._refused(by, exc) from None
+        applied = await self._apply(by, config)
+        await self._keep(overlay)
+        return applied
+
+    async def _apply(self, by: str, config: Config, *, restart: tuple[str, ...] = ()) -> Applied:
+        applied = await self._fleet.apply(config, restart=restart)
+        self.last = LastReload(now_iso(), by, ok=True, not_ready=applied.not_ready)
+        parts = [
+            f"{word} {', '.join(names)}"
+            for word, names in (("added", applied.added), ("removed", applied.removed), ("changed", applied.changed))
+            if names
+        ]
+        log.info("config reloaded (%s): %s", by, "; ".join(parts) or "no server has changed")
+        for name, reason in applied.not_ready.items():
+            log.warning("server %r is not ready after the reload: %s", name, reason)
+        if self._held is not None:
+            self._held(config)
+        return applied
+
+    async def _keep(self, overlay: Overlay) -> None:
+        if overlay == self._source.overlay:
+            return
+        self._source.overlay = overlay
+        try:
+            await trio.to_thread.run_sync(self._source.keep, overlay)
+        except OSError as exc:
+            log.error("what was changed over the API will not survive a restart: %s", exc)
+
+    def _refused(self, by: str, problem: ConfigError) -> ConfigError:
+        self.last = LastReload(now_iso(), by, ok=False, problems=problem.problems)
+        log.error("config not reloaded (%s), the one before goes on to hold: %s", by, "; ".join(problem.problems))
+        return problem
+
+    def _check_known(self, name: str) -> Any:
+        server = self._fleet.config.servers.get(name)
+        if server is None:
+            raise UnknownServer(name)
+        return server

@@ -1,0 +1,103 @@
+"""Where the config comes from: a file, and what the management API has changed over it, kept in the state directory.
+
+Everything in here blocks; whoever runs a loop calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from gateway.config import Config, parse_config
+from gateway.config.parse import read_file
+from gateway.errors import ConfigError
+from gateway.reload.overlay import Base, Overlay, read_overlay
+from gateway.reload.watch import mark_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gateway.reload.watch import Mark
+    from gateway.store import Store
+
+log = logging.getLogger("gateway.reload")
+
+
+class ConfigSource:
+    """A config file, or a config that a program gives as it is (then `path` is None and `given` is not).
+
+    `name` stands in place of `gateway.name`; `store` is where changes are kept, None keeps none beyond this run.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        environ: Mapping[str, str],
+        name: str | None = None,
+        store: Store | None = None,
+        given: Config | None = None,
+    ) -> None:
+        self.path = path
+        self.environ = environ
+        self.base = Base(Config({}) if given is None else given)
+        self.overlay = Overlay()
+        self.mark: Mark = ()
+        """What the file was like when it was read last; see `watch`."""
+        self._name = name
+        self._store = store
+
+    def open(self) -> Config:
+        """Read for the first time. What was changed over the API and does not fit any more is left out and logged.
+
+        Raises:
+            ConfigError: the file is not valid.
+        """
+        self.base = self.read()
+        self.overlay, void = self._load().without_void(self.base)
+        self.note_void(void)
+        try:
+            return self.overlay.compose(self.base, self.environ)
+        except ConfigError as exc:
+            log.error("what was changed over the API is left out, for it is not valid any more: %s", exc)
+            self.overlay = Overlay()
+            return self.base.config
+
+    def read(self) -> Base:
+        """What the file says now. Raises ConfigError."""
+        if self.path is None:
+            return self.base
+        self.mark = mark_of(self.path)
+        data = read_file(self.path)
+        config = parse_config(data, environ=self.environ, source=str(self.path))
+        if self._name is not None:
+            config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
+        root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))  # valid, or `parse_config` had raised
+        section = root.get("mcpServers", root.get("servers"))
+        return Base(config, cast("dict[str, dict[str, Any]]", section))
+
+    def keep(self, overlay: Overlay) -> None:
+        """Have the changes survive a restart. Raises OSError."""
+        if self._store is not None and self.path is not None:
+            self._store.write(self._store.overlay_path(self.path), msgspec.json.encode(overlay))
+
+    def note_void(self, names: list[str]) -> None:
+        """Log which changes have been overtaken by the file."""
+        for name in names:
+            log.warning("server %r: the file says something else now, so what was changed over the API is void", name)
+
+    def _load(self) -> Overlay:
+        if self._store is None or self.path is None:
+            return Overlay()
+        path = self._store.overlay_path(self.path)
+        try:
+            return read_overlay(path.read_bytes())
+        except FileNotFoundError:
+            return Overlay()
+        except (OSError, ValueError) as exc:
+            log.warning("what was changed over the API cannot be read and is left out: %s: %s", path, exc)
+            return Overlay()
