@@ -46,6 +46,8 @@ class Flow:
         """Who waits now: each request of a modern client says anew what it can do."""
         self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self._rounds = 0
+        self._in_round = False
+        """Whether the backend waits for answers: its call has ended, and the next one is not sent yet."""
         self._asks: list[Ask] = []
         self._answers: dict[str, msgspec.Raw] = {}
         self._refused: Failure | None = None
@@ -68,7 +70,7 @@ class Flow:
         if self._asks:
             return self._asks.pop(0)
         while True:
-            if self._rounds and self._ticket.outcome is not None:
+            if self._in_round:
                 problem = await self._answer_round()
                 if problem is not None:
                     return problem
@@ -78,6 +80,7 @@ class Flow:
             problem = self._begin_round(item)
             if problem is not None:
                 return problem
+            self._in_round = True
             if self._asks:
                 return self._asks.pop(0)
 
@@ -171,6 +174,7 @@ class Flow:
             old, self._ticket = self._ticket, await self._router.submit(self._again())
         except GatewayError as problem:
             return problem
+        self._in_round = False
         self._router.release(old)
         return None
 
