@@ -357,6 +357,7 @@ class Conversation:
         except (ValueError, KeyError):
             log.debug("backend %r sent an update without a uri", self.backend)
             return
+        _without_subscription(members)
         self._listener.resource_updated(uri, members)
 
     def _acknowledged(self, params: msgspec.Raw) -> None:
@@ -383,6 +384,18 @@ class Conversation:
             return
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
         ticket.notify(Notice("notifications/progress", members))
+
+
+def _without_subscription(members: dict[str, msgspec.Raw]) -> None:
+    """Take out which subscription a notification belongs to: that is about this hop only."""
+    try:
+        own = jsonrpc.decode_object(members["_meta"])
+    except (ValueError, KeyError):
+        return
+    if own.pop(meta.SUBSCRIPTION_ID, None) is not None:
+        del members["_meta"]
+        if own:
+            members["_meta"] = jsonrpc.raw(own)
 
 
 def _number(request_id: jsonrpc.Id) -> int:

@@ -513,7 +513,11 @@ async def test_resource_updated(gateways, cell):
             await until(subscribed)
             await talker.text("touch", {"uri": uri})
             with trio.fail_after(10):
-                assert (await hear(UPDATED))["params"]["uri"] == uri
+                params = (await hear(UPDATED))["params"]
+            assert params.pop("uri") == uri
+            own = params.pop("_meta", {})  # of a modern client's subscription, never of the gateway's own
+            assert list(own) == [META + "subscriptionId"] * talker.client.modern
+            assert params == {}
             if not talker.client.modern:
                 await talker.converse("resources/unsubscribe", {"uri": uri})
 
