@@ -176,6 +176,25 @@ def test_seed_p4_a_client_shares_one_session_among_those_inside(loop: str) -> No
     run_on(loop, body)
 
 
+@both_loops
+def test_seed_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothing(loop: str) -> None:
+    async def body() -> None:
+        manager = gateway.ProxyManager(config=config_of(mute=echo_backend("--hang", "initialize")))
+
+        async def enter() -> None:
+            async with manager.get_client("mute"):
+                raise AssertionError("it cannot be connected")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            await until(children)
+            group.cancel_scope.cancel()
+        await until(lambda: not children())
+        await manager.close_all_connections()
+
+    run_on(loop, body)
+
+
 # -- P5 --------------------------------------------------------------------------------------------------------------
 
 

@@ -22,17 +22,18 @@ class Client:
     def __init__(self, manager: ProxyManager, name: str) -> None:
         self.name = name
         self._manager = manager
+        self._tokens: list[object] = []
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `ProxyManager.call_tool` raises, and NotInitialized."""
-        await self._manager.hold(self)
+        self._tokens.append(await self._manager.hold(self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnect, and wait until the server has been stopped."""
-        await self._manager.let_go(self)
+        """Disconnect, and wait until the server has been stopped; cancelled, it stops all the same."""
+        await self._manager.let_go(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
 
     async def list_tools(self) -> list[Tool]:
         """The server's tools, under its own names."""

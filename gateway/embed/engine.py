@@ -36,11 +36,12 @@ OWNERS_WITHIN: Final = 10.0
 
 
 class _Held:
-    """A session and how many use it."""
+    """A session and who uses it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, holder: object, connection: Connection) -> None:
+        self.holder = holder
         self.connection = connection
-        self.users = 0
+        self.users: set[object] = set()
 
 
 class Engine:
@@ -49,7 +50,8 @@ class Engine:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._connections = Connections()
-        self._held: dict[object, _Held] = {}
+        self._held: dict[object, _Held] = {}  # by holder
+        self._holds: dict[object, _Held] = {}  # by token
         self._openers: Openers
         self._guard: ChildGuard
         self._nursery: trio.Nursery  # of the gateway; opened and left by run
@@ -104,32 +106,37 @@ class Engine:
         finally:
             connection.close()
 
-    async def hold(self, holder: object, record: Record) -> None:
-        """Open a session for this holder, or share the one that it has. Raises GatewayError."""
+    async def hold(self, holder: object, token: object, record: Record) -> None:
+        """Open a session for this holder, or share the one that it has; `token` gives it back. Raises GatewayError."""
         held = self._held.get(holder)
         if held is None or held.connection.ended.is_set():
-            held = self._held[holder] = _Held(self.open(record))
-        held.users += 1
+            held = self._held[holder] = _Held(holder, self.open(record))
+        held.users.add(token)
+        self._holds[token] = held
         try:
             await held.connection.ready()
         except BaseException:
-            self._let_go(holder, held)
+            self.release(token)
             raise
 
-    def _let_go(self, holder: object, held: _Held) -> None:
-        held.users -= 1
-        if not held.users:
-            held.connection.close()
-            if self._held.get(holder) is held:
-                del self._held[holder]
+    def release(self, token: object) -> Connection | None:
+        """Give a session back; returns it if nobody uses it any more, and it closes. Safe to repeat."""
+        held = self._holds.pop(token, None)
+        if held is None:
+            return None
+        held.users.discard(token)
+        if held.users:
+            return None
+        held.connection.close()
+        if self._held.get(held.holder) is held:
+            del self._held[held.holder]
+        return held.connection
 
-    async def let_go(self, holder: object) -> None:
-        """Close the session of this holder if nobody else uses it, and wait until its server has been stopped."""
-        held = self._held.get(holder)
-        if held is not None:
-            self._let_go(holder, held)
-            if not held.users:
-                await held.connection.ended.wait()
+    async def let_go(self, token: object) -> None:
+        """Give a session back, and wait until its server has been stopped if nobody else uses it."""
+        connection = self.release(token)  # before anything can be cancelled
+        if connection is not None:
+            await connection.ended.wait()
 
     def held(self, holder: object) -> Connection:
         """The open session of this holder. Raises CallFailed."""
@@ -223,7 +230,9 @@ class Engine:
             self._gateway = made
         return self._gateway
 
-    async def _run_gateway(self, made: EmbeddedGateway, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _run_gateway(  # noqa: ASYNC128 - `run` does
+        self, made: EmbeddedGateway, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         try:
             await made.run(task_status=task_status)
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from gateway.embed import results
@@ -202,18 +203,26 @@ class ProxyManager:
 
     # What `Client` needs.
 
-    async def hold(self, client: Client) -> None:
-        """Open the client's session, or share it."""
+    async def hold(self, client: Client) -> object:
+        """Open the client's session, or share it; returns what gives it back."""
         record = self._registry[client.name]
         record.check_usable()
-        await self._ask(f"server {client.name!r}", lambda engine: engine.hold, client, record)
+        token = object()
+        try:
+            await self._ask(f"server {client.name!r}", lambda engine: engine.hold, client, token, record)
+        except BaseException:
+            running = self._running()
+            if running is not None:  # the session may have been opened just when the wait for it was cancelled
+                running[0].post(partial(running[1].release, token))
+            raise
+        return token
 
-    async def let_go(self, client: Client) -> None:
-        """Close the client's session if nobody else shares it; one that has ended needs no closing."""
+    async def let_go(self, token: object) -> None:
+        """Give a session back; one that has ended with its loop needs nothing."""
         running = self._running()
         if running is not None:
             try:
-                await running[0].call(running[1].let_go, client)
+                await running[0].call(running[1].let_go, token)
             except Closed:
                 return
 
@@ -258,6 +267,9 @@ class ProxyManager:
         message_path: str = "/messages/",
     ) -> None:
         """Serve all servers, as one MCP server, in a FastAPI or Starlette application, which may be running.
+
+        A server that waits for its clients before it ends waits for event streams too: call `shutdown` before that, or
+        give it a limit (uvicorn: `timeout_graceful_shutdown`).
 
         `allow_origins` are the web pages that may use it (CORS), `["*"]` all; loopback always may. Mounted already on
         this application, only what is different changes, and clients stay connected.

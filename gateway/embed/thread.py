@@ -184,7 +184,7 @@ class LoopThread:
     def _run(self) -> None:
         try:
             trio.run(self._main)
-        except BaseException:  # the root of the thread: nobody else would ever hear of it
+        except BaseException:  # noqa: ASYNC103 - the root of the thread: nobody else would ever hear of it
             log.critical("the gateway's loop has ended because of a bug", exc_info=True)
         with self._lock:
             self._over = True

@@ -1,0 +1,83 @@
+"""The gateway inside a FastAPI application: MCP at /mcp (and /sse), behind a key, beside the application's own pages.
+
+Run it: `python tests/examples/embed_fastapi.py [PORT]`, then send MCP clients to the URL that it prints, with the
+header `X-API-Key: secret`. `POST /narrow` leaves one tool; connected clients are told.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+
+import gateway
+from gateway.demo import servers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from socket import socket
+
+manager = gateway.ProxyManager(
+    name="my application",
+    auth_enabled=True,
+    api_key="secret",
+    config={
+        "mcpServers": {
+            "calculator": {"command": sys.executable, "args": [servers.__file__, "calculator"]},
+            "echo": {"command": sys.executable, "args": [servers.__file__, "echo"]},
+        }
+    },
+)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    await manager.mount_to_app(app, allow_origins=["http://localhost:3000"])
+    yield  # ruff: ignore[fallible-context-manager]
+    await manager.shutdown()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.get("/")
+async def home() -> dict[str, object]:
+    return {"servers": {name: manager.get_server_status(name) for name in manager.get_all_servers()}}
+
+
+@app.get("/add")
+async def add(a: float, b: float) -> dict[str, str]:
+    """The application may use the servers itself."""
+    result = await manager.call_tool("calculator", "add", {"a": a, "b": b}, timeout_ms=5000)
+    return {"sum": result.content[0].text}
+
+
+@app.post("/narrow")
+async def narrow() -> dict[str, str]:
+    tools = [{"name": "calculator.add", "description": "Add two prices."}]
+    await manager.update_and_remount(app, tools, allow_origins=["http://localhost:3000"])
+    return {"offered": "calculator.add"}
+
+
+class Server(uvicorn.Server):
+    """Says where it listens, and ends the event streams of MCP clients first: uvicorn would wait for those for ever.
+
+    Started as `uvicorn embed_fastapi:app`, give it `--timeout-graceful-shutdown 2` instead.
+    """
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}/mcp", flush=True)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        await manager.shutdown()
+        await super().shutdown(sockets)
+
+
+if __name__ == "__main__":
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    Server(uvicorn.Config(app, port=port, log_level="warning")).run()

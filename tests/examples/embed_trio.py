@@ -1,0 +1,30 @@
+"""The gateway inside a trio program: two servers, one call to each, a reload, and the end.
+
+Run it: `python tests/examples/embed_trio.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+import gateway
+from gateway.demo import servers
+
+CALCULATOR = {"command": sys.executable, "args": [servers.__file__, "calculator"]}
+ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
+
+
+async def main() -> None:
+    async with gateway.open_gateway({"mcpServers": {"calculator": CALCULATOR, "echo": ECHO}}) as gw:
+        print("tools:", ", ".join(tool.name for tool in await gw.list_tools()))
+        result = await gw.call_tool("calculator.add", {"a": 20, "b": 22})
+        print("20 + 22 =", result.content[0].text)
+
+        await gw.reload({"mcpServers": {"calculator": CALCULATOR}})  # the calculator is not disturbed
+        for name, status in gw.status().items():
+            print(f"{name} is {status.state}")
+
+
+trio.run(main)
