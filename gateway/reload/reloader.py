@@ -244,6 +244,8 @@ class Reloader:
         if overlay == self._source.overlay:
             return
         self._source.overlay = overlay
+        if not self._source.keeps:
+            return
         try:
             await trio.to_thread.run_sync(self._source.keep, overlay)
         except OSError as exc:

@@ -80,6 +80,11 @@ class ConfigSource:
         section = root.get("mcpServers", root.get("servers"))
         return Base(config, cast("dict[str, dict[str, Any]]", section))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether changes survive a restart."""
+        return self._store is not None and self.path is not None
+
     def keep(self, overlay: Overlay) -> None:
         """Have the changes survive a restart. Raises OSError."""
         if self._store is not None and self.path is not None:

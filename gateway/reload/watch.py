@@ -22,7 +22,7 @@ STEP_MS: Final = 200
 """How long a burst of events must pause to be over; also how long the thread lives on after it is told to end."""
 DEBOUNCE_MS: Final = 1_000
 """How long a burst of events is waited out at most."""
-LOOK_MS: Final = 2_000
+LOOK_MS: Final = 1_000
 """How often the file is looked at where no event comes."""
 RETRY_AFTER: Final = 2.0
 """Seconds between two looks where directories cannot be watched at all."""
@@ -49,15 +49,14 @@ async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Ma
         while True:
             directories = _directories(path)
             events = await trio.to_thread.run_sync(_events, directories, stop, abandon_on_cancel=True)
-            while True:
-                # May be abandoned: the thread only waits, and ends by itself once `stop` is set.
-                alive = await trio.to_thread.run_sync(_next, events, abandon_on_cancel=True)
+            alive = True
+            while alive and directories == _directories(path):
                 found = mark_of(path)
                 if found != seen and found:  # a file that is not there now is about to be made anew
                     seen = found
                     await changed()
-                if not alive or directories != _directories(path):
-                    break
+                # May be abandoned: the thread only waits, and ends by itself once `stop` is set.
+                alive = await trio.to_thread.run_sync(_next, events, abandon_on_cancel=True)
             events.close()
             if not alive:
                 await trio.sleep(RETRY_AFTER)
