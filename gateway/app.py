@@ -153,6 +153,7 @@ class Gateway:
                     for url in await faces.start(self._make_http_face().run):
                         ready(url)
                 await self._stop.wait()
+                self._reloader.stop()
                 self._parking.close_all()
                 clean = await self.router.drain(self._settings.drain_grace)
                 self._closing.set()

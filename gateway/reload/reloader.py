@@ -86,6 +86,12 @@ class Reloader:
             finally:
                 self._running = False
 
+    def stop(self) -> None:
+        """End what is under way, unless the fleet has taken it already; whoever waits gets ShuttingDown."""
+        if self._running:
+            self._running = False
+            self.nursery.cancel_scope.cancel(reason="the gateway is stopping")
+
     # What others ask for. All of them raise ConfigError, Busy or ShuttingDown; nothing has changed then.
 
     async def reload(self, by: str) -> Applied:

@@ -1,0 +1,208 @@
+"""A running gateway gets other configs while clients call: no call is lost, and what has not changed is not touched."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+
+from tests.contract.support import FAST, LADDER, structured_of
+from tests.support import (
+    ANSWER_WITHIN,
+    START_WITHIN,
+    HttpClient,
+    bare_nursery,
+    echo_backend,
+    open_gateway_process,
+    run_process,
+)
+
+EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+TOKEN = "a-token-for-the-tests"
+ENV = {"MCP_GATEWAY_ADMIN_TOKEN": TOKEN}
+
+
+def backend(*args):
+    return echo_backend(*args) | EXTRA
+
+
+class Admin:
+    """The management API of a gateway."""
+
+    def __init__(self, gateway):
+        self.base = gateway.url.removesuffix("/mcp")
+
+    async def ask(self, method, path, body=None, **headers):
+        # Asks over a connection of its own, so that nothing is left open.
+        async with httpx2.AsyncClient(trust_env=False, timeout=ANSWER_WITHIN) as client:
+            headers = {"authorization": f"Bearer {TOKEN}", **headers}
+            answer = await client.request(method, self.base + path, json=body, headers=headers)
+            return answer.status_code, answer.json()
+
+    async def until_servers(self, names):
+        with trio.fail_after(ANSWER_WITHIN):
+            while (await self.ask("GET", "/servers"))[1]["servers"] != names:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.02)
+
+
+def config_path(gateway):
+    """The file that the gateway was started with."""
+    command = Path(f"/proc/{gateway.pid}/cmdline").read_bytes().split(b"\0")
+    return Path(command[command.index(b"--config") + 1].decode())
+
+
+def replace(path, config):
+    path.with_suffix(".tmp").write_text(json.dumps(config), encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)
+
+
+async def test_a_file_edit_and_sighup_reload_without_touching_what_is_unchanged():
+    config = {"mcpServers": {"keep": backend(), "drop": backend()}, "gateway": {"start_grace": 10}}
+    async with open_gateway_process(config, env=ENV) as gateway:
+        client, admin, path = HttpClient(gateway.url), Admin(gateway), config_path(gateway)
+        await client.initialize()
+        before = structured_of(await client.call_tool("keep.env"))["pid"]
+        answers = []
+
+        async def call():
+            answers.append(await client.call_tool("drop.sleep", {"seconds": 0.6, "text": "finished"}))
+
+        async with bare_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.sleep(0.2)  # the call is under way
+            replace(path, {"mcpServers": {"keep": backend(), "fresh": backend()}})
+            await admin.until_servers(["keep", "fresh"])
+        assert answers[0]["result"]["content"][0]["text"] == "finished"
+        tools = {tool["name"].split(".")[0] for tool in (await client.request("tools/list"))["result"]["tools"]}
+        assert tools == {"keep", "fresh"}
+        path.write_text("{", encoding="utf-8")
+        gateway.process.send_signal(signal.SIGHUP)
+        await gateway.wait_stderr("config not reloaded (SIGHUP)")
+        _, health = await admin.ask("GET", "/health")
+        assert (health["servers"], health["reload"]["ok"]) == (["keep", "fresh"], False)
+        replace(path, {"mcpServers": {"keep": backend()}})
+        gateway.process.send_signal(signal.SIGHUP)
+        await admin.until_servers(["keep"])
+        assert structured_of(await client.call_tool("keep.env"))["pid"] == before
+        assert "Traceback" not in gateway.stderr_text
+
+
+async def test_reloads_at_random_moments_under_load_lose_no_call():
+    config = {"mcpServers": {"keep": backend(), "x": backend("--name", "0")}, "gateway": {"start_grace": 10}}
+    rounds, rng = 12, random.Random(4)
+    async with open_gateway_process(config, env=ENV, extra_args=["--no-watch"]) as gateway:
+        admin, path = Admin(gateway), config_path(gateway)
+        wrong, answered, going = [], [0], trio.Event()
+
+        async def load(number):
+            client = HttpClient(gateway.url)
+            await client.initialize()
+            count = 0
+            while not going.is_set():
+                name, text = ("keep", "x")[number % 2], f"{number}-{count}"
+                answer = await client.call_tool(f"{name}.echo", {"text": text})
+                count += 1
+                if answer.get("result", {}).get("content", [{}])[0].get("text") != text:
+                    wrong.append(answer)
+                answered[0] += 1
+                await trio.sleep(0.01)
+
+        first = HttpClient(gateway.url)
+        await first.initialize()
+        before = structured_of(await first.call_tool("keep.env"))["pid"]
+        async with bare_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(load, number)
+            for number in range(rounds):
+                await trio.sleep(rng.random() * 0.1)
+                replace(path, {"mcpServers": {"keep": backend(), "x": backend("--name", str(number + 1))}})
+                if number % 2:
+                    status, changed = await admin.ask("POST", "/reload", {})
+                    assert (status, changed["changed"], changed["unchanged"]) == (200, ["x"], ["keep"])
+                else:
+                    status, done = await admin.ask("POST", "/servers/x/restart", {})
+                    assert (status, done) == (200, {"server": "x", "done": "restarted"})
+            going.set()
+        assert (wrong, answered[0] > rounds) == ([], True)
+        assert structured_of(await first.call_tool("keep.env"))["pid"] == before
+        status, shown = await admin.ask("GET", "/servers/keep")
+        assert (shown["status"]["restarts"], shown["failed"]) == (0, 0)
+
+
+async def test_what_the_api_changes_survives_a_restart(tmp_path):
+    config = {"mcpServers": {"keep": backend()}, "gateway": {"start_grace": 10}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    env = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
+    for turn in ("first", "second"):
+        async with serve_file(path, env) as gateway:
+            token = (tmp_path / "state" / "admin-token").read_text().strip()
+            admin, client = Admin(gateway), HttpClient(gateway.url)
+            headers = {"authorization": f"Bearer {token}"}
+            if turn == "first":
+                status, refused = await admin.ask("POST", "/servers", {"mcpServers": {"extra": backend()}})
+                assert (status, "hint" in refused) == (401, True)
+                body = {"mcpServers": {"extra": backend()}}
+                assert await admin.ask("POST", "/servers", body, **headers) == (200, {"added": ["extra"]})
+                assert (await admin.ask("DELETE", "/servers/keep", **headers))[0] == 200
+            await client.initialize()
+            answer = await client.call_tool("extra.echo", {"text": turn})
+            assert answer["result"]["content"][0]["text"] == turn
+            assert (await admin.ask("GET", "/servers"))[1]["servers"] == ["extra"]
+
+
+@pytest.mark.parametrize("path", ["/servers", "/reload", "/servers/keep/restart"])
+async def test_other_hosts_and_origins_are_refused_even_with_the_token(path):
+    async with open_gateway_process({"mcpServers": {"keep": backend()}}, env=ENV) as gateway:
+        admin = Admin(gateway)
+        for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+            assert (await admin.ask("POST", path, {}, **headers))[0] == 403
+        assert "config reloaded" not in gateway.stderr_text
+
+
+async def test_the_stop_ends_the_event_stream_and_a_waiting_reload():
+    slow = {"command": "sleep", "args": ["100"], "shutdown_grace": LADDER}
+    async with open_gateway_process({"mcpServers": {"keep": backend()}}, env=ENV) as gateway, bare_nursery() as nursery:
+        admin, events, statuses = Admin(gateway), [], []
+
+        async def read():
+            async with (
+                httpx2.AsyncClient(trust_env=False, timeout=ANSWER_WITHIN) as client,
+                client.stream("GET", admin.base + "/events") as stream,
+            ):
+                events.extend([line async for line in stream.aiter_lines()])
+            events.append("ended")
+
+        async def add():
+            statuses.append(await admin.ask("POST", "/servers", {"mcpServers": {"slow": slow}}))
+
+        nursery.start_soon(read)
+        nursery.start_soon(add)
+        await gateway.wait_stderr("backend 'slow' is starting")
+        gateway.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(6):
+            assert await gateway.process.wait() == 0
+        with trio.fail_after(ANSWER_WITHIN):
+            while not statuses or "ended" not in events:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+        assert statuses[0][0] == 503
+        await gateway.wait_stderr_end()
+        assert "Traceback" not in gateway.stderr_text
+
+
+@asynccontextmanager
+async def serve_file(path, env):
+    """The gateway over a file of the test's own."""
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(path), "--transport", "http", "--port", "0"]
+    async with run_process(command, env=env) as gateway:
+        line = await gateway.wait_stderr("listening on http://", within=START_WITHIN)
+        gateway.url = line[line.index("http://") :].split()[0]
+        yield gateway  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+        assert await gateway.stop() == 0
