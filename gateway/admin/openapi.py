@@ -126,6 +126,13 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_schema() -> dict[str, Any]:
-    server = {"type": "object", "description": "A server as in the config file; see the reference of its fields."}
-    servers = {"type": "object", "minProperties": 1, "additionalProperties": server}
+    text = {"type": "string", "minLength": 1}
+    server = {
+        "type": "object",
+        "description": "A server as in the config file; see the reference of its fields.",
+        "properties": {"command": text, "url": text},
+        "oneOf": [{"required": ["command"]}, {"required": ["url"]}],
+    }
+    names = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
+    servers = {"type": "object", "minProperties": 1, "propertyNames": names, "additionalProperties": server}
     return {"type": "object", "properties": {"mcpServers": servers}, "required": ["mcpServers"]}
