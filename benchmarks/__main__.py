@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import call, lifetimes, listing, machine, memory, startup, table
+from benchmarks import ask, call, lifetimes, listing, machine, memory, startup, table
 
-QUESTIONS = {"call": call, "list": listing, "startup": startup, "memory": memory, "lifetimes": lifetimes}
+QUESTIONS = {"ask": ask, "call": call, "list": listing, "startup": startup, "memory": memory, "lifetimes": lifetimes}
 
 
 def main():

@@ -14,7 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Era, Failure, Notice, Withdrawn
 from gateway.errors import InvalidParams
 from gateway.frontends import parking as parking_module
-from gateway.frontends.parking import GATHER_WAIT, MAX_PARKED_EACH, PARKED_FOR, Parking
+from gateway.frontends.parking import GATHER_TURNS, MAX_PARKED_EACH, PARKED_FOR, Parking
 from gateway.frontends.seal import Sealer
 from tests.fakes import settle
 from tests.parked import ELICITATION, ROOTS, Asked, Lines, done, make_call, make_caller, open_flow
@@ -84,10 +84,10 @@ async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_wait
         async with trio.open_nursery() as nursery:
 
             async def ask_later() -> None:
-                await trio.sleep(GATHER_WAIT / 2)
-                ticket.ask(second.ask)
-                await trio.sleep(GATHER_WAIT * 2)
-                ticket.ask(third.ask)
+                for one, turns in ((second, GATHER_TURNS - 2), (third, GATHER_TURNS * 2)):
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                    ticket.ask(one.ask)
 
             nursery.start_soon(ask_later)
             result = json.loads(await parking.park(flow, item))  # type: ignore[arg-type] - a result

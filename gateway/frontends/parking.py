@@ -32,8 +32,9 @@ MAX_PARKED_EACH: Final = 32
 has for calls (`max_concurrency`, 64 if nothing is said), so they must not be able to take them all."""
 PARKED_FOR: Final = 300.0
 """Seconds that a parked call waits for its client; people take their time."""
-GATHER_WAIT: Final = 0.01
-"""Seconds that the first request waits for others, so that two asked at once arrive together."""
+GATHER_TURNS: Final = 12
+"""Turns of the loop for which the first request waits for others, and each of those for more, so that what is asked at
+once arrives together; what comes later is asked for in another round. No time: a timer cannot be shorter than 1 ms."""
 PARKABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 """The methods that may be answered with `input_required`."""
 
@@ -80,8 +81,9 @@ class Parking:
 
     async def _more(self, flow: Flow) -> Ask | Withdrawn | Outcome | bool | None:
         """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
-        with trio.move_on_after(GATHER_WAIT):
-            return await flow.next_but_notices()
+        for _ in range(GATHER_TURNS):
+            with trio.move_on_after(0):  # what is there by now
+                return await flow.next_but_notices()
         return False
 
     def _keep(self, flow: Flow, open_asks: dict[str, Ask]) -> bytes | None:
