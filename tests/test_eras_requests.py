@@ -110,7 +110,7 @@ def test_the_gateways_own_requests_declare_what_it_can_bring_to_clients() -> Non
         meta.CLIENT_INFO: {"name": "gw"},
         meta.CLIENT_CAPABILITIES: json.loads(bytes(MODERN_HOP.capabilities)),
     }
-    assert {"roots", "sampling", "elicitation"} == set(found[meta.CLIENT_CAPABILITIES])
+    assert set(found[meta.CLIENT_CAPABILITIES]) == {"roots", "sampling", "elicitation"}
 
 
 @pytest.mark.parametrize(
@@ -185,4 +185,4 @@ def test_the_era_of_a_request(params: object, expected: bool) -> None:
 
 def test_the_members_that_name_an_owner_are_those_of_the_sdk() -> None:
     legacy_only = {"resources/subscribe": "uri", "resources/unsubscribe": "uri"}
-    assert requests.NAME_MEMBER == dict(NAME_BEARING_METHODS) | legacy_only
+    assert dict(NAME_BEARING_METHODS) | legacy_only == requests.NAME_MEMBER
