@@ -42,6 +42,7 @@ FORM = {"message": "Who?", "requestedSchema": {"type": "object", "properties": {
 ANSWER = {"action": "accept", "content": {"name": "Ada"}}
 ASK = {"requests": {"one": {"method": "elicitation/create", "params": FORM}}}
 STEPS = 20  # progress notifications in one call
+WARM = 20  # sessions that are opened before any is counted
 PARKED = 1000  # calls whose memory is counted
 
 
@@ -268,8 +269,9 @@ async def _count_parked(count):
 
 def session_claims(count):
     """What a legacy session over HTTP takes when nothing happens in it, and one whose client listens."""
-    with config_file({"mcpServers": {}}) as path, serving(gateway_command(path, "streamable-http")) as gateway:
-        open_sessions(gateway.port, 20)  # what is made once, and buffers that grow
+    config = {"mcpServers": {}, "gateway": {"max_sessions": 2 * count + WARM}}
+    with config_file(config) as path, serving(gateway_command(path, "streamable-http")) as gateway:
+        open_sessions(gateway.port, WARM)  # what is made once, and buffers that grow
         idle = open_sessions(gateway.port, count, gateway.pid)
         listening = open_sessions(gateway.port, count, gateway.pid, listen=True)
     return [
