@@ -9,6 +9,7 @@ old, both tables are swapped between two checkpoints, then the old drains and st
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -103,12 +104,8 @@ class Fleet:
 
     def _make(self, server: ServerConfig, last_good: Listing | None) -> Supervisor:
         supervisor = _owner_of(server)(server, self._opener, self, last_good=last_good)
-
-        def observe(ticket: Ticket, seconds: float) -> None:
-            if self._observers:
-                self._notify(supervisor, ticket, seconds)
-
-        supervisor.history.observer = observe
+        if self._observers:
+            self._report(supervisor)
         return supervisor
 
     @property
@@ -134,6 +131,10 @@ class Fleet:
         if self._observers:
             self._notify(supervisor, None, 0.0)
 
+    def _report(self, supervisor: Supervisor) -> None:
+        """Have a supervisor tell of its calls; only while somebody wants to know, since each costs time."""
+        supervisor.history.observer = partial(self._notify, supervisor)
+
     def _notify(self, supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
         for observer in tuple(self._observers):
             observer(supervisor, ticket, seconds)
@@ -143,11 +144,17 @@ class Fleet:
 
         That is when a call has ended, and, with no ticket, when a backend's state or listing is another one.
         """
+        if not self._observers:
+            for supervisor in (*self._supervisors.values(), *self._fresh.values(), *self._retiring):
+                self._report(supervisor)
         self._observers.add(observer)
 
     def unobserve(self, observer: Observer) -> None:
         """Undo `observe`."""
         self._observers.discard(observer)
+        if not self._observers:
+            for supervisor in (*self._supervisors.values(), *self._fresh.values(), *self._retiring):
+                supervisor.history.observer = None
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway.calls import Failure
+from gateway.calls import Complete, Failure
 from gateway.errors import BackendError, GatewayError
 from gateway.telemetry import now_iso
 
@@ -27,6 +27,7 @@ MAX_ERRORS: Final = 20
 """Errors that are kept."""
 MAX_TEXT: Final = 300
 """Characters of an error's text that are kept; a backend writes it."""
+_FAILURES: Final = (Failure, GatewayError)
 
 
 class Mishap(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ class Latency(msgspec.Struct, frozen=True):
 class History:
     """One backend's past, over all its sessions."""
 
-    __slots__ = ("_next", "_times", "calls", "errors", "failed", "observer")
+    __slots__ = ("_times", "calls", "errors", "failed", "observer")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -61,19 +62,17 @@ class History:
         self.observer: Callable[[Ticket, float], None] | None = None
         """Called with each call that has ended, and the seconds that it took. It must not wait."""
         self._times = array("d")
-        self._next = 0
 
     def ended(self, ticket: Ticket, seconds: float) -> None:
         """Note a call that has ended."""
-        self.calls += 1
         times = self._times
-        if len(times) < MAX_TIMES:
+        if self.calls < MAX_TIMES:
             times.append(seconds)
         else:
-            times[self._next] = seconds
-            self._next = (self._next + 1) % MAX_TIMES
+            times[self.calls % MAX_TIMES] = seconds
+        self.calls += 1
         outcome = ticket.outcome
-        if isinstance(outcome, Failure | GatewayError):
+        if type(outcome) is not Complete and isinstance(outcome, _FAILURES):
             self.failed += 1
             self._keep(ticket.own_name or ticket.call.method, _text(outcome))
         if self.observer is not None:

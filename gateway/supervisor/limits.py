@@ -99,14 +99,13 @@ class Gate:
         self._bucket = None if config.rate_limit is None else TokenBucket(config.rate_limit)
         self._config = config
         self._name = config.name
-        self._retimes = bool(config.tool_timeouts) or config.max_call_time is not None
+        self.retimes = bool(config.tool_timeouts) or config.max_call_time is not None
+        """Whether calls have other times than the server's `call_timeout`."""
         self.limits = self.breaker is not None or self._bucket is not None
         """Whether there is anything to ask at all."""
 
     def set_times(self, ticket: Ticket) -> None:
         """Give a call the time that its tool has, and the bound that holds however much progress there is."""
-        if not self._retimes:
-            return
         config, timeout = self._config, ticket.timeout
         if ticket.call.method == "tools/call":
             globs = config.tool_timeouts.items()

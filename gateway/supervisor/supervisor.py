@@ -121,13 +121,15 @@ class Supervisor:
         if not self.offered:
             reason = self.last_error or "it was stopped"
             raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
-        if self.gate.limits:
-            self.gate.admit(ticket, ticket.opened_at)
-        self.gate.set_times(ticket)
+        gate = self.gate
+        if gate.limits:
+            gate.admit(ticket, ticket.opened_at)
+        if gate.retimes:
+            gate.set_times(ticket)
         try:
             self._send.send_nowait(ticket)
         except trio.WouldBlock:
-            self.gate.ended(ticket, None, ticket.opened_at)
+            gate.ended(ticket, None, ticket.opened_at)
             text = (
                 f"backend {self.name!r} is busy: {self.in_flight} calls in flight and {self.queued} queued"
                 " (max_concurrency, queue_size); try again"
