@@ -138,7 +138,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 32 + 5 + 3 + 2 + 2 + 9 + 14
+    assert len(rows) == 35 + 5 + 3 + 2 + 2 + 9 + 14
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

@@ -152,6 +152,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     headers: Annotated[dict[str, str], _says("HTTP headers sent with every request to 'url'.")] = field(
         default_factory=dict[str, str]
     )
+    ca_file: Annotated[str | None, _says("PEM file of the authorities to trust for 'url' instead of the system's.")] = (
+        None
+    )
+    client_cert: Annotated[
+        str | None, _says("PEM file of the certificate shown to 'url', with its key if it has it.")
+    ] = None
+    client_key: Annotated[str | None, _says("PEM file of the key of 'client_cert', where that file has none.")] = None
     oauth: Annotated[
         OAuthSettings | None,
         _says("How tokens are got if 'url' asks for them and 'headers' has no 'Authorization'; false: never."),

@@ -233,6 +233,8 @@ class StreamableFace:
                 request_id = cancelled_id(message)
                 if request_id is not None:
                     session.in_flight.cancel(request_id)
+            case "notifications/roots/list_changed":
+                self._answers.fleet.roots_changed(session.key)
             case "notifications/progress":
                 session.desk.progress(message)
             case _:
