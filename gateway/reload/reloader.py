@@ -34,6 +34,8 @@ LOOKS: Final = 3
 """Times that a file which is not valid is read before it counts: editors write in two steps."""
 LOOK_AGAIN_AFTER: Final = 0.3
 """Seconds between these."""
+WATCH_AFTER: Final = 1.0
+"""Seconds after which the watch begins, so that its import is in nobody's way at the start; no change is missed."""
 
 log = logging.getLogger("gateway.reload")
 
@@ -81,6 +83,7 @@ class Reloader:
             try:
                 task_status.started()
                 if watching and self._source.path is not None:
+                    await trio.sleep(WATCH_AFTER)
                     await watch(self._source.path, self._file_changed, since=self._source.mark)
                 await trio.sleep_forever()
             finally:
