@@ -84,7 +84,7 @@ async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_wait
         async with trio.open_nursery() as nursery:
 
             async def ask_later() -> None:
-                for one, turns in ((second, GATHER_TURNS - 2), (third, GATHER_TURNS * 2)):
+                for one, turns in ((second, 3), (third, GATHER_TURNS * 3)):
                     for _ in range(turns):
                         await trio.lowlevel.checkpoint()
                     ticket.ask(one.ask)
