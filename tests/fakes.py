@@ -250,6 +250,9 @@ class Ears:
     def resource_updated(self, uri: str, params: dict[str, Any]) -> None:
         self.heard.append(f"updated {uri}")
 
+    def for_client(self, key: str, method: str, params: dict[str, Any]) -> None:
+        self.heard.append(f"{method} for {key}")
+
     def freed(self) -> None:
         self.heard.append("freed")
 

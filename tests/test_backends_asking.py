@@ -213,3 +213,14 @@ def test_two_callers_are_the_same_only_where_that_is_certain() -> None:
     assert caller(session="a").same_client(caller(session="a"))
     assert not caller(session="a").same_client(caller(session="b"))
     assert caller(principal="p").same_client(caller(principal="p"))
+
+
+async def test_the_end_of_an_elicitation_reaches_the_client_that_was_shown_the_url() -> None:
+    script = Script()
+    working(script, ticket_of(session="one", capabilities=CAN))
+    ask(script, 1, ELICITATION, {"mode": "url", "elicitationId": "e-1", "url": "https://x.example", "message": "m"})
+    done = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e-1"}}
+    script.conversation.close(BackendExited("b", "was stopped"))  # the call is over by then
+    for message in (done, done, done | {"params": {"elicitationId": "e-2"}}, done | {"params": {}}):
+        script.conversation.feed(json.dumps(message).encode())
+    assert script.ears.heard.count("notifications/elicitation/complete for one") == 1

@@ -43,6 +43,9 @@ class Watcher:
     def resource_updated(self, supervisor: Supervisor, uri: str, params: object) -> None:
         self.changes += 1
 
+    def for_client(self, key: str, method: str, params: object) -> None:
+        self.changes += 1
+
     def wishes_for(self, backend: str) -> Wishes:
         return Wishes()
 

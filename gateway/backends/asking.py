@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.backends.ticket import Ticket
+    from gateway.calls import Caller
 
 MAX_OPEN: Final = 1_024
 """Requests of one backend session that clients have not answered."""
+MAX_ELICITED: Final = 1_000
+"""URL elicitations whose client is remembered; the oldest is forgotten."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -31,8 +34,17 @@ log = logging.getLogger("gateway.backend")
 class Asking:
     """The requests that one backend session has sent to clients and that are not answered yet."""
 
-    def __init__(self, backend: str, *, post: Callable[[bytes], None], calls: Callable[[], Collection[Ticket]]) -> None:
+    def __init__(
+        self,
+        backend: str,
+        *,
+        post: Callable[[bytes], None],
+        calls: Callable[[], Collection[Ticket]],
+        for_client: Callable[[str, str, dict[str, msgspec.Raw]], None],
+    ) -> None:
         self._backend = backend
+        self._for_client = for_client
+        self._elicited: dict[str, str] = {}
         self._post = post
         self._calls = calls
         self._open: dict[jsonrpc.Id, tuple[Ask, Ticket]] = {}
@@ -102,6 +114,7 @@ class Asking:
                 reply = tasks.relate(reply, related) if related else reply
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
+        self._remember(params, owner.call.caller)
         ask = Ask(method, params, settle, self._progress if wants_progress else None)
         if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
             oldest, _ = self._open[next(iter(self._open))]
@@ -128,6 +141,27 @@ class Asking:
     def close(self) -> None:
         """Forget what is open: the session is over, and where it wrote somebody else may be read by now."""
         self._open.clear()
+
+    def completed(self, params: msgspec.Raw) -> None:
+        """Take in `notifications/elicitation/complete`: only the client that was shown the URL gets it."""
+        try:
+            members = jsonrpc.decode_object(params)
+            key = self._elicited.pop(jsonrpc.decode_string(members["elicitationId"]), None)
+        except (KeyError, ValueError):
+            return
+        if key is not None:
+            self._for_client(key, "notifications/elicitation/complete", members)
+
+    def _remember(self, params: dict[str, msgspec.Raw], caller: Caller) -> None:
+        """Note which client is shown a URL; its call may be over when the server says that it is done with it."""
+        if "elicitationId" not in params or caller.session is None:
+            return
+        try:
+            self._elicited[jsonrpc.decode_string(params["elicitationId"])] = caller.session
+        except ValueError:
+            return
+        if len(self._elicited) > MAX_ELICITED:
+            del self._elicited[next(iter(self._elicited))]
 
     def vendor(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
         """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""

@@ -48,6 +48,10 @@ class Listener(Protocol):
         """Hear that a resource was updated; `params` are those of the notification."""
         ...
 
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear something that is for one client alone, also when its call is over; `key` is its session's."""
+        ...
+
     def freed(self) -> None:
         """Hear that a call has ended, so that another may be sent."""
         ...
@@ -107,7 +111,7 @@ class Conversation:
         self._closed: BackendError | None = None
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
-        self._asking = Asking(backend, post=post, calls=self._calls_now)
+        self._asking = Asking(backend, post=post, calls=self._calls_now, for_client=self._for_client)
 
     @property
     def in_flight(self) -> int:
@@ -118,6 +122,9 @@ class Conversation:
     def last_id(self) -> int:
         """The id given last."""
         return self._last_id
+
+    def _for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        self._listener.for_client(key, method, params)
 
     def _calls_now(self) -> Collection[Ticket]:
         return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
@@ -339,6 +346,8 @@ class Conversation:
                 self._updated(params)
             case "notifications/subscriptions/acknowledged":
                 self._acknowledged(params)
+            case "notifications/elicitation/complete":
+                self._asking.completed(params)
             case "notifications/cancelled":
                 self._asking.cancelled(params)
             case (

@@ -7,7 +7,7 @@ grow: three lists, and as many resources as the client has subscribed to.
 from __future__ import annotations
 
 from itertools import starmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id
 
 
+MAX_DIRECT: Final = 64
+"""Messages for one client alone that may wait for it."""
+
+
 class Changes:
     """One client's pending notifications; in the modern era each carries its subscription's id."""
 
     def __init__(self, subscription: Id | None = None) -> None:
         self._pending: dict[str, tuple[str, dict[str, msgspec.Raw]]] = {}
         self._subscription = subscription
+        self._directs = 0
         self._event = trio.Event()
 
     def add(self, features: Iterable[str]) -> None:
@@ -38,6 +43,12 @@ class Changes:
     def updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Note that a resource was updated; `params` are those of the backend's notification."""
         self._put(f"resource {uri}", "notifications/resources/updated", params)
+
+    def direct(self, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Note something that is for this client alone; the oldest of too many is dropped."""
+        self._directs += 1
+        self._pending.pop(f"direct {self._directs - MAX_DIRECT}", None)
+        self._put(f"direct {self._directs}", method, params)
 
     def _put(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         self._pending[key] = (method, params)

@@ -91,6 +91,8 @@ class Fleet:
         self._announced = self._snapshot
         self._dirty = trio.Event()
         self.wish_list = WishList()
+        self.mailboxes: dict[str, Callable[[str, dict[str, msgspec.Raw]], None]] = {}
+        """By session key, where a client is told what is for it alone; made and taken away with the session."""
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + settings.start_grace
         self._stopped = trio.Event()
@@ -171,6 +173,16 @@ class Fleet:
         if self._supervisors.get(supervisor.name) is not supervisor:
             return  # while one takes another's place both are subscribed, and one is enough
         self.wish_list.updated(supervisor.name, uri, params)
+
+    def close_mailbox(self, key: str) -> None:
+        """Take a client's mailbox away; it has gone."""
+        self.mailboxes.pop(key, None)
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Put something into one client's mailbox; a client that has gone, or has none, does not get it."""
+        mailbox = self.mailboxes.get(key)
+        if mailbox is not None:
+            mailbox(method, params)
 
     def wishes_for(self, backend: str) -> Wishes:
         """What clients want of a backend beyond single calls."""

@@ -143,6 +143,10 @@ class _Upward:
     def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Resources are watched through the shared session."""
 
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on what is for one client alone."""
+        self._owner.for_client(key, method, params)
+
     def wishes_for(self, backend: str) -> Wishes:
         """The log level that clients want; nothing is watched here."""
         del backend

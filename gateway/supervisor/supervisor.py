@@ -56,6 +56,10 @@ class Upward(Protocol):
         """Hear that a resource of a backend was updated."""
         ...
 
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear something that is for one client alone."""
+        ...
+
     def wishes_for(self, backend: str) -> Wishes:
         """What clients want of this backend beyond single calls."""
         ...
@@ -254,6 +258,10 @@ class Supervisor:
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on that a resource was updated."""
         self._upward.resource_updated(self, uri, params)
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on what is for one client alone."""
+        self._upward.for_client(key, method, params)
 
     def freed(self) -> None:
         """Note that a call has ended."""
