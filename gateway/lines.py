@@ -105,7 +105,6 @@ class Outbox:
 
     def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES) -> None:
         self._stream = stream
-        self._fd = stream.fileno()
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
@@ -134,7 +133,8 @@ class Outbox:
     def _write_now(self, data: bytes) -> bytes:
         """Write what the pipe takes without waiting; return the rest."""
         try:
-            written = os.write(self._fd, data)
+            # Asked anew each time: the number of a closed stream may be somebody else's by now; its own is -1 then.
+            written = os.write(self._stream.fileno(), data)
         except BlockingIOError:
             return data
         except OSError:

@@ -173,3 +173,20 @@ async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) 
     size = outbox.size
     outbox.post(b"more\n")
     assert outbox.size == size
+
+
+async def test_nothing_is_written_to_whoever_got_the_descriptor_of_a_closed_stream(pipe: Pipe) -> None:
+    outbox = Outbox(pipe.writer)
+    number = pipe.writer.fileno()
+    heir, other = os.pipe()
+    await pipe.writer.aclose()
+    try:
+        os.dup2(other, number)  # what the system does with the next file that is opened
+        outbox.post(b"secret\n")
+        os.set_blocking(heir, False)
+        with pytest.raises(BlockingIOError):
+            os.read(heir, 100)
+        assert outbox.broken
+    finally:
+        for fd in {heir, other, number}:
+            os.close(fd)
