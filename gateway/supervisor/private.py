@@ -31,6 +31,8 @@ CLIENT_IDLE: Final = 300.0
 CALL_LINGER: Final = 0.05
 """Seconds between two looks whether the one call of a session has ended."""
 
+_WATCHING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
+
 log = logging.getLogger("gateway.supervisor")
 
 
@@ -52,7 +54,13 @@ class PrivateFleet(Supervisor):
         self._private: dict[object, PrivateSession] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """Put a call into the queue of its client's session; see `Supervisor.submit`."""
+        """Put a call into the queue of its client's session; see `Supervisor.submit`.
+
+        Subscribing is for the shared session, the only one whose updates are listened to.
+        """
+        if ticket.call.method in _WATCHING:
+            super().submit(ticket)
+            return
         key = self._key(ticket.call.caller)
         private = self._private.get(key)
         if private is None:
@@ -94,6 +102,12 @@ class PrivateFleet(Supervisor):
         private = self._private.get(key)
         if private is not None:
             private.roots_changed(key)
+
+    def wish(self) -> None:
+        """Bring every session in line: a level that a client sets later is for those that it has already, too."""
+        super().wish()
+        for private in self._private.values():
+            private.wish()
 
     def client_gone(self, key: str) -> None:
         """End the session of a client that has gone."""

@@ -1,0 +1,75 @@
+"""Backends with a session for each client: which session a request goes to, and what is told to all of them."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Caller, Complete, Era
+from gateway.catalog.kinds import Kind
+from gateway.config.model import Config, ServerConfig
+from gateway.frontends.watching import subscribe
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+from tests.fakes import FakeBackend, make_call, settle
+from tests.test_frontends_watching import session_of
+from tests.test_router import offers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+URI = "memo:a"
+
+
+@asynccontextmanager
+async def open_house(session: str) -> AsyncGenerator[tuple[Router, FakeBackend]]:
+    fake = offers(Kind.RESOURCES, URI, resources={"subscribe": True}, logging={})
+
+    def open_session(config: ServerConfig, listener: Any, **_capabilities: Any) -> Any:
+        return fake(config, listener)
+
+    fleet = Fleet(Config(servers={"a": ServerConfig(name="a", session=session)}), open_session)
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fleet.run)
+            await settle()
+            yield Router(fleet), fake  # ruff: ignore[fallible-context-manager]
+            fleet.stop()
+
+
+def caller() -> Caller:
+    return Caller(era=Era.LEGACY, version="2025-11-25", session="one")
+
+
+@pytest.mark.parametrize("session", ["client", "call"])
+async def test_the_session_that_is_listened_to_subscribes(session: str, autojump_clock: MockClock) -> None:
+    async with open_house(session) as (router, fake):
+        client = session_of()
+        (shared,) = fake.sessions
+        async with trio.open_nursery() as nursery:
+            call = make_call(URI, "resources/subscribe", caller=caller())
+            call.params = {"uri": jsonrpc.raw(URI)}
+            nursery.start_soon(subscribe, router, client, call)
+            await settle()
+            shared.answer(outcome=Complete(b"{}", Era.LEGACY))
+        assert fake.sessions == [shared]
+        assert shared.names == [URI]
+        assert shared.upkeep.wishes.uris == {URI}
+
+
+async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock: MockClock) -> None:
+    async with open_house("client") as (router, fake):
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+        await settle()
+        shared, own = fake.sessions
+        router.fleet.wish_list.want_level("somebody", "debug")
+        router.fleet.wish()
+        assert (shared.upkeep.wishes.log_level, own.upkeep.wishes.log_level) == ("debug", "debug")
+        own.answer(outcome=Complete(b"{}", Era.LEGACY))
+        router.release(ticket)
