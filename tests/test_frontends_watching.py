@@ -154,3 +154,20 @@ async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockCloc
         assert fake.session.upkeep.wishes.uris == frozenset()
     async with watched(resources={}) as (router, fake):
         assert await watch_all(router, object(), [URI, "nobody:x"], MODERN_CALLER, Changes(1)) == []
+
+
+async def test_of_a_flood_of_resources_only_so_many_are_looked_up(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with watched() as (router, _fake):
+        looked_up: list[str] = []
+
+        async def route(call: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            looked_up.append(call.name)
+            raise UnknownMethod(call.name)
+
+        monkeypatch.setattr(router, "route", route)
+        flood = [f"memo:{number}" for number in range(2 * watching.MAX_WATCHED)]
+        assert await watch_all(router, object(), flood, MODERN_CALLER, Changes(1)) == []
+        assert looked_up == flood[: watching.MAX_WATCHED]

@@ -113,7 +113,7 @@ async def _send_on(router: Router, call: Call) -> bytes:
 async def watch_all(router: Router, client: object, uris: list[str], caller: Caller, changes: Changes) -> list[str]:
     """Watch what can be watched of these resources for a modern client; returns which those are."""
     honoured: list[str] = []
-    for uri in uris:
+    for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would hold up everybody
         call = Call(method="resources/read", name=uri, params={}, meta={}, caller=caller)
         try:
             route = await router.route(call)
