@@ -98,3 +98,26 @@ def test_messages_of_another_form_pass(messages: Any) -> None:
     assert values(asks.for_version(asks.SAMPLING, spans({"messages": messages}), "2024-11-05")) == {
         "messages": messages
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("https://user:secret@example.com/x", True),
+        ("https://token@example.com", True),
+        ("https://user:secret@[::1]:8080/?q", True),
+        ("https://example.com/@someone?mail=a@b#c@d", False),
+        ("https://example.com?mail=a@b", False),
+        ("https://example.com\\@evil", False),
+        ("mailto:a@b", False),
+    ],
+)
+@pytest.mark.parametrize("version", ["2025-11-25", LATEST_MODERN])
+def test_a_url_with_credentials_is_shown_to_nobody(url: str, refused: bool, version: str) -> None:
+    params = spans({"mode": "url", "message": "m", "url": url})
+    if refused:
+        with pytest.raises(ValueError, match="credentials") as caught:
+            asks.for_version(asks.ELICITATION, params, version)
+        assert "secret" not in str(caught.value)
+    else:
+        assert asks.for_version(asks.ELICITATION, params, version) == params

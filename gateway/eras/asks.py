@@ -6,6 +6,7 @@ basic/patterns/mrtr). A client is only ever asked what it has declared that it c
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +70,16 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
         return "form"
 
 
+def holds_credentials(params: dict[str, msgspec.Raw]) -> bool:
+    """Whether the URL that a client is to visit holds a name or password (client/elicitation, "Safe URL Handling")."""
+    try:
+        url = jsonrpc.decode_string(params["url"])
+    except (KeyError, ValueError):
+        return False
+    _, found, rest = url.partition("//")
+    return bool(found) and "@" in re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+
+
 class InputRequest(msgspec.Struct):
     """One entry of `inputRequests`."""
 
@@ -95,8 +106,11 @@ def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> di
     """A request as a client of this version can read it: newer forms of content and of choices in older ones.
 
     Raises:
-        ValueError: it asks for something that this version has no form for.
+        ValueError: it asks for something that this version has no form for, or that no client may be shown.
     """
+    if method == ELICITATION and holds_credentials(params):
+        text = "the url to visit holds credentials, which must not be sent to a client"
+        raise ValueError(text)
     if version >= LATEST_LEGACY:
         return params
     params = dict(params)
