@@ -1,9 +1,9 @@
 """One session's messages: ids and progress tokens of this hop, and who waits for which answer.
 
 Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
-comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too. Nothing in
-here waits but `request`. Invariant: every call that was sent is finished exactly once, by its answer, by its ticket's
-withdrawal, by `fail`, or by `close`.
+comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`,
+where replies to the backend's own requests go another way. Nothing in here waits but `request`. Invariant: every call
+that was sent is finished exactly once, by its answer, by its ticket's withdrawal, by `fail`, or by `close`.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Conversation:
         listener: Listener,
         hop: Hop,
         exchanges: Exchanges | None = None,
+        reply: Callable[[bytes], None] | None = None,
     ) -> None:
         self.backend = backend
         self.hop = hop
@@ -111,7 +112,7 @@ class Conversation:
         self._closed: BackendError | None = None
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
-        self._asking = Asking(backend, post=post, calls=self._calls_now, for_client=self._for_client)
+        self._asking = Asking(backend, post=reply or post, calls=self._calls_now, for_client=self._for_client)
 
     @property
     def in_flight(self) -> int:

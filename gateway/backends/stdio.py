@@ -44,6 +44,9 @@ SAFE_ENVIRONMENT: Final = (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else 
 """Variables that a child gets without being told so; secrets of the gateway's own environment are not among them."""
 EXIT_STATUS_WAIT: Final = 0.02
 """Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
+MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
+"""Bytes of replies to a backend's own requests that may wait for it to read; of one that asks and asks, and reads none
+of it, later requests go unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
 LAST_WORDS_WAIT: Final = 0.2
 """Seconds that stdout is read on after the child has exited: a grandchild may hold the pipe open for ever."""
 
@@ -66,8 +69,9 @@ class StdioSession:
         self._child = child
         self._outbox = Outbox(child.stdin)
         self._stderr = StderrLog(config.name)
-        self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop)
+        self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, reply=self._reply)
         self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
+        self._replied = self._unanswered = 0
         self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
         self._read_to_end = trio.Event()
 
@@ -119,6 +123,17 @@ class StdioSession:
         if self._transcode:
             data = _escape_non_ascii(data)  # JSON's own way to say any character in any encoding
         self._outbox.post(data)
+
+    def _reply(self, data: bytes) -> None:
+        self._replied = min(self._replied, self._outbox.size)
+        if self._replied < MAX_UNREAD_REPLIES:
+            self._replied += len(data)
+            self._post(data)
+            return
+        if not self._unanswered:
+            text = "backend %r does not read the replies to its own requests; some get none"
+            log.warning(text, self._config.name, extra={"backend": self._config.name})
+        self._unanswered += 1
 
     async def _read(self) -> None:
         splitter = LineSplitter(self._config.max_line_bytes)
