@@ -6,6 +6,7 @@ grow, and each client hears of a change once however often it happened.
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,7 @@ class InFlight:
     def __init__(self, most: int) -> None:
         self._scopes: dict[Id, trio.CancelScope] = {}
         self._most = most
+        self._deadline = math.inf
 
     def __len__(self) -> int:
         return len(self._scopes)
@@ -65,7 +67,7 @@ class InFlight:
         if len(self._scopes) >= self._most:
             text = f"{self._most} requests of this client are in flight (max_client_requests); try again"
             raise Busy(text)
-        scope = self._scopes[request_id] = trio.CancelScope()
+        scope = self._scopes[request_id] = trio.CancelScope(deadline=self._deadline)
         return scope
 
     def replace(self, request_id: Id, scope: trio.CancelScope) -> None:
@@ -81,6 +83,12 @@ class InFlight:
         scope = self._scopes.get(request_id)
         if scope is not None:
             scope.cancel(reason="the client cancelled the request")
+
+    def end_at(self, deadline: float) -> None:
+        """Give all requests, later ones too, until then."""
+        self._deadline = deadline
+        for scope in self._scopes.values():
+            scope.deadline = deadline
 
     def cancel_all(self) -> None:
         """Cancel everything: the session has ended."""

@@ -47,6 +47,8 @@ MAX_BATCHES: Final = 16
 END_GRACE: Final = 1.0
 """Seconds that requests under way get when stdin has ended: what a shell pipeline asked is still answered, and a client
 that stops us by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
+LAST_ANSWERS: Final = 0.25
+"""Seconds more for telling the client which requests were not done by then."""
 
 log = logging.getLogger("gateway.stdio")
 
@@ -89,8 +91,10 @@ class StdioFace:
                 with self._reading:
                     await self._read()
                 self._ending.set()
-                self._nursery.cancel_scope.deadline = trio.current_time() + END_GRACE
-            with trio.move_on_after(END_GRACE):
+                deadline = trio.current_time() + END_GRACE
+                self._in_flight.end_at(deadline)
+                self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
+            with trio.move_on_at(deadline + END_GRACE):
                 await self._outbox.drained()
             services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
 
@@ -216,7 +220,7 @@ class StdioFace:
         return responses
 
     async def _respond(self, message: Message, scope: trio.CancelScope) -> bytes | None:
-        """The response to one request; None if it was cancelled, for then none must follow."""
+        """The response to one request; None if its client cancelled it, for then none must follow."""
         request_id = message.id
         if not isinstance(request_id, int | str):
             return None
@@ -230,6 +234,9 @@ class StdioFace:
             return self._answers.encode_error(request_id, exc, era)[0]
         finally:
             self._in_flight.leave(request_id)
+        if trio.current_time() >= scope.deadline:
+            text = f"stdin has ended, and this was not done within {END_GRACE:g} s after it"
+            return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, text)
         return None
 
     async def _modern(self, message: Message, request_id: Id) -> bytes:

@@ -257,15 +257,25 @@ async def test_the_end_of_stdin_lets_calls_under_way_finish_for_a_second(tmp_pat
 
 
 async def test_the_end_of_stdin_waits_no_longer_than_a_client_would(tmp_path):
-    """A client that closes stdin sends SIGTERM two seconds later: by then the gateway is gone, and so is its call."""
+    """A client that closes stdin sends SIGTERM two seconds later: by then all is answered, cancelled and gone."""
     async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=None) as run:
-        await run.client.start("tools/call", {"name": "b.sleep", "arguments": {"seconds": 60, "text": "slow"}})
-        await run.reached("slow")
+        asked = [
+            await run.client.start("tools/call", {"name": "b.sleep", "arguments": {"seconds": 60, "text": text}})
+            for text in ("slow", "unwanted")
+        ]
+        await run.reached("slow", "unwanted")
+        await run.client.notify("notifications/cancelled", {"requestId": asked[1]})
         began = time.monotonic()
         await run.client.sending.aclose()
         await run.exit(4)
         assert 1 <= time.monotonic() - began < 2
-        assert run.cancelled() == [run.calls()["slow"]]
+        assert set(run.cancelled()) == set(run.calls().values())
+        with trio.fail_after(1):
+            async with run.arrival:
+                while asked[0] not in run.arrived:
+                    await run.arrival.wait()
+        assert "stdin has ended" in run.arrived[asked[0]]["error"]["message"]
+        assert asked[1] not in run.arrived
 
 
 async def test_a_signal_while_a_backend_starts_stops_it_at_once(tmp_path):
