@@ -159,3 +159,8 @@ async def test_a_cancelled_wait_leaves_it_open(autojump_clock: trio.testing.Mock
     assert (ticket.over, told) == (False, [])
     ticket.finish(RESULT)
     assert await ticket.next() is RESULT
+
+
+def test_what_a_full_pipe_brings_finds_room() -> None:
+    params = b'{"level":"info","data":"line 1"}'
+    assert 65_536 / len(jsonrpc.notification("notifications/message", params)) < MAX_NOTICES

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from gateway.calls import Ask, Call, Event, Outcome
     from gateway.errors import GatewayError
 
-MAX_NOTICES: Final = 256
-"""Notices of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it."""
+MAX_NOTICES: Final = 1_024
+"""Notices of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it. More
+than a full pipe brings at once: a client that reads all the time must not lose any of a burst (of 1,000 log messages it
+lost 654 when this was 256)."""
 MAX_ASKS: Final = 16
 """Requests to the client that one call may have open at once; one more is refused."""
 
