@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.backends.conversation import MAX_BATCH
 from gateway.calls import Complete, Era, Failure, InputRequired, Notice
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import Overlong
@@ -333,3 +334,26 @@ async def test_a_call_that_slips_in_after_the_end_is_finished_by_closing_again()
     script.conversation.close(BackendExited("b", "was stopped"))
     assert ticket.over
     assert script.conversation.in_flight == 0
+
+
+async def test_a_batch_of_a_legacy_backend_is_taken_apart() -> None:
+    script = Script()
+    first, second = script.conversation.begin("tools/list"), script.conversation.begin("prompts/list")
+    batch = [
+        {"jsonrpc": "2.0", "id": second[0], "result": {"prompts": []}},
+        [],
+        {"jsonrpc": "2.0", "id": first[0], "result": {"tools": []}},
+    ]
+    script.conversation.feed(json.dumps(batch).encode())
+    assert [waiter.outcome for _, waiter in (first, second)] == [
+        Complete(b'{"tools": []}', Era.LEGACY),
+        Complete(b'{"prompts": []}', Era.LEGACY),
+    ]
+
+
+async def test_a_batch_without_end_is_skipped() -> None:
+    script = Script()
+    request_id, waiter = script.conversation.begin("tools/list")
+    answer = {"jsonrpc": "2.0", "id": request_id, "result": {}}
+    script.conversation.feed(json.dumps([answer] * (MAX_BATCH + 1)).encode())
+    assert waiter.outcome is None

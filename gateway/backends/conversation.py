@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gateway.eras.requests import Hop
     from gateway.lines import Overlong
 
+MAX_BATCH: Final = 1_000
+"""Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
 MAX_LOGGED: Final = 200
 """How much of a message that is no MCP message is shown in the log."""
 
@@ -224,7 +226,22 @@ class Conversation:
         self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
 
     def feed(self, data: bytes, ticket: Ticket | None = None) -> None:
-        """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell."""
+        """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell.
+
+        In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
+        """
+        if self.hop.era is Era.LEGACY and jsonrpc.is_batch(data):
+            try:
+                parts = jsonrpc.decode_batch(data, most=MAX_BATCH)
+            except jsonrpc.Malformed as exc:
+                self._malformed(exc, data)
+                return
+            for part in parts:
+                self._take(part, ticket)
+        else:
+            self._take(data, ticket)
+
+    def _take(self, data: bytes, ticket: Ticket | None) -> None:
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed as exc:
