@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import threading
 from collections import deque
@@ -63,9 +64,17 @@ class _StderrWriter(logging.Handler):
                 batch = b"".join(self._take())
                 try:
                     while batch:
-                        batch = batch[os.write(self._fd, batch) :]
+                        batch = self._write_some(batch)
                 except OSError:
                     return  # nobody reads stderr any more; nothing in here may fail for that
+
+    def _write_some(self, data: bytes) -> bytes:
+        """Write what stderr takes, and return the rest; this thread may wait."""
+        try:
+            return data[os.write(self._fd, data) :]
+        except BlockingIOError:  # on a terminal stderr is one with stdin, which the stdio face makes non-blocking
+            select.select([], [self._fd], [], FLUSH_WAIT)
+            return data
 
     def _take(self) -> list[bytes]:
         lines: list[bytes] = []

@@ -68,3 +68,16 @@ def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: int, monkeypatch: py
 
 def test_the_time_is_utc_to_the_millisecond() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", telemetry.now_iso())
+
+
+def test_a_stderr_that_does_not_block_loses_nothing_when_it_is_full(pipe: int) -> None:
+    os.set_blocking(telemetry.sys.stderr.fileno(), False)
+    found = b""
+    with telemetry.open_logging("info"):
+        for number in range(1000):  # more than a pipe holds
+            log.info("%05d %s", number, "x" * 200)
+        while b" 00999 " not in found:
+            assert select.select([pipe], [], [], 5)[0]
+            found += os.read(pipe, 65_536)
+    assert found.count(b"\n") >= 1000
+    assert [int(line.split()[3]) for line in found.splitlines()] == list(range(1000))
