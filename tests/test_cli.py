@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -209,3 +210,33 @@ def test_a_bad_config_never_reaches_stdout_in_stdio_mode(tmp_path):
     status, out, err = run("serve", "--config", str(tmp_path / "nowhere.json"))
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_gateway_whose_stdio_is_closed_ends_in_order(tmp_path, closed):
+    """Service managers start programs so; the numbers must not go to a socket or to a child's pipe."""
+    path = write(tmp_path, {"mcpServers": {}})
+    line = f'exec "$0" -m gateway serve --state-dir "$2" --config "$1" {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, sys.executable, str(path), str(tmp_path / "state")],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Unread(io.StringIO):
+    """A stderr whose reader has gone."""
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_nobody_need_read_stderr(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Unread())
+    assert main(["check", "/no/such/file"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -24,6 +25,7 @@ TRANSPORTS = {"stdio": "stdio", "sse": "sse", "streamable-http": "streamable-htt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _open_missing_stdio()
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -45,6 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _open_missing_stdio() -> None:
+    """Put /dev/null where the caller left stdin, stdout or stderr closed.
+
+    Else the next thing that is opened, a socket or a child's pipe, gets the number, and logs are written into it.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.set_inheritable(fd, True)
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison] - the interpreter found it closed
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the whole process
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     leaves: list[BaseException] = []
     for one in group.exceptions:
@@ -56,7 +75,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads stderr any more, which is no reason not to serve
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
