@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import ask, call, lifetimes, listing, machine, memory, startup, table
+from benchmarks import ask, call, lifetimes, listing, machine, memory, soak, startup, table
 
-QUESTIONS = {"ask": ask, "call": call, "list": listing, "startup": startup, "memory": memory, "lifetimes": lifetimes}
+QUESTIONS = {
+    "ask": ask,
+    "call": call,
+    "list": listing,
+    "startup": startup,
+    "memory": memory,
+    "lifetimes": lifetimes,
+    "soak": soak,
+}
 
 
 def main():

@@ -1,0 +1,155 @@
+"""Question: with many clients at once, does every answer reach its own client, once, and does nothing stay behind?
+
+Method: one gateway over HTTP before a stdio server of which each client gets a process of its own (`session: client`),
+and a shared one. Most clients are legacy sessions with two calls under way, every fifth sends modern requests; from
+random streams with a fixed seed they call, cancel, hang up, resume, are asked (elicitation, sampling) and answer at
+once, late, twice or never, end their sessions or abandon them, and begin anew. Every text is unique. Counted is what
+came to the wrong place, not at all, or twice; and what the gateway holds when all have gone, over what it held after a
+short run before. Exits with status 1 if anything was wrong, whatever the options.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import trio
+
+from benchmarks import oracle
+from benchmarks.memory import read_status
+from benchmarks.processes import backend, config_file, config_of, gateway_command, serving
+from benchmarks.soak_client import MISTAKES, Tally
+from benchmarks.soak_legacy import LegacyClient
+from benchmarks.soak_modern import ModernClient
+from benchmarks.table import Claim, Figure, render
+
+IDLE = 2.0  # seconds after which an abandoned session ends
+SETTLE = 75.0  # seconds until all must be gone: servers wait 30 s for an answer, for two of them twice as long
+POLL = 0.1
+WARM = 1.0  # seconds of the run before
+MODERN = 5  # every so many-th client
+GROWTH = 30  # MB of memory that may stay: buffers and fragmentation
+DEFAULT_SEED = 20260728
+
+
+def add_arguments(parser):
+    parser.add_argument("--seconds", type=float, help="seconds of traffic (60; quick: 5)")
+    parser.add_argument("--clients", type=int, help="clients at once (50; quick: 10)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of what the clients do (%(default)s)")
+
+
+def run(options):
+    seconds = options.seconds or (5.0 if options.quick else 60.0)
+    clients = options.clients or (10 if options.quick else 50)
+    with config_file(make_config(clients)) as path, serving(gateway_command(path, "streamable-http")) as gateway:
+        gateway.wait_ready(2)
+        at_rest = hold(gateway)
+        traffic(gateway, min(clients, 10), WARM, seed=0, patient=False)
+        settle(gateway, {name: at_rest[name] for name in ("processes", "calls in flight")})
+        before = hold(gateway)
+        memory = read_status(gateway.pid)["VmRSS"]
+        tally = traffic(gateway, clients, seconds, seed=options.seed, patient=not options.quick)
+        busy = read_status(gateway.pid)["VmRSS"]
+        settled = settle(gateway, before)
+        after = hold(gateway)
+        grown = read_status(gateway.pid)["VmRSS"] - memory
+    claims = make_claims(tally, before, after, size=f"{clients} clients, {seconds:g} s")
+    claims += [
+        Claim("RSS: growth when all have gone", Figure.of([grown]), "MB", 1e-6, most=GROWTH),
+        Claim("RSS: growth at the end of the traffic", Figure.of([busy - memory]), "MB", 1e-6),
+        Claim("until all was gone", Figure.of([settled]), "s"),
+    ]
+    rows = [[name, count] for name, count in sorted(tally.done.items())]
+    data = {"seed": options.seed, "done": tally.done, "wrong": tally.told, "before": before, "after": after}
+    text = render([f"done, with seed {options.seed}", "times"], rows)
+    return claims, ("\n".join([text, *(["", *tally.told] if tally.told else [])]), data)
+
+
+def fatal(claims):
+    """Whether any promise was broken; none of them is about speed."""
+    return not all(claim.reached for claim in claims)
+
+
+def make_config(clients):
+    config = config_of({"own": backend("bridge"), "shared": backend()})
+    config["mcpServers"]["own"] |= {
+        "session": "client",
+        "max_client_sessions": 10 * clients,  # abandoned ones stay for a while
+        "shutdown_grace": 2,
+    }
+    config["mcpServers"]["shared"] |= {"max_concurrency": 10 * clients, "queue_size": 20 * clients}
+    config["gateway"] = {"session_idle_timeout": IDLE, "sse_after": 0.15, "max_sessions": 20 * clients}
+    return config
+
+
+def traffic(gateway, clients, seconds, *, seed, patient):
+    """Have the clients do what they do; what was done, and what was wrong."""
+    tally = Tally(patient=patient)
+    url = f"http://127.0.0.1:{gateway.port}/mcp"
+
+    async def main():
+        until = trio.current_time() + seconds
+        async with trio.open_nursery() as nursery:
+            for number in range(clients):
+                kind = ModernClient if number % MODERN == MODERN - 1 else LegacyClient
+                nursery.start_soon(kind(f"client-{number}", url, seed, tally).run, until)
+
+    trio.run(main)
+    return tally
+
+
+# -- what the gateway holds --------------------------------------------------------------------------------------------
+
+
+def hold(gateway):
+    """What the gateway holds at this moment, as the kernel and its own health report tell it."""
+    health = gateway.health()
+    return {
+        "processes": len(descendants(gateway.pid)),
+        "descriptors": len(os.listdir(f"/proc/{gateway.pid}/fd")),
+        "threads": len(threads(gateway.pid)),
+        "calls in flight": sum(one["in_flight"] for one in health["backends"].values()),
+    }
+
+
+def threads(pid):
+    """The names of its threads, without those that trio keeps for a while when they have nothing to do."""
+    names = [oracle.read(pid, f"task/{task}/comm").decode().strip() for task in os.listdir(f"/proc/{pid}/task")]
+    return [name for name in names if not name.startswith("Trio thread ")]
+
+
+def descendants(pid):
+    """All processes that this one, or one of its own, has started, zombies included."""
+    parents = {one: row[1] for one in oracle.pids() if (row := oracle.stat(one)) is not None}
+    found = {pid}
+    while more := {one for one, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def settle(gateway, wanted):
+    """Wait until the gateway holds no more than this, or too long; the seconds."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < SETTLE:
+        held = hold(gateway)
+        if all(held[name] <= wanted[name] for name in wanted):
+            break
+        time.sleep(POLL)
+    return passed
+
+
+WORDS = {
+    "misdirected": "answers to another client or request",
+    "lost": "answers that did not come",
+    "doubled": "answers or runs that came twice",
+    "misasked": "requests of servers at the wrong client",
+    "unexpected": "whatever else was wrong",
+}
+
+
+def make_claims(tally, before, after, *, size):
+    claims = [Claim(f"steps that clients took, {size}", Figure.of([sum(tally.done.values())]))]
+    claims += [Claim(WORDS[mistake], Figure.of([tally.mistakes[mistake]]), most=0) for mistake in MISTAKES]
+    for name, count in after.items():
+        claims.append(Claim(f"left behind: {name}", Figure.of([max(0, count - before[name])]), most=0))
+    return claims

@@ -1,0 +1,143 @@
+"""What all clients of the soak share: each does at random what clients do, and knows exactly what may come back.
+
+Whatever a client sends carries a text that is nobody else's, and so must whatever it is answered or asked. A `Tally`
+counts what was done and collects what was wrong. The random choices come from a stream of each client's own, so a
+client does the same with the same seed; when it does it, the machine decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import aclosing
+from random import Random
+
+import h11
+import trio
+
+from tests.wire_http import HttpClient
+
+WITHIN = 25.0  # seconds in which whatever was not cancelled must be answered, with all clients on the same cores
+THINK = 0.25  # seconds between two calls of one client, on average
+LONGEST = 1.0  # less than the time after which a session counts as abandoned
+CAN = {"elicitation": {"form": {}}, "sampling": {}}
+MAX_TOLD = 200  # wrong things that are told in full
+MISTAKES = ("misdirected", "lost", "doubled", "misasked", "unexpected")
+
+BREAKAGES = (trio.TooSlowError, OSError, trio.BrokenResourceError, h11.ProtocolError, AssertionError, EOFError)
+ODDITIES = (LookupError, TypeError, ValueError, AttributeError)  # an answer that has not the form that it must have
+
+
+class Tally:
+    """What was done, and what was wrong with it."""
+
+    def __init__(self, *, patient=False):
+        self.patient = patient  # whether anybody may leave a backend waiting until it gives up: half a minute
+        self.done = Counter()
+        self.mistakes = Counter()
+        self.told = []
+        self.forgotten = 0  # parked calls whose clients never come back; a gateway keeps only so many
+
+    def fail(self, mistake, text):
+        self.mistakes[mistake] += 1
+        if len(self.told) < MAX_TOLD:
+            self.told.append(f"{mistake}: {text}")
+
+
+class Asked:
+    """What a client will do about one request that it has made a backend send to it."""
+
+    def __init__(self, nonce, method, how):
+        self.nonce, self.method, self.how = nonce, method, how
+        self.seen = trio.Event()
+
+    @property
+    def request(self):
+        if self.method == "elicitation/create":
+            form = {"type": "object", "properties": {"name": {"type": "string"}}}
+            return {"method": self.method, "params": {"message": self.nonce, "requestedSchema": form}}
+        said = {"role": "user", "content": {"type": "text", "text": self.nonce}}
+        return {"method": self.method, "params": {"messages": [said], "maxTokens": 9}}
+
+    @property
+    def answer(self):
+        if self.method == "elicitation/create":
+            return {"action": "accept", "content": {"name": self.nonce}}
+        return {"role": "assistant", "content": {"type": "text", "text": self.nonce}, "model": "none"}
+
+
+def nonce_of(request):
+    """The text by which a client knows a request of a backend as its own."""
+    params = request["params"]
+    return params["message"] if "message" in params else params["messages"][0]["content"]["text"]
+
+
+def text_of(answer):
+    return answer["result"]["content"][0]["text"]
+
+
+async def receive(exchange, take):
+    """Hand every message of a response to `take(message, event id)`, to its end."""
+    if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+        async with aclosing(exchange.events()) as events:
+            async for event in events:
+                take(json.loads(event.data) if event.data else None, event.id)
+    elif body := await exchange.read_body():
+        take(json.loads(body), None)
+
+
+class Client:
+    """What both eras share: texts, steps and the judging of answers."""
+
+    def __init__(self, name, url, seed, tally):
+        self.name, self.tally = name, tally
+        self.http = HttpClient(url)
+        self.random = Random(f"{seed} {name}")
+        self.serial = 0
+
+    def nonce(self):
+        self.serial += 1
+        return f"{self.name}-{self.serial}-{self.random.getrandbits(64):x}"
+
+    def fail(self, mistake, text):
+        self.tally.fail(mistake, f"{self.name}: {text}")
+
+    async def step(self, steps, random):
+        """One of the steps, chosen by its weight."""
+        (step,) = random.choices(list(steps), list(steps.values()))
+        name = step.__name__.removeprefix("step_")
+        try:
+            with trio.fail_after(WITHIN):
+                await step(random)
+            self.tally.done[self.era + " " + name] += 1
+        except trio.TooSlowError:
+            self.fail("lost", f"{name} took more than {WITHIN:g} s")
+        except BREAKAGES + ODDITIES as exc:
+            self.fail("unexpected", f"{name}: {exc!r}")
+
+    @staticmethod
+    async def think(random):
+        await trio.sleep(min(random.expovariate(1 / THINK), LONGEST))
+
+    def judge(self, answer, wanted, what):
+        """Whether the answer to `what` holds the text that it was called with."""
+        if answer is None:
+            self.fail("lost", f"{what}: the stream ended without an answer")
+        elif "result" not in answer:
+            self.fail("unexpected", f"{what}: {answer}")
+        elif text_of(answer) != wanted:
+            self.fail("misdirected", f"{what}: {text_of(answer)!r} instead of {wanted!r}")
+
+    def judge_asked(self, answer, asked, what):
+        if answer is None:
+            self.fail("lost", f"{what}: the stream ended without an answer")
+        elif "result" not in answer:
+            self.fail("unexpected", f"{what}: {answer}")
+        elif answer["result"]["structuredContent"]["answers"] != {key: one.answer for key, one in asked.items()}:
+            self.fail("misdirected", f"{what}: the backend got {answer['result']}")
+
+    def make_asks(self, random, how):
+        """One or two requests that a backend will be told to send: key -> Asked."""
+        methods = ("elicitation/create", "sampling/createMessage")
+        count = random.choice((1, 1, 1, 2))
+        return {f"key-{i}": Asked(self.nonce(), random.choice(methods), how) for i in range(count)}
