@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -164,3 +165,17 @@ async def test_a_cancelled_wait_leaves_it_open(autojump_clock: trio.testing.Mock
 def test_what_a_full_pipe_brings_finds_room() -> None:
     params = b'{"level":"info","data":"line 1"}'
     assert 65_536 / len(jsonrpc.notification("notifications/message", params)) < MAX_NOTICES
+
+
+async def test_large_notices_are_bounded_by_their_bytes() -> None:
+    ticket = make_ticket(token="t")
+    large = Notice("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'"')})
+    for _ in range(50):
+        ticket.notify(large)
+    assert ticket.dropped == 46  # four of a million bytes fit
+    ticket.notify(Notice("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 9_000_000 + b'"')}))
+    ticket.finish(RESULT)
+    found = [await ticket.next() for _ in range(2)]
+    assert isinstance(found[0], Notice)
+    assert len(bytes(found[0].params["data"])) == 9_000_002
+    assert found[1] is RESULT

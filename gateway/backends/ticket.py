@@ -26,6 +26,8 @@ MAX_NOTICES: Final = 1_024
 """Notices of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it. More
 than a full pipe brings at once: a client that reads all the time must not lose any of a burst (of 1,000 log messages it
 lost 654 when this was 256)."""
+MAX_NOTICE_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of them that may wait; one that is larger waits alone."""
 MAX_ASKS: Final = 16
 """Requests to the client that one call may have open at once; one more is refused."""
 
@@ -37,6 +39,7 @@ class Ticket:
         "_asks",
         "_event",
         "_events",
+        "_notice_bytes",
         "_notices",
         "as_task",
         "backend",
@@ -81,7 +84,7 @@ class Ticket:
         self.task_id = ""
         """The task that the backend has made of it."""
         self._events: deque[Event] | None = None
-        self._notices = 0
+        self._notices = self._notice_bytes = 0
         self._asks: list[Ask] = []
         self._event: trio.Event | None = None
 
@@ -94,8 +97,10 @@ class Ticket:
         """Hand over a notification, in order; dropped after the end, and the oldest is dropped when full."""
         if self.over:
             return
-        if self._notices == MAX_NOTICES:
+        size = _size(notice)
+        while self._notices and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES):
             self._drop_oldest()
+        self._notice_bytes += size
         if self.latest is not None and notice.method == "notifications/progress":
             self.extend()
         self._notices += 1
@@ -159,6 +164,7 @@ class Ticket:
             oldest = next(event for event in self._events if isinstance(event, Notice))
             self._events.remove(oldest)
             self._notices -= 1
+            self._notice_bytes -= _size(oldest)
             self.dropped += 1
 
     def finish(self, outcome: Outcome) -> None:
@@ -191,7 +197,9 @@ class Ticket:
                 self._expire()
             if self._events:
                 event = self._events.popleft()
-                self._notices -= isinstance(event, Notice)
+                if isinstance(event, Notice):
+                    self._notices -= 1
+                    self._notice_bytes -= _size(event)
                 return event
             if self.outcome is not None:
                 return self.outcome
@@ -231,3 +239,7 @@ class Ticket:
             ask.refuse(INTERNAL_ERROR, reason)
         if withdraw is not None:
             withdraw(self, reason)
+
+
+def _size(notice: Notice) -> int:
+    return sum(len(memoryview(span)) for span in notice.params.values())
