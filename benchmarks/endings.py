@@ -75,6 +75,9 @@ class Run:
         self.log_path = Path(folder, "log")
         command = [*prefix, sys.executable, "-m", program, "serve", "--config", str(config), "--transport", transport]
         command += ["--port", "0", "--state-dir", str(Path(folder, "state")), "--log-level", "info"]
+        command.append(
+            "--no-watch"
+        )  # begins a moment after the start and opens files then, which would look like a leak
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
