@@ -32,19 +32,20 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         os.close(fd)
 
 
-def test_lines_come_out_in_order(pipe: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_come_out_in_order(pipe: int) -> None:
     before = logging.getLogger().handlers[:], logging.getLogger().level
     with telemetry.open_logging("info"):
         log.debug("not shown")
         log.info("one %d", 1)
-        log.warning("two\rthree \ud800")
+        # Past pytest's own handlers: a report with a lone surrogate cannot be sent on as UTF-8.
+        odd = log.makeRecord(log.name, logging.WARNING, __file__, 1, "two\rthree \ud800", (), None)
+        logging.getLogger().handlers[-1].handle(odd)
     lines = os.read(pipe, 65_536).decode().splitlines()
     assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in lines] == [
         "INFO    gateway.test: one 1",
         "WARNING gateway.test: two\\rthree \\ud800",
     ]
     assert (logging.getLogger().handlers, logging.getLogger().level) == before
-    caplog.clear()  # the lone surrogate must not get into a report that is sent on as UTF-8
 
 
 def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: int, monkeypatch: pytest.MonkeyPatch) -> None:

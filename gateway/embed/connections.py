@@ -151,6 +151,9 @@ class Connection:
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hear that a resource was updated."""
 
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear something for one client; nobody can be asked here, so there is none."""
+
     def freed(self) -> None:
         """Hear that a call has ended."""
 
