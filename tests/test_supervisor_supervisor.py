@@ -608,3 +608,23 @@ async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: 
         backend.session.answer()
         assert await outcome(ticket) is RESULT
         assert rig.supervisor.last_error is None
+
+
+async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    async with running(backend, max_concurrency=1, queue_size=3) as rig:
+        rig.call("working")
+        await settle()
+        queued = [rig.call(f"queued-{number}") for number in range(3)]
+        with pytest.raises(Busy):
+            rig.call("one too many")
+        queued[1].close()
+        rig.call("last")
+        with pytest.raises(Busy):
+            rig.call("one too many")
+        session = backend.session
+        for _ in range(4):
+            session.answer()
+            await settle()
+        assert session.names == ["working", "queued-0", "queued-2", "last"]
+        assert rig.supervisor.queued == 0

@@ -131,7 +131,7 @@ class Supervisor:
         if gate.retimes:
             gate.set_times(ticket)
         try:
-            self._send.send_nowait(ticket)
+            self._enqueue(ticket)
         except trio.WouldBlock:
             gate.ended(ticket, None, ticket.opened_at)
             text = (
@@ -139,10 +139,21 @@ class Supervisor:
                 " (max_concurrency, queue_size); try again"
             )
             raise Busy(text) from None
-        self._waiting += 1
         ticket.on_end = self._ended
         if self.config.retry:
             ticket.retry = self._keep
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        """Put a call into the channel; in a full one, cancelled calls make room. Raises trio.WouldBlock if none was."""
+        try:
+            self._send.send_nowait(ticket)
+        except trio.WouldBlock:
+            queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
+            wanted = [one for one in queued if not one.over]
+            self._waiting -= len(queued) - len(wanted)
+            for one in (*wanted, ticket):  # in their order; only the last can find no room
+                self._send.send_nowait(one)
+        self._waiting += 1
 
     def _ended(self, ticket: Ticket) -> None:
         now = trio.current_time()
@@ -340,8 +351,7 @@ class Supervisor:
         for ticket in self._repeats.take():
             log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
             try:
-                self._send.send_nowait(ticket)
-                self._waiting += 1
+                self._enqueue(ticket)
             except trio.WouldBlock:
                 ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
 
