@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -54,8 +55,17 @@ def stubborn_backend() -> dict[str, Any]:
 
 
 def children() -> list[str]:
-    """The command lines of this process' children that are MCP servers."""
-    return [line for line in leaks.take().children.values() if "_server.py" in line]
+    """The command lines of this process' own children that are MCP servers: those of a gateway of other tests are not."""
+    found = {pid: line for pid, line in leaks.take().children.items() if "_server.py" in line}
+    return [line for pid, line in found.items() if _parent(pid) == os.getpid()]
+
+
+def _parent(pid: Any) -> int:
+    number = pid[0] if isinstance(pid, tuple) else pid
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 async def until(is_so: Callable[[], Any]) -> None:
