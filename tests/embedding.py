@@ -55,7 +55,7 @@ def stubborn_backend() -> dict[str, Any]:
 
 
 def children() -> list[str]:
-    """The command lines of this process' own children that are MCP servers: those of a gateway of other tests are not."""
+    """The command lines of this process' own children that are MCP servers, not of those of other tests' gateways."""
     found = {pid: line for pid, line in leaks.take().children.items() if "_server.py" in line}
     return [line for pid, line in found.items() if _parent(pid) == os.getpid()]
 
