@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession
+from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession, child_environment
 from gateway.calls import Era
 from gateway.config import parse_config
 from gateway.eras.requests import Hop
@@ -61,3 +61,10 @@ async def test_a_backend_that_reads_gets_every_reply() -> None:
                 while not received.endswith(b"\n"):
                     received += await stdout.receive_some(65_536)
                 assert json.loads(received)["result"] == {}
+
+
+def test_a_child_gets_a_small_environment_with_what_its_network_needs() -> None:
+    config = parse_config(b'{"mcpServers": {"s": {"command": "x", "env": {"KEY": "own"}}}}', environ={}).servers["s"]
+    network = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "localhost", "SSL_CERT_FILE": "/ca.pem"}
+    outside = {"PATH": "/bin", "API_TOKEN": "secret", "http_proxy": "http://me:secret@proxy:3128", **network}
+    assert child_environment(config, outside) == {"PATH": "/bin", "KEY": "own", **network}

@@ -40,8 +40,15 @@ _WINDOWS_ENVIRONMENT: Final = (
     " SYSTEMDRIVE SYSTEMROOT TEMP TMP USERNAME USERPROFILE"
 )
 _POSIX_ENVIRONMENT: Final = "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM TMPDIR TZ USER"
-SAFE_ENVIRONMENT: Final = (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else _POSIX_ENVIRONMENT).split()
-"""Variables that a child gets without being told so; secrets of the gateway's own environment are not among them."""
+_NETWORK_ENVIRONMENT: Final = (
+    "ALL_PROXY HTTPS_PROXY HTTP_PROXY NO_PROXY all_proxy http_proxy https_proxy no_proxy"
+    " CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS REQUESTS_CA_BUNDLE SSL_CERT_DIR SSL_CERT_FILE"
+)  # without them `uvx` and `npx` fetch nothing in a network that has a proxy or an authority of its own
+SAFE_ENVIRONMENT: Final = (
+    (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else _POSIX_ENVIRONMENT) + " " + _NETWORK_ENVIRONMENT
+).split()
+"""Variables that a child gets without being told so; secrets of the gateway's own environment are not among them, so
+that a proxy's address with a user name in it is left out."""
 EXIT_STATUS_WAIT: Final = 0.02
 """Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
 MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
@@ -56,6 +63,8 @@ log = logging.getLogger("gateway.backend")
 def child_environment(config: ServerConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a backend's child: safe defaults, then what the config says."""
     inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
+    for name in [name for name, value in inherited.items() if name.lower().endswith("_proxy") and "@" in value]:
+        del inherited[name]
     return {**inherited, **config.env}
 
 

@@ -142,9 +142,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     ] = None
     command: Annotated[str | None, _says("The program to start; '~/' is the home directory.")] = None
     args: Annotated[tuple[str, ...], _says("Its arguments; one that begins with '~/' is expanded.")] = ()
-    env: Annotated[dict[str, str], _says("Variables added to the child's small safe environment.")] = field(
-        default_factory=dict[str, str]
-    )
+    env: Annotated[
+        dict[str, str],
+        _says(
+            "Variables added to the child's small safe environment, which is the user's home, path, locale, and the"
+            " network's proxies and certificates."
+        ),
+    ] = field(default_factory=dict[str, str])
     cwd: Annotated[str | None, _says("The child's working directory; '~/' is the home directory.")] = None
     encoding: Annotated[str, _says("The child's text encoding, one that keeps ASCII as it is.")] = "utf-8"
     encoding_error_handler: Annotated[ErrorHandler, _says("What happens to bytes that do not decode.")] = "strict"
