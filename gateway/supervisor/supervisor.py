@@ -21,7 +21,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol, Backend
 from gateway.supervisor.health import keep_asking
 from gateway.supervisor.history import History
 from gateway.supervisor.limits import Gate
-from gateway.supervisor.repeats import Repeats
+from gateway.supervisor.queue import CallQueue
 from gateway.supervisor.restart import Backoff
 from gateway.supervisor.states import LISTED, State, check
 from gateway.supervisor.status import Status
@@ -97,10 +97,7 @@ class Supervisor:
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
-        # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
-        self._repeats = Repeats()
-        self._waiting = 0
-        self._send, self._receive = trio.open_memory_channel["Ticket"](config.queue_size)
+        self._queue = CallQueue(config.queue_size)
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
@@ -131,7 +128,7 @@ class Supervisor:
         if gate.retimes:
             gate.set_times(ticket)
         try:
-            self._enqueue(ticket)
+            self._queue.put_nowait(ticket)
         except trio.WouldBlock:
             gate.ended(ticket, None, ticket.opened_at)
             text = (
@@ -143,18 +140,6 @@ class Supervisor:
         if self.config.retry:
             ticket.retry = self._keep
 
-    def _enqueue(self, ticket: Ticket) -> None:
-        """Put a call into the channel; in a full one, cancelled calls make room. Raises trio.WouldBlock if none was."""
-        try:
-            self._send.send_nowait(ticket)
-        except trio.WouldBlock:
-            queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
-            wanted = [one for one in queued if not one.over]
-            self._waiting -= len(queued) - len(wanted)
-            for one in (*wanted, ticket):  # in their order; only the last can find no room
-                self._send.send_nowait(one)
-        self._waiting += 1
-
     def _ended(self, ticket: Ticket) -> None:
         now = trio.current_time()
         self.history.ended(ticket, now - ticket.opened_at)
@@ -162,7 +147,7 @@ class Supervisor:
             self.gate.ended(ticket, ticket.outcome, now)
 
     def _keep(self, ticket: Ticket, outcome: Outcome) -> bool:
-        return not self._stopping.is_set() and self._repeats.keep(ticket, outcome, self.listing)
+        return not self._stopping.is_set() and self._queue.repeats.keep(ticket, outcome, self.listing)
 
     def want(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
@@ -239,7 +224,7 @@ class Supervisor:
     @property
     def queued(self) -> int:
         """Calls that wait for the backend."""
-        return self._waiting
+        return len(self._queue)
 
     def status(self) -> Status:
         """One immutable view for people."""
@@ -283,7 +268,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Own the backend until `stop`; returns when its session is closed and nobody waits for it any more."""
-        with self._send, self._receive:
+        with self._queue:
             try:
                 if self.config.start == "lazy" and self.listing is not None:
                     self.settled.set()
@@ -297,7 +282,7 @@ class Supervisor:
             finally:
                 self.ended = True
                 self._to(State.DRAINING)
-                self._answer_queue(BackendUnavailable(self.name, "was stopped"))
+                self._queue.answer_all(BackendUnavailable(self.name, "was stopped"))
                 self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
@@ -340,7 +325,7 @@ class Supervisor:
         if delay is None:
             log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
             self._to(State.FAILED)
-            self._answer_queue(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
+            self._queue.answer_all(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
         else:
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
             self._to(State.BACKOFF)
@@ -348,11 +333,9 @@ class Supervisor:
         return delay
 
     def _send_again(self) -> None:
-        for ticket in self._repeats.take():
+        for ticket, has_room in self._queue.repeat():
             log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
-            try:
-                self._enqueue(ticket)
-            except trio.WouldBlock:
+            if not has_room:
                 ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
 
     def _explain(self, problem: BaseException | None) -> str:
@@ -425,14 +408,7 @@ class Supervisor:
         while True:
             while session.in_flight >= most:
                 await self._freed.park()
-            batch = [await self._receive.receive()]
-            while len(batch) + session.in_flight < most:
-                try:
-                    batch.append(self._receive.receive_nowait())
-                except trio.WouldBlock:
-                    break
-            self._waiting -= len(batch)
-            wanted = [ticket for ticket in batch if not ticket.over]
+            wanted = await self._queue.take(session.in_flight, most)
             if wanted:
                 session.send(wanted)
                 await session.room()
@@ -462,17 +438,6 @@ class Supervisor:
     def _listed(self, listing: Listing) -> None:
         self.listing = listing
         self.known.set()
-
-    def _answer_queue(self, problem: BackendError) -> None:
-        for ticket in self._repeats.take():
-            ticket.finish(problem)
-        while True:
-            try:
-                ticket = self._receive.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel):
-                return
-            self._waiting -= 1
-            ticket.finish(problem)
 
     def _to(self, new: State) -> None:
         """The one place where the state changes."""

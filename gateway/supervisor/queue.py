@@ -1,0 +1,92 @@
+"""The calls that wait for one backend: a bounded channel, and those that are to be sent once more.
+
+A full queue refuses, once the calls in it that were cancelled meanwhile have made room. The supervisor's own task holds
+both ends (`with queue`) and takes batches out; whoever submits only puts tickets in, and never waits.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from gateway.supervisor.repeats import Repeats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
+
+
+class CallQueue:
+    """One backend's queue; a context manager that closes both ends of its channel."""
+
+    def __init__(self, size: int) -> None:
+        self.repeats = Repeats()
+        # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
+        self._waiting = 0
+        self._send, self._receive = trio.open_memory_channel["Ticket"](size)
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._ends.enter_context(self._send)
+        self._ends.enter_context(self._receive)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._ends.close()
+
+    def __len__(self) -> int:
+        """Calls that wait."""
+        return self._waiting
+
+    def put_nowait(self, ticket: Ticket) -> None:
+        """Put a call in; in a full queue, cancelled ones make room.
+
+        Raises:
+            trio.WouldBlock: the queue is full of calls that are wanted.
+        """
+        try:
+            self._send.send_nowait(ticket)
+        except trio.WouldBlock:
+            queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
+            wanted = [one for one in queued if not one.over]
+            self._waiting -= len(queued) - len(wanted)
+            for one in (*wanted, ticket):  # in their order; only the last can find no room
+                self._send.send_nowait(one)
+        self._waiting += 1
+
+    async def take(self, in_flight: int, most: int) -> list[Ticket]:
+        """Wait for a call, and take as many more as are there and fit below `most`; those cancelled are left out."""
+        batch = [await self._receive.receive()]
+        while len(batch) + in_flight < most:
+            try:
+                batch.append(self._receive.receive_nowait())
+            except trio.WouldBlock:
+                break
+        self._waiting -= len(batch)
+        return [ticket for ticket in batch if not ticket.over]
+
+    def repeat(self) -> Iterable[tuple[Ticket, bool]]:
+        """Put the calls that are to be sent once more back in; each with whether there was room for it."""
+        for ticket in self.repeats.take():
+            try:
+                self.put_nowait(ticket)
+            except trio.WouldBlock:
+                yield ticket, False
+            else:
+                yield ticket, True
+
+    def answer_all(self, outcome: Outcome) -> None:
+        """End everything that waits with this outcome."""
+        for ticket in self.repeats.take():
+            ticket.finish(outcome)
+        while True:
+            try:
+                ticket = self._receive.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+            self._waiting -= 1
+            ticket.finish(outcome)
