@@ -33,9 +33,9 @@ def config_of(commands):
     return {"mcpServers": {name: {"command": c[0], "args": c[1:]} for name, c in commands.items()}}
 
 
-def gateway_command(config_path, transport):
+def gateway_command(config_path, transport, module="gateway"):
     port = [] if transport == "stdio" else ["--port", "0"]
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config_path), "--transport", transport]
+    command = [sys.executable, "-m", module, "serve", "--config", str(config_path), "--transport", transport]
     # A state directory of its own: catalogs kept by an earlier run would answer before the backends do.
     state = ["--state-dir", str(config_path.parent / "state")]
     return [*command, *state, "--log-level", "warning", *port]
@@ -119,10 +119,22 @@ def serving(command):
 
 
 @contextlib.contextmanager
-def serving_gateway(commands):
-    """The gateway over HTTP in front of these backends; listening, not yet ready."""
-    with config_file(config_of(commands)) as path, serving(gateway_command(path, "streamable-http")) as server:
+def serving_gateway(commands, transport="streamable-http", **members):
+    """The gateway over HTTP in front of these backends; listening, not yet ready. `members` go into the config."""
+    with serving_config(config_of(commands) | members, transport) as server:
         yield server
+
+
+@contextlib.contextmanager
+def serving_config(config, transport="streamable-http", *, module="gateway"):
+    """The gateway over HTTP with a whole config; `module` is what is run in its place."""
+    with config_file(config) as path, serving(gateway_command(path, transport, module)) as server:
+        yield server
+
+
+def serving_peer(*args, script="http_peer.py"):
+    """A backend that is reached over HTTP."""
+    return serving([sys.executable, str(PEERS / script), *args])
 
 
 def serving_bare(*args):

@@ -15,7 +15,7 @@ import time
 
 from benchmarks.answers import WrongAnswer
 from benchmarks.listing import add_size_arguments, many_backends
-from benchmarks.load import Pipes
+from benchmarks.pipes import Pipes
 from benchmarks.processes import ROOT, backend, config_file, config_of, gateway_command, serving_gateway
 from benchmarks.table import Claim, Figure, ratios, render
 from benchmarks.wire import encode, initialize_params, make_message

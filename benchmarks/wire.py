@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
+from urllib.parse import urlsplit
 
 from benchmarks.answers import TEXT, WrongAnswer
 
@@ -41,11 +43,15 @@ def initialize_params():
     return {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "load", "version": "1"}}
 
 
-def call_template(tool, era):
+def call_template(tool, era, text=TEXT):
     """The body of an echo call with two places for its id: `call_template(...) % (id, id)`."""
-    message = make_message("tools/call", {"name": tool, "arguments": {"text": "@text@"}}, era, "@id@")
-    body = encode(message).replace(b"%", b"%%")
-    return body.replace(b'"@id@"', b"%d").replace(b"@text@", TEXT.encode())
+    return template_of(tool, {"text": "@text@"}, era).replace(b"@text@", text.encode())
+
+
+def template_of(tool, arguments, era):
+    """The body of a call with one place for its id."""
+    message = make_message("tools/call", {"name": tool, "arguments": arguments}, era, "@id@")
+    return encode(message).replace(b"%", b"%%").replace(b'"@id@"', b"%d")
 
 
 class Response:
@@ -102,28 +108,46 @@ def parse_chunks(buffer, head, start):
 class Connection:
     """One keep-alive connection and, in the legacy era, one session."""
 
-    def __init__(self, port, era, path="/mcp"):
-        self.port, self.era, self.path = port, era, path
+    def __init__(self, port, era, path="/mcp", *, host="127.0.0.1", tls=False, headers=()):
+        self.port, self.era, self.path, self.host, self.tls = port, era, path, host, tls
+        self.headers = [f"{name}: {value}" for name, value in dict(headers).items()]
         self.session = b""
+        self.version = LEGACY
         self.connect()
+
+    @classmethod
+    def at(cls, url, era, headers=()):
+        """A connection to any address."""
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(parts.port or (443 if tls else 80), era, path, host=parts.hostname, tls=tls, headers=headers)
 
     def connect(self):
         self.buffer = bytearray()
-        self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=NO_ANSWER)
+        self.socket = socket.create_connection((self.host, self.port), timeout=NO_ANSWER)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.tls:
+            self.socket = ssl.create_default_context().wrap_socket(self.socket, server_hostname=self.host)
 
-    def head(self, length, method, name=""):
-        lines = [
-            f"POST {self.path} HTTP/1.1",
-            f"Host: 127.0.0.1:{self.port}",
-            "Content-Type: application/json",
-            "Accept: application/json, text/event-stream",
-            f"Content-Length: {length}",
-        ]
+    def receive(self, size=1 << 18):
+        """What has arrived, also what TLS holds back; b"" after a hang-up."""
+        data = self.socket.recv(size)
+        while self.tls and (held := self.socket.pending()):
+            data += self.socket.recv(held)
+        return data
+
+    def head(self, length, method, name="", verb="POST"):
+        lines = [f"{verb} {self.path} HTTP/1.1", f"Host: {self.host}:{self.port}", *self.headers]
+        if verb == "POST":
+            accept = "Accept: application/json, text/event-stream"
+            lines += ["Content-Type: application/json", accept, f"Content-Length: {length}"]
+        else:
+            lines.append("Accept: text/event-stream")
         if self.era == "modern":
             lines += [f"MCP-Protocol-Version: {MODERN}", f"Mcp-Method: {method}"] + [f"Mcp-Name: {name}"] * bool(name)
         elif self.session:
-            lines += [f"MCP-Protocol-Version: {LEGACY}", f"Mcp-Session-Id: {self.session.decode()}"]
+            lines += [f"MCP-Protocol-Version: {self.version}", f"Mcp-Session-Id: {self.session.decode()}"]
         return "\r\n".join([*lines, "", ""]).encode()
 
     def post(self, message):
@@ -131,7 +155,7 @@ class Connection:
         body = encode(message)
         self.socket.sendall(self.head(len(body), message["method"], message["params"].get("name", "")) + body)
         while (response := parse_response(self.buffer)) is None:
-            data = self.socket.recv(1 << 20)
+            data = self.receive(1 << 20)
             if not data:
                 raise WrongAnswer(f"hung up after {bytes(self.buffer[:200])!r}")
             self.buffer += data
@@ -142,14 +166,15 @@ class Connection:
         return response
 
     def open(self):
-        """The legacy handshake; nothing in the modern era."""
+        """The legacy handshake, at the version that the server answers with; nothing in the modern era."""
         if self.era == "modern":
             return
         response = self.post(make_message("initialize", initialize_params(), self.era, 0))
         if response.status != 200 or b'"result"' not in response.message():
             raise WrongAnswer(f"initialize got {response.head!r} {response.body[:300]!r}")
+        self.version = json.loads(response.message())["result"]["protocolVersion"]
         found = SESSION.search(response.head)
         self.session = found[1] if found else b""
         response = self.post(make_message("notifications/initialized", {}, self.era))
-        if response.status != 202:
+        if response.status not in {200, 202, 204}:
             raise WrongAnswer(f"notifications/initialized got {response.head!r}")

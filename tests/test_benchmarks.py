@@ -97,7 +97,7 @@ def test_the_template_makes_valid_requests_of_one_length():
 def test_the_load_generator_runs_over_pipes():
     command = [sys.executable, str(PEERS / "echo_server.py")]
     spec = {"kind": "stdio", "command": command, "era": "legacy", "window": 4, "seconds": 0.05, "tool": "echo"}
-    result = load.run_stdio(spec)
+    result = load.run(spec)
     assert result["calls"] > 0
     assert result["p50"] <= result["p99"]
     assert result["per_second"] == pytest.approx(result["calls"] / 0.05)
@@ -107,7 +107,7 @@ def test_the_load_generator_refuses_a_server_that_answers_others():
     command = [sys.executable, str(PEERS / "echo_server.py"), "--tools", "1"]
     spec = {"kind": "stdio", "command": command, "era": "legacy", "window": 1, "seconds": 0.05, "tool": "tool_0"}
     with pytest.raises(answers.WrongAnswer):
-        load.run_stdio(spec)
+        load.run(spec)
 
 
 def test_summaries():

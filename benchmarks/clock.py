@@ -1,0 +1,89 @@
+"""The clocks of a measurement, and what comes out: latencies counted from the send, or from when it was due."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from benchmarks.answers import WrongAnswer
+
+WARM_UP = 0.2  # of the measured time, before it
+MAX_CALLS = 2_000_000  # of one measurement, whatever the time
+QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+
+
+def now():
+    """Seconds on a clock that all processes of the machine share."""
+    return time.perf_counter()
+
+
+class ClosedLoop:
+    """Each answer lets the next call go. Counted are the calls answered within the measured time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.begin = now() + seconds * WARM_UP
+        self.end = self.begin + seconds
+        self.latencies = []
+
+    def add(self, sent, answered):
+        """Whether to go on."""
+        if self.begin <= answered <= self.end:
+            self.latencies.append(answered - sent)
+        return answered < self.end and len(self.latencies) < MAX_CALLS
+
+    def result(self):
+        return summarize(self.latencies, self.seconds)
+
+
+class OpenLoop:
+    """Calls are due at a fixed rate, whether or not earlier ones were answered: a stall is felt by all that it delays.
+
+    A latency counts from when the call was due, so that a client that could not send in time hides nothing.
+    """
+
+    def __init__(self, seconds, rate):
+        self.seconds, self.rate = seconds, rate
+        self.start = now()
+        self.begin = self.start + seconds * WARM_UP
+        self.total = min(MAX_CALLS, int(rate * seconds * (1 + WARM_UP)))
+        self.numbered = 0
+        self.latencies = []
+        self.waiting = deque()  # due times of calls that nobody is free to send
+
+    def due(self, at):
+        """Take note of what has become due until `at`."""
+        while self.numbered < self.total and (moment := self.start + self.numbered / self.rate) <= at:
+            self.waiting.append(moment)
+            self.numbered += 1
+
+    def next_in(self, at):
+        """Seconds until the next call is due; None if none is."""
+        return None if self.numbered >= self.total else max(0.0, self.start + self.numbered / self.rate - at)
+
+    def add(self, due, answered):
+        if due >= self.begin:
+            self.latencies.append(answered - due)
+
+    def result(self):
+        seconds = max(self.seconds, now() - self.begin)
+        return summarize(self.latencies, seconds) | {"rate": self.rate}
+
+
+def summarize(latencies, seconds):
+    if not latencies:
+        raise WrongAnswer("not one call was answered within the measured time")
+    ordered = sorted(latencies)
+
+    def quantile(share):
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+    return {
+        "calls": len(ordered),
+        "seconds": seconds,
+        "per_second": len(ordered) / seconds,
+        "p50": quantile(0.5),
+        "p99": quantile(0.99),
+        "quantiles": [[share, quantile(share)] for share in QUANTILES],
+        "cpu": time.process_time(),
+    }
