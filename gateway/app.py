@@ -20,12 +20,14 @@ import trio
 
 import gateway
 from gateway import jsonrpc
+from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.backends.guard import open_guard
 from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
+from gateway.config.access_model import NO_ACCESS
 from gateway.eras.requests import Hop
 from gateway.frontends.answers import Answers
 from gateway.frontends.parking import Parking
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from gateway.access.principals import Principal
     from gateway.backends.conversation import Listener
     from gateway.backends.detect import HttpOpener
     from gateway.backends.guard import ChildGuard
@@ -128,6 +131,8 @@ class Gateway:
         self._reloader = Reloader(source, self.fleet, held=self._hold)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
+        self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
+        self._access.on_end.append(self._end_principal)
         self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
         self._closing = trio.Event()
@@ -195,6 +200,12 @@ class Gateway:
             if getattr(config.gateway, name) != getattr(self._settings, name):
                 log.warning("gateway.%s has changed, which takes effect at the next start", name)
         self._settings = self._answers.settings = config.gateway
+        self._access.apply(config.access or NO_ACCESS)
+
+    def _end_principal(self, principal: Principal) -> None:
+        """What is kept for somebody outside of the faces ends with its key."""
+        self._parking.close_of(principal.name)
+        self.fleet.client_gone(principal.name)
 
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace
@@ -235,6 +246,7 @@ class Gateway:
             message_path=options.message_path,
             others=others,
             closing=self._closing,
+            access=self._access,
         )
 
     async def _heed_signals(self) -> None:

@@ -77,7 +77,14 @@ class Denied(RequestError):
 
 
 class Busy(RequestError):
-    """The backend's bounded queue, or the gateway's own limit, is full; the client may try again."""
+    """The backend's bounded queue, or the gateway's own limit, is full; the client may try again.
+
+    `retry_after` is in how many seconds, where that is known.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ShuttingDown(RequestError):

@@ -7,12 +7,12 @@ that a starting backend may own waits for that backend.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.ticket import Ticket
+from gateway.backends.ticket import Counted, Ticket
 from gateway.calls import Complete, Failure
 from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.links import Asked, Links, publish, publish_error
@@ -22,7 +22,7 @@ from gateway.errors import BackendUnavailable, InvalidParams, ShuttingDown, Unkn
 if TYPE_CHECKING:
     import msgspec
 
-    from gateway.calls import Call, Outcome
+    from gateway.calls import Call, Caller, Outcome
     from gateway.catalog.snapshot import Snapshot
     from gateway.supervisor.fleet import Fleet
 
@@ -44,6 +44,14 @@ _MCP_FAMILIES = frozenset({
 })  # fmt: skip
 
 
+class Turnstile(Protocol):
+    """Says whether a caller may have one more call. Implemented above, by `gateway.access.table.Access`."""
+
+    def begin(self, caller: Caller, *, again: bool = False) -> Counted | None:
+        """Count a call; returns who is told of its end. Raises RequestError."""
+        ...
+
+
 class Router:
     """Finds owners and counts what is under way."""
 
@@ -52,6 +60,8 @@ class Router:
         self._links = Links()
         self._draining = False
         self._hurried = trio.Event()
+        self.turnstile: Turnstile | None = None
+        """Who has the say in how many calls somebody may have; None: nobody."""
         self._under_way: set[Ticket] = set()
         self._drain_scope = trio.CancelScope()
         self._emptied = trio.lowlevel.ParkingLot()
@@ -77,16 +87,28 @@ class Router:
             raise ShuttingDown(text)
         return self._lookup(call) or await self._await_owner(call)
 
-    async def submit(self, call: Call) -> Ticket:
+    async def submit(self, call: Call, *, again: bool = False) -> Ticket:
         """Hand a call to its owner. The caller waits on the ticket and must `release` it.
 
-        Waits only for a backend in its first start that may own the name, within that backend's call timeout.
+        Waits only for a backend in its first start that may own the name, within that backend's call timeout. `again`
+        says that this goes on with a call that has been let in, and not been released yet.
 
         Raises:
             RequestError: unknown name or method, full queue, shutting down.
             BackendUnavailable: the owner has failed or is stopped.
         """
         self._refuse_while_draining()
+        if self.turnstile is None or (counted := self.turnstile.begin(call.caller, again=again)) is None:
+            return await self._submit(call)
+        try:
+            ticket = await self._submit(call)
+        except BaseException:
+            counted.end_call()
+            raise
+        ticket.counted = counted
+        return ticket
+
+    async def _submit(self, call: Call) -> Ticket:
         route = self._lookup(call)
         if route is None:
             route = await self._await_owner(call)
@@ -126,6 +148,9 @@ class Router:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
         ticket.close(reason)
         self._under_way.discard(ticket)
+        if ticket.counted is not None:
+            ticket.counted.end_call()
+            ticket.counted = None
         if not self._under_way:
             self._emptied.unpark_all()
 

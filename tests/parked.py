@@ -27,7 +27,7 @@ class Lines:
         self.problem: GatewayError | None = None
         """Set it to have the next call refused."""
 
-    async def submit(self, call: Call) -> Ticket:
+    async def submit(self, call: Call, *, again: bool = False) -> Ticket:
         if self.problem is not None:
             raise self.problem
         return self.open(call)

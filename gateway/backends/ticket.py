@@ -8,7 +8,7 @@ a ticket closed before its end is cancelled at the backend.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -32,6 +32,14 @@ MAX_ASKS: Final = 16
 """Requests to the client that one call may have open at once; one more is refused."""
 
 
+class Counted(Protocol):
+    """Somebody whose calls are counted."""
+
+    def end_call(self) -> None:
+        """Count a call as over."""
+        ...
+
+
 class Ticket:
     """Implements `gateway.calls.Outlet` for one call to one backend."""
 
@@ -45,6 +53,7 @@ class Ticket:
         "backend",
         "call",
         "closed",
+        "counted",
         "deadline",
         "dropped",
         "latest",
@@ -70,6 +79,8 @@ class Ticket:
         """Where the call may last so long but no longer, and progress starts its time anew (`max_call_time`)."""
         self.outcome: Outcome | None = None
         self.closed = False
+        self.counted: Counted | None = None
+        """Set by the router where the calls of its caller are counted: to be told once that it is over."""
         self.dropped = 0
         self.on_close: Callable[[Ticket, str], None] | None = None
         """Set by the session that has sent the call: tells the backend that nobody waits any more."""

@@ -7,9 +7,12 @@ The Structs themselves check nothing; `parse_config` and `parse_server` do, and 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, field
+
+if TYPE_CHECKING:
+    from gateway.config.access_model import AccessSettings
 
 Transport = Literal["stdio", "sse", "streamable-http"]
 Era = Literal["auto", "legacy", "modern"]
@@ -301,3 +304,5 @@ class Config(Struct, frozen=True):
     gateway: GatewaySettings = GatewaySettings()
     warnings: tuple[str, ...] = ()
     source: str = "config"
+    access: AccessSettings | None = None
+    """Who may use the endpoint; None where the config was made without a word about it."""

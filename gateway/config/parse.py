@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.config.access import read_access
 from gateway.config.findings import Findings, Scope, did_you_mean, is_object, kind, shown
 from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
-_SECTIONS = ("mcpServers", "servers", "gateway")
+_SECTIONS = ("mcpServers", "servers", "gateway", "access")
 # What other clients keep in the same file.
 _FOREIGN_SECTIONS = frozenset({"$schema", "globalShortcut", "inputs", "preferences", "sandbox"})
 
@@ -41,9 +42,10 @@ def parse_config(
     _note_sections(root, findings, source)
     servers = _read_servers(root, findings, environ, home, source)
     gateway = read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home))
+    access = read_access(root.get("access"), Scope(findings, "access", environ, home))
     _note_shared_namespaces(servers, findings)
     findings.check()
-    return Config(servers, gateway, tuple(findings.warnings), source)
+    return Config(servers, gateway, tuple(findings.warnings), source, access)
 
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:

@@ -6,27 +6,26 @@ those sessions; the exchanges themselves run in whatever task serves them, and a
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway import jsonrpc
-from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.entrance import Entrance
+from gateway.frontends.exchange import Exchange
 from gateway.frontends.http import McpEndpoint
 from gateway.frontends.security import HostPolicy
 from gateway.frontends.sse import SseFace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
+    from gateway.access.principals import Principal
+    from gateway.access.table import Access
     from gateway.frontends.answers import Answers
     from gateway.frontends.exchange import Receive, Scope, Send
 
 LAST_WORDS: Final = 2.0
 """Seconds that exchanges get to write their last answers and end, once all calls have ended."""
-
-log = logging.getLogger("gateway.http")
 
 
 class MountPolicy(HostPolicy):
@@ -71,12 +70,14 @@ class Paths:
 class Faces:
     """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it."""
 
-    def __init__(self, answers: Answers, paths: Paths, origins: Iterable[str]) -> None:
+    def __init__(self, answers: Answers, paths: Paths, origins: Iterable[str], access: Access | None = None) -> None:
         self.policy = MountPolicy(origins)
         self.paths = paths
         self._answers = answers
         self._closing = trio.Event()
-        self._endpoint = McpEndpoint(answers, self.policy, self._closing)
+        self._access = access
+        self._entrance = Entrance(self.policy, access)
+        self._endpoint = McpEndpoint(answers, self._entrance, self._closing)
         self._sse = SseFace(answers, paths.messages, self._closing)
         self._serving = 0
         self._quiet = trio.lowlevel.ParkingLot()
@@ -86,11 +87,15 @@ class Faces:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._endpoint.sessions.run)
             self._answers.fleet.subscribe(self._tell)
+            if self._access is not None:
+                self._access.on_end.append(self._end_principal)
             try:
                 task_status.started()
                 await self._closing.wait()
             finally:
                 self._answers.fleet.unsubscribe(self._tell)
+                if self._access is not None:
+                    self._access.on_end.remove(self._end_principal)
                 self._endpoint.sessions.close_all()
                 self._sse.end_all()
             with trio.move_on_after(LAST_WORDS):
@@ -121,23 +126,25 @@ class Faces:
         if path == self.paths.mcp:
             await self._endpoint(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
-        refusal = self.policy.refusal(exchange.headers)
-        try:
-            if refusal is not None:
-                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
-            elif self.paths.sse is not None and path == self.paths.sse:
-                await self._sse.open(exchange)
-            elif self.paths.sse is not None and path == self.paths.messages.rstrip("/"):
-                await self._sse.post(exchange)
-            else:
-                await exchange.empty(404)
-        except* ClientGone:
-            log.debug("a client hung up")
+        await self._entrance.serve(Exchange(scope, receive, send), self._handler(path))
+
+    def _handler(self, path: str) -> Callable[[Exchange], Awaitable[None]]:
+        if self.paths.sse is not None and path == self.paths.sse:
+            return self._sse.open
+        if self.paths.sse is not None and path == self.paths.messages.rstrip("/"):
+            return self._sse.post
+        return _not_found
+
+    def _end_principal(self, principal: Principal) -> None:
+        self._endpoint.sessions.close_of(principal.name)
 
     def _tell(self, features: frozenset[str]) -> None:
         self._endpoint.sessions.tell(features)
         self._sse.tell(features)
+
+
+async def _not_found(exchange: Exchange) -> None:
+    await exchange.empty(404)
 
 
 async def _live(receive: Receive, send: Send) -> None:

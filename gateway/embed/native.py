@@ -15,10 +15,12 @@ import trio
 
 import gateway
 from gateway import jsonrpc
+from gateway.access.table import Access
 from gateway.backends.guard import open_guard
 from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
+from gateway.config.access_model import NO_ACCESS
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
 from gateway.embed.faces import Faces, Paths
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from mcp_types import CallToolResult, Tool
 
+    from gateway.access.principals import Principal
     from gateway.backends.guard import ChildGuard
     from gateway.backends.ticket import Ticket
     from gateway.catalog.offers import Offer
@@ -59,6 +62,8 @@ class EmbeddedGateway(LoginBook):
         self.fleet = Fleet(config, self._openers, store)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
+        self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
+        self._access.on_end.append(self._end_principal)
         self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
         self._faces: list[Faces] = []
@@ -118,7 +123,7 @@ class EmbeddedGateway(LoginBook):
 
     async def open_faces(self, paths: Paths, origins: Sequence[str]) -> Faces:
         """Serve another set of paths, for pages from these origins too; it closes with the gateway."""
-        faces = Faces(self._answers, paths, origins)
+        faces = Faces(self._answers, paths, origins, self._access)
         await self._nursery.start(faces.run)
         self._faces.append(faces)
         return faces
@@ -135,7 +140,12 @@ class EmbeddedGateway(LoginBook):
         """The same with a configuration that has been checked."""
         async with self._reloading:
             await self.fleet.apply(config)
+            self._access.apply(config.access or NO_ACCESS)
             self._config = config
+
+    def _end_principal(self, principal: Principal) -> None:
+        self._parking.close_of(principal.name)
+        self.fleet.client_gone(principal.name)
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools, None: all; returns the names that nobody owns, and then nothing has changed."""
@@ -162,7 +172,7 @@ class EmbeddedGateway(LoginBook):
             await services.start(self._openers.run)
             await services.start(self.fleet.run)
             async with trio.open_nursery() as self._nursery:
-                await self.open_faces(Paths(), ())
+                await self.open_faces(Paths(), self._access.settings.allow_origins)
                 task_status.started()
                 await self._stop.wait()
                 self._parking.close_all()

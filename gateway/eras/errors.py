@@ -6,6 +6,7 @@ codes from -32020 to -32099 must not be emitted to anybody, and a local error mu
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -62,7 +63,8 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
         case Busy():
-            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "busy", "retry": True})
+            hint = {} if problem.retry_after is None else {"retryAfterMs": math.ceil(problem.retry_after * 1000)}
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "busy", "retry": True, **hint})
         case ShuttingDown():
             code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "shutting down", "retry": True})
         case BackendError():

@@ -13,6 +13,8 @@ from gateway import jsonrpc
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from gateway.access.principals import Principal
+
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,7 +35,7 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its response."""
 
-    __slots__ = ("_complete", "_receive", "_send", "_streaming", "headers", "scope")
+    __slots__ = ("_complete", "_receive", "_send", "_streaming", "always", "headers", "principal", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -42,6 +44,20 @@ class Exchange:
         self._send = send
         self._streaming = False
         self._complete = False
+        self.always: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers of the response, whatever it is."""
+        self.principal: Principal | None = None
+        """Who has proved to be the client, where the gateway asks for that."""
+
+    @property
+    def principal_name(self) -> str | None:
+        """What the callers of this exchange have as their `principal`."""
+        return None if self.principal is None else self.principal.name
+
+    @property
+    def begun(self) -> bool:
+        """Whether a response has been begun."""
+        return self._streaming or self._complete
 
     @property
     def method(self) -> str:
@@ -87,13 +103,19 @@ class Exchange:
         """Answer with one JSON document."""
         self._complete = True
         length = (b"content-length", str(len(body)).encode())
-        await self._emit({"type": "http.response.start", "status": status, "headers": [JSON, length, *headers]})
+        await self._emit({
+            "type": "http.response.start",
+            "status": status,
+            "headers": [JSON, length, *headers, *self.always],
+        })
         await self._emit({"type": "http.response.body", "body": body})
 
     async def empty(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         """Answer without a body."""
+        self._complete = True
         length = (b"content-length", b"0")
-        await self._emit({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+        fields = [length, *headers, *self.always]
+        await self._emit({"type": "http.response.start", "status": status, "headers": fields})
         await self._emit({"type": "http.response.body", "body": b""})
 
     async def event(self, message: bytes, event_id: bytes = b"") -> None:
@@ -127,7 +149,7 @@ class Exchange:
 
     async def _open_stream(self) -> None:
         self._streaming = True
-        await self._emit({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+        await self._emit({"type": "http.response.start", "status": 200, "headers": [*SSE_HEADERS, *self.always]})
 
     async def _emit(self, message: MutableMapping[str, Any]) -> None:
         try:

@@ -171,7 +171,7 @@ class Flow:
         if not self._answers:
             await trio.sleep_until(self._send_again_at)
         try:
-            old, self._ticket = self._ticket, await self._router.submit(self._again())
+            old, self._ticket = self._ticket, await self._router.submit(self._again(), again=True)
         except GatewayError as problem:
             return problem
         self._in_round = False

@@ -18,7 +18,8 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.errors import GatewayError
-from gateway.frontends.exchange import ClientGone, Exchange, read_json
+from gateway.frontends.entrance import Entrance
+from gateway.frontends.exchange import Exchange, read_json
 from gateway.frontends.modern import ModernFace
 from gateway.frontends.security import HostPolicy
 from gateway.frontends.sessions import SessionTable
@@ -28,6 +29,8 @@ from gateway.frontends.streamable import StreamableFace
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.access.principals import Principal
+    from gateway.access.table import Access
     from gateway.frontends.answers import Answers
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
@@ -50,7 +53,7 @@ class ListenError(GatewayError):
 class McpEndpoint:
     """The MCP endpoint as an ASGI app."""
 
-    def __init__(self, answers: Answers, policy: HostPolicy, closing: trio.Event) -> None:
+    def __init__(self, answers: Answers, entrance: Entrance, closing: trio.Event) -> None:
         settings = answers.settings
         self.sessions = SessionTable(
             most=settings.max_sessions,
@@ -59,26 +62,22 @@ class McpEndpoint:
         )
         self.sessions.welcome = answers.welcome
         self._answers = answers
-        self._policy = policy
+        self._entrance = entrance
         self._streamable = StreamableFace(answers, self.sessions)
         self._modern = ModernFace(answers, closing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        exchange = Exchange(scope, receive, send)
-        try:
-            refusal = self._policy.refusal(exchange.headers)
-            if refusal is not None:
-                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
-            elif exchange.method == "POST":
-                await self._post(exchange)
-            elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
-                await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
-            else:
-                # A modern client has no GET or DELETE, a legacy one has a session by then.
-                await exchange.empty(405, ALLOW)
-        except* ClientGone:  # alone, or in the group of a nursery that watched for it
-            log.debug("a client hung up")
+        await self._entrance.serve(Exchange(scope, receive, send), self._serve)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            await self._post(exchange)
+        elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
+            await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
+        else:
+            # A modern client has no GET or DELETE, a legacy one has a session by then.
+            await exchange.empty(405, ALLOW)
 
     async def _post(self, exchange: Exchange) -> None:
         if not (exchange.accepts(b"application/json") or exchange.accepts(b"text/event-stream")):
@@ -136,15 +135,18 @@ class HttpFace:
         message_path: str = "/messages/",
         others: AsgiApp,
         closing: trio.Event,
+        access: Access | None = None,
     ) -> None:
         self._answers = answers
+        self._access = access
         self._policy = HostPolicy(host)
         self._path = path
         self._host = host
         self._port = port
         self._others = others
         self._closing = closing
-        self._endpoint = McpEndpoint(answers, self._policy, closing)
+        self._entrance = Entrance(self._policy, access)
+        self._endpoint = McpEndpoint(answers, self._entrance, closing)
         self._sse = SseFace(answers, message_path, closing)
         self._sse_path = sse_path
         self._sse_routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {}
@@ -174,6 +176,7 @@ class HttpFace:
             await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
             self._answers.fleet.subscribe(self._tell)
+            self._follow_access()
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([], [bound], [])
@@ -190,6 +193,19 @@ class HttpFace:
         self._endpoint.sessions.close_all()
         self._sse.end_all()
 
+    def _follow_access(self) -> None:
+        if self._access is not None:
+            self._access.on_end.append(self._end_principal)
+            self._access.on_change.append(self._permit)
+            self._permit()
+
+    def _permit(self) -> None:
+        if self._access is not None:
+            self._policy.permit(self._access.settings.allow_origins, self._access.settings.allow_hosts)
+
+    def _end_principal(self, principal: Principal) -> None:
+        self._endpoint.sessions.close_of(principal.name)
+
     def _tell(self, features: frozenset[str]) -> None:
         self._endpoint.sessions.tell(features)
         self._sse.tell(features)
@@ -198,20 +214,9 @@ class HttpFace:
         if scope["type"] == "http" and scope["path"] == self._path:
             await self._endpoint(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] in self._sse_routes:
-            await self._serve_sse(scope, receive, send)
+            await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[scope["path"]])
         elif scope["type"] == "http":
             await self._guard(scope, receive, send)
-
-    async def _serve_sse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        refusal = self._policy.refusal(exchange.headers)
-        try:
-            if refusal is not None:
-                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
-            else:
-                await self._sse_routes[scope["path"]](exchange)
-        except* ClientGone:
-            log.debug("a client hung up")
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The management app, behind the same Host and Origin checks."""

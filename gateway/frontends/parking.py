@@ -139,6 +139,12 @@ class Parking:
                 if entry.expires <= now:  # one whose backend has answered meanwhile keeps that for its client
                     self._end(key, "the client did not come back with its input")
 
+    def close_of(self, principal: str) -> None:
+        """End every parked call of a principal that may not use the gateway any more."""
+        for key, entry in list(self._parked.items()):
+            if entry.principal == principal:
+                self._end(key, "the client may not use the gateway any more")
+
     def close_all(self) -> None:
         """End every parked call: no retry can come any more."""
         for key in list(self._parked):

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # ruff: ignore[hardcoded-bind-all-interfaces] - to recognise them, not to bind
+ANY_PAGE: Final = (b"access-control-allow-origin", b"*")
+EXPOSED: Final = (b"access-control-expose-headers", b"Mcp-Session-Id, WWW-Authenticate, Retry-After")
+VARY: Final = (b"vary", b"Origin")
 REMEMBERED: Final = 256
 """Header values whose verdict is kept."""
 
@@ -24,7 +27,17 @@ class HostPolicy:
 
     def __init__(self, bound_host: str) -> None:
         self._any_host = bound_host in WILDCARDS
-        self._hosts = LOOPBACK | {bound_host.lower()}
+        self._own = self._hosts = LOOPBACK | {bound_host.lower()}
+        self._pages: frozenset[bytes] = frozenset()
+        self._forget()
+
+    def permit(self, origins: Iterable[str], hosts: Iterable[str]) -> None:
+        """From now on take these origins (`*`: all) and host names too, in lower case, and only these."""
+        self._pages = frozenset(origin.encode("latin-1") for origin in origins)
+        self._hosts = self._own | frozenset(host.strip("[]") for host in hosts)
+        self._forget()
+
+    def _forget(self) -> None:
         self.host_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._host_is_ours)
         self.origin_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._origin_is_ours)
 
@@ -37,12 +50,22 @@ class HostPolicy:
             return "the Origin header names a web page that may not use this gateway"
         return None
 
+    def cors_headers(self, origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        """What lets a page from this origin read answers (Fetch, "HTTP responses"); nothing for one not permitted."""
+        if b"*" in self._pages:
+            return (ANY_PAGE, EXPOSED)
+        if origin not in self._pages:
+            return ()
+        return ((b"access-control-allow-origin", origin), EXPOSED, VARY)
+
     def _host_is_ours(self, value: bytes) -> bool:
         if self._any_host:
             return True
         return _host_of("//" + value.decode("latin-1")) in self._hosts
 
     def _origin_is_ours(self, value: bytes) -> bool:
+        if value in self._pages or b"*" in self._pages:
+            return True
         text = value.decode("latin-1")
         return text.startswith(("http://", "https://")) and _host_of(text) in self._hosts
 

@@ -163,7 +163,13 @@ class LegacySession:
     """One initialized conversation with a legacy client."""
 
     def __init__(
-        self, session_id: str | None, introduction: Introduction, *, max_requests: int, budget: Budget | None = None
+        self,
+        session_id: str | None,
+        introduction: Introduction,
+        *,
+        max_requests: int,
+        budget: Budget | None = None,
+        principal: str | None = None,
     ) -> None:
         self.id = session_id
         self.key = session_id or STDIO
@@ -174,6 +180,7 @@ class LegacySession:
             capabilities=introduction.capabilities,
             client_info=introduction.client_info,
             session=self.key,
+            principal=principal,
         )
         self.in_flight = InFlight(max_requests)
         self.changes = Changes()
@@ -233,21 +240,24 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, introduction: Introduction) -> LegacySession | None:
-        """Make a session; None if there are too many and none has been abandoned."""
+    def open(self, introduction: Introduction, principal: str | None = None) -> LegacySession | None:
+        """Make a session of this principal; None if there are too many and none has been abandoned."""
         if len(self._sessions) >= self._most and not self._evict():
             return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
-        session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
+        session = LegacySession(
+            session_id, introduction, max_requests=self._max_requests, budget=self._budget, principal=principal
+        )
         self._sessions[session_id] = session
         self.welcome(session)
         return session
 
-    def find(self, session_id: str) -> LegacySession | None:
-        """The session with this id, or None if it never was or has ended."""
+    def find(self, session_id: str, principal: str | None = None) -> LegacySession | None:
+        """The session of this principal with this id; None if it never was, has ended, or is another's."""
         session = self._sessions.get(session_id)
-        if session is not None:
-            session.touch()
+        if session is None or session.caller.principal != principal:
+            return None
+        session.touch()
         return session
 
     def close(self, session: LegacySession) -> None:
@@ -286,6 +296,12 @@ class SessionTable:
         for session in list(self._sessions.values()):
             session.events.expire(now)
             if session.idle >= self._idle_timeout:
+                self.close(session)
+
+    def close_of(self, principal: str) -> None:
+        """End every session of a principal."""
+        for session in list(self._sessions.values()):
+            if session.caller.principal == principal:
                 self.close(session)
 
     def close_all(self) -> None:

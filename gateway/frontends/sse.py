@@ -49,8 +49,9 @@ def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
 class SseStream:
     """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
 
-    def __init__(self, answers: Answers, session_id: str) -> None:
+    def __init__(self, answers: Answers, session_id: str, principal: str | None = None) -> None:
         self.id = session_id
+        self.principal = principal
         self.session: LegacySession | None = None
         self._answers = answers
         self._introduced = trio.Event()
@@ -194,7 +195,7 @@ class SseStream:
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         most = self._answers.settings.max_client_requests
-        self.session = LegacySession(self.id, introduction, max_requests=most)
+        self.session = LegacySession(self.id, introduction, max_requests=most, principal=self.principal)
         self._introduced.set()
         return jsonrpc.response(request_id, result)
 
@@ -279,7 +280,7 @@ class SseFace:
             await self._serve(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
-        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES))
+        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.principal_name)
         path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._message_path)
         self._streams[stream.id] = stream
         try:
@@ -300,7 +301,7 @@ class SseFace:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return
         stream = self._streams.get(given[0])
-        if stream is None:
+        if stream is None or stream.principal != exchange.principal_name:
             text = "this session does not exist or has ended with its stream: open another one"
             await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
             return

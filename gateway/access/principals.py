@@ -1,0 +1,89 @@
+"""A principal: somebody who has proved who it is, for as long as the gateway knows it.
+
+One object for each key, and for each subject of a token, kept over requests and reloads: it holds what is counted
+about somebody (rate, calls under way) and the scopes of the exchanges that are open for it, so that all of them can be
+ended at once. Its name is what `Caller.principal` carries, and what sessions and parked calls are bound to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.errors import Busy
+from gateway.supervisor.limits import TokenBucket
+
+if TYPE_CHECKING:
+    from gateway.config.access_model import Rules
+
+CONCURRENCY_HINT: Final = 1.0
+"""Seconds after which a client is told to try again when too many of its calls are under way: nobody knows better."""
+
+
+class Principal:
+    """Somebody, and what is under way for it."""
+
+    __slots__ = ("_bucket", "_visits", "calls", "ended", "name", "rules")
+
+    def __init__(self, name: str, rules: Rules) -> None:
+        self.name = name
+        self.rules: Rules = rules
+        self.calls = 0
+        """Calls under way."""
+        self.ended = False
+        """Whether its key was taken away."""
+        self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
+        self._visits: set[trio.CancelScope] = set()
+
+    def __repr__(self) -> str:
+        return f"Principal({self.name!r})"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way for it, so that it may be forgotten."""
+        return not self.calls and not self._visits
+
+    def follow(self, rules: Rules) -> None:
+        """Go by other rules from now on; a rate that stays the same goes on where it is."""
+        if rules.rate_limit != self.rules.rate_limit:
+            self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
+        self.rules = rules
+
+    def visit(self) -> trio.CancelScope:
+        """The scope in which one exchange of it is served; `leave` must follow."""
+        scope = trio.CancelScope()
+        self._visits.add(scope)
+        return scope
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """Forget an exchange that is over."""
+        self._visits.discard(scope)
+
+    def end(self) -> None:
+        """Its key was taken away: every open exchange of it ends. Safe to repeat."""
+        self.ended = True
+        for scope in self._visits:
+            scope.cancel(reason="the key was taken away")
+
+    def begin_call(self, *, again: bool = False) -> None:
+        """Count one more call; `again` for one that goes on with another, which cannot be refused any more.
+
+        Raises:
+            Busy: it has used up what it may have; `retry_after` says when to try again.
+        """
+        if again:
+            self.calls += 1
+            return
+        most = self.rules.max_concurrency
+        if most is not None and self.calls >= most:
+            text = f"{most} calls of {self.name!r} are under way (max_concurrency); try again when one has ended"
+            raise Busy(text, retry_after=CONCURRENCY_HINT)
+        if self._bucket is not None and (wait := self._bucket.take(trio.current_time())):
+            text = f"{self.name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
+            raise Busy(text, retry_after=wait)
+        self.calls += 1
+
+    def end_call(self) -> None:
+        """Count one call less."""
+        self.calls -= 1
