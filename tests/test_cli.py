@@ -13,6 +13,9 @@ import pytest
 
 import gateway
 from gateway.cli import main
+from gateway.cli.app import read_with_typer
+from gateway.cli.flags import convert, read_plain
+from gateway.cli.main import COMMANDS, find_command
 from tests.support import ROOT
 
 pytestmark = pytest.mark.leak_check
@@ -180,7 +183,7 @@ def test_version(cli):
 def test_help(cli, args):
     status, out, err = cli(*args)
     assert (status, err) == (0, "")
-    assert out.startswith("usage: mcp-gateway")
+    assert out.split()[:2] == ["Usage:", "mcp-gateway"]
 
 
 def test_a_taken_port_names_the_option(tmp_path):
@@ -240,3 +243,76 @@ class Unread(io.StringIO):
 def test_nobody_need_read_stderr(monkeypatch):
     monkeypatch.setattr("sys.stderr", Unread())
     assert main(["check", "/no/such/file"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "--config", "a.json", "--transport=http,sse", "--port", "0", "--no-watch", "--host", "::1"],
+        ["serve", "--config=a.json"],
+        ["serve", "--config", "a", "--config", "b", "--admin-token", "x y"],
+        ["login", "one", "--config", "a.json", "--no-browser"],
+        ["login", "--config", "a.json", "one"],
+        ["ps", "--json", "--state-dir", "/tmp/x"],
+        ["check", "a.json"],
+        ["fields"],
+    ],
+)
+def test_both_readers_of_the_command_line_agree(words):
+    command = find_command(words[0])
+    plain = read_plain(command, words[1:])
+    assert plain is not None
+    other, raw = read_with_typer([find_command(name) for name in COMMANDS], words)
+    assert other == command
+    assert convert(command, raw) == convert(command, plain)
+
+
+def test_the_plain_reader_leaves_alone_what_is_not_plain():
+    serve = find_command("serve")
+    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], [], ["x"], ["--config", "x", "--", "y"], ["-h"]):
+        assert read_plain(serve, words) is None, words
+    assert read_plain(serve, ["--config", "x", "--no-watch=1"]) is None
+
+
+def test_a_plain_start_imports_no_typer(tmp_path):
+    code = "import sys; from gateway.cli import main; main(sys.argv[1:]); sys.exit('typer' in sys.modules)"
+    path = write(tmp_path, {"mcpServers": {}})
+    args = ["serve", "--state-dir", str(tmp_path / "state"), "--config", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_debug_shows_the_traceback(cli):
+    status, out, err = cli("--debug", "check", "/no/such/file")
+    assert (status, out) == (2, "")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: /no/such/file")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_errors_are_red_on_a_terminal_and_only_there(monkeypatch):
+    for no_color, text in (("", "\x1b[31merror: "), ("1", "error: ")):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", terminal := Terminal())
+        assert main(["check", "/no/such/file"]) == 2
+        assert terminal.getvalue().startswith(text)
+
+
+def test_a_shell_can_complete(cli, monkeypatch):
+    monkeypatch.setenv("_MCP_GATEWAY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "mcp-gateway serve --admin t")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert cli() == (0, "token\n", "")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from gateway.cli.flags import JSON, Command
 from gateway.config import config_reference
+
+if TYPE_CHECKING:
+    from gateway.cli.flags import Values
 
 TITLES = {
     "mcpServers.NAME": "A server (`mcpServers.NAME`)",
@@ -27,3 +33,17 @@ def render() -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def run(values: Values) -> int:
+    """Print them."""
+    if values.json:
+        from gateway.cli.output import print_json
+
+        print_json([row._asdict() for row in config_reference()])
+    else:
+        print(render())
+    return 0
+
+
+COMMANDS = (Command("fields", "list every field of the config file, with its default", run, (JSON,)),)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import gateway
+from gateway.cli.flags import Command, Flag, Values
+from gateway.cli.options import CONFIG, STATE, load, state_directory
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendUnavailable, ConfigError
 from gateway.store import Store
@@ -116,3 +118,27 @@ async def _challenge(server: ServerConfig) -> Challenge | None:
                     break
             raise HttpRefused(server.name, f"answered HTTP {status}, which asks for no login", status)
     raise BackendUnavailable(server.name, f"did not answer within {server.connect_timeout:g} s (connect_timeout)")
+
+
+def run_login(values: Values) -> int:
+    """Log in to the server that was named."""
+    log_in(load(values.config), values.name, state_directory(values), browser=not values.no_browser)
+    return 0
+
+
+def run_logout(values: Values) -> int:
+    """Log out of the server that was named."""
+    log_out(load(values.config), values.name, state_directory(values))
+    return 0
+
+
+_WHERE = (Flag("NAME", "the server's name in the config", required=True), CONFIG, STATE)
+COMMANDS = (
+    Command(
+        "login",
+        "log in to a server that wants OAuth, and keep its tokens",
+        run_login,
+        (*_WHERE, Flag("--no-browser", "only print the address of the login page", switch=True)),
+    ),
+    Command("logout", "forget the tokens of a server", run_logout, _WHERE),
+)

@@ -6,6 +6,8 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.options import STATE, state_directory
 from gateway.store import Store
 
 if TYPE_CHECKING:
@@ -70,3 +72,16 @@ def _age(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def run(values: Values) -> int:
+    """Ask them all, and print it."""
+    reports = ask_all(state_directory(values))
+    if values.json:
+        print(json.dumps(reports))
+    else:
+        print("\n\n".join(render(report) for report in reports) or "no gateway is running")
+    return 0
+
+
+COMMANDS = (Command("ps", "show the running gateways' backends and their processes", run, (JSON, STATE)),)

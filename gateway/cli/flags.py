@@ -1,0 +1,144 @@
+"""What a command takes, written down once: each module of this room has a `Command` with its `Flag`s.
+
+Two readers go by it. `read_plain` understands a command line that is plainly right in well under a millisecond, so
+that a client which starts the gateway waits for nothing else; `gateway.cli.app` hands all others (help, errors, shell
+completion) to Typer, which takes 0.2 s. Both give text; `convert` makes values of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable  # ruff: ignore[typing-only-standard-library-import] - msgspec reads it
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from gateway.cli.output import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PROGRAM = "mcp-gateway"
+
+Values = SimpleNamespace
+"""What was given, by the flags' `key`."""
+
+
+class Flag(Struct, frozen=True):
+    """One option (`--port`), or one argument (`FILE`).
+
+    `parse` makes the value of the text and raises ValueError with a whole sentence; `complete` gives what the shell may
+    offer for the beginning of a value, and must be quick.
+    """
+
+    name: str
+    help: str
+    metavar: str = "TEXT"
+    default: Any = None
+    parse: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] = ()
+    complete: Callable[[], Sequence[str]] | None = None
+    required: bool = False
+    switch: bool = False
+    """It takes no value and is True where it is given."""
+    many: bool = False
+    """It may be given several times; the value is a list."""
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it has a name on the command line, rather than a place."""
+        return self.name.startswith("-")
+
+    @property
+    def key(self) -> str:
+        """Its name as an attribute of the values."""
+        return self.name.lstrip("-").replace("-", "_").lower()
+
+
+class Command(Struct, frozen=True):
+    """One command; `run` returns the exit code."""
+
+    name: str
+    help: str
+    run: Callable[[Values], int]
+    flags: tuple[Flag, ...] = ()
+    epilog: str = ""
+
+
+JSON = Flag("--json", "print the result as JSON", switch=True)
+
+
+def read_plain(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
+    """What the words say, by key; None where anything needs a second look, be it wrong or only rare."""
+    options = {flag.name: flag for flag in command.flags if flag.is_option}
+    raw: dict[str, Any] = {}
+    places: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, sign, value = word.partition("=")
+        if not word.startswith("-"):
+            places.append(word)
+            continue
+        flag = options.get(name)
+        if flag is None or (flag.switch and sign):
+            return None
+        if flag.switch:
+            raw[flag.key] = True
+            continue
+        text = value if sign else next(rest, "-")
+        if text.startswith("-"):
+            return None
+        _put(raw, flag, text)
+    if not _place(raw, [flag for flag in command.flags if not flag.is_option], places):
+        return None
+    return None if any(flag.required and flag.key not in raw for flag in command.flags) else raw
+
+
+def _place(raw: dict[str, Any], arguments: list[Flag], places: list[str]) -> bool:
+    """Give each argument its place; whether all of them found one."""
+    left = list(places)
+    for flag in arguments:
+        while left:
+            _put(raw, flag, left.pop(0))
+            if not flag.many:
+                break
+    return not left
+
+
+def _put(raw: dict[str, Any], flag: Flag, text: str) -> None:
+    if flag.many:
+        raw.setdefault(flag.key, []).append(text)
+    else:
+        raw[flag.key] = text
+
+
+def convert(command: Command, raw: Mapping[str, Any]) -> Values:
+    """Make values of what was given, and of what was not the default.
+
+    Raises:
+        UsageError: a text is none of the values that the flag takes.
+    """
+    values = Values()
+    for flag in command.flags:
+        given = raw.get(flag.key)
+        if flag.switch:
+            setattr(values, flag.key, bool(given))
+        elif flag.many:
+            setattr(values, flag.key, [_value(command, flag, text) for text in given or ()])
+        else:
+            setattr(values, flag.key, flag.default if given is None else _value(command, flag, given))
+    return values
+
+
+def _value(command: Command, flag: Flag, text: str) -> Any:
+    hint = f"{PROGRAM} {command.name} --help"
+    if flag.choices and text not in flag.choices:
+        problem = f"{flag.name}: {text!r} is none of {', '.join(flag.choices)}"
+        raise UsageError(problem, hint)
+    if flag.parse is None:
+        return text
+    try:
+        return flag.parse(text)
+    except ValueError as exc:
+        problem = f"{flag.name}: {exc}"
+        raise UsageError(problem, hint) from None

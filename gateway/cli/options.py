@@ -1,0 +1,61 @@
+"""Flags that several commands share, and what makes values of their text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.cli.flags import Flag, Values
+from gateway.cli.output import warn
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+
+def port(text: str) -> int:
+    """A port; 0 is any free one."""
+    if not text.isdigit() or int(text) > 65_535:
+        message = f"{text!r} is no port; give 0 to 65535"
+        raise ValueError(message)
+    return int(text)
+
+
+def url_path(text: str) -> str:
+    """The path of an endpoint."""
+    if not text.startswith("/") or any(char in text for char in "?# "):
+        message = f"{text!r} is no path; it must begin with /"
+        raise ValueError(message)
+    return text
+
+
+CONFIG = Flag("--config", "the config file (JSON, mcpServers)", "FILE", parse=Path, required=True)
+STATE = Flag(
+    "--state-dir",
+    "where last-good catalogs, tokens and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"
+    " $XDG_STATE_HOME or ~/.local/state)",
+    "DIR",
+    parse=Path,
+)
+ADDRESS = (
+    Flag("--host", "address to listen on", "H", "127.0.0.1"),
+    Flag("--port", "port (default 8080; 0 picks a free one)", "P", 8080, port),
+    Flag("--streamable-http-path", "path of the streamable HTTP endpoint", "PATH", "/mcp", url_path),
+)
+
+
+def state_directory(values: Values) -> Path:
+    """The state directory that was named, or the default one."""
+    from gateway.store import default_directory
+
+    return values.state_dir or default_directory(os.environ)
+
+
+def load(path: Path) -> Config:
+    """Read a config and say what is odd about it. Raises ConfigError."""
+    from gateway.config import load_config
+
+    config = load_config(path, environ=os.environ)
+    for warning in config.warnings:
+        warn(warning)
+    return config

@@ -1,0 +1,70 @@
+"""What people read: one line an error in red, a hint under it, warnings, and JSON where it was asked for.
+
+Colour only where a terminal shows it and NO_COLOR is not set. What goes wrong with stderr itself is no reason to stop:
+nobody may be reading it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+RED = "31"
+YELLOW = "33"
+
+
+class CommandError(GatewayError):
+    """A command cannot do what it was asked; `hint` says what to try instead."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(CommandError):
+    """The command line is wrong."""
+
+
+def say(text: str) -> None:
+    """Write one line, or several, to stderr."""
+    with suppress(OSError):  # nobody reads stderr any more, which is no reason not to serve
+        print(text, file=sys.stderr, flush=True)
+
+
+def error(text: str, hint: str = "") -> None:
+    """Say what is wrong, in one red line, and then what to do about it."""
+    say(painted(f"error: {text}", RED))
+    if hint:
+        say(f"hint: {hint}")
+
+
+def warn(text: str) -> None:
+    """Say what is odd."""
+    say(painted(f"warning: {text}", YELLOW))
+
+
+def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """The text in a colour, where the stream (stderr, if none is named) shows colours and people want them."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if has_colour(stream or sys.stderr) else text
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether to write colours there (https://no-color.org)."""
+    try:
+        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    except ValueError:  # it is closed
+        return False
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON: what `--json` promises."""
+    import json
+
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
