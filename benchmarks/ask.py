@@ -221,7 +221,7 @@ async def _count_parked(count):
     from gateway import jsonrpc
     from gateway.backends.conversation import Conversation
     from gateway.backends.ticket import Ticket
-    from gateway.calls import Era
+    from gateway.calls import Era, Identity
     from gateway.eras.requests import Hop, modern_call
     from gateway.frontends import parking as room
     from gateway.frontends.flow import Flow
@@ -241,7 +241,7 @@ async def _count_parked(count):
     body = encode(make_message("tools/call", params, "legacy", 1))
 
     async def park(number):
-        call = modern_call(jsonrpc.decode(body), principal=f"client {number}")
+        call = modern_call(jsonrpc.decode(body), identity=Identity(f"client {number}"))
         ticket = Ticket(call, backend="b", own_name="ask", timeout=300)
         conversation.encode_call(ticket)
         asked = {"jsonrpc": "2.0", "id": f"ask-{number}", "method": "elicitation/create", "params": FORM}

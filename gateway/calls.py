@@ -8,7 +8,9 @@ Pure: no I/O.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -16,7 +18,7 @@ from gateway.errors import GatewayError
 from gateway.jsonrpc import ABSENT, EMPTY_OBJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.jsonrpc import Id
 
@@ -26,6 +28,86 @@ class Era(enum.StrEnum):
 
     LEGACY = "legacy"
     MODERN = "modern"
+
+
+ALL: Final = ("*",)
+"""Globs that fit every name."""
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+    """What one caller may see; what is beyond it looks as if there were none. A value: equal scopes share all work.
+
+    Globs know `*`, `?` and `[...]`, and case counts. A tool or prompt is held against them under its public name (the
+    one without a view) and as `<server>.<its own name>`; one name that fits is enough.
+    """
+
+    servers: tuple[str, ...] = ALL
+    """Globs over the servers' names in the config."""
+    tools: tuple[str, ...] = ALL
+    excluded_tools: tuple[str, ...] = ()
+    """Globs over tools that are not seen although `tools` fits them."""
+    prompts: tuple[str, ...] = ALL
+    resources: bool = True
+    """Whether resources and templates of those servers are seen; tools' own pages (MCP Apps) are in any case."""
+    view: str | None = None
+    """The view of the gateway within which all this holds; one that does not exist shows nothing."""
+
+    def sees_server(self, name: str) -> bool:
+        """Whether anything of this server may be seen."""
+        return fits(self.servers, (name,))
+
+    def sees_tool(self, names: Iterable[str]) -> bool:
+        """Whether a tool with these names, of a server that is seen, may be seen."""
+        names = tuple(names)
+        return fits(self.tools, names) and not fits(self.excluded_tools, names)
+
+    def sees_prompt(self, names: Iterable[str]) -> bool:
+        """The same for a prompt."""
+        return fits(self.prompts, tuple(names))
+
+    @property
+    def whole_servers(self) -> bool:
+        """Whether all of each server may be seen that may be seen at all."""
+        return self.tools == self.prompts == ALL and not self.excluded_tools and self.resources
+
+    def within_view(self) -> Scope:
+        """The same where the view has been applied already."""
+        return self if self.view is None else msgspec.structs.replace(self, view=None)
+
+
+EVERYTHING: Final = Scope()
+
+
+def fits(globs: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether one of the names fits one of the globs."""
+    return globs == ALL or any(fnmatchcase(name, glob) for glob in globs for name in names)
+
+
+class Identity(msgspec.Struct, frozen=True, cache_hash=True):
+    """Who has come in by which door, as far as that is known before a request is read."""
+
+    principal: str | None = None
+    """Who the client has proved to be, or None."""
+    scope: Scope | None = None
+    """What may be seen; None is everything."""
+
+    @property
+    def view(self) -> str | None:
+        """The view whose endpoint was used; None is the gateway's own endpoint."""
+        return None if self.scope is None else self.scope.view
+
+    def same_door(self, other: Identity) -> bool:
+        """Whether what one of them has begun may be gone on with by the other."""
+        return self.principal == other.principal and self.view == other.view
+
+
+ANYBODY: Final = Identity()
+
+
+@lru_cache(maxsize=1_024)
+def at_view(identity: Identity, view: str) -> Identity:
+    """The same client at a view's endpoint."""
+    return Identity(identity.principal, msgspec.structs.replace(identity.scope or EVERYTHING, view=view))
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +125,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The legacy session or the stdio process; None for a modern request over HTTP, which stands alone."""
     principal: str | None = None
     """Who the client has proved to be, or None."""
+    scope: Scope | None = None
+    """What the client may see; None is everything."""
 
     def same_client(self, other: Caller) -> bool:
         """Whether both are certainly one and the same client."""

@@ -16,7 +16,8 @@ from gateway.backends.ticket import Counted, Ticket
 from gateway.calls import Complete, Failure
 from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.links import Asked, Links, publish, publish_error
-from gateway.catalog.snapshot import Route, has_capability
+from gateway.catalog.ownership import Route
+from gateway.catalog.parts import has_capability
 from gateway.errors import BackendUnavailable, InvalidParams, ShuttingDown, UnknownMethod, UnknownName
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class Router:
             raise ShuttingDown(text)
         return self._lookup(call) or await self._await_owner(call)
 
+    def knows(self, call: Call) -> bool:
+        """Whether the name of a call is one that its caller sees now."""
+        return self._lookup(call) is not None
+
     async def submit(self, call: Call, *, again: bool = False) -> Ticket:
         """Hand a call to its owner. The caller waits on the ticket and must `release` it.
 
@@ -128,7 +133,7 @@ class Router:
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(ticket.backend, call.method, *((ticket.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
-            result = publish(self.fleet.snapshot().uris, self._links, asked, outcome.result)
+            result = publish(self.fleet.snapshot(call.caller.scope).uris, self._links, asked, outcome.result)
             return outcome if result is outcome.result else Complete(result, outcome.era)
         if isinstance(outcome, Failure):
             data = publish_error(asked, outcome.data)
@@ -176,27 +181,32 @@ class Router:
         self._drain_scope.cancel(reason="asked to stop at once")
 
     def _lookup(self, call: Call) -> Route | None:
-        snapshot = self.fleet.snapshot()
+        snapshot = self.fleet.snapshot(call.caller.scope)
         if call.method == "completion/complete":
             return self._completion_owner(call, snapshot)
         kind = OWNER_KIND.get(call.method)
         if kind is None:
-            return self._vendor_owner(call.method)
+            return self._vendor_owner(call, snapshot)
         if kind is Kind.RESOURCES:
             return self._resource_owner(call.name, snapshot)
         return snapshot.route(kind, call.name)
 
-    def _vendor_owner(self, method: str) -> Route:
-        """A method that MCP does not know goes to the only backend, where there is only one."""
-        backends = list(self.fleet.supervisors)
-        if len(backends) != 1 or is_mcp_method(method):
-            text = f"method {method!r} is not served"
+    def _vendor_owner(self, call: Call, snapshot: Snapshot) -> Route:
+        """A method that MCP does not know goes to the only backend, where there is only one.
+
+        Not for a caller who may see only some of what that backend has: nobody knows what the method would show.
+        """
+        backends = snapshot.backends
+        if len(backends) != 1 or not snapshot.whole_servers or is_mcp_method(call.method):
+            text = f"method {call.method!r} is not served"
             raise UnknownMethod(text)
         return Route(backends[0], "")
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
         route = snapshot.uris.resources.get(uri)  # nearly always
-        route = route or snapshot.uris.find(uri, self._links.owner(uri))
+        if not snapshot.any_resource:
+            return route
+        route = route or snapshot.uris.find(uri, self._links.owner(uri, snapshot.backends))
         if route is not None and route.backend in self.fleet.supervisors:
             return route
         owner = _only_one_with_resources(snapshot)
@@ -222,12 +232,13 @@ class Router:
 
     async def _await_owner(self, call: Call) -> Route:
         """Wait for backends that have never listed and may own the name; then decide."""
-        await self.fleet.first_starts()
+        scope = call.caller.scope
+        await self.fleet.first_starts(scope)
         route = self._lookup(call)
         if route is not None:
             return route
         away: BackendUnavailable | None = None
-        for supervisor in list(self.fleet.strangers(call.name)):
+        for supervisor in list(self.fleet.strangers(call.name, OWNER_KIND.get(call.method), scope)):
             if not supervisor.config.effective_namespace:
                 continue  # it may own any name at all: waiting for it would delay every typing error
             supervisor.want()
@@ -241,9 +252,14 @@ class Router:
                 away = BackendUnavailable(supervisor.name, f"is not available ({supervisor.state}): {reason}")
         if away is not None:
             raise away
-        noun = _NOUNS.get(OWNER_KIND.get(call.method, Kind.PROMPTS), "name")
-        text = f"Unknown {noun}: {call.name}"
-        raise UnknownName(text, uri=call.name if OWNER_KIND.get(call.method) is Kind.RESOURCES else None)
+        raise unknown(call)
+
+
+def unknown(call: Call) -> UnknownName:
+    """What the caller of a name is told that nobody owns, or that it may not see."""
+    kind = OWNER_KIND.get(call.method)
+    noun = _NOUNS[kind or Kind.PROMPTS]
+    return UnknownName(f"Unknown {noun}: {call.name}", uri=call.name if kind is Kind.RESOURCES else None)
 
 
 def _only_one_with_resources(snapshot: Snapshot) -> str | None:

@@ -22,6 +22,9 @@ from gateway.backends.upkeep import Wishes
 from gateway.calls import Call, Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
+from gateway.catalog.news import ListNews
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.config.model import ServerConfig
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendExited, BackendTooSlow
@@ -51,6 +54,13 @@ def make_call(
     return Call(
         method=method, name=name, params={member: jsonrpc.raw(name)}, meta={}, caller=caller, progress_token=token
     )
+
+
+def make_news(*changed: str) -> ListNews:
+    """News of these features ("tools", "prompts")."""
+    items = {kind: (Item("x", b'{"name":"x","uri":"x"}'),) for kind in Kind if kind.feature in changed}
+    part = make_part("a", "a", Listing(items=items), Naming())
+    return ListNews(Snapshot(), Snapshot([part], listed=frozenset({"a"})))
 
 
 def make_ticket(name: str = "x", *, timeout: float = 300.0, **further: Any) -> Ticket:

@@ -13,7 +13,9 @@ from gateway import jsonrpc
 from gateway.catalog import names
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.snapshot import Naming, Route, Snapshot, make_part
+from gateway.catalog.ownership import Route
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 
 
 def merged(backends: dict[str, list[str]], *, namespace: str | None = "", most: int = 128) -> Snapshot:

@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.snapshot import (
-    Naming,
-    Page,
-    Part,
-    Route,
-    Snapshot,
-    encode_list,
-    has_capability,
-    make_part,
-    merge_instructions,
-)
+from gateway.catalog.ownership import Route
+from gateway.catalog.pages import Page, encode_list
+from gateway.catalog.parts import Naming, Part, has_capability, make_part, merge_instructions
+from gateway.catalog.snapshot import Snapshot
 from gateway.errors import InvalidParams
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.snapshot import Naming, Snapshot, make_part
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.catalog.templates import template_weight
 
 

@@ -15,7 +15,8 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.links import MAX_LINK_LENGTH, MAX_LINKS, Links
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
-from gateway.catalog.snapshot import Naming, Snapshot, make_part
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 
 names = st.text("abAB09_-", min_size=1, max_size=8)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -8,7 +8,8 @@ from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.offers import Offer
-from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
+from gateway.catalog.parts import Naming, Part, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.embed.tools import read_tools
 
 

@@ -10,7 +10,8 @@ import pytest
 from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing, clean
-from gateway.catalog.snapshot import Naming, Snapshot, make_part
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.eras.caching import KEEP_NOTHING, LONGEST_TTL_MS, Hint, merge_hints, read_hint
 
 LONG, SHORT, MINE = Hint(9000, public=True), Hint(5, public=True), Hint(7000)

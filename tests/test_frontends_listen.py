@@ -16,7 +16,7 @@ from gateway import jsonrpc
 from gateway.calls import Call
 from gateway.errors import InvalidParams
 from gateway.frontends.listen import Subscription
-from tests.fakes import MODERN_CALLER
+from tests.fakes import MODERN_CALLER, make_news
 
 ID = "io.modelcontextprotocol/subscriptionId"
 ALL = {"toolsListChanged": True, "promptsListChanged": True, "resourcesListChanged": True}
@@ -90,8 +90,8 @@ async def test_a_malformed_filter_is_refused(wanted: object) -> None:
 async def test_changes_are_told_once_and_only_if_wanted() -> None:
     subscription = listen({"toolsListChanged": True, "promptsListChanged": True}, 7)
     for _ in range(3):
-        subscription.tell(frozenset({"tools", "resources"}))
-    subscription.tell(frozenset({"prompts"}))
+        subscription.tell(make_news("tools", "resources"))
+    subscription.tell(make_news("prompts"))
     told = await taken(subscription)
     assert sorted(message["method"] for message in told) == [
         "notifications/prompts/list_changed",
@@ -101,7 +101,7 @@ async def test_changes_are_told_once_and_only_if_wanted() -> None:
     with trio.move_on_after(0) as empty:
         await subscription.take()
     assert empty.cancelled_caught
-    subscription.tell(frozenset({"tools"}))
+    subscription.tell(make_news("tools"))
     assert [message["method"] for message in await taken(subscription)] == ["notifications/tools/list_changed"]
 
 

@@ -15,7 +15,7 @@ from gateway import jsonrpc
 from gateway.calls import Ask
 from gateway.frontends.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFace
 from tests.faces import STREAM, House, events_of, is_complete, log_line, message_of, open_house, texts_of
-from tests.fakes import FakeExchange, settle
+from tests.fakes import FakeExchange, make_news, settle
 from tests.wire_http import parse_events
 
 if TYPE_CHECKING:
@@ -221,11 +221,11 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
 
 async def test_changes_are_told_to_who_has_initialized(autojump_clock: MockClock) -> None:
     async with open_client(version=None) as client:
-        client.face.tell(frozenset({"tools"}))
+        client.face.tell(make_news("tools"))
         await settle()
         assert client.messages == []
         await client.initialize()
-        client.face.tell(frozenset({"tools"}))
+        client.face.tell(make_news("tools"))
         await settle()
         assert client.messages[-1]["method"] == "notifications/tools/list_changed"
 

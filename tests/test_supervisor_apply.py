@@ -189,7 +189,7 @@ async def test_another_separator_renames_all_and_restarts_none(autojump_clock: M
     async with rigged("a", "b") as rig:
         told: list[frozenset[str]] = []
         await trio.sleep(1)
-        rig.fleet.subscribe(told.append)
+        rig.fleet.subscribe(lambda news: told.append(news.features(None)))
         await rig.apply("a", "b", settings=GatewaySettings(separator="__"))
         assert listed(rig.fleet) == ["a__x", "b__x"]
         assert rig.fleet.settings.separator == "__"

@@ -12,7 +12,8 @@ from trio.testing import MockClock
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
-from gateway.catalog.snapshot import Route
+from gateway.catalog.news import ListNews
+from gateway.catalog.ownership import Route
 from gateway.config.model import Config, GatewaySettings, RestartPolicy, ServerConfig
 from gateway.errors import BackendExited
 from gateway.supervisor.fleet import Fleet
@@ -106,7 +107,7 @@ async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
     settings = GatewaySettings(list_change_delay=0.5)
     fleet = make_fleet(fakes, settings=settings)
     began = trio.current_time()
-    fleet.subscribe(lambda features: told.append((trio.current_time() - began, features)))
+    fleet.subscribe(lambda news: told.append((trio.current_time() - began, news.features(None))))
     async with running(fleet):
         await trio.sleep(10)
         assert told == [(0.5, frozenset({"tools"}))]  # twenty starts
@@ -122,7 +123,11 @@ async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock
     told: list[frozenset[str]] = []
     async with running(make_fleet(fakes)) as fleet:
         await trio.sleep(1)
-        fleet.subscribe(told.append)
+
+        def listener(news: ListNews) -> None:
+            told.append(news.features(None))
+
+        fleet.subscribe(listener)
         fakes["a"].session.change()  # says so, and lists the same
         await trio.sleep(1)
         fakes["a"].session.crash(CRASH)  # away and back, with the same list
@@ -132,8 +137,8 @@ async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock
         fakes["a"].session.crash(CRASH)
         await trio.sleep(20)
         assert told == [frozenset({"tools"})]  # given up: now they are gone
-        fleet.unsubscribe(told.append)
-        fleet.unsubscribe(told.append)
+        fleet.unsubscribe(listener)
+        fleet.unsubscribe(listener)
         fakes["a"].on_start = None
         fleet.supervisors["a"].kick()
         await trio.sleep(5)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.calls import ALL, Identity, Scope
 from gateway.errors import Busy
 from gateway.supervisor.limits import TokenBucket
 
@@ -24,11 +25,13 @@ CONCURRENCY_HINT: Final = 1.0
 class Principal:
     """Somebody, and what is under way for it."""
 
-    __slots__ = ("_bucket", "_visits", "calls", "ended", "name", "rules")
+    __slots__ = ("_bucket", "_visits", "calls", "ended", "identity", "name", "rules")
 
     def __init__(self, name: str, rules: Rules) -> None:
         self.name = name
         self.rules: Rules = rules
+        self.identity = Identity(name, scope_of(rules))
+        """The principal as faces and calls know it: its name, and what it may see."""
         self.calls = 0
         """Calls under way."""
         self.ended = False
@@ -49,6 +52,7 @@ class Principal:
         if rules.rate_limit != self.rules.rate_limit:
             self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
         self.rules = rules
+        self.identity = Identity(self.name, scope_of(rules))
 
     def visit(self) -> trio.CancelScope:
         """The scope in which one exchange of it is served; `leave` must follow."""
@@ -87,3 +91,10 @@ class Principal:
     def end_call(self) -> None:
         """Count one call less."""
         self.calls -= 1
+
+
+def scope_of(rules: Rules) -> Scope | None:
+    """What somebody may see by these rules; None is everything. Who may use some tools only sees no resources."""
+    if rules.servers == rules.tools == ALL:
+        return None
+    return Scope(servers=rules.servers, tools=rules.tools, prompts=rules.tools, resources=rules.tools == ALL)

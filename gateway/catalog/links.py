@@ -14,6 +14,8 @@ from gateway import jsonrpc
 from gateway.catalog import uris
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gateway.catalog.ownership import Ownership
 
 MAX_LINKS: Final = 1_024
@@ -40,9 +42,13 @@ class Links:
         self._count += 1
         links[uri] = self._count
 
-    def owner(self, uri: str) -> str | None:
-        """The backend that linked to this URI last, or None."""
-        found = [(links[uri], backend) for backend, links in self._seen.items() if uri in links]
+    def owner(self, uri: str, among: Collection[str] | None = None) -> str | None:
+        """The backend (one of `among`, if they are given) that linked to this URI last, or None."""
+        found = [
+            (links[uri], backend)
+            for backend, links in self._seen.items()
+            if uri in links and (among is None or backend in among)
+        ]
         return max(found)[1] if found else None
 
     def forget(self, backend: str) -> None:

@@ -1,94 +1,38 @@
 """Listings merged into one immutable whole: a table that routes, and lists that are already encoded.
 
-A `Part` is one backend's listing under public names, made once per change of that backend; `merge` only concatenates
-parts, so that a change of one backend re-encodes only what that backend lists. Names stay in the routing table while a
-backend is away: a known name never becomes an unknown one.
+A snapshot only concatenates parts, so that a change of one backend re-encodes only what that backend lists. Names stay
+in the routing table while a backend is away: a known name never becomes an unknown one. `within` gives the snapshot
+that a caller of some scope sees, another whole of the same kind, made once.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway import jsonrpc
+from gateway.calls import EVERYTHING
 from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
+from gateway.catalog.pages import Page, decode_cursor, encode_cursor
+from gateway.catalog.parts import Entry, Naming, Part, renamed
+from gateway.catalog.scopes import may_see, narrowed, renamed_part
 from gateway.eras import tools
 from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints
 from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
-from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.catalog.listing import Listing
+    from gateway.calls import Scope
     from gateway.catalog.offers import Offer
+    from gateway.catalog.scopes import NamedView
 
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One item under its public name; `raw` is its JSON as clients see it."""
-
-    public: str
-    own: str
-    raw: bytes
-    link: str = ""
-    """The resource that a tool is shown with (MCP Apps)."""
-    task: bool = False
-    """Whether this tool must be called as a task."""
-
-
-class Part(msgspec.Struct, frozen=True):
-    """One backend's entries, by kind."""
-
-    backend: str
-    listing: Listing
-    entries: dict[Kind, tuple[Entry, ...]]
-
-
-class Naming(msgspec.Struct, frozen=True):
-    """How public names are made."""
-
-    separator: str = "."
-    max_length: int = 128
-
-
-def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) -> Part:
-    """Give one backend's items their public names."""
-    entries: dict[Kind, tuple[Entry, ...]] = {}
-    has_tasks = _declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
-    for kind, items in listing.items.items():
-        if not kind.namespaced:
-            entries[kind] = tuple(Entry(item.own, item.own, item.raw) for item in items)
-            continue
-        made: list[Entry] = []
-        for item in items:
-            public = names.public_name(namespace, naming.separator, item.own, naming.max_length)
-            raw = _renamed(kind, item.raw, item.own, public)
-            task = has_tasks and tools.needs_task(item.raw)
-            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task))
-        entries[kind] = tuple(made)
-    return Part(backend, listing, entries)
-
-
-def _renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
-    if own == public:
-        return raw
-    members: dict[str, object] = dict(jsonrpc.decode_object(raw))
-    members[kind.key] = public
-    return jsonrpc.encode(members)
-
-
-class Page(msgspec.Struct, frozen=True):
-    """A run of a list's entries, encoded and joined, and the cursor of the next run."""
-
-    joined: bytes
-    next_cursor: str | None
+MAX_SCOPED: Final = 256
+"""Scopes for which a narrowed snapshot is kept; with more, the one made first is made again when it is next needed."""
 
 
 class Snapshot:
@@ -101,20 +45,29 @@ class Snapshot:
         listed: frozenset[str] = frozenset(),
         naming: Naming | None = None,
         offers: Mapping[str, Offer] | None = None,
+        backends: Iterable[str] | None = None,
+        views: Mapping[str, NamedView] | None = None,
     ):
         """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed.
 
-        With `offers` there are no tools but these.
+        With `offers` there are no tools but these. `backends` are all there are, also those that never listed anything.
         """
         self.parts = tuple(parts)
         self.listed = listed
+        self.backends = tuple(part.backend for part in parts) if backends is None else tuple(backends)
+        self.naming = naming or Naming()
+        self.views = views or {}
         self.clashes: list[str] = []
-        self._max_length = (naming or Naming()).max_length
+        self.limits: tuple[Scope, ...] = ()
+        """What this was narrowed by."""
+        self._is_personal = False
+        self._main = self
+        self._scoped: dict[Scope, Snapshot] = {}
         self.uris = Ownership()
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
         self._mirrored: dict[str, Annotations] = {}
-        self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
+        self._placed: dict[tuple[Kind, str], list[Entry]] = {}
         self._hints: dict[Kind, Hint] = {}
         self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
         # URIs first: tools may link to them.
@@ -122,29 +75,95 @@ class Snapshot:
             for part in self.parts:
                 self._add(part.backend, kind, part.entries.get(kind, ()))
         if offers is not None:
-            self._narrow(offers)
+            self._choose(offers)
+        self._lists = {
+            kind: [entry for part in self.parts if part.backend in listed for entry in self.placed(kind, part.backend)]
+            for kind in Kind
+        }
 
-    def _narrow(self, offers: Mapping[str, Offer]) -> None:
+    def _choose(self, offers: Mapping[str, Offer]) -> None:
         """Leave only the tools that are offered, as they are offered; names have been given out by now."""
-        routes, entries = self._routes[Kind.TOOLS], self._lists[Kind.TOOLS]
+        routes = self._routes[Kind.TOOLS]
         self._routes[Kind.TOOLS] = {name: route for name, route in routes.items() if name in offers}
-        kept: list[Entry] = []
-        for entry in entries:
-            offer = offers.get(entry.public)
-            if offer is None:
-                continue
-            kept.append(msgspec.structs.replace(entry, raw=described(entry.raw, offer)))
-            if offer.schema is not None:  # what clients mirror into headers, they find in the schema that they see
-                self._mirrored[entry.public] = annotations_of(kept[-1].raw)
-        self._lists[Kind.TOOLS] = kept
+        for part in self.parts:
+            kept: list[Entry] = []
+            for entry in self.placed(Kind.TOOLS, part.backend):
+                offer = offers.get(entry.public)
+                if offer is None:
+                    continue
+                kept.append(msgspec.structs.replace(entry, raw=described(entry.raw, offer)))
+                if offer.schema is not None:  # what clients mirror into headers, they find in the schema that they see
+                    self._mirrored[entry.public] = annotations_of(kept[-1].raw)
+            self._placed[Kind.TOOLS, part.backend] = kept
+
+    # What callers of other scopes see.
+
+    def within(self, scope: Scope | None) -> Snapshot:
+        """What a caller of this scope sees; the same object as long as it is kept."""
+        if scope is None:
+            return self
+        found = self._scoped.get(scope)
+        if found is None:
+            while len(self._scoped) >= MAX_SCOPED:
+                del self._scoped[next(iter(self._scoped))]
+            found = self._scoped[scope] = self._make_scoped(scope)
+        return found
+
+    def _make_scoped(self, scope: Scope) -> Snapshot:
+        seen = self
+        if scope.view is not None:
+            seen = self._view(scope.view) if scope.within_view() == EVERYTHING else self.within(_only(scope.view))
+        if scope.within_view() != EVERYTHING:
+            seen = seen._narrowed(scope.within_view())
+            seen._is_personal = True
+        return seen
+
+    def _view(self, name: str) -> Snapshot:
+        view = self.views.get(name)
+        if view is None:
+            return Snapshot(naming=self.naming)
+        seen = self._narrowed(view.scope)
+        if view.naming is None or view.naming == self.naming:
+            return seen
+        parts = [renamed_part(part, view.naming) for part in seen.parts]
+        found = Snapshot(parts, listed=self.listed, naming=view.naming, backends=seen.backends)
+        found.limits, found._main = seen.limits, self._main
+        return found
+
+    def _narrowed(self, scope: Scope) -> Snapshot:
+        """Without what is out of scope; names that are left are the same ones."""
+        backends = [name for name in self.backends if scope.sees_server(name)]
+        parts = [narrowed(self, part, scope) for part in self.parts if scope.sees_server(part.backend)]
+        found = Snapshot(parts, listed=self.listed, naming=self.naming, backends=backends)
+        found.limits, found._main = (*self.limits, scope), self._main
+        return found
+
+    @property
+    def whole_servers(self) -> bool:
+        """Whether its backends are seen as a whole, if they are seen at all."""
+        return all(scope.whole_servers for scope in self.limits)
+
+    @property
+    def any_resource(self) -> bool:
+        """Whether a backend that is seen may be asked for resources that it does not list."""
+        return all(scope.resources for scope in self.limits)
+
+    def may_own(self, kind: Kind, backend: str, namespace: str, name: str) -> bool:
+        """Whether a backend, which perhaps has never listed anything, might have something seen under this name."""
+        if backend not in self.backends:
+            return False
+        return may_see(self.limits, kind, backend, namespace, name, (self.naming, self._main.naming))
+
+    def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
+        """A backend's entries as they are offered, also while they are not listed."""
+        return self._placed.get((kind, backend), ())
+
+    # How it is made.
 
     def _add(self, backend: str, kind: Kind, entries: tuple[Entry, ...]) -> None:
-        entry_list, is_listed = self._lists[kind], backend in self.listed
         place = self._place_named if kind.namespaced else self._place_resource
-        for entry in entries:
-            placed = place(backend, kind, entry)
-            if placed is not None and is_listed:
-                entry_list.append(placed)
+        placed = [found for entry in entries if (found := place(backend, kind, entry)) is not None]
+        self._placed[kind, backend] = placed
 
     def _place_resource(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
         """Route a resource or template; the URI is its identity, and changed only where another backend has it too."""
@@ -156,19 +175,19 @@ class Snapshot:
             self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is left out: its URIs are taken")
             return None
         self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {public!r}")
-        return Entry(public, entry.own, _renamed(kind, entry.raw, entry.public, public))
+        return Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public))
 
     def _place_named(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
         routes, placed = self._routes[kind], entry
         if entry.public in routes:
-            other = names.distinct_name(entry.public, backend, entry.own, self._max_length)
+            other = names.distinct_name(entry.public, backend, entry.own, self.naming.max_length)
             if other in routes:  # no accident: somebody lists the very name that this one would get
                 self.clashes.append(
                     f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
                 )
                 return None
             self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
-            raw = _renamed(kind, entry.raw, entry.public, other)
+            raw = renamed(kind, entry.raw, entry.public, other)
             placed = msgspec.structs.replace(entry, public=other, raw=raw)
         if entry.link:
             self.uris.claim(backend, entry.link)
@@ -178,6 +197,8 @@ class Snapshot:
         if kind is Kind.TOOLS and b"x-mcp-header" in placed.raw:
             self._mirrored[placed.public] = annotations_of(placed.raw)
         return placed
+
+    # What is in it.
 
     def mirrored_params(self, public: str) -> Annotations:
         """The parameters of a tool that its clients must mirror into `Mcp-Param-*` headers."""
@@ -216,7 +237,10 @@ class Snapshot:
             ]
             # An empty list has nowhere to say it, and may be full any moment.
             hints = [item.hint for items in lists for item in items] + [KEEP_NOTHING for items in lists if not items]
-            found = self._hints[kind] = merge_hints(hints)
+            found = merge_hints(hints)
+            if self._is_personal:  # a cache must not show it to others, who ask at the same endpoint
+                found = msgspec.structs.replace(found, public=False)
+            self._hints[kind] = found
         return found
 
     def same_list(self, other: Snapshot, kind: Kind) -> bool:
@@ -240,7 +264,7 @@ class Snapshot:
     def _make_page(self, kind: Kind, start: int, size: int | None, view: View) -> Page:
         entries = self._lists[kind]
         end = len(entries) if size is None else min(start + size, len(entries))
-        following = _encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
+        following = encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
         raws = [entry.raw for entry in entries[start:end]]
         if kind is Kind.TOOLS:
             raws = [tools.shown(raw, view) for raw in raws]
@@ -248,7 +272,7 @@ class Snapshot:
 
     def _start(self, kind: Kind, cursor: str) -> int:
         """Where the page after a cursor begins: behind the entry it names, wherever that stands now."""
-        index, last = _decode_cursor(kind, cursor)
+        index, last = decode_cursor(kind, cursor)
         entries = self._lists[kind]
         if 0 < index <= len(entries) and entries[index - 1].public == last:
             return index
@@ -256,49 +280,6 @@ class Snapshot:
         return next((i + 1 for i, entry in enumerate(entries) if entry.public == last), min(index, len(entries)))
 
 
-def _encode_cursor(kind: Kind, index: int, last: str) -> str:
-    return base64.urlsafe_b64encode(jsonrpc.encode([kind.member, index, last])).decode()
-
-
-def _decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
-    text = "params.cursor is none that this server gave; list again without a cursor"
-    try:
-        member, index, last = msgspec.json.decode(
-            base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[str, int, str]
-        )
-    except (binascii.Error, ValueError, *jsonrpc.UNDECODABLE):
-        raise InvalidParams(text) from None
-    if member != kind.member or index < 0:
-        raise InvalidParams(text)
-    return index, last
-
-
-def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """The result object of a list method; `head` and `tail` are further members with their commas."""
-    cursor = b"" if page.next_cursor is None else b',"nextCursor":' + jsonrpc.encode(page.next_cursor)
-    return b'{%b"%b":[%b]%b%b}' % (head, kind.member.encode(), page.joined, cursor, tail)
-
-
-def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
-    """The instructions of all backends, each under a heading with its name, cut to `limit` characters."""
-    blocks = [f"# {part.backend}\n\n{text.strip()}" for part in parts if (text := part.listing.instructions)]
-    if not blocks:
-        return None
-    return "\n\n".join(blocks)[:limit]
-
-
-def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:
-    """Whether any backend declares a capability, e.g. `("resources", "subscribe")`."""
-    return any(_declares(part.listing.capabilities, path) for part in parts)
-
-
-def _declares(members: Mapping[str, msgspec.Raw], path: Sequence[str]) -> bool:
-    span = members.get(path[0])
-    if span is None or bytes(span) in {b"false", b"null"}:
-        return False
-    if len(path) == 1:
-        return True
-    try:
-        return _declares(jsonrpc.decode_object(span), path[1:])
-    except ValueError:
-        return False
+def _only(view: str) -> Scope:
+    """The scope of a caller who sees all of a view."""
+    return msgspec.structs.replace(EVERYTHING, view=view)

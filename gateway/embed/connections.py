@@ -15,7 +15,8 @@ from gateway import jsonrpc
 from gateway.backends.ticket import Ticket
 from gateway.calls import Ask, Call, Caller, Era, Notice, StreamClosed, Withdrawn
 from gateway.catalog.kinds import Kind
-from gateway.catalog.snapshot import Naming, Snapshot, make_part
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.embed.errors import CallFailed
 from gateway.embed.openers import LoginBook
 from gateway.eras.versions import LATEST_LEGACY

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Call, Caller, Era
+from gateway.calls import ANYBODY, Call, Caller, Era
 from gateway.eras import meta
 from gateway.eras.asks import BRIDGEABLE
 from gateway.eras.tasks import with_extension
@@ -19,6 +19,7 @@ from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERS
 from gateway.errors import InvalidParams, RequestError
 
 if TYPE_CHECKING:
+    from gateway.calls import Identity
     from gateway.jsonrpc import Id, Message
 
 NAME_MEMBER: Final = {
@@ -109,7 +110,7 @@ def is_modern(message: Message) -> bool:
         return False
 
 
-def modern_call(message: Message, *, principal: str | None = None, session: str | None = None) -> Call:
+def modern_call(message: Message, *, identity: Identity = ANYBODY, session: str | None = None) -> Call:
     """Read a modern client's request; everything about the client is in its `_meta` (basic/index, "_meta").
 
     Raises:
@@ -129,7 +130,8 @@ def modern_call(message: Message, *, principal: str | None = None, session: str 
         capabilities=capabilities,
         client_info=hop.get(meta.CLIENT_INFO, jsonrpc.ABSENT),
         log_level=meta.log_level(hop),
-        principal=principal,
+        principal=identity.principal,
+        scope=identity.scope,
         session=session,
     )
     method = str(message.method)

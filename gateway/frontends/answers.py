@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Complete, Era, Failure, InputRequired, Notice, StreamClosed, Withdrawn
+from gateway.calls import ANYBODY, Ask, Call, Complete, Era, Failure, InputRequired, Notice, StreamClosed, Withdrawn
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
-from gateway.catalog.snapshot import encode_list, has_capability, merge_instructions
+from gateway.catalog.pages import encode_list
+from gateway.catalog.parts import has_capability, merge_instructions
 from gateway.eras import asks, errors, meta, requests, results, versions
 from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of
@@ -22,10 +23,10 @@ from gateway.errors import BackendProtocol, GatewayError, InvalidParams, Unknown
 from gateway.frontends import watching
 from gateway.frontends.flow import Flow
 from gateway.frontends.parking import PARKABLE
-from gateway.router import ROUTED_METHODS, WATCH_METHODS, is_mcp_method
+from gateway.router import ROUTED_METHODS, WATCH_METHODS, is_mcp_method, unknown
 
 if TYPE_CHECKING:
-    from gateway.calls import Caller, Outcome
+    from gateway.calls import Caller, Identity, Outcome, Scope
     from gateway.config import GatewaySettings
     from gateway.frontends.parking import Parking
     from gateway.frontends.sessions import LegacySession
@@ -51,6 +52,7 @@ class Introduction(msgspec.Struct, frozen=True):
     version: str
     capabilities: msgspec.Raw
     client_info: msgspec.Raw
+    identity: Identity = ANYBODY
 
 
 class Answers:
@@ -67,8 +69,8 @@ class Answers:
 
     # The legacy era.
 
-    def introduce(self, message: Message) -> tuple[Introduction, bytes]:
-        """Answer `initialize` (2025-11-25 basic/lifecycle).
+    def introduce(self, message: Message, identity: Identity = ANYBODY) -> tuple[Introduction, bytes]:
+        """Answer `initialize` (2025-11-25 basic/lifecycle) as a client of this identity sees the gateway.
 
         Raises:
             InvalidParams: the params are none of an initialize request.
@@ -82,10 +84,10 @@ class Answers:
         result = results.initialize_result(
             version,
             server_info=self.server_info,
-            capabilities=self._capabilities(Era.LEGACY),
-            instructions=merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS),
+            capabilities=self._capabilities(Era.LEGACY, identity.scope),
+            instructions=merge_instructions(self.fleet.snapshot(identity.scope).parts, limit=MAX_INSTRUCTIONS),
         )
-        return Introduction(version, params.capabilities, params.clientInfo), result
+        return Introduction(version, params.capabilities, params.clientInfo, identity), result
 
     def welcome(self, session: LegacySession) -> None:
         """Have everything that is kept for this client alone end with it."""
@@ -155,6 +157,8 @@ class Answers:
             else:
                 call.params["requestState"] = state.inner
             return None
+        if call.caller.scope is not None and not self.router.knows(call):  # any more
+            raise unknown(call)
         answer = self.parking.resume(state.parked, call)
         if isinstance(answer, bytes):
             return results.for_modern(InputRequired(answer), self.server_info)
@@ -169,7 +173,7 @@ class Answers:
         if call.method in BY_METHOD:
             return await self._list(BY_METHOD[call.method], call.params, call.caller)
         if call.method == "server/discover":
-            return self._discover()
+            return self._discover(call.caller.scope)
         if call.method in ROUTED_METHODS or not is_mcp_method(call.method):
             self._want_level(call.caller.log_level)
             answer = self._resume(call) if "requestState" in call.params else None
@@ -188,24 +192,24 @@ class Answers:
             self.fleet.wish_list.want_level(self, level)
             self.fleet.wish()
 
-    def _discover(self) -> bytes:
+    def _discover(self, scope: Scope | None) -> bytes:
         members: dict[str, object] = {
             "supportedVersions": list(versions.SUPPORTED_VERSIONS),
-            "capabilities": self._capabilities(Era.MODERN),
+            "capabilities": self._capabilities(Era.MODERN, scope),
             "ttlMs": 0,
             "cacheScope": "private",
         }
-        instructions = merge_instructions(self.fleet.snapshot().parts, limit=MAX_INSTRUCTIONS)
+        instructions = merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS)
         if instructions is not None:
             members["instructions"] = instructions
         return results.modern_result(members, server_info=self.server_info)
 
     # Both.
 
-    def _capabilities(self, era: Era) -> dict[str, object]:
+    def _capabilities(self, era: Era, scope: Scope | None) -> dict[str, object]:
         """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it."""
         found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
-        parts = self.fleet.snapshot().parts
+        parts = self.fleet.snapshot(scope).parts
         if has_capability(parts, ["completions"]):
             found["completions"] = {}
         if has_capability(parts, ["resources", "subscribe"]):
@@ -222,13 +226,13 @@ class Answers:
             except ValueError:
                 text = "params.cursor must be a string"
                 raise InvalidParams(text) from None
-        await self.fleet.first_starts()
-        snapshot = self.fleet.snapshot()
+        await self.fleet.first_starts(caller.scope)
+        snapshot = self.fleet.snapshot(caller.scope)
         page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
         if caller.era is Era.LEGACY:
             return encode_list(kind, page)
         # While a backend is away, what it lists may come any moment.
-        everybody = all(one.offered and one.listing is not None for one in self.fleet.supervisors.values())
+        everybody = all(one.offered and one.listing is not None for one in self.fleet.seen(caller.scope))
         hint = snapshot.hint(kind) if everybody else KEEP_NOTHING
         return encode_list(
             kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), self._meta_tail)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import jsonrpc
+from gateway.calls import ANYBODY, at_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from gateway.access.principals import Principal
+    from gateway.calls import Identity
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,7 +37,7 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its response."""
 
-    __slots__ = ("_complete", "_receive", "_send", "_streaming", "always", "headers", "principal", "scope")
+    __slots__ = ("_complete", "_receive", "_send", "_streaming", "always", "headers", "principal", "scope", "view")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -49,10 +51,14 @@ class Exchange:
         self.principal: Principal | None = None
         """Who has proved to be the client, where the gateway asks for that."""
 
+        self.view: str | None = None
+        """The view whose endpoint was used, None for the gateway's own."""
+
     @property
-    def principal_name(self) -> str | None:
-        """What the callers of this exchange have as their `principal`."""
-        return None if self.principal is None else self.principal.name
+    def identity(self) -> Identity:
+        """Who sends this by which door; equal ones are the same object, nearly always."""
+        found = ANYBODY if self.principal is None else self.principal.identity
+        return found if self.view is None else at_view(found, self.view)
 
     @property
     def begun(self) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.access.table import Access
+    from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Answers
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
@@ -206,9 +207,9 @@ class HttpFace:
     def _end_principal(self, principal: Principal) -> None:
         self._endpoint.sessions.close_of(principal.name)
 
-    def _tell(self, features: frozenset[str]) -> None:
-        self._endpoint.sessions.tell(features)
-        self._sse.tell(features)
+    def _tell(self, news: ListNews) -> None:
+        self._endpoint.sessions.tell(news)
+        self._sse.tell(news)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self._path:

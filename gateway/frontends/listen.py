@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.calls import Call
+    from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Answers
 
 _FILTERS: Final = {
@@ -67,9 +68,9 @@ class Subscription:
         self._answers.fleet.unsubscribe(self.tell)
         self._answers.fleet.forget(self)
 
-    def tell(self, features: frozenset[str]) -> None:
+    def tell(self, news: ListNews) -> None:
         """Note that lists changed."""
-        wanted = features & self._features.keys()
+        wanted = news.features(self._caller.scope) & self._features.keys()
         if wanted:
             self._changes.add(wanted)
 

@@ -76,7 +76,7 @@ class ModernFace:
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])
         try:
-            call = requests.modern_call(message, principal=exchange.principal_name)
+            call = requests.modern_call(message, identity=exchange.identity)
         except requests.UnsupportedVersion as exc:
             said = found.get(headers.VERSION_HEADER, b"").decode("latin-1")
             if said != exc.requested:
@@ -88,7 +88,7 @@ class ModernFace:
             raise
         headers.check(found, call)
         if call.method == "tools/call":
-            annotations = self._answers.fleet.snapshot().mirrored_params(call.name)
+            annotations = self._answers.fleet.snapshot(call.caller.scope).mirrored_params(call.name)
             if annotations:
                 check_param_headers(found, annotations, call.params.get("arguments", jsonrpc.EMPTY_OBJECT))
         return call

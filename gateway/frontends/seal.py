@@ -45,6 +45,8 @@ class State(msgspec.Struct, omit_defaults=True):
     expires: float
     parked: str = ""
     """Key of a call that waits here for its client."""
+    view: str | None = None
+    """The view at whose endpoint it was given."""
     backend: str = ""
     """The backend whose own state `inner` is."""
     inner: msgspec.Raw = jsonrpc.ABSENT
@@ -82,6 +84,7 @@ class Sealer:
 
         state: dict[str, object] = {
             "principal": call.caller.principal,
+            "view": _view_of(call),
             "digest": digest_of(call),
             "expires": self._clock() + LIFETIME,
             "parked": parked,
@@ -103,7 +106,7 @@ class Sealer:
         same_principal = hmac.compare_digest(_name_of(state.principal), _name_of(call.caller.principal))
         if self._clock() > state.expires:
             raise InvalidParams(_refusal("has expired"))
-        if not same_principal or not hmac.compare_digest(state.digest, digest_of(call)):
+        if not same_principal or state.view != _view_of(call) or not hmac.compare_digest(state.digest, digest_of(call)):
             raise InvalidParams(_refusal("was given for another request"))
         return state
 
@@ -129,6 +132,10 @@ class Sealer:
 def _name_of(principal: str | None) -> bytes:
     """Bytes that tell a principal from all others, and from none."""
     return b"" if principal is None else b"=" + principal.encode(errors="surrogatepass")
+
+
+def _view_of(call: Call) -> str | None:
+    return None if call.caller.scope is None else call.caller.scope.view
 
 
 def _refusal(why: str) -> str:

@@ -10,10 +10,12 @@ import math
 import secrets
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Caller, Era
+from gateway.calls import ANYBODY, Caller, Era
+from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta
 from gateway.errors import Busy, RequestError
 from gateway.frontends.changes import Changes
@@ -22,7 +24,8 @@ from gateway.frontends.events import Budget, EventStore
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.calls import Ask
+    from gateway.calls import Ask, Identity
+    from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Introduction
     from gateway.frontends.resumable import LegacyReply
     from gateway.jsonrpc import Id, Message
@@ -169,7 +172,6 @@ class LegacySession:
         *,
         max_requests: int,
         budget: Budget | None = None,
-        principal: str | None = None,
     ) -> None:
         self.id = session_id
         self.key = session_id or STDIO
@@ -180,8 +182,11 @@ class LegacySession:
             capabilities=introduction.capabilities,
             client_info=introduction.client_info,
             session=self.key,
-            principal=principal,
+            principal=introduction.identity.principal,
+            scope=introduction.identity.scope,
         )
+        self.identity = introduction.identity
+        """Whose session it is, and at which endpoint it was made; nobody else finds it."""
         self.in_flight = InFlight(max_requests)
         self.changes = Changes()
         self.desk = Desk()
@@ -201,6 +206,22 @@ class LegacySession:
     def touch(self) -> None:
         """Note that the client is alive."""
         self.last_used = trio.current_time()
+
+    def admits(self, identity: Identity) -> bool:
+        """Whether a request of this identity is one of this session; what it may see now holds from now on."""
+        if identity is self.identity:
+            return True
+        if not self.identity.same_door(identity):
+            return False
+        if identity.scope != self.identity.scope:
+            self.caller = msgspec.structs.replace(self.caller, scope=identity.scope)
+            self.changes.add(FEATURES)
+        self.identity = identity
+        return True
+
+    def tell(self, news: ListNews) -> None:
+        """Note that lists changed, as far as this client sees them."""
+        self.changes.add(news.features(self.caller.scope))
 
     @property
     def idle(self) -> float:
@@ -240,22 +261,20 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, introduction: Introduction, principal: str | None = None) -> LegacySession | None:
-        """Make a session of this principal; None if there are too many and none has been abandoned."""
+    def open(self, introduction: Introduction) -> LegacySession | None:
+        """Make a session of whom it introduces; None if there are too many and none has been abandoned."""
         if len(self._sessions) >= self._most and not self._evict():
             return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
-        session = LegacySession(
-            session_id, introduction, max_requests=self._max_requests, budget=self._budget, principal=principal
-        )
+        session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
         self._sessions[session_id] = session
         self.welcome(session)
         return session
 
-    def find(self, session_id: str, principal: str | None = None) -> LegacySession | None:
-        """The session of this principal with this id; None if it never was, has ended, or is another's."""
+    def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
+        """This client's session with this id, or None if it never was, has ended, or belongs to somebody else."""
         session = self._sessions.get(session_id)
-        if session is None or session.caller.principal != principal:
+        if session is None or not session.admits(identity):
             return None
         session.touch()
         return session
@@ -266,10 +285,10 @@ class SessionTable:
             self._sessions.pop(session.id, None)
         session.end()
 
-    def tell(self, features: frozenset[str]) -> None:
+    def tell(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
         for session in self._sessions.values():
-            session.changes.add(features)
+            session.tell(news)
 
     def _evict(self) -> bool:
         """Make room by ending the session that has been idle longest, if that is long enough."""

@@ -25,7 +25,8 @@ from gateway.frontends.exchange import ClientGone, Exchange, read_json
 from gateway.frontends.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
 
 if TYPE_CHECKING:
-    from gateway.calls import Event
+    from gateway.calls import Event, Identity
+    from gateway.catalog.news import ListNews
     from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
@@ -49,9 +50,9 @@ def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
 class SseStream:
     """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
 
-    def __init__(self, answers: Answers, session_id: str, principal: str | None = None) -> None:
+    def __init__(self, answers: Answers, session_id: str, identity: Identity) -> None:
         self.id = session_id
-        self.principal = principal
+        self.identity = identity
         self.session: LegacySession | None = None
         self._answers = answers
         self._introduced = trio.Event()
@@ -77,6 +78,12 @@ class SseStream:
             self._room.unpark_all()
             if self.session is not None:
                 self.session.end()
+
+    def admits(self, identity: Identity) -> bool:
+        """Whether a POST of this identity is one of this stream's client."""
+        if self.session is not None:
+            return self.session.admits(identity)
+        return self.identity.same_door(identity)
 
     def end(self) -> None:
         """Close the stream as soon as what is under way has been answered and sent."""
@@ -191,11 +198,11 @@ class SseStream:
             text = "this session is initialized: open another stream" if again else "send initialize first"
             return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
         try:
-            introduction, result = self._answers.introduce(message)
+            introduction, result = self._answers.introduce(message, self.identity)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         most = self._answers.settings.max_client_requests
-        self.session = LegacySession(self.id, introduction, max_requests=most, principal=self.principal)
+        self.session = LegacySession(self.id, introduction, max_requests=most)
         self._introduced.set()
         return jsonrpc.response(request_id, result)
 
@@ -253,11 +260,11 @@ class SseFace:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def tell(self, features: frozenset[str]) -> None:
+    def tell(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
         for stream in self._streams.values():
             if stream.session is not None:
-                stream.session.changes.add(features)
+                stream.session.tell(news)
 
     def end_all(self) -> None:
         """Let every stream end, in good order."""
@@ -280,7 +287,7 @@ class SseFace:
             await self._serve(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
-        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.principal_name)
+        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
         path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._message_path)
         self._streams[stream.id] = stream
         try:
@@ -301,7 +308,7 @@ class SseFace:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return
         stream = self._streams.get(given[0])
-        if stream is None or stream.principal != exchange.principal_name:
+        if stream is None or not stream.admits(exchange.identity):
             text = "this session does not exist or has ended with its stream: open another one"
             await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
             return

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Era, Notice, StreamClosed, Withdrawn
+from gateway.calls import ANYBODY, Ask, Era, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
 from gateway.frontends.answers import (
@@ -36,7 +36,8 @@ from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.calls import Event
+    from gateway.calls import Event, Identity
+    from gateway.catalog.news import ListNews
     from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
@@ -56,8 +57,11 @@ log = logging.getLogger("gateway.stdio")
 class StdioFace:
     """Serves one client over a pair of file descriptors, which the caller has set apart for it."""
 
-    def __init__(self, answers: Answers, stdin: int, stdout: int, closing: trio.Event) -> None:
+    def __init__(
+        self, answers: Answers, stdin: int, stdout: int, closing: trio.Event, identity: Identity = ANYBODY
+    ) -> None:
         self._answers = answers
+        self._identity = identity
         self._stdin = stdin
         self._closing = closing
         self._reading = trio.CancelScope()
@@ -240,7 +244,7 @@ class StdioFace:
         return None
 
     async def _modern(self, message: Message, request_id: Id) -> bytes:
-        call = requests.modern_call(message, session=STDIO)
+        call = requests.modern_call(message, identity=self._identity, session=STDIO)
         if call.method == LISTEN:
             return await self._listen(Subscription(self._answers, request_id, call))
         answer = await self._answers.modern(call)
@@ -250,7 +254,7 @@ class StdioFace:
         """Open the process' legacy conversation (2025-11-25 basic/lifecycle)."""
         self._in_flight.leave(request_id)
         try:
-            introduction, result = self._answers.introduce(message)
+            introduction, result = self._answers.introduce(message, self._identity)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         if self._session is not None:
@@ -342,9 +346,9 @@ class StdioFace:
                 self._post(message)
             await self._outbox.room()
 
-    def _changed(self, features: frozenset[str]) -> None:
+    def _changed(self, news: ListNews) -> None:
         if self._session is not None:
-            self._changes.add(features)
+            self._session.tell(news)
 
 
 @asynccontextmanager

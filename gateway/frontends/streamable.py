@@ -190,12 +190,12 @@ class StreamableFace:
 
     async def _initialize(self, exchange: Exchange, message: Message, request_id: Id) -> None:
         try:
-            introduction, result = self._answers.introduce(message)
+            introduction, result = self._answers.introduce(message, exchange.identity)
         except GatewayError as exc:
             body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
             await exchange.json(400, body)
             return
-        session = self._sessions.open(introduction, exchange.principal_name)
+        session = self._sessions.open(introduction)
         if session is None or session.id is None:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
             await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
@@ -211,7 +211,7 @@ class StreamableFace:
             text = "the Mcp-Session-Id header is missing: send initialize first, then its session id with each request"
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return None
-        session = self._sessions.find(session_id.decode("latin-1"), exchange.principal_name)
+        session = self._sessions.find(session_id.decode("latin-1"), exchange.identity)
         if session is None:
             text = "this session does not exist or has ended: initialize again without a session id"
             await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))

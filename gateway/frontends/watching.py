@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Failure
-from gateway.catalog.snapshot import has_capability
+from gateway.catalog.parts import has_capability
 from gateway.errors import Busy, GatewayError, RequestError, UnknownMethod
 from gateway.frontends.flow import Flow
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.calls import Caller
-    from gateway.catalog.snapshot import Route
+    from gateway.calls import Caller, Scope
+    from gateway.catalog.ownership import Route
     from gateway.frontends.changes import Changes
     from gateway.frontends.sessions import LegacySession
     from gateway.router import Router
@@ -43,8 +43,8 @@ def can_be_watched(router: Router, backend: str) -> bool:
     return has_capability(parts, ("resources", "subscribe"))
 
 
-def watch(router: Router, client: object, route: Route, uri: str, changes: Changes) -> None:
-    """Have a client told when a resource is updated, under the URI by which it knows it.
+def watch(router: Router, client: object, route: Route, uri: str, changes: Changes, scope: Scope | None = None) -> None:
+    """Have a client told when a resource is updated, under the URI by which it knows it, while it may see it.
 
     Raises:
         Busy: the client watches too many.
@@ -53,12 +53,20 @@ def watch(router: Router, client: object, route: Route, uri: str, changes: Chang
     if len(wish_list.watched(client)) >= MAX_WATCHED:
         text = f"{MAX_WATCHED} resources are subscribed to already"
         raise Busy(text)
-    wish_list.watch(client, route.backend, route.own, _teller(route.own, uri, changes))
+
+    def may_see() -> bool:
+        return scope is None or route.backend in router.fleet.snapshot(scope).backends
+
+    wish_list.watch(client, route.backend, route.own, _teller(route.own, uri, changes, may_see))
     router.fleet.wish([route.backend])
 
 
-def _teller(own: str, public: str, changes: Changes) -> Callable[[str, dict[str, msgspec.Raw]], None]:
+def _teller(
+    own: str, public: str, changes: Changes, may_see: Callable[[], bool]
+) -> Callable[[str, dict[str, msgspec.Raw]], None]:
     def tell(updated: str, params: dict[str, msgspec.Raw]) -> None:
+        if not may_see():
+            return
         shown = public + updated[len(own) :]  # the resource itself, or one that is part of it
         changes.updated(shown, params if own == public else {**params, "uri": jsonrpc.raw(shown)})
 
@@ -83,7 +91,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
         supervisor.subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))
-    watch(router, session, route, call.name, session.changes)
+    watch(router, session, route, call.name, session.changes, call.caller.scope)
     return result
 
 
@@ -118,7 +126,7 @@ async def watch_all(router: Router, client: object, uris: list[str], caller: Cal
         try:
             route = await router.route(call)
             if can_be_watched(router, route.backend):
-                watch(router, client, route, uri, changes)
+                watch(router, client, route, uri, changes, caller.scope)
                 honoured.append(uri)
         except GatewayError:
             continue  # not honoured: the acknowledgement says so

@@ -16,7 +16,9 @@ import msgspec
 import trio
 
 from gateway.catalog.kinds import Kind
-from gateway.catalog.snapshot import Naming, Part, Snapshot, make_part
+from gateway.catalog.news import ListNews
+from gateway.catalog.parts import Naming, Part, make_part
+from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs
 from gateway.errors import ShuttingDown
 from gateway.supervisor.private import PrivateFleet
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
     from gateway.backends.session import Opener
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Wishes
+    from gateway.calls import Scope
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
     from gateway.store import Store
     from gateway.supervisor.status import Status
 
-    ChangeListener = Callable[[frozenset[str]], None]
+    ChangeListener = Callable[[ListNews], None]
     Observer = Callable[[Supervisor, Ticket | None, float], None]
 
 KEEP_INTERVAL: Final = 1.0
@@ -83,7 +86,7 @@ class Fleet:
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._stale = any(one.listing is not None for one in self._supervisors.values())
+        self._stale = True
         self._kept = {name: one.listing for name, one in self._supervisors.items()}
         self._parts: dict[str, Part] = {}
         self._snapshot = Snapshot()
@@ -119,12 +122,18 @@ class Fleet:
         """Every backend as people see it."""
         return {name: supervisor.status() for name, supervisor in self._supervisors.items()}
 
-    def snapshot(self) -> Snapshot:
-        """The catalog as it is now."""
+    def snapshot(self, scope: Scope | None = None) -> Snapshot:
+        """The catalog as it is now, as a caller of this scope sees it; None sees everything."""
         if self._stale:
             self._stale = False
             self._snapshot = self._build(self._offers)
-        return self._snapshot
+        return self._snapshot if scope is None else self._snapshot.within(scope)
+
+    def seen(self, scope: Scope | None) -> list[Supervisor]:
+        """The supervisors of the backends of which a caller of this scope may see anything."""
+        if scope is None:
+            return list(self._supervisors.values())
+        return [one for name in self.snapshot(scope).backends if (one := self._supervisors.get(name)) is not None]
 
     def backend_changed(self, supervisor: Supervisor) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
@@ -211,27 +220,34 @@ class Fleet:
         self.wish()
 
     def subscribe(self, listener: ChangeListener) -> None:
-        """Have `listener(features)` called, once a change, with the features whose lists changed. It must not wait."""
+        """Have `listener(news)` called, once a change, with the lists that changed. It must not wait."""
         self._listeners.add(listener)
 
     def unsubscribe(self, listener: ChangeListener) -> None:
         """Undo `subscribe`; unknown listeners are fine."""
         self._listeners.discard(listener)
 
-    async def first_starts(self) -> None:
-        """Wait, within `start_grace` of the gateway's own start, for backends that have never listed anything."""
-        for supervisor in self._supervisors.values():
+    async def first_starts(self, scope: Scope | None = None) -> None:
+        """Wait, within `start_grace` of the gateway's own start, for backends that have never listed anything.
+
+        For a caller of some scope only those count of which it may see anything.
+        """
+        for supervisor in self.seen(scope):
             if supervisor.settled.is_set() or supervisor.listing is not None:
                 continue
             with trio.move_on_at(self._grace_over):
                 await supervisor.settled.wait()
 
-    def strangers(self, name: str) -> Iterator[Supervisor]:
-        """Backends that have never listed anything and might own this public name."""
-        for supervisor in self._supervisors.values():
+    def strangers(self, name: str, kind: Kind | None = None, scope: Scope | None = None) -> Iterator[Supervisor]:
+        """Backends that have never listed anything and might own this public name, for a caller of this scope."""
+        snapshot = self.snapshot(scope)
+        for supervisor in self.seen(scope):
             namespace = supervisor.config.effective_namespace
-            fits = not namespace or name.startswith(namespace + self._naming.separator)
-            if supervisor.listing is None and fits:
+            if supervisor.listing is not None:
+                continue
+            if namespace and not name.startswith(namespace + snapshot.naming.separator):
+                continue
+            if kind is None or snapshot.may_own(kind, supervisor.name, namespace, name):
                 yield supervisor
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -369,10 +385,10 @@ class Fleet:
             self._dirty = trio.Event()
             fresh, told = self.snapshot(), self._announced
             self._announced = fresh
-            features = frozenset(kind.feature for kind in Kind if not fresh.same_list(told, kind))
-            if features:
+            news = ListNews(told, fresh)
+            if news:
                 for listener in tuple(self._listeners):
-                    listener(features)
+                    listener(news)
 
     async def _keep(self, store: Store) -> None:
         """Write what backends list to the state directory, in a thread, at most every `KEEP_INTERVAL` seconds."""
@@ -405,7 +421,7 @@ class Fleet:
                 self._parts[name] = part
             parts.append(part)
         listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
-        snapshot = Snapshot(parts, listed=listed, naming=self._naming, offers=offers)
+        snapshot = Snapshot(parts, listed=listed, naming=self._naming, offers=offers, backends=self._supervisors)
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash)

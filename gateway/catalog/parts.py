@@ -1,0 +1,103 @@
+"""One backend's listing under public names: a `Part`, made once per change of that backend.
+
+What a part holds is encoded already, so that merging parts into a snapshot only concatenates. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.catalog import names, uris
+from gateway.eras import tools
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.catalog.kinds import Kind
+    from gateway.catalog.listing import Listing
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One item under its public name; `raw` is its JSON as clients see it."""
+
+    public: str
+    own: str
+    raw: bytes
+    link: str = ""
+    """The resource that a tool is shown with (MCP Apps)."""
+    task: bool = False
+    """Whether this tool must be called as a task."""
+    known_as: str = ""
+    """The public name outside views, where a view gives another one."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One backend's entries, by kind."""
+
+    backend: str
+    listing: Listing
+    entries: dict[Kind, tuple[Entry, ...]]
+    namespace: str = ""
+
+
+class Naming(msgspec.Struct, frozen=True):
+    """How public names are made."""
+
+    separator: str = "."
+    max_length: int = 128
+
+
+def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) -> Part:
+    """Give one backend's items their public names."""
+    entries: dict[Kind, tuple[Entry, ...]] = {}
+    has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
+    for kind, items in listing.items.items():
+        if not kind.namespaced:
+            entries[kind] = tuple(Entry(item.own, item.own, item.raw) for item in items)
+            continue
+        made: list[Entry] = []
+        for item in items:
+            public = names.public_name(namespace, naming.separator, item.own, naming.max_length)
+            raw = renamed(kind, item.raw, item.own, public)
+            task = has_tasks and tools.needs_task(item.raw)
+            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task))
+        entries[kind] = tuple(made)
+    return Part(backend, listing, entries, namespace)
+
+
+def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
+    """An item's JSON under another name."""
+    if own == public:
+        return raw
+    members: dict[str, object] = dict(jsonrpc.decode_object(raw))
+    members[kind.key] = public
+    return jsonrpc.encode(members)
+
+
+def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
+    """The instructions of all backends, each under a heading with its name, cut to `limit` characters."""
+    blocks = [f"# {part.backend}\n\n{text.strip()}" for part in parts if (text := part.listing.instructions)]
+    if not blocks:
+        return None
+    return "\n\n".join(blocks)[:limit]
+
+
+def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:
+    """Whether any backend declares a capability, e.g. `("resources", "subscribe")`."""
+    return any(declares(part.listing.capabilities, path) for part in parts)
+
+
+def declares(members: Mapping[str, msgspec.Raw], path: Sequence[str]) -> bool:
+    """Whether one backend's capabilities declare this one."""
+    span = members.get(path[0])
+    if span is None or bytes(span) in {b"false", b"null"}:
+        return False
+    if len(path) == 1:
+        return True
+    try:
+        return declares(jsonrpc.decode_object(span), path[1:])
+    except ValueError:
+        return False

@@ -1,0 +1,99 @@
+"""Snapshots narrowed to what one caller may see, and views, which are a choice under names of their own.
+
+What is left out of a snapshot cannot be told from what never was: tables, lists, instructions and capabilities of the
+narrowed one are made of what is left alone. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from gateway.calls import ALL, EVERYTHING
+from gateway.catalog import names
+from gateway.catalog.kinds import Kind
+from gateway.catalog.parts import Entry, Naming, Part, renamed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gateway.calls import Scope
+
+_HASHED: Final = re.compile(rf"_[0-9a-f]{{{names.HASH_LENGTH}}}\Z")
+"""The end of a name that was shortened or made distinct."""
+_OF_RESOURCES: Final = (Kind.RESOURCES, Kind.TEMPLATES)
+
+
+class NamedView(msgspec.Struct, frozen=True):
+    """A view: what of the gateway it shows, and how names are made in it; None is as everywhere else."""
+
+    scope: Scope = EVERYTHING
+    naming: Naming | None = None
+
+
+class Placed(Protocol):
+    """A snapshot, as far as it is narrowed here."""
+
+    def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
+        """A backend's entries as they are offered."""
+        ...
+
+
+def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
+    """A backend's part with nothing in it but what this scope sees, under the names that the snapshot has given."""
+    backend, listing = part.backend, part.listing
+    entries = {kind: part.entries[kind] for kind in _OF_RESOURCES if kind in part.entries and scope.resources}
+    for kind in (Kind.TOOLS, Kind.PROMPTS):
+        entries[kind] = tuple(
+            entry for entry in snapshot.placed(kind, backend) if _sees(scope, kind, names_of(backend, entry))
+        )
+    if not scope.resources and "resources" in listing.capabilities:
+        left = {name: span for name, span in listing.capabilities.items() if name != "resources"}
+        listing = msgspec.structs.replace(listing, capabilities=left)
+    return Part(backend, listing, entries, part.namespace)
+
+
+def names_of(backend: str, entry: Entry) -> tuple[str, ...]:
+    """The names of a tool or prompt that globs are held against."""
+    return (entry.known_as or entry.public, f"{backend}.{entry.own}")
+
+
+def renamed_part(part: Part, naming: Naming) -> Part:
+    """A backend's part under the names of a view."""
+
+    def rename(kind: Kind, entry: Entry) -> Entry:
+        public = names.public_name(part.namespace, naming.separator, entry.own, naming.max_length)
+        if public == entry.public:
+            return entry
+        raw = renamed(kind, entry.raw, entry.public, public)
+        return msgspec.structs.replace(entry, public=public, raw=raw, known_as=entry.known_as or entry.public)
+
+    entries = {
+        kind: tuple(rename(kind, entry) for entry in found) if kind.namespaced else found
+        for kind, found in part.entries.items()
+    }
+    return Part(part.backend, part.listing, entries, part.namespace)
+
+
+def may_see(
+    limits: Iterable[Scope], kind: Kind, backend: str, namespace: str, name: str, namings: tuple[Naming, Naming]
+) -> bool:
+    """Whether a name that nobody is known to own may be one of this backend's in scope; True where nobody can tell.
+
+    `namings` are that of the name and that of public names outside views.
+    """
+    here, everywhere = namings
+    prefix = f"{namespace}{here.separator}" if namespace else ""
+    if not kind.namespaced or len(name) >= here.max_length or _HASHED.search(name) is not None:
+        return True
+    own = name.removeprefix(prefix)
+    known = (names.public_name(namespace, everywhere.separator, own, everywhere.max_length), f"{backend}.{own}")
+    return all(_sees(scope, kind, known) for scope in limits)
+
+
+def _sees(scope: Scope, kind: Kind, known: tuple[str, ...]) -> bool:
+    if kind is Kind.TOOLS:
+        return scope.sees_tool(known)
+    return scope.prompts == ALL or scope.sees_prompt(known)
