@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import progress
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "tests" / "peers"
 
@@ -143,9 +145,53 @@ def serving_bare(*args):
 
 def load(**spec):
     """Run the load generator and give its result."""
-    bound = 60 + 3 * spec.get("seconds", 60)
-    command = [sys.executable, "-m", "benchmarks.load", json.dumps(spec)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=bound, check=False)
-    if done.returncode:
-        raise Failed(f"{spec}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout)
+    progress.step(name_of(spec))
+    with loading(**spec) as running:
+        return running.result()
+
+
+def name_of(spec):
+    under_way = spec.get("connections") or spec.get("window") or ""
+    return " ".join(str(word) for word in (spec["kind"], spec.get("era", ""), under_way, spec.get("tool", "")) if word)
+
+
+class Load:
+    """A load generator that runs beside what else is measured."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        self.bound = 60 + 3 * spec.get("seconds", 60)
+        command = [sys.executable, "-m", "benchmarks.load", json.dumps(spec)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+
+    def result(self):
+        try:
+            out, errors = self.process.communicate(timeout=self.bound)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"no result within {self.bound:.0f} s: {self.spec}") from None
+        if self.process.returncode:
+            raise Failed(f"{self.spec}:\n{errors.decode(errors='replace')[-4000:]}")
+        return json.loads(out)
+
+
+@contextlib.contextmanager
+def loading(**spec):
+    """Load for the length of a block, or until it has its result."""
+    running = Load(spec)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait()
+        running.process.stdout.close()
+        running.process.stderr.close()
+
+
+def cpu_seconds(pid):
+    """CPU time of all threads of a process so far, to the nanosecond."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9

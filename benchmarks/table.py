@@ -1,8 +1,7 @@
-"""Medians, spreads, ratios, and the tables that are printed at the end."""
+"""Medians, spreads, ratios, and the tables that hold them; `show` prints them, `page` puts them into a report."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -76,13 +75,44 @@ def render(header, rows):
     return "\n".join(lines)
 
 
-def report(question, machine, claims, *, details=None, as_json=False):
-    """Print it all: the machine, the details (a rendered table or data), the claims."""
-    if as_json:
-        data = {"question": question, "machine": machine, "claims": [claim.data() for claim in claims]}
-        print(json.dumps(data | {"details": details[1] if details else None}, indent=2))
-        return
-    print(f"# {question}\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()) + "\n")
-    if details:
-        print(details[0] + "\n")
-    print(render(["what", "figure (rounds)", "unit", "wanted", ""], [claim.row() for claim in claims]))
+@dataclass(frozen=True)
+class Table:
+    """A table with a title; as text it is Markdown."""
+
+    header: list
+    rows: list
+    title: str = ""
+
+    def __str__(self):
+        return (f"{self.title}\n\n" if self.title else "") + render(self.header, self.rows)
+
+
+CLAIMS = ["what", "figure (rounds)", "unit", "wanted", ""]
+
+
+def claims_table(claims):
+    return Table(CLAIMS, [claim.row() for claim in claims])
+
+
+def parts(shown):
+    """What a module shows, in pieces: texts, tables, plots. A text may hold Markdown tables."""
+    if not isinstance(shown, str):
+        return [piece for one in shown for piece in (parts(one) if isinstance(one, str) else [one])]
+    pieces = []
+    for is_table, lines in _runs(shown.splitlines()):
+        if is_table:
+            rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+            pieces.append(Table(rows[0], rows[2:]))
+        elif text := "\n".join(lines).strip():
+            pieces.append(text)
+    return pieces
+
+
+def _runs(lines):
+    runs = []
+    for line in lines:
+        is_table = line.startswith("|")
+        if not runs or runs[-1][0] is not is_table:
+            runs.append((is_table, []))
+        runs[-1][1].append(line)
+    return runs

@@ -216,7 +216,9 @@ class FakeBackend:
         self.on_start = on_start
 
     @asynccontextmanager
-    async def __call__(self, config: ServerConfig, listener: Listener) -> AsyncGenerator[FakeSession]:
+    async def __call__(
+        self, config: ServerConfig, listener: Listener, *, capabilities: object = None
+    ) -> AsyncGenerator[FakeSession]:
         self.starts.append(trio.current_time())
         if self.on_start is not None:
             await self.on_start(len(self.starts))
@@ -239,7 +241,7 @@ class FakeBackend:
 def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
     """One opener for a fleet of fakes."""
 
-    def opener(config: ServerConfig, listener: Listener) -> Any:
+    def opener(config: ServerConfig, listener: Listener, *, capabilities: object = None) -> Any:
         return by_name[config.name](config, listener)
 
     return opener

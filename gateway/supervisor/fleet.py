@@ -24,6 +24,7 @@ from gateway.errors import ShuttingDown
 from gateway.supervisor.private import PrivateFleet
 from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
+from gateway.supervisor.turns import Turns
 from gateway.supervisor.wishes import WishList
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Fleet:
         settings = config.gateway
         self.config = config
         self._naming = Naming(settings.separator, settings.max_name_length)
-        self._opener = opener
+        self._opener = Turns(opener)
         self._store = store
         self._observers: set[Observer] = set()
         self._supervisors = {

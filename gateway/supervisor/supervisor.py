@@ -217,6 +217,11 @@ class Supervisor:
         return 0 if self._session is None else self._session.in_flight
 
     @property
+    def wanted(self) -> bool:
+        """Whether a caller waits for it, be it only to hear what it lists."""
+        return self._wanted or self.queued > 0
+
+    @property
     def sessions(self) -> int:
         """Sessions that belong to single clients or calls."""
         return 0

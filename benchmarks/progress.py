@@ -1,0 +1,46 @@
+"""What is being measured at this moment, on stderr, where a person looks on; nothing where nobody does."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+_shown = []  # the bar and its task, while one is shown
+
+
+@contextlib.contextmanager
+def shown(question):
+    """Show a line with the question, the step and the time, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        _shown.append((bar, bar.add_task(question, total=None), question))
+        try:
+            yield
+        finally:
+            _shown.pop()
+
+
+def plan(steps):
+    """Say how many steps there will be."""
+    for bar, task, _question in _shown:
+        bar.update(task, total=steps)
+
+
+def step(what):
+    """Say what is done now; the step before is done."""
+    for bar, task, question in _shown:
+        if (before := bar.tasks[0].fields.get("began")) is not None:
+            bar.advance(task)
+        bar.update(task, description=f"{question}: {what}", began=before or what)
