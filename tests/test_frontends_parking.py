@@ -122,6 +122,22 @@ async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(au
         assert (first.result, second.result) == ({"a": 1}, {"b": 1})
 
 
+async def test_a_late_answer_is_not_taken_for_one_to_what_was_asked_later(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        first, second = Asked(), Asked()
+        result = await park(parking, flow, first)
+        resume(parking, flow, result, {"input-1": {"a": 1}})
+        later = await park(parking, flow, second)
+        assert list(later["inputRequests"]) == ["input-2"]
+        again = json.loads(resume(parking, flow, later, {"input-1": {"a": 1}}))
+        assert (list(again["inputRequests"]), second.reply) == (["input-2"], None)
+        assert resume(parking, flow, again, {"input-2": {"b": 1}}) is flow
+        assert second.result == {"b": 1}
+        ticket.finish(done())
+        assert await flow.next() == done()
+
+
 @pytest.mark.parametrize("responses", [[], "x", 1, {"input-1": 1}, {"input-1": None}, {"input-1": {}, "input-2": []}])
 async def test_answers_of_a_wrong_form_change_nothing(responses: object, autojump_clock: MockClock) -> None:
     async with open_lot() as parking:

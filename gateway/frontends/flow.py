@@ -45,6 +45,7 @@ class Flow:
         self.caller = ticket.call.caller
         """Who waits now: each request of a modern client says anew what it can do."""
         self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
+        self._asked = 0
         self._rounds = 0
         self._in_round = False
         """Whether the backend waits for answers: its call has ended, and the next one is not sent yet."""
@@ -92,6 +93,11 @@ class Flow:
                 self._kept.append(item)
             elif not isinstance(item, StreamClosed):
                 return item
+
+    def number_ask(self) -> int:
+        """A number, from 1 on, for a request that the client gets; none is given twice in the life of the call."""
+        self._asked += 1
+        return self._asked
 
     def take(self) -> object:
         """Become the holder of the flow, who must `let_go` with what this returns; whoever held it before is free.

@@ -76,7 +76,8 @@ class Parking:
                 gathered = [ask for ask in gathered if ask is not item.ask]
             else:
                 return item
-        open_asks = {f"input-{number}": ask for number, ask in enumerate(gathered, 1)}
+        # Never the same key twice in the life of a call: a late answer must not be taken for one to what came after it.
+        open_asks = {f"input-{flow.number_ask()}": ask for ask in gathered}
         return self._keep(flow, open_asks) if open_asks else None
 
     async def _more(self, flow: Flow) -> Ask | Withdrawn | Outcome | bool | None:

@@ -225,7 +225,10 @@ async def test_a_hang_up_of_the_retry_cancels_the_call_for_good(house: House) ->
     state = await house.park(**rounds)
     second = (await house.retry(state, **rounds))["result"]["requestState"]
     assert await house.cancelled() == before  # a parked call has no connection that could break
-    assert answers(await house.retry(second, **rounds)) == {"one": ANSWER}
+    late = (await house.retry(second, {"input-1": {"roots": []}}, **rounds))["result"]  # an answer to the first round
+    assert list(late["inputRequests"]) == ["input-2"]
+    whole = await house.retry(late["requestState"], {"input-2": ANSWER}, **rounds)
+    assert answers(whole) == {"one": ANSWER}
 
     state = await house.park("l.ask_and_sleep")
     async with trio.open_nursery() as nursery:

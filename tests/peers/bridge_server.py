@@ -87,7 +87,7 @@ class BridgeServer(RichServer):
 
     def tool_ask_and_sleep(self, message, _params, _arguments):
         def run():
-            self.take(*self.ask("roots/list", {}))
+            self.ask_all({"roots": {"method": "roots/list"}})
             self.counts["answered"] = self.counts.get("answered", 0) + 1
             self.tool_sleep(message, {}, {"seconds": 60})
 
@@ -118,6 +118,13 @@ class BridgeServer(RichServer):
             stream = self.stream_of(message)
             if stream is not None:
                 stream.put(message)
+
+    def send_all(self, messages):
+        if self.options.transport == "stdio":
+            super().send_all(messages)
+        else:
+            for message in messages:
+                self.send(message)
 
     def stream_of(self, message):
         if "method" not in message:

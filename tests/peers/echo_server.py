@@ -80,6 +80,10 @@ class Server:
     def send(self, message):
         self.write(encode(message).encode() + b"\n")
 
+    def send_all(self, messages):
+        """In one write, so that whoever reads gets them at once."""
+        self.write(b"".join(encode(message).encode() + b"\n" for message in messages))
+
     def answer(self, request_id, result):
         self.send({"jsonrpc": "2.0", "id": request_id, "result": result})
 

@@ -145,12 +145,12 @@ class RichServer(Server):
         if method == "notifications/cancelled":
             self.watching.pop(params.get("requestId"), None)
 
-    def ask(self, method, params):
-        """Send a request to the client and wait for the answer; only on a thread."""
+    def make_ask(self, method, params):
+        """A request to the client, and what will hold its answer; only on a thread."""
         self.last_ask += 1
         event, answers = self.answers[f"ask-{self.last_ask}"] = threading.Event(), []
-        self.send({"jsonrpc": "2.0", "id": f"ask-{self.last_ask}", "method": method, "params": params})
-        return event, answers
+        request = {"jsonrpc": "2.0", "id": f"ask-{self.last_ask}", "method": method, "params": params}
+        return request, event, answers
 
     def ask_all(self, requests, meta=None):
         asked = {}
@@ -158,8 +158,9 @@ class RichServer(Server):
             params = dict(wanted.get("params", {}))
             if meta:
                 params["_meta"] = {**params.get("_meta", {}), **meta}
-            asked[key] = self.ask(wanted["method"], params)
-        return {key: self.take(event, answers) for key, (event, answers) in asked.items()}
+            asked[key] = self.make_ask(wanted["method"], params)
+        self.send_all([request for request, _, _ in asked.values()])
+        return {key: self.take(event, answers) for key, (_, event, answers) in asked.items()}
 
     def take(self, event, answers):
         if not event.wait(ASK_WITHIN):
