@@ -86,7 +86,7 @@ def test_tidy():
 def test_the_fixture_fails_a_leaky_test(tmp_path: Path) -> None:
     (tmp_path / "tests" / "children").mkdir(parents=True)
     for name in ("pyproject.toml", "tests/conftest.py", "tests/leaks.py"):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("GRACE = 2.0", "GRACE = 0.05")
+        text = (ROOT / name).read_text(encoding="utf-8").replace("GRACE = 10.0", "GRACE = 0.05")
         (tmp_path / name).write_text(text, encoding="utf-8")
     for name in ("tests/test_asking.py", "tests/children/test_always.py"):
         (tmp_path / name).write_text(LEAKY, encoding="utf-8")
