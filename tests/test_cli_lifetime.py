@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.support import (
+    STOP_WITHIN,
     HttpClient,
     echo_backend,
     faulty_backend,
@@ -134,7 +135,7 @@ async def test_a_second_signal_does_not_wait_for_the_ladder(transport):
         gateway.process.send_signal(signal.SIGTERM)
         await gateway.wait_stderr("draining")
         gateway.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(8):
+        with trio.fail_after(STOP_WITHIN):
             await gateway.process.wait()
         assert gateway.process.returncode >= 0, "killed by a signal"
 
@@ -151,5 +152,5 @@ async def test_a_second_signal_does_not_wait_for_calls():
         gateway.process.send_signal(signal.SIGINT)
         answer = await stdio.response(request_id)
         assert answer["error"]["data"]["backend"] == "echo"
-        with trio.fail_after(8):
+        with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() in {0, 1}

@@ -204,5 +204,5 @@ async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
 async def test_a_gateway_that_waits_for_a_login_stops_as_any_other(tmp_path: Path, browser: str) -> None:
     async with open_desk(tmp_path, oauth={"browser": browser}) as desk:
         env = {**NO_BROWSER, "BROWSER": "true %s", "MCP_GATEWAY_STATE_DIR": str(desk.state)}  # shown, and not followed
-        async with open_gateway_process(desk.config, env=env, stop_within=5) as gateway:
+        async with open_gateway_process(desk.config, env=env) as gateway:
             await gateway.wait_stderr("backend 's' needs a login")

@@ -510,7 +510,7 @@ async def test_an_idle_connection_ends_and_a_busy_one_does_not(kind: str) -> Non
         assert trio.current_time() - start > 0.65
         end = trio.current_time()
         assert await client.rest() == b""
-        assert 0.2 < trio.current_time() - end < 2  # counted from the response's end
+        assert 0.2 < trio.current_time() - end < 10  # counted from the response's end
 
 
 async def test_a_request_that_never_comes_whole_ends_the_connection(kind: str) -> None:
@@ -627,7 +627,7 @@ async def test_shutdown_cancels_what_outlasts_the_grace(kind: str) -> None:
         server.stop.set()
         start = trio.current_time()
         await happens(server.ended)
-        assert GRACE - 0.1 < trio.current_time() - start < GRACE + 2
+        assert GRACE - 0.1 < trio.current_time() - start < GRACE + 10
         assert app.cancelled.is_set()
 
 
@@ -666,7 +666,7 @@ async def test_shutdown_ends_although_a_client_does_not_read() -> None:
         server.stop.set()
         start = trio.current_time()
         await happens(server.ended)
-        assert trio.current_time() - start < GRACE + 2
+        assert trio.current_time() - start < GRACE + 10
 
 
 async def test_upstream_still_lacks_a_shutdown_that_ends_although_a_client_does_not_read() -> None:
@@ -690,7 +690,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
         start = trio.current_time()
         with pytest.raises(ClientGone, match="stopped reading"):
             await flood(scope, receive, send)
-        assert 0.15 < trio.current_time() - start < 2
+        assert 0.15 < trio.current_time() - start < 10
         told.append(await receive())
         with pytest.raises(OSError, match="gone"):
             await send({"type": "http.response.body", "body": b"more"})
@@ -1096,7 +1096,7 @@ async def test_shutdown_ends_although_an_h2_client_does_not_read(certificate: di
         server.stop.set()
         start = trio.current_time()
         await happens(server.ended)
-        assert trio.current_time() - start < GRACE + 2
+        assert trio.current_time() - start < GRACE + 10
 
 
 async def test_upstream_still_lacks_a_shutdown_that_ends_although_an_h2_client_does_not_read(

@@ -51,8 +51,8 @@ def initialize_params(version: str = LATEST_LEGACY, capabilities: Message | None
 class StdioClient:
     """JSON lines over two streams.
 
-    Any number of tasks may wait at once: whoever holds the lock reads, and keeps what is not its own in `arrived`, in
-    the order of arrival. A cancelled wait loses nothing.
+    Any number of tasks may wait at once: one of them reads, and keeps what is not its own in `arrived`, in the order of
+    arrival; the others look again after each message. A cancelled wait loses nothing.
     """
 
     def __init__(self, send: trio.abc.SendStream, receive: trio.abc.ReceiveStream) -> None:
@@ -61,7 +61,8 @@ class StdioClient:
         self.buffer = bytearray()
         self.ended = False
         self.last_id = 0
-        self.read_lock, self.write_lock = trio.Lock(), trio.Lock()
+        self.reading, self.news = False, trio.Event()
+        self.write_lock = trio.Lock()
 
     async def send_raw(self, data: bytes) -> None:
         async with self.write_lock:
@@ -103,14 +104,26 @@ class StdioClient:
     async def wait_for(self, wanted: Any, within: float) -> Message:
         with trio.fail_after(within):
             while True:
-                async with self.read_lock:
-                    for index, message in enumerate(self.arrived):
-                        if wanted(message):
-                            return self.arrived.pop(index)
-                    line = await self.read_line()
-                    if not line:
-                        raise EOFError("the other side closed its stdout")
-                    self.arrived.append(json.loads(line))
+                for index, message in enumerate(self.arrived):
+                    if wanted(message):
+                        return self.arrived.pop(index)
+                if self.reading:
+                    await self.news.wait()
+                else:
+                    await self.read_message()
+
+    async def read_message(self) -> None:
+        """Read one more message into `arrived`; whoever waits looks again then, or reads in the place of this one."""
+        self.reading = True
+        try:
+            line = await self.read_line()
+            if not line:
+                raise EOFError("the other side closed its stdout")
+            self.arrived.append(json.loads(line))
+        finally:
+            self.reading = False
+            self.news.set()
+            self.news = trio.Event()
 
     async def read_line(self) -> bytes:
         r"""One line with its \n as it came; b"" at the end. Bytes after the last line end are a line too."""

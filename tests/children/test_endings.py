@@ -47,14 +47,14 @@ EXITS = {
 
 
 def bound(ladder: StopLadder) -> float:
-    return ladder.close_stdin + ladder.terminate + ladder.kill + 1
+    return ladder.close_stdin + ladder.terminate + ladder.kill + 10  # a loaded machine may be slow
 
 
 @pytest.mark.parametrize("subreaper", [True, False], ids=["subreaper", "embedded"])
 @pytest.mark.parametrize("temper", TEMPERS)
 async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) -> None:
     mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
-    with trio.fail_after(20), nothing_left(mark):
+    with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=subreaper) as guard:
             async with ready_child(temper, mark, guard=guard, ladder=ladder) as child:
                 assert child.pid in marked(mark)
@@ -69,7 +69,7 @@ async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) 
 @pytest.mark.parametrize("temper", TEMPERS)
 async def test_cancellation_ends_everybody(temper: str) -> None:
     mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
-    with trio.fail_after(20), nothing_left(mark):
+    with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard:
             with trio.CancelScope() as scope:
                 async with ready_child(temper, mark, guard=guard, ladder=ladder):
@@ -82,7 +82,7 @@ async def test_cancellation_ends_everybody(temper: str) -> None:
 async def test_an_exception_ends_everybody_and_passes() -> None:
     mark = new_mark()
     raised = pytest.RaisesGroup(pytest.RaisesExc(KeyError, match="a bug"), flatten_subgroups=True)
-    with trio.fail_after(20), nothing_left(mark), raised:
+    with trio.fail_after(60), nothing_left(mark), raised:
         async with open_guard(subreaper=True) as guard, ready_child("daemon", mark, guard=guard):
             raise KeyError("a bug")
 
@@ -130,7 +130,7 @@ def terminate_then_kill_group(process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.parametrize("ending", [kill_gateway, kill_group, terminate_then_kill_group])
 async def test_a_killed_gateway_takes_everybody_with_it(ending) -> None:
     mark = new_mark()
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with driver(mark, [t for t in TEMPERS if t != "flusher"] + ["echo"] * 3) as (process, sentinel):
             assert len(marked(mark)) > len(TEMPERS)
             ending(process)
@@ -143,11 +143,11 @@ async def test_a_killed_gateway_takes_everybody_with_it(ending) -> None:
 async def test_well_behaved_children_need_no_sentinel_to_go() -> None:
     """The gateway held the only write end of each child's stdin, so its death alone is their end of input."""
     mark = new_mark()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with driver(mark, ["echo"] * 10) as (process, sentinel):
             os.kill(sentinel, signal.SIGSTOP)
             process.kill()
-            with trio.fail_after(1):
+            with trio.fail_after(15):
                 await all_ended(mark)
             os.kill(sentinel, signal.SIGCONT)
             await ended(sentinel)
@@ -163,7 +163,7 @@ def sentinel_of(gateway: int, not_pid: int) -> int | None:
 
 async def test_the_second_sentinel_does_what_the_first_would_have() -> None:
     mark = new_mark()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with driver(mark, ["ignores_term", "scrubbed_daemon"]) as (process, first):
             os.kill(first, signal.SIGKILL)
             while (second := sentinel_of(process.pid, first)) is None:  # ruff: ignore[async-busy-wait]
@@ -177,7 +177,7 @@ async def test_the_second_sentinel_does_what_the_first_would_have() -> None:
 async def test_a_gateway_killed_while_it_starts_children_leaves_none(delay: float) -> None:
     mark = new_mark()
     argv = [sys.executable, DRIVER, f"mark={mark}", *["ignores_term", "stubborn_daemon"] * 10]
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         process = subprocess.Popen(argv, stdin=subprocess.PIPE)  # ruff: ignore[create-subprocess-in-async-function]
         assert process.stdin is not None
         while (sentinel := sentinel_of(process.pid, 0)) is None:  # ruff: ignore[async-busy-wait] - the first child comes after it
@@ -192,7 +192,7 @@ async def test_a_gateway_killed_while_it_starts_children_leaves_none(delay: floa
 
 async def test_the_end_of_input_stops_a_gateway_with_everybody() -> None:
     mark = new_mark()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with driver(mark, ["echo", "daemon", "shell", "ignores_term"]) as (process, sentinel):
             assert process.stdin is not None
             process.stdin.close()
@@ -204,7 +204,7 @@ async def test_the_end_of_input_stops_a_gateway_with_everybody() -> None:
 
 async def test_hurry_skips_all_grace() -> None:
     mark = new_mark()
-    with trio.fail_after(20), nothing_left(mark):
+    with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
             async with (
                 ready_child("ignores_term", mark, guard=guard, ladder=PATIENT),
@@ -214,12 +214,12 @@ async def test_hurry_skips_all_grace() -> None:
                 began = time.monotonic()
                 guard.hurry()
             assert marked(mark) == []
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
 
 
 async def test_hurry_cuts_a_running_ladder_short() -> None:
     mark = new_mark()
-    with trio.fail_after(20), nothing_left(mark):
+    with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
 
             async def hold(*, task_status: trio.TaskStatus[None]) -> None:
@@ -231,4 +231,4 @@ async def test_hurry_cuts_a_running_ladder_short() -> None:
             await nursery.start(hold)
             await trio.testing.wait_all_tasks_blocked()
             guard.hurry()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from tests.contract.support import every_cell, open_client, structured_of, text_of
+from tests.support import ANSWER_WITHIN
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 
@@ -22,7 +23,7 @@ async def cancelled_at(client, backend):
 
 async def wait_cancelled(client, backend, before):
     """What was cancelled at the backend besides `before`, once that is something: a hang-up takes its time."""
-    with trio.fail_after(5):
+    with trio.fail_after(ANSWER_WITHIN):
         while (after := await cancelled_at(client, backend)) == before:
             pass
     assert after[: len(before)] == before

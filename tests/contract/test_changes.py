@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.contract.support import CELLS, open_client, text_of
-from tests.support import META
+from tests.support import ANSWER_WITHIN, META
 
 CHANGED = "notifications/tools/list_changed"
 CASES = [(cell, "changing") for cell in CELLS] + [(cell, "changing_modern") for cell in CELLS[1:3]]
@@ -55,7 +55,7 @@ class StreamEar:
 
     async def assert_quiet(self):
         comments = 0
-        with trio.fail_after(5):
+        with trio.fail_after(ANSWER_WITHIN):
             async with aclosing(self.exchange.events()) as events:
                 async for event in events:
                     assert not event.data, f"not quiet: {event.data}"

@@ -17,12 +17,16 @@ ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
 
 
 async def main() -> None:
-    async with gateway.open_gateway({"mcpServers": {"calculator": CALCULATOR, "echo": ECHO}}) as gw:
+    patient = {"start_grace": 30}  # seconds that the first list waits for servers which start; 2 if nothing is said
+    async with gateway.open_gateway({"mcpServers": {"calculator": CALCULATOR, "echo": ECHO}, "gateway": patient}) as gw:
         print("tools:", ", ".join(tool.name for tool in await gw.list_tools()))
         result = await gw.call_tool("calculator.add", {"a": 20, "b": 22})
         print("20 + 22 =", result.content[0].text)
 
-        await gw.reload({"mcpServers": {"calculator": CALCULATOR}})  # the calculator is not disturbed
+        await gw.reload({
+            "mcpServers": {"calculator": CALCULATOR},
+            "gateway": patient,
+        })  # the calculator is not disturbed
         for name, status in gw.status().items():
             print(f"{name} is {status.state}")
 

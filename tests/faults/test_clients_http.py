@@ -11,6 +11,7 @@ import trio
 
 from tests.contract.support import LADDER, open_gateways, text_of
 from tests.support import (
+    ANSWER_WITHIN,
     LATEST_LEGACY,
     META,
     MODERN,
@@ -479,7 +480,7 @@ async def test_a_client_that_takes_only_json_gets_json(session, era):
 
 async def test_a_newer_get_stream_takes_over(session):
     async with session.open_get_stream() as first, session.open_get_stream() as second:
-        with trio.fail_after(5):
+        with trio.fail_after(ANSWER_WITHIN):
             assert [event.data async for event in first.events() if event.data] == []  # it ended
             async with aclosing(second.events()) as events:
                 assert (await anext(events)).comment

@@ -12,6 +12,7 @@ from tests.support import (
     LATEST_LEGACY,
     META,
     MODERN,
+    STOP_WITHIN,
     echo_backend,
     make_notification,
     make_request,
@@ -196,5 +197,5 @@ async def test_a_client_that_stops_reading_is_not_buffered_for_and_does_not_dela
                 await stdio.start("tools/call", {"name": "echo.big", "arguments": {"n": 1_000_000}})
         assert kilobytes(gateway.pid, "VmRSS") - before < 100_000
         gateway.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(8):
+        with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() in {0, 1}

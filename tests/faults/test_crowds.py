@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.contract.support import LADDER, kilobytes, open_gateways, structured_of, text_of, wait_health
-from tests.support import HttpClient, echo_backend, make_request, open_gateway_process
+from tests.support import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
 
 CONFIG = {
     "mcpServers": {
@@ -201,6 +201,6 @@ async def test_a_client_that_stops_reading_a_flood_does_not_delay_the_end(era):
                 assert "result" in await HttpClient(gateway.url).call_modern("tools/list")
             assert kilobytes(gateway.pid, "VmRSS") - before < 30_000
             gateway.process.send_signal(signal.SIGTERM)
-            with trio.fail_after(8):
+            with trio.fail_after(STOP_WITHIN):
                 assert await gateway.process.wait() in {0, 1}
         assert "Traceback" not in gateway.stderr_text

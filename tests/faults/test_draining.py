@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.contract.support import FAST, LADDER, structured_of, wait_health
-from tests.support import HttpClient, echo_backend, faulty_backend, open_gateway_process
+from tests.support import STOP_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
 AT_EOF = ("hang", "garbage", "half_line", "floods_stderr", "flood_stdout", "closes_stdout", "dies_mid_call")
@@ -42,7 +42,7 @@ async def test_whatever_backends_do_at_eof_the_end_is_orderly(transport):
             await gateway.process.stdin.aclose()
         else:
             gateway.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(6):
+        with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() == 0
         assert not any(map(is_running, pids))
         await gateway.wait_stderr_end()
@@ -72,7 +72,7 @@ async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_erro
             gateway.process.send_signal(signal.SIGTERM)
         assert answers["breaks.go"]["error"]["data"]["backend"] == "breaks"
         assert answers["good.sleep"]["result"]["content"][0]["text"] == "slept"
-        with trio.fail_after(6):
+        with trio.fail_after(STOP_WITHIN):
             status = await gateway.process.wait()
         # A call that had to be cut off is a failure that the exit status tells; one that was answered is none.
         assert status == (1 if fault == "hang" else 0)

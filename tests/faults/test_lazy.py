@@ -257,7 +257,7 @@ async def test_a_call_during_the_ladder_of_an_idle_stop_is_served_by_the_next_pr
     async with lazy(tmp_path, backend=deaf, idle_timeout=0.2, shutdown_grace=[1, 1, 1]) as run:
         await run.tools()
         await run.wait_state("stopped")
-        with trio.fail_after(4):
+        with trio.fail_after(ANSWER_WITHIN):
             answer = await run.client.call_tool("b.echo", {"text": "patience"})
         assert answer["result"]["content"][0]["text"] == "patience"
 

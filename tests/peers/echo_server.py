@@ -6,11 +6,12 @@ Run as a script: `python echo_server.py [options]`. It reads JSON lines, answers
 Slow tools run on threads of their own, so that other calls go on; every line is written under one lock.
 
 Tools: `echo` {text} -> the text · `tool_0` ... `tool_N-1` {text} -> "NAME.tool_I TEXT" (NAME as of --name) ·
-`sleep` {seconds, text?} (a cancelled one is never answered) · `progress` {n, delay?} -> n progress notifications,
-if the request has a token, then the answer · `structured` {value, extra?} -> `structuredContent` is the value, and the
-members of extra stand in the result · `params` -> `structuredContent` is the request's params as received ·
-`crash` {code?} -> exits without an answer · `big` {n} -> n bytes of text · `env` {name?} -> environment, pid and
-working directory · `cancelled_log` -> `{"cancelled": [request ids cancelled so far]}`.
+`sleep` {seconds, text?, until?} (cancelled, it is never answered; it ends early when the file `until` is there) ·
+`progress` {n, delay?} -> n progress notifications, if the request has a token, then the answer · `structured` {value,
+extra?} -> `structuredContent` is the value, and the members of extra stand in the result ·
+`params` -> `structuredContent` is the request's params as received · `crash` {code?} -> exits without an answer ·
+`big` {n} -> n bytes of text · `env` {name?} -> environment, pid and working directory · `cancelled_log` ->
+`{"cancelled": [request ids cancelled so far]}`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LEGACY = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN = "2026-07-28"
 META = "io.modelcontextprotocol/"
 VERSION_KEY = META + "protocolVersion"
+
+POLL = 0.01  # seconds between two looks at a file
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -272,7 +275,11 @@ class Server:
         woken = self.sleeping[message["id"]] = threading.Event()
 
         def sleep():
-            cancelled = woken.wait(arguments.get("seconds", 1))
+            until, left = arguments.get("until"), arguments.get("seconds", 1)
+            while not (cancelled := woken.wait(POLL if until else left)) and until and not os.path.exists(until):
+                left -= POLL
+                if left <= 0:
+                    break
             del self.sleeping[message["id"]]
             if not cancelled:
                 self.late_answer(message, params, text_result(arguments.get("text", "slept")))
