@@ -137,6 +137,7 @@ class Gateway:
         self._stop = trio.Event()
         self._closing = trio.Event()
         self._faces = trio.CancelScope()
+        self._urls: list[str] = []
 
     async def run(self, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace."""
@@ -155,7 +156,8 @@ class Gateway:
                 if "stdio" in self._options.transports:
                     faces.start_soon(self._serve_stdio)
                 else:
-                    for url in await faces.start(self._make_http_face().run):
+                    self._urls = await faces.start(self._make_http_face().run)
+                    for url in self._urls:
                         ready(url)
                 await self._stop.wait()
                 self._reloader.stop()
@@ -220,7 +222,8 @@ class Gateway:
 
     async def _report(self) -> bytes:
         await self._guard.census()
-        return encode_report(self.fleet, self._guard, transport=",".join(self._options.transports))
+        transport = ",".join(self._options.transports)
+        return encode_report(self.fleet, self._guard, transport=transport, urls=self._urls)
 
     def _make_http_face(self) -> Any:
         from gateway.admin.http import make_admin_app

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from gateway import jsonrpc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.backends.guard import ChildGuard
     from gateway.supervisor.fleet import Fleet
 
 _STARTED = time.monotonic()
 
 
-def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str) -> bytes:
-    """`{"pid", "transport", "age", "backends": [{name, state, pid, descendants, age, restarts, in_flight, queued}]}`.
+def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str, urls: Sequence[str] = ()) -> bytes:
+    """`{"pid", "transport", "urls", "age", "backends": [...]}`, the backends as `ps` shows them.
 
     Ages are in seconds; `descendants` are the pids of what the child itself has started.
     """
@@ -38,6 +40,7 @@ def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str) -> bytes:
     return jsonrpc.encode({
         "pid": os.getpid(),
         "transport": transport,
+        "urls": list(urls),
         "age": round(time.monotonic() - _STARTED, 1),
         "backends": backends,
     })

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE = 0, 1, 2
 COMMANDS = {
     "serve": "serve",
+    "list": "listing",
+    "call": "call",
+    "read": "read",
+    "prompt": "prompt",
     "check": "check",
     "ps": "ps",
     "login": "login",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.cli.flags import JSON, Command, Values
 from gateway.cli.options import STATE, state_directory
+from gateway.cli.output import CommandError
 from gateway.store import Store
 
 if TYPE_CHECKING:
@@ -39,6 +40,23 @@ def _ask(path: Path) -> dict[str, Any]:
         while part := sock.recv(65_536):
             parts.append(part)
     return json.loads(b"".join(parts))
+
+
+def running_url(directory: Path) -> str:
+    """The MCP endpoint of the gateway that runs.
+
+    Raises:
+        CommandError: there is none over HTTP, or more than one.
+    """
+    reports = [report for report in ask_all(directory) if "error" not in report]
+    urls = [report["urls"][0] for report in reports if report.get("urls")]
+    if len(urls) == 1:
+        return urls[0]
+    if urls:
+        problem = f"{len(urls)} gateways are running"
+        raise CommandError(problem, f"choose one: --url {' or --url '.join(urls)}")
+    problem = "the gateway that runs serves stdio only" if reports else "no gateway is running"
+    raise CommandError(problem, "start one: mcp-gateway serve --config FILE --transport http; or name one: --url URL")
 
 
 def render(report: dict[str, Any]) -> str:

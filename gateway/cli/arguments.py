@@ -1,0 +1,107 @@
+"""The arguments of a tool or prompt, from `key=value` words or one JSON object.
+
+A tool's own `inputSchema` says what a word becomes: `n=3` is the number 3 where a number is wanted and the text "3"
+where a text is. What it says nothing of is JSON where it reads as JSON, and text otherwise. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from gateway.cli.output import UsageError
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "array": "a JSON list",
+          "object": "a JSON object", "null": "null"}  # fmt: skip
+
+
+def split_words(words: list[str]) -> dict[str, str]:
+    """The words as key and text. Raises UsageError."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign or not key:
+            problem = f"{word!r} is no argument"
+            raise UsageError(problem, "write KEY=VALUE, or all of them as JSON: --args '{\"key\": 1}'")
+        found[key] = text
+    return found
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The arguments as one JSON object. Raises ValueError, as a flag's reader does."""
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        message = f"this is not JSON: {exc}"
+        raise ValueError(message) from None
+    if not isinstance(value, dict):
+        message = "this must be a JSON object"
+        raise ValueError(message)
+    return cast("dict[str, Any]", value)
+
+
+def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
+    """The texts as the values that the schema wants. Raises UsageError."""
+    properties: dict[str, Any] = schema.get("properties") or {}
+    if schema.get("additionalProperties") is False:
+        _check_known(texts, properties)
+    return {key: _value(key, text, _kinds(properties.get(key), schema)) for key, text in texts.items()}
+
+
+def _check_known(texts: dict[str, str], properties: dict[str, Any]) -> None:
+    for key in texts:
+        if key not in properties:
+            problem = f"there is no argument {key!r}"
+            raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
+
+
+def _kinds(schema: Any, root: dict[str, Any], depth: int = 0) -> list[str]:
+    """The JSON types that a schema allows; none if it says nothing that is understood here."""
+    if not isinstance(schema, dict) or depth > 8:  # references may go in circles
+        return []
+    members = cast("dict[str, Any]", schema)
+    reference = members.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/"):
+        found: Any = root
+        for part in reference[2:].split("/"):
+            found = cast("dict[str, Any]", found).get(part) if isinstance(found, dict) else None
+        return _kinds(found, root, depth + 1)
+    kind = members.get("type")
+    if kind is not None:
+        return [kind] if isinstance(kind, str) else list(kind)
+    values: list[Any] = members.get("enum") or ([members["const"]] if "const" in members else [])
+    if values:
+        return ["string"] if all(isinstance(value, str) for value in values) else []
+    branches = [*(members.get("anyOf") or ()), *(members.get("oneOf") or ()), *(members.get("allOf") or ())]
+    return [kind for branch in branches for kind in _kinds(branch, root, depth + 1)]
+
+
+def _value(key: str, text: str, kinds: list[str]) -> Any:
+    if kinds == ["string"]:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if not kinds or any(_is(value, kind) for kind in kinds):
+        return value
+    if "string" in kinds:
+        return text
+    problem = f"{key}: {text!r} is not {' or '.join(_WORDS.get(kind, kind) for kind in kinds)}"
+    raise UsageError(problem)
+
+
+def _is(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    if kind == "integer" and isinstance(value, float):
+        return False
+    return isinstance(value, _KINDS.get(kind, (str,)))

@@ -1,0 +1,156 @@
+"""A form that a server asks for, one field at a time: what to show, and whether an answer will do.
+
+The schemas are the flat ones of 2025-11-25 client/elicitation: strings, numbers, booleans, and choices. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from msgspec import Struct
+
+MAX_TRIES = 5
+"""Answers to one field that may be wrong before the form counts as cancelled."""
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_YES = {"y": True, "yes": True, "true": True, "1": True, "n": False, "no": False, "false": False, "0": False}
+
+
+class WrongAnswer(ValueError):
+    """The answer does not fit the field; the message says what would."""
+
+
+class Field(Struct, frozen=True):
+    """One field; `choices` are the values with what is shown for each."""
+
+    name: str
+    kind: str
+    schema: dict[str, Any]
+    required: bool = False
+    choices: dict[str, str] = {}
+    several: bool = False
+    """Whether more than one of the choices may be taken."""
+
+
+def fields_of(schema: dict[str, Any]) -> list[Field]:
+    """The fields of a form, in its order."""
+    required: list[str] = schema.get("required") or []
+    properties: dict[str, dict[str, Any]] = schema.get("properties") or {}
+    found: list[Field] = []
+    for name, each in properties.items():
+        several = each.get("type") == "array"
+        choices = _choices(each.get("items") or {} if several else each)
+        found.append(Field(name, str(each.get("type", "string")), each, name in required, choices, several))
+    return found
+
+
+def _choices(schema: dict[str, Any]) -> dict[str, str]:
+    titled: list[dict[str, Any]] = schema.get("oneOf") or schema.get("anyOf") or []
+    if titled:
+        return {str(one.get("const")): str(one.get("title", one.get("const"))) for one in titled}
+    given: list[Any] = schema.get("enum") or []
+    values = [str(value) for value in given]
+    names: list[Any] = schema.get("enumNames") or values
+    return dict(zip(values, map(str, names), strict=False))
+
+
+def describe(field: Field) -> str:
+    """The question, in one or more lines; the last one ends where the answer begins."""
+    title = field.schema.get("title") or field.name
+    lines = [f"  {field.schema['description']}"] if field.schema.get("description") else []
+    lines += [
+        f"    {index}) {shown}" + (f" ({value})" if shown != value else "")
+        for index, (value, shown) in enumerate(field.choices.items(), 1)
+    ]
+    kind = "numbers or values, with commas between" if field.several else "number or value" if field.choices else ""
+    notes = [kind or field.kind, "required" if field.required else "may be empty"]
+    if "default" in field.schema:
+        notes[1] = f"default {field.schema['default']}"
+    return "\n".join([*lines, f"  {title} ({', '.join(notes)}): "])
+
+
+def read_answer(field: Field, text: str) -> Any:
+    """The value that was typed; None for a field that is left out.
+
+    Raises:
+        WrongAnswer: it will not do.
+    """
+    text = text.strip()
+    if not text:
+        if "default" in field.schema:
+            return field.schema["default"]
+        if field.required:
+            raise WrongAnswer("this is required (end the input with Ctrl-D to cancel)")
+        return None
+    if field.several:
+        return _several(field, text)
+    if field.choices:
+        return _choice(field, text)
+    if field.kind == "boolean":
+        if text.lower() not in _YES:
+            raise WrongAnswer("answer yes or no")
+        return _YES[text.lower()]
+    return _number(field, text) if field.kind in {"integer", "number"} else _string(field.schema, text)
+
+
+def _choice(field: Field, text: str) -> str:
+    values = list(field.choices)
+    if text in values:
+        return text
+    if text.isdigit() and 1 <= int(text) <= len(values):
+        return values[int(text) - 1]
+    raise WrongAnswer(f"choose 1 to {len(values)}, or one of {', '.join(values)}")
+
+
+def _several(field: Field, text: str) -> list[str]:
+    found = list(dict.fromkeys(_choice(field, word.strip()) for word in text.split(",") if word.strip()))
+    least, most = field.schema.get("minItems", 0), field.schema.get("maxItems", len(field.choices))
+    if not least <= len(found) <= most:
+        raise WrongAnswer(f"choose {least} to {most} of them")
+    return found
+
+
+def _number(field: Field, text: str) -> int | float:
+    try:
+        value = int(text) if field.kind == "integer" else float(text)
+    except ValueError:
+        raise WrongAnswer("this is no whole number" if field.kind == "integer" else "this is no number") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise WrongAnswer("this is no number")
+    least, most = field.schema.get("minimum", -math.inf), field.schema.get("maximum", math.inf)
+    if not least <= value <= most:
+        raise WrongAnswer(f"it must be {_between(least, most)}")
+    return value
+
+
+def _between(least: float, most: float) -> str:
+    if math.isinf(most):
+        return f"at least {least:g}"
+    return f"at most {most:g}" if math.isinf(least) else f"from {least:g} to {most:g}"
+
+
+def _string(schema: dict[str, Any], text: str) -> str:
+    least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+    if not least <= len(text) <= most:
+        raise WrongAnswer(f"its length must be {_between(least, most)}")
+    form = schema.get("format")
+    fits = {
+        "email": lambda: _EMAIL.fullmatch(text),
+        "uri": lambda: "://" in text or text.startswith(("urn:", "mailto:")),
+        "date": lambda: _DATE.fullmatch(text),
+        "date-time": lambda: _is_moment(text),
+    }.get(str(form))
+    if fits is not None and not fits():
+        raise WrongAnswer(f"this is no {form}")
+    return text
+
+
+def _is_moment(text: str) -> bool:
+    from datetime import datetime
+
+    try:
+        return "T" in text.upper() and bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False

@@ -1,0 +1,86 @@
+"""`mcp-gateway list`: the tools, prompts and resources that clients see."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gateway.catalog.kinds import Kind
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.output import print_json, warn
+from gateway.cli.target import FLAGS, REMOTE, open_target
+
+if TYPE_CHECKING:
+    from gateway.catalog.kinds import Kind as AnyKind
+
+KINDS = {"tools": (Kind.TOOLS,), "prompts": (Kind.PROMPTS,), "resources": (Kind.RESOURCES, Kind.TEMPLATES)}
+
+
+def run(values: Values) -> int:
+    """Print them; 1 if not all servers came up."""
+    import trio
+
+    kinds = KINDS[values.kind] if values.kind else tuple(kind for several in KINDS.values() for kind in several)
+    found, problems = trio.run(partial(_list, values, kinds))
+    if values.json:
+        print_json({kind.member: items for kind, items in found.items()})
+    else:
+        _show(found)
+    for name, why in problems.items():
+        warn(why if name == REMOTE else f"server {name!r}: {why}")
+    return 1 if problems else 0
+
+
+async def _list(
+    values: Values, kinds: tuple[AnyKind, ...]
+) -> tuple[dict[AnyKind, list[dict[str, Any]]], dict[str, str]]:
+    async with open_target(values) as target:
+        return {kind: await target.list(kind) for kind in kinds}, target.problems()
+
+
+def _show(found: dict[AnyKind, list[dict[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for kind, items in found.items():
+        if not items and len(found) > 1:
+            continue
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title_justify="left")
+        table.add_column(no_wrap=not items or console.width > 100, overflow="fold")
+        table.add_column(overflow="fold")
+        for item in items:
+            table.add_row(Text(str(item[kind.key]), "bold"), Text(_summary(item)))
+        console.print(Text(f"{_title(kind)} ({len(items)})"))
+        console.print(table)
+
+
+def _title(kind: AnyKind) -> str:
+    return "resource templates" if kind is Kind.TEMPLATES else kind.member
+
+
+def _summary(item: dict[str, Any]) -> str:
+    """The first line of what is said of it, with the arguments of a tool or prompt before it."""
+    schema: dict[str, Any] = item.get("inputSchema") or {}
+    properties: dict[str, Any] = schema.get("properties") or {}
+    required: list[str] = schema.get("required") or []
+    arguments: list[dict[str, Any]] = item.get("arguments") or []
+    names = [name if name in required else f"[{name}]" for name in properties]
+    names += [one["name"] if one.get("required") else f"[{one['name']}]" for one in arguments]
+    lines = str(item.get("description") or item.get("title") or "").strip().splitlines()
+    return "  ".join(part for part in (" ".join(names), lines[0] if lines else "") if part)
+
+
+COMMANDS = (
+    Command(
+        "list",
+        "list the tools, prompts and resources that clients see",
+        run,
+        (
+            Flag("KIND", "only these: tools, prompts or resources", choices=tuple(KINDS)),
+            *FLAGS,
+            JSON,
+        ),
+    ),
+)

@@ -1,0 +1,207 @@
+"""What `list`, `call`, `read` and `prompt` talk to: the servers of a config, or a gateway that runs.
+
+Both are a gateway inside this process (`gateway.embed.open_gateway`): of the config's servers, of which only those are
+started that are needed, or of the one server that `--url` names, whose tools keep their names. The command line is its
+client: a legacy one, which can be asked for input.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Call, Caller, Complete, Era, Failure, Notice
+from gateway.catalog.kinds import Kind
+from gateway.cli.flags import Flag, Values
+from gateway.cli.options import CONFIG, STATE, load, state_directory
+from gateway.cli.output import CommandError, UsageError
+from gateway.config import NEVER_RESTART, Config, parse_server
+from gateway.embed.native import open_gateway
+from gateway.eras.tools import View
+from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import GatewayError, UnknownName
+from gateway.frontends.flow import Flow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+
+    from gateway.cli.desk import Desk
+    from gateway.embed.native import EmbeddedGateway
+
+CALLER: Final = Caller(
+    era=Era.LEGACY,
+    version=LATEST_LEGACY,
+    # Sampling is what the desk refuses, and says why; without the capability people would read somebody else's words.
+    capabilities=jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {}}),
+    session="command line",
+)
+REMOTE: Final = "remote"
+"""The name that the server of `--url` has in here; people see the address instead."""
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition(":")
+    if not sign or not name.strip():
+        message = "write it as 'NAME: VALUE'"
+        raise ValueError(message)
+    return name.strip(), value.strip()
+
+
+FLAGS: Final = (
+    msgspec.structs.replace(CONFIG, required=False, help="the servers of this config file, started for the occasion"),
+    Flag("--url", "a gateway, or any MCP server, at this address (default: the gateway that runs)", "URL"),
+    Flag("--header", "sent along to --url, as 'Authorization: Bearer KEY'", "HEADER", parse=_header, many=True),
+    STATE,
+    Flag("--verbose", "show the log, also what the servers write to stderr", switch=True),
+)
+
+
+class Target:
+    """The servers, as this command sees them."""
+
+    def __init__(self, gateway: EmbeddedGateway) -> None:
+        self._gateway = gateway
+
+    async def list(self, kind: Kind) -> list[dict[str, Any]]:
+        """All of one kind, under public names; what a server does not list in time is missing (`problems`)."""
+        await self._gateway.fleet.first_starts()
+        page = self._gateway.fleet.snapshot().page(kind, None, None, View.LATEST)
+        return [jsonrpc.decode_any(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]")]
+
+    def problems(self) -> dict[str, str]:
+        """The servers that did not come up, and why."""
+        return {
+            name: one.last_error or f"it is {one.state}"
+            for name, one in self._gateway.status().items()
+            if one.state != "ready"
+        }
+
+    async def request(self, method: str, name: str, params: dict[str, Any], desk: Desk) -> dict[str, Any]:
+        """One request with its result; what comes meanwhile goes to the desk.
+
+        Raises:
+            CommandError: it was refused.
+        """
+        call = Call(
+            method=method,
+            name=name,
+            params={key: jsonrpc.raw(value) for key, value in params.items()},
+            meta={},
+            caller=CALLER,
+            progress_token="command line",  # noqa: S106 - a progress token, which is no secret
+        )
+        try:
+            return await self._converse(call, desk)
+        except UnknownName as exc:
+            raise CommandError(str(exc), _nearest(name, await self._names(method)) or self._excuse()) from None
+        except CommandError:
+            raise
+        except GatewayError as exc:
+            raise CommandError(str(exc)) from exc
+
+    async def _converse(self, call: Call, desk: Desk) -> dict[str, Any]:
+        router = self._gateway.router
+        flow = Flow(router, await router.submit(call))
+        try:
+            while True:
+                item = await flow.next()
+                match item:
+                    case Notice():
+                        desk.hear(item)
+                    case Ask():
+                        await desk.answer(item)
+                    case Complete():
+                        return jsonrpc.decode_any(item.result)
+                    case Failure():
+                        text = f"{item.message} (code {item.code})"
+                        raise CommandError(text)
+                    case GatewayError():
+                        raise item
+                    case _:
+                        pass  # withdrawn questions: the prompt has been answered, or is about to be
+        finally:
+            flow.close("the command was ended")
+
+    async def _names(self, method: str) -> list[str]:
+        kind = {"tools/call": Kind.TOOLS, "prompts/get": Kind.PROMPTS}.get(method, Kind.RESOURCES)
+        return [item[kind.key] for item in await self.list(kind)]
+
+    def _excuse(self) -> str:
+        return "; ".join(f"{name}: {why}" for name, why in self.problems().items())
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    ends = [one for one in known if one.endswith(name)]
+    found = list(dict.fromkeys([*ends[:3], *near]))
+    return "did you mean " + ", ".join(found) + "?" if found else ""
+
+
+@asynccontextmanager
+async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
+    """What the flags name; of a config only the servers that may own the public name, where they can be told."""
+    with _quiet(verbose=values.verbose):
+        async with open_gateway(_config(values, name)) as gateway:
+            yield Target(gateway)
+
+
+def _config(values: Values, name: str) -> Config:
+    if values.config is not None and values.url is not None:
+        problem = "--config and --url are two different places; keep one"
+        raise UsageError(problem)
+    if values.config is None:
+        return _remote(values.url or _running_url(values), dict(values.header))
+    config = load(values.config)
+    enabled = {key: one for key, one in config.servers.items() if not one.disabled}
+    prefixes = {key: one.effective_namespace + config.gateway.separator for key, one in enabled.items()}
+    owners = [key for key, prefix in prefixes.items() if len(prefix) > 1 and name.startswith(prefix)]
+    bare = [key for key, one in enabled.items() if not one.effective_namespace]
+    return _for_once(config, {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)})
+
+
+def _for_once(config: Config, servers: dict[str, Any]) -> Config:
+    """Started at once, never again, and waited for: a command has no later."""
+    once = {
+        key: msgspec.structs.replace(one, start="eager", idle_timeout=None, restart=NEVER_RESTART)
+        for key, one in servers.items()
+    }
+    grace = max((one.connect_timeout for one in once.values()), default=0.0) + 1.0
+    return msgspec.structs.replace(
+        config, servers=once, gateway=msgspec.structs.replace(config.gateway, start_grace=grace)
+    )
+
+
+def _remote(url: str, headers: dict[str, str]) -> Config:
+    server = parse_server(REMOTE, {"url": url, "headers": headers, "namespace": ""}, environ={})
+    config = Config({REMOTE: server})
+    longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # names are the other side's affair
+    return _for_once(msgspec.structs.replace(config, gateway=longest), config.servers)
+
+
+def _running_url(values: Values) -> str:
+    from gateway.cli.ps import running_url
+
+    return running_url(state_directory(values))
+
+
+@contextmanager
+def _quiet(*, verbose: bool) -> Generator[None]:
+    """Keep the log away from people who asked for a list: what matters of it is said in the command's own words."""
+    if verbose:
+        from gateway.telemetry import open_logging
+
+        with open_logging("debug"):
+            yield
+        return
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
