@@ -7,6 +7,7 @@ that a starting backend may own waits for that backend.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -31,6 +32,8 @@ _NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"
 WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """Routed too, but counted over all clients: see `gateway.frontends.watching`."""
 ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
+
+log = logging.getLogger("gateway.router")
 
 
 def is_mcp_method(method: str) -> bool:
@@ -140,6 +143,16 @@ class Router:
             return outcome if data is outcome.data else Failure(outcome.code, outcome.message, data, outcome.era)
         return outcome
 
+    def pass_on(self, method: str, params: msgspec.Raw, caller: Caller) -> None:
+        """Hand a client's notification that MCP does not know to the backend that gets such methods, where one does."""
+        owner = _only_backend(self.fleet.snapshot(caller.scope))
+        if owner is None:
+            log.debug("a client sent %s, and no backend is the only one that could be meant", method)
+        elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
+            log.debug("a client sent %s with params that are no object", method)
+        else:
+            self.fleet.supervisors[owner].pass_on(method, params, caller.session or "")
+
     def _refuse_while_draining(self) -> None:
         if self._draining:
             text = "the gateway is shutting down and takes no new calls"
@@ -196,11 +209,11 @@ class Router:
 
         Not for a caller who may see only some of what that backend has: nobody knows what the method would show.
         """
-        backends = snapshot.backends
-        if len(backends) != 1 or not snapshot.whole_servers or is_mcp_method(call.method):
+        owner = _only_backend(snapshot)
+        if owner is None or is_mcp_method(call.method):
             text = f"method {call.method!r} is not served"
             raise UnknownMethod(text)
-        return Route(backends[0], "")
+        return Route(owner, "")
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
         route = snapshot.uris.resources.get(uri)  # nearly always
@@ -260,6 +273,11 @@ def unknown(call: Call) -> UnknownName:
     kind = OWNER_KIND.get(call.method)
     noun = _NOUNS[kind or Kind.PROMPTS]
     return UnknownName(f"Unknown {noun}: {call.name}", uri=call.name if kind is Kind.RESOURCES else None)
+
+
+def _only_backend(snapshot: Snapshot) -> str | None:
+    """The one backend that there is, for a caller who may see all of it."""
+    return snapshot.backends[0] if len(snapshot.backends) == 1 and snapshot.whole_servers else None
 
 
 def _only_one_with_resources(snapshot: Snapshot) -> str | None:

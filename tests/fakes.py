@@ -81,12 +81,17 @@ class FakeUpkeep:
         self.asked: list[float] = []
         """When the gateway asked whether the backend lives."""
         self.is_silent = False
+        self.passed_on: list[tuple[str, bytes]] = []
+        """What clients have said on their own."""
 
     def wish(self, wishes: Wishes) -> None:
         self.wishes = wishes
 
     def subscribed(self, uri: str) -> None:
         self.subscriptions.append(uri)
+
+    def pass_on(self, method: str, params: msgspec.Raw) -> None:
+        self.passed_on.append((method, bytes(params)))
 
     async def ask_alive(self, *, timeout: float) -> Outcome:
         self.asked.append(trio.current_time())

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway import jsonrpc
 from gateway.backends.upkeep import Upkeep, Wishes
 from gateway.calls import Era
 from tests.fakes import Script, settle
@@ -99,5 +100,5 @@ async def test_changed_roots_are_told_to_legacy_backends_only() -> None:
     await trio.lowlevel.checkpoint()  # what is made here needs a running loop
     for era, expected in ((Era.LEGACY, ["notifications/roots/list_changed"]), (Era.MODERN, [])):
         script = Script(era=era)
-        Upkeep(script.conversation, script.ears, timeout=10).tell_roots_changed()
+        Upkeep(script.conversation, script.ears, timeout=10).pass_on("notifications/roots/list_changed", jsonrpc.ABSENT)
         assert script.methods == expected

@@ -342,3 +342,19 @@ async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autoju
             await trio.sleep(10)
             assert await router.drain(1) is True
         assert router.under_way == 0
+
+
+async def test_what_a_client_says_on_its_own_goes_to_the_only_backend(autojump_clock: MockClock) -> None:
+    params = jsonrpc.raw({"x": None})
+    async with running({"a": FakeBackend()} | {"b": (other := FakeBackend())}) as router:
+        router.pass_on("vendor/note", params, LEGACY_CALLER)  # whose is it?
+        assert other.session.upkeep.passed_on == []
+    alone = FakeBackend()
+    async with running({"a": alone}) as router:
+        for said in (params, jsonrpc.ABSENT, msgspec.Raw(b"[1]")):
+            router.pass_on("vendor/note", said, LEGACY_CALLER)
+        assert alone.session.upkeep.passed_on == [("vendor/note", bytes(params)), ("vendor/note", b"")]
+        alone.fail(2)
+        alone.session.crash(CRASH)
+        await settle()
+        router.pass_on("vendor/note", params, LEGACY_CALLER)  # nobody is there to hear it

@@ -16,7 +16,7 @@ from gateway.config.model import Config, ServerConfig
 from gateway.frontends.watching import subscribe
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from tests.fakes import FakeBackend, make_call, settle
+from tests.fakes import LEGACY_CALLER, FakeBackend, make_call, settle
 from tests.test_frontends_watching import session_of
 from tests.test_router import offers
 
@@ -71,5 +71,20 @@ async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock
         router.fleet.wish_list.want_level("somebody", "debug")
         router.fleet.wish()
         assert (shared.upkeep.wishes.log_level, own.upkeep.wishes.log_level) == ("debug", "debug")
+        own.answer(outcome=Complete(b"{}", Era.LEGACY))
+        router.release(ticket)
+
+
+async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_clock: MockClock) -> None:
+    async with open_house("client") as (router, fake):
+        router.pass_on("vendor/note", jsonrpc.ABSENT, caller())  # it has none yet
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+        await settle()
+        shared, own = fake.sessions
+        router.pass_on("vendor/note", jsonrpc.ABSENT, caller())
+        router.fleet.roots_changed("one")
+        router.pass_on("vendor/note", jsonrpc.ABSENT, LEGACY_CALLER)
+        assert shared.upkeep.passed_on == []
+        assert own.upkeep.passed_on == [("vendor/note", b""), ("notifications/roots/list_changed", b"")]
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
         router.release(ticket)

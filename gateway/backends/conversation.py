@@ -106,6 +106,7 @@ class Conversation:
         self.unmatched = 0
         """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
         self._post = post
+        self._reply = reply or post
         self._exchanges = exchanges
         self._listener = listener
         self._calls: dict[int, Ticket] = {}
@@ -114,7 +115,7 @@ class Conversation:
         self._closed: BackendError | None = None
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
-        self._asking = Asking(backend, post=reply or post, calls=self._calls_now, for_client=self._for_client)
+        self._asking = Asking(backend, post=self._reply, calls=self._calls_now, for_client=self._for_client)
 
     @property
     def in_flight(self) -> int:
@@ -224,6 +225,10 @@ class Conversation:
     def notify(self, method: str, params: dict[str, object] | None = None) -> None:
         """Send a notification."""
         self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
+
+    def pass_on(self, method: str, params: msgspec.Raw) -> None:
+        """Send a notification of a client's; bounded as replies are, since clients may send as many as they like."""
+        self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
 
     def feed(self, data: bytes, ticket: Ticket | None = None) -> None:
         """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell.
@@ -368,6 +373,8 @@ class Conversation:
                 self._asking.completed(params)
             case "notifications/cancelled":
                 self._asking.cancelled(params)
+            case "notifications/tasks/status":
+                pass  # the gateway drives tasks by asking for their state; no client knows of any
             case (
                 "notifications/tools/list_changed"
                 | "notifications/prompts/list_changed"

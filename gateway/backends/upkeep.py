@@ -54,10 +54,10 @@ class Upkeep:
         """Note that a client's own request has subscribed the session to a resource."""
         self._uris.add(uri)
 
-    def tell_roots_changed(self) -> None:
-        """Hand on that the roots of a client that this session serves have changed; a modern backend asks anew."""
+    def pass_on(self, method: str, params: msgspec.Raw) -> None:
+        """Hand on what a client of this session says on its own, as it is: the modern era has no such notifications."""
         if self._conversation.hop.era is Era.LEGACY:
-            self._conversation.notify("notifications/roots/list_changed")
+            self._conversation.pass_on(method, params)
 
     async def ask_alive(self, *, timeout: float) -> Outcome:
         """Ask whether the backend lives; an error is an answer too, silence is `BackendTooSlow`.

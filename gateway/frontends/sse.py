@@ -20,8 +20,9 @@ from gateway import jsonrpc
 from gateway.calls import Ask, Era, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, versions
 from gateway.errors import GatewayError
-from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id, encode_notice, is_wanted
+from gateway.frontends.answers import MAX_BATCH, Answers, encode_notice, is_wanted
 from gateway.frontends.exchange import ClientGone, Exchange, read_json
+from gateway.frontends.notes import take_note
 from gateway.frontends.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ class SseStream:
         """Take in one message; returns the error that refuses it, where there can be no answer on the stream."""
         request_id = message.id
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
-            self._note(message)
+            if self.session is not None:
+                take_note(self._answers, self.session, message, self.session.in_flight)
         elif self.session is None or message.method == "initialize":
             await self.send(self._first(message, request_id))
         else:
@@ -170,24 +172,6 @@ class SseStream:
             else:
                 self._nursery.start_soon(self._request, self.session, message, request_id, scope)
         return None
-
-    def _note(self, message: Message) -> None:
-        """Take in a notification or a response."""
-        if self.session is None:
-            return
-        match message.method:
-            case msgspec.UNSET:
-                self.session.desk.settle(message)
-            case "notifications/cancelled":
-                request_id = cancelled_id(message)
-                if request_id is not None:
-                    self.session.in_flight.cancel(request_id)
-            case "notifications/roots/list_changed":
-                self._answers.fleet.roots_changed(self.session.key)
-            case "notifications/progress":
-                self.session.desk.progress(message)
-            case _:
-                pass
 
     def _first(self, message: Message, request_id: Id) -> bytes:
         """Answer what can be asked before there is a session."""
@@ -203,6 +187,7 @@ class SseStream:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         most = self._answers.settings.max_client_requests
         self.session = LegacySession(self.id, introduction, max_requests=most)
+        self._answers.welcome(self.session)
         self._introduced.set()
         return jsonrpc.response(request_id, result)
 

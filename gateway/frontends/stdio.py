@@ -24,12 +24,12 @@ from gateway.frontends.answers import (
     LISTEN,
     MAX_BATCH,
     Answers,
-    cancelled_id,
     encode_notice,
     is_wanted,
 )
 from gateway.frontends.changes import Changes
 from gateway.frontends.listen import Subscription
+from gateway.frontends.notes import take_note
 from gateway.frontends.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
 
@@ -166,19 +166,7 @@ class StdioFace:
         """Whether a task must answer; notifications are taken in here."""
         if message.id is not msgspec.UNSET and message.method is not msgspec.UNSET:
             return True
-        match message.method:
-            case msgspec.UNSET if self._session is not None:
-                self._session.desk.settle(message)
-            case "notifications/cancelled":
-                request_id = cancelled_id(message)
-                if request_id is not None:
-                    self._in_flight.cancel(request_id)
-            case "notifications/roots/list_changed" if self._session is not None:
-                self._answers.fleet.roots_changed(self._session.key)
-            case "notifications/progress" if self._session is not None:
-                self._session.desk.progress(message)
-            case _:
-                pass
+        take_note(self._answers, self._session, message, self._in_flight)
         return False
 
     async def _request(self, message: Message, scope: trio.CancelScope) -> None:

@@ -16,8 +16,9 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
-from gateway.frontends.answers import MAX_BATCH, Answers, cancelled_id
+from gateway.frontends.answers import MAX_BATCH, Answers
 from gateway.frontends.events import RESUME_WITHIN, STANDALONE
+from gateway.frontends.notes import take_note
 from gateway.frontends.resumable import FIRST_PRIMED, LegacyReply, replay
 from gateway.frontends.sessions import DuplicateId
 
@@ -53,7 +54,7 @@ class StreamableFace:
         if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
             await self._request(exchange, session, message, message.id)
         else:
-            self._take(session, message)
+            take_note(self._answers, session, message, session.in_flight)
             await exchange.empty(202)
 
     async def post_batch(self, exchange: Exchange, body: bytes) -> None:
@@ -75,7 +76,7 @@ class StreamableFace:
             if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
                 wanted.append((message.id, message))
             else:
-                self._take(session, message)
+                take_note(self._answers, session, message, session.in_flight)
         if not wanted:
             await exchange.empty(202)
             return
@@ -223,22 +224,6 @@ class StreamableFace:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return None
         return session
-
-    def _take(self, session: LegacySession, message: Message) -> None:
-        """Take in a notification or a response."""
-        match message.method:
-            case msgspec.UNSET:
-                session.desk.settle(message)
-            case "notifications/cancelled":
-                request_id = cancelled_id(message)
-                if request_id is not None:
-                    session.in_flight.cancel(request_id)
-            case "notifications/roots/list_changed":
-                self._answers.fleet.roots_changed(session.key)
-            case "notifications/progress":
-                session.desk.progress(message)
-            case _:
-                pass
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         try:

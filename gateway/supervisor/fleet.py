@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
 from gateway.catalog.news import ListNews
 from gateway.catalog.parts import Naming, Part, make_part
@@ -207,7 +208,7 @@ class Fleet:
     def roots_changed(self, key: str) -> None:
         """Tell backends that a client's roots have changed; `key` is its session's."""
         for supervisor in self._supervisors.values():
-            supervisor.roots_changed(key)
+            supervisor.pass_on("notifications/roots/list_changed", jsonrpc.ABSENT, key)
 
     def client_gone(self, key: str) -> None:
         """End what backends keep for one client alone; `key` is its session's."""

@@ -97,11 +97,11 @@ class PrivateFleet(Supervisor):
         patience = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
         return msgspec.structs.replace(self.config, idle_timeout=patience, start="eager")
 
-    def roots_changed(self, key: str) -> None:
-        """Hand on that a client's roots have changed, to its own session."""
+    def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
+        """Hand on a client's notification to its own session; one that has none yet has nothing to hear it."""
         private = self._private.get(key)
         if private is not None:
-            private.roots_changed(key)
+            private.pass_on(method, params, key)
 
     def wish(self) -> None:
         """Bring every session in line: a level that a client sets later is for those that it has already, too."""

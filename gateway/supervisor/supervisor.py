@@ -188,11 +188,11 @@ class Supervisor:
         if self._session is not None:
             self._session.upkeep.subscribed(uri)
 
-    def roots_changed(self, key: str) -> None:
-        """Hand on that a client's roots have changed; a shared session serves them all."""
+    def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
+        """Hand on a client's notification as it is, if the backend is there; a shared session serves all clients."""
         del key
         if self._session is not None:
-            self._session.upkeep.tell_roots_changed()
+            self._session.upkeep.pass_on(method, params)
 
     @property
     def speaks_legacy(self) -> bool:

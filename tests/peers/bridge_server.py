@@ -1,13 +1,15 @@
-"""The rich server on stdio or streamable HTTP, for the bridge between the eras; standard library only.
+"""The rich server on stdio, streamable HTTP or SSE, for the bridge between eras; standard library only.
 
-Run as a script: `python bridge_server.py [--transport http]` and any option of `rich_server.py`. Over HTTP it serves on
-127.0.0.1, at a free port, says `listening on URL` on stderr, and holds its client to the letter: a legacy request needs
-its session, a modern one the headers that mirror its body. In the modern era it asks nobody for what was not declared
-on the request (-32021). It serves one client: ids of requests are looked at without asking whose they are.
+Run as a script: `python bridge_server.py [--transport http|sse]` and any option of `rich_server.py`. Over HTTP it
+serves on 127.0.0.1, at a free port, says `listening on URL` on stderr, and holds its client to the letter: a legacy
+request needs its session, a modern one the headers that mirror its body. In the modern era it asks nobody for what was
+not declared on the request (-32021). It serves one client: ids of requests are looked at without asking whose they are.
 
-Tools, besides those of the rich server: `grow` {feature} -> lists one tool, prompt or resource more, and says so ·
+Tools, besides those of the rich server: `grow` {features} -> lists one tool, prompt or resource more, and says so ·
 `dare` {requests} -> as `ask`, but asks (modern) without looking at what was declared · `count` {} -> how many times
-each tool was called so far · `ask_and_sleep` {} (legacy) -> asks for the roots, counts as `answered`, then sleeps.
+each tool was called so far · `ask_and_sleep` {} (legacy) -> asks for the roots, counts as `answered`, then sleeps ·
+`say` {messages} -> sends messages as given, `"$token"` standing for the call's own progress token · `caught` -> the
+notifications and responses so far, as received. The method `vendor/echo` answers with its params as received.
 The resource `memo://NAME/item/missing` fits a template and is not found.
 """
 
@@ -50,7 +52,9 @@ class BridgeServer(RichServer):
         self.exchanges = {}  # request id -> Queue of the messages for its stream
         self.ear = queue.Queue()  # of the GET stream
         self.counts = {}
-        self.grown = 0
+        self.grown = {"tools": 0, "prompts": 0, "resources": 0}
+        self.methods["vendor/echo"] = lambda _message, params: {"params": params}
+        self.caught = []
 
     # -- what it can do besides -------------------------------------------------------------------------------------
 
@@ -61,6 +65,8 @@ class BridgeServer(RichServer):
             "dare": self.tool_dare,
             "count": self.tool_count,
             "ask_and_sleep": self.tool_ask_and_sleep,
+            "say": self.tool_say,
+            "caught": lambda _message, _params, _arguments: structured({"messages": list(self.caught)}),
         }
         entry = {"description": "Of the bridge.", "inputSchema": schema()}
         return tools | {name: (function, {"name": name, **entry}) for name, function in added.items()}
@@ -74,12 +80,40 @@ class BridgeServer(RichServer):
         return {"content": [], "structuredContent": dict(self.counts)}
 
     def tool_grow(self, message, params, arguments):
-        self.grown += 1
-        return self.tool_change(message, params, {"feature": arguments.get("feature", "prompts")})
+        for feature in arguments.get("features", ["prompts"]):
+            self.grown[feature] += 1
+            result = self.tool_change(message, params, {"feature": feature})
+        return result
+
+    def handle_line(self, line):
+        message = json.loads(line)
+        if "method" not in message or "id" not in message:
+            self.caught.append(message)
+        super().handle_line(line)
+
+    def tool_say(self, _message, params, arguments):
+        for message in arguments["messages"]:
+            token = params.get("_meta", {}).get("progressToken")
+            if message.get("params", {}).get("progressToken") == "$token":
+                message["params"]["progressToken"] = token
+            self.send({"jsonrpc": "2.0", **message})
+        return {"content": [{"type": "text", "text": "said"}]}
+
+    def list_tools(self, message, params):
+        result = super().list_tools(message, params)
+        added = [{"name": f"grown_{number}", "inputSchema": schema()} for number in range(self.grown["tools"])]
+        return result | {"tools": result["tools"] + added}
+
+    def list_resources(self, message, params):
+        result = super().list_resources(message, params)
+        result["resources"] += [
+            {"uri": self.uri(f"grown_{number}"), "name": "grown"} for number in range(self.grown["resources"])
+        ]
+        return result
 
     def list_prompts(self, message, params):
         result = super().list_prompts(message, params)
-        result["prompts"] += [{"name": f"grown_{number}"} for number in range(self.grown)]
+        result["prompts"] += [{"name": f"grown_{number}"} for number in range(self.grown["prompts"])]
         return result
 
     def has_resource(self, uri):
@@ -114,6 +148,8 @@ class BridgeServer(RichServer):
     def send(self, message):
         if self.options.transport == "stdio":
             super().send(message)
+        elif self.options.transport == "sse":
+            self.ear.put(message)
         else:
             stream = self.stream_of(message)
             if stream is not None:
@@ -162,7 +198,7 @@ class BridgeServer(RichServer):
     def serve_http(self):
         server = self
 
-        class Handler(HttpHandler):
+        class Handler(SseHandler if self.options.transport == "sse" else HttpHandler):
             peer = server
 
         class Listener(ThreadingHTTPServer):
@@ -281,9 +317,41 @@ class HttpHandler(BaseHTTPRequestHandler):
         self.reply(200)
 
 
+class SseHandler(HttpHandler):
+    """One connection of the older transport: GET opens the stream, POSTs go to where its first event says."""
+
+    def do_GET(self):
+        ear = self.peer.ear = queue.Queue()
+        self.begin_stream()
+        self.event("/messages?session_id=1", "endpoint")
+        while not self.hung_up():
+            try:
+                self.event(ear.get(timeout=POLL), "message")
+            except queue.Empty:
+                continue
+        self.close_connection = True
+
+    def event(self, message, name):
+        data = message if isinstance(message, str) else encode(message)
+        frame = f"event: {name}\ndata: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(frame), frame))
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/messages?session_id=1":
+            self.reply(405)
+            return
+        self.reply(202)
+        self.peer.handle_line(body)
+
+
+def structured(value):
+    return {"content": [], "structuredContent": value}
+
+
 def main():
     parser = make_rich_parser()
-    parser.add_argument("--transport", choices=["stdio", "http"], default="stdio")
+    parser.add_argument("--transport", choices=["stdio", "http", "sse"], default="stdio")
     options = parser.parse_args()
     server = BridgeServer(options)
     if options.transport == "stdio":
