@@ -110,13 +110,23 @@ def test_messages_of_another_form_pass(messages: Any) -> None:
         ("https://example.com?mail=a@b", False),
         ("https://example.com\\@evil", False),
         ("mailto:a@b", False),
+        ("https:user:secret@example.com", True),
+        ("HTTPS:\\\\user:secret@example.com", True),
+        ("https:///user:secret@example.com", True),
+        (" ht\ttps://user:secret@example.com", True),
+        ("javascript:alert('secret')", True),
+        ("java\nScript:alert('secret')", True),
+        ("file:///home/secret", True),
+        ("data:text/html,secret", True),
+        ("app://open/javascript:x", False),
+        ("/javascript:x", False),
     ],
 )
 @pytest.mark.parametrize("version", ["2025-11-25", LATEST_MODERN])
-def test_a_url_with_credentials_is_shown_to_nobody(url: str, refused: bool, version: str) -> None:
+def test_a_url_that_is_no_place_to_visit_is_shown_to_nobody(url: str, refused: bool, version: str) -> None:
     params = spans({"mode": "url", "message": "m", "url": url})
     if refused:
-        with pytest.raises(ValueError, match="credentials") as caught:
+        with pytest.raises(ValueError, match="must not be sent to a client") as caught:
             asks.for_version(asks.ELICITATION, params, version)
         assert "secret" not in str(caught.value)
     else:

@@ -9,7 +9,7 @@ import pytest
 from gateway import errors as tree
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era, Failure
-from gateway.eras import errors
+from gateway.eras import asks, errors
 
 BOTH = (Era.LEGACY, Era.MODERN)
 
@@ -138,6 +138,20 @@ def call(method: str, version: str, era: Era, **capabilities: object) -> Call:
 )
 def test_a_backends_own_error_about_a_call(code: int, backend: Era, failed: Call, expected: int) -> None:
     assert errors.to_wire(Failure(code, "said", None, backend), failed.caller.era, failed).code == expected
+
+
+@pytest.mark.parametrize("era", [Era.LEGACY, Era.MODERN])
+@pytest.mark.parametrize("can", [{}, {"elicitation": {"url": {}}}])
+def test_an_unsafe_page_is_named_to_nobody(era: Era, can: dict[str, object]) -> None:
+    for url in ("https://user:secret@example.com", "javascript:secret()"):
+        pages = [{"mode": "url", "url": "https://example.com"}, {"mode": "url", "url": url}]
+        failure = Failure(-32042, "visit", json.dumps({"elicitations": pages}).encode(), Era.LEGACY)
+        failed = call("tools/call", "2025-11-25" if era is Era.LEGACY else "2026-07-28", era, **can)
+        wire = errors.to_wire(failure, era, failed)
+        assert (wire.code, wire.data) == (-32603, None)
+        assert "must not be sent to a client" in wire.message
+        assert "secret" not in wire.message
+        assert asks.url_input_requests(failure, failed.caller) is None
 
 
 @pytest.mark.parametrize(("era", "code"), [(Era.LEGACY, -32002), (Era.MODERN, -32602)])

@@ -181,6 +181,21 @@ async def test_a_legacy_client_cannot_be_given_what_it_does_not_know(autojump_cl
         assert (code, json.loads(encoded)["error"]["code"]) == (-32603, -32603)
 
 
+@pytest.mark.parametrize("url", ["https://user:secret@example.com/", "javascript:secret()", "https://example.com/"])
+async def test_a_modern_client_is_not_sent_to_an_unsafe_page(url: str, autojump_clock: MockClock) -> None:
+    caller = msgspec.structs.replace(MODERN_CALLER, capabilities=msgspec.Raw(b'{"elicitation":{"url":{}}}'))
+    wanted = {"one": {"method": "elicitation/create", "params": {"mode": "url", "message": "m", "url": url}}}
+    required = InputRequired(jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted}))
+    async with running() as answers:
+        encoded, code = answers.encode_outcome(make_call("a.x", caller=caller), 1, required)
+        if url == "https://example.com/":
+            assert (code, json.loads(encoded)["result"]["inputRequests"]) == (None, wanted)
+        else:
+            assert code == -32603
+            assert b"must not be sent to a client" in encoded
+            assert b"secret" not in encoded
+
+
 async def test_an_unsupported_version_names_ours(autojump_clock: MockClock) -> None:
     async with running() as answers:
         encoded, code = answers.encode_error(1, UnsupportedVersion("1999-01-01"), Era.MODERN)

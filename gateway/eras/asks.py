@@ -27,6 +27,11 @@ ROOTS: Final = "roots/list"
 CAPABILITY: Final = {SAMPLING: "sampling", ELICITATION: "elicitation", ROOTS: "roots"}
 """The requests that can be brought to a client, and the capability that each needs."""
 
+_UNSAFE_SCHEMES: Final = frozenset({
+    "about", "blob", "chrome", "data", "file", "filesystem", "javascript", "vbscript", "view-source",
+})  # fmt: skip
+"""Schemes of what is no place on the web: a client that opens one runs the server's code, or reads its own files."""
+
 _FIRST_IN: Final = {"elicitation": "2025-06-18"}
 """Capabilities that the first revision had not; modes of elicitation and tools in sampling came with 2025-11-25."""
 
@@ -70,14 +75,41 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
         return "form"
 
 
-def holds_credentials(params: dict[str, msgspec.Raw]) -> bool:
-    """Whether the URL that a client is to visit holds a name or password (client/elicitation, "Safe URL Handling")."""
+def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
+    """Why no client may be shown the URL that it is to visit; None if it may (client/elicitation, "Safe URL Handling").
+
+    It may hold no name or password, nor have a scheme that runs something or reads a file. Read as browsers
+    read it: without white space, and with the slashes of an address given or not. The URL itself is not in the reason.
+    """
     try:
-        url = jsonrpc.decode_string(params["url"])
+        url = re.sub(r"[\x00-\x20]", "", jsonrpc.decode_string(params["url"]))
     except (KeyError, ValueError):
-        return False
-    _, found, rest = url.partition("//")
-    return bool(found) and "@" in re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+        return None
+    scheme, found, rest = url.partition(":")
+    scheme = scheme.lower()
+    if found and scheme in _UNSAFE_SCHEMES:
+        return f"the url to visit has the scheme {scheme}:, which must not be sent to a client"
+    if found and (scheme in {"http", "https"} or rest.startswith("//")):
+        authority = re.split(r"[/?#\\]", rest.lstrip("/\\"), maxsplit=1)[0]
+        if "@" in authority:
+            return "the url to visit holds credentials, which must not be sent to a client"
+    return None
+
+
+def unsafe_elicitation(result: bytes) -> str | None:
+    """Why an `input_required` result must not reach a client; None if it may, as far as its URLs go."""
+    try:
+        wanted = read_input_required(result).inputRequests.values()
+    except ValueError:
+        return None  # no form that anybody knows: nothing in there will be visited
+    return next((why for one in wanted if one.method == ELICITATION and (why := unsafe_url(one.params))), None)
+
+
+def unsafe_refusal(failure: Failure) -> str | None:
+    """Why the data of a -32042 must not reach a client, of any era; None if it may, or is another error."""
+    if failure.code != URL_ELICITATION_REQUIRED:
+        return None
+    return next((why for params in _elicitations(failure) if (why := unsafe_url(params))), None)
 
 
 class InputRequest(msgspec.Struct):
@@ -108,9 +140,8 @@ def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> di
     Raises:
         ValueError: it asks for something that this version has no form for, or that no client may be shown.
     """
-    if method == ELICITATION and holds_credentials(params):
-        text = "the url to visit holds credentials, which must not be sent to a client"
-        raise ValueError(text)
+    if method == ELICITATION and (unsafe := unsafe_url(params)) is not None:
+        raise ValueError(unsafe)
     if version >= LATEST_LEGACY:
         return params
     params = dict(params)
@@ -192,18 +223,27 @@ class _Elicitations(msgspec.Struct):
     elicitations: list[dict[str, msgspec.Raw]] = []
 
 
+def _elicitations(failure: Failure) -> list[dict[str, msgspec.Raw]]:
+    try:
+        return msgspec.json.decode(failure.data or b"{}", type=_Elicitations).elicitations
+    except jsonrpc.UNDECODABLE:
+        return []
+
+
 def url_input_requests(failure: Failure, caller: Caller) -> dict[str, object] | None:
     """A legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
 
-    None if it is another error, names no URL, or the client has not declared `elicitation.url`.
+    None if it is another error, names no URL or one that nobody may be shown, or the client has not declared
+    `elicitation.url`.
     """
-    if failure.code != URL_ELICITATION_REQUIRED or failure.era is not Era.LEGACY or failure.data is None:
+    if failure.code != URL_ELICITATION_REQUIRED or failure.era is not Era.LEGACY:
         return None
-    try:
-        wanted = msgspec.json.decode(failure.data, type=_Elicitations).elicitations
-    except jsonrpc.UNDECODABLE:
-        return None
-    if not wanted or any(missing_capability(caller, ELICITATION, params) is not None for params in wanted):
+    wanted = _elicitations(failure)
+    if (
+        not wanted
+        or unsafe_refusal(failure) is not None
+        or any(missing_capability(caller, ELICITATION, params) is not None for params in wanted)
+    ):
         return None
     return {
         f"input-{number}": {"method": ELICITATION, "params": for_modern_client(params)}

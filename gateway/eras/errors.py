@@ -77,6 +77,9 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
 
 def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
     """A backend's own error keeps its code, unless that code means something else to this client."""
+    unsafe = asks.unsafe_refusal(failure)
+    if unsafe is not None:  # and its data, which holds the URL, goes nowhere either
+        return WireError(jsonrpc.INTERNAL_ERROR, f"the backend asked for what no client may be asked: {unsafe}")
     code, data = failure.code, failure.data
     is_read = call is not None and call.method == "resources/read"
     if era is Era.MODERN and code == RESOURCE_NOT_FOUND:

@@ -247,6 +247,10 @@ class Answers:
                 return jsonrpc.response(request_id, result), None
             return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
         if isinstance(outcome, InputRequired):
+            unsafe = asks.unsafe_elicitation(outcome.result)
+            if unsafe is not None:
+                problem = BackendProtocol(call.name, f"asked for what no client may be asked: {unsafe}")
+                return self.encode_error(request_id, problem, era, call)
             if era is Era.MODERN:
                 undeclared = _undeclared(call, outcome)
                 if undeclared is not None:
