@@ -29,7 +29,9 @@ from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
 from gateway.config.access_model import NO_ACCESS
 from gateway.eras.requests import Hop
+from gateway.errors import ConfigError
 from gateway.frontends.answers import Answers
+from gateway.frontends.binding import Binding, Exposed
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
 from gateway.reload.reloader import Reloader
@@ -76,6 +78,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     transports: tuple[str, ...] = ("stdio",)
     host: str = "127.0.0.1"
     port: int = 8080
+    uds: Path | None = None
+    """A Unix socket to listen on instead of `host` and `port`."""
+    uds_mode: int = 0o600
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure: bool = False
+    """Whether the gateway may be open to a network without asking anybody for a key."""
     path: str = "/mcp"
     sse_path: str = "/sse"
     message_path: str = "/messages/"
@@ -89,6 +98,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a change of the config file is noticed without being told."""
     admin: AdminAccess | None = None
     """Who may use the management API; None lets everybody on loopback read and nobody change."""
+
+    @property
+    def binding(self) -> Binding:
+        """Where the HTTP face listens."""
+        return Binding(
+            host=self.host,
+            port=self.port,
+            uds=self.uds,
+            uds_mode=self.uds_mode,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+        )
 
 
 def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -> Opener:
@@ -128,7 +149,7 @@ class Gateway:
         self._opener = make_opener(guard, name=config.gateway.name, logins=self._logins)
         self.fleet = Fleet(config, self._opener if self._logins is not None else self._open, self._store)
         source = options.source or ConfigSource(None, environ={}, given=config)
-        self._reloader = Reloader(source, self.fleet, held=self._hold)
+        self._reloader = Reloader(source, self.fleet, held=self._hold, check=self._check)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
         self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
@@ -196,6 +217,15 @@ class Gateway:
         async with self._opener(config, listener, capabilities=capabilities) as session:
             yield session
 
+    def _check(self, config: Config) -> None:
+        """Refuse a config with which this gateway would be open to a network. Raises ConfigError."""
+        if "stdio" in self._options.transports or self._options.insecure:
+            return
+        try:
+            self._options.binding.check(config.access)
+        except Exposed as exc:
+            raise ConfigError([str(exc)]) from None
+
     def _hold(self, config: Config) -> None:
         """Go by the settings of a config that has come to hold; some are for the next start."""
         for name in AT_START_ONLY:
@@ -239,11 +269,10 @@ class Gateway:
             closing=self._closing,
             guard=self._guard,
         )
-        others = make_admin_app(management, options.admin or AdminAccess("token", host=options.host))
+        others = make_admin_app(management, options.admin or AdminAccess("token", host=options.binding.admin_host))
         return HttpFace(
             self._answers,
-            host=options.host,
-            port=options.port,
+            binding=options.binding,
             path=options.path if "streamable-http" in options.transports else None,
             sse_path=options.sse_path if "sse" in options.transports else None,
             message_path=options.message_path,
@@ -277,7 +306,7 @@ class Gateway:
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run a gateway until it is told to stop; `ready` is called with each URL once an HTTP socket is open.
 
-    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.ListenError`.
+    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.binding.ListenError`.
     For a program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:

@@ -18,6 +18,7 @@ from gateway.calls import Complete, Era
 from gateway.config import Config, parse_config
 from gateway.config.access_model import NO_ACCESS
 from gateway.frontends.answers import Answers
+from gateway.frontends.binding import Binding
 from gateway.frontends.http import HttpFace
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
@@ -70,8 +71,7 @@ class House:
         admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
         self.face = HttpFace(
             self.answers,
-            host=host,
-            port=0,
+            binding=Binding(host=host, port=0),
             path="/mcp",
             sse_path="/sse",
             others=admin,

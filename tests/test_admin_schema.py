@@ -19,6 +19,7 @@ from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.config import Config, ServerConfig
 from gateway.frontends.answers import Answers
+from gateway.frontends.binding import Binding
 from gateway.frontends.http import HttpFace
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
@@ -69,7 +70,7 @@ class Server:
         management = Management(router, reloader, transport="http", draining=closing.is_set, closing=closing)
         app = make_admin_app(management, AdminAccess("token", host="127.0.0.1", token=TOKEN))
         answers = Answers(router, config.gateway, "0", Parking(Sealer([])))
-        face = HttpFace(answers, host="127.0.0.1", port=0, path="/mcp", others=app, closing=closing)
+        face = HttpFace(answers, binding=Binding(port=0), path="/mcp", others=app, closing=closing)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(partial(reloader.run, watching=False))

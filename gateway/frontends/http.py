@@ -6,9 +6,7 @@ the socket, the sessions and the services that go with them.
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +15,6 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
-from gateway.errors import GatewayError
 from gateway.frontends.entrance import Entrance
 from gateway.frontends.exchange import Exchange, read_json
 from gateway.frontends.modern import ModernFace
@@ -33,22 +30,17 @@ if TYPE_CHECKING:
     from gateway.access.table import Access
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Answers
+    from gateway.frontends.binding import Binding
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
 
     AsgiApp = Any
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
-BACKLOG: Final = 1_024
-"""Connections that may wait to be accepted: a thousand clients may come at once."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
 log = logging.getLogger("gateway.http")
-
-
-class ListenError(GatewayError):
-    """The address cannot be bound; the message says which option to change."""
 
 
 class McpEndpoint:
@@ -129,8 +121,7 @@ class HttpFace:
         self,
         answers: Answers,
         *,
-        host: str,
-        port: int,
+        binding: Binding,
         path: str | None,
         sse_path: str | None = None,
         message_path: str = "/messages/",
@@ -140,10 +131,9 @@ class HttpFace:
     ) -> None:
         self._answers = answers
         self._access = access
-        self._policy = HostPolicy(host)
+        self._policy = HostPolicy(binding.policy_host)
         self._path = path
-        self._host = host
-        self._port = port
+        self._binding = binding
         self._others = others
         self._closing = closing
         self._entrance = Entrance(self._policy, access)
@@ -172,7 +162,9 @@ class HttpFace:
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
-        bound = self._bind()
+        secure = self._binding.set_tls(config)
+        bound = self._binding.open()
+        mark = self._binding.mark()
         async with trio.open_nursery() as services:
             await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
@@ -180,12 +172,14 @@ class HttpFace:
             self._follow_access()
             try:
                 async with trio.open_nursery() as server:
-                    sockets = Sockets([], [bound], [])
+                    sockets = Sockets([bound], [], []) if secure else Sockets([], [bound], [])
                     serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait)
                     await server.start(serve, self._route, config)
-                    task_status.started(self._urls(bound))
+                    paths = [path for path in (self._path, self._sse_path) if path is not None]
+                    task_status.started(self._binding.urls(bound, paths))
             finally:
                 self._answers.fleet.unsubscribe(self._tell)
+                self._binding.remove(mark)
                 self._endpoint.sessions.close_all()
             services.cancel_scope.cancel(reason="the HTTP server has ended")
 
@@ -227,21 +221,3 @@ class HttpFace:
             await self._others(scope, receive, send)
         else:
             await exchange.json(403, jsonrpc.encode({"error": refusal}))
-
-    def _bind(self) -> socket.socket:
-        """The listening socket, made here so that a taken port is one line and not a traceback."""
-        try:
-            infos = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, _, _, _, address = infos[0]
-            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
-        except OSError as exc:
-            reason, hint = exc.strerror or str(exc), "see --host"
-            if exc.errno == errno.EADDRINUSE:
-                reason, hint = "the port is in use", "choose another with --port (0 picks a free one)"
-            text = f"cannot listen on {self._host}:{self._port}: {reason}; {hint}"
-            raise ListenError(text) from None
-
-    def _urls(self, bound: socket.socket) -> list[str]:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        paths = [path for path in (self._path, self._sse_path) if path is not None]
-        return [f"http://{host}:{bound.getsockname()[1]}{path}" for path in paths]

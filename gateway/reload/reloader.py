@@ -66,12 +66,23 @@ class Reloader:
 
     nursery: trio.Nursery
 
-    def __init__(self, source: ConfigSource, fleet: Fleet, *, held: Callable[[Config], None] | None = None) -> None:
-        """Make one; `held` is called with each config that has come to hold."""
+    def __init__(
+        self,
+        source: ConfigSource,
+        fleet: Fleet,
+        *,
+        held: Callable[[Config], None] | None = None,
+        check: Callable[[Config], None] | None = None,
+    ) -> None:
+        """Make one; `held` is called with each config that has come to hold.
+
+        `check` is called with each that is about to, and raises ConfigError for one that cannot hold in this run.
+        """
         self.last: LastReload | None = None
         self._source = source
         self._fleet = fleet
         self._held = held
+        self._check = check
         self._turn = trio.Lock()
         self._waiting = 0
         self._running = False
@@ -208,7 +219,7 @@ class Reloader:
             try:
                 base = await trio.to_thread.run_sync(source.read, abandon_on_cancel=True)
                 overlay, void = source.overlay.without_void(base)
-                config = overlay.compose(base, source.environ)
+                config = self._composed(overlay, base)
                 break
             except ConfigError as exc:
                 if looks <= 0:
@@ -223,11 +234,17 @@ class Reloader:
         await self._keep(overlay)
         return applied
 
+    def _composed(self, overlay: Overlay, base: Base) -> Config:
+        config = overlay.compose(base, self._source.environ)
+        if self._check is not None:
+            self._check(config)
+        return config
+
     async def _edit(self, edit: Callable[[Overlay, Base], Overlay], by: str) -> Applied:
         source = self._source
         overlay = edit(source.overlay, source.base)
         try:
-            config = overlay.compose(source.base, source.environ)
+            config = self._composed(overlay, source.base)
         except ConfigError as exc:
             raise self._refused(by, exc) from None
         applied = await self._apply(by, config)
