@@ -224,7 +224,7 @@ class Gateway:
         try:
             self._options.binding.check(config.access)
         except Exposed as exc:
-            raise ConfigError([str(exc)]) from None
+            raise ConfigError([f"{exc}; {exc.hint}"]) from None
 
     def _hold(self, config: Config) -> None:
         """Go by the settings of a config that has come to hold; some are for the next start."""

@@ -68,13 +68,13 @@ class House:
         management = Management(
             self.router, reloader, transport="http", draining=self.closing.is_set, closing=self.closing
         )
-        admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
+        self.admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
         self.face = HttpFace(
             self.answers,
             binding=Binding(host=host, port=0),
             path="/mcp",
             sse_path="/sse",
-            others=admin,
+            others=self.admin,
             closing=self.closing,
             access=self.access,
         )

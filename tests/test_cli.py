@@ -12,10 +12,12 @@ import sys
 import pytest
 
 import gateway
+from gateway.access.keys import hash_key
 from gateway.cli import main
 from gateway.cli.app import read_with_typer
 from gateway.cli.flags import convert, read_plain
 from gateway.cli.main import COMMANDS, find_command
+from gateway.config import parse_config
 from tests.support import ROOT
 
 pytestmark = pytest.mark.leak_check
@@ -316,3 +318,30 @@ def test_a_shell_can_complete(cli, monkeypatch):
     monkeypatch.setenv("COMP_WORDS", "mcp-gateway serve --admin t")
     monkeypatch.setenv("COMP_CWORD", "3")
     assert cli() == (0, "token\n", "")
+
+
+def test_the_network_is_not_let_in_without_keys(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    status, out, err = run("serve", "--config", config, "--transport", "http", "--port", "0", "--host", "0.0.0.0")
+    assert (status, out) == (1, "")
+    error, hint = err.splitlines()
+    assert "--host 0.0.0.0" in error
+    assert "hash-key" in hint
+    assert "--insecure" in hint
+
+
+def test_hash_key(capsys, monkeypatch):
+    assert main(["hash-key", "alice", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    config = {"mcpServers": {}, "access": {"keys": [{"name": made["name"], "hash": made["hash"]}]}}
+    (key,) = parse_config(config, environ={}).access.keys
+    assert key.name == "alice"
+    assert key.hash == hash_key(made["key"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(made["key"] + "\n"))
+    assert main(["hash-key", "--stdin"]) == 0
+    out = capsys.readouterr().out
+    assert made["hash"] in out
+    assert made["key"] not in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("password\n"))
+    assert main(["hash-key", "--stdin"]) == 2
+    assert main(["hash-key", "a:b"]) == 2

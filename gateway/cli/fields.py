@@ -15,6 +15,11 @@ TITLES = {
     "mcpServers.NAME.restart": "Its restarts (`restart`)",
     "mcpServers.NAME.shutdown_grace": "Its stop ladder (`shutdown_grace`)",
     "gateway": "The gateway (`gateway`)",
+    "access": "Who may use it (`access`)",
+    "access.keys[]": "A key (`access.keys[]`)",
+    "access.keys[] and access.oauth": "What it opens (in a key, and in `access.oauth`)",
+    "access.oauth": "Tokens of an authorization server (`access.oauth`)",
+    "access.oauth.introspection": "Asking about them (`access.oauth.introspection`)",
 }
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "login": "login",
     "logout": "login",
     "fields": "fields",
+    "hash-key": "access",
     "demo": "demo",
 }
 """Each command with its module, which is imported when the command is used."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gateway.cli.access import LISTENING, check_exposure, listening
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import ADDRESS, CONFIG, STATE, state_directory, url_path
 from gateway.cli.output import say, warn
@@ -65,7 +66,9 @@ def run(values: Values) -> int:
         source=source,
         watching=not values.no_watch,
         admin=None if "stdio" in values.transport else _admin_access(values, store),
+        **listening(values),
     )
+    check_exposure(options, config)
     with open_logging(values.log_level):
         clean = app.run(config, options, lambda url: say(f"listening on {url}"))
     return 0 if clean else 1
@@ -90,7 +93,7 @@ def _admin_access(values: Values, store: Store) -> AdminAccess:
             token = find_token(values.admin_token, os.environ, store)
         except OSError as exc:
             warn(f"there is no admin token, so the management API takes no changes: {exc}")
-    return AdminAccess(values.admin, host=values.host, token=token)
+    return AdminAccess(values.admin, host="localhost" if values.uds is not None else values.host, token=token)
 
 
 FLAGS = (
@@ -103,6 +106,7 @@ FLAGS = (
         transports,
     ),
     *ADDRESS,
+    *LISTENING,
     Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
     Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),

@@ -96,8 +96,12 @@ class ResourceServer(Struct, frozen=True):
 class AccessSettings(Struct, frozen=True):
     """Who may use the MCP endpoint. With neither keys nor `oauth` everybody may, who reaches it."""
 
-    keys: tuple[AccessKey, ...] = ()
-    oauth: ResourceServer | None = None
+    keys: Annotated[
+        tuple[AccessKey, ...],
+        Meta(title="a list of keys"),
+        _says("Keys that are let in; `mcp-gateway hash-key` makes one."),
+    ] = ()
+    oauth: Annotated[ResourceServer | None, _says("Let in who has a token of an authorization server.")] = None
     allow_origins: Annotated[
         tuple[str, ...], _says("Web pages that may use the gateway, each as 'https://HOST'; '*' for all.")
     ] = ()

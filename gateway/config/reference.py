@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.config.access_model import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
 from gateway.config.model import (
     CircuitBreaker,
     GatewaySettings,
@@ -26,7 +27,14 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (f"{_SERVER}.circuit_breaker", CircuitBreaker),
     (f"{_SERVER}.oauth", OAuthSettings),
     ("gateway", GatewaySettings),
+    ("access", AccessSettings),
+    ("access.keys[]", AccessKey),
+    ("access.keys[] and access.oauth", Rules),
+    ("access.oauth", ResourceServer),
+    ("access.oauth.introspection", Introspection),
 )
+_NO_FIELDS = {(ServerConfig, "name"), (AccessKey, "rules"), (ResourceServer, "rules")}
+"""The name of a server is the key in the file; rules stand beside what they are for."""
 
 
 class FieldReference(NamedTuple):
@@ -45,7 +53,7 @@ def config_reference() -> list[FieldReference]:
         FieldReference(section, spec.name, spec.title, _default(spec), spec.description)
         for section, struct in _SECTIONS
         for spec in specs_of(struct).values()
-        if (struct, spec.name) != (ServerConfig, "name")  # the key in the file
+        if (struct, spec.name) not in _NO_FIELDS
     ]
 
 

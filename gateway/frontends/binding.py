@@ -37,7 +37,12 @@ class ListenError(GatewayError):
 
 
 class Exposed(ListenError):
-    """The gateway would be open to a network without asking anybody for a key."""
+    """The gateway would be open to a network without asking anybody for a key; `hint` says what to do."""
+
+    hint = (
+        "give each client a key (`mcp-gateway hash-key NAME`; section 'access' of the config), or say --insecure if"
+        " that is meant"
+    )
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,10 +73,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     def check(self, access: AccessSettings | None) -> None:
         """Raise Exposed where others than this machine's users would be let in without a word."""
         if not self.is_private and not (access is not None and access.guards):
-            text = (
-                f"--host {self.host} lets everybody in who reaches it; add keys to the config (section 'access', made"
-                " with `mcp-gateway hash-key`), or say --insecure if that is meant"
-            )
+            text = f"with --host {self.host} and no keys everybody is let in who reaches this machine"
             raise Exposed(text)
 
     def open(self) -> socket.socket:

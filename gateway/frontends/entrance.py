@@ -76,6 +76,10 @@ class Entrance:
         if isinstance(found, Refusal):
             await _refuse(exchange, found)
             return
+        views = found.rules.views
+        if views is not None and exchange.view not in views:  # one that does not exist is none of them either
+            await _refuse(exchange, Refusal(403, f"this key is for the views {', '.join(views)} only"))
+            return
         exchange.principal = found
         scope = found.visit()
         try:
