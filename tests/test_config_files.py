@@ -52,6 +52,9 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     }
     for section in ("restart", "shutdown_grace", "rate_limit", "circuit_breaker"):
         shown |= {(f"mcpServers.NAME.{section}", key) for key in raw["mcpServers"]["local"][section]}
+    tools = raw["mcpServers"]["local"]["tools"]
+    shown |= {("mcpServers.NAME.tools", key) for key in tools}
+    shown |= {("mcpServers.NAME.tools.overrides.NAME", key) for one in tools["overrides"].values() for key in one}
     shown |= {("mcpServers.NAME.oauth", key) for key in raw["mcpServers"]["probed"]["oauth"]}
     assert shown == {(row.section, row.field) for row in config_reference()}
     local = config.servers["local"]
@@ -138,7 +141,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 35 + 5 + 3 + 2 + 2 + 9 + 14
+    assert len(rows) == 36 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 14
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

@@ -17,11 +17,14 @@ class Offer(msgspec.Struct, frozen=True):
     description: str | None = None
     schema: msgspec.Raw | None = None
     """The `inputSchema`, an object of type `object`."""
+    title: str | None = None
 
 
 def described(raw: bytes, offer: Offer) -> bytes:
     """A tool's entry as it is offered."""
     changes: dict[str, object] = {}
+    if offer.title is not None:
+        changes["title"] = offer.title
     if offer.description is not None:
         changes["description"] = offer.description
     if offer.schema is not None:

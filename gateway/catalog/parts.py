@@ -11,13 +11,16 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.catalog import names, uris
+from gateway.catalog.curation import curate, loose_ends
+from gateway.catalog.kinds import Kind
+from gateway.config.offered_model import ALL_TOOLS
 from gateway.eras import tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
+    from gateway.config.offered_model import ToolChoice
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +33,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """The resource that a tool is shown with (MCP Apps)."""
     task: bool = False
     """Whether this tool must be called as a task."""
+    local: str = ""
+    """What follows the namespace in its public name; empty for its own name."""
     known_as: str = ""
     """The public name outside views, where a view gives another one."""
 
@@ -41,6 +46,8 @@ class Part(msgspec.Struct, frozen=True):
     listing: Listing
     entries: dict[Kind, tuple[Entry, ...]]
     namespace: str = ""
+    loose_ends: tuple[str, ...] = ()
+    """What the config says of tools that are not there."""
 
 
 class Naming(msgspec.Struct, frozen=True):
@@ -50,8 +57,8 @@ class Naming(msgspec.Struct, frozen=True):
     max_length: int = 128
 
 
-def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) -> Part:
-    """Give one backend's items their public names."""
+def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, choice: ToolChoice = ALL_TOOLS) -> Part:
+    """Give one backend's items their public names; of its tools, those that its config offers."""
     entries: dict[Kind, tuple[Entry, ...]] = {}
     has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
     for kind, items in listing.items.items():
@@ -59,13 +66,15 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming) ->
             entries[kind] = tuple(Entry(item.own, item.own, item.raw) for item in items)
             continue
         made: list[Entry] = []
-        for item in items:
-            public = names.public_name(namespace, naming.separator, item.own, naming.max_length)
+        for curated in curate(items, choice if kind is Kind.TOOLS else ALL_TOOLS):
+            item, local = curated.item, curated.local
+            public = names.public_name(namespace, naming.separator, local, naming.max_length)
             raw = renamed(kind, item.raw, item.own, public)
             task = has_tasks and tools.needs_task(item.raw)
-            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task))
+            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task, "" if local == item.own else local))
         entries[kind] = tuple(made)
-    return Part(backend, listing, entries, namespace)
+    unused = loose_ends(listing.items.get(Kind.TOOLS, ()), choice) if Kind.TOOLS in listing.items else ()
+    return Part(backend, listing, entries, namespace, unused)
 
 
 def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gateway.calls import Scope
+    from gateway.config.model import ServerConfig
 
 _HASHED: Final = re.compile(rf"_[0-9a-f]{{{names.HASH_LENGTH}}}\Z")
 """The end of a name that was shortened or made distinct."""
@@ -57,14 +58,15 @@ def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
 
 def names_of(backend: str, entry: Entry) -> tuple[str, ...]:
     """The names of a tool or prompt that globs are held against."""
-    return (entry.known_as or entry.public, f"{backend}.{entry.own}")
+    known = (entry.known_as or entry.public, f"{backend}.{entry.own}")
+    return (*known, f"{backend}.{entry.local}") if entry.local else known
 
 
 def renamed_part(part: Part, naming: Naming) -> Part:
     """A backend's part under the names of a view."""
 
     def rename(kind: Kind, entry: Entry) -> Entry:
-        public = names.public_name(part.namespace, naming.separator, entry.own, naming.max_length)
+        public = names.public_name(part.namespace, naming.separator, entry.local or entry.own, naming.max_length)
         if public == entry.public:
             return entry
         raw = renamed(kind, entry.raw, entry.public, public)
@@ -78,19 +80,25 @@ def renamed_part(part: Part, naming: Naming) -> Part:
 
 
 def may_see(
-    limits: Iterable[Scope], kind: Kind, backend: str, namespace: str, name: str, namings: tuple[Naming, Naming]
+    limits: Iterable[Scope], kind: Kind, server: ServerConfig, name: str, namings: tuple[Naming, Naming]
 ) -> bool:
     """Whether a name that nobody is known to own may be one of this backend's in scope; True where nobody can tell.
 
     `namings` are that of the name and that of public names outside views.
     """
     here, everywhere = namings
+    namespace = server.effective_namespace
     prefix = f"{namespace}{here.separator}" if namespace else ""
     if not kind.namespaced or len(name) >= here.max_length or _HASHED.search(name) is not None:
         return True
-    own = name.removeprefix(prefix)
-    known = (names.public_name(namespace, everywhere.separator, own, everywhere.max_length), f"{backend}.{own}")
-    return all(_sees(scope, kind, known) for scope in limits)
+    local = name.removeprefix(prefix)
+    known = [names.public_name(namespace, everywhere.separator, local, everywhere.max_length), f"{server.name}.{local}"]
+    if kind is Kind.TOOLS:
+        own = server.tools.own_of(local)
+        known.append(f"{server.name}.{own}")
+        if not server.tools.offers(own):
+            return False
+    return all(_sees(scope, kind, tuple(known)) for scope in limits)
 
 
 def _sees(scope: Scope, kind: Kind, known: tuple[str, ...]) -> bool:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.calls import Scope
     from gateway.catalog.offers import Offer
     from gateway.catalog.scopes import NamedView
+    from gateway.config.model import ServerConfig
 
 MAX_SCOPED: Final = 256
 """Scopes for which a narrowed snapshot is kept; with more, the one made first is made again when it is next needed."""
@@ -148,11 +149,11 @@ class Snapshot:
         """Whether a backend that is seen may be asked for resources that it does not list."""
         return all(scope.resources for scope in self.limits)
 
-    def may_own(self, kind: Kind, backend: str, namespace: str, name: str) -> bool:
+    def may_own(self, kind: Kind, server: ServerConfig, name: str) -> bool:
         """Whether a backend, which perhaps has never listed anything, might have something seen under this name."""
-        if backend not in self.backends:
+        if server.name not in self.backends:
             return False
-        return may_see(self.limits, kind, backend, namespace, name, (self.naming, self._main.naming))
+        return may_see(self.limits, kind, server, name, (self.naming, self._main.naming))
 
     def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
         """A backend's entries as they are offered, also while they are not listed."""

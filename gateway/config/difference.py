@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
-    from gateway.config.model import Config
+    from gateway.config.model import Config, ServerConfig
 
 
 class ConfigDiff(Struct, frozen=True):
@@ -17,16 +18,24 @@ class ConfigDiff(Struct, frozen=True):
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
+    retouched: tuple[str, ...] = ()
+    """Changed only in what does not concern their processes and connections."""
     gateway_changed: bool = False
 
 
 def diff_configs(old: Config, new: Config) -> ConfigDiff:
     """Compare what two configs mean; where they came from and how they are spelled does not count."""
     both = [name for name in new.servers if name in old.servers]
+    retouched = [name for name in both if _same_but_offered(old.servers[name], new.servers[name])]
     return ConfigDiff(
         added=tuple(name for name in new.servers if name not in old.servers),
         removed=tuple(name for name in old.servers if name not in new.servers),
-        changed=tuple(name for name in both if old.servers[name] != new.servers[name]),
+        changed=tuple(name for name in both if old.servers[name] != new.servers[name] and name not in retouched),
         unchanged=tuple(name for name in both if old.servers[name] == new.servers[name]),
+        retouched=tuple(retouched),
         gateway_changed=old.gateway != new.gateway,
     )
+
+
+def _same_but_offered(old: ServerConfig, new: ServerConfig) -> bool:
+    return old.tools != new.tools and replace(old, tools=new.tools) == new

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from gateway.config.offered_model import ALL_TOOLS, ToolChoice
+
 if TYPE_CHECKING:
     from gateway.config.access_model import AccessSettings
 
@@ -215,6 +217,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         dict[str, Seconds],
         _says("'call_timeout' of single tools, by a glob over their own names; the first that fits."),
     ] = field(default_factory=dict[str, float])
+    tools: Annotated[
+        ToolChoice,
+        _says(
+            "Which of its tools are offered, and how; a list is what is included. Changes of it hold at once, without a"
+            " restart of the server."
+        ),
+    ] = ALL_TOOLS
     max_call_time: Annotated[
         Seconds | None,
         _says("Have progress start a call's time anew, up to so long in all; left out: progress changes nothing."),

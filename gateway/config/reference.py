@@ -16,6 +16,7 @@ from gateway.config.model import (
     ServerConfig,
     StopLadder,
 )
+from gateway.config.offered_model import ToolChoice, ToolOverride
 from gateway.config.scalars import FieldSpec, specs_of
 
 _SERVER = "mcpServers.NAME"
@@ -26,6 +27,8 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (f"{_SERVER}.rate_limit", RateLimit),
     (f"{_SERVER}.circuit_breaker", CircuitBreaker),
     (f"{_SERVER}.oauth", OAuthSettings),
+    (f"{_SERVER}.tools", ToolChoice),
+    (f"{_SERVER}.tools.overrides.NAME", ToolOverride),
     ("gateway", GatewaySettings),
     ("access", AccessSettings),
     ("access.keys[]", AccessKey),

@@ -14,6 +14,7 @@ from gateway.config.findings import Entry, Findings, Scope, is_object, kind, sho
 from gateway.config.limits import read_breaker, read_rate, read_tool_timeouts
 from gateway.config.model import ServerConfig
 from gateway.config.oauth import read_oauth, settle_oauth
+from gateway.config.offered import gather_tools, read_tools
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
 from gateway.config.remote import read_headers, read_url
 from gateway.config.scalars import read_scalar, specs_of, warn_unknown
@@ -37,7 +38,6 @@ _TRANSPORTS: dict[str, Transport] = {
 _OF_PROCESS = ("args", "env", "cwd", "encoding", "encoding_error_handler")
 # Nobody waits for an answer for hours; who writes such a number thought of milliseconds.
 _LIKELY_MILLISECONDS = 10_000
-_ALL_TOOLS = "; all tools of the server are offered"
 # Keys that other clients' files carry, and what their absence here means.
 FOREIGN_KEYS = {
     "$schema": "",
@@ -46,13 +46,8 @@ FOREIGN_KEYS = {
     "autoApprove": "",
     "description": "",
     "dev": "",
-    "disabledTools": _ALL_TOOLS,
-    "enabledTools": _ALL_TOOLS,
     "envFile": "; set its variables and write ${NAME} in 'env'",
-    "excludeTools": _ALL_TOOLS,
     "gallery": "",
-    "includeTools": _ALL_TOOLS,
-    "tools": _ALL_TOOLS,
     "trust": "",
     "version": "",
 }
@@ -85,7 +80,7 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     if not is_object(raw):
         scope.refuse(f'must be an object like {{"command": "..."}} or {{"url": "..."}}, not {kind(raw)}')
         return ServerConfig(name=name)
-    written = _canonical(scope, raw)
+    written = _canonical(scope, gather_tools(raw))
     disabled = _read_disabled(scope, written)
     scope.lenient = disabled
     written.pop("disabled", None)
@@ -194,6 +189,7 @@ _READERS = {
     "rate_limit": read_rate,
     "circuit_breaker": read_breaker,
     "tool_timeouts": read_tool_timeouts,
+    "tools": read_tools,
     "shutdown_grace": read_ladder,
 }
 

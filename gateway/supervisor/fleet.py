@@ -249,7 +249,7 @@ class Fleet:
                 continue
             if namespace and not name.startswith(namespace + snapshot.naming.separator):
                 continue
-            if kind is None or snapshot.may_own(kind, supervisor.name, namespace, name):
+            if kind is None or snapshot.may_own(kind, supervisor.config, name):
                 yield supervisor
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -308,7 +308,7 @@ class Fleet:
                 await self._retired.park()
             self._refuse_when_stopped()
             diff = diff_configs(self.config, config)
-            again = tuple(name for name in diff.unchanged if name in restart)
+            again = tuple(name for name in (*diff.unchanged, *diff.retouched) if name in restart)
             changed = {*diff.added, *diff.changed, *again}
             try:
                 await self._start_fresh([one for one in config.servers.values() if one.name in changed])
@@ -323,7 +323,7 @@ class Fleet:
             return Applied(
                 added=diff.added,
                 removed=diff.removed,
-                changed=tuple(name for name in config.servers if name in {*diff.changed, *again}),
+                changed=tuple(name for name in config.servers if name in {*diff.changed, *diff.retouched, *again}),
                 unchanged=tuple(name for name in diff.unchanged if name not in again),
                 not_ready=not_ready,
             )
@@ -369,6 +369,10 @@ class Fleet:
             name: fresh.get(name) or old[name] for name, server in config.servers.items() if not server.disabled
         }
         kept = {name for name in old if self._supervisors.get(name) is old[name]}
+        for name in kept:  # what does not concern its session holds from now on
+            if old[name].config.tools != config.servers[name].tools:
+                self._parts.pop(name, None)
+            old[name].config = config.servers[name]
         self._parts = {name: part for name, part in self._parts.items() if name in kept and naming == self._naming}
         self._kept = {name: listing for name, listing in self._kept.items() if name in kept}
         self._naming = naming
@@ -419,8 +423,10 @@ class Fleet:
                 continue
             part = self._parts.get(name)
             if part is None or part.listing is not listing:
-                part = make_part(name, supervisor.config.effective_namespace, listing, self._naming)
+                config = supervisor.config
+                part = make_part(name, config.effective_namespace, listing, self._naming, config.tools)
                 self._parts[name] = part
+                self._note_loose_ends(supervisor, part)
             parts.append(part)
         listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
         snapshot = Snapshot(parts, listed=listed, naming=self._naming, offers=offers, backends=self._supervisors)
@@ -428,6 +434,12 @@ class Fleet:
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash)
         return snapshot
+
+    def _note_loose_ends(self, supervisor: Supervisor, part: Part) -> None:
+        for text in part.loose_ends:
+            if text not in supervisor.warnings:
+                log.warning("server %r: %s", supervisor.name, text)
+        supervisor.warnings = part.loose_ends
 
 
 def _owner_of(server: ServerConfig) -> type[Supervisor]:

@@ -25,3 +25,5 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what is listed is the last-good state of a backend that is away."""
     breaker: str | None = None
     """The circuit breaker: closed, open or half-open; null where there is none."""
+    warnings: tuple[str, ...] = ()
+    """What the config says of tools that the server does not list."""

@@ -83,6 +83,8 @@ class Supervisor:
         self.since = now_iso()
         self.restarts = 0
         self.last_error: str | None = None
+        self.warnings: tuple[str, ...] = ()
+        """What its config says and what does not fit the server."""
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
         self.settled = trio.Event()
@@ -246,6 +248,7 @@ class Supervisor:
             pid=None if session is None else session.pid,
             era=None if session is None else session.greeting.era,
             stale=self.state is not State.READY and self.offered and self.listing is not None,
+            warnings=self.warnings,
             breaker=None if self.gate.breaker is None else self.gate.breaker.state,
         )
 

@@ -1,0 +1,114 @@
+"""What a server offers: `tools`, and what other clients and gateways write for parts of it.
+
+A list alone is what is included. `includeTools`, `enabledTools` and the like are taken for `include`, `excludeTools`,
+`disabledTools` and the like for `exclude`, since whoever hid a tool elsewhere does not want to find it here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.config.findings import Entry, is_list, is_object, kind, shown
+from gateway.config.offered_model import ALL_TOOLS, ToolChoice, ToolOverride
+from gateway.config.scalars import read_scalar, specs_of, warn_unknown
+
+if TYPE_CHECKING:
+    from gateway.config.findings import Scope
+
+INCLUDING = frozenset({
+    "includeTools",
+    "enabledTools",
+    "allowedTools",
+    "include_tools",
+    "enabled_tools",
+    "allowed_tools",
+})
+EXCLUDING = frozenset({"excludeTools", "disabledTools", "exclude_tools", "disabled_tools"})
+_SPELLINGS = {"inputSchema": "input_schema", "parameters": "input_schema", "rename": "name"}
+
+
+def gather_tools(raw: dict[object, object]) -> dict[object, object]:
+    """A server's object with `tools` in one form, whatever of it other programs' spellings say."""
+    foreign = [key for key in raw if isinstance(key, str) and key in INCLUDING | EXCLUDING]
+    tools = raw.get("tools")
+    if is_list(tools):
+        tools = {"include": list(tools)}
+    if not foreign or not (tools is None or is_object(tools)):
+        return raw if tools is raw.get("tools") else {**raw, "tools": tools}
+    gathered: dict[object, object] = dict(tools or {})
+    for key in foreign:
+        member = "include" if key in INCLUDING else "exclude"
+        said = raw[key]
+        if said is None:
+            continue
+        if member in gathered and is_list(said) and is_list(present := gathered[member]):
+            said = [one for one in said if one in present] if member == "include" else [*present, *said]
+        gathered[member] = said
+    return {**{key: value for key, value in raw.items() if key not in foreign}, "tools": gathered}
+
+
+def read_tools(scope: Scope, entry: Entry) -> ToolChoice:
+    """Read `tools`."""
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object with 'include', 'exclude', 'overrides', or a list of globs, not"
+                      f" {kind(entry.value)}")  # fmt: skip
+        return ALL_TOOLS
+    given: dict[str, Any] = {}
+    for key, value in entry.value.items():
+        member = Entry(f"{entry.label}.{key}", value, value)
+        if key not in {"include", "exclude", "overrides"}:
+            warn_unknown(scope, str(key), specs_of(ToolChoice), f"{entry.label}.")
+        elif value is not None:
+            given[str(key)] = _read_overrides(scope, member) if key == "overrides" else read_globs(scope, member)
+    return ToolChoice(**given)
+
+
+def read_globs(scope: Scope, entry: Entry) -> tuple[str, ...]:
+    """Read a list of globs; a string alone is a list of one."""
+    globs = [entry.value] if isinstance(entry.value, str) else entry.value
+    if not is_list(globs) or not all(isinstance(glob, str) and glob for glob in globs):
+        scope.problem(entry.label, f"must be a list of globs such as 'get_*', not {kind(entry.value)}")
+        return ()
+    return tuple(str(glob) for glob in globs)
+
+
+def _read_overrides(scope: Scope, entry: Entry) -> dict[str, ToolOverride]:
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object of tools by their own names, not {kind(entry.value)}")
+        return {}
+    found: dict[str, ToolOverride] = {}
+    takers: dict[str, str] = {}
+    for own, value in entry.value.items():
+        found[str(own)] = override = _read_override(scope, Entry(f"{entry.label}.{own}", value, value))
+        if override.name is not None and takers.setdefault(override.name, str(own)) != own:
+            scope.problem(f"{entry.label}.{own}.name", f"is the name of {shown(takers[override.name])} too; keep one")
+    return found
+
+
+def _read_override(scope: Scope, entry: Entry) -> ToolOverride:
+    if isinstance(entry.value, bool):
+        return ToolOverride(enabled=entry.value)
+    if isinstance(entry.value, str):
+        entry = Entry(entry.label, {"name": entry.value}, entry.raw)
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object, a new name, or false, not {kind(entry.value)}")
+        return ToolOverride()
+    specs = specs_of(ToolOverride)
+    given: dict[str, Any] = {}
+    for label, value in entry.value.items():
+        key = _SPELLINGS.get(str(label), str(label))
+        member = Entry(f"{entry.label}.{label}", value, value)
+        if key not in specs:
+            warn_unknown(scope, str(label), specs, f"{entry.label}.")
+        elif value is not None:
+            given[key] = (
+                _read_schema(scope, member) if key == "input_schema" else read_scalar(scope, specs[key], member)
+            )
+    return ToolOverride(**given)
+
+
+def _read_schema(scope: Scope, entry: Entry) -> dict[str, Any] | None:
+    if not is_object(entry.value) or entry.value.get("type", "object") != "object":
+        scope.problem(entry.label, "must be a JSON Schema of type 'object'")
+        return None
+    return {"type": "object", **{str(key): value for key, value in entry.value.items()}}
