@@ -23,11 +23,13 @@ from gateway import jsonrpc
 from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
+from gateway.audit import Audit
 from gateway.backends.guard import open_guard
 from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
 from gateway.config.access_model import NO_ACCESS
+from gateway.config.shown import secrets_of
 from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
 from gateway.frontends.answers import Answers
@@ -39,6 +41,7 @@ from gateway.reload.source import ConfigSource
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
+from gateway.telemetry import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -62,6 +65,7 @@ RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
 AT_START_ONLY: Final = (
     "name",
+    "log_format",
     "max_sessions",
     "session_idle_timeout",
     "max_client_requests",
@@ -151,6 +155,8 @@ class Gateway:
         source = options.source or ConfigSource(None, environ={}, given=config)
         self._reloader = Reloader(source, self.fleet, held=self._hold, check=self._check)
         self.router = Router(self.fleet)
+        self._audit = Audit(self.router)
+        self._note(config)
         self._parking = Parking(Sealer(config.gateway.state_keys()))
         self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
@@ -166,6 +172,7 @@ class Gateway:
             self._services_nursery = services
             services.start_soon(self._heed_signals)
             services.start_soon(self._parking.run)
+            await services.start(self._audit.run)
             if self._logins is not None:
                 await services.start(self._logins.run)
             await services.start(self.fleet.run)
@@ -233,11 +240,17 @@ class Gateway:
                 log.warning("gateway.%s has changed, which takes effect at the next start", name)
         self._settings = self._answers.settings = config.gateway
         self._access.apply(config.access or NO_ACCESS)
+        self._note(config)
 
     def _end_principal(self, principal: Principal) -> None:
         """What is kept for somebody outside of the faces ends with its key."""
         self._parking.close_of(principal.name)
         self.fleet.client_gone(principal.name)
+
+    def _note(self, config: Config) -> None:
+        """Have logs show no secret of a config, and calls noted as it says."""
+        SECRETS.replace({secret for server in config.servers.values() for secret in secrets_of(server)})
+        self._audit.apply(config.gateway.audit)
 
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace
@@ -290,6 +303,7 @@ class Gateway:
         async for number in signals:
             name = signal.Signals(number).name
             if number in RELOAD_SIGNALS:
+                self._audit.reopen()
                 self._reloader.reload_soon(name)
                 continue
             if not self._stop.is_set():

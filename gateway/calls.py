@@ -8,6 +8,7 @@ Pure: no I/O.
 from __future__ import annotations
 
 import enum
+import hashlib
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
@@ -128,12 +129,23 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     scope: Scope | None = None
     """What the client may see; None is everything."""
 
+    @property
+    def label(self) -> str | None:
+        """What stands for the session where people see it: whoever knows its id could use it."""
+        return None if self.session is None else session_label(self.session)
+
     def same_client(self, other: Caller) -> bool:
         """Whether both are certainly one and the same client."""
         if self is other:
             return True
         key = self.session or self.principal
         return key is not None and key == (other.session or other.principal)
+
+
+@lru_cache(maxsize=1024)
+def session_label(key: str) -> str:
+    """See `Caller.label`; the key of the stdio process is no secret."""
+    return key if key == "stdio" else hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 class Call(msgspec.Struct, kw_only=True, gc=False):

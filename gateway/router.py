@@ -19,9 +19,20 @@ from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.links import Asked, Links, publish, publish_error
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import has_capability
-from gateway.errors import BackendUnavailable, InvalidParams, ShuttingDown, UnknownMethod, UnknownName
+from gateway.errors import (
+    BackendError,
+    BackendUnavailable,
+    Busy,
+    GatewayError,
+    InvalidParams,
+    ShuttingDown,
+    UnknownMethod,
+    UnknownName,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import msgspec
 
     from gateway.calls import Call, Caller, Outcome
@@ -62,6 +73,12 @@ class Router:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self._links = Links()
+        self.refused: dict[tuple[str, str], int] = {}
+        """How many calls were refused, by backend (empty where none was found) and class of error."""
+        self.dropped = 0
+        """Notices of calls that have ended which were dropped because their client was too slow."""
+        self.on_refused: Callable[[Call, str, float, GatewayError | None], None] | None = None
+        """Told of each of them: the call, the backend, the seconds that it waited, why. It must not wait."""
         self._draining = False
         self._hurried = trio.Event()
         self.turnstile: Turnstile | None = None
@@ -105,6 +122,17 @@ class Router:
             RequestError: unknown name or method, full queue, shutting down.
             BackendUnavailable: the owner has failed or is stopped.
         """
+        began = trio.current_time()
+        try:
+            ticket = await self._count(call, again=again)
+        except (GatewayError, trio.Cancelled) as exc:
+            self._not_submitted(call, exc if isinstance(exc, GatewayError) else None, began)
+            raise
+        self._under_way.add(ticket)
+        return ticket
+
+    async def _count(self, call: Call, *, again: bool) -> Ticket:
+        """Have the turnstile count the call, as long as there is a ticket for it."""
         self._refuse_while_draining()
         if self.turnstile is None or (counted := self.turnstile.begin(call.caller, again=again)) is None:
             return await self._submit(call)
@@ -127,8 +155,18 @@ class Router:
         if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
             ticket.publish = self._publish
         supervisor.submit(ticket)
-        self._under_way.add(ticket)
         return ticket
+
+    def _not_submitted(self, call: Call, problem: GatewayError | None, began: float) -> None:
+        """Count, and tell of, a call that has not got as far as a backend's queue; None: its client gave it up."""
+        backend = problem.backend if isinstance(problem, BackendError) else ""
+        if isinstance(problem, Busy):
+            route = self._lookup(call)
+            backend = "" if route is None else route.backend
+        key = backend, "cancelled" if problem is None else type(problem).__name__
+        self.refused[key] = self.refused.get(key, 0) + 1
+        if self.on_refused is not None:
+            self.on_refused(call, backend, trio.current_time() - began, problem)
 
     def _publish(self, ticket: Ticket, outcome: Outcome) -> Outcome:
         """An outcome with its URIs as clients see them."""
@@ -165,6 +203,8 @@ class Router:
     def release(self, ticket: Ticket, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
         ticket.close(reason)
+        self.dropped += ticket.dropped
+        ticket.dropped = 0  # it may be released twice
         self._under_way.discard(ticket)
         if ticket.counted is not None:
             ticket.counted.end_call()

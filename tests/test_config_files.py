@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from gateway.config import (
+    AuditSettings,
     GatewaySettings,
     ServerConfig,
     StopLadder,
@@ -55,6 +56,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     tools = raw["mcpServers"]["local"]["tools"]
     shown |= {("mcpServers.NAME.tools", key) for key in tools}
     shown |= {("mcpServers.NAME.tools.overrides.NAME", key) for one in tools["overrides"].values() for key in one}
+    shown |= {("gateway.audit", key) for key in raw["gateway"]["audit"]}
     shown |= {("mcpServers.NAME.oauth", key) for key in raw["mcpServers"]["probed"]["oauth"]}
     assert shown == {(row.section, row.field) for row in config_reference()}
     local = config.servers["local"]
@@ -62,6 +64,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     assert local.env == {"API_KEY": "unset", "PRICE": "${AMOUNT}"}
     assert local.shutdown_grace == StopLadder(5.0, 3.0, 2.0)
     assert [server.transport for server in config.servers.values()] == ["stdio", "streamable-http", None]
+    assert config.gateway.audit == AuditSettings("/home/u/audit.jsonl", arguments=True)
     default = GatewaySettings()
     same = [name for name in default.__struct_fields__ if getattr(config.gateway, name) == getattr(default, name)]
     assert same == []
@@ -141,7 +144,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 36 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 14
+    assert len(rows) == 36 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 16 + 2
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

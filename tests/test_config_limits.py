@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config import CircuitBreaker, RateLimit, parse_server
+from gateway.config import AuditSettings, CircuitBreaker, RateLimit, parse_config, parse_server
 from gateway.errors import ConfigError
 
 
@@ -50,3 +50,31 @@ def test_wrong_limits_are_named(fields: dict[str, object], named: str, wanted: s
     (problem,) = caught.value.problems
     assert named in problem
     assert wanted in problem
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (True, AuditSettings()),
+        (False, None),
+        (None, None),
+        ({}, AuditSettings()),
+        ({"file": "/var/log/calls", "arguments": True}, AuditSettings("/var/log/calls", arguments=True)),
+    ],
+)
+def test_audit_has_short_forms(given: object, expected: AuditSettings | None) -> None:
+    assert parse_config({"mcpServers": {}, "gateway": {"audit": given}}, environ={}).gateway.audit == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("yes", "gateway: field 'audit' must be an object, true or false, not a string"),
+        ({"arguments": 1}, "gateway: field 'audit.arguments' must be true or false, not a number"),
+        ({"file": ""}, "gateway: field 'audit.file' must not be empty"),
+    ],
+)
+def test_what_audit_must_not_be(given: object, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"mcpServers": {}, "gateway": {"audit": given}}, environ={})
+    assert caught.value.problems == (problem,)

@@ -13,6 +13,7 @@ import trio
 
 from gateway.config import parse_config
 from gateway.errors import Busy, ConfigError, ShuttingDown
+from gateway.reload import watch as watch_module
 from gateway.reload.overlay import Base, Overlay, read_overlay
 from gateway.reload.reloader import MAX_WAITING, Reloader
 from gateway.reload.source import ConfigSource
@@ -212,6 +213,32 @@ async def test_a_change_of_the_file_is_seen(edit: Callable[[Path, str], None], t
                     heard = trio.Event()
             nursery.cancel_scope.cancel()
     assert set(seen) <= {"", "first", "the second"}
+
+
+@pytest.mark.parametrize("problem", [ImportError("No module named 'watchfiles'"), OSError("no inotify")])
+async def test_where_directories_cannot_be_watched_the_file_is_looked_at(
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Any:
+        raise problem
+
+    monkeypatch.setattr(watch_module, "_events", fail)
+    monkeypatch.setattr(watch_module, "RETRY_AFTER", 0.01)
+    path, seen = tmp_path / "config.json", trio.Event()
+    path.write_text("before")
+
+    async def changed() -> None:
+        await trio.lowlevel.checkpoint()
+        seen.set()
+
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(watch, path, changed, since=mark_of(path)))
+            while "cannot be watched" not in caplog.text:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+            replace(path, "after")
+            await seen.wait()
+            nursery.cancel_scope.cancel()
 
 
 async def test_what_happened_before_the_watch_began_is_seen(tmp_path: Path) -> None:

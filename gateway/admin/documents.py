@@ -126,6 +126,8 @@ class Reloaded(msgspec.Struct, frozen=True):
 class CallNode(msgspec.Struct, frozen=True):
     """A call under way."""
 
+    call: int
+    """Its number in this run, as in the logs."""
     method: str
     name: str
     backend: str

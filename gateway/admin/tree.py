@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -46,19 +45,13 @@ def _session(caller: Caller, calls: list[CallNode]) -> SessionNode:
         client = msgspec.json.decode(caller.client_info, type=_Client).name[:_MAX_SHOWN] or None
     except (ValueError, RecursionError):
         client = None
-    return SessionNode(session_label(caller.session), caller.era, client, caller.principal, calls)
-
-
-def session_label(key: str | None) -> str | None:
-    """What stands for a session where people see it: whoever knows its id could use it."""
-    if key is None or key == "stdio":
-        return key
-    return hashlib.sha256(key.encode()).hexdigest()[:12]
+    return SessionNode(caller.label, caller.era, client, caller.principal, calls)
 
 
 def _call(ticket: Ticket, fleet: Fleet, now: float) -> CallNode:
     supervisor = fleet.supervisors.get(ticket.backend)
     return CallNode(
+        call=ticket.number,
         method=ticket.call.method,
         name=ticket.call.name[:_MAX_SHOWN],
         backend=ticket.backend,

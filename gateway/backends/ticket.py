@@ -8,6 +8,7 @@ a ticket closed before its end is cancelled at the backend.
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -30,6 +31,9 @@ MAX_NOTICE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of them that may wait; one that is larger waits alone."""
 MAX_ASKS: Final = 16
 """Requests to the client that one call may have open at once; one more is refused."""
+
+
+_numbers: Final = count(1)
 
 
 class Counted(Protocol):
@@ -57,6 +61,7 @@ class Ticket:
         "deadline",
         "dropped",
         "latest",
+        "number",
         "on_close",
         "on_end",
         "opened_at",
@@ -69,6 +74,8 @@ class Ticket:
     )
 
     def __init__(self, call: Call, *, backend: str, own_name: str, timeout: float) -> None:
+        self.number = next(_numbers)
+        """What tells this call from all others of this run, in logs and where people look at what is under way."""
         self.call = call
         self.backend = backend
         self.own_name = own_name

@@ -15,6 +15,7 @@ TITLES = {
     "mcpServers.NAME.restart": "Its restarts (`restart`)",
     "mcpServers.NAME.shutdown_grace": "Its stop ladder (`shutdown_grace`)",
     "gateway": "The gateway (`gateway`)",
+    "gateway.audit": "What is noted of calls (`gateway.audit`)",
     "access": "Who may use it (`access`)",
     "access.keys[]": "A key (`access.keys[]`)",
     "access.keys[] and access.oauth": "What it opens (in a key, and in `access.oauth`)",

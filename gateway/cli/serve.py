@@ -69,7 +69,7 @@ def run(values: Values) -> int:
         **listening(values),
     )
     check_exposure(options, config)
-    with open_logging(values.log_level):
+    with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: say(f"listening on {url}"))
     return 0 if clean else 1
 
@@ -111,6 +111,7 @@ FLAGS = (
     Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),
     Flag("--log-level", "least severe log message", default="info", choices=("debug", "info", "warning", "error")),
+    Flag("--log-format", "how log lines look (default: gateway.log_format of the config)", choices=("console", "json")),
     STATE,
     Flag(
         "--admin",

@@ -5,6 +5,7 @@ A pure room: everything is decided from values handed in (`environ`, `home`), an
 line each; what is odd but harmless comes back in `Config.warnings`. No line ever shows a secret.
 """
 
+from gateway.config.audit import AuditSettings
 from gateway.config.difference import ConfigDiff, diff_configs
 from gateway.config.model import (
     NEVER_RESTART,
@@ -23,6 +24,7 @@ from gateway.config.servers import parse_server
 
 __all__ = [
     "NEVER_RESTART",
+    "AuditSettings",
     "CircuitBreaker",
     "Config",
     "ConfigDiff",

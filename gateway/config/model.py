@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from gateway.config.audit import AuditSettings  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
 from gateway.config.offered_model import ALL_TOOLS, ToolChoice
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ Start = Literal["eager", "lazy"]
 SessionMode = Literal["shared", "client", "call"]
 ErrorHandler = Literal["strict", "ignore", "replace"]
 OAuthGrant = Literal["authorization_code", "client_credentials"]
+LogFormat = Literal["console", "json"]
 OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 
 # Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
@@ -290,6 +292,13 @@ class GatewaySettings(Struct, frozen=True):
     keep_alive_interval: Annotated[Seconds, _says("Time between two comments on a silent stream.")] = 15.0
     sse_after: Annotated[Seconds, _says("Silence after which a JSON answer turns into a stream.")] = 5.0
     list_change_delay: Annotated[Seconds, _says("Changes of lists within it are announced as one.")] = 0.05
+    log_format: Annotated[
+        LogFormat, _says("How log lines look: for people, or as JSON; '--log-format' overrides it.")
+    ] = "console"
+    audit: Annotated[
+        AuditSettings | None,
+        _says("Note each call: who, what, how long, how it ended; an object, true (the defaults) or false."),
+    ] = None
     request_state_keys: Annotated[
         KeyList | None,
         _says("Keys that seal `requestState`, newest first, shared by replicas; left out: random for each process."),

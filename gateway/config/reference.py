@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.config.access_model import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
+from gateway.config.audit import AuditSettings
 from gateway.config.model import (
     CircuitBreaker,
     GatewaySettings,
@@ -30,6 +31,7 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (f"{_SERVER}.tools", ToolChoice),
     (f"{_SERVER}.tools.overrides.NAME", ToolOverride),
     ("gateway", GatewaySettings),
+    ("gateway.audit", AuditSettings),
     ("access", AccessSettings),
     ("access.keys[]", AccessKey),
     ("access.keys[] and access.oauth", Rules),

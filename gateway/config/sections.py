@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from gateway.config.audit import read_audit
 from gateway.config.findings import Entry, is_list, is_object, kind
 from gateway.config.model import NEVER_RESTART, GatewaySettings, RestartPolicy, StopLadder
 from gateway.config.scalars import read_scalar, read_struct, specs_of, warn_unknown
@@ -47,6 +48,10 @@ def read_ladder(scope: Scope, entry: Entry) -> StopLadder:
     return StopLadder(*waits)
 
 
+_READERS = {"audit": read_audit}
+"""Fields of the section `gateway` that are no scalars."""
+
+
 def read_gateway(raw: object, scope: Scope) -> GatewaySettings:
     """Read the `gateway` section; null or nothing means all defaults."""
     if raw is None:
@@ -55,11 +60,15 @@ def read_gateway(raw: object, scope: Scope) -> GatewaySettings:
         scope.refuse(f"must be an object, not {kind(raw)}")
         return GatewaySettings()
     values: dict[object, object] = {}
+    structs: dict[str, Any] = {}
     for key, value in raw.items():
         if not isinstance(key, str):
             scope.refuse(f"has a key that is not a string but {kind(key)}")
+        elif key in _READERS:
+            if value is not None:
+                structs[key] = _READERS[key](scope, Entry(key, resolve(scope, key, value), value))
         elif key in specs_of(GatewaySettings):
             values[key] = resolve(scope, key, value)
         else:
             warn_unknown(scope, key, specs_of(GatewaySettings))
-    return GatewaySettings(**read_struct(scope, GatewaySettings, Entry("gateway", values, raw), ""))
+    return GatewaySettings(**read_struct(scope, GatewaySettings, Entry("gateway", values, raw), ""), **structs)

@@ -32,6 +32,21 @@ def shown_config(server: ServerConfig) -> dict[str, Any]:
     return fields
 
 
+def secrets_of(server: ServerConfig) -> set[str]:
+    """The values of a server's config that no log may show: by place, as with `shown_config`."""
+    found = {value for name, value in server.env.items() if _TELLING.search(name)}
+    for value in server.headers.values():
+        found |= {value, value.partition(" ")[2]}  # and without the scheme of `Authorization`
+    if server.url is not None:
+        found.update(_USERINFO.findall(server.url))
+    if server.oauth is not None and server.oauth.client_secret is not None:
+        found.add(server.oauth.client_secret)
+    for given, shown in zip(server.args, shown_args(server.args), strict=True):
+        if shown.endswith(MASK):
+            found.add(given.removeprefix(shown.removesuffix(MASK)))
+    return found - {""}
+
+
 def shown_args(args: tuple[str, ...]) -> list[str]:
     """Arguments with what follows a telling option, or `NAME=`, masked; in addresses, user and query."""
     shown: list[str] = []

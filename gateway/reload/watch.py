@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Never
 
 import trio
 
@@ -48,7 +48,13 @@ async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Ma
     try:
         while True:
             directories = _directories(path)
-            events = await trio.to_thread.run_sync(_events, directories, stop, abandon_on_cancel=True)
+            try:
+                events = await trio.to_thread.run_sync(_events, directories, stop, abandon_on_cancel=True)
+            except (ImportError, OSError, RuntimeError) as exc:  # not installed, or not for this system
+                log.warning("directories cannot be watched (%s); the config is looked at every %g s", exc, RETRY_AFTER)
+                events = None
+            if events is None:
+                await _poll(path, changed, seen)
             alive = True
             while alive and directories == _directories(path):
                 found = mark_of(path)
@@ -62,6 +68,16 @@ async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Ma
                 await trio.sleep(RETRY_AFTER)
     finally:
         stop.set()
+
+
+async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark) -> Never:
+    """The same by looking alone, until cancelled."""
+    while True:
+        found = mark_of(path)
+        if found != seen and found:
+            seen = found
+            await changed()
+        await trio.sleep(RETRY_AFTER)
 
 
 def _directories(path: Path) -> dict[str, int]:

@@ -27,6 +27,7 @@ from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
 from gateway.supervisor.turns import Turns
 from gateway.supervisor.wishes import WishList
+from gateway.telemetry import works_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -274,6 +275,7 @@ class Fleet:
         self._owners_nursery.start_soon(self._own, supervisor, name=f"supervisor of {supervisor.name}")
 
     async def _own(self, supervisor: Supervisor) -> None:
+        works_for(backend=supervisor.name)
         try:
             await supervisor.run()
         finally:

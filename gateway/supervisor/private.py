@@ -18,6 +18,7 @@ import trio
 from gateway.backends.upkeep import Wishes
 from gateway.errors import Busy
 from gateway.supervisor.supervisor import Supervisor
+from gateway.telemetry import works_for
 
 if TYPE_CHECKING:
     from gateway.backends.session import Opener
@@ -38,6 +39,11 @@ log = logging.getLogger("gateway.supervisor")
 
 class PrivateSession(Supervisor):
     """The owner of one session of one client or call; over when it is idle or has failed."""
+
+    async def run(self) -> None:
+        """Own the session; see `Supervisor.run`."""
+        works_for(backend=self.name)  # the task was started by a client's
+        await super().run()
 
     def is_over(self, delay: float | None) -> bool:
         """Whether this was the last session: nobody waits, and nobody will come any more."""

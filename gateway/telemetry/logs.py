@@ -16,8 +16,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from gateway.telemetry.formats import Console, JsonLines
+
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from gateway.telemetry.formats import Format
 
 MAX_QUEUED: Final = 10_000
 """Log lines that may wait for stderr; the oldest are dropped, and counted in the next line that gets out."""
@@ -36,6 +40,8 @@ class _StderrWriter(logging.Handler):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
+        self.dropped = 0
+        """Lines that were dropped, in all."""
         self._fd = fd
         self._lines: deque[bytes] = deque(maxlen=MAX_QUEUED)
         self._dropped = 0
@@ -47,12 +53,13 @@ class _StderrWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
         try:
-            line = self.format(record).replace("\r", "\\r").encode(errors="backslashreplace")
+            line = self.format(record).encode(errors="backslashreplace")
         except (ValueError, TypeError, KeyError):
             self.handleError(record)
             return
         if len(self._lines) == MAX_QUEUED:
             self._dropped += 1
+            self.dropped += 1
         self._lines.append(line + b"\n")
         self._ready.set()
 
@@ -79,7 +86,9 @@ class _StderrWriter(logging.Handler):
     def _take(self) -> list[bytes]:
         lines: list[bytes] = []
         if self._dropped:
-            lines.append(b"(%d log lines dropped: stderr was not read)\n" % self._dropped)
+            text = f"{self._dropped} log lines dropped: stderr was not read"
+            notice = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
+            lines.append(self.format(notice).encode() + b"\n")
             self._dropped = 0
         while self._lines and len(lines) < 100:
             lines.append(self._lines.popleft())
@@ -93,18 +102,17 @@ class _StderrWriter(logging.Handler):
         super().close()
 
 
-class _Console(logging.Formatter):
-    """`12:00:00 INFO  gateway.backend.time: text`."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+def dropped_lines() -> int:
+    """Log lines that this process has dropped so far because nobody read its stderr."""
+    handlers = logging.getLogger().handlers
+    return sum(handler.dropped for handler in handlers if isinstance(handler, _StderrWriter))
 
 
 @contextmanager
-def open_logging(level: str) -> Generator[None]:
-    """Send the gateway's logs to stderr while the context is open."""
+def open_logging(level: str, form: Format = "console") -> Generator[None]:
+    """Send the gateway's logs to stderr while the context is open, one line each in this form."""
     handler = _StderrWriter(sys.stderr.fileno())
-    handler.setFormatter(_Console())
+    handler.setFormatter(JsonLines() if form == "json" else Console())
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)

@@ -1,0 +1,220 @@
+"""One line for each call: who called what, how long it took, how it ended, how many bytes went each way.
+
+Told of calls by the fleet and the router, in whose tasks it runs; it only makes a line and queues it, for the log or
+for a file (`gateway.telemetry.trail`). A call is one line, however long it was parked: the line comes with its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Failure, InputRequired
+from gateway.eras.errors import to_wire
+from gateway.telemetry import now_iso
+from gateway.telemetry.formats import encode_line
+from gateway.telemetry.trail import Trail
+
+if TYPE_CHECKING:
+    from gateway.backends.ticket import Ticket
+    from gateway.calls import Call, Outcome
+    from gateway.config import AuditSettings
+    from gateway.errors import GatewayError
+    from gateway.router import Router
+    from gateway.supervisor.supervisor import Supervisor
+
+MAX_NAME: Final = 200
+"""Characters of a name that a client gives."""
+MAX_ARGUMENTS: Final = 65_536
+"""Bytes of a call's arguments that a line holds; of larger ones only the size is told."""
+_TOOL_ERROR: Final = b'"isError"'
+_WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+log = logging.getLogger("gateway.audit")
+
+
+class _Client(msgspec.Struct):
+    name: str = ""
+
+
+class _Result(msgspec.Struct):
+    isError: bool = False  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+class Audit:
+    """What is noted of calls, by the settings that hold now; None notes nothing, and costs nothing."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._settings: AuditSettings | None = None
+        self._trail: Trail | None = None
+        self._nursery: trio.Nursery | None = None
+        self._writing: trio.CancelScope | None = None
+        self._lost = 0
+
+    @property
+    def dropped(self) -> int:
+        """Lines that a file has not got, in all."""
+        return self._lost + (0 if self._trail is None else self._trail.dropped)
+
+    def apply(self, settings: AuditSettings | None) -> None:
+        """Go by other settings from now on. Calls that are under way are noted by those that hold when they end."""
+        old, self._settings = self._settings, settings
+        if settings is None:
+            self._router.fleet.unobserve(self._observe)
+            self._router.on_refused = None
+        elif old is None:
+            self._router.fleet.observe(self._observe)
+            self._router.on_refused = self._refused
+        if settings is not None and settings.file is None:
+            log.setLevel(logging.INFO)  # it was asked for, whatever the level of the rest
+        path = None if settings is None else settings.file
+        if path != (None if self._trail is None else self._trail.path):
+            self._change_file(path)
+
+    def _change_file(self, path: str | None) -> None:
+        if self._trail is not None:
+            self._lost += self._trail.dropped
+        if self._writing is not None:
+            self._writing.cancel(reason="the audit goes elsewhere now")
+        self._trail = None if path is None else Trail(path, note_lost=_lost)
+        self._start()
+
+    def _start(self) -> None:
+        if self._trail is not None and self._nursery is not None:
+            self._writing = trio.CancelScope()
+            self._nursery.start_soon(self._write, self._trail, self._writing)
+
+    async def _write(self, trail: Trail, scope: trio.CancelScope) -> None:
+        with scope:
+            await trail.run()
+
+    def reopen(self) -> None:
+        """Open the file anew."""
+        if self._trail is not None:
+            self._trail.reopen()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own the task that writes; runs until cancelled, and writes then what is left."""
+        async with trio.open_nursery() as self._nursery:
+            self._start()
+            task_status.started()
+            await trio.sleep_forever()
+
+    # Told by the fleet and the router.
+
+    def _observe(self, _supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+        if ticket is not None:
+            outcome, code, reason = _ending(ticket.call, ticket.outcome)
+            self._note(
+                ticket.call, ticket.number, ticket.backend, seconds, outcome, code, reason, _size(ticket.outcome)
+            )
+
+    def _refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
+        """Hear of a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
+        _, code, reason = _ending(call, problem)
+        self._note(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
+
+    def _note(
+        self,
+        call: Call,
+        number: int | None,
+        backend: str,
+        seconds: float,
+        outcome: str,
+        code: int | None,
+        reason: str | None,
+        size: int,
+    ) -> None:
+        settings = self._settings
+        if settings is None:
+            return
+        caller = call.caller
+        line: dict[str, object] = {
+            "call": number,
+            "session": caller.label,
+            "principal": caller.principal,
+            "client": _client_name(bytes(caller.client_info)),
+            "method": call.method,
+            "name": call.name[:MAX_NAME],
+            "backend": backend,
+            "ms": round(seconds * 1000, 3),
+            "outcome": outcome,
+            "code": code,
+            "reason": reason,
+            "bytes_in": sum(len(memoryview(span)) for span in call.params.values()),
+            "bytes_out": size,
+        }
+        if settings.arguments:
+            line["arguments"] = _arguments(call)
+        line = {key: value for key, value in line.items() if value is not None}
+        if self._trail is None:
+            log.info("%s %s", call.name[:MAX_NAME] or call.method, outcome, extra={"fields": line})
+        else:
+            self._trail.put(_encode(line))
+
+
+def _encode(line: dict[str, object]) -> bytes:
+    return encode_line({"time": now_iso(), **line}).encode()
+
+
+def _lost(count: int) -> bytes:
+    return jsonrpc.encode({"time": now_iso(), "dropped": count})
+
+
+def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str | None]:
+    """What a line says of an outcome: the word, the code that the client sees, and which error of the gateway's."""
+    match outcome:
+        case None:
+            return "cancelled", None, None
+        case Complete():
+            return ("tool_error" if _is_tool_error(outcome.result) else "answered"), None, None
+        case InputRequired():
+            return "input_required", None, None
+        case Failure():
+            return "error", outcome.code, None
+        case _:
+            return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome))
+
+
+@lru_cache(maxsize=64)
+def error_word(kind: type[GatewayError]) -> str:
+    """The name of an error as logs and metrics have it: `unknown_name`, `busy`."""
+    return _WORD.sub("_", kind.__name__).lower()
+
+
+def _is_tool_error(result: bytes) -> bool:
+    if _TOOL_ERROR not in result:  # nearly always
+        return False
+    try:
+        return msgspec.json.decode(result, type=_Result).isError
+    except jsonrpc.UNDECODABLE:
+        return False
+
+
+def _size(outcome: Outcome | None) -> int:
+    if isinstance(outcome, Complete | InputRequired):
+        return len(outcome.result)
+    return len(outcome.data or b"") if isinstance(outcome, Failure) else 0
+
+
+@lru_cache(maxsize=1024)
+def _client_name(client_info: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(client_info, type=_Client).name[:MAX_NAME] or None
+    except jsonrpc.UNDECODABLE:
+        return None
+
+
+def _arguments(call: Call) -> object:
+    given = call.params.get("arguments", jsonrpc.ABSENT)
+    size = len(memoryview(given))
+    if size > MAX_ARGUMENTS:
+        return f"({size} bytes)"
+    return msgspec.Raw(jsonrpc.one_line(bytes(given))) if size else None

@@ -1,0 +1,85 @@
+r"""One event, one line: for people (`console`) or for programs (`json`).
+
+What is logged was often written by others (a backend's stderr, a client's names), so newlines and control characters
+are escaped: nobody can forge a line, or take over a terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+from gateway.telemetry.fields import fields_of
+from gateway.telemetry.masking import SECRETS
+
+Format = Literal["console", "json"]
+FORMATS: Final[tuple[Format, ...]] = ("console", "json")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def one_line(text: str) -> str:
+    r"""A text with its control characters, line separators and changes of direction as `\n`, `\x1b`, `\u2028`."""
+    return _CONTROL.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    char = found[0]
+    code = ord(char)
+    return _SHORT.get(char) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+class Console(logging.Formatter):
+    """`12:00:00 INFO    gateway.backend.time: text [call=7]`: fields that the text does not name already are added."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        message = record.getMessage()
+        extra = [f"{name}={value}" for name, value in fields_of(record).items() if str(value) not in message]
+        when = self.formatTime(record, "%H:%M:%S")
+        text = f"{when} {record.levelname:<7} {record.name}: {message}" + (f" [{' '.join(extra)}]" if extra else "")
+        problem = _traceback(self, record)
+        return one_line(SECRETS.mask(text if problem is None else f"{text}\n{problem}"))
+
+
+class JsonLines(logging.Formatter):
+    """`{"time", "level", "logger", "message"}`, then the fields that are known, then `traceback` if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        event: dict[str, object] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": SECRETS.mask(record.getMessage()),
+            **fields_of(record),
+        }
+        problem = _traceback(self, record)
+        if problem is not None:
+            event["traceback"] = SECRETS.mask(problem)
+        return encode_line(event)
+
+
+def encode_line(event: dict[str, object]) -> str:
+    """An event as one line of JSON, whatever its texts hold."""
+    try:
+        text = msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:  # a lone surrogate
+        clean = {
+            key: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+            for key, value in event.items()
+        }
+        text = msgspec.json.encode(clean, enc_hook=repr).decode()
+    return one_line(text)  # what JSON itself need not escape
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
+    if record.exc_info and not record.exc_text:
+        record.exc_text = formatter.formatException(record.exc_info)
+    parts = [part for part in (record.exc_text, record.stack_info) if part]
+    return "\n".join(parts) or None

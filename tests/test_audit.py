@@ -1,0 +1,229 @@
+"""One line for each call, with the end that it really came to; arguments only where they are asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.audit import Audit
+from gateway.calls import Caller, Complete, Era, Failure, InputRequired
+from gateway.config.audit import AuditSettings
+from gateway.config.model import Config, ServerConfig
+from gateway.errors import BackendExited, Busy, Denied, GatewayError, UnknownName
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+from gateway.telemetry import trail
+from tests.fakes import RESULT, FakeBackend, backends, make_call, make_listing, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+CALLER = Caller(
+    era=Era.LEGACY,
+    version="2025-11-25",
+    client_info=msgspec.Raw(b'{"name":"desk","version":"1"}'),
+    session="the-id-is-a-secret",
+    principal="anna",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps would not wait for a thread."""
+
+    async def at_once(work: Callable[..., None], *arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
+        work(*arguments)
+
+    monkeypatch.setattr(trail, "in_thread", at_once)
+
+
+class Shut:
+    """A turnstile that lets nobody in."""
+
+    def begin(self, caller: Caller, *, again: bool = False) -> None:
+        raise Denied("the key was taken away")
+
+
+class House:
+    """A fleet of one fake, noted in a file."""
+
+    def __init__(self, path: Path | None, **fields: Any) -> None:
+        self.path = path
+        self.fake = FakeBackend(make_listing("x"))
+        server = ServerConfig(name="a", call_timeout=100, **fields)
+        self.fleet = Fleet(Config(servers={"a": server}), backends({"a": self.fake}))
+        self.router = Router(self.fleet)
+        self.audit = Audit(self.router)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        assert self.path is not None
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@asynccontextmanager
+async def open_house(path: Path | None, *, arguments: bool = False, **fields: Any) -> AsyncGenerator[House]:
+    house = House(path, **fields)
+    house.audit.apply(AuditSettings(None if path is None else str(path), arguments))
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            await nursery.start(house.audit.run)
+            await nursery.start(house.fleet.run)
+            await settle()
+            yield house  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            house.fleet.stop()
+            await house.fleet.ended.wait()
+            nursery.cancel_scope.cancel()
+    house.audit.apply(None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Complete(b'{"content":[]}', Era.LEGACY), {"outcome": "answered", "bytes_out": 14}),
+        (Complete(b'{"content":[],"isError":true}', Era.LEGACY), {"outcome": "tool_error", "bytes_out": 29}),
+        (Complete(b'{"content":[{"isError":true}]}', Era.LEGACY), {"outcome": "answered", "bytes_out": 30}),
+        (InputRequired(b"{}"), {"outcome": "input_required", "bytes_out": 2}),
+        (Failure(-32001, "mine", b"[1]", Era.LEGACY), {"outcome": "error", "code": -32001, "bytes_out": 3}),
+        (
+            BackendExited("a", "exited"),
+            {"outcome": "failed", "code": -32603, "reason": "backend_exited", "bytes_out": 0},
+        ),
+    ],
+)
+async def test_a_call_is_one_line_with_its_end(
+    outcome: Any, said: dict[str, Any], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with open_house(path) as house:
+        ticket = await house.router.submit(make_call("a.x", caller=CALLER))
+        await trio.sleep(1.5)
+        house.fake.session.answer(outcome=outcome)
+        house.router.release(ticket)
+    (line,) = house.lines
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "call": ticket.number,
+        "session": CALLER.label,
+        "principal": "anna",
+        "client": "desk",
+        "method": "tools/call",
+        "name": "a.x",
+        "backend": "a",
+        "ms": 1500.0,
+        "bytes_in": 5,
+        **said,
+    }
+    assert "secret" not in path.read_text()
+
+
+async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path / "audit.jsonl", max_concurrency=1, queue_size=1) as house:
+        router = house.router
+        cancelled = await router.submit(make_call("a.x"))
+        await settle()
+        waiting = await router.submit(make_call("a.x"))
+        with pytest.raises(Busy):
+            await router.submit(make_call("a.x"))
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("nobody's"))
+        router.turnstile = Shut()
+        with pytest.raises(Denied):
+            await router.submit(make_call("a.x"))
+        router.turnstile = None
+        router.release(cancelled)
+        router.release(cancelled)
+        await settle()
+        house.fake.session.answer()
+        router.release(waiting)
+        late = await router.submit(make_call("a.x"))
+        assert isinstance(await late.next(), GatewayError)  # its time is over
+        router.release(late)
+    found = [(line["name"], line["outcome"], line.get("reason"), line.get("code")) for line in house.lines]
+    assert found == [
+        ("a.x", "refused", "busy", -32603),
+        ("nobody's", "refused", "unknown_name", -32602),
+        ("a.x", "refused", "denied", -32602),
+        ("a.x", "cancelled", None, None),
+        ("a.x", "answered", None, None),
+        ("a.x", "failed", "backend_too_slow", -32603),
+    ]
+    assert house.router.refused == {("a", "Busy"): 1, ("", "UnknownName"): 1, ("", "Denied"): 1}
+
+
+async def test_a_call_that_was_given_up_before_its_owner_was_known(tmp_path: Path, autojump_clock: MockClock) -> None:
+    house = House(tmp_path / "audit.jsonl")
+    house.fake.listing = make_listing()
+    house.fake.stall()
+    house.audit.apply(AuditSettings(str(house.path)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.audit.run)
+        await nursery.start(house.fleet.run)
+        with trio.move_on_after(1):
+            await house.router.submit(make_call("a.x"))
+        house.fleet.stop()
+        await house.fleet.ended.wait()
+        nursery.cancel_scope.cancel()
+    house.audit.apply(None)
+    (line,) = house.lines
+    assert (line["outcome"], line["ms"]) == ("cancelled", 1000.0)
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+async def test_arguments_are_told_only_where_asked_for(
+    asked_for: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with open_house(path, arguments=asked_for) as house:
+        for arguments in (b'{"a":\n "confidential"}', b'{"a":"' + b"x" * 70_000 + b'"}'):
+            call = make_call("a.x")
+            call.params["arguments"] = msgspec.Raw(arguments)
+            ticket = await house.router.submit(call)
+            await settle()
+            house.fake.session.answer()
+            house.router.release(ticket)
+    small, large = house.lines
+    assert small.get("arguments") == ({"a": "confidential"} if asked_for else None)
+    assert large.get("arguments") == ("(70008 bytes)" if asked_for else None)
+    assert small["bytes_in"] == len(b'{"a":\n "confidential"}') + len(b'"a.x"')
+    assert ("confidential" in path.read_text()) == asked_for
+
+
+async def test_without_a_file_the_lines_go_to_the_log(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_house(None) as house:
+        ticket = await house.router.submit(make_call("a.x"))
+        await settle()
+        house.fake.session.answer()
+        house.router.release(ticket)
+        house.audit.apply(None)
+        ticket = await house.router.submit(make_call("a.x"))
+        await settle()
+        house.fake.session.answer()
+        house.router.release(ticket)
+    (record,) = [record for record in caplog.records if record.name == "gateway.audit"]
+    assert (record.levelno, record.getMessage()) == (logging.INFO, "a.x answered")
+    assert record.__dict__["fields"]["bytes_out"] == len(RESULT.result)
+
+
+async def test_settings_may_change_while_calls_come(tmp_path: Path, autojump_clock: MockClock) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    async with open_house(first) as house:
+        for path in (first, second, None):
+            house.audit.apply(None if path is None else AuditSettings(str(path)))
+            ticket = await house.router.submit(make_call("a.x"))
+            await settle()
+            house.fake.session.answer()
+            house.router.release(ticket)
+        assert house.router.on_refused is None
+    assert [len(path.read_text().splitlines()) for path in (first, second)] == [1, 1]
