@@ -25,6 +25,8 @@ METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 
+MAX_EXACT: Final = 2**53
+"""Integers beyond this are not exact as floats."""
 EDGE_BYTES: Final = 65_536
 """How much of each end of a message that cannot be decoded is searched for its id."""
 
@@ -38,6 +40,16 @@ class Message(msgspec.Struct, gc=False):
     """One envelope. Absent members are UNSET (id, method) or `ABSENT` (the others)."""
 
     id: int | str | msgspec.UnsetType | None = msgspec.UNSET
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw = ABSENT
+    result: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+class _FloatIdMessage(msgspec.Struct, gc=False):
+    """`Message` as some servers echo it, that know no integers."""
+
+    id: float
     method: str | msgspec.UnsetType = msgspec.UNSET
     params: msgspec.Raw = ABSENT
     result: msgspec.Raw = ABSENT
@@ -63,10 +75,12 @@ class Malformed(ValueError):
 
 
 _messages = msgspec.json.Decoder(Message)
+_float_ids = msgspec.json.Decoder(_FloatIdMessage)
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _arrays = msgspec.json.Decoder(list[msgspec.Raw])
 _errors = msgspec.json.Decoder(ErrorBody)
 _ids = msgspec.json.Decoder(int | str)
+_floats = msgspec.json.Decoder(float)
 _strings = msgspec.json.Decoder(str)
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
@@ -86,12 +100,25 @@ def decode(data: bytes) -> Message:
             data.decode()
         message = _messages.decode(data)
     except msgspec.ValidationError as exc:
-        raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data)) from None
+        message = _with_float_id(data)
+        if message is None:
+            raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data)) from None
     except UNDECODABLE as exc:
         raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", recover_id(data)) from None
     if message.id is None and message.error is ABSENT:
         raise Malformed(INVALID_REQUEST, "the id must be a string or an integer, not null", None)
     return message
+
+
+def _with_float_id(data: bytes) -> Message | None:
+    """A message whose id is written like 2.0, which is the integer 2 to JSON; None if that is not what is wrong."""
+    try:
+        found = _float_ids.decode(data)
+    except UNDECODABLE:
+        return None
+    if abs(found.id) > MAX_EXACT or not found.id.is_integer():
+        return None
+    return Message(int(found.id), found.method, found.params, found.result, found.error)
 
 
 def recover_id(data: bytes) -> Id | None:
@@ -158,10 +185,16 @@ def decode_string(raw: msgspec.Raw | bytes) -> str:
 
 
 def decode_id(raw: msgspec.Raw | bytes) -> Id:
-    """Decode an id or a progress token; ValueError if it is neither a string nor an integer."""
+    """Decode an id or a progress token (2.0 is the integer 2); ValueError if it is neither a string nor an integer."""
     try:
         return _ids.decode(raw)
     except UNDECODABLE as exc:
+        try:
+            number = _floats.decode(raw)
+        except UNDECODABLE:
+            number = 0.5
+        if number.is_integer() and abs(number) <= MAX_EXACT:
+            return int(number)
         raise ValueError(str(exc)) from None
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 262_144
 """How much one read may bring: larger results need fewer turns of the loop."""
+MAX_PARTS: Final = 4_096
+"""Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
 DEFAULT_OUTBOX_BYTES: Final = 1_048_576
 """How much may wait for a slow reader before posters are held back."""
 
@@ -42,6 +44,7 @@ class LineSplitter:
         self._max = max_bytes
         self._parts: list[bytes] = []
         self._size = 0
+        self._front = bytearray()  # what stands before the parts, where they have become many
         self._head: bytes | None = None  # set while an overlong line is being skipped
         self._tail = b""
 
@@ -75,12 +78,14 @@ class LineSplitter:
         self._size += len(data)
         if self._head is None and self._size <= self._max:
             self._parts.append(data)
+            if len(self._parts) >= MAX_PARTS:
+                self._front += b"".join(self._parts)
+                self._parts.clear()
             return
         if self._head is None:
-            joined = b"".join(self._parts)
+            joined = self._take_held()
             self._head = joined[:EDGE_BYTES]
             self._tail = joined[-EDGE_BYTES:]
-            self._parts.clear()
         self._head += data[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
 
@@ -90,10 +95,16 @@ class LineSplitter:
             done: bytes | Overlong | None = Overlong(self._head, self._tail, size)
             self._head, self._tail = None, b""
             return done
-        parts = self._parts
-        line = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        line = self._take_held()
         return line if line and line != b"\r" else None
+
+    def _take_held(self) -> bytes:
+        parts = self._parts
+        held = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._front:
+            held, self._front = bytes(self._front) + held, bytearray()
+        return held
 
 
 class Outbox:

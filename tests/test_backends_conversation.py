@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.backends.conversation import MAX_BATCH
+from gateway.backends.log_rate import BURST, LINES_PER_SECOND
 from gateway.calls import Complete, Era, Failure, InputRequired, Notice
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import Overlong
-from tests.fakes import MODERN_CALLER, Script, make_ticket, settle
+from tests.fakes import MODERN_CALLER, SOON, Script, make_ticket, settle
 
 GONE = BackendExited("b", "exited with status 3")
 
@@ -184,6 +185,29 @@ async def test_garbage_is_skipped(data: bytes) -> None:
     script.conversation.feed(data)
     assert script.methods == ["tools/call"]
     assert ticket.outcome is None
+
+
+async def test_a_flood_of_garbage_is_logged_at_a_rate(
+    caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    script = Script()
+    for _ in range(1000):
+        script.conversation.feed(b"garbage")
+    assert len(caplog.records) == BURST
+    mock_clock.jump(1.0)
+    for _ in range(1000):
+        script.conversation.feed(b"garbage")
+    assert len(caplog.records) == BURST + LINES_PER_SECOND + 1
+    assert "800 warnings not logged" in caplog.messages[BURST]
+
+
+async def test_what_is_no_json_in_a_list_costs_itself_only(caplog: pytest.LogCaptureFixture) -> None:
+    tools = b'{"id":1,"result":{"tools":[{"name":"a"},{"name":"b","x":NaN}]}}'
+    script = Script({"tools/list": tools, "x": b'{"id":2,NaN}'})
+    listed = await script.conversation.request("tools/list", timeout=SOON)
+    assert listed == Complete(b'{"tools":[{"name":"a"}]}', Era.LEGACY)
+    assert "'b'" in caplog.text
+    assert isinstance(await script.conversation.request("x", timeout=SOON), BackendProtocol)
 
 
 async def test_an_overlong_answer_costs_its_own_call() -> None:

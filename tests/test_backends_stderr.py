@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
-from gateway.backends.stderr import BURST, LINES_PER_SECOND, MAX_LINE, SHOWN, StderrLog
+from gateway.backends.log_rate import BURST, LINES_PER_SECOND
+from gateway.backends.stderr import MAX_LINE, SHOWN, StderrLog
 from gateway.lines import Overlong
 
 

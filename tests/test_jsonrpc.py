@@ -40,6 +40,14 @@ def test_members_stay_as_they_were_written() -> None:
     assert message.error is ABSENT
 
 
+@pytest.mark.parametrize("spelled", ["2.0", "2.000", "2e0", "20.0e-1"])
+def test_an_integer_written_as_a_float_is_that_integer(spelled: str) -> None:
+    message = jsonrpc.decode(b'{"jsonrpc":"2.0","id":%s,"result":{"a" : 1.0}}' % spelled.encode())
+    assert type(message.id) is int
+    assert message.id == jsonrpc.decode_id(spelled.encode()) == 2
+    assert (message.method, bytes(message.result), message.error) == (msgspec.UNSET, b'{"a" : 1.0}', ABSENT)
+
+
 @pytest.mark.parametrize(
     ("data", "code", "request_id"),
     [
@@ -55,6 +63,8 @@ def test_members_stay_as_they_were_written() -> None:
         (b"[]", jsonrpc.INVALID_REQUEST, None),
         (b"7", jsonrpc.INVALID_REQUEST, None),
         (b'{"id":1.5,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":1e30,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
+        (b'{"id":1e999,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
         (b'{"id":true,"method":"x"}', jsonrpc.INVALID_REQUEST, None),
         (b'{"id":[1],"method":"x"}', jsonrpc.INVALID_REQUEST, None),
         (b'{"id":null,"method":"x"}', jsonrpc.INVALID_REQUEST, None),

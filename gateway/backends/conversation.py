@@ -18,8 +18,11 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.asking import Asking
+from gateway.backends.log_rate import LogRate
 from gateway.backends.tasks import TaskDriver
 from gateway.calls import Complete, Era, Failure, Notice
+from gateway.catalog.kinds import BY_METHOD
+from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
+    from gateway.catalog.kinds import Kind
     from gateway.eras.requests import Hop
     from gateway.lines import Overlong
 
@@ -74,9 +78,11 @@ class Exchanges(Protocol):
 class Waiter:
     """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
 
-    __slots__ = ("acknowledged", "event", "outcome")
+    __slots__ = ("acknowledged", "event", "kind", "outcome")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind | None) -> None:
+        self.kind = kind
+        """What is to be listed, if anything: then single items that are no JSON are left out, and the rest is taken."""
         self.event = trio.Event()
         self.acknowledged = trio.Event()
         """Set when a subscription has been acknowledged."""
@@ -113,6 +119,7 @@ class Conversation:
         self._waiters: dict[int, Waiter] = {}
         self._last_id = 0
         self._closed: BackendError | None = None
+        self._rate = LogRate()
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
         self._asking = Asking(backend, post=self._reply, calls=self._calls_now, for_client=self._for_client)
@@ -182,7 +189,7 @@ class Conversation:
         `ticket` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
-        waiter = self._waiters[request_id] = Waiter()
+        waiter = self._waiters[request_id] = Waiter(BY_METHOD.get(method))
         if self._closed is not None:
             waiter.finish(self._closed)
         members = dict(params or {})
@@ -267,7 +274,7 @@ class Conversation:
         problem = BackendProtocol(
             self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
         )
-        log.warning("%s", problem, extra={"backend": self.backend})
+        self._warn("%s", problem)
         if found is not None and self._finish(found, problem):
             return
         if found is None:
@@ -291,18 +298,39 @@ class Conversation:
             waiter.finish(problem)
 
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
+        if problem.id is not None and self._salvage(problem.id, data):
+            return
         if problem.id is not None and self._finish(
             problem.id, BackendProtocol(self.backend, f"answered with a message that is {problem.reason}")
         ):
             return
         shown = data[:MAX_LOGGED].decode(errors="replace")
-        log.warning(
+        self._warn(
             "backend %r wrote %d bytes that are no MCP message, skipped: %r",
             self.backend,
             len(data),
             shown,
-            extra={"backend": self.backend},
         )
+
+    def _salvage(self, request_id: jsonrpc.Id, data: bytes) -> bool:
+        """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""
+        waiter = self._waiters.get(_number(request_id))
+        kept = None if waiter is None or waiter.kind is None else salvage(data, waiter.kind)
+        if kept is None:
+            return False
+        for text in kept[1]:
+            self._warn("backend %r: %s", self.backend, text)
+        self._answer(jsonrpc.decode(kept[0]))
+        return True
+
+    def _warn(self, text: str, *args: object) -> None:
+        """Log what the backend does wrong, if the rate allows: it may go on doing so without end."""
+        if not self._rate.allows():
+            return
+        extra = {"backend": self.backend}
+        if unreported := self._rate.take_unreported():
+            log.warning("backend %r: %d warnings not logged: too many", self.backend, unreported, extra=extra)
+        log.warning(text, *args, extra=extra)
 
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""
@@ -327,7 +355,7 @@ class Conversation:
         if request_id is msgspec.UNSET or request_id is None:
             if message.error is not jsonrpc.ABSENT:
                 error = jsonrpc.decode_error(message.error)
-                log.warning("backend %r reported an error without an id: %s", self.backend, error.message)
+                self._warn("backend %r reported an error without an id: %s", self.backend, error.message)
             return
         if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
             return

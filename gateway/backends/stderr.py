@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.backends.log_rate import LogRate
 from gateway.lines import LineSplitter, Overlong
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ MAX_LINE: Final = 8_192
 """Longest line that is logged whole."""
 SHOWN: Final = 500
 """How much of a longer line, or of the last words in an error, is shown."""
-LINES_PER_SECOND: Final = 50
-"""Sustained rate of logged lines for one backend."""
-BURST: Final = 200
-"""Lines logged at once after a quiet time: a traceback or a start-up banner passes whole."""
 READ_BYTES: Final = 65_536
 
 
@@ -32,14 +29,9 @@ class StderrLog:
 
     def __init__(self, backend: str, *, clock: Callable[[], float] = trio.current_time) -> None:
         self.last_line = ""
-        self.suppressed = 0
-        """Lines that were not logged, in all."""
         self._backend = backend
         self._log = logging.getLogger(f"gateway.backend.{backend}")
-        self._clock = clock
-        self._tokens = float(BURST)
-        self._refilled_at: float | None = None
-        self._unreported = 0
+        self._rate = LogRate(clock=clock)
 
     async def run(self, stream: trio.abc.ReceiveStream) -> None:
         """Log until the stream ends; then return."""
@@ -60,21 +52,13 @@ class StderrLog:
         if not text.strip():
             return
         self.last_line = text[:SHOWN]
-        if not self._allowed():
-            self.suppressed += 1
-            self._unreported += 1
+        if not self._rate.allows():
             return
-        if self._unreported:
-            self._log.warning("%d lines of stderr not logged: too many", self._unreported)
-            self._unreported = 0
+        if unreported := self._rate.take_unreported():
+            self._log.warning("%d lines of stderr not logged: too many", unreported)
         self._log.info("%s", text, extra={"backend": self._backend})
 
-    def _allowed(self) -> bool:
-        now = self._clock()
-        if self._refilled_at is not None:
-            self._tokens = min(float(BURST), self._tokens + (now - self._refilled_at) * LINES_PER_SECOND)
-        self._refilled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    @property
+    def suppressed(self) -> int:
+        """Lines that were not logged, in all."""
+        return self._rate.suppressed

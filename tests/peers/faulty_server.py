@@ -65,6 +65,8 @@ BAD_TOOLS = (
     "not an object",
     None,
     ["a", "list"],
+    {"name": "not_a_number", "inputSchema": {"type": "object", "minimum": float("nan")}},
+    {"name": "half_a_character", "description": "\ud800", "inputSchema": {"type": "object"}},
 )
 
 
@@ -280,7 +282,7 @@ class Faulty(Server):
         self.methods["tools/list"] = list_tools
 
     def fault_bad_tool(self, _message, _params):
-        """Lists tools that are none (no name, a number as name, a string, null) among good ones."""
+        """Lists tools that are none (no name, a number as name, a string, null) or no JSON among good ones."""
         return text_result("fine")
 
     def prepare_dup_tools(self):

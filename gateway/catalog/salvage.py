@@ -1,0 +1,144 @@
+"""What can be kept of a list answer that is no JSON: its items are cut apart leniently, and those that decode are kept.
+
+One tool with a lone surrogate, a NaN or brackets 50,000 deep makes the whole message undecodable. Only then is it
+looked at here: a scanner that knows strings, brackets and commas, and nothing else of JSON, finds where each item
+begins and ends. Without recursion, bounded in its work, never raises; what it keeps has been decoded strictly. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.catalog.kinds import Kind
+
+MAX_TOKENS: Final = 400_000
+"""Strings, brackets and commas that are looked at (0.2 s here); a longer answer is given up as a whole."""
+MAX_NAMED: Final = 20
+"""Most of the items left out that are named."""
+
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_MEMBER = re.compile(rb'\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*', re.DOTALL)
+_items = msgspec.json.Decoder(msgspec.Raw)
+
+
+class _TooMuchError(Exception):
+    """The scanner has done what it may do, or a string or bracket has no end."""
+
+
+class _Scanner:
+    """Cuts one message; the number of its tokens is bounded over all calls."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._left = MAX_TOKENS
+
+    def pieces(self, start: int) -> Iterator[tuple[int, int]]:
+        """What stands between the commas of the array or object that opens at `start`, as (from, to)."""
+        depth, begin = 0, start + 1
+        for token in _TOKEN.finditer(self.data, start):
+            self._left -= 1
+            first = self.data[token.start()]
+            if self._left < 0 or token[0] == b'"':
+                raise _TooMuchError
+            if first in b"[{":
+                depth += 1
+            elif first in b"]}":
+                depth -= 1
+                if not depth:
+                    yield begin, token.start()
+                    return
+            elif first == ord(",") and depth == 1:
+                yield begin, token.start()
+                begin = token.end()
+        raise _TooMuchError
+
+    def member(self, start: int, name: str) -> tuple[int, int] | None:
+        """The value of a member of the object that opens at `start`; the last one, if there are several."""
+        found = None
+        for begin, end in self.pieces(start):
+            key = _MEMBER.match(self.data, begin, end)
+            if key is not None and _text(key[1]) == name:
+                found = key.end(), end
+        return found
+
+
+def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
+    """A list answer without the items that are no JSON, and what was left out and why.
+
+    None if it cannot be cut apart, or is no JSON outside of its items either.
+    """
+    scanner = _Scanner(data)
+    try:
+        begin, pieces = _array(scanner, kind)
+        kept, problems = _sort(scanner, kind, pieces)
+    except (_TooMuchError, ValueError):
+        return None
+    mended = data[:begin] + b"[" + b",".join(kept) + b"]" + data[pieces[-1][1] + 1 :]
+    try:
+        jsonrpc.decode(mended)
+    except jsonrpc.Malformed:
+        return None
+    return mended, tuple(problems[:MAX_NAMED])
+
+
+def _array(scanner: _Scanner, kind: Kind) -> tuple[int, list[tuple[int, int]]]:
+    """Where the array of items begins, and where each of them stands."""
+    place = 0, len(scanner.data)
+    for name in ("result", kind.member):
+        place = scanner.member(_opening(scanner.data, place, b"{"), name) or (0, 0)
+    begin = _opening(scanner.data, place, b"[")
+    return begin, list(scanner.pieces(begin))
+
+
+def _opening(data: bytes, place: tuple[int, int], bracket: bytes) -> int:
+    begin, end = place
+    while begin < end and data[begin] in b" \t\r\n":
+        begin += 1
+    if data[begin : begin + 1] != bracket or begin >= end:
+        text = f"there is no {bracket!r} where it should be"
+        raise ValueError(text)
+    return begin
+
+
+def _sort(scanner: _Scanner, kind: Kind, pieces: list[tuple[int, int]]) -> tuple[list[bytes], list[str]]:
+    kept: list[bytes] = []
+    problems: list[str] = []
+    for index, (begin, end) in enumerate(pieces):
+        item = scanner.data[begin:end].strip(b" \t\r\n")
+        if not item and len(pieces) == 1:
+            break  # an empty array
+        try:
+            item.decode()
+            _items.decode(item)
+        except jsonrpc.UNDECODABLE as exc:
+            problems.append(
+                f"{kind.member}[{index}]{_name_of(scanner, kind, begin, end)} left out: no valid JSON: {exc}"
+            )
+        else:
+            kept.append(item)
+    return kept, problems
+
+
+def _name_of(scanner: _Scanner, kind: Kind, begin: int, end: int) -> str:
+    """The item's name, where it can be found, as it is put into a problem."""
+    try:
+        place = scanner.member(_opening(scanner.data, (begin, end), b"{"), kind.key)
+    except (_TooMuchError, ValueError):
+        return ""
+    name = None if place is None else _text(scanner.data[slice(*place)])
+    return "" if name is None else f" ({name!r})"
+
+
+def _text(span: bytes) -> str | None:
+    try:
+        return jsonrpc.decode_string(span)
+    except ValueError:
+        return None
