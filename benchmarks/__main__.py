@@ -17,10 +17,14 @@ QUESTIONS = {
     "list": "listing",
     "startup": "startup",
     "memory": "memory",
+    "recovery": "recovery",
     "lifetimes": "lifetimes",
+    "fairness": "fairness",
     "scale": "scale",
     "ask": "ask",
     "soak": "soak",
+    "own": "own",
+    "profile": "profile",
 }
 """Question -> its module."""
 APART = ("own", "profile")

@@ -6,7 +6,8 @@ pipes, `window` calls under way) or "list" (whole lists of `tools` tools, one af
 `warm_up` uncounted ones). Calls: `era` "legacy" or "modern", `tool`, for `seconds`; what is sent and what is right:
 see `questions` (`check`, `size`, `prefix`, `arguments`). Closed loop, or with `rate` open loop: so many calls a second
 are due, come what may, and latencies count from then. `one_session`: all connections share one. `timeline`: errors are
-answers too, and the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock.
+answers too, the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock, and
+SIGTERM ends the measurement early.
 A call ends when its last byte was read; checking comes after. A wrong answer ends it all with status 1.
 Result: calls, seconds, per_second, p50, p99 and quantiles (seconds), cpu (seconds of this process).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import sys
 
 from benchmarks.answers import FIRST_ID, WrongAnswer, check_list
@@ -124,6 +126,11 @@ def run_open(crowd, question, clock):
 
 def run_timeline(crowd, question, clock):
     """The closed loop again, for a server that is being hurt: errors are noted, wrong answers are still wrong."""
+
+    def stop(_number, _frame):
+        clock.end = min(clock.end, now())
+
+    signal.signal(signal.SIGTERM, stop)
     calls, idle, left = [], crowd.each(), len(crowd.each())
     while left:
         while idle:  # here, since those that reconnect have their new connections by now

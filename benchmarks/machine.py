@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trio", "hypercorn", "h11", "msgspec", "mcp")
 
 
@@ -42,7 +43,7 @@ def installed(name):
 def revision():
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True, cwd=ROOT)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()

@@ -165,6 +165,10 @@ class Load:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
+    def stop(self):
+        """Have it end now and give its result; only with a `timeline`."""
+        self.process.terminate()
+
     def result(self):
         try:
             out, errors = self.process.communicate(timeout=self.bound)
@@ -195,3 +199,14 @@ def cpu_seconds(pid):
     for task in Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def run_module(module, spec):
+    """Run one of the benchmarks' own programs with a spec and give the JSON that it prints."""
+    progress.step(module.rpartition(".")[2])
+    command = [sys.executable, "-m", module, json.dumps(spec)]
+    bound = 60 + 3 * spec.get("seconds", 60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=bound, check=False)
+    if done.returncode:
+        raise Failed(f"{module} {spec}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout)

@@ -1,0 +1,74 @@
+"""The owner of the backends alone: how many calls a second would it bear, if HTTP were served by other processes?
+
+`python -m benchmarks.owner SPEC` has router, supervisor and a stdio backend in one process, without any face, and so
+many tasks (`window`) that call one after the other for `seconds`; the result is the load generator's, as JSON. The CPU
+time of a call is the process's own, so its inverse is the rate at which one core would be full.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import trio
+
+from benchmarks.answers import FIRST_ID, TEXT, WrongAnswer
+from benchmarks.clock import ClosedLoop, now
+
+WINDOWS = (1, 16, 64)
+
+
+async def drive(spec):
+    from gateway.embed.connections import make_call, wait_outcome
+    from gateway.embed.native import PROGRAM, open_gateway
+
+    command, *args = spec["command"]
+    ids = iter(range(FIRST_ID, 10 * FIRST_ID))
+    begun = []
+    async with open_gateway({"mcpServers": {"echo": {"command": command, "args": args}}}) as gateway:
+        router = gateway.router
+
+        async def call():
+            text = TEXT % next(ids)
+            ticket = await router.submit(make_call("echo.echo", "echo.echo", {"text": text}, PROGRAM))
+            try:
+                outcome = await wait_outcome(ticket)
+            finally:
+                router.release(ticket)
+            if text.encode() not in bytes(outcome.result):
+                raise WrongAnswer(f"{text!r} got {bytes(outcome.result)[:300]!r}")
+
+        async def repeat(clock):
+            while True:
+                sent = now()
+                await call()
+                at = now()
+                if at >= clock.begin and not begun:
+                    begun.append(time.process_time())
+                if not clock.add(sent, at):
+                    return
+
+        await call()  # the backend is there
+        clock = ClosedLoop(spec["seconds"])
+        async with trio.open_nursery() as nursery:
+            for _ in range(spec["window"]):
+                nursery.start_soon(repeat, clock)
+        spent = time.process_time() - begun[0]
+    result = clock.result()
+    return result | {"cpu_per_call": spent / result["calls"]}
+
+
+def measure(rounds, seconds, run):
+    """Window -> results of the rounds; `run(SPEC)` starts this module with it."""
+    from benchmarks.processes import backend
+
+    results = {}
+    for _ in range(rounds):
+        for window in WINDOWS:
+            results.setdefault(window, []).append(run({"command": backend(), "window": window, "seconds": seconds}))
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(trio.run(drive, json.loads(sys.argv[1]))))
