@@ -2,9 +2,9 @@
 
 Method, `faces`: in each round one after the other the bare app on stock Hypercorn (`bare.py`), told besides the same
 app on the gateway's own HTTP server, the gateway over HTTP (legacy and modern, 1 and 16 connections), the backend
-called directly over its pipes, and the gateway in stdio mode before the same backend (1 and 16 calls under way). Every answer
-is checked against its request. Ratios and differences are taken within a round; told are their median and range. The
-backend is the stdlib echo, so that the gateway's own cost shows, unless told otherwise.
+called directly over its pipes, and the gateway in stdio mode before the same backend (1 and 16 calls under way). Every
+answer is checked against its request. Ratios and differences are taken within a round; told are their median and range.
+The backend is the stdlib echo, so that the gateway's own cost shows, unless told otherwise.
 
 The other parts, with up to three rounds each: `payloads` (results from 100 B to 1 MB), `transports` (every face before
 every backend transport), `flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop),
