@@ -27,7 +27,7 @@ from gateway.audit import Audit
 from gateway.backends.guard import open_guard
 from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
-from gateway.calls import Era
+from gateway.calls import ANYBODY, Era, at_view
 from gateway.config.access_model import NO_ACCESS
 from gateway.config.shown import secrets_of
 from gateway.eras.requests import Hop
@@ -100,6 +100,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Where the config came from and is read anew; None for one that a program has given."""
     watching: bool = True
     """Whether a change of the config file is noticed without being told."""
+    view: str | None = None
+    """The view that is served on stdio, None for everything; over HTTP each view has an endpoint of its own."""
     admin: AdminAccess | None = None
     """Who may use the management API; None lets everybody on loopback read and nobody change."""
 
@@ -255,7 +257,10 @@ class Gateway:
     async def _serve_stdio(self) -> None:
         from gateway.frontends.stdio import StdioFace
 
-        await StdioFace(self._answers, self._options.stdin, self._options.stdout, self._closing).run()
+        options, identity = self._options, ANYBODY
+        if options.view is not None:
+            identity = at_view(identity, options.view)
+        await StdioFace(self._answers, options.stdin, options.stdout, self._closing, identity).run()
         self._stop.set()
 
     async def _serve_control(self, store: Store) -> None:

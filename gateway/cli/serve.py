@@ -16,6 +16,7 @@ from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway.admin.access import AdminAccess
+    from gateway.config import Config
     from gateway.store import Store
 
 TRANSPORTS = {"stdio": "stdio", "sse": "sse", "streamable-http": "streamable-http", "http": "streamable-http"}
@@ -52,6 +53,7 @@ def run(values: Values) -> int:
     config = source.open()
     for warning in config.warnings:
         warn(warning)
+    _check_view(values, config)
     stdin, stdout = app.set_stdio_apart() if "stdio" in values.transport else (0, 1)
     options = app.Options(
         transports=values.transport,
@@ -60,6 +62,7 @@ def run(values: Values) -> int:
         path=values.streamable_http_path,
         sse_path=values.sse_path,
         message_path=values.message_path,
+        view=values.view,
         stdin=stdin,
         stdout=stdout,
         state_directory=store.directory,
@@ -72,6 +75,17 @@ def run(values: Values) -> int:
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: say(f"listening on {url}"))
     return 0 if clean else 1
+
+
+def _check_view(values: Values, config: Config) -> None:
+    if values.view is None:
+        return
+    if "stdio" not in values.transport:
+        place = f"{values.streamable_http_path}/{values.view}"
+        raise ConfigError([f"--view is for stdio; over HTTP each view has its own endpoint, {place}"])
+    if values.view not in config.views:
+        known = ", ".join(config.views) or "none"
+        raise ConfigError([f"--view {values.view}: there is no such view; the config's section 'views' has {known}"])
 
 
 def _check_paths(values: Values) -> None:
@@ -109,6 +123,7 @@ FLAGS = (
     *LISTENING,
     Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
     Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
+    Flag("--view", "serve only this view of the config, on stdio", "NAME"),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),
     Flag("--log-level", "least severe log message", default="info", choices=("debug", "info", "warning", "error")),
     Flag("--log-format", "how log lines look (default: gateway.log_format of the config)", choices=("console", "json")),

@@ -16,6 +16,7 @@ from gateway.config.offered_model import ALL_TOOLS, ToolChoice
 
 if TYPE_CHECKING:
     from gateway.config.access_model import AccessSettings
+    from gateway.config.views_model import ViewConfig
 
 Transport = Literal["stdio", "sse", "streamable-http"]
 Era = Literal["auto", "legacy", "modern"]
@@ -324,3 +325,5 @@ class Config(Struct, frozen=True):
     source: str = "config"
     access: AccessSettings | None = None
     """Who may use the endpoint; None where the config was made without a word about it."""
+    views: dict[str, ViewConfig] = field(default_factory=dict[str, "ViewConfig"])
+    """Parts of the gateway with an endpoint of their own, by name."""

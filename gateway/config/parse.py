@@ -10,6 +10,7 @@ from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
 from gateway.config.servers import read_server
 from gateway.config.text import SHAPE, decode
+from gateway.config.views import read_views
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
-_SECTIONS = ("mcpServers", "servers", "gateway", "access")
+_SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
 # What other clients keep in the same file.
 _FOREIGN_SECTIONS = frozenset({"$schema", "globalShortcut", "inputs", "preferences", "sandbox"})
 
@@ -43,9 +44,10 @@ def parse_config(
     servers = _read_servers(root, findings, environ, home, source)
     gateway = read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home))
     access = read_access(root.get("access"), Scope(findings, "access", environ, home))
+    views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
     findings.check()
-    return Config(servers, gateway, tuple(findings.warnings), source, access)
+    return Config(servers, gateway, tuple(findings.warnings), source, access, views)
 
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:

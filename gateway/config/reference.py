@@ -19,6 +19,7 @@ from gateway.config.model import (
 )
 from gateway.config.offered_model import ToolChoice, ToolOverride
 from gateway.config.scalars import FieldSpec, specs_of
+from gateway.config.views_model import ViewConfig, ViewTools
 
 _SERVER = "mcpServers.NAME"
 _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
@@ -32,6 +33,8 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (f"{_SERVER}.tools.overrides.NAME", ToolOverride),
     ("gateway", GatewaySettings),
     ("gateway.audit", AuditSettings),
+    ("views.NAME", ViewConfig),
+    ("views.NAME.tools", ViewTools),
     ("access", AccessSettings),
     ("access.keys[]", AccessKey),
     ("access.keys[] and access.oauth", Rules),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.frontends import doors
 from gateway.frontends.entrance import Entrance
 from gateway.frontends.exchange import Exchange
 from gateway.frontends.http import McpEndpoint
@@ -124,8 +125,9 @@ class Faces:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).rstrip("/")
-        if path == self.paths.mcp:
-            await self._endpoint(scope, receive, send)
+        view = doors.view_in(path, self.paths.mcp, self._answers.fleet.config.views)
+        if path == self.paths.mcp or view is not None:
+            await self._endpoint(scope, receive, send, view)
             return
         await self._entrance.serve(Exchange(scope, receive, send), self._handler(path))
 

@@ -39,7 +39,7 @@ class Exchange:
 
     __slots__ = ("_complete", "_receive", "_send", "_streaming", "always", "headers", "principal", "scope", "view")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
@@ -51,7 +51,7 @@ class Exchange:
         self.principal: Principal | None = None
         """Who has proved to be the client, where the gateway asks for that."""
 
-        self.view: str | None = None
+        self.view = view
         """The view whose endpoint was used, None for the gateway's own."""
 
     @property

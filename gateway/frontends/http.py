@@ -15,6 +15,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
+from gateway.frontends import doors
 from gateway.frontends.entrance import Entrance
 from gateway.frontends.exchange import Exchange, read_json
 from gateway.frontends.modern import ModernFace
@@ -59,12 +60,14 @@ class McpEndpoint:
         self._streamable = StreamableFace(answers, self.sessions)
         self._modern = ModernFace(answers, closing)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        await self._entrance.serve(Exchange(scope, receive, send), self._serve)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
+        """Answer one HTTP request, at the endpoint of a view if one is named."""
+        await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
 
     async def _serve(self, exchange: Exchange) -> None:
-        if exchange.method == "POST":
+        if exchange.view is not None and exchange.view not in self._answers.fleet.config.views:
+            await doors.refuse(exchange)
+        elif exchange.method == "POST":
             await self._post(exchange)
         elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
             await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
@@ -211,7 +214,22 @@ class HttpFace:
         elif scope["type"] == "http" and scope["path"] in self._sse_routes:
             await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[scope["path"]])
         elif scope["type"] == "http":
-            await self._guard(scope, receive, send)
+            await self._route_view(scope, receive, send)
+
+    async def _route_view(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What lies below one of the endpoints is a view's, all else the management app's."""
+        views = self._answers.fleet.config.views
+        view = doors.view_in(scope["path"], self._path, views)
+        if view is not None:
+            await self._endpoint(scope, receive, send, view)
+            return
+        for path, handle in self._sse_routes.items():
+            view = doors.view_in(scope["path"], path, views)
+            if view is not None:
+                exchange = Exchange(scope, receive, send, view)
+                await self._entrance.serve(exchange, handle if view in views else doors.refuse)
+                return
+        await self._guard(scope, receive, send)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The management app, behind the same Host and Origin checks."""

@@ -273,7 +273,7 @@ class SseFace:
 
     async def _serve(self, exchange: Exchange) -> None:
         stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
-        path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._message_path)
+        path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._path_for(exchange.view))
         self._streams[stream.id] = stream
         try:
             await stream.run(exchange, f"{path}?session_id={stream.id}".encode("ascii"))
@@ -281,6 +281,10 @@ class SseFace:
             log.debug("an SSE client hung up")
         finally:
             del self._streams[stream.id]
+
+    def _path_for(self, view: str | None) -> str:
+        """Where a client is told to POST; one of a view has a path of its own, by which its requests are known."""
+        return self._message_path if view is None else f"{self._message_path.rstrip('/')}/{view}"
 
     async def post(self, exchange: Exchange) -> None:
         """Take in the messages of a POST; their answers go over the client's stream. Raises ClientGone."""

@@ -20,6 +20,7 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.news import ListNews
 from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
+from gateway.catalog.views import make_views
 from gateway.config import diff_configs
 from gateway.errors import ShuttingDown
 from gateway.supervisor.private import PrivateFleet
@@ -431,7 +432,14 @@ class Fleet:
                 self._note_loose_ends(supervisor, part)
             parts.append(part)
         listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
-        snapshot = Snapshot(parts, listed=listed, naming=self._naming, offers=offers, backends=self._supervisors)
+        snapshot = Snapshot(
+            parts,
+            listed=listed,
+            naming=self._naming,
+            offers=offers,
+            backends=self._supervisors,
+            views=make_views(self.config),
+        )
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash)

@@ -1,0 +1,79 @@
+"""The section `views`: which parts of the gateway have an endpoint of their own."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from gateway.config.findings import Entry, Findings, Scope, is_list, is_object, kind, shown
+from gateway.config.offered import read_globs
+from gateway.config.scalars import read_scalar, specs_of, warn_unknown
+from gateway.config.substitution import resolve
+from gateway.config.views_model import ViewConfig, ViewTools
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_SPELLINGS = {"maxNameLength": "max_name_length"}
+
+
+def read_views(
+    raw: object, findings: Findings, environ: Mapping[str, str], servers: Collection[str]
+) -> dict[str, ViewConfig]:
+    """Read the section; null or nothing means that there are none. `servers` are the names in the same file."""
+    if raw is None:
+        return {}
+    if not is_object(raw):
+        findings.problems.append(f"views: must be an object of views by name, not {kind(raw)}")
+        return {}
+    views: dict[str, ViewConfig] = {}
+    for name, value in raw.items():
+        scope = Scope(findings, f"view {shown(name)}", environ)
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            scope.refuse("a name is 1 to 64 letters, digits, '_' and '-', for it ends up in an address")
+        else:
+            views[name] = view = _read_view(scope, value)
+            for glob in view.servers:
+                if not any(fnmatchcase(server, glob) for server in servers):
+                    scope.warn("servers", f"has {shown(glob)}, which fits no server")
+    return views
+
+
+def _read_view(scope: Scope, raw: object) -> ViewConfig:
+    if not is_object(raw):
+        scope.refuse(f'must be an object like {{"servers": ["..."]}}, not {kind(raw)}')
+        return ViewConfig()
+    specs = specs_of(ViewConfig)
+    given: dict[str, Any] = {}
+    for label, value in raw.items():
+        key = _SPELLINGS.get(str(label), str(label))
+        if key not in specs:
+            warn_unknown(scope, str(label), specs)
+        elif value is not None:
+            entry = Entry(str(label), resolve(scope, str(label), value), value)
+            if key == "tools":
+                given[key] = _read_tools(scope, entry)
+            elif key in {"servers", "prompts"}:
+                given[key] = read_globs(scope, entry)
+            else:
+                given[key] = read_scalar(scope, specs[key], entry)
+    return ViewConfig(**given)
+
+
+def _read_tools(scope: Scope, entry: Entry) -> ViewTools:
+    if is_list(entry.value):
+        return ViewTools(include=read_globs(scope, entry))
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object with 'include' and 'exclude', or a list of globs, not"
+                      f" {kind(entry.value)}")  # fmt: skip
+        return ViewTools()
+    given: dict[str, Any] = {}
+    for key, value in entry.value.items():
+        label = f"{entry.label}.{key}"
+        if key not in {"include", "exclude"}:
+            warn_unknown(scope, str(key), specs_of(ViewTools), f"{entry.label}.")
+        elif value is not None:
+            given[str(key)] = read_globs(scope, Entry(label, value, value))
+    return ViewTools(**given)
