@@ -288,7 +288,7 @@ class Gateway:
             guard=self._guard,
         )
         others = make_admin_app(management, options.admin or AdminAccess("token", host=options.binding.admin_host))
-        return HttpFace(
+        face = HttpFace(
             self._answers,
             binding=options.binding,
             path=options.path if "streamable-http" in options.transports else None,
@@ -298,6 +298,13 @@ class Gateway:
             closing=self._closing,
             access=self._access,
         )
+        management.lost = lambda: self._audit.dropped
+        management.gauges = {
+            "sessions": lambda: face.sessions,
+            "streams": lambda: face.streams,
+            "calls_parked": lambda: len(self._parking),
+        }
+        return face
 
     async def _heed_signals(self) -> None:
         """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""

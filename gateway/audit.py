@@ -180,13 +180,13 @@ def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str |
         case Failure():
             return "error", outcome.code, None
         case _:
-            return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome))
+            return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome).__name__)
 
 
 @lru_cache(maxsize=64)
-def error_word(kind: type[GatewayError]) -> str:
-    """The name of an error as logs and metrics have it: `unknown_name`, `busy`."""
-    return _WORD.sub("_", kind.__name__).lower()
+def error_word(kind: str) -> str:
+    """The name of an error's class as logs and metrics have it: `unknown_name`, `busy`."""
+    return _WORD.sub("_", kind).lower()
 
 
 def _is_tool_error(result: bytes) -> bool:

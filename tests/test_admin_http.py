@@ -190,7 +190,7 @@ CHANGES = [(one.method, one.path.replace("{name}", "a")) for one in OPERATIONS i
 READS = [
     (one.method, one.path.replace("{name}", "a"))
     for one in OPERATIONS
-    if one.access == "read" and one.name != "read_events"
+    if one.access == "read" and one.name not in {"read_events", "read_metrics"}
 ]
 
 
@@ -421,6 +421,25 @@ async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: M
         house.closing.set()
         await settle()
         assert exchange.ended
+
+
+async def test_events_tell_of_reloads_and_why_one_was_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        exchange = await read_events(house, nursery)
+        assert (await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}}))[0] == 200
+        house.path.write_text("{")
+        assert (await house.ask("POST", "/reload", {}))[0] == 422
+        await settle()
+        told = [event for event in exchange.events if "reload" in event]
+        assert [(one["by"], one["reload"]) for one in told] == [
+            ("api", "begun"),
+            ("api", "applied"),
+            ("api", "begun"),
+            ("api", "refused"),
+        ]
+        assert (told[1]["added"], told[1]["unchanged"]) == (["c"], ["a", "b", "off"])
+        assert "config.json" in told[3]["reason"]
+        house.closing.set()
 
 
 async def test_a_reader_that_hangs_up_is_forgotten_and_their_number_is_bounded(

@@ -1,4 +1,4 @@
-"""What happens, as it happens: a feed of state changes and ended calls, over SSE. Bounded, and nobody waits for it.
+"""What happens, as it happens: a feed of state changes, ended calls and reloads, over SSE. Bounded; nobody waits.
 
 A reader that is too slow loses events and is told how many. While nobody reads, nothing is made.
 """
@@ -65,6 +65,13 @@ class Feed:
         self._fleet = fleet
         self._readers: set[Reader] = set()
         self._states: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def tell_reload(self, news: dict[str, Any]) -> None:
+        """Tell of another config: begun, applied or refused."""
+        self._put("reload", news)
 
     @contextmanager
     def read(self) -> Generator[Reader]:

@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.admin import documents as doc
 from gateway.admin.access import HINT, AdminAccess
 from gateway.admin.events import serve_events
+from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.openapi import OPERATIONS, Operation, openapi_document
 from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
 from gateway.frontends.exchange import ClientGone, Exchange
@@ -98,6 +99,9 @@ class Endpoint:
             self._check(exchange)
             if self._operation.name == "read_events" and exchange.method == "GET":
                 await serve_events(exchange, self._management.feed, self._management.closing)
+                return
+            if self._operation.name == "read_metrics":
+                await exchange.text(await self._management.metrics.text(), CONTENT_TYPE)
                 return
             status, answer = await self._handle(exchange, scope.get("path_params", {}).get("name", ""))
             await exchange.json(status, jsonrpc.encode(answer))

@@ -22,7 +22,7 @@ class Operation(msgspec.Struct, frozen=True):
     name: str
     summary: str
     answers: type[msgspec.Struct] | None
-    """The document that it answers with; None for the event stream and this document itself."""
+    """The document that it answers with; None for the event stream, the metrics and this document itself."""
     access: str = "read"
     """`open`, `read` or `change`."""
     problems: tuple[int, ...] = ()
@@ -49,7 +49,9 @@ OPERATIONS: Final = (
     Operation("POST", "/reload", "reload", "Read the config file anew.", doc.Reloaded, "change", (415, 422, 503)),
     Operation("GET", "/tools", "list_tools", "Public names of tools, by server.", doc.Tools),
     Operation("GET", "/tree", "show_tree", "The calls under way and the processes.", doc.Tree),
-    Operation("GET", "/events", "read_events", "State changes and calls as they happen, as server-sent events.", None,
+    Operation("GET", "/metrics", "read_metrics", "What is counted, in the text format of Prometheus.", None),
+    Operation("GET", "/events", "read_events", "State changes, calls and reloads as they"
+              " happen, as server-sent events.", None,
               "read", (503,)),
     Operation("GET", "/openapi.json", "show_openapi", "This document.", None),
 )  # fmt: skip
@@ -109,6 +111,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 def _success(operation: Operation) -> dict[str, Any]:
+    if operation.name == "read_metrics":
+        return {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     if operation.name == "read_events":
         return {"description": "The stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
     schema: dict[str, Any] = {"type": "object"} if operation.answers is None else _ref(operation.answers)

@@ -10,6 +10,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.admin import documents as doc
 from gateway.admin.events import Feed
+from gateway.admin.metrics import Metrics
 from gateway.admin.tree import make_tree
 from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
@@ -44,18 +45,29 @@ class Management:
         guard: ChildGuard | None = None,
     ) -> None:
         self.feed = Feed(router.fleet)
+        self.metrics = Metrics(self)
+        self.gauges: dict[str, Callable[[], int]] = {}
+        """What only the faces can count; see `gateway.admin.metrics.GAUGES`."""
+        self.lost: Callable[[], int] = int
+        """How many lines of the audit were dropped."""
+        reloader.on_news.append(self.feed.tell_reload)
         self.closing = closing
-        self._router = router
+        self.router = router
         self._fleet = router.fleet
         self._reloader = reloader
         self._transport = transport
         self._draining = draining
-        self._guard = guard
+        self.guard = guard
 
     @property
     def max_body(self) -> int:
         """Bytes of the largest request body."""
         return self._fleet.settings.max_body_bytes
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """How many changes of the config were applied and refused."""
+        return self._reloader.counts
 
     # Reading.
 
@@ -109,7 +121,7 @@ class Management:
 
     def show_tree(self) -> doc.Tree:
         """Who does what for whom, now."""
-        return make_tree(self._router, self._guard)
+        return make_tree(self.router, self.guard)
 
     def show_server(self, name: str) -> doc.ServerDetail:
         """Everything about one server. Raises UnknownServer."""

@@ -63,6 +63,8 @@ class Answers:
         self.parking = parking
         self.fleet = router.fleet
         self.settings = settings
+        self.listeners: set[object] = set()
+        """The subscriptions of modern clients that are open."""
         self._modern_level: str | None = None
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})

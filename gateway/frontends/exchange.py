@@ -116,6 +116,13 @@ class Exchange:
         })
         await self._emit({"type": "http.response.body", "body": body})
 
+    async def text(self, body: bytes, media_type: bytes) -> None:
+        """Answer with one document that is not JSON."""
+        self._complete = True
+        headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode())]
+        await self._emit({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._emit({"type": "http.response.body", "body": body})
+
     async def empty(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         """Answer without a body."""
         self._complete = True

@@ -148,6 +148,16 @@ class HttpFace:
             bare = message_path.rstrip("/")
             self._sse_routes = {bare: self._sse.post, bare + "/": self._sse.post, sse_path: self._sse.open}
 
+    @property
+    def sessions(self) -> int:
+        """Sessions of legacy clients."""
+        return len(self._endpoint.sessions) + len(self._sse)
+
+    @property
+    def streams(self) -> int:
+        """Streams on which clients hear what is no answer."""
+        return self._endpoint.sessions.streams + len(self._sse) + len(self._answers.listeners)
+
     async def run(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
         """Serve until `closing` is set; `started` gives the URLs, one for each transport.
 

@@ -53,6 +53,7 @@ class Subscription:
         """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
         fleet = self._answers.fleet
         fleet.subscribe(self.tell)
+        self._answers.listeners.add(self)
         honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
         if self._uris:
             watched = await watching.watch_all(self._answers.router, self, self._uris, self._caller, self._changes)
@@ -65,6 +66,7 @@ class Subscription:
 
     def close(self) -> None:
         """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
+        self._answers.listeners.discard(self)
         self._answers.fleet.unsubscribe(self.tell)
         self._answers.fleet.forget(self)
 

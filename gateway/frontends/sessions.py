@@ -261,6 +261,11 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    @property
+    def streams(self) -> int:
+        """Sessions whose own stream is open."""
+        return sum(session.stream is not None for session in self._sessions.values())
+
     def open(self, introduction: Introduction) -> LegacySession | None:
         """Make a session of whom it introduces; None if there are too many and none has been abandoned."""
         if len(self._sessions) >= self._most and not self._evict():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gateway.reload.overlay import Base, Overlay
     from gateway.reload.source import ConfigSource
     from gateway.supervisor.fleet import Applied, Fleet
-
-    T = TypeVar("T")
 
 MAX_WAITING: Final = 32
 """Changes that may wait for their turn; each may take as long as a backend takes to start."""
@@ -79,6 +77,10 @@ class Reloader:
         `check` is called with each that is about to, and raises ConfigError for one that cannot hold in this run.
         """
         self.last: LastReload | None = None
+        self.counts = {"applied": 0, "refused": 0}
+        """How many changes came to which end."""
+        self.on_news: list[Callable[[dict[str, Any]], None]] = []
+        """Told when a change begins, and what came of it. They must not wait."""
         self._source = source
         self._fleet = fleet
         self._held = held
@@ -110,7 +112,7 @@ class Reloader:
 
     async def reload(self, by: str) -> Applied:
         """Read the file anew, and have what it says hold."""
-        return await self._do(partial(self._reload, by))
+        return await self._do(by, partial(self._reload, by))
 
     def reload_soon(self, by: str) -> None:
         """The same, without waiting for the end; it is logged."""
@@ -125,7 +127,7 @@ class Reloader:
                 overlay = overlay.put(base, name, raw)
             return overlay
 
-        return await self._do(partial(self._edit, edit, "api"))
+        return await self._do("api", partial(self._edit, edit, "api"))
 
     async def remove(self, name: str) -> Applied:
         """Remove a server. Raises UnknownServer too."""
@@ -134,7 +136,7 @@ class Reloader:
             self._check_known(name)
             return overlay.remove(base, name)
 
-        return await self._do(partial(self._edit, edit, "api"))
+        return await self._do("api", partial(self._edit, edit, "api"))
 
     async def switch(self, name: str, *, disabled: bool) -> Applied:
         """Turn a server off or on. Raises UnknownServer too."""
@@ -143,7 +145,7 @@ class Reloader:
             self._check_known(name)
             return overlay.switch(base, name, disabled)
 
-        return await self._do(partial(self._edit, edit, "api"))
+        return await self._do("api", partial(self._edit, edit, "api"))
 
     async def restart(self, name: str) -> Applied:
         """Start a server anew, beside the one that runs. Raises UnknownServer, and NotChangeable for a disabled one."""
@@ -154,7 +156,7 @@ class Reloader:
                 raise NotChangeable(text)
             return await self._apply("api", self._fleet.config, restart=(name,))
 
-        return await self._do(restart)
+        return await self._do("api", restart)
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -171,7 +173,7 @@ class Reloader:
 
     # The tasks.
 
-    async def _do(self, job: Callable[[], Awaitable[T]]) -> T:
+    async def _do(self, by: str, job: Callable[[], Awaitable[Applied]]) -> Applied:
         """Do a job in a task of the reloader's own, when it is its turn."""
         if not self._running:
             text = "the gateway is not running"
@@ -180,16 +182,19 @@ class Reloader:
             text = f"{MAX_WAITING} changes of the config are waiting; try again"
             raise Busy(text)
         self._waiting += 1
-        results: list[T] = []
+        results: list[Applied] = []
         problems: list[GatewayError] = []
         done = trio.Event()
 
         async def work() -> None:
             try:
                 async with self._turn:
+                    self._tell(by, "begun")
                     results.append(await job())
+                self._tell(by, "applied", **msgspec.structs.asdict(results[0]))
             except GatewayError as exc:
                 problems.append(exc)
+                self._tell(by, "refused", reason=str(exc))
             finally:
                 self._waiting -= 1
                 done.set()
@@ -200,13 +205,19 @@ class Reloader:
             return results[0]
         raise problems[0] if problems else ShuttingDown("the gateway is shutting down")
 
+    def _tell(self, by: str, what: str, **further: Any) -> None:
+        if what in self.counts:
+            self.counts[what] += 1
+        for tell in self.on_news:
+            tell({"at": now_iso(), "by": by, "reload": what, **further})
+
     async def _file_changed(self) -> None:
         await self._quietly("file", LOOKS)
 
     async def _quietly(self, by: str, looks: int) -> None:
         """Reload; what comes of it is in the log and in `last`."""
         try:
-            await self._do(partial(self._reload, by, looks))
+            await self._do(by, partial(self._reload, by, looks))
         except (ConfigError, ShuttingDown):
             return  # logged where it was found
         except GatewayError as exc:

@@ -7,6 +7,7 @@ allocates nothing else; percentiles are computed when somebody asks.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
 
 MAX_TIMES: Final = 512
 """Calls whose time is kept: enough for a p99 that five calls decide, 4 kB a backend."""
@@ -27,6 +29,11 @@ MAX_ERRORS: Final = 20
 """Errors that are kept."""
 MAX_TEXT: Final = 300
 """Characters of an error's text that are kept; a backend writes it."""
+BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+"""Seconds up to which a call counts into each bucket but the last, which has no bound: from a call to a quick local
+server to one that takes the whole of the default `call_timeout`."""
 _FAILURES: Final = (Failure, GatewayError)
 
 
@@ -51,13 +58,34 @@ class Latency(msgspec.Struct, frozen=True):
 class History:
     """One backend's past, over all its sessions."""
 
-    __slots__ = ("_times", "calls", "errors", "failed", "observer")
+    __slots__ = (
+        "_times",
+        "buckets",
+        "calls",
+        "cancelled",
+        "errors",
+        "failed",
+        "input_required",
+        "observer",
+        "refused",
+        "seconds",
+    )
 
     def __init__(self) -> None:
         self.calls = 0
         """Calls that have ended, cancelled ones included."""
         self.failed = 0
         """Those of them that ended in an error, the backend's own or the gateway's."""
+        self.refused = 0
+        """Those of these that ended in the backend's own error."""
+        self.cancelled = 0
+        """Calls that nobody waited for any more."""
+        self.input_required = 0
+        """Calls that ended with the backend wanting to know something first."""
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        """How many calls took so long; see `BOUNDS`."""
+        self.seconds = 0.0
+        """How long they all took."""
         self.errors: deque[Mishap] = deque(maxlen=MAX_ERRORS)
         self.observer: Callable[[Ticket, float], None] | None = None
         """Called with each call that has ended, and the seconds that it took. It must not wait."""
@@ -71,12 +99,34 @@ class History:
         else:
             times[self.calls % MAX_TIMES] = seconds
         self.calls += 1
+        self.seconds += seconds
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
         outcome = ticket.outcome
-        if type(outcome) is not Complete and isinstance(outcome, _FAILURES):
-            self.failed += 1
-            self._keep(ticket.own_name or ticket.call.method, _text(outcome))
+        if type(outcome) is not Complete:
+            self._count(ticket, outcome)
         if self.observer is not None:
             self.observer(ticket, seconds)
+
+    def _count(self, ticket: Ticket, outcome: Outcome | None) -> None:
+        if isinstance(outcome, _FAILURES):
+            self.failed += 1
+            self.refused += isinstance(outcome, Failure)
+            self._keep(ticket.own_name or ticket.call.method, _text(outcome))
+        elif outcome is None:
+            self.cancelled += 1
+        else:
+            self.input_required += 1
+
+    def outcomes(self) -> tuple[tuple[str, int], ...]:
+        """How many calls ended in which way; the words are the audit's."""
+        others = self.failed + self.cancelled + self.input_required
+        return (
+            ("answered", self.calls - others),
+            ("error", self.refused),
+            ("failed", self.failed - self.refused),
+            ("cancelled", self.cancelled),
+            ("input_required", self.input_required),
+        )
 
     def broke(self, reason: str) -> None:
         """Note that a start or a session has failed."""
