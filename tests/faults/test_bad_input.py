@@ -1,0 +1,150 @@
+"""Peers that do not keep to the protocol: a clear error at the right party, nothing leaked, others undisturbed.
+
+`BAD_INPUT` names every kind and the tests about it, wherever they are; those that had no better place are here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.ticket import Ticket
+from gateway.calls import Ask, Era, Failure
+from gateway.frontends.sessions import Desk
+from tests.fakes import Script
+from tests.http_sessions import WITHIN, call, open_session, text_of
+from tests.parked import make_call, make_caller
+from tests.peers.http_peer import LegacyServer, Reply, Request, SseServer, open_peer
+
+BAD_INPUT = {
+    "a backend answers HTML": ["test_backends_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error"],
+    "a redirect loop": ["test_backends_streamable.test_any_other_redirect_is_a_clear_error"],
+    "401 without metadata": ["test_backends_oauth.test_a_login_that_cannot_work_is_told"],
+    "an event of 100 MB": [
+        "test_backends_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error",
+        "test_backends_sse.test_an_oversized_event_costs_its_own_call_only",
+        "faults.test_backends.test_a_line_of_100_mb_costs_its_own_call",
+    ],
+    "a stream cut in the middle of an event": ["faults.test_grid_http.test_mid_call"],
+    "an unsolicited request before initialize": [
+        "faults.test_bad_input.test_a_request_before_initialize_is_refused_and_the_handshake_goes_on"
+    ],
+    "the same session id for two clients": ["faults.test_bad_input.test_two_sessions_with_the_same_id"],
+    "a client answers twice": ["faults.test_bad_input.test_a_client_that_answers_twice"],
+    "a client never answers": [
+        "faults.test_bad_input.test_a_client_that_never_answers",
+        "test_frontends_flow.test_a_client_that_never_answers_is_not_waited_for",
+    ],
+    "a client answers after the cancel": ["faults.test_bad_input.test_a_client_that_answers_after_the_cancel"],
+    "a subscriber that vanishes": ["test_frontends_watching.test_the_first_subscription_gets_the_backends_own_answer"],
+    "an elicitation URL with credentials": [
+        "test_eras_asks.test_a_url_that_is_no_place_to_visit_is_shown_to_nobody",
+        "test_eras_errors.test_an_unsafe_page_is_named_to_nobody",
+        "test_frontends_answers.test_a_modern_client_is_not_sent_to_an_unsafe_page",
+    ],
+}
+
+
+def test_every_kind_has_its_test() -> None:
+    for kind, names in BAD_INPUT.items():
+        for name in names:
+            module, _, function = name.rpartition(".")
+            assert hasattr(importlib.import_module(f"tests.{module}"), function), (kind, name)
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sampling/createMessage", "elicitation/create", "roots/list"])
+async def test_a_request_before_initialize_is_refused_and_the_handshake_goes_on(method: str) -> None:
+    server = SseServer()
+
+    async def initialize(request: Request, reply: Reply) -> None:
+        await reply.send(202)
+        await server.say({"jsonrpc": "2.0", "id": 1, "method": method, "params": {}})  # the id is ours, too
+        await server.answer(request)
+
+    server.on["initialize"] = initialize
+    async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
+        refused = (await peer.heard("response")).message
+        assert refused["id"] == 1
+        assert "no call is in flight" in refused["error"]["message"]
+        assert text_of(await call(session, "echo", {"text": "x"})) == "x"
+
+
+async def test_two_sessions_with_the_same_id() -> None:
+    """A server that gives everybody the same id, and ends all of them when one says goodbye."""
+    server = LegacyServer()
+
+    async def initialize(request: Request, reply: Reply) -> None:
+        server.session = 0
+        await server.on_initialize(request, reply)
+
+    async def delete(request: Request, reply: Reply) -> None:
+        server.session = -1  # nobody's, until somebody initializes again
+        await reply.send(200)
+
+    server.on |= {"initialize": initialize, "DELETE": delete}
+    async with open_peer(server) as peer, open_session(peer.url, era="legacy") as one:
+        async with open_session(peer.url, era="legacy") as other:
+            assert text_of(await call(one, "echo", {"text": "1"})) == "1"
+            assert text_of(await call(other, "echo", {"text": "2"})) == "2"
+        assert server.session == -1
+        assert text_of(await call(one, "echo", {"text": "again"})) == "again"  # in a session of its own
+
+
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+
+def asked(desk: Desk) -> tuple[Any, list[bytes | Failure]]:
+    """Something that a client is asked, and what the server is told."""
+    told: list[bytes | Failure] = []
+    ask = Ask("roots/list", {}, told.append)
+    return (ask, msgspec.json.decode(desk.request(ask))["id"]), told
+
+
+def answer(desk: Desk, request_id: Any, result: str = "{}") -> None:
+    desk.settle(jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (request_id, result.encode())))
+
+
+def test_a_client_that_answers_twice() -> None:
+    desk = Desk()
+    (_, number), told = asked(desk)
+    (_, other), told_other = asked(desk)
+    for result in ('{"a":1}', '{"a":2}'):
+        answer(desk, number, result)
+    assert told == [b'{"a":1}']
+    assert told_other == []
+    answer(desk, other)
+    assert told_other == [b"{}"]
+
+
+def test_a_client_that_answers_after_the_cancel() -> None:
+    desk = Desk()
+    (ask, number), told = asked(desk)
+    assert desk.withdraw(ask) is not None
+    answer(desk, number)
+    assert desk.withdraw(ask) is None
+    assert told == []
+
+
+async def test_a_client_that_never_answers() -> None:
+    """Its call ends at its deadline: the server is told that no answer comes, and nothing of it is kept."""
+    script = Script()
+    one = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, session="one"))
+    ticket = Ticket(one, backend="b", own_name="x", timeout=0.05)
+    script.send(ticket)
+    script.feed({"id": "r", "method": "roots/list", "params": {}})
+    with trio.fail_after(WITHIN):
+        assert isinstance(await ticket.next(), Ask)
+        found = await ticket.next()
+    assert "did not answer" in str(found)
+    methods = [one.get("method", "refusal") for one in script.posted]
+    assert methods == ["tools/call", "refusal", "notifications/cancelled"]
+    assert script.posted[1]["id"] == "r"
+    assert script.conversation.in_flight == 0
