@@ -65,9 +65,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(**settings: Any) -> AsyncGenerator[House]:
+async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncGenerator[House]:
     """A fleet with one backend `a` with a tool `x`; no signs of life on silent streams unless the settings say so."""
-    fake = FakeBackend(make_listing("x"))
+    fake = fake or FakeBackend(make_listing("x"))
     given = {"sse_after": 1e5, "keep_alive_interval": 1e5, **settings}
     config = Config(servers={"a": ServerConfig(name="a", call_timeout=1e4)}, gateway=GatewaySettings(**given))
     fleet = Fleet(config, backends({"a": fake}))

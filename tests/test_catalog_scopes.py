@@ -360,8 +360,8 @@ async def test_introductions_say_what_is_in_scope(autojump_clock: MockClock) -> 
         hello = jsonrpc.decode(
             b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}'
         )
-        whole = json.loads(answers.introduce(hello)[1])
-        seen = json.loads(answers.introduce(hello, Identity("ada", READER))[1])
+        whole = json.loads(answers.greeting(answers.introduce(hello)))
+        seen = json.loads(answers.greeting(answers.introduce(hello, Identity("ada", READER))))
         assert "completions" in whole["capabilities"]
         assert "completions" not in seen["capabilities"]
         assert seen["instructions"] == "# files\n\nuse read"

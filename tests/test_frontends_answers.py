@@ -60,7 +60,8 @@ def modern(method: str, **params: Any) -> Call:
 async def test_a_legacy_client_is_introduced(autojump_clock: MockClock) -> None:
     async with running() as answers:
         hello = {"protocolVersion": "2025-06-18", "capabilities": {"roots": {}}, "clientInfo": {"name": "c"}}
-        introduction, result = answers.introduce(message("initialize", hello))
+        introduction = answers.introduce(message("initialize", hello))
+        result = answers.greeting(introduction)
         found = json.loads(result)
         assert introduction.version == found["protocolVersion"] == "2025-06-18"
         assert json.loads(bytes(introduction.capabilities)) == {"roots": {}}
@@ -68,7 +69,7 @@ async def test_a_legacy_client_is_introduced(autojump_clock: MockClock) -> None:
         assert found["instructions"] == "# a\n\ndo"
         for feature in ("tools", "prompts", "resources"):
             assert found["capabilities"][feature]["listChanged"] is True
-        assert answers.introduce(message("initialize", {"protocolVersion": "2099-01-01"}))[0].version == "2025-11-25"
+        assert answers.introduce(message("initialize", {"protocolVersion": "2099-01-01"})).version == "2025-11-25"
 
 
 @pytest.mark.parametrize("params", [{}, {"protocolVersion": 3}, [1]])

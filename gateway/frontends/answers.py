@@ -71,8 +71,8 @@ class Answers:
 
     # The legacy era.
 
-    def introduce(self, message: Message, identity: Identity = ANYBODY) -> tuple[Introduction, bytes]:
-        """Answer `initialize` (2025-11-25 basic/lifecycle) as a client of this identity sees the gateway.
+    def introduce(self, message: Message, identity: Identity = ANYBODY) -> Introduction:
+        """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.first_starts`.
 
         Raises:
             InvalidParams: the params are none of an initialize request.
@@ -83,13 +83,17 @@ class Answers:
             text = f"initialize: {exc}"
             raise InvalidParams(text) from None
         version = versions.negotiate_legacy(params.protocolVersion)
-        result = results.initialize_result(
-            version,
+        return Introduction(version, params.capabilities, params.clientInfo, identity)
+
+    def greeting(self, introduction: Introduction) -> bytes:
+        """Answer `initialize` as this client sees the gateway now: it never asks again."""
+        scope = introduction.identity.scope
+        return results.initialize_result(
+            introduction.version,
             server_info=self.server_info,
-            capabilities=self._capabilities(Era.LEGACY, identity.scope),
-            instructions=merge_instructions(self.fleet.snapshot(identity.scope).parts, limit=MAX_INSTRUCTIONS),
+            capabilities=self._capabilities(Era.LEGACY, scope),
+            instructions=merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS),
         )
-        return Introduction(version, params.capabilities, params.clientInfo, identity), result
 
     def welcome(self, session: LegacySession) -> None:
         """Have everything that is kept for this client alone end with it."""
@@ -209,12 +213,17 @@ class Answers:
     # Both.
 
     def _capabilities(self, era: Era, scope: Scope | None) -> dict[str, object]:
-        """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it."""
+        """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it.
+
+        While a backend starts that has never listed anything, what it may be able to do is declared too: a client that
+        asks for it in vain gets an error, but one that was not told never asks.
+        """
         found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
         parts = self.fleet.snapshot(scope).parts
-        if has_capability(parts, ["completions"]):
+        perhaps = self.fleet.awaits_more(scope)
+        if perhaps or has_capability(parts, ["completions"]):
             found["completions"] = {}
-        if has_capability(parts, ["resources", "subscribe"]):
+        if perhaps or has_capability(parts, ["resources", "subscribe"]):
             found["resources"] = {"listChanged": True, "subscribe": True}
         if era is Era.LEGACY:
             found["logging"] = {}  # levels are the gateway's own business: it filters on delivery

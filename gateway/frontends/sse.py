@@ -28,6 +28,7 @@ from gateway.frontends.sessions import SESSION_ID_BYTES, DuplicateId, LegacySess
 if TYPE_CHECKING:
     from gateway.calls import Event, Identity
     from gateway.catalog.news import ListNews
+    from gateway.frontends.answers import Introduction
     from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
@@ -161,7 +162,9 @@ class SseStream:
             if self.session is not None:
                 take_note(self._answers, self.session, message, self.session.in_flight)
         elif self.session is None or message.method == "initialize":
-            await self.send(self._first(message, request_id))
+            answer = self._first(message, request_id)
+            if answer is not None:
+                await self.send(answer)
         else:
             try:
                 scope = self.session.in_flight.enter(request_id)
@@ -173,8 +176,8 @@ class SseStream:
                 self._nursery.start_soon(self._request, self.session, message, request_id, scope)
         return None
 
-    def _first(self, message: Message, request_id: Id) -> bytes:
-        """Answer what can be asked before there is a session."""
+    def _first(self, message: Message, request_id: Id) -> bytes | None:
+        """Answer what can be asked before there is a session; None where a task does so."""
         if message.method == "ping":
             return jsonrpc.response(request_id, b"{}")
         if message.method != "initialize" or self.session is not None:
@@ -182,14 +185,28 @@ class SseStream:
             text = "this session is initialized: open another stream" if again else "send initialize first"
             return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
         try:
-            introduction, result = self._answers.introduce(message, self.identity)
+            introduction = self._answers.introduce(message, self.identity)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         most = self._answers.settings.max_client_requests
         self.session = LegacySession(self.id, introduction, max_requests=most)
         self._answers.welcome(self.session)
-        self._introduced.set()
-        return jsonrpc.response(request_id, result)
+        scope = self.session.in_flight.enter(request_id)
+        self._nursery.start_soon(self._greet, self.session, introduction, request_id, scope)
+        return None
+
+    async def _greet(
+        self, session: LegacySession, introduction: Introduction, request_id: Id, scope: trio.CancelScope
+    ) -> None:
+        """Answer `initialize`, with what is known when first starts have had their time; it cannot be cancelled."""
+        try:
+            with scope:
+                await self._answers.fleet.first_starts(introduction.identity.scope)
+            await self.send(jsonrpc.response(request_id, self._answers.greeting(introduction)))
+            self._introduced.set()
+        finally:
+            session.in_flight.leave(request_id)
+            self._news.set()
 
     async def _request(self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
         response: bytes | None = None  # stays so when cancelled: no answer must follow

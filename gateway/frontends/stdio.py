@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from gateway.calls import Event, Identity
     from gateway.catalog.news import ListNews
+    from gateway.frontends.answers import Introduction
     from gateway.frontends.flow import Flow
     from gateway.jsonrpc import Id, Message
 
@@ -149,7 +150,7 @@ class StdioFace:
             if isinstance(scope, bytes):
                 self._post(scope)
             elif message.method == "initialize" and not requests.is_modern(message):
-                self._post(self._initialize(message, message.id))  # at once: what follows it needs its session
+                self._initialize(message, message.id, scope)  # at once: what follows it needs its session
             else:
                 self._nursery.start_soon(self._request, message, scope)
 
@@ -238,20 +239,34 @@ class StdioFace:
         answer = await self._answers.modern(call)
         return await self._finish(answer, request_id)
 
-    def _initialize(self, message: Message, request_id: Id) -> bytes:
+    def _initialize(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
         """Open the process' legacy conversation (2025-11-25 basic/lifecycle)."""
-        self._in_flight.leave(request_id)
         try:
-            introduction, result = self._answers.introduce(message, self._identity)
+            introduction = self._answers.introduce(message, self._identity)
         except GatewayError as exc:
-            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+            self._in_flight.leave(request_id)
+            self._post(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            return
         if self._session is not None:
             self._session.end()  # a second conversation on the same pipe: the first one's subscriptions end
         self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
         self._session.changes = self._changes
         self._answers.welcome(self._session)
+        if self._answers.fleet.is_first_start(self._identity.scope):
+            self._nursery.start_soon(self._greet, introduction, request_id, scope)
+        else:
+            self._answer_hello(introduction, request_id)
+
+    async def _greet(self, introduction: Introduction, request_id: Id, scope: trio.CancelScope) -> None:
+        """Answer `initialize` when first starts have had their time, or stdin has ended; it cannot be cancelled."""
+        with scope:
+            await self._answers.fleet.first_starts(self._identity.scope)
+        self._answer_hello(introduction, request_id)
+
+    def _answer_hello(self, introduction: Introduction, request_id: Id) -> None:
+        self._in_flight.leave(request_id)
+        self._post(jsonrpc.response(request_id, self._answers.greeting(introduction)))
         self._introduced.set()
-        return jsonrpc.response(request_id, result)
 
     async def _legacy(self, message: Message, request_id: Id) -> bytes:
         if message.method == "server/discover":

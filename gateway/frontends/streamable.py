@@ -191,18 +191,21 @@ class StreamableFace:
 
     async def _initialize(self, exchange: Exchange, message: Message, request_id: Id) -> None:
         try:
-            introduction, result = self._answers.introduce(message, exchange.identity)
+            introduction = self._answers.introduce(message, exchange.identity)
         except GatewayError as exc:
             body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
             await exchange.json(400, body)
             return
+        await self._answers.fleet.first_starts(exchange.identity.scope)
         session = self._sessions.open(introduction)
         if session is None or session.id is None:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
             await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
             return
         await exchange.json(
-            200, jsonrpc.response(request_id, result), (headers.SESSION_HEADER, session.id.encode("ascii"))
+            200,
+            jsonrpc.response(request_id, self._answers.greeting(introduction)),
+            (headers.SESSION_HEADER, session.id.encode("ascii")),
         )
 
     async def _session(self, exchange: Exchange) -> LegacySession | None:

@@ -231,6 +231,15 @@ class Fleet:
         """Undo `subscribe`; unknown listeners are fine."""
         self._listeners.discard(listener)
 
+    def awaits_more(self, scope: Scope | None = None) -> bool:
+        """Whether a backend that has never listed anything may still come, for a caller of this scope."""
+        return any(one.listing is None and not one.known.is_set() for one in self.seen(scope))
+
+    def is_first_start(self, scope: Scope | None = None) -> bool:
+        """Whether `first_starts` has something to wait for."""
+        is_late = trio.current_time() >= self._grace_over
+        return not is_late and any(one.listing is None and not one.settled.is_set() for one in self.seen(scope))
+
     async def first_starts(self, scope: Scope | None = None) -> None:
         """Wait, within `start_grace` of the gateway's own start, for backends that have never listed anything.
 
