@@ -1,0 +1,137 @@
+"""`mcp-gateway reload`, `restart`, `enable` and `disable`: changes to a gateway that runs, over its management API.
+
+The token is what was given, or the environment's, or what the gateway keeps in the state directory. That last one is
+this machine's: it is sent to loopback only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote, urlsplit
+
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import STATE, state_directory
+from gateway.cli.output import CommandError, print_json, warn
+from gateway.cli.ps import running_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANSWER_WITHIN: Final = 60.0
+"""Seconds: a change is answered when its servers have started, or have had their time to."""
+MAX_ANSWER: Final = 16 * 1024 * 1024
+"""Bytes of an answer."""
+ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def post(values: Values, path: str) -> dict[str, Any]:
+    """Ask the gateway for a change.
+
+    Raises:
+        CommandError: it cannot be reached, or refuses.
+    """
+    url = values.url or running_url(state_directory(values))
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    token = _token(values, parts.hostname or "")
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_WITHIN)
+    try:
+        connection.request("POST", path, b"{}", headers)
+        response = connection.getresponse()
+        status, body = response.status, response.read(MAX_ANSWER)
+    except (OSError, http.client.HTTPException) as exc:
+        problem = f"the gateway at {parts.scheme}://{parts.netloc} cannot be reached: {exc}"
+        raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None
+    finally:
+        connection.close()
+    return _read(status, body)
+
+
+def _read(status: int, body: bytes) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        problem = f"what is there answered HTTP {status} without JSON, which a gateway does not"
+        raise CommandError(problem)
+    return _checked(status, cast("dict[str, Any]", found))
+
+
+def _checked(status: int, found: dict[str, Any]) -> dict[str, Any]:
+    if status == http.client.OK:
+        return found
+    details: list[str] = found.get("details") or []
+    problem = "\n  ".join([str(found.get("error", f"HTTP {status}")), *details])
+    raise CommandError(problem, str(found.get("hint", "")))
+
+
+def _token(values: Values, host: str) -> str | None:
+    given = values.admin_token or os.environ.get(ENVIRONMENT)
+    if given or (values.url is not None and host not in LOOPBACK):
+        return given
+    return _kept(state_directory(values))
+
+
+def _kept(directory: Path) -> str | None:
+    try:
+        return (directory / "admin-token").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def run_reload(values: Values) -> int:
+    """Have the config file read anew; 1 if a server did not come up."""
+    found = post(values, "/reload")
+    if values.json:
+        print_json(found)
+    else:
+        parts = [f"{word} {', '.join(found[word])}" for word in ("added", "removed", "changed") if found.get(word)]
+        print("reloaded: " + ("; ".join(parts) or "nothing has changed"))
+    return _not_ready(found.get("not_ready") or {})
+
+
+def run_change(change: str, values: Values) -> int:
+    """Change one server; 1 if it did not come up."""
+    found = post(values, f"/servers/{quote(values.name, safe='')}/{change}")
+    if values.json:
+        print_json(found)
+    else:
+        print(f"{values.name}: {found.get('done', 'done')}")
+    return _not_ready({values.name: found["not_ready"]} if found.get("not_ready") else {})
+
+
+def _not_ready(problems: dict[str, str]) -> int:
+    for name, why in problems.items():
+        warn(f"server {name!r} is not ready: {why}")
+    return 1 if problems else 0
+
+
+_WHERE: Final = (
+    Flag("--url", "the gateway's address (default: the gateway that runs)", "URL"),
+    Flag(
+        "--admin-token",
+        "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else what the gateway keeps in the state directory)",
+        "TOKEN",
+    ),
+    STATE,
+    JSON,
+)
+_NAME: Final = Flag("NAME", "the server's name in the config", required=True)
+COMMANDS = (
+    Command("reload", "have the running gateway read its config file anew", run_reload, _WHERE),
+    *(
+        Command(change, text, partial(run_change, change), (_NAME, *_WHERE))
+        for change, text in (
+            ("restart", "start a server of the running gateway anew"),
+            ("enable", "turn a server of the running gateway on"),
+            ("disable", "turn a server of the running gateway off"),
+        )
+    ),
+)

@@ -1,0 +1,115 @@
+"""`reload`, `restart`, `enable` and `disable`: one gateway that runs, changed from the command line."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from gateway.cli import main
+from tests.support import echo_backend, open_gateway_process
+
+pytestmark = pytest.mark.leak_check
+
+QUICK = {"shutdown_grace": [0.3, 0.3, 1]}
+
+
+def run(*args):
+    """The command in this process: (status, stdout)."""
+    out, before = io.StringIO(), sys.stdout
+    sys.stdout = out
+    try:
+        return main([*map(str, args)]), out.getvalue()
+    finally:
+        sys.stdout = before
+
+
+async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path):
+    state = tmp_path / "state"
+    where = ["--state-dir", str(state)]
+
+    async def do(*args):
+        return await trio.to_thread.run_sync(partial(run, *args, *where))
+
+    config = {"mcpServers": {"one": echo_backend() | QUICK, "two": echo_backend() | QUICK}}
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}) as gateway:
+        with trio.fail_after(30):
+            assert await do("disable", "two") == (0, "two: disabled\n")
+            assert await do("enable", "two") == (0, "two: enabled\n")
+            status, out = await do("restart", "one", "--json")
+            assert (status, json.loads(out)) == (0, {"server": "one", "done": "restarted"})
+            assert await do("reload", "--url", gateway.url) == (0, "reloaded: nothing has changed\n")
+            assert await do("restart", "three") == (1, "")
+            assert await do("reload", "--admin-token", "wrong-wrong-wrong-wrong") == (1, "")
+            (state / "admin-token").unlink()
+            assert await do("reload") == (1, "")
+
+
+@contextmanager
+def open_peer(status, body):
+    """A server on loopback that answers every POST so; yields its address and what it was sent."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/mcp", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_is_not_ready_is_said(capsys, tmp_path):
+    with open_peer(200, b'{"server":"x/y","done":"enabled","not_ready":"is starting"}') as (url, seen):
+        assert main(["enable", "x/y", "--url", url, "--admin-token", "t" * 16, "--state-dir", str(tmp_path)]) == 1
+    assert seen == [("/servers/x%2Fy/enable", f"Bearer {'t' * 16}")]
+    out, err = capsys.readouterr()
+    assert out == "x/y: enabled\n"
+    assert err == "warning: server 'x/y' is not ready: is starting\n"
+
+
+def test_a_refusal_is_said_with_its_hint(capsys, tmp_path):
+    body = b'{"error":"Invalid.","details":["server \'a\': wrong"],"hint":"look there"}'
+    with open_peer(422, body) as (url, seen):
+        assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    assert seen == [("/reload", None)]
+    assert capsys.readouterr().err == "error: Invalid.\n  server 'a': wrong\nhint: look there\n"
+
+
+def test_what_is_no_gateway_is_said(capsys, tmp_path):
+    with open_peer(200, b"<html>") as (url, _):
+        assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "which a gateway does not" in err
+    assert "cannot be reached" in err
+
+
+def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
+    from gateway.cli.flags import Values
+    from gateway.cli.management import _token
+
+    monkeypatch.delenv("MCP_GATEWAY_ADMIN_TOKEN", raising=False)
+    (tmp_path / "admin-token").write_text("kept-kept-kept-kept\n", encoding="ascii")
+    values = Values(url="http://elsewhere.example/mcp", admin_token=None, state_dir=tmp_path)
+    assert _token(values, "elsewhere.example") is None
+    assert _token(values, "127.0.0.1") == "kept-kept-kept-kept"
