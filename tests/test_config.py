@@ -222,7 +222,6 @@ WARNED_FIELDS = [
     ({"name": "x"}, "field 'name' is ignored: the server's key is its name"),
     ({"_comment": "x"}, "field '_comment' is taken as a comment and ignored"),
     ({"alwaysAllow": []}, "field 'alwaysAllow' belongs to another client and is ignored"),
-    ({"envFile": ".env"}, "field 'envFile' belongs to another client and is ignored; set its variables and write ${NAME} in 'env'"),
     ({"args": [8080]}, "field 'args[0]' is a number and was taken as a string; write it in quotes"),
     ({"env": {"A": 1}}, "field 'env.A' is a number and was taken as a string; write it in quotes"),
     ({"env": {"A": False}}, "field 'env.A' is a boolean and was taken as a string; write it in quotes"),

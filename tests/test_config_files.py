@@ -64,7 +64,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     assert shown == {(row.section, row.field) for row in rows}
     local = config.servers["local"]
     assert (local.command, local.args[-1], local.cwd) == ("/home/u/bin/my-server", "/home/u/data", "/home/u/data")
-    assert local.env == {"API_KEY": "unset", "PRICE": "${AMOUNT}"}
+    assert local.env == {"SERVICE_REGION": "eu-west", "API_KEY": "unset", "PRICE": "${AMOUNT}"}
     assert local.shutdown_grace == StopLadder(5.0, 3.0, 2.0)
     assert [server.transport for server in config.servers.values()] == ["stdio", "streamable-http", None]
     assert config.gateway.audit == AuditSettings("/home/u/audit.jsonl", arguments=True)
@@ -147,7 +147,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 36 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 16 + 2 + 6 + 2 + 4 + 2 + 5 + 8 + 4
+    assert len(rows) == 37 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 16 + 2 + 6 + 2 + 4 + 2 + 5 + 8 + 4
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type
@@ -163,7 +163,7 @@ def test_every_default_passes_its_own_check() -> None:
     server = {
         key: value
         for key, value in msgspec.to_builtins(ServerConfig(name="s", command="x")).items()
-        if key not in {"name", "headers", "oauth"}
+        if key not in {"name", "masked", "headers", "oauth"}
     }
     config = parse_config({"mcpServers": {"s": server}, "gateway": gateway}, environ={})
     assert config.warnings == ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import load
+from gateway.config.shown import shown_args
 
 
 def run(values: Values) -> int:
@@ -15,7 +16,8 @@ def run(values: Values) -> int:
         if server.disabled:
             print(f"{server.name}: disabled")
         elif server.command is not None:
-            print(f"{server.name}: stdio, runs {' '.join([server.command, *server.args])}")
+            shown = " ".join([server.command, *shown_args(server.args)])
+            print(f"{server.name}: stdio, runs {server.without_secrets(shown)}")
         else:
             how = server.transport or "streamable-http or sse (probed)"
             print(f"{server.name}: {how}, connects to {server.public_url}")

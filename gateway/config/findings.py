@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 _LONGEST_SHOWN = 80  # characters of a name that a line repeats
 _KINDS: dict[type, str] = {
@@ -52,6 +52,12 @@ class Scope(Struct):
     environ: Mapping[str, str]
     home: str | None = None
     lenient: bool = False
+    files: Callable[[str], str] | None = None
+    """Reads the small files that a config names; see `gateway.config.files`."""
+    hidden: frozenset[str] = frozenset()
+    """The variables that an env file gave."""
+    secrets: list[str] = field(default_factory=list[str])
+    """What files gave, and what is therefore never shown."""
 
     def problem(self, label: str, text: str) -> None:
         """Note what is wrong with one field; `text` continues the sentence."""

@@ -31,6 +31,11 @@ OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 LONGEST_SECONDS = 1e9
 LARGEST_COUNT = 2**53 - 1
 
+MASK = "***"
+"""Stands where a secret is not shown."""
+NOT_WRITTEN = frozenset({"name", "masked"})
+"""Fields of `ServerConfig` that are no fields of the config file."""
+
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
 Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
@@ -157,6 +162,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             " network's proxies and certificates."
         ),
     ] = field(default_factory=dict[str, str])
+    env_file: Annotated[
+        str | None,
+        _says(
+            "A file of more such variables (NAME=VALUE lines), which '${NAME}' in this server's other fields finds too;"
+            " relative to the config file; also spelled 'envFile'."
+        ),
+    ] = None
     cwd: Annotated[str | None, _says("The child's working directory; '~/' is the home directory.")] = None
     encoding: Annotated[str, _says("The child's text encoding, one that keeps ASCII as it is.")] = "utf-8"
     encoding_error_handler: Annotated[ErrorHandler, _says("What happens to bytes that do not decode.")] = "strict"
@@ -239,6 +251,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         ),
     ] = False
 
+    masked: tuple[str, ...] = ()
+    """Texts that came from files, wherever they stand now: never shown. Not a field of the config file."""
+
     @property
     def effective_namespace(self) -> str:
         """What stands before the separator in public names; empty when the tools keep their own names."""
@@ -267,10 +282,18 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             parts = urlsplit(self.url)
         except ValueError:
             return "(no valid address)"
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return self.without_secrets(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+
+    def without_secrets(self, text: str) -> str:
+        """The text with what came from files masked."""
+        for secret in sorted(self.masked, key=len, reverse=True):
+            text = text.replace(secret, MASK)
+        return text
 
     def __repr__(self) -> str:
-        target = f"command={self.command!r}" if self.url is None else f"url={self.public_url!r}"
+        target = (
+            f"command={self.without_secrets(self.command or '')!r}" if self.url is None else f"url={self.public_url!r}"
+        )
         env, headers = sorted(self.env), sorted(self.headers)
         return f"ServerConfig({self.name!r}, {self.transport}, {target}, env={env}, headers={headers})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.access import read_access
+from gateway.config.files import reader
 from gateway.config.findings import Findings, Scope, did_you_mean, is_object, kind, shown
 from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gateway.config.files import Files
+
 # A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 _SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
 # What other clients keep in the same file.
-_FOREIGN_SECTIONS = frozenset({"$schema", "globalShortcut", "inputs", "preferences", "sandbox"})
+_FOREIGN_SECTIONS = frozenset({"globalShortcut", "inputs", "preferences", "sandbox"})
 
 
 def parse_config(
@@ -30,20 +33,22 @@ def parse_config(
     environ: Mapping[str, str],
     source: str = "config",
     home: str | None = None,
+    files: Files | None = None,
 ) -> Config:
     """Read a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, plus a section `gateway`.
 
-    `environ` is where `${VAR}` is looked up, `home` what `~/` stands for (default: `HOME` of `environ`), `source`
-    the name for messages. Raises ConfigError with all problems; what is only odd is in `Config.warnings`.
+    `environ` is where `${VAR}` is looked up, `home` what `~/` stands for (default: `HOME` of `environ`), `files` reads
+    the files that the config names (without it, it may name none), `source` is the name for messages. Raises
+    ConfigError with all problems; what is only odd is in `Config.warnings`.
     """
     findings = Findings()
     root = data if isinstance(data, dict) else decode(data, findings, source)
     if not is_object(root):
         raise ConfigError([f"{source}: the top level must be an object like {SHAPE}, not {kind(root)}"])
     _note_sections(root, findings, source)
-    servers = _read_servers(root, findings, environ, home, source)
-    gateway = read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home))
-    access = read_access(root.get("access"), Scope(findings, "access", environ, home))
+    servers = _read_servers(root, Scope(findings, "", environ, home, files=files), source)
+    gateway = read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home, files=files))
+    access = read_access(root.get("access"), Scope(findings, "access", environ, home, files=files))
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
     findings.check()
@@ -52,7 +57,14 @@ def parse_config(
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:
     """Read and parse one file. Raises ConfigError, also when the file cannot be read."""
-    return parse_config(read_file(path), environ=environ, source=str(path), home=home)
+    return parse_config(
+        read_file(path), environ=environ, source=str(path), home=home, files=files_of(path, environ, home)
+    )
+
+
+def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) -> Files:
+    """A reader of the files that a config file names."""
+    return reader(path.absolute().parent, home or environ.get("HOME") or environ.get("USERPROFILE"))
 
 
 def read_file(path: Path) -> bytes:
@@ -76,7 +88,7 @@ def read_file(path: Path) -> bytes:
 
 def _note_sections(root: dict[object, object], findings: Findings, source: str) -> None:
     for key in root:
-        if key in _SECTIONS:
+        if key in _SECTIONS or key == "$schema":
             continue
         if key in _FOREIGN_SECTIONS:
             findings.warnings.append(f"{source}: section {shown(key)} belongs to another client and is ignored")
@@ -85,9 +97,8 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
             findings.warnings.append(f"{source}: section {shown(key)} is unknown and ignored{hint}")
 
 
-def _read_servers(
-    root: dict[object, object], findings: Findings, environ: Mapping[str, str], home: str | None, source: str
-) -> dict[str, ServerConfig]:
+def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict[str, ServerConfig]:
+    findings = scope.findings
     sections = [key for key in ("mcpServers", "servers") if key in root]
     if len(sections) != 1:
         findings.problems.append(f"{source}: {_no_section(root, sections)}")
@@ -99,7 +110,8 @@ def _read_servers(
     servers: dict[str, ServerConfig] = {}
     for name, raw in section.items():
         if isinstance(name, str):
-            servers[name] = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home))
+            own = Scope(findings, f"server {shown(name)}", scope.environ, scope.home, files=scope.files)
+            servers[name] = read_server(name, raw, own)
         else:
             findings.problems.append(f"{source}: {sections[0]!r} has a name that is not a string but {kind(name)}")
     return servers

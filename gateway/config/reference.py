@@ -9,6 +9,7 @@ import msgspec
 from gateway.config.access_model import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
 from gateway.config.audit import AuditSettings
 from gateway.config.model import (
+    NOT_WRITTEN,
     CircuitBreaker,
     GatewaySettings,
     OAuthSettings,
@@ -41,7 +42,7 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("access.oauth", ResourceServer),
     ("access.oauth.introspection", Introspection),
 )
-_NO_FIELDS = {(ServerConfig, "name"), (AccessKey, "rules"), (ResourceServer, "rules")}
+_NO_FIELDS = {*((ServerConfig, name) for name in NOT_WRITTEN), (AccessKey, "rules"), (ResourceServer, "rules")}
 """The name of a server is the key in the file; rules stand beside what they are for."""
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gateway.config.files import read_env_file
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
 from gateway.config.limits import read_breaker, read_rate, read_tool_timeouts
-from gateway.config.model import ServerConfig
+from gateway.config.model import NOT_WRITTEN, ServerConfig
 from gateway.config.oauth import read_oauth, settle_oauth
 from gateway.config.offered import gather_tools, read_tools
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
@@ -24,10 +25,11 @@ from gateway.config.substitution import resolve
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.config.files import Files
     from gateway.config.model import Transport
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_ALIASES = {"type": "transport", "timeout": "call_timeout"}
+ALIASES = {"type": "transport", "timeout": "call_timeout", "envFile": "env_file"}
 _TRANSPORTS: dict[str, Transport] = {
     "stdio": "stdio",
     "sse": "sse",
@@ -46,7 +48,6 @@ FOREIGN_KEYS = {
     "autoApprove": "",
     "description": "",
     "dev": "",
-    "envFile": "; set its variables and write ${NAME} in 'env'",
     "gallery": "",
     "trust": "",
     "version": "",
@@ -61,13 +62,14 @@ def parse_server(
     environ: Mapping[str, str],
     home: str | None = None,
     warnings: list[str] | None = None,
+    files: Files | None = None,
 ) -> ServerConfig:
     """Read one server as a config file has it; raises ConfigError with all its problems.
 
     Warnings are appended to `warnings`, when given.
     """
     findings = Findings()
-    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home))
+    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home, files=files))
     findings.check()
     if warnings is not None:
         warnings += findings.warnings
@@ -86,6 +88,7 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     written.pop("disabled", None)
     entries: dict[str, Entry] = {}
     values: dict[str, Any] = {}
+    variables = _open_env_file(scope, written)
     for key, (label, value) in written.items():
         known = len(scope.findings.warnings)
         entry = entries[key] = Entry(label, resolve(scope, label, value), value)
@@ -94,9 +97,22 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
         elif key in {"command", "url"}:
             values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
     values["transport"] = _settle_transport(scope, entries, values.get("transport"))
-    server = ServerConfig(name=name, disabled=disabled, **values)
+    if variables:
+        values["env"] = {**variables, **values.get("env", {})}
+    server = ServerConfig(name=name, disabled=disabled, masked=tuple(dict.fromkeys(scope.secrets)), **values)
     settle_oauth(scope, server, given="oauth" in entries)
     return server
+
+
+def _open_env_file(scope: Scope, written: dict[str, tuple[str, object]]) -> dict[str, str]:
+    """Take in the variables of `env_file` before any other field, which may name them."""
+    if "env_file" not in written:
+        return {}
+    label, raw = written["env_file"]
+    variables = read_env_file(scope, Entry(label, resolve(scope, label, raw), raw))
+    scope.environ = {**scope.environ, **variables}
+    scope.hidden = frozenset(variables)
+    return variables
 
 
 def _check_name(name: str, scope: Scope) -> None:
@@ -113,8 +129,8 @@ def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, 
         if not isinstance(label, str):
             scope.refuse(f"has a key that is not a string but {kind(label)}")
             continue
-        key = _ALIASES.get(label, label)
-        if key == "name" or (key not in specs and key != "enabled"):
+        key = ALIASES.get(label, label)
+        if key in NOT_WRITTEN or (key not in specs and key != "enabled"):
             _note_unknown(scope, label)
         elif value is not None:
             if key in written and written[key][1] != value:
@@ -133,7 +149,7 @@ def _note_unknown(scope: Scope, key: str) -> None:
     elif key.startswith(("_", "//", "#")):
         scope.warn(key, "is taken as a comment and ignored")
     else:
-        known = {name: None for name in (*specs_of(ServerConfig), *_ALIASES) if name != "name"}
+        known = {name: None for name in (*specs_of(ServerConfig), *ALIASES) if name not in NOT_WRITTEN}
         warn_unknown(scope, key, known)
 
 
@@ -154,7 +170,7 @@ def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool
 
 def _read(scope: Scope, key: str, entry: Entry) -> Any:
     """Return the value of one field as `ServerConfig` wants it."""
-    if key in {"command", "cwd", "ca_file", "client_cert", "client_key"}:
+    if key in {"command", "cwd", "env_file", "ca_file", "client_cert", "client_key"}:
         return read_path(scope, entry)
     reader = _READERS.get(key)
     if reader is not None:

@@ -7,14 +7,15 @@ usually travel. Masking is by place, not by looking for what resembles a key: a 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from gateway.config.model import MASK
 
 if TYPE_CHECKING:
     from gateway.config.model import ServerConfig
 
-MASK: Final = "***"
 _TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
@@ -22,8 +23,10 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 def shown_config(server: ServerConfig) -> dict[str, Any]:
     """All fields of a server but its name, without secrets."""
     fields: dict[str, Any] = msgspec.to_builtins(server)
-    del fields["name"]
-    fields["args"] = shown_args(server.args)
+    del fields["name"], fields["masked"]
+    for name in ("command", "cwd"):
+        fields[name] = None if fields[name] is None else server.without_secrets(fields[name])
+    fields["args"] = [server.without_secrets(arg) for arg in shown_args(server.args)]
     fields["env"] = dict.fromkeys(server.env, MASK)
     fields["headers"] = dict.fromkeys(server.headers, MASK)
     fields["url"] = server.public_url

@@ -1,9 +1,9 @@
 """`${VAR}` and `~/` in the strings of a config.
 
 `${VAR}` is the variable, `${VAR:-default}` the default when the variable is unset or empty, `${env:VAR}` another
-client's spelling of `${VAR}`. `$${` is a literal `${`: before a brace each pair of `$` stands for one, so that
-`$$${VAR}` is a `$` and then the value. Everywhere else `$` means itself. What a variable holds is not looked into
-again, a default holds no `{`, and keys are never substituted.
+client's spelling of `${VAR}`, `${file:PATH}` what a small file holds. `$${` is a literal `${`: before a brace each pair
+of `$` stands for one, so that `$$${VAR}` is a `$` and then the value. Everywhere else `$` means itself. What a variable
+holds is not looked into again, a default holds no `{`, and keys are never substituted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway.config.findings import is_list, is_object, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from gateway.config.findings import Scope
 
@@ -39,15 +39,21 @@ class Substituted(Struct, frozen=True):
     text: str
     unset: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """The variables in it that are set."""
+    contents: tuple[str, ...] = ()
+    """What was read from files."""
+    missing: tuple[str, ...] = ()
+    """Which files could not be read, and why."""
 
 
-def substitute(text: str, environ: Mapping[str, str]) -> Substituted:
+def substitute(text: str, environ: Mapping[str, str], files: Callable[[str], str] | None = None) -> Substituted:
     """Fill the variables of one string in; never raises. A variable that is not set leaves nothing."""
     if "${" not in text:
         return Substituted(text)
     parts: list[str] = []
-    unset: list[str] = []
-    faults: list[str] = []
+    found = _Found(environ, files)
+    faults = found.faults
     position = 0
     while (opening := _OPENING.search(text, position)) is not None:
         pairs, single = divmod(len(opening[1]), 2)
@@ -61,14 +67,42 @@ def substitute(text: str, environ: Mapping[str, str]) -> Substituted:
             faults.append(f"has a '${{' that is never closed; {_HOW}")
             break
         expression, position = text[position:end], end + 1
-        value = _evaluate(expression, environ, unset, faults)
-        parts.append(value)
+        parts.append(_evaluate(expression, found))
     else:
         parts.append(text[position:])
-    return Substituted("".join(parts), tuple(unset), tuple(faults))
+    lists = (found.unset, faults, found.names, found.contents, found.missing)
+    return Substituted("".join(parts), *map(tuple, lists))
 
 
-def _evaluate(expression: str, environ: Mapping[str, str], unset: list[str], faults: list[str]) -> str:
+class _Found:
+    """What comes to light while one string is filled in."""
+
+    def __init__(self, environ: Mapping[str, str], files: Callable[[str], str] | None) -> None:
+        self.environ = environ
+        self.files = files
+        self.unset: list[str] = []
+        self.faults: list[str] = []
+        self.names: list[str] = []
+        self.contents: list[str] = []
+        self.missing: list[str] = []
+
+    def read(self, name: str) -> str:
+        if self.files is None:
+            self.faults.append("holds ${file:...}, which works only in a config file")
+            return ""
+        try:
+            text = self.files(name)
+        except ValueError as exc:
+            self.missing.append(str(exc))
+            return ""
+        self.contents.append(text)
+        return text
+
+
+def _evaluate(expression: str, found: _Found) -> str:
+    environ, unset, faults = found.environ, found.unset, found.faults
+    if expression.startswith("file:"):
+        return found.read(expression.removeprefix("file:"))
     if expression in _FOREIGN:
         faults.append(f"names another client's ${{{expression}}}; {_FOREIGN[expression]} instead")
         return ""
@@ -82,6 +116,8 @@ def _evaluate(expression: str, environ: Mapping[str, str], unset: list[str], fau
         return ""
     name, default = match[1], match[2]
     value = environ.get(name)
+    if value:
+        found.names.append(name)
     if default is not None:
         return value or default
     if value is None:
@@ -122,13 +158,17 @@ def _resolve_text(scope: Scope, label: str, raw: str) -> str:
     if not is_unicode(raw):
         scope.problem(label, "holds half of a surrogate pair, which is no text; write the character itself")
         return raw
-    result = substitute(raw, scope.environ)
+    result = substitute(raw, scope.environ, scope.files)
+    scope.secrets += [text for text in result.contents if text]
+    scope.secrets += [scope.environ[name] for name in result.names if name in scope.hidden]
     for fault in result.faults:
         scope.problem(label, fault)
     say = scope.warn if scope.lenient else scope.problem
     for name in dict.fromkeys(result.unset):
         say(label, f"needs the variable {shown(name)}, which is not set; set it or write ${{{name}:-default}}")
-    return raw if result.unset or result.faults else result.text
+    for problem in result.missing:
+        say(label, f"cannot be filled in: {problem}")
+    return raw if result.unset or result.faults or result.missing else result.text
 
 
 def is_unicode(text: str) -> bool:

@@ -16,7 +16,7 @@ from gateway.config import Config, ServerConfig, parse_server
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     Raw = dict[str, Any]
 
@@ -37,6 +37,8 @@ class Base(msgspec.Struct, frozen=True):
 
     config: Config
     raws: dict[str, dict[str, Any]] = {}
+    files: Callable[[str], str] | None = None
+    """Reads the files that the config names (`gateway.config.files`)."""
 
     def digest(self, name: str) -> str | None:
         """What stands for everything that is said of a server; None if nothing is."""
@@ -111,7 +113,8 @@ def _server(base: Base, name: str, change: Change, environ: Mapping[str, str]) -
     if change.disabled is not None:
         rest = {key: value for key, value in raw.items() if key not in {"enabled", "disabled"}}
         raw = {**rest, "disabled": change.disabled}
-    return parse_server(name, raw, environ=environ)
+    # What came over the API was checked without it, and names no files.
+    return parse_server(name, raw, environ=environ, files=base.files)
 
 
 def read_overlay(data: bytes) -> Overlay:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from gateway.config import Config, parse_config
-from gateway.config.parse import read_file
+from gateway.config.parse import files_of, read_file
 from gateway.errors import ConfigError
 from gateway.reload.overlay import Base, Overlay, read_overlay
 from gateway.reload.watch import mark_of
@@ -73,12 +73,13 @@ class ConfigSource:
             return self.base
         self.mark = mark_of(self.path)
         data = read_file(self.path)
-        config = parse_config(data, environ=self.environ, source=str(self.path))
+        files = files_of(self.path, self.environ)
+        config = parse_config(data, environ=self.environ, source=str(self.path), files=files)
         if self._name is not None:
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
         root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))  # valid, or `parse_config` had raised
         section = root.get("mcpServers", root.get("servers"))
-        return Base(config, cast("dict[str, dict[str, Any]]", section))
+        return Base(config, cast("dict[str, dict[str, Any]]", section), files)
 
     @property
     def keeps(self) -> bool:
