@@ -25,10 +25,11 @@ QUESTIONS = {
     "soak": "soak",
     "own": "own",
     "profile": "profile",
+    "peers": "peers.compare",
 }
 """Question -> its module."""
-APART = ("own", "profile")
-"""Not part of `all`: one must be told what to measure, the other compares nothing."""
+APART = ("own", "profile", "peers")
+"""Not part of `all`: one must be told what to measure, one compares nothing, one installs what it compares with."""
 
 
 def make_parser():

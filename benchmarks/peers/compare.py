@@ -1,0 +1,164 @@
+"""Question: how does this gateway compare with what one would pick instead?
+
+Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows what
+the gateway itself costs, and a server on the SDK, which is what users have. In each round each is called in turn over 16
+connections, in every way that it speaks (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and this gateway
+in all three. Every answer is checked against its request: a gateway that answers wrongly is shown as wrong, one that does
+not start with its error. Bounds: the backend driven directly over its pipes with 16 calls under way, and a bare app on
+stock Hypercorn. Ratios are this gateway's calls a second over the peer's, in the same way to speak, within a round; told
+are median and range. Peers are installed from the package registries into .cache, pinned.
+
+With `--lifetimes`: which of five children are alive 8 s after the gateway before them was ended; see `lives`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from contextlib import ExitStack
+
+from benchmarks import oracle
+from benchmarks.answers import WrongAnswer
+from benchmarks.peers import lives
+from benchmarks.peers.own import OWN
+from benchmarks.peers.peer import LEGACY_HTTP, SPELLED
+from benchmarks.peers.roster import choose
+from benchmarks.peers.running import running
+from benchmarks.processes import Failed, backend, load, serving_bare
+from benchmarks.table import Claim, Figure, ratios, render
+
+MANY = 16  # connections, or calls under way
+BACKENDS = {"echo": "stdlib echo", "sdk": "SDK server"}
+BARE, DIRECT = "bare app on Hypercorn", "backend directly, over its pipes"
+
+
+def add_arguments(parser):
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="peers whose name contains it")
+    parser.add_argument("--rounds", type=int, help="rounds (3; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="measured seconds of each step (2; quick: 0.5)")
+    parser.add_argument("--backend", choices=["echo", "sdk", "both"], default="both", help="what stands behind them")
+    parser.add_argument("--lifetimes", action="store_true", help="not their speed: the children that outlive them")
+
+
+def run(options):
+    peers = choose(options.only)
+    if options.lifetimes:
+        return lives.run(peers, options)
+    kinds = list(BACKENDS) if options.backend == "both" else [options.backend]
+    found = {kind: measure(peers, kind, options) for kind in kinds}
+    return make_claims(peers, found), make_details(found)
+
+
+def measure(peers, kind, options):
+    """(who, way to speak) -> a result a round; or a text that says what was wrong."""
+    rounds = options.rounds or (1 if options.quick else 3)
+    seconds = options.seconds or (0.5 if options.quick else 2.0)
+    mark = f"peers-{secrets.token_hex(8)}"
+    command = marked_backend(kind, mark)
+    steps, results = {}, {}
+    with oracle.subreaper(), ExitStack() as stack:
+        bare = stack.enter_context(serving_bare())
+        steps[BARE, LEGACY_HTTP] = {"kind": "http", "era": "legacy", "port": bare.port, "connections": MANY}
+        steps[BARE, LEGACY_HTTP] |= {"tool": OWN.tool, "check": "constant"}
+        steps[DIRECT, None] = {"kind": "stdio", "era": "legacy", "command": command, "window": MANY, "tool": "echo"}
+        for peer in peers:
+            start(stack, peer, f"{mark}-{len(steps)}", kind, steps, results)
+        for number in range(rounds):
+            say(f"{BACKENDS[kind]}: round {number + 1} of {rounds}")
+            for step, spec in steps.items():
+                if not isinstance(results.get(step), str):
+                    measure_step(step, spec, seconds, results)
+    return results
+
+
+def start(stack, peer, mark, kind, steps, results):
+    """Add the steps of a peer that works; of one that does not, what is wrong with it."""
+    say(f"{BACKENDS[kind]}: starting {peer.name}")
+    try:
+        started = stack.enter_context(running(peer, marked_backend(kind, mark), mark))
+    except (Failed, OSError) as error:
+        results.update({(peer.name, face): f"does not start: {error}" for face in peer.faces})
+        return
+    for face in peer.faces:
+        try:
+            started.wait_working(face)
+        except (WrongAnswer, ValueError, OSError) as error:
+            results[peer.name, face] = f"wrong: {error!r}"
+        else:
+            steps[peer.name, face] = started.spec(face, connections=MANY, headers=list(peer.headers))
+
+
+def measure_step(step, spec, seconds, results):
+    try:
+        results.setdefault(step, []).append(load(seconds=seconds, **spec))
+    except Failed as error:
+        results[step] = f"wrong: {str(error).strip().splitlines()[-1]}"
+
+
+def marked_backend(kind, mark):
+    """The backend's command with a mark that changes nothing: -X takes any name."""
+    python, *rest = backend(kind)
+    return [python, "-X", f"mark={mark}", *rest]
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+def over(found, peer, face):
+    """This gateway's calls a second over the peer's, or None where one of them has none."""
+    own, theirs = found.get((OWN.name, face)), found.get((peer.name, face))
+    if not isinstance(own, list) or not isinstance(theirs, list):
+        return None
+    return ratios(*([result["per_second"] for result in results] for results in (own, theirs)))
+
+
+def make_claims(peers, found):
+    """The demands hold for the stdlib echo and the first way that a peer speaks."""
+    claims = []
+    for kind, results in found.items():
+        for peer in peers:
+            for number, face in enumerate(peer.faces):
+                ratio = None if peer is OWN else over(results, peer, face)
+                if ratio is not None:
+                    least = peer.least if kind == "echo" and number == 0 else None
+                    what = f"calls/s over {peer.name}, {SPELLED[face]}, {BACKENDS[kind]}"
+                    claims.append(Claim(what, ratio, "ratio", least=least))
+    return claims
+
+
+HEADER = ["who", "spoken", "calls/s", "p50 ms", "p99 ms", "this gateway over it"]
+
+
+def make_details(found):
+    tables, data = [], []
+    for kind, results in found.items():
+        rows = [make_row(results, who, face, measured) for (who, face), measured in results.items()]
+        tables.append(f"Backend: {BACKENDS[kind]}; {MANY} connections\n\n" + render(HEADER, rows))
+        data += [
+            {"backend": kind, "who": who, "spoken": SPELLED.get(face, "stdio"), "found": measured}
+            for (who, face), measured in results.items()
+        ]
+    return "\n\n".join(tables), data
+
+
+def make_row(results, who, face, measured):
+    spoken = SPELLED.get(face, "stdio")
+    if isinstance(measured, str):
+        return [who, spoken, one_cell(measured), "", "", ""]
+    figures = {key: Figure.of([result[key] for result in measured]) for key in ("per_second", "p50", "p99")}
+    own = results.get((OWN.name, face))
+    ratio = ""
+    if who != OWN.name and isinstance(own, list):
+        ratio = ratios([result["per_second"] for result in own], [result["per_second"] for result in measured]).show()
+    shown = (figures["per_second"].show(1, 0), figures["p50"].show(1e3), figures["p99"].show(1e3))
+    return [who, spoken, *shown, ratio]
+
+
+def one_cell(text, most=160):
+    """A text that fits a cell of a Markdown table."""
+    text = " ".join(text.split()).replace("|", "/")
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,23 @@
+"""`fastmcp` (PyPI): the framework's own proxy, made from a config file. It has a backend process for each session.
+
+The last release whose dependencies a registry with a few days' delay has.
+"""
+
+from __future__ import annotations
+
+from benchmarks.peers.peer import LEGACY_HTTP, MODERN_HTTP, Peer
+
+PEERS = [
+    Peer(
+        "fastmcp proxy (PyPI)",
+        runtime="python",
+        pins=("fastmcp==4.1.2",),
+        argv=(
+            *("{bin}/fastmcp", "run", "{config}", "--transport", "http", "--host", "127.0.0.1", "--port", "{port}"),
+            *("--log-level", "WARNING", "--no-banner"),
+        ),
+        environment=(("FASTMCP_CHECK_FOR_UPDATES", "off"), ("FASTMCP_HOME", "{folder}")),
+        faces={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp"},
+        least=100,
+    )
+]

@@ -1,0 +1,94 @@
+"""Which children outlive their gateway, peers included.
+
+Method: a gateway is started before one child of the zoo, a client calls the child through it, and the gateway alone gets
+SIGTERM or SIGKILL. Counted are the processes with the child's mark that are alive 8 s later, longer than anybody's grace;
+then they are ended. The children: well behaved; deaf to SIGTERM and to the end of stdin; one with a grandchild that keeps
+the pipes; one with a daemon (double fork, setsid); a shell that spawns a shell.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+from benchmarks import load, oracle
+from benchmarks.endings import ZOO_SERVER
+from benchmarks.peers.own import OWN
+from benchmarks.peers.running import WORK_WITHIN, running
+from benchmarks.processes import Failed
+from benchmarks.table import Claim, Figure, render
+
+CHILDREN = {
+    "echo": "well behaved",
+    "ignores_term": "deaf",
+    "grandchild_pipes": "grandchild",
+    "daemon": "daemon",
+    "shell": "shell",
+}
+ENDINGS = {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
+GRACE = 8.0  # seconds until who is still there counts
+
+
+def run(peers, options):
+    rounds = options.rounds or 1
+    cells = [(peer, ending, child) for peer in peers for ending in ENDINGS for child in CHILDREN]
+    left = {}
+    with ProcessPoolExecutor(os.cpu_count() or 1) as pool:
+        for peer in peers:
+            peer.install()
+        futures = {pool.submit(run_cell, *cell): cell for cell in cells * rounds}
+        for future, (peer, ending, child) in futures.items():
+            left.setdefault((peer.name, ending), {}).setdefault(child, []).append(future.result())
+            print(f"{peer.name}, {ending}, {child}: {future.result()}", file=sys.stderr, flush=True)
+    own = [alive for (name, _), found in left.items() if name == OWN.name for each in found.values() for alive in each]
+    worst = max(alive if isinstance(alive, int) else -1 for alive in own)
+    claims = [Claim("children that outlive this gateway", Figure.of([worst]), most=0)]
+    return claims, make_details(peers, left)
+
+
+def run_cell(peer, ending, child):
+    """How many processes are alive after the grace, or a text that says why that cannot be told."""
+    mark = f"lives-{secrets.token_hex(8)}"
+    command = [sys.executable, "-I", "-S", "-E", str(ZOO_SERVER), child, mark]
+    with oracle.subreaper():
+        try:
+            with running(peer, command, mark) as started:
+                use_once(started)
+                if not oracle.marked(mark):
+                    return "no child was started"
+                os.kill(started.process.pid, ENDINGS[ending])
+                _, left = oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + GRACE)
+                return len(oracle.still(left))
+        except (Failed, OSError) as error:
+            return f"does not start: {error}"
+
+
+def use_once(started):
+    """One call, so that a child is there also where each session has its own. What it answers does not matter."""
+    face = next(iter(started.peer.faces))
+    until = time.monotonic() + WORK_WITHIN
+    while True:
+        try:
+            load.run(started.spec(face, seconds=0.01, check="any"))
+        except Exception:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+        else:
+            return
+
+
+def make_details(peers, left):
+    rows = []
+    for peer in peers:
+        for ending in ENDINGS:
+            found = left[peer.name, ending]
+            cells = [" to ".join(dict.fromkeys(str(alive) for alive in sorted(found[child], key=str))) for child in CHILDREN]
+            rows.append([peer.name, ending, *cells])
+    table = render(["gateway", "ended by", *CHILDREN.values()], rows)
+    data = [{"who": name, "ending": ending, "alive": found} for (name, ending), found in left.items()]
+    return f"Processes alive {GRACE:.0f} s after the gateway was ended\n\n{table}", data

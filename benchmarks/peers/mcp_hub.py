@@ -1,0 +1,20 @@
+"""`mcp-hub` (npm): many servers behind one SSE endpoint, with a management API; on the TypeScript SDK.
+
+It logs and keeps its state below the home directory, so it gets one of its own.
+"""
+
+from __future__ import annotations
+
+from benchmarks.peers.peer import SSE, Peer
+
+PEERS = [
+    Peer(
+        "mcp-hub (npm)",
+        runtime="node",
+        pins=("mcp-hub@4.2.1",),
+        argv=("{node}", "{modules}/.bin/mcp-hub", "--port", "{port}", "--config", "{config}"),
+        environment=(("HOME", "{folder}"), ("XDG_STATE_HOME", "{folder}"), ("XDG_CONFIG_HOME", "{folder}")),
+        faces={SSE: "/mcp"},
+        tool="echo__echo",
+    )
+]
