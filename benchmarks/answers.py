@@ -14,6 +14,9 @@ CONSTANT = json.dumps(
 ).encode()
 
 
+NONE_IN_TIME = "not one call was answered within the measured time"
+
+
 class WrongAnswer(Exception):
     """The server answered, but not this request, or not rightly."""
 

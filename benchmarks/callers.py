@@ -73,9 +73,13 @@ class HttpCaller:
 
     def reconnect(self):
         """A server may close a connection; closing takes the old socket out of an epoll."""
+        self.refresh()
+        self.must_close = False
+
+    def refresh(self):
+        """Go on over another connection."""
         self.connection.socket.close()
         self.connection.connect()
-        self.must_close = False
 
 
 class SseCaller:
@@ -91,14 +95,21 @@ class SseCaller:
         endpoint = self.wait_event()
         self.posts = Connection.at(urljoin(url, endpoint.decode()), "legacy", spec.get("headers", ()))
         self.posts.post(make_message("initialize", initialize_params(), "legacy", 0))
-        if b'"result"' not in self.wait_event():
-            raise WrongAnswer("initialize was refused")
+        while b'"id"' not in (event := self.wait_event()):
+            pass  # a notification, or a sign of life
+        if b'"result"' not in event:
+            raise WrongAnswer(f"initialize was refused: {bytes(event[:300])!r}")
         self.posts.post(make_message("notifications/initialized", {}, "legacy"))
         self.head = self.posts.head(question.length, "tools/call", spec["tool"])
         self.request_id = FIRST_ID - 1
         self.sent, self.status, self.answer = 0.0, None, None
 
     must_close = False
+
+    def refresh(self):
+        """Go on posting over another connection; the stream is never idle in a server's eyes."""
+        self.posts.socket.close()
+        self.posts.connect()
 
     def sockets(self):
         return [self.stream.socket, self.posts.socket]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from benchmarks.answers import WrongAnswer
+from benchmarks.answers import NONE_IN_TIME, WrongAnswer
 
 WARM_UP = 0.2  # of the measured time, before it
 MAX_CALLS = 2_000_000  # of one measurement, whatever the time
@@ -72,7 +72,7 @@ class OpenLoop:
 
 def summarize(latencies, seconds):
     if not latencies:
-        raise WrongAnswer("not one call was answered within the measured time")
+        raise WrongAnswer(NONE_IN_TIME)
     ordered = sorted(latencies)
 
     def quantile(share):

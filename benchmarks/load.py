@@ -28,16 +28,20 @@ from benchmarks.wire import NO_ANSWER, Connection, make_message
 
 __all__ = ["KINDS", "Pipes", "run", "summarize"]
 
+STALE = 2.0  # seconds of handshakes after which the first connections are made anew: servers close those that idle
+
 
 class Crowd:
     """All callers, by the sockets that they wait on, from one thread."""
 
     def __init__(self, spec, question, kind):
         self.callers, self.poll = {}, select.epoll()
-        first = None
+        callers, begun = [], now()
         for _ in range(spec["connections"]):
-            caller = kind(spec, question, first if spec.get("one_session") else None)
-            first = first or caller
+            callers.append(kind(spec, question, callers[0] if callers and spec.get("one_session") else None))
+        for caller in callers:
+            if now() - begun > STALE:
+                caller.refresh()
             self.add(caller)
 
     def add(self, caller):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import answers, load, table, wire
+from benchmarks.peers import compare, roster
 from tests.support import PEERS, ROOT
 
 RIGHT = answers.CONSTANT
@@ -152,3 +153,37 @@ def test_the_command_line_lists_its_questions():
     )
     for question in ("call", "list", "startup", "memory"):
         assert question in done.stdout
+
+
+def test_the_peers_are_described_by_data(tmp_path):
+    assert len({peer.name for peer in roster.EVERYBODY}) == len(roster.EVERYBODY)
+    installed = dict.fromkeys(("python", "bin", "node", "modules"), "installed")
+    for peer in roster.EVERYBODY:
+        words = peer.command(installed, ["python", "server.py"], 1234, tmp_path)
+        assert "1234" in words
+        # Either the command line says what stands behind it, or the config that it names does.
+        assert "server.py" in " ".join(words) or str(tmp_path / "config.json") in words
+        assert peer.faces
+        assert bool(peer.pins) == (peer.runtime != "own")
+        assert all(pin.replace("==", "@").rpartition("@")[2][0].isdigit() for pin in peer.pins)
+    assert json.loads((tmp_path / "config.json").read_text())["mcpServers"]["echo"]["args"] == ["server.py"]
+
+
+def test_a_peer_that_answers_wrongly_gets_no_figure():
+    result = {"per_second": 10.0, "p50": 0.001, "p99": 0.002}
+    peer = roster.RIVALS[0]
+    face = next(iter(peer.faces))
+    found = {(roster.OWN.name, face): [result], (peer.name, face): "wrong: request 7 got | nothing"}
+    row = compare.make_row(found, peer.name, face, found[peer.name, face])
+    assert row[2:] == ["wrong: request 7 got / nothing", "", "", ""]
+    assert compare.make_claims([roster.OWN, peer], {"echo": found}) == []
+    right = found | {(peer.name, face): [result | {"per_second": 4.0}]}
+    (claim,) = compare.make_claims([roster.OWN, peer], {"echo": right})
+    assert (claim.figure.value, claim.reached) == (2.5, True)
+
+
+def test_a_choice_of_peers_always_has_the_gateway_itself():
+    assert roster.choose([])[0] is roster.OWN
+    assert {peer.pins[0] for peer in roster.choose(["MCP-PROXY"])[1:]} == {"mcp-proxy==0.13.0", "mcp-proxy@6.7.19"}
+    with pytest.raises(SystemExit):
+        roster.choose(["nobody"])

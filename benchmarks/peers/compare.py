@@ -1,12 +1,12 @@
 """Question: how does this gateway compare with what one would pick instead?
 
-Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows what
-the gateway itself costs, and a server on the SDK, which is what users have. In each round each is called in turn over 16
-connections, in every way that it speaks (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and this gateway
-in all three. Every answer is checked against its request: a gateway that answers wrongly is shown as wrong, one that does
-not start with its error. Bounds: the backend driven directly over its pipes with 16 calls under way, and a bare app on
-stock Hypercorn. Ratios are this gateway's calls a second over the peer's, in the same way to speak, within a round; told
-are median and range. Peers are installed from the package registries into .cache, pinned.
+Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows
+what the gateway itself costs, and a server on the SDK, which is what users have. In each round each is called in turn
+over 16 connections, in every way that it speaks (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and
+this gateway in all three. Every answer is checked against its request: a gateway that answers wrongly is shown as
+wrong, one that does not start with its error. Bounds: the backend driven directly over its pipes with 16 calls under
+way, and a bare app on stock Hypercorn. Ratios are this gateway's calls a second over the peer's, in the same way to
+speak, within a round; told are median and range. Peers are installed from the package registries into .cache, pinned.
 
 With `--lifetimes`: which of five children are alive 8 s after the gateway before them was ended; see `lives`.
 """
@@ -14,11 +14,11 @@ With `--lifetimes`: which of five children are alive 8 s after the gateway befor
 from __future__ import annotations
 
 import secrets
-import sys
 from contextlib import ExitStack
+from subprocess import TimeoutExpired
 
-from benchmarks import oracle
-from benchmarks.answers import WrongAnswer
+from benchmarks import oracle, progress
+from benchmarks.answers import NONE_IN_TIME, WrongAnswer
 from benchmarks.peers import lives
 from benchmarks.peers.own import OWN
 from benchmarks.peers.peer import LEGACY_HTTP, SPELLED
@@ -29,6 +29,7 @@ from benchmarks.table import Claim, Figure, ratios, render
 
 MANY = 16  # connections, or calls under way
 BACKENDS = {"echo": "stdlib echo", "sdk": "SDK server"}
+PATIENCE = 20.0  # seconds for those that answer nobody in the measured time
 BARE, DIRECT = "bare app on Hypercorn", "backend directly, over its pipes"
 
 
@@ -64,7 +65,7 @@ def measure(peers, kind, options):
         for peer in peers:
             start(stack, peer, f"{mark}-{len(steps)}", kind, steps, results)
         for number in range(rounds):
-            say(f"{BACKENDS[kind]}: round {number + 1} of {rounds}")
+            progress.step(f"{BACKENDS[kind]}: round {number + 1} of {rounds}")
             for step, spec in steps.items():
                 if not isinstance(results.get(step), str):
                     measure_step(step, spec, seconds, results)
@@ -73,7 +74,7 @@ def measure(peers, kind, options):
 
 def start(stack, peer, mark, kind, steps, results):
     """Add the steps of a peer that works; of one that does not, what is wrong with it."""
-    say(f"{BACKENDS[kind]}: starting {peer.name}")
+    progress.step(f"{BACKENDS[kind]}: starting {peer.name}")
     try:
         started = stack.enter_context(running(peer, marked_backend(kind, mark), mark))
     except (Failed, OSError) as error:
@@ -83,26 +84,33 @@ def start(stack, peer, mark, kind, steps, results):
         try:
             started.wait_working(face)
         except (WrongAnswer, ValueError, OSError) as error:
-            results[peer.name, face] = f"wrong: {error!r}"
+            results[peer.name, face] = verdict(f"{type(error).__name__}: {error}")
         else:
             steps[peer.name, face] = started.spec(face, connections=MANY, headers=list(peer.headers))
 
 
 def measure_step(step, spec, seconds, results):
-    try:
-        results.setdefault(step, []).append(load(seconds=seconds, **spec))
-    except Failed as error:
-        results[step] = f"wrong: {str(error).strip().splitlines()[-1]}"
+    for patience in (seconds, PATIENCE):
+        try:
+            results.setdefault(step, []).append(load(seconds=patience, **spec))
+        except (Failed, TimeoutExpired) as error:
+            last = str(error).strip().splitlines()[-1].removeprefix("benchmarks.answers.")
+            if NONE_IN_TIME not in last or patience == PATIENCE:
+                results[step] = verdict(last)
+                return
+        else:
+            return
+
+
+def verdict(error):
+    """What the table says of a peer that gave no figure."""
+    return f"no answer in {PATIENCE:.0f} s" if NONE_IN_TIME in error else f"wrong: {error}"
 
 
 def marked_backend(kind, mark):
     """The backend's command with a mark that changes nothing: -X takes any name."""
     python, *rest = backend(kind)
     return [python, "-X", f"mark={mark}", *rest]
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------

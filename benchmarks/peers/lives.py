@@ -1,9 +1,9 @@
 """Which children outlive their gateway, peers included.
 
-Method: a gateway is started before one child of the zoo, a client calls the child through it, and the gateway alone gets
-SIGTERM or SIGKILL. Counted are the processes with the child's mark that are alive 8 s later, longer than anybody's grace;
-then they are ended. The children: well behaved; deaf to SIGTERM and to the end of stdin; one with a grandchild that keeps
-the pipes; one with a daemon (double fork, setsid); a shell that spawns a shell.
+Method: a gateway is started before one child of the zoo, a client calls the child through it, and the gateway alone
+gets SIGTERM or SIGKILL. Counted are the processes with the child's mark that are alive 8 s later, longer than anybody's
+grace; then they are ended. The children: well behaved; deaf to SIGTERM and to the end of stdin; one with a grandchild
+that keeps the pipes; one with a daemon (double fork, setsid); a shell that spawns a shell.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks import load, oracle
+from benchmarks import load, oracle, progress
 from benchmarks.endings import ZOO_SERVER
 from benchmarks.peers.own import OWN
 from benchmarks.peers.running import WORK_WITHIN, running
@@ -30,20 +30,22 @@ CHILDREN = {
     "shell": "shell",
 }
 ENDINGS = {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
+JOBS = 6  # gateways at once: most of the time is waiting
 GRACE = 8.0  # seconds until who is still there counts
 
 
 def run(peers, options):
     rounds = options.rounds or 1
+    peers = list({peer.pins or peer.name: peer for peer in reversed(peers)}.values())[::-1]  # one of each package
     cells = [(peer, ending, child) for peer in peers for ending in ENDINGS for child in CHILDREN]
     left = {}
-    with ProcessPoolExecutor(os.cpu_count() or 1) as pool:
+    with ProcessPoolExecutor(JOBS) as pool:
         for peer in peers:
             peer.install()
         futures = {pool.submit(run_cell, *cell): cell for cell in cells * rounds}
         for future, (peer, ending, child) in futures.items():
             left.setdefault((peer.name, ending), {}).setdefault(child, []).append(future.result())
-            print(f"{peer.name}, {ending}, {child}: {future.result()}", file=sys.stderr, flush=True)
+            progress.step(f"{peer.name}, {ending}, {child}: {future.result()}")
     own = [alive for (name, _), found in left.items() if name == OWN.name for each in found.values() for alive in each]
     worst = max(alive if isinstance(alive, int) else -1 for alive in own)
     claims = [Claim("children that outlive this gateway", Figure.of([worst]), most=0)]
@@ -87,7 +89,9 @@ def make_details(peers, left):
     for peer in peers:
         for ending in ENDINGS:
             found = left[peer.name, ending]
-            cells = [" to ".join(dict.fromkeys(str(alive) for alive in sorted(found[child], key=str))) for child in CHILDREN]
+            cells = [
+                " to ".join(dict.fromkeys(str(alive) for alive in sorted(found[child], key=str))) for child in CHILDREN
+            ]
             rows.append([peer.name, ending, *cells])
     table = render(["gateway", "ended by", *CHILDREN.values()], rows)
     data = [{"who": name, "ending": ending, "alive": found} for (name, ending), found in left.items()]

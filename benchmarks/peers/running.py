@@ -63,14 +63,15 @@ class Running:
 
     def wait_working(self, face):
         """Until one connection gets right answers; else the last error, as it came."""
-        until = time.monotonic() + WORK_WITHIN
+        until, seconds = time.monotonic() + WORK_WITHIN, 0.1
         while True:
             try:
-                load.run(self.spec(face, seconds=0.1))
+                load.run(self.spec(face, seconds=seconds))
             except (WrongAnswer, OSError, ValueError):
                 if time.monotonic() > until or self.process.poll() is not None:
                     raise
                 time.sleep(POLL)
+                seconds = min(2 * seconds, 5.0)  # some start a process for each call
             else:
                 return
 
