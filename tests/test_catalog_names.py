@@ -23,7 +23,7 @@ texts = st.text(max_size=40)
         ("git", ".", "search_commits_by_message_and_author", 32, "git.search_commits_by_m_d76c98ef"),
     ],
 )
-def test_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:
+def test_seed_g5_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:
     assert names.public_name(namespace, separator, own, most) == public
 
 

@@ -91,7 +91,7 @@ def test_an_unreadable_config_is_named(cli, tmp_path, command):
 
 @commands
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"mcpServers": 5}', '{"servers": []}', "\x00", "{}"])
-def test_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
+def test_seed_g4_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
     assert_refused(cli(*command, write(tmp_path, text)), "config.json")
 
 
@@ -103,7 +103,7 @@ def test_bytes_that_are_no_text_are_one_line(cli, tmp_path, command):
 
 
 @commands
-def test_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
+def test_seed_g4_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
     config = {
         "mcpServers": {
             "both": {"command": "x", "url": "http://localhost/mcp"},
@@ -267,6 +267,23 @@ def test_both_readers_of_the_command_line_agree(words):
     other, raw = read_with_typer([find_command(name) for name in COMMANDS], words)
     assert other == command
     assert convert(command, raw) == convert(command, plain)
+
+
+def test_seed_g3_what_serves_where_by_default_and_as_told():
+    serve = find_command("serve")
+
+    def read(*words):
+        values = convert(serve, read_plain(serve, ["--config", "x", *words]))
+        paths = (values.streamable_http_path, values.sse_path, values.message_path)
+        return values.transport, values.host, values.port, paths
+
+    assert read() == (("stdio",), "127.0.0.1", 8080, ("/mcp", "/sse", "/messages/"))
+    assert read("--transport", "http")[0] == ("streamable-http",)
+    assert read("--transport", "streamable-http,sse", "--port", "0", "--sse-path", "/old")[0:4:2] == (
+        ("streamable-http", "sse"),
+        0,
+    )
+    assert read("--streamable-http-path", "/a", "--message-path", "/b")[3] == ("/a", "/sse", "/b")
 
 
 def test_the_plain_reader_leaves_alone_what_is_not_plain():

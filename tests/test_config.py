@@ -117,7 +117,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("fields", "line"), BAD_FIELDS, ids=[line[7:60] for _, line in BAD_FIELDS])
-def test_bad_field(fields: dict[str, Any], line: str) -> None:
+def test_seed_g4_bad_field(fields: dict[str, Any], line: str) -> None:
     whole = fields if "url" in fields else {"command": "run"} | fields
     assert problems_of({"mcpServers": {"weather": whole}}) == [f"server 'weather': {line}"]
 
@@ -277,7 +277,7 @@ TRANSPORTS = [
 
 
 @pytest.mark.parametrize(("fields", "transport"), TRANSPORTS)
-def test_transport(fields: dict[str, Any], transport: str | None) -> None:
+def test_seed_g2_transport(fields: dict[str, Any], transport: str | None) -> None:
     assert server(**fields).transport == transport
 
 

@@ -34,7 +34,7 @@ def problem(path: Path) -> str:
     return line
 
 
-def test_minimal_example() -> None:
+def test_seed_g4_minimal_example() -> None:
     config = load_config(EXAMPLES / "minimal.json", environ=ENVIRON)
     assert config.servers == {
         "time": ServerConfig(name="time", transport="stdio", command="uvx", args=("mcp-server-time",))
@@ -81,7 +81,7 @@ def test_another_clients_file() -> None:
     assert len(config.warnings) == 4
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_seed_g4_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     assert problem(path) == f"{path}: no such file; check the path given with --config"
 

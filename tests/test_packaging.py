@@ -85,11 +85,22 @@ def test_the_top_level_holds_nothing_else() -> None:
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
 
 
-@pytest.mark.parametrize("name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/bootstrap.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/seed-table", "bin/bootstrap.sh", ".ci/run"]
+)
 def test_a_script_parses(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK) == (name != "bin/bootstrap.sh")
     shell = "bash" if name == ".ci/run" else "sh"
     subprocess.run([shell, "-n", ROOT / name], timeout=WAIT, check=True)
+
+
+def test_seed_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_both() -> None:
+    assert PROJECT["scripts"] == {"mcp-gateway": "gateway.cli:main"}
+    assert "pytest" in {requirement.name for requirement in wanted("dev")}
+    for name, runs in (("bin/mcp-gateway", "-m gateway"), ("bin/test", "-m pytest")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "bootstrap.sh" in text, "it sets the environment up first"
+        assert runs in text
 
 
 class Clone:
@@ -217,7 +228,7 @@ def made(first_runs: tuple[Clone, object], tmp_path: Path) -> Clone:
     return clone
 
 
-def test_two_first_runs_at_once_make_one_venv(first_runs: tuple[Clone, list[tuple[int, str, str]]]) -> None:
+def test_seed_g10_two_first_runs_at_once_make_one_venv(first_runs: tuple[Clone, list[tuple[int, str, str]]]) -> None:
     for pid, out, err in first_runs[1]:
         assert out == f"[] {pid} from stdin\n", err  # nothing but the gateway's own, whose pid is the command's
     assert "".join(err for *_, err in first_runs[1]).count("preparing .venv, which") == 1

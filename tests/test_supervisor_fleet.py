@@ -59,7 +59,7 @@ async def test_nothing_waits_for_the_slowest(autojump_clock: MockClock) -> None:
         }
 
 
-async def test_lists_keep_the_order_of_the_config(autojump_clock: MockClock) -> None:
+async def test_seed_g1_lists_keep_the_order_of_the_config(autojump_clock: MockClock) -> None:
     fakes = {name: FakeBackend(make_listing("x")) for name in "cab"}
 
     async def late(_number: int) -> None:

@@ -1,0 +1,95 @@
+"""What users of the gateway rely on, row by row, and the tests that show it: `python -m tests.seeds` writes the table.
+
+A test belongs to a row when its name begins with `test_seed_ROW_`. `--print` shows the table and changes no file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from tests.support import ROOT
+
+ROWS = {
+    "G1": "Several backends of one config file are merged into one MCP server",
+    "G2": "A backend is reached over `stdio`, `sse` or `streamable-http` (also spelled `type`, and `http`); without a"
+          " `transport`, `command` means stdio and a `url` is probed",
+    "G3": "The gateway serves `stdio` (default), `sse` or `streamable-http`, or both of the latter, on 127.0.0.1:8080"
+          " unless told otherwise, on paths that can be changed",
+    "G4": "The config has the format of MCP clients; a missing file, bad JSON or a wrong field is one clear line that"
+          " names the server and the field",
+    "G5": "A tool or prompt is offered as `SERVER.NAME`, and equal names of two backends never clash",
+    "G6": "A call reaches its backend under the tool's own name, `_meta` included, and the result comes back unchanged",
+    "G7": "Prompts, resources, templates, completion, subscriptions, log level and progress pass through",
+    "G8": "Management over HTTP: `/health`, `/servers` (GET, POST, DELETE) and `/tools`",
+    "G9": "`POST /servers` with bad JSON is a 400, with a bad or empty config a 422, and changes nothing",
+    "G10": "One command sets the environment up, one runs the gateway, one tests it; uv does the same",
+    "P1": "`initialize_connections(config)` checks the config and records every server without starting any",
+    "P2": "Exactly one of `command` and `url`; each violation has a message of its own that names the server",
+    "P3": "An `Authorization` header is used as given; a remote server without one gets OAuth found out",
+    "P4": "`get_client(name)`: `KeyError` if unknown, `RuntimeError` with the reason if it failed to initialize",
+    "P5": "`test_connection(name)` tries several times, with growing pauses, and updates the status",
+    "P6": "`call_tool` has a session of its own for each call, a `TimeoutError`, a `RuntimeError` that names tool and"
+          " server, and returns results with `isError`",
+    "P7": "`list_tools(server)`",
+    "P8": "`get_server_status`, `get_all_servers`, `get_servers_config`",
+    "P9": "`reload(config)` checks all, changes nothing if anything is wrong, and leaves the unchanged undisturbed",
+    "P10": "`close_all_connections()` goes down the stop ladder; one that fails to close keeps no other open",
+    "M1": "Made with `name`, `auth_enabled`, `api_key`; configured in memory, without any file",
+    "M2": "`initialize()`, `mount_to_app(app)` on a FastAPI or Starlette application, `shutdown()`",
+    "M3": "`update_tools(tools)`: exactly these are offered, as described; an unknown one is refused",
+    "M4": "`update_and_remount`: served at once, clients are told, calls in flight finish",
+    "M5": "Without the right key a request gets 401 and nothing else; CORS follows `allow_origins`",
+    "M6": "Failures are logged and raised as the project's own errors, never half-mounted",
+}  # fmt: skip
+BEGIN, END = "<!-- seed table -->", "<!-- end of seed table -->"
+_TEST = re.compile(r"^(?:async )?def (test_seed_([a-z]\d+)_\w+)\(", re.MULTILINE)
+
+
+def find_tests() -> dict[str, list[str]]:
+    """The tests of each row, as `FILE::NAME`; a row that is none stands there too."""
+    found: dict[str, list[str]] = {row: [] for row in ROWS}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for name, row in _TEST.findall(path.read_text(encoding="utf-8")):
+            found.setdefault(row.upper(), []).append(f"{path.relative_to(ROOT)}::{name}")
+    return found
+
+
+def render() -> str:
+    """The table."""
+    lines = ["| row | what | shown by |", "|---|---|---|"]
+    found = find_tests()
+    for row, what in ROWS.items():
+        first, *others = found[row]
+        further = f" and {len(others)} more" if others else ""
+        lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{further} |")
+    return "\n".join(lines)
+
+
+def put_in_readme(text: str, table: str) -> str:
+    """README's text with this table in it."""
+    before, found, rest = text.partition(BEGIN)
+    if not found:
+        raise ValueError(f"there is no {BEGIN} in it")
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bin/seed-table", description=__doc__)
+    parser.add_argument("--print", action="store_true", help="show the table; change no file")
+    options = parser.parse_args()
+    missing = [row for row, tests in find_tests().items() if not tests]
+    if missing:
+        print(f"bin/seed-table: no test shows {', '.join(missing)}", file=sys.stderr)
+        return 1
+    if options.print:
+        print(render())
+        return 0
+    readme = ROOT / "README.md"
+    readme.write_text(put_in_readme(readme.read_text(encoding="utf-8"), render()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
