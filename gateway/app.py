@@ -166,6 +166,7 @@ class Gateway:
         self._stop = trio.Event()
         self._closing = trio.Event()
         self._faces = trio.CancelScope()
+        self._all_answered = True
         self._urls: list[str] = []
 
     async def run(self, ready: Callable[[str], None]) -> bool:
@@ -199,7 +200,7 @@ class Gateway:
             self.fleet.stop()
             await self.fleet.ended.wait()
             services.cancel_scope.cancel(reason="everything has stopped")
-        return clean
+        return clean and self._all_answered
 
     def _make_logins(self) -> Logins:
         from gateway.backends.oauth import Logins  # as with `HttpOpener`
@@ -260,7 +261,8 @@ class Gateway:
         options, identity = self._options, ANYBODY
         if options.view is not None:
             identity = at_view(identity, options.view)
-        await StdioFace(self._answers, options.stdin, options.stdout, self._closing, identity).run()
+        face = StdioFace(self._answers, options.stdin, options.stdout, self._closing, identity)
+        self._all_answered = await face.run()
         self._stop.set()
 
     async def _serve_control(self, store: Store) -> None:

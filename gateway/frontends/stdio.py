@@ -49,6 +49,9 @@ MAX_BATCHES: Final = 16
 END_GRACE: Final = 1.0
 """Seconds that requests under way get when stdin has ended: what a shell pipeline asked is still answered, and a client
 that stops us by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
+MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of messages that wait for a client which does not read; over it, answers become short errors that say so. While
+more than a mebibyte waits nothing more is read, but what was read by then may all end in memory."""
 LAST_ANSWERS: Final = 0.25
 """Seconds more for telling the client which requests were not done by then."""
 
@@ -74,10 +77,14 @@ class StdioFace:
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
         self._batches = 0
+        self._cut_off = False
         self._nursery: trio.Nursery  # of the requests; opened and left by run
 
-    async def run(self) -> None:
-        """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered."""
+    async def run(self) -> bool:
+        """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered.
+
+        Returns whether all of them were.
+        """
         fleet = self._answers.fleet
         fleet.subscribe(self._changed)
         try:
@@ -86,6 +93,7 @@ class StdioFace:
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
+        return not self._cut_off
 
     async def _serve(self) -> None:
         async with self._stdout, trio.open_nursery() as services:
@@ -99,6 +107,7 @@ class StdioFace:
                 deadline = trio.current_time() + END_GRACE
                 self._in_flight.end_at(deadline)
                 self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
+            self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
             with trio.move_on_at(deadline + END_GRACE):
                 await self._outbox.drained()
             services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
@@ -119,6 +128,8 @@ class StdioFace:
                 for line in splitter.feed(data):
                     self._take(line)
                 await self._outbox.room()
+        for line in splitter.feed(b"\n"):  # the last line need not have an end
+            self._take(line)
 
     def _post(self, message: bytes) -> None:
         # One call at a time gains by an immediate write, many by one write for all that end in one turn of the loop.
@@ -171,10 +182,20 @@ class StdioFace:
         return False
 
     async def _request(self, message: Message, scope: trio.CancelScope) -> None:
-        response = await self._respond(message, scope)
-        if response is not None:
-            self._post(response)
-            await self._outbox.room()
+        # The response is in no variable of this task: while the client does not read, the outbox alone is to hold it.
+        self._answer(await self._respond(message, scope), message.id)
+        await self._outbox.room()
+
+    def _answer(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
+        """Post a response, or an error in its place if too much waits for a client that does not read."""
+        if response is None:
+            return
+        waiting = self._outbox.size
+        if waiting and waiting + len(response) > MAX_UNREAD_BYTES:
+            text = f"you do not read: {waiting} bytes wait for you, and the {len(response)} of this answer were dropped"
+            known = request_id if isinstance(request_id, int | str) else None
+            response = jsonrpc.error_response(known, jsonrpc.INTERNAL_ERROR, text)
+        self._post(response)
 
     async def _batch(self, line: bytes) -> None:
         """Answer a batch with a batch, which is a MUST in the one protocol version that has them."""
@@ -190,7 +211,7 @@ class StdioFace:
                 return
             responses = await self._respond_all(messages)
             if responses:
-                self._post(b"[" + b",".join(responses) + b"]")
+                self._answer(b"[" + b",".join(responses) + b"]", None)
         finally:
             self._batches -= 1
 
@@ -228,6 +249,7 @@ class StdioFace:
         finally:
             self._in_flight.leave(request_id)
         if trio.current_time() >= scope.deadline:
+            self._cut_off = True
             text = f"stdin has ended, and this was not done within {END_GRACE:g} s after it"
             return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, text)
         return None

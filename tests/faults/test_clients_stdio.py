@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from pathlib import Path
 
 import pytest
 import trio
 
-from tests.contract.support import LADDER, kilobytes, open_client, open_gateways, open_raw, text_of
+from tests.contract.support import LADDER, kilobytes, open_client, open_gateways, open_raw, structured_of, text_of
 from tests.support import (
     LATEST_LEGACY,
     META,
@@ -183,6 +185,15 @@ async def test_before_initialize_only_ping_and_modern_requests_are_served():
             assert (await stdio.request_modern("tools/list"))["result"]["tools"]
 
 
+async def test_the_last_line_needs_no_end():
+    async with open_gateway_process({"mcpServers": {}}, transport="stdio") as gateway:
+        await gateway.stdio.send_raw(json.dumps(make_request(1, "ping")).encode())
+        await gateway.stdio.sending.aclose()
+        assert (await gateway.stdio.response(1))["result"] == {}
+        with trio.fail_after(STOP_WITHIN):
+            assert await gateway.process.wait() == 0
+
+
 async def test_a_client_that_stops_reading_is_not_buffered_for_and_does_not_delay_the_end():
     async with open_gateway_process(CONFIG, transport="stdio", status=None) as gateway:
         stdio = gateway.stdio
@@ -199,3 +210,31 @@ async def test_a_client_that_stops_reading_is_not_buffered_for_and_does_not_dela
         gateway.process.send_signal(signal.SIGTERM)
         with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() in {0, 1}
+
+
+async def test_answers_to_a_client_that_does_not_read_are_bounded_by_their_bytes():
+    patient = echo_backend() | {"queue_size": 200, "shutdown_grace": [1, 1, 1]}
+    async with open_gateway_process({"mcpServers": {"echo": patient}}, transport="stdio") as gateway:
+        stdio = gateway.stdio
+        await stdio.initialize()
+        pid = structured_of(await stdio.call_tool("echo.env"))["pid"]
+        before = kilobytes(gateway.pid, "VmRSS")
+        asked = [
+            await stdio.start("tools/call", {"name": "echo.big", "arguments": {"n": 1_000_000}}) for _ in range(150)
+        ]
+        with trio.fail_after(60):
+            while written(pid) < 150_000_000:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+        assert kilobytes(gateway.pid, "VmHWM") - before < 110_000
+        answers = [await stdio.response(request_id) for request_id in asked]
+        dropped = [answer for answer in answers if "do not read" in answer.get("error", {}).get("message", "")]
+        assert 75 <= len(dropped) <= 85
+        assert all("result" in answer for answer in answers if answer not in dropped)
+
+
+def written(pid):
+    """The bytes that a process has written so far."""
+    (line,) = (
+        line for line in Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines() if line.startswith("wchar:")
+    )
+    return int(line.split()[1])

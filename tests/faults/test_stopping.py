@@ -264,7 +264,7 @@ async def test_the_end_of_stdin_lets_calls_under_way_finish_for_a_second(tmp_pat
 
 async def test_the_end_of_stdin_waits_no_longer_than_a_client_would(tmp_path):
     """A client that closes stdin sends SIGTERM two seconds later: by then all is answered, cancelled and gone."""
-    async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=None) as run:
+    async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=1) as run:
         asked = [
             await run.client.start("tools/call", {"name": "b.sleep", "arguments": {"seconds": 60, "text": text}})
             for text in ("slow", "unwanted")
