@@ -1,28 +1,80 @@
-"""`mcp-gateway check`: whether a config file is right, and what it would start."""
+"""`mcp-gateway check`: whether a config file is right, where it is not, and what it would start."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gateway.cli.flags import Command, Flag, Values
-from gateway.cli.options import load
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.output import error, print_json, say, warn
+from gateway.cli.places import Places
+from gateway.config import load_config
+from gateway.config.parse import read_file
 from gateway.config.shown import shown_args
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gateway.config import Config, ServerConfig
 
 
 def run(values: Values) -> int:
-    """Say it for every server; raises ConfigError."""
-    config = load(values.file)
+    """Say it for every server; 2 if the file is not valid."""
+    config: Config | None = None
+    problems: tuple[str, ...] = ()
+    try:
+        config = load_config(values.file, environ=os.environ)
+    except ConfigError as exc:
+        problems = exc.problems
+    places = _places(values.file)
+    warnings = () if config is None else config.warnings
+    if values.json:
+        print_json({
+            "file": str(values.file),
+            "ok": config is not None,
+            "problems": [_located(places, line) for line in problems],
+            "warnings": [_located(places, line, key=True) for line in warnings],
+            "servers": {} if config is None else {one.name: _summary(one) for one in config.servers.values()},
+        })
+        return 0 if config is not None else 2
+    _show(values.file, places, problems, error)
+    _show(values.file, places, warnings, warn, key=True)
+    if config is None:
+        return 2
     for server in config.servers.values():
-        if server.disabled:
-            print(f"{server.name}: disabled")
-        elif server.command is not None:
-            shown = " ".join([server.command, *shown_args(server.args)])
-            print(f"{server.name}: stdio, runs {server.without_secrets(shown)}")
-        else:
-            how = server.transport or "streamable-http or sse (probed)"
-            print(f"{server.name}: {how}, connects to {server.public_url}")
+        print(f"{server.name}: {_summary(server)}")
     print(f"{values.file}: ok, {len(config.servers)} servers")
     return 0
+
+
+def _places(path: Path) -> Places:
+    try:
+        return Places(read_file(path).decode("utf-8", errors="replace"))
+    except ConfigError:
+        return Places("")
+
+
+def _show(path: Path, places: Places, lines: Iterable[str], tell: Callable[[str], None], *, key: bool = False) -> None:
+    for line in lines:
+        tell(line)
+        place = places.find(line, key=key)
+        if place is not None:
+            say(f"  --> {path}:{place.line}:{place.column}\n{places.excerpt(place)}")
+
+
+def _located(places: Places, line: str, *, key: bool = False) -> dict[str, Any]:
+    place = places.find(line, key=key)
+    return {"message": str(line), **({} if place is None else place._asdict())}
+
+
+def _summary(server: ServerConfig) -> str:
+    if server.disabled:
+        return "disabled"
+    if server.command is None:
+        return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {server.public_url}"
+    return "stdio, runs " + server.without_secrets(" ".join([server.command, *shown_args(server.args)]))
 
 
 COMMANDS = (
@@ -30,6 +82,6 @@ COMMANDS = (
         "check",
         "check a config file and say what it would start",
         run,
-        (Flag("FILE", "the config file", parse=Path, required=True),),
+        (Flag("FILE", "the config file", parse=Path, required=True), JSON),
     ),
 )

@@ -30,6 +30,7 @@ COMMANDS = {
     "login": "login",
     "logout": "login",
     "fields": "fields",
+    "schema": "schema",
     "hash-key": "access",
     "demo": "demo",
 }

@@ -29,6 +29,22 @@ _KINDS: dict[type, str] = {
 }
 
 
+class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what is sent
+    """A line about one field, which knows where it is: whose field, and its path in there as the file spells it."""
+
+    __slots__ = ("label", "owner")
+
+    owner: str
+    label: str
+
+    @classmethod
+    def about(cls, owner: str, label: str, text: str) -> Line:
+        """Make one; an empty label is the owner as a whole."""
+        line = cls(f"{owner}: field {shown(label)} {text}" if label else f"{owner}: {text}")
+        line.owner, line.label = owner, label
+        return line
+
+
 class Findings(Struct):
     """The lines found so far, in the order in which they were found."""
 
@@ -61,15 +77,15 @@ class Scope(Struct):
 
     def problem(self, label: str, text: str) -> None:
         """Note what is wrong with one field; `text` continues the sentence."""
-        self.findings.problems.append(f"{self.owner}: field {shown(label)} {text}")
+        self.findings.problems.append(Line.about(self.owner, label, text))
 
     def refuse(self, text: str) -> None:
         """Note what is wrong with the owner as a whole; `text` continues the sentence."""
-        self.findings.problems.append(f"{self.owner}: {text}")
+        self.findings.problems.append(Line.about(self.owner, "", text))
 
     def warn(self, label: str, text: str) -> None:
         """Note what is odd about one field; `text` continues the sentence."""
-        self.findings.warnings.append(f"{self.owner}: field {shown(label)} {text}")
+        self.findings.warnings.append(Line.about(self.owner, label, text))
 
 
 class Entry(Struct, frozen=True):

@@ -1,0 +1,148 @@
+"""The JSON Schema of the config file, made from the Structs: what editors complete and check by.
+
+The Structs say what holds; `_FORMS` adds the short forms and `_SPELLINGS` the other spellings that the readers take.
+Whatever may hold `${VAR}` in the place of a number or a choice may be a string of that kind. Unknown keys are not
+refused, as the gateway does not refuse them either, except in `access`. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from gateway.config.access_model import AccessSettings
+from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
+from gateway.config.offered import EXCLUDING, INCLUDING
+from gateway.config.servers import ALIASES
+from gateway.config.views_model import ViewConfig
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_REF = "#/$defs/{name}"
+_NUMBER = {"type": "number", "exclusiveMinimum": 0}
+_BOOLEAN = {"type": "boolean"}
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}
+_FORMS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("ServerConfig", "restart"): [_BOOLEAN],
+    ("ServerConfig", "shutdown_grace"): [
+        _NUMBER,
+        {"type": "array", "items": {"anyOf": [_NUMBER, _VARIABLE]}, "minItems": 3, "maxItems": 3},
+    ],
+    ("ServerConfig", "rate_limit"): [_NUMBER],
+    ("ServerConfig", "circuit_breaker"): [_BOOLEAN],
+    ("ServerConfig", "oauth"): [_BOOLEAN],
+    ("ServerConfig", "tools"): [_TEXTS],
+    ("ServerConfig", "transport"): [{"enum": ["http", "streamable_http", "streamablehttp", "streamableHttp"]}],
+    ("ServerConfig", "args"): [{"type": "array", "items": {"type": ["string", "integer"]}}],
+    ("ServerConfig", "env"): [_loose := {"additionalProperties": {"type": ["string", "number", "boolean"]}}],
+    ("ServerConfig", "headers"): [_loose],
+    ("OAuthSettings", "scopes"): [{"type": "string"}],
+    ("ToolChoice", "overrides"): [
+        {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/ToolOverride"}, {"type": "string"}]}}
+    ],
+    ("ViewConfig", "tools"): [_TEXTS],
+    ("Rules", "rate_limit"): [_NUMBER],
+}
+_SPELLINGS: dict[str, dict[str, str]] = {
+    "ServerConfig": ALIASES,
+    "OAuthSettings": {
+        "clientId": "client_id",
+        "clientSecret": "client_secret",
+        "clientMetadataUrl": "client_metadata_url",
+        "callbackPort": "redirect_port",
+        "scope": "scopes",
+    },
+    "ToolOverride": {"inputSchema": "input_schema", "parameters": "input_schema", "rename": "name"},
+    "ViewConfig": {"maxNameLength": "max_name_length"},
+}
+_STRICT = ("AccessSettings", "AccessKey", "ResourceServer", "Introspection")
+
+
+def config_schema() -> dict[str, Any]:
+    """The schema, as a document of its own."""
+    types = (ServerConfig, GatewaySettings, AccessSettings, ViewConfig)
+    (server, gateway, access, view), components = msgspec.json.schema_components(types, ref_template=_REF)
+    defs = {name: _component(name, each) for name, each in components.items()}
+    rules = defs.pop("Rules")["properties"]
+    for name in ("AccessKey", "ResourceServer"):  # rules stand beside what they are for
+        del defs[name]["properties"]["rules"]
+        defs[name]["properties"] |= rules
+    for name in _STRICT:
+        defs[name]["additionalProperties"] = False
+    servers = {
+        "type": "object",
+        "description": "The servers, by name.",
+        "propertyNames": {"pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "additionalProperties": server,
+    }
+    nothing = {"type": "null"}
+    return {
+        "$schema": _DIALECT,
+        "title": "The config of trio-mcp-gateway",
+        "type": "object",
+        "properties": {
+            "$schema": {"type": "string"},
+            "mcpServers": servers,
+            "servers": {**servers, "description": "The same as 'mcpServers'."},
+            "gateway": {"anyOf": [gateway, nothing], "description": "What holds for the gateway as a whole."},
+            "access": {"anyOf": [access, nothing], "description": "Who may use the endpoint."},
+            "views": {
+                "anyOf": [{"type": "object", "additionalProperties": view}, nothing],
+                "description": "Parts of the gateway with an endpoint of their own, by name.",
+            },
+        },
+        "oneOf": [{"required": ["mcpServers"]}, {"required": ["servers"]}],
+        "$defs": defs,
+    }
+
+
+def _component(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """One Struct's schema, as its reader takes it."""
+    properties: dict[str, Any] = {
+        key: _member(name, key, each)
+        for key, each in schema["properties"].items()
+        if name != "ServerConfig" or key not in NOT_WRITTEN
+    }
+    for other, key in _SPELLINGS.get(name, {}).items():
+        properties[other] = {**properties[key], "description": f"The same as '{key}'."}
+    if name == "ServerConfig":
+        properties["enabled"] = {**properties["disabled"], "description": "The opposite of 'disabled'."}
+        for other in sorted(INCLUDING | EXCLUDING):
+            part = "include" if other in INCLUDING else "exclude"
+            properties[other] = {"type": ["array", "null"], "description": f"The same as 'tools.{part}'."}
+    made: dict[str, Any] = {**schema, "properties": properties}
+    made.pop("required", None)
+    required = [key for key in schema.get("required", ()) if key in properties and name not in _SPELLINGS]
+    if required:
+        made["required"] = required
+    if name == "ServerConfig":
+        made["oneOf"] = [{"required": ["command"]}, {"required": ["url"]}]
+    return made
+
+
+def _member(name: str, key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """One field: its description and default, and every form that it may have; null is the same as left out."""
+    notes = {what: schema[what] for what in ("description", "default") if what in schema}
+    forms = schema.get("anyOf") or [{what: said for what, said in schema.items() if what not in notes}]
+    forms = [*(_plain(form) for form in forms), *_FORMS.get((name, key), [])]
+    if any(_takes_variables(form) for form in forms):
+        forms.append(_VARIABLE)
+    if {"type": "null"} not in forms:
+        forms.append({"type": "null"})
+    return {**notes, "anyOf": forms}
+
+
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the wording of bounds, and with patterns as JSON Schema has them."""
+    made = {key: value for key, value in schema.items() if key != "title"}
+    if "pattern" in made:
+        made["pattern"] = made["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
+    inner: Any = made.get("additionalProperties")
+    if isinstance(inner, dict) and "$ref" not in inner:
+        made["additionalProperties"] = {"anyOf": [_plain(cast("dict[str, Any]", inner)), _VARIABLE]} if inner else {}
+    return made
+
+
+def _takes_variables(schema: dict[str, Any]) -> bool:
+    return schema.get("type") in {"number", "integer", "boolean"} or "enum" in schema or "pattern" in schema

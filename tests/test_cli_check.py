@@ -1,0 +1,123 @@
+"""`mcp-gateway check`: where the findings are, shown with a caret and without secrets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.cli import main
+from gateway.cli.places import Place, Places
+from gateway.config import parse_config
+from gateway.errors import ConfigError
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture
+def check(capsys, tmp_path):
+    def run(text, *args):
+        path = tmp_path / "c.json"
+        path.write_text(text, encoding="utf-8")
+        status = main(["check", str(path), *args])
+        out, err = capsys.readouterr()
+        assert SECRET not in out + err
+        return status, out, err.replace(str(tmp_path) + "/", "")
+
+    return run
+
+
+BAD = """{
+  "mcpServers": {
+    "slow": {"command": "s3cr3t", "env": {"TOKEN": "s3cr3t"}, "call_timeout": -1}
+  }
+}"""
+
+
+def test_a_wrong_value_has_a_caret_under_it(check):
+    status, out, err = check(BAD)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[:2] == [
+        "error: server 'slow': field 'call_timeout' must be a number of seconds above 0",
+        "  --> c.json:3:79",
+    ]
+    shown, caret = err.splitlines()[2:]
+    assert shown[caret.index("^") :].startswith("-1")
+
+
+def test_what_is_not_json_has_one_too(check):
+    status, _, err = check('{"mcpServers": {"a": {"command": "s3cr3t" "args": []}}}')
+    assert status == 2
+    place, shown, caret = err.splitlines()[1:]
+    assert place == "  --> c.json:1:43"
+    assert shown[caret.index("^") :].startswith('"args"')
+
+
+def test_a_warning_points_at_its_key(check):
+    status, out, err = check('{"mcpServers": {"a": {"command": "x", "comand": "s3cr3t"}}}')
+    assert status == 0
+    assert out.endswith("ok, 1 servers\n")
+    shown, caret = err.splitlines()[2:]
+    assert shown[caret.index("^") :].startswith('"comand"')
+
+
+def test_as_json(check):
+    status, out, err = check(BAD, "--json")
+    assert (status, err) == (2, "")
+    found = json.loads(out)
+    assert found["ok"] is False
+    assert [(one["line"], one["column"]) for one in found["problems"]] == [(3, 79)]
+    status, out, _ = check('{"mcpServers": {"a": {"command": "x", "args": ["--token", "s3cr3t"]}}}', "--json")
+    assert status == 0
+    assert json.loads(out)["servers"] == {"a": "stdio, runs x --token ***"}
+
+
+@pytest.mark.parametrize(
+    ("config", "at"),
+    [
+        ('{"mcpServers": {"a": ^{"command": "x", "args": [1, ^[]]}}}', 1),
+        ('{"mcpServers": {^"a": {}}}', 0),
+        ('{"servers": {}, "gateway": {"separator": ^"/"}}', 0),
+        ('{"servers": {"a": {"command": "x", "restart": {"jitter": ^2}}}}', 0),
+        ('\\ufeff{"servers": {"a": {"command": "x", "env": {"a.b": ^[]}}}}', 0),
+        ('{"servers": {"a": {"command": "x", "shutdown_grace": [1, ^0, 1]}}}', 0),
+    ],
+)
+def test_places_are_found(config, at):
+    config = config.encode().decode("unicode_escape")
+    text = config.replace("^", "")
+    expected = [index - count for count, index in enumerate(i for i, char in enumerate(config) if char == "^")][at]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, environ={})
+    assert Places(text).find(caught.value.problems[0]) == Place(1, expected + 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"KEY": "s3cr3t"',
+        "'KEY': 's3cr3t'",
+        "KEY: s3cr3t,",
+        '"KEY: "s3cr3t", "x": 1',
+        '"KEY": "s3cr3t',
+        '"KEY": "a\\\\"s3cr3t"',
+        '"KEY" "s3cr3t" s3cr3t',
+        '["s3cr3t", "s3cr3t" ]',
+    ],
+)
+def test_no_line_shows_a_secret(line):
+    for column in range(1, len(line) + 2):
+        excerpt = Places(line).excerpt(Place(1, column))
+        assert SECRET not in excerpt
+        assert excerpt.splitlines()[1].index("^") >= 6
+
+
+def test_a_very_long_line_is_cut_around_the_caret():
+    text = '{"servers": {' + ", ".join(f'"s{i}": {{"command": "x"}}' for i in range(999)) + ', "a": {"command": []}}}'
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, environ={})
+    places = Places(text)
+    found = places.find(caught.value.problems[0])
+    shown, caret = places.excerpt(found).splitlines()
+    assert len(shown) < 140
+    assert shown[caret.index("^") :].startswith("[]")
