@@ -18,6 +18,7 @@ import json
 import select
 import signal
 import sys
+from contextlib import closing
 
 from benchmarks.answers import FIRST_ID, WrongAnswer, check_list
 from benchmarks.callers import HttpCaller, SseCaller, address_of, is_error
@@ -48,6 +49,12 @@ class Crowd:
         for socket in caller.sockets():
             self.callers[socket.fileno()] = caller
             self.poll.register(socket, select.EPOLLIN)
+
+    def close(self):
+        for caller in self.each():
+            for socket in caller.sockets():
+                socket.close()
+        self.poll.close()
 
     def each(self):
         return list(dict.fromkeys(self.callers.values()))
@@ -81,12 +88,12 @@ def check(question, caller, status, answer):
 
 
 def run_calls(spec, question, kind):
-    crowd = Crowd(spec, question, kind)
-    if spec.get("timeline"):
-        return run_timeline(crowd, question, ClosedLoop(spec["seconds"]))
-    if "rate" in spec:
-        return run_open(crowd, question, OpenLoop(spec["seconds"], spec["rate"]))
-    return run_closed(crowd, question, ClosedLoop(spec["seconds"]))
+    with closing(Crowd(spec, question, kind)) as crowd:
+        if spec.get("timeline"):
+            return run_timeline(crowd, question, ClosedLoop(spec["seconds"]))
+        if "rate" in spec:
+            return run_open(crowd, question, OpenLoop(spec["seconds"], spec["rate"]))
+        return run_closed(crowd, question, ClosedLoop(spec["seconds"]))
 
 
 def run_closed(crowd, question, clock):
@@ -134,7 +141,7 @@ def run_timeline(crowd, question, clock):
     def stop(_number, _frame):
         clock.end = min(clock.end, now())
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     calls, idle, left = [], crowd.each(), len(crowd.each())
     while left:
         while idle:  # here, since those that reconnect have their new connections by now
@@ -148,34 +155,39 @@ def run_timeline(crowd, question, clock):
                 idle.append(caller)
             else:
                 left -= 1
+    signal.signal(signal.SIGTERM, before)
     return clock.result() | {"calls_made": calls}
 
 
 def run_list(spec):
     """Whole lists, all pages of each, over one connection."""
-    connection = Connection.at(address_of(spec), spec["era"], spec.get("headers", ()))
-    connection.open()
-    latencies, begin = [], now()
-    for number in range(spec["count"] + spec["warm_up"]):
-        entries, params, took = [], {}, 0.0
-        while True:
-            request_id = FIRST_ID + number
-            message = make_message("tools/list", params, spec["era"], request_id)
-            sent = now()
-            response = connection.post(message)
-            took += now() - sent
-            answer = json.loads(response.message())
-            if answer["id"] != request_id:
-                raise WrongAnswer(f"id {answer['id']!r} for {request_id!r}")
-            entries += answer["result"]["tools"]
-            if (cursor := answer["result"].get("nextCursor")) is None:
-                break
-            params = {"cursor": cursor}
-        if spec["tools"] is not None:
-            check_list(entries, spec["tools"])
-        if number >= spec["warm_up"]:
-            latencies.append(took)
+    latencies, begin, entries = [], now(), []
+    with closing(Connection.at(address_of(spec), spec["era"], spec.get("headers", ()))) as connection:
+        connection.open()
+        for number in range(spec["count"] + spec["warm_up"]):
+            entries, took = read_list(connection, FIRST_ID + number)
+            if spec["tools"] is not None:
+                check_list(entries, spec["tools"])
+            if number >= spec["warm_up"]:
+                latencies.append(took)
     return summarize(latencies, now() - begin) | {"tools": len(entries)}
+
+
+def read_list(connection, request_id):
+    """All entries, and the seconds that the requests took."""
+    entries, params, took = [], {}, 0.0
+    while True:
+        message = make_message("tools/list", params, connection.era, request_id)
+        sent = now()
+        response = connection.post(message)
+        took += now() - sent
+        answer = json.loads(response.message())
+        if answer["id"] != request_id:
+            raise WrongAnswer(f"id {answer['id']!r} for {request_id!r}")
+        entries += answer["result"]["tools"]
+        if (cursor := answer["result"].get("nextCursor")) is None:
+            return entries, took
+        params = {"cursor": cursor}
 
 
 KINDS = {

@@ -1,10 +1,10 @@
 """Question: where do the microseconds of a call go?
 
 Method: the gateway runs with a sampler in it (`profiled.py`; production code knows nothing of it) before one stdlib
-echo backend, with 16 calls under way; each sample of CPU time falls to the file in which the innermost function stands.
-A row's time is its share of the samples, times the CPU time that the gateway's process has spent on a call, so that the
-rows add up to it. Written besides: a flame graph (`--svg FILE`) and the stacks in the folded form that other tools read
-(`--folded FILE`). Unit: microseconds of CPU time.
+echo backend (or, with `--backend`, the tests' own small HTTP server), with 16 calls under way; each sample of CPU time
+falls to the file in which the innermost function stands. A row's time is its share of the samples, times the CPU time
+that the gateway's process has spent on a call, so that the rows add up to it. Written besides: a flame graph (`--svg
+FILE`) and the stacks in the folded form that other tools read (`--folded FILE`). Unit: microseconds of CPU time.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import profiled
 from benchmarks.flame import draw_flame
-from benchmarks.processes import Failed, backend, config_file, config_of, gateway_command, load, serving
+from benchmarks.processes import Failed, backend, config_file, config_of, gateway_command, load, serving, serving_peer
 from benchmarks.table import Claim, Figure, Table
 
 MANY = 16
+NAMES = {"stdio": "stdlib echo on pipes", "http": "small HTTP server", "sse": "small SSE server"}
+SERVER, CLIENT = "HTTP: sockets, parsing, framing", "backend: HTTP client"  # both have h11 do their parsing
+CLIENT_CODE = ("gateway/backends/http", "gateway/backends/exchange.py", "httpx", "httpcore", "anyio/")
 ROWS = {
-    "HTTP: sockets, parsing, framing": ("gateway/frontends/hypercorn_", "hypercorn/", "h11/"),
+    SERVER: ("gateway/frontends/hypercorn_", "hypercorn/", "h11/"),
     "faces: routing, checks, sessions": ("gateway/frontends/", "gateway/access", "gateway/admin"),
     "lines over pipes": ("gateway/frontends/stdio.py", "gateway/lines.py"),
     "envelopes and eras": ("gateway/jsonrpc.py", "gateway/eras/", "gateway/calls.py", "msgspec/"),
     "router and catalog": ("gateway/router.py", "gateway/catalog/", "benchmarks/"),
     "supervisor: queue, limits, history": ("gateway/supervisor/",),
     "backend: conversation and pipe": ("gateway/backends/",),
+    CLIENT: CLIENT_CODE,
     "logs and metrics": ("gateway/telemetry", "gateway/metrics", "logging/"),
     "trio: scheduler and waiting": ("trio/_core/",),
     "trio: streams, sockets, the rest": ("trio/",),
@@ -40,6 +45,7 @@ def add_arguments(parser):
     parser.add_argument("what", choices=["call"])
     parser.add_argument("--face", choices=["http", "stdio"], default="http")
     parser.add_argument("--era", choices=["legacy", "modern"], default="legacy", help="of the client")
+    parser.add_argument("--backend", choices=["stdio", "http", "sse"], default="stdio", help="its transport")
     parser.add_argument("--seconds", type=float, help="of load (10; quick: 3)")
     parser.add_argument("--svg", metavar="FILE", help="the flame graph (profile-call-FACE.svg)")
     parser.add_argument("--folded", metavar="FILE", help="the stacks, a line each")
@@ -50,7 +56,8 @@ def run(options):
     stacks = [([*trim(names)], seen) for names, seen in found["stacks"]]
     per_call = found["cpu"] / found["calls"]
     rows = add_up(found["stacks"], per_call)
-    title = f"A call over {options.face} ({options.era}), {MANY} under way, stdlib echo: {per_call * 1e6:.0f} us"
+    backend_name = NAMES[options.backend]
+    title = f"A call over {options.face} ({options.era}), {MANY} under way, {backend_name}: {per_call * 1e6:.0f} us"
     drawn = Path(options.svg or f"profile-call-{options.face}.svg")
     drawn.write_text(draw_flame(stacks, title), encoding="utf-8")
     if options.folded:
@@ -69,7 +76,11 @@ def take(options):
     """Load the gateway and let it end; what its sampler wrote."""
     seconds = options.seconds or (3.0 if options.quick else 10.0)
     call = {"era": options.era, "seconds": seconds, "tool": "echo.echo"}
-    with tempfile.TemporaryDirectory() as folder, config_file(config_of({"echo": backend()})) as config:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        configured(options.backend) as described,
+        config_file(described) as config,
+    ):
         target = Path(folder, "profile.json")
         os.environ[profiled.TO] = str(target)
         try:
@@ -88,6 +99,17 @@ def take(options):
     return found
 
 
+@contextmanager
+def configured(transport):
+    """A config with the one backend, which lives as long as the block where it is no child."""
+    if transport == "stdio":
+        yield config_of({"echo": backend()})
+        return
+    with serving_peer("--server", "modern" if transport == "http" else "sse") as peer:
+        kind = {"type": "sse"} if transport == "sse" else {}
+        yield {"mcpServers": {"echo": {"url": f"http://127.0.0.1:{peer.port}/mcp", **kind}}}
+
+
 def trim(names):
     """A stack without what is the same in all of them: the interpreter's start and trio's own entry."""
     inner = [i for i, name in enumerate(names) if name.startswith("trio/_core/_run.py:unrolled_run")]
@@ -100,7 +122,7 @@ def row_of(names):
         fitting = [(len(start), row) for row, starts in ROWS.items() for start in starts if name.startswith(start)]
         longest, row = max(fitting)
         if longest:
-            return row
+            return CLIENT if row == SERVER and any(one.startswith(CLIENT_CODE) for one in names) else row
     return "all else"
 
 

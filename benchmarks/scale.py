@@ -10,20 +10,19 @@ after all that. Units: ratio, ms, MB (1,000,000 bytes).
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from benchmarks import oracle, progress
 from benchmarks.answers import check_list
-from benchmarks.clock import now
+from benchmarks.load import read_list
 from benchmarks.memory import read_status
 from benchmarks.plots import Plot
 from benchmarks.processes import POLL, START_WITHIN, Failed, backend, cpu_seconds, load, serving_gateway
 from benchmarks.table import Claim, Figure, Table, ratios
-from benchmarks.wire import Connection, make_message
+from benchmarks.wire import Connection
 
 TOOLS = 20
 MANY = 16  # connections
@@ -76,26 +75,25 @@ def measure(gateway, seconds):
 
 
 def time_list(connection, size):
-    sent = now()
-    response = connection.post(make_message("tools/list", {}, connection.era, 1))
-    took = now() - sent
-    check_list(json.loads(response.message())["result"]["tools"], size * TOOLS)
+    entries, took = read_list(connection, 1)
+    check_list(entries, size * TOOLS)
     return took
 
 
 def first_lists(gateway, size):
     """Seconds of the first list that this gateway ever gives; it has not been asked for one before."""
-    return time_list(Connection(gateway.port, "modern"), size)
+    with closing(Connection(gateway.port, "modern")) as connection:
+        return time_list(connection, size)
 
 
 def changed_lists(gateway, size, rounds):
-    connection = Connection(gateway.port, "modern")
-    again = [time_list(connection, size) for _ in range(10 * rounds)]
-    after = []
-    for _ in range(min(rounds, 3)):
-        os.kill(child_of(gateway.pid), signal.SIGKILL)
-        wait_restarted(gateway, size)
-        after.append(time_list(connection, size))
+    with closing(Connection(gateway.port, "modern")) as connection:
+        again = [time_list(connection, size) for _ in range(10 * rounds)]
+        after = []
+        for _ in range(min(rounds, 3)):
+            os.kill(child_of(gateway.pid), signal.SIGKILL)
+            wait_restarted(gateway, size)
+            after.append(time_list(connection, size))
     return {"after a change": after, "again": again}
 
 

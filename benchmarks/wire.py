@@ -130,6 +130,9 @@ class Connection:
         if self.tls:
             self.socket = ssl.create_default_context().wrap_socket(self.socket, server_hostname=self.host)
 
+    def close(self):
+        self.socket.close()
+
     def receive(self, size=1 << 18):
         """What has arrived, also what TLS holds back; b"" after a hang-up."""
         data = self.socket.recv(size)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import answers, load, table, wire
+from benchmarks import (
+    answers,
+    clock,
+    flame,
+    load,
+    own,
+    page,
+    pipes,
+    plots,
+    processes,
+    profile,
+    questions,
+    recovery,
+    show,
+    table,
+    wire,
+)
 from benchmarks.peers import compare, roster
 from tests.support import PEERS, ROOT
 
@@ -147,11 +165,169 @@ def test_a_table_is_straight():
     assert lines[1].startswith("|---")
 
 
+# -- clocks, questions and callers -----------------------------------------------------------------------------------
+
+
+def test_an_open_loop_counts_from_when_a_call_was_due():
+    loop = clock.OpenLoop(1.0, 10)
+    loop.due(loop.start + 0.35)  # calls were due after 0, 0.1, 0.2 and 0.3 s
+    assert [round(due - loop.start, 9) for due in loop.waiting] == [0, 0.1, 0.2, 0.3]
+    assert loop.next_in(loop.start + 0.35) == pytest.approx(0.05)
+    for due in loop.waiting:  # a server that stalled until 0.6 s: the warm-up is over after 0.2 s
+        loop.add(due, loop.start + 0.6)
+    assert loop.latencies == pytest.approx([0.4, 0.3])
+    loop.due(loop.start + 100)
+    assert loop.numbered == loop.total == 12
+    assert loop.next_in(loop.start + 100) is None
+
+
+@pytest.mark.parametrize("check", ["echo", "numbered", "big"])
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_answers_of_any_size_are_compared(check, size):
+    asked = questions.make_question({"tool": "t", "era": "legacy", "check": check, "size": size, "prefix": "p "})
+    request = json.loads(asked.fill(answers.FIRST_ID))
+    text = asked.expected(answers.FIRST_ID)
+    assert len(text) >= size
+    if check != "big":
+        assert text.endswith(request["params"]["arguments"]["text"])
+
+    def answer(text, request_id=answers.FIRST_ID):
+        return json.dumps({"id": request_id, "result": {"content": [{"type": "text", "text": text}]}}).encode()
+
+    asked.check(answer(text), answers.FIRST_ID)
+    wrong = [answer(text, answers.FIRST_ID + 1), answer(text + "x"), answer(text[1:] or "y"), b"{}", b""]
+    for body in wrong:
+        with pytest.raises(answers.WrongAnswer):
+            asked.check(body, answers.FIRST_ID)
+
+
+def test_tools_that_nobody_knows_must_only_not_fail():
+    asked = questions.make_question({"tool": "t", "era": "modern", "check": "any", "arguments": {"a": "50 %"}})
+    assert json.loads(asked.fill(7))["params"]["arguments"] == {"a": "50 %"}
+    asked.check(b'{"id":7,"result":{"whatever":1}}', 7)
+    for body in (b'{"id":7,"result":{"isError":true}}', b'{"id":7,"error":{}}', b'{"id":8,"result":{}}'):
+        with pytest.raises(answers.WrongAnswer):
+            asked.check(body, 7)
+
+
+def test_ids_of_long_lines_are_found_at_either_end():
+    line = b'{"jsonrpc":"2.0","id":%d,"result":{"text":"%b"}}' % (answers.FIRST_ID, b"x" * 40_000)
+    last = b'{"result":{"text":"%b"},"id":%d,"jsonrpc":"2.0"}' % (b"x" * 40_000, answers.FIRST_ID)
+    assert pipes.id_of(line) == pipes.id_of(last) == answers.FIRST_ID
+    assert pipes.id_of(b'{"method":"notifications/message","params":{}}') is None
+
+
+def test_one_call_over_every_kind_of_load():
+    """One gateway, for a moment each: closed and open loop, both HTTP transports, errors as answers, whole lists."""
+    members = {"gateway": {"sse_after": 5}}
+    with processes.serving_gateway({"echo": processes.backend()}, "streamable-http,sse", **members) as gateway:
+        gateway.wait_ready(1)
+        call = {"port": gateway.port, "seconds": 0.05, "connections": 2, "tool": "echo.echo"}
+        for spec in (
+            {"kind": "http", "era": "legacy", "size": 10_000},
+            {"kind": "http", "era": "modern", "rate": 100},
+            {"kind": "sse", "era": "legacy"},
+            {"kind": "sse", "era": "legacy", "rate": 100},
+        ):
+            result = load.run(call | spec)
+            assert result["calls"] > 0
+            assert result["quantiles"][0][1] == result["p50"] <= result["quantiles"][-1][1]
+        wrong = call | {"kind": "http", "era": "modern", "tool": "echo.nothing"}
+        made = load.run(wrong | {"timeline": True})["calls_made"]
+        assert made
+        assert not any(ok for _sent, _answered, ok in made)
+        with pytest.raises(answers.WrongAnswer):
+            load.run(wrong)
+        lists = {"kind": "list", "port": gateway.port, "era": "modern", "tools": 9, "count": 1, "warm_up": 0}
+        assert load.run(lists)["tools"] == 9
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_is_judged_by_the_calls_around_it():
+    calls = [[0.0, 0.9, True], [0.95, 1.02, False], [0.98, 1.01, True], [1.03, 1.04, False], [1.05, 1.5, True]]
+    found = recovery.judge(calls, 1.0)
+    assert found == pytest.approx({"heard": 0.02, "answered": 0.02, "served": 0.5, "errors": 2})
+
+
+def test_a_profile_adds_up():
+    def stack(*names):
+        return ["runpy:run", "trio/_core/_run.py:unrolled_run", *names]
+
+    stacks = [
+        [stack(), 2],
+        [stack("gateway/frontends/http.py:f"), 3],
+        [stack("gateway/frontends/hypercorn_h11.py:f", "h11/_connection.py:g", "3.11/json/decoder.py:h"), 4],
+        [stack("httpcore2/_async/http11.py:f", "h11/_connection.py:g"), 1],
+    ]
+    rows = profile.add_up(stacks, 100e-6)
+    assert [(row[0], row[1]) for row in rows] == [
+        (profile.SERVER, "40.0"),
+        ("faces: routing, checks, sessions", "30.0"),
+        (profile.CLIENT, "10.0"),
+        ("trio: scheduler and waiting", "20.0"),
+        ("all", "100.0"),
+    ]
+    drawn = ElementTree.fromstring(flame.draw_flame([(profile.trim(names), seen) for names, seen in stacks], "a <b>"))
+    widths = [float(one.get("width")) for one in drawn.iter("{http://www.w3.org/2000/svg}rect")]
+    assert widths.count(flame.WIDTH) == 3  # the paper, all, and the function that all have in common
+
+
+def test_plots_are_drawn_whatever_their_numbers():
+    result = load.summarize([0.001, 0.002, 0.2], 1)
+    for plot in (
+        plots.percentiles("p", {"a <b>": result, "c": result}),
+        plots.Plot("t", "x", "y", {"a": [(1, 0), (300, 5)]}, x_log=True),
+        plots.Plot("t", "x", "y", {"a": [(1, 1)], "empty": []}, y_log=True),
+        plots.Plot("t", "x", "y", {}),
+    ):
+        ElementTree.fromstring(plots.draw(plot))
+
+
+def test_the_report_is_one_page_of_all_that_was_asked(tmp_path):
+    claim = table.Claim("calls & <more>", table.Figure(1, 1, 1), least=2)
+    plot = plots.Plot("t", "x", "y", {"a": [(1, 2.5), (2, 3)]}, x_names={1: "one"})
+    shown = [table.Table(["a"], [["<1>"]], "title"), "text\n\n| h |\n|---|\n| cell |\n", plot]
+    for question in ("call", "list"):
+        path = page.keep(tmp_path, question, answers, {"cpu": "one"}, [claim], (shown, {"a": 1}))
+    text = path.read_text(encoding="utf-8")
+    assert all(f'id="{question}"' in text for question in ("call", "list"))
+    for part in (
+        "calls &amp; &lt;more&gt;",
+        'class="missed"',
+        "&lt;1&gt;",
+        "<td>cell</td>",
+        "<svg",
+        "a load generator",
+    ):
+        assert part.lower() in text.lower()
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)  # nothing is fetched
+
+
+def test_findings_are_markdown_where_nobody_looks_on(capsys):
+    claim = table.Claim("calls", table.Figure(1, 1, 1), least=2)
+    show.report("call", {"cpu": "one"}, [claim], details=("| h |\n|---|\n| cell |", None))
+    said = capsys.readouterr().out
+    assert table.parts(said)[-1].rows == [["calls", "1.00", "", ">= 2", "MISSED"]]
+    show.report("call", {}, [claim], details=([], {"a": 1}), as_json=True)
+    assert json.loads(capsys.readouterr().out)["details"] == {"a": 1}
+
+
+def test_the_owner_of_a_tool_is_found_by_its_name(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y", "disabled": True}}}))
+    server, name = own.find_owner(path, "a.tool.of.a")
+    assert (server.command, name) == ("x", "tool.of.a")
+    with pytest.raises(processes.Failed):
+        own.find_owner(path, "b.tool")
+
+
 def test_the_command_line_lists_its_questions():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
     )
-    for question in ("call", "list", "startup", "memory"):
+    for question in ("call", "list", "startup", "memory", "recovery", "fairness", "scale", "own", "profile", "all"):
         assert question in done.stdout
 
 
