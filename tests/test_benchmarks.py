@@ -113,13 +113,23 @@ def test_the_template_makes_valid_requests_of_one_length():
         assert ("_meta" in message["params"]) == (era == "modern")
 
 
+def counted(spec):
+    """The result of a short measurement; a longer one where a busy machine let no call be answered in time."""
+    for seconds in (0.05, 0.5, 5.0):
+        try:
+            return load.run(spec | {"seconds": seconds})
+        except answers.WrongAnswer as exc:
+            if answers.NONE_IN_TIME not in str(exc):
+                raise
+    raise AssertionError(f"no call was answered: {spec}")
+
+
 def test_the_load_generator_runs_over_pipes():
     command = [sys.executable, str(PEERS / "echo_server.py")]
-    spec = {"kind": "stdio", "command": command, "era": "legacy", "window": 4, "seconds": 0.05, "tool": "echo"}
-    result = load.run(spec)
+    result = counted({"kind": "stdio", "command": command, "era": "legacy", "window": 4, "tool": "echo"})
     assert result["calls"] > 0
     assert result["p50"] <= result["p99"]
-    assert result["per_second"] == pytest.approx(result["calls"] / 0.05)
+    assert result["per_second"] == pytest.approx(result["calls"] / result["seconds"])
 
 
 def test_the_load_generator_refuses_a_server_that_answers_others():
@@ -229,11 +239,11 @@ def test_one_call_over_every_kind_of_load():
             {"kind": "sse", "era": "legacy"},
             {"kind": "sse", "era": "legacy", "rate": 100},
         ):
-            result = load.run(call | spec)
+            result = counted(call | spec)
             assert result["calls"] > 0
             assert result["quantiles"][0][1] == result["p50"] <= result["quantiles"][-1][1]
         wrong = call | {"kind": "http", "era": "modern", "tool": "echo.nothing"}
-        made = load.run(wrong | {"timeline": True})["calls_made"]
+        made = counted(wrong | {"timeline": True})["calls_made"]
         assert made
         assert not any(ok for _sent, _answered, ok in made)
         with pytest.raises(answers.WrongAnswer):
