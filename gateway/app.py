@@ -190,6 +190,8 @@ class Gateway:
                     self._urls = await faces.start(self._make_http_face().run)
                     for url in self._urls:
                         ready(url)
+                    if views := self.fleet.config.views:
+                        log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
                 await self._stop.wait()
                 self._reloader.stop()
                 self._parking.close_all()
@@ -241,6 +243,9 @@ class Gateway:
         for name in AT_START_ONLY:
             if getattr(config.gateway, name) != getattr(self._settings, name):
                 log.warning("gateway.%s has changed, which takes effect at the next start", name)
+        view = self._options.view
+        if view is not None and view not in config.views:
+            log.warning("the view %r, which is served here, is not in the config any more: nothing is offered", view)
         self._settings = self._answers.settings = config.gateway
         self._access.apply(config.access or NO_ACCESS)
         self._note(config)

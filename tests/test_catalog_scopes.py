@@ -28,6 +28,8 @@ from gateway.eras.caching import Hint
 from gateway.errors import BackendUnavailable, GatewayError, UnknownMethod, UnknownName
 from gateway.frontends.answers import Answers, Introduction
 from gateway.frontends.listen import Subscription
+from gateway.frontends.parking import Parking
+from gateway.frontends.seal import Sealer
 from gateway.frontends.sessions import LegacySession, SessionTable
 from gateway.frontends.watching import watch_all
 from gateway.router import Router
@@ -212,6 +214,18 @@ def test_a_view_shortens_names_and_keeps_them_apart() -> None:
     assert routes == [Route("s", "a" * 40 + "1"), Route("s", "a" * 40 + "2")]
 
 
+def test_names_that_clash_only_in_a_view_are_told_apart_there() -> None:
+    parts = [make_part("a", "a", listing("b_c"), Naming()), make_part("a_b", "a_b", listing("c"), Naming())]
+    whole = Snapshot(parts, listed=frozenset({"a", "a_b"}), views={"v": NamedView(naming=Naming("_", 64))})
+    assert names(whole) == ["a.b_c", "a_b.c"]
+    first, second = names(whole.within(Scope(view="v")))
+    assert first == "a_b_c"
+    assert whole.within(Scope(view="v")).route(Kind.TOOLS, first) == Route("a", "b_c")
+    assert whole.within(Scope(view="v")).route(Kind.TOOLS, second) == Route("a_b", "c")
+    # A key names the tool that it means, whatever the view calls it.
+    assert names(whole.within(Scope(view="v", tools=("a_b.c",)))) == [second]
+
+
 # -- news --------------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +259,7 @@ async def running(fakes: dict[str, FakeBackend], **start: Any) -> AsyncGenerator
     servers = {name: ServerConfig(name=name, start=start.get(name, "eager")) for name in fakes}
     config = Config(servers=servers, gateway=GatewaySettings())
     fleet = Fleet(config, backends(fakes))
-    parking: Any = None
+    parking = Parking(Sealer())
     with trio.fail_after(10_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
@@ -353,6 +367,24 @@ async def test_lists_wait_only_for_what_is_in_scope(autojump_clock: MockClock) -
         assert [tool["name"] for tool in body["tools"]] == ["files.read", "files.read_all"]
         assert (body["ttlMs"], body["cacheScope"]) == (1000, "private")  # what is away is not in it
         assert trio.current_time() == began
+
+
+async def test_a_parked_call_is_not_resumed_out_of_scope_nor_at_another_endpoint(autojump_clock: MockClock) -> None:
+    async with running(both()) as answers:
+        view = Scope(view="v")
+        for scope, given, problem in [
+            (None, None, "was resumed before"),  # so it has been looked for
+            (EVERYTHING, None, "was resumed before"),
+            (READER, None, "Unknown tool: git.log"),
+            (view, None, "was given for another request"),
+            (None, view, "was given for another request"),
+        ]:
+            first, retry = (
+                make_call("git.log", caller=msgspec.structs.replace(MODERN_CALLER, scope=one)) for one in (given, scope)
+            )
+            retry.params["requestState"] = jsonrpc.raw(answers.parking.sealer.seal(first, parked="key"))
+            with pytest.raises(GatewayError, match=problem):
+                await answers.modern(retry)
 
 
 async def test_introductions_say_what_is_in_scope(autojump_clock: MockClock) -> None:

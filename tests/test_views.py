@@ -16,10 +16,11 @@ from gateway.catalog.views import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
 from gateway.config.views_model import ViewConfig, ViewTools
+from gateway.embed.faces import Faces, Paths
 from gateway.errors import ConfigError
 from gateway.frontends.doors import NO_VIEW, view_in
 from tests.access import ALICE, MODERN_META, House, modern_headers, open_house
-from tests.fakes import settle
+from tests.fakes import FakeExchange, settle
 from tests.support import HttpClient, echo_backend, open_gateway_process
 
 if TYPE_CHECKING:
@@ -246,6 +247,29 @@ async def test_views_over_the_older_transport(autojump_clock: MockClock) -> None
         assert [tool["name"] for tool in answers[1]["result"]["tools"]] == ["a__x"]
         other = address.replace("/messages/one", "/messages/")
         assert (await house.start("POST", other, message)).status == 404
+
+
+async def test_views_of_a_gateway_inside_a_program(autojump_clock: MockClock) -> None:
+    async with viewed() as house:
+        faces = Faces(house.answers, Paths(), ())
+        await house.nursery.start(faces.run)
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
+        headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/list", "content-type": "application/json"}
+        found: dict[str, Any] = {}
+        for path in ("/mcp", "/mcp/one", "/mcp/gone", "/messages/gone", "/elsewhere/one"):
+            exchange = FakeExchange(json.dumps(message).encode(), headers=headers)
+            exchange.scope |= {"path": "/root" + path, "root_path": "/root", "query_string": b""}
+            await faces(exchange.scope, exchange.receive, exchange.send)
+            found[path] = exchange.status
+            if path == "/mcp/one":
+                assert [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]] == ["a__x"]
+        assert list(found.values()) == [200, 200, 404, 404, 404]
+        stream = FakeExchange(method="GET", headers={"accept": "text/event-stream"})
+        stream.scope |= {"path": "/sse/one", "query_string": b""}
+        house.nursery.start_soon(faces, stream.scope, stream.receive, stream.send)
+        await settle()
+        assert b"/messages/one?session_id=" in stream.body
+        faces.close()
 
 
 # -- for real ----------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Faces:
         self._entrance = Entrance(self.policy, access)
         self._endpoint = McpEndpoint(answers, self._entrance, self._closing)
         self._sse = SseFace(answers, paths.messages, self._closing)
+        self._messages = paths.messages.rstrip("/")
         self._serving = 0
         self._quiet = trio.lowlevel.ParkingLot()
 
@@ -129,13 +130,19 @@ class Faces:
         if path == self.paths.mcp or view is not None:
             await self._endpoint(scope, receive, send, view)
             return
-        await self._entrance.serve(Exchange(scope, receive, send), self._handler(path))
+        exchange = Exchange(scope, receive, send)
+        await self._entrance.serve(exchange, self._handler(path, exchange))
 
-    def _handler(self, path: str) -> Callable[[Exchange], Awaitable[None]]:
-        if self.paths.sse is not None and path == self.paths.sse:
-            return self._sse.open
-        if self.paths.sse is not None and path == self.paths.messages.rstrip("/"):
-            return self._sse.post
+    def _handler(self, path: str, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
+        """What answers a request of the older transport; the exchange is told whose view it is for."""
+        views = self._answers.fleet.config.views
+        places = () if self.paths.sse is None else ((self.paths.sse, self._sse.open), (self._messages, self._sse.post))
+        for place, handle in places:
+            if path == place:
+                return handle
+            exchange.view = doors.view_in(path, place, views)
+            if exchange.view is not None:
+                return handle if exchange.view in views else doors.refuse
         return _not_found
 
     def _end_principal(self, principal: Principal) -> None:
