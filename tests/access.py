@@ -80,6 +80,7 @@ class House:
         )
         self.reloader = reloader
         self.nursery: Any = None
+        self._last_id = 0
 
     @property
     def sent(self) -> int:
@@ -115,9 +116,17 @@ class House:
         self, session: str | None = None, *, key: str | None = ALICE, name: str = "a.x", **headers: str
     ) -> FakeExchange:
         """Begin a tool call: in a legacy session, or a modern one."""
-        message = tool_call(name, modern=session is None)
+        self._last_id += 1
+        message = tool_call(name, modern=session is None, request_id=self._last_id)
         given = {"mcp_session_id": session} if session is not None else modern_headers(name)
         return await self.start("POST", "/mcp", message, key=key, **{**given, **headers})
+
+    async def listen(self, *, key: str | None = ALICE) -> FakeExchange:
+        """Begin to listen, as a modern client."""
+        params = {"notifications": {"toolsListChanged": True}, "_meta": MODERN_META}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
+        given = {"mcp_protocol_version": "2026-07-28", "mcp_method": "subscriptions/listen"}
+        return await self.start("POST", "/mcp", message, key=key, **given)
 
     async def answer(self, name: str = "a") -> None:
         """Have a backend answer its oldest call."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
+import trio
 from trio.testing import MockClock
 
 from gateway.access.keys import digest_in, digest_of, hash_key, make_key
-from tests.access import ALICE, BOB, keys, open_house
+from tests.access import ALICE, BOB, keys, make_config, open_house
+from tests.fakes import FakeExchange, settle
 
 
 def test_keys_are_random_and_found_by_their_hash() -> None:
@@ -48,3 +52,217 @@ async def test_a_session_is_its_principals_alone(autojump_clock: MockClock) -> N
             assert mine.body == unknown.body
         assert (await house.call(session, key=ALICE)).sent == []  # it is under way: the session stands
         await house.answer()
+
+
+# -- Rules and rates ---------------------------------------------------------------------------------------------------
+
+
+def error_of(exchange: FakeExchange) -> dict[str, Any]:
+    return json.loads(exchange.body)["error"]
+
+
+def text_of(exchange: FakeExchange) -> str:
+    return json.loads(exchange.body)["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize("modern", [False, True])
+async def test_what_is_denied_looks_unknown(modern: bool, autojump_clock: MockClock) -> None:
+    async with open_house(keys(servers=["a"], tools=["a.x"]), "a", "b") as house:
+        session = None if modern else await house.initialize()
+        for denied in ("a.y", "b.x"):
+            exchange = await house.call(session, name=denied)
+            unknown = await house.call(session, name="a.nothing")
+            assert exchange.status == unknown.status
+            assert error_of(exchange)["message"] == f"Unknown tool: {denied}"
+            assert {**error_of(exchange), "message": ""} == {**error_of(unknown), "message": ""}
+        assert house.sent == 0
+        await house.call(session, name="a.x")
+        await house.call(None, key=BOB, name="b.x")
+        assert house.sent == 2
+        await house.answer("a")
+        await house.answer("b")
+
+
+@pytest.mark.parametrize("modern", [False, True])
+async def test_a_rate_is_refused_with_a_hint_and_is_each_keys_own(modern: bool, autojump_clock: MockClock) -> None:
+    async with open_house(keys(rate_limit={"per_second": 0.5, "burst": 2})) as house:
+        session = None if modern else await house.initialize()
+        for _ in range(2):
+            await house.call(session)
+            await house.answer()
+        refused = await house.call(session)
+        assert refused.status == 200
+        assert error_of(refused)["code"] == -32603
+        data = error_of(refused)["data"]
+        assert (data["reason"], data["retry"]) == ("busy", True)
+        assert 0 < data["retryAfterMs"] <= 2_000
+        assert house.sent == 2
+        await house.call(None, key=BOB)
+        await house.answer()
+        await trio.sleep(data["retryAfterMs"] / 1_000)
+        await house.call(session)
+        await house.answer()
+        assert house.sent == 4
+
+
+async def test_calls_at_once_are_counted_however_they_end(autojump_clock: MockClock) -> None:
+    async with open_house(keys(max_concurrency=2)) as house:
+        first, second = await house.call(), await house.call()
+        for _ in range(3):
+            assert "max_concurrency" in error_of(await house.call())["message"]
+        await house.answer()
+        assert text_of(first) == "done"
+        second.gone.set()  # a modern client that hangs up cancels its call
+        await trio.sleep(1)  # hang-ups are watched for after a while only
+        for _ in range(3):  # nor does one that fails keep its place
+            assert "Unknown" in error_of(await house.call(name="a.nothing"))["message"]
+        third = await house.call()
+        fourth = await house.call()
+        assert "error" in json.loads((await house.call()).body)
+        await house.answer()
+        await house.answer()
+        assert text_of(third) == text_of(fourth) == "done"
+
+
+async def test_a_key_for_views_opens_nothing_else(autojump_clock: MockClock) -> None:
+    async with open_house(keys(views=["small"])) as house:
+        exchange = await house.call()
+        assert exchange.status == 403
+        assert house.sent == 0
+
+
+# -- Changes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_taken_away_ends_all_that_it_has_open(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        session, other = await house.initialize(), await house.initialize(BOB)
+        legacy, modern = await house.call(session), await house.call()
+        gone = await house.call(session, key=ALICE)
+        gone.gone.set()  # its call goes on for the session
+        await settle()
+        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        sse = await house.start("GET", "/sse", key=ALICE)
+        listen = await house.listen()
+        theirs = await house.start("GET", "/mcp", key=BOB, mcp_session_id=other)
+        kept = await house.call(other, key=BOB)
+        backend = house.fakes["a"].session
+        assert len(backend.working) == 4
+
+        house.access.apply(make_config({"keys": keys()["keys"][1:]}).access)
+        await settle()
+        assert all(one.ended for one in (legacy, modern, stream, sse, listen))
+        assert [ticket.call.caller.principal for ticket in backend.working] == ["bob"]
+        assert len(backend.withdrawn) == 3  # each was cancelled at the backend
+        assert (modern.status, modern.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
+        assert (await house.call(session)).status == 401
+        assert (await house.call()).status == 401
+        assert not theirs.ended
+        await house.answer()
+        assert text_of(kept) == "done"
+
+
+async def test_another_key_of_the_same_name_does_not_go_on_with_its_sessions(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        session = await house.initialize()
+        waiting = await house.call(session)
+        changed = keys()
+        changed["keys"][0]["hash"] = hash_key("mcpgw_another")
+        house.access.apply(make_config(changed).access)
+        await settle()
+        assert waiting.ended
+        assert (await house.call(session)).status == 401
+        assert (await house.call(session, key="mcpgw_another")).status == 404
+        assert house.access._by_name["alice"].calls == 0
+
+
+async def test_other_rules_hold_for_sessions_that_stand(autojump_clock: MockClock) -> None:
+    async with open_house(keys(), "a", "b") as house:
+        session = await house.initialize()
+        under_way = await house.call(session, name="b.x")
+        house.access.apply(make_config(keys(servers=["a"], max_concurrency=1)).access)
+        assert "max_concurrency" in error_of(await house.call(session))["message"]
+        await house.answer("b")
+        assert text_of(under_way) == "done"
+        assert error_of(await house.call(session, name="b.x"))["message"] == "Unknown tool: b.x"
+
+
+async def test_sessions_of_nobody_end_when_keys_are_asked_for(autojump_clock: MockClock) -> None:
+    async with open_house(None) as house:
+        session = await house.initialize(None)
+        house.access.apply(make_config(keys()).access)
+        assert (await house.call(session, key=None)).status == 401
+        assert (await house.call(session, key=ALICE)).status == 404
+
+
+async def test_a_body_that_was_on_its_way_is_not_taken_for_a_key_that_is_gone(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        exchange = FakeExchange(headers={})
+        exchange._incoming.clear()  # the body does not come
+        exchange.scope["headers"] = [
+            (b"host", b"localhost"),
+            (b"content-type", b"application/json"),
+            (b"authorization", b"Bearer " + ALICE.encode()),
+        ]
+        house.nursery.start_soon(house.face._route, exchange.scope, exchange.receive, exchange.send)
+        await settle()
+        house.access.apply(NO_KEYS_OF_ALICE)
+        await settle()
+        assert exchange.status == 401
+        assert exchange.ended
+
+
+NO_KEYS_OF_ALICE = make_config({"keys": keys()["keys"][1:]}).access
+
+
+# -- Pages -------------------------------------------------------------------------------------------------------------
+
+
+PAGE = "https://app.example"
+
+
+async def test_a_page_that_is_allowed(autojump_clock: MockClock) -> None:
+    async with open_house({**keys(), "allow_origins": [PAGE]}) as house:
+        preflight = await house.start(
+            "OPTIONS",
+            "/mcp",
+            origin=PAGE,
+            access_control_request_method="POST",
+            access_control_request_headers="authorization, mcp-protocol-version, mcp-param-x",
+        )
+        assert preflight.status == 204
+        assert preflight.headers["access-control-allow-origin"] == PAGE
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        assert "mcp-param-x" in preflight.headers["access-control-allow-headers"]
+        refused = await house.call(key=None, origin=PAGE)
+        assert refused.status == 401
+        for exchange in (refused, await house.start("GET", "/sse", key=ALICE, origin=PAGE)):
+            assert exchange.headers["access-control-allow-origin"] == PAGE
+            assert "Mcp-Session-Id" in exchange.headers["access-control-expose-headers"]
+            assert "WWW-Authenticate" in exchange.headers["access-control-expose-headers"]
+            assert exchange.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://app.example.evil.example"])
+async def test_a_page_that_is_not(origin: str, autojump_clock: MockClock) -> None:
+    async with open_house({**keys(), "allow_origins": [PAGE]}) as house:
+        for exchange in (
+            await house.call(origin=origin),
+            await house.start("OPTIONS", "/mcp", origin=origin, access_control_request_method="POST"),
+        ):
+            assert exchange.status == 403
+            assert "access-control-allow-origin" not in exchange.headers
+        assert house.sent == 0
+
+
+async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        assert (await house.call(origin=PAGE)).status == 403
+        assert (await house.call(host="gw.example")).status == 403
+        house.access.apply(make_config({**keys(), "allow_origins": ["*"], "allow_hosts": ["gw.example"]}).access)
+        exchange = await house.call(origin=PAGE, host="gw.example:443")
+        await house.answer()
+        assert exchange.headers["access-control-allow-origin"] == "*"
+        house.access.apply(make_config(keys()).access)
+        assert (await house.call(origin=PAGE)).status == 403
+        assert (await house.call(host="gw.example")).status == 403

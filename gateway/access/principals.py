@@ -7,6 +7,7 @@ ended at once. Its name is what `Caller.principal` carries, and what sessions an
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -54,9 +55,9 @@ class Principal:
         self.rules = rules
         self.identity = Identity(self.name, scope_of(rules))
 
-    def visit(self) -> trio.CancelScope:
-        """The scope in which one exchange of it is served; `leave` must follow."""
-        scope = trio.CancelScope()
+    def visit(self, until: float = math.inf) -> trio.CancelScope:
+        """The scope in which one exchange of it is served, at most until then; `leave` must follow."""
+        scope = trio.CancelScope(deadline=until)
         self._visits.add(scope)
         return scope
 

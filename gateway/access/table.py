@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from gateway.access.keys import MAX_CREDENTIAL, credential_in, digest_in, digest_of
 from gateway.access.principals import Principal
+from gateway.access.refusal import Refusal
 from gateway.errors import Denied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gateway.access.authority import Fetch
+    from gateway.access.subjects import Subjects
     from gateway.calls import Caller
     from gateway.config.access_model import AccessSettings
 
@@ -26,27 +27,20 @@ HINT: Final = "send it as 'Authorization: Bearer KEY' (or 'X-API-Key: KEY'); who
 log = logging.getLogger("gateway.access")
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """How a request is turned away that may not come in; `challenge` is its `WWW-Authenticate`, if it has one."""
-
-    status: int
-    text: str
-    hint: str = ""
-    challenge: str = ""
-    retry_after: int | None = None
-
-
 class Access:
     """Who may use the gateway. With neither keys nor OAuth it guards nothing: everybody is nobody in particular."""
 
-    def __init__(self, settings: AccessSettings) -> None:
+    def __init__(self, settings: AccessSettings, send: Fetch | None = None) -> None:
+        """Make one; `send` is how an authorization server is asked, over HTTP unless it is given."""
         self.on_end: list[Callable[[Principal], None]] = []
         """Told of each principal whose key was taken away, once its exchanges have been ended."""
         self.on_change: list[Callable[[], None]] = []
         """Told when other settings hold, for those which belong to faces."""
         self.settings = settings
+        self._send = send
         self._by_digest: dict[bytes, Principal] = {}
         self._by_name: dict[str, Principal] = {}
+        self._subjects: Subjects | None = None
         self._fill(settings)
 
     @property
@@ -56,19 +50,38 @@ class Access:
 
     # The entrance.
 
-    def find(self, headers: Mapping[bytes, bytes]) -> Principal | Refusal:
-        """Who sends a request with these headers, or why it may not come in."""
+    def find(self, headers: Mapping[bytes, bytes]) -> Principal | None:
+        """Who sends a request with these headers, if it bears a key; else `ask`."""
         credential = credential_in(headers)
-        if credential and len(credential) <= MAX_CREDENTIAL:
-            principal = self._by_digest.get(digest_of(credential))
-            if principal is not None:
-                return principal
-        return self._refuse(headers)
+        if not credential or len(credential) > MAX_CREDENTIAL:
+            return None
+        return self._by_digest.get(digest_of(credential))
+
+    async def ask(self, headers: Mapping[bytes, bytes]) -> tuple[Principal, float] | Refusal:
+        """The same for one that bears no key: perhaps a token.
+
+        Returns who it is and until when the token is good, on the loop's clock, or why the request may not come in.
+        """
+        credential = credential_in(headers)
+        subjects = self._subjects
+        if subjects is None or b"authorization" not in headers or not 0 < len(credential) <= MAX_CREDENTIAL:
+            return self._refuse(headers)
+        found = await subjects.admit(credential)
+        if subjects is not self._subjects:  # the settings have changed meanwhile
+            return self._refuse(headers)
+        return found
 
     def _refuse(self, headers: Mapping[bytes, bytes]) -> Refusal:
-        if b"authorization" in headers or b"x-api-key" in headers:
-            return Refusal(401, "the key is not one that this gateway knows", HINT, 'Bearer error="invalid_token"')
-        return Refusal(401, "this gateway needs a key", HINT, "Bearer")
+        wrong = b"authorization" in headers or b"x-api-key" in headers
+        text = "the key is not one that this gateway knows" if wrong else "this gateway needs a key"
+        error = "invalid_token" if wrong else ""  # RFC 6750, 3.1: no error where nothing was tried
+        if self.settings.oauth is not None:
+            from gateway.access.resource import challenge
+
+            if not self.settings.keys:
+                text = "the token is not accepted" if wrong else "this gateway needs a token"
+            return Refusal(401, text, challenge=challenge(self.settings.oauth, error))
+        return Refusal(401, text, HINT, f'Bearer error="{error}"' if error else "Bearer")
 
     # The router.
 
@@ -84,6 +97,8 @@ class Access:
         if caller.principal is None:
             return None
         principal = self._by_name.get(caller.principal)
+        if principal is None and self._subjects is not None:
+            principal = self._subjects.get(caller.principal)
         if principal is None:
             text = "the key that this was asked with was taken away"
             raise Denied(text)
@@ -94,17 +109,21 @@ class Access:
 
     def apply(self, settings: AccessSettings) -> None:
         """Go by other settings; who is not let in by them any more is ended at once, with all that it has open."""
-        before = list(self._by_name.values())
+        before = self._all()
         self.settings = settings
         self._fill(settings)
         for follow in self.on_change:
             follow()
+        after = set(map(id, self._all()))
         for principal in before:
-            if self._by_name.get(principal.name) is not principal:
+            if id(principal) not in after:
                 log.info("%s may not use the gateway any more: its sessions and calls end", principal.name)
                 principal.end()
                 for tell in self.on_end:
                     tell(principal)
+
+    def _all(self) -> list[Principal]:
+        return [*self._by_name.values(), *(() if self._subjects is None else self._subjects.all())]
 
     def _fill(self, settings: AccessSettings) -> None:
         """Make the tables anew. Who keeps its name and its key stays the same principal."""
@@ -117,3 +136,9 @@ class Access:
                 principal = Principal(key.name, key.rules)
             principal.follow(key.rules)
             self._by_digest[digest] = self._by_name[key.name] = principal
+        if self._subjects is None or not self._subjects.follow(settings.oauth):
+            self._subjects = None
+            if settings.oauth is not None:
+                from gateway.access.subjects import Subjects  # gateways with keys alone do without
+
+                self._subjects = Subjects(settings.oauth, self._send)

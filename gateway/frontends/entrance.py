@@ -7,16 +7,18 @@ let a page read an answer are put on all answers, refusals too, or the page coul
 from __future__ import annotations
 
 import logging
+import math
 import re
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
-from gateway.access.table import Access, Refusal
+from gateway.access.refusal import Refusal
 from gateway.frontends.exchange import ClientGone, Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.access.table import Access
     from gateway.frontends.security import HostPolicy
 
     Handler = Callable[[Exchange], Awaitable[None]]
@@ -73,15 +75,21 @@ class Entrance:
 
     async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         found = access.find(exchange.headers)
-        if isinstance(found, Refusal):
-            await _refuse(exchange, found)
-            return
+        until = math.inf
+        if found is None:
+            asked = await access.ask(exchange.headers)
+            if isinstance(asked, Refusal):
+                await _refuse(exchange, asked)
+                return
+            found, exchange.valid_until = asked
+            if exchange.method == "GET":  # a stream for as long as the client likes: it comes back with a new token
+                until = exchange.valid_until
         views = found.rules.views
         if views is not None and exchange.view not in views:  # one that does not exist is none of them either
             await _refuse(exchange, Refusal(403, f"this key is for the views {', '.join(views)} only"))
             return
         exchange.principal = found
-        scope = found.visit()
+        scope = found.visit(until)
         try:
             with scope:
                 await handle(exchange)

@@ -6,6 +6,7 @@ cross a process boundary. A client that has gone raises `ClientGone`; nothing is
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import jsonrpc
@@ -37,7 +38,18 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its response."""
 
-    __slots__ = ("_complete", "_receive", "_send", "_streaming", "always", "headers", "principal", "scope", "view")
+    __slots__ = (
+        "_complete",
+        "_receive",
+        "_send",
+        "_streaming",
+        "always",
+        "headers",
+        "principal",
+        "scope",
+        "valid_until",
+        "view",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
         self.scope = scope
@@ -50,6 +62,8 @@ class Exchange:
         """Headers of the response, whatever it is."""
         self.principal: Principal | None = None
         """Who has proved to be the client, where the gateway asks for that."""
+        self.valid_until = math.inf
+        """On the loop's clock: until when that proof holds."""
 
         self.view = view
         """The view whose endpoint was used, None for the gateway's own."""

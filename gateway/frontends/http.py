@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gateway import jsonrpc
+from gateway.access.resource import WELL_KNOWN, metadata, metadata_path
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.frontends import doors
-from gateway.frontends.entrance import Entrance
+from gateway.frontends.entrance import PREFLIGHT_FOR, Entrance
 from gateway.frontends.exchange import Exchange, read_json
 from gateway.frontends.modern import ModernFace
-from gateway.frontends.security import HostPolicy
+from gateway.frontends.security import ANY_PAGE, HostPolicy
 from gateway.frontends.sessions import SessionTable
 from gateway.frontends.sse import SseFace
 from gateway.frontends.streamable import StreamableFace
@@ -223,6 +224,8 @@ class HttpFace:
             await self._endpoint(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] in self._sse_routes:
             await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[scope["path"]])
+        elif scope["type"] == "http" and scope["path"].startswith(WELL_KNOWN):
+            await self._show_resource(scope, receive, send)
         elif scope["type"] == "http":
             await self._route_view(scope, receive, send)
 
@@ -240,6 +243,23 @@ class HttpFace:
                 await self._entrance.serve(exchange, handle if view in views else doors.refuse)
                 return
         await self._guard(scope, receive, send)
+
+    async def _show_resource(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The metadata that tell a client where to get a token; for pages from anywhere too, which need them first."""
+        exchange = Exchange(scope, receive, send)
+        oauth = None if self._access is None else self._access.settings.oauth
+        refusal = self._policy.refusal({b"host": exchange.headers.get(b"host", b"")})
+        exchange.always = (ANY_PAGE,)
+        if refusal is not None:
+            await exchange.json(403, jsonrpc.encode({"error": refusal}))
+        elif oauth is None or scope["path"].rstrip("/") != metadata_path(oauth):
+            await exchange.json(404, jsonrpc.encode({"error": "Not Found"}))
+        elif exchange.method == "OPTIONS":  # pages send MCP-Protocol-Version along, for which browsers ask first
+            await exchange.empty(204, (b"access-control-allow-headers", b"*"), PREFLIGHT_FOR)
+        elif exchange.method not in {"GET", "HEAD"}:
+            await exchange.empty(405, (b"allow", b"GET, HEAD"))
+        else:
+            await exchange.json(200, metadata(oauth))
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The management app, behind the same Host and Origin checks."""

@@ -113,7 +113,9 @@ class ModernFace:
 
                 nursery.start_soon(end_on, self._closing)
                 nursery.start_soon(watch_client)
-                await self._tell(exchange, subscription)
+                with trio.move_on_at(exchange.valid_until):
+                    await self._tell(exchange, subscription)
+                nursery.cancel_scope.cancel(reason="the client's token has expired")
             await exchange.event(subscription.result())
             await exchange.end_stream()
         except* ClientGone:

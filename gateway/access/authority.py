@@ -1,0 +1,150 @@
+"""What is asked of an authorization server: its metadata, its keys, and what it knows of a token.
+
+Each request is bounded in time and size, is sent to an address that the config or the server's own metadata names, and
+follows no redirect. A connection of its own for each: they are rare, since answers are kept. What the gateway's clients
+send goes there only as the `token` of an introspection, which is what that is for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import trio
+
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from gateway.config.access_model import Introspection, ResourceServer
+
+    Fetch = Callable[..., Awaitable[tuple[int, bytes]]]
+
+REQUEST_WAIT: Final = 10.0
+"""Seconds for one request, its answer included: a client waits for it."""
+MAX_BODY: Final = 262_144
+"""Bytes of one answer; a set of keys has some thousands."""
+WELL_KNOWN: Final = ("/.well-known/oauth-authorization-server{path}", "/.well-known/openid-configuration{path}")
+"""Where metadata are, for an issuer with this path (RFC 8414, 3.1 and 5); the third place is OpenID's own."""
+
+log = logging.getLogger("gateway.access")
+
+
+class AuthorityDown(GatewayError):
+    """The authorization server cannot be asked now; whose fault a token is remains open."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+async def fetch(
+    method: str, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
+) -> tuple[int, bytes]:
+    """Send one request; returns its status and body. Raises AuthorityDown."""
+    import httpx2
+
+    from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, read_body
+
+    where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+    client = httpx2.AsyncClient(verify=_tls(), mounts={f"all://{host}": None for host in LOOPBACK})
+    try:
+        with trio.fail_after(REQUEST_WAIT):
+            given = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}
+            request = client.build_request(method, url, headers=given, content=body or None)
+            response = await client.send(request, stream=True)
+            try:
+                return response.status_code, await read_body(response, MAX_BODY)
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+                    await response.aclose()
+    except trio.TooSlowError:
+        text = f"{where} did not answer within {REQUEST_WAIT:g} s"
+        raise AuthorityDown(text) from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, BodyTooLong, OSError) as exc:
+        text = f"{where} cannot be asked: {type(exc).__name__}"
+        raise AuthorityDown(text) from exc
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            await client.aclose()
+
+
+class Authority:
+    """One authorization server."""
+
+    def __init__(self, settings: ResourceServer, send: Fetch = fetch) -> None:
+        self._settings = settings
+        self._send = send
+
+    async def keys(self) -> list[dict[str, Any]]:
+        """Its keys, as it has them (RFC 7517). Raises AuthorityDown."""
+        found = await self._get(self._settings.jwks_url or await self._find_keys())
+        keys = found.get("keys")
+        if not isinstance(keys, list):
+            text = f"the keys of {self._settings.issuer} are no key set"
+            raise AuthorityDown(text)
+        return [key for key in keys if isinstance(key, dict)]  # pyright: ignore[reportUnknownVariableType] - JSON
+
+    async def introspect(self, asked: Introspection, token: str) -> dict[str, Any]:
+        """What it says of a token (RFC 7662). Raises AuthorityDown."""
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        if asked.client_id is not None and asked.client_secret is not None:
+            pair = f"{quote(asked.client_id, safe='')}:{quote(asked.client_secret, safe='')}"  # RFC 6749, 2.3.1
+            headers["authorization"] = "Basic " + b64encode(pair.encode()).decode("ascii")
+        body = urlencode({"token": token, "token_type_hint": "access_token"}).encode()
+        status, answer = await self._send("POST", asked.url, headers=headers, body=body)
+        return self._read(asked.url, status, answer)
+
+    async def _find_keys(self) -> str:
+        """Where its keys are, from its metadata."""
+        issuer = self._settings.issuer
+        parts = urlsplit(issuer)
+        path = parts.path.rstrip("/")
+        places = [form.format(path=path) for form in WELL_KNOWN]
+        if path:
+            places.append(f"{path}/.well-known/openid-configuration")
+        for place in places:
+            url = f"{parts.scheme}://{parts.netloc}{place}"
+            status, answer = await self._send("GET", url)
+            if status != 200:
+                continue
+            metadata = self._read(url, status, answer)
+            where = metadata.get("jwks_uri")
+            # A server that speaks for another issuer must not be believed (RFC 8414, 3.3).
+            if metadata.get("issuer") == issuer and isinstance(where, str) and _as_safe(where, issuer):
+                return where
+        text = f"{issuer} has no metadata that name it and its keys; say 'jwks_url'"
+        raise AuthorityDown(text)
+
+    async def _get(self, url: str) -> dict[str, Any]:
+        return self._read(url, *await self._send("GET", url))
+
+    def _read(self, url: str, status: int, answer: bytes) -> dict[str, Any]:
+        where = url.partition("?")[0]
+        if status != 200:
+            text = f"{where} answered HTTP {status}"
+            raise AuthorityDown(text)
+        try:
+            found = json.loads(answer)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            text = f"{where} answered with something that is no JSON object"
+            raise AuthorityDown(text)
+        return found  # pyright: ignore[reportUnknownVariableType] - JSON
+
+
+def _as_safe(url: str, issuer: str) -> bool:
+    """Whether keys may come from there: by https, or from this machine where the issuer is there too."""
+    return url.startswith("https://") or (
+        issuer.startswith("http://") and urlsplit(url).hostname == urlsplit(issuer).hostname
+    )

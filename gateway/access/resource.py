@@ -1,0 +1,49 @@
+"""The gateway as an OAuth 2.1 resource server: its metadata, and the challenges that lead clients to them.
+
+RFC 9728, and 2026-07-28 basic/authorization, "Authorization Server Discovery". Made from the config as it stands there:
+`resource` is compared by clients letter by letter, so no library may spell it anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+if TYPE_CHECKING:
+    from gateway.config.access_model import ResourceServer
+
+WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
+
+
+def metadata_path(settings: ResourceServer) -> str:
+    """The path of the metadata (RFC 9728, 3.1): the well-known one comes before that of the resource."""
+    return WELL_KNOWN + urlsplit(settings.resource).path.rstrip("/")
+
+
+def metadata_url(settings: ResourceServer) -> str:
+    """Where clients find the metadata."""
+    parts = urlsplit(settings.resource)
+    return f"{parts.scheme}://{parts.netloc}{metadata_path(settings)}"
+
+
+def metadata(settings: ResourceServer) -> bytes:
+    """The metadata document (RFC 9728, 2)."""
+    document: dict[str, object] = {
+        "resource": settings.resource,
+        "authorization_servers": [settings.issuer],
+        "bearer_methods_supported": ["header"],
+    }
+    if settings.scopes:
+        document["scopes_supported"] = list(settings.scopes)
+    return msgspec.json.encode(document)
+
+
+def challenge(settings: ResourceServer, error: str = "") -> str:
+    """`WWW-Authenticate` (RFC 6750, 3; RFC 9728, 5.1): what went wrong, what is needed, and where to read more."""
+    parts = [f'error="{error}"'] if error else []
+    if settings.scopes:
+        parts.append(f'scope="{" ".join(settings.scopes)}"')
+    parts.append(f'resource_metadata="{metadata_url(settings)}"')
+    return "Bearer " + ", ".join(parts)

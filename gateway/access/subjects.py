@@ -1,0 +1,92 @@
+"""Those who come with a token of an authorization server: one principal for each subject, in a bounded table."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway.access.authority import AuthorityDown
+from gateway.access.principals import Principal
+from gateway.access.refusal import Refusal
+from gateway.access.resource import challenge
+from gateway.access.tokens import Invalid, Tokens
+from gateway.errors import Busy
+
+if TYPE_CHECKING:
+    from gateway.access.authority import Fetch
+    from gateway.config.access_model import ResourceServer
+
+MAX_SUBJECTS: Final = 4_096
+"""Subjects that are known at once. Those that have nothing under way are forgotten, the longest quiet first."""
+PREFIX: Final = "oauth:"
+"""Begins their names: no key's name holds a colon, so neither can pass for the other."""
+TRY_AGAIN: Final = 5
+"""Seconds after which a client is to come back when nobody can say now whether its token is good."""
+
+log = logging.getLogger("gateway.access")
+
+
+class Subjects:
+    """Everybody with a token."""
+
+    def __init__(self, settings: ResourceServer, send: Fetch | None = None) -> None:
+        self.settings = settings
+        self._tokens = Tokens(settings, send)
+        self._principals: OrderedDict[str, Principal] = OrderedDict()
+
+    async def admit(self, token: bytes) -> tuple[Principal, float] | Refusal:
+        """Who comes with this token, and until when it is good, on the loop's clock; or why it does not let in."""
+        try:
+            known = await self._tokens.check(token)
+        except Invalid as exc:
+            text = f"the token is not accepted: {exc}"
+            return Refusal(401, text, challenge=challenge(self.settings, "invalid_token"))
+        except AuthorityDown as exc:
+            log.warning("tokens cannot be checked: %s", exc)
+            return Refusal(503, "tokens cannot be checked now; try again", retry_after=TRY_AGAIN)
+        except Busy as exc:
+            return Refusal(503, str(exc), retry_after=TRY_AGAIN)
+        missing = [scope for scope in self.settings.scopes if scope not in known.scopes]
+        if missing:
+            text = f"the token lacks the scope {' '.join(missing)}"
+            return Refusal(403, text, challenge=challenge(self.settings, "insufficient_scope"))
+        principal = self._principal(PREFIX + known.subject)
+        if principal is None:
+            return Refusal(503, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN)
+        return principal, known.until
+
+    def get(self, name: str) -> Principal | None:
+        """The principal of this name, if it is known now."""
+        return self._principals.get(name)
+
+    def all(self) -> list[Principal]:
+        """Everybody who is known now."""
+        return list(self._principals.values())
+
+    def follow(self, settings: ResourceServer | None) -> bool:
+        """Go by other settings, if nothing but the rules is different; returns whether that was so."""
+        if settings is None or msgspec.structs.replace(settings, rules=self.settings.rules) != self.settings:
+            return False
+        self.settings = settings
+        for principal in self._principals.values():
+            principal.follow(settings.rules)
+        return True
+
+    def _principal(self, name: str) -> Principal | None:
+        found = self._principals.get(name)
+        if found is None:
+            if len(self._principals) >= MAX_SUBJECTS and not self._make_room():
+                return None
+            found = self._principals[name] = Principal(name, self.settings.rules)
+        self._principals.move_to_end(name)
+        return found
+
+    def _make_room(self) -> bool:
+        for name, principal in self._principals.items():
+            if principal.idle:
+                del self._principals[name]
+                return True
+        return False
