@@ -55,11 +55,11 @@ def make_config(access: object, *servers: str) -> Config:
 class House:
     """All of it; `ask` is one HTTP request."""
 
-    def __init__(self, config: Config, host: str) -> None:
+    def __init__(self, config: Config, host: str, send: Any = None) -> None:
         self.fakes = {name: FakeBackend(make_listing("x", "y")) for name in config.servers}
         self.fleet = Fleet(config, backends(self.fakes))
         self.router = Router(self.fleet)
-        self.access = self.router.turnstile = Access(config.access or NO_ACCESS)
+        self.access = self.router.turnstile = Access(config.access or NO_ACCESS, send)
         self.parking = Parking(Sealer())
         self.access.on_end.append(lambda principal: self.parking.close_of(principal.name))
         self.answers = Answers(self.router, config.gateway, "9", self.parking)
@@ -146,9 +146,9 @@ def modern_headers(name: str = "a.x", method: str = "tools/call") -> dict[str, s
 
 
 @asynccontextmanager
-async def open_house(access: object, *servers: str, host: str = "127.0.0.1") -> AsyncGenerator[House]:
+async def open_house(access: object, *servers: str, host: str = "127.0.0.1", send: Any = None) -> AsyncGenerator[House]:
     config = make_config(access, *servers)
-    house = House(config, host)
+    house = House(config, host, send)
     with trio.fail_after(1e7):  # of the clock that jumps
         async with trio.open_nursery() as services:
             await services.start(house.fleet.run)
