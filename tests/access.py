@@ -48,16 +48,20 @@ def keys(*more: dict[str, Any], **rules: Any) -> dict[str, Any]:
 
 
 def make_config(access: object, *servers: str) -> Config:
-    raw = {"mcpServers": {name: {"command": "x"} for name in servers or ("a",)}, "access": access}
+    raw = {
+        "mcpServers": {name: {"command": "x"} for name in servers or ("a",)},
+        "views": {"small": {"tools": ["*.x"]}},
+        "access": access,
+    }
     return parse_config(json.dumps(raw), environ={})
 
 
 class House:
     """All of it; `ask` is one HTTP request."""
 
-    def __init__(self, config: Config, host: str, send: Any = None) -> None:
+    def __init__(self, config: Config, host: str = "127.0.0.1", send: Any = None, opener: Any = None) -> None:
         self.fakes = {name: FakeBackend(make_listing("x", "y")) for name in config.servers}
-        self.fleet = Fleet(config, backends(self.fakes))
+        self.fleet = Fleet(config, opener or backends(self.fakes))
         self.router = Router(self.fleet)
         self.access = self.router.turnstile = Access(config.access or NO_ACCESS, send)
         self.parking = Parking(Sealer())
@@ -147,19 +151,25 @@ def modern_headers(name: str = "a.x", method: str = "tools/call") -> dict[str, s
 
 @asynccontextmanager
 async def open_house(access: object, *servers: str, host: str = "127.0.0.1", send: Any = None) -> AsyncGenerator[House]:
-    config = make_config(access, *servers)
-    house = House(config, host, send)
+    house = House(make_config(access, *servers), host, send)
     with trio.fail_after(1e7):  # of the clock that jumps
-        async with trio.open_nursery() as services:
-            await services.start(house.fleet.run)
-            await services.start(partial(house.reloader.run, watching=False))
-            services.start_soon(house.parking.run)
-            await services.start(house.face._endpoint.sessions.run)
-            house.face._follow_access()
-            await settle()
-            async with trio.open_nursery() as house.nursery:
-                yield house  # ruff: ignore[fallible-context-manager]
-                house.nursery.cancel_scope.cancel()
-            house.fleet.stop()
-            await house.fleet.ended.wait()
-            services.cancel_scope.cancel()
+        async with running(house):
+            yield house
+
+
+@asynccontextmanager
+async def running(house: House) -> AsyncGenerator[None]:
+    """All that runs of a house, but its socket."""
+    async with trio.open_nursery() as services:
+        await services.start(house.fleet.run)
+        await services.start(partial(house.reloader.run, watching=False))
+        services.start_soon(house.parking.run)
+        await services.start(house.face._endpoint.sessions.run)
+        house.face._follow_access()
+        await settle()
+        async with trio.open_nursery() as house.nursery:
+            yield  # ruff: ignore[fallible-context-manager]
+            house.nursery.cancel_scope.cancel()
+        house.fleet.stop()
+        await house.fleet.ended.wait()
+        services.cancel_scope.cancel()

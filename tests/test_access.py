@@ -10,8 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from gateway.access.keys import digest_in, digest_of, hash_key, make_key
-from tests.access import ALICE, BOB, keys, make_config, open_house
-from tests.fakes import FakeExchange, settle
+from gateway.app import Gateway, Options, make_opener
+from gateway.config import parse_config
+from gateway.errors import ConfigError
+from tests.access import ALICE, BOB, House, keys, make_config, modern_headers, open_house, running, tool_call
+from tests.fakes import SOON, FakeExchange, settle
+from tests.peers.http_peer import LegacyServer, ModernServer, open_peer
 
 
 def test_keys_are_random_and_found_by_their_hash() -> None:
@@ -126,9 +130,16 @@ async def test_calls_at_once_are_counted_however_they_end(autojump_clock: MockCl
 
 async def test_a_key_for_views_opens_nothing_else(autojump_clock: MockClock) -> None:
     async with open_house(keys(views=["small"])) as house:
-        exchange = await house.call()
-        assert exchange.status == 403
+        for path in ("/mcp", "/mcp/none", "/sse"):
+            message = tool_call(modern=True)
+            exchange = await house.start("POST", path, message, key=ALICE, **modern_headers())
+            assert exchange.status == 403
         assert house.sent == 0
+        exchange = await house.start("POST", "/mcp/small", message, key=ALICE, **modern_headers())
+        await house.answer()
+        assert text_of(exchange) == "done"
+        nobodys = await house.start("POST", "/mcp/none", message, key=BOB, **modern_headers())
+        assert nobodys.status == 404
 
 
 # -- Changes -----------------------------------------------------------------------------------------------------------
@@ -266,3 +277,56 @@ async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock)
         house.access.apply(make_config(keys()).access)
         assert (await house.call(origin=PAGE)).status == 403
         assert (await house.call(host="gw.example")).status == 403
+
+
+# -- What goes on to backends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [LegacyServer, ModernServer])
+async def test_no_credential_of_a_client_travels_on_to_a_backend(server: Any) -> None:
+    """Nor does any other header: what a backend gets is the gateway's own, and what the config says."""
+    secret = {
+        "cookie": "session=c00kie",
+        "x_api_key": "ap1key",
+        "proxy_authorization": "Basic pr0xy",
+        "x_forwarded_for": "192.0.2.99",
+        "mcp_param_secret": "par4m",
+    }
+    with trio.fail_after(SOON):
+        async with open_peer(server()) as peer:
+            raw = {"mcpServers": {"a": {"url": peer.url, "headers": {"X-Own": "1"}}}, "access": keys()}
+            config = parse_config(raw, environ={})
+            house = House(config, opener=make_opener(None, name="g"))  # type: ignore[arg-type] - for children only
+            async with running(house):
+                await house.fleet.supervisors["a"].known.wait()
+                session = await house.initialize()
+                for one in (session, None):
+                    exchange = await house.call(one, name="a.echo", **secret)
+                    while not exchange.ended:
+                        await trio.testing.wait_all_tasks_blocked(0.01)
+                    assert "result" in json.loads(exchange.body)
+            assert [request.rpc for request in peer.requests].count("tools/call") == 2
+            for request in peer.requests:
+                shown = repr(sorted(request.headers.items())) + json.dumps(request.message)
+                for value in (ALICE, "c00kie", "ap1key", "pr0xy", "192.0.2.99", "par4m", "alice"):
+                    assert value not in shown
+                assert "authorization" not in request.headers
+                assert request.headers["x-own"] == "1"
+
+
+# -- In the gateway as a whole -----------------------------------------------------------------------------------------
+
+
+async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_key() -> None:
+    await trio.lowlevel.checkpoint()  # a gateway is made where a loop runs
+    guarded, open_to_all = make_config(keys()), make_config(None)
+    options = Options(transports=("streamable-http",), host="0.0.0.0")
+    running_one = Gateway(guarded, options, None)  # type: ignore[arg-type] - what guards children is for later
+    running_one._check(guarded)
+    with pytest.raises(ConfigError, match="everybody is let in"):
+        running_one._check(open_to_all)
+    Gateway(guarded, Options(transports=("sse",), host="0.0.0.0", insecure=True), None)._check(open_to_all)  # type: ignore[arg-type]
+    running_one._hold(make_config({"keys": keys()["keys"][1:]}))
+    headers = {b"authorization": b"Bearer " + ALICE.encode()}
+    assert running_one._access.find(headers) is None
+    assert running_one.router.turnstile is running_one._access
