@@ -253,6 +253,7 @@ class Gateway:
     def _end_principal(self, principal: Principal) -> None:
         """What is kept for somebody outside of the faces ends with its key."""
         self._parking.close_of(principal.name)
+        self.router.cut_off(principal)
         self.fleet.client_gone(principal.name)
 
     def _note(self, config: Config) -> None:

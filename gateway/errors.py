@@ -76,6 +76,13 @@ class Denied(RequestError):
     """The caller may not do this; the client sees the same answer as for an unknown name."""
 
 
+class Revoked(Denied):
+    """The client's key was taken away while it asked; the call is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__("the key that this was asked with was taken away")
+
+
 class Busy(RequestError):
     """The backend's bounded queue, or the gateway's own limit, is full; the client may try again.
 

@@ -25,6 +25,7 @@ from gateway.errors import (
     Busy,
     GatewayError,
     InvalidParams,
+    Revoked,
     ShuttingDown,
     UnknownMethod,
     UnknownName,
@@ -137,18 +138,20 @@ class Router:
         if self.turnstile is None or (counted := self.turnstile.begin(call.caller, again=again)) is None:
             return await self._submit(call)
         try:
-            ticket = await self._submit(call)
+            ticket = await self._submit(call, counted)
         except BaseException:
             counted.end_call()
             raise
         ticket.counted = counted
         return ticket
 
-    async def _submit(self, call: Call) -> Ticket:
+    async def _submit(self, call: Call, counted: Counted | None = None) -> Ticket:
         route = self._lookup(call)
         if route is None:
             route = await self._await_owner(call)
             self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
+            if counted is not None and counted.ended:
+                raise Revoked
         supervisor = self.fleet.supervisors[route.backend]
         ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
         ticket.as_task = route.task
@@ -195,6 +198,12 @@ class Router:
         if self._draining:
             text = "the gateway is shutting down and takes no new calls"
             raise ShuttingDown(text)
+
+    def cut_off(self, counted: Counted) -> None:
+        """End all calls of somebody that may have none any more; their backends are told to cancel them."""
+        for ticket in list(self._under_way):
+            if ticket.counted is counted:
+                ticket.abandon(Revoked(), "the client may not use the gateway any more")
 
     def waiting(self, backend: str) -> list[Ticket]:
         """Calls for this backend that it has not been sent yet."""

@@ -65,7 +65,7 @@ class House:
         self.router = Router(self.fleet)
         self.access = self.router.turnstile = Access(config.access or NO_ACCESS, send)
         self.parking = Parking(Sealer())
-        self.access.on_end.append(lambda principal: self.parking.close_of(principal.name))
+        self.access.on_end += [lambda principal: self.parking.close_of(principal.name), self.router.cut_off]
         self.answers = Answers(self.router, config.gateway, "9", self.parking)
         self.closing = trio.Event()
         reloader = Reloader(ConfigSource(None, environ={}, given=config), self.fleet)

@@ -1,13 +1,14 @@
 """A principal: somebody who has proved who it is, for as long as the gateway knows it.
 
 One object for each key, and for each subject of a token, kept over requests and reloads: it holds what is counted
-about somebody (rate, calls under way) and the scopes of the exchanges that are open for it, so that all of them can be
-ended at once. Its name is what `Caller.principal` carries, and what sessions and parked calls are bound to.
+about somebody (rate, calls under way) and the scopes of its open streams. Calls and sessions end by their own tables: a
+scope for each request would cost more than all the rest of this room. Its name is what `Caller.principal` carries, and
+what sessions and parked calls are bound to.
 """
 
 from __future__ import annotations
 
-import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,6 +18,8 @@ from gateway.errors import Busy
 from gateway.supervisor.limits import TokenBucket
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from gateway.config.access_model import Rules
 
 CONCURRENCY_HINT: Final = 1.0
@@ -55,18 +58,21 @@ class Principal:
         self.rules = rules
         self.identity = Identity(self.name, scope_of(rules))
 
-    def visit(self, until: float = math.inf) -> trio.CancelScope:
-        """The scope in which one exchange of it is served, at most until then; `leave` must follow."""
+    @contextmanager
+    def visit(self, until: float) -> Generator[trio.CancelScope]:
+        """Serve a stream of it in this block, until then at most, and no longer than its key is good."""
         scope = trio.CancelScope(deadline=until)
+        if self.ended:
+            scope.cancel(reason="the key was taken away")
         self._visits.add(scope)
-        return scope
-
-    def leave(self, scope: trio.CancelScope) -> None:
-        """Forget an exchange that is over."""
-        self._visits.discard(scope)
+        try:
+            with scope:
+                yield scope
+        finally:
+            self._visits.discard(scope)
 
     def end(self) -> None:
-        """Its key was taken away: every open exchange of it ends. Safe to repeat."""
+        """Its key was taken away: every open stream of it ends. Safe to repeat."""
         self.ended = True
         for scope in self._visits:
             scope.cancel(reason="the key was taken away")

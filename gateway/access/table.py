@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.access.keys import MAX_CREDENTIAL, credential_in, digest_in, digest_of
 from gateway.access.principals import Principal
 from gateway.access.refusal import Refusal
-from gateway.errors import Denied
+from gateway.errors import Revoked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ class Access:
 
         Raises:
             Busy: its principal has used up what it may have; `retry_after` says when there is more.
-            Denied: its key was taken away meanwhile.
+            Revoked: its key was taken away meanwhile.
         """
         if caller.principal is None:
             return None
@@ -100,8 +100,7 @@ class Access:
         if principal is None and self._subjects is not None:
             principal = self._subjects.get(caller.principal)
         if principal is None:
-            text = "the key that this was asked with was taken away"
-            raise Denied(text)
+            raise Revoked
         principal.begin_call(again=again)
         return principal
 

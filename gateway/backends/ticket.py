@@ -39,6 +39,11 @@ _numbers: Final = count(1)
 class Counted(Protocol):
     """Somebody whose calls are counted."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it may have no calls any more."""
+        ...
+
     def end_call(self) -> None:
         """Count a call as over."""
         ...

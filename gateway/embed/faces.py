@@ -91,7 +91,7 @@ class Faces:
             await nursery.start(self._endpoint.sessions.run)
             self._answers.fleet.subscribe(self._tell)
             if self._access is not None:
-                self._access.on_end.append(self._end_principal)
+                self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
             try:
                 task_status.started()
                 await self._closing.wait()

@@ -145,6 +145,7 @@ class EmbeddedGateway(LoginBook):
 
     def _end_principal(self, principal: Principal) -> None:
         self._parking.close_of(principal.name)
+        self.router.cut_off(principal)
         self.fleet.client_gone(principal.name)
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:

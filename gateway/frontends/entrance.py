@@ -7,7 +7,6 @@ let a page read an answer are put on all answers, refusals too, or the page coul
 from __future__ import annotations
 
 import logging
-import math
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ from gateway.frontends.exchange import ClientGone, Exchange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.access.principals import Principal
     from gateway.access.table import Access
     from gateway.frontends.security import HostPolicy
 
@@ -75,26 +75,26 @@ class Entrance:
 
     async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         found = access.find(exchange.headers)
-        until = math.inf
         if found is None:
             asked = await access.ask(exchange.headers)
             if isinstance(asked, Refusal):
                 await _refuse(exchange, asked)
                 return
             found, exchange.valid_until = asked
-            if exchange.method == "GET":  # a stream for as long as the client likes: it comes back with a new token
-                until = exchange.valid_until
         views = found.rules.views
         if views is not None and exchange.view not in views:  # one that does not exist is none of them either
             await _refuse(exchange, Refusal(403, f"this key is for the views {', '.join(views)} only"))
             return
         exchange.principal = found
-        scope = found.visit(until)
-        try:
-            with scope:
-                await handle(exchange)
-        finally:
-            found.leave(scope)
+        if exchange.method == "GET":
+            await self._stream(found, exchange, handle)
+        else:
+            await handle(exchange)  # what comes of it ends with its session or its call; see `Router.cut_off`
+
+    async def _stream(self, principal: Principal, exchange: Exchange, handle: Handler) -> None:
+        """Serve what may last for as long as the client likes: at most until its key or token is no good any more."""
+        with principal.visit(exchange.valid_until) as scope:
+            await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
 

@@ -7,13 +7,16 @@ cross a process boundary. A client that has gone raises `ClientGone`; nothing is
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import jsonrpc
 from gateway.calls import ANYBODY, at_view
+from gateway.errors import Revoked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+    from contextlib import AbstractContextManager
 
     from gateway.access.principals import Principal
     from gateway.calls import Identity
@@ -28,6 +31,7 @@ SSE_HEADERS: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
 )
+INVALID_TOKEN: Final = (b"www-authenticate", b'Bearer error="invalid_token"')
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
 
 
@@ -73,6 +77,10 @@ class Exchange:
         """Who sends this by which door; equal ones are the same object, nearly always."""
         found = ANYBODY if self.principal is None else self.principal.identity
         return found if self.view is None else at_view(found, self.view)
+
+    def while_valid(self) -> AbstractContextManager[object]:
+        """A block that ends as soon as the client's key or token is no good any more, if it has one."""
+        return nullcontext() if self.principal is None else self.principal.visit(self.valid_until)
 
     @property
     def begun(self) -> bool:
@@ -195,6 +203,9 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
     if body is None:
         text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
         await exchange.json(413, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+    elif exchange.principal is not None and exchange.principal.ended:  # while the body was on its way
+        await exchange.json(401, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, str(Revoked())), INVALID_TOKEN)
+        return None
     return body
 
 

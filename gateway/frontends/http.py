@@ -204,7 +204,7 @@ class HttpFace:
 
     def _follow_access(self) -> None:
         if self._access is not None:
-            self._access.on_end.append(self._end_principal)
+            self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
             self._access.on_change.append(self._permit)
             self._permit()
 

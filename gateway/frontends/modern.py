@@ -113,9 +113,9 @@ class ModernFace:
 
                 nursery.start_soon(end_on, self._closing)
                 nursery.start_soon(watch_client)
-                with trio.move_on_at(exchange.valid_until):
+                with exchange.while_valid():
                     await self._tell(exchange, subscription)
-                nursery.cancel_scope.cancel(reason="the client's token has expired")
+                nursery.cancel_scope.cancel(reason="the client's key or token is no good any more")
             await exchange.event(subscription.result())
             await exchange.end_stream()
         except* ClientGone:
