@@ -164,6 +164,10 @@ class FakeSession:
         """Say that lists have changed."""
         self._listener.list_changed(feature)
 
+    def update(self, uri: str) -> None:
+        """Say that a resource was updated."""
+        self._listener.resource_updated(uri, {})
+
     def crash(self, problem: BaseException) -> None:
         """Go away."""
         self._problem = problem

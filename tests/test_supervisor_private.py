@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,8 +44,8 @@ async def open_house(session: str) -> AsyncGenerator[tuple[Router, FakeBackend]]
             fleet.stop()
 
 
-def caller() -> Caller:
-    return Caller(era=Era.LEGACY, version="2025-11-25", session="one")
+def caller(session: str = "one") -> Caller:
+    return Caller(era=Era.LEGACY, version="2025-11-25", session=session)
 
 
 @pytest.mark.parametrize("session", ["client", "call"])
@@ -87,4 +88,49 @@ async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_cl
         assert shared.upkeep.passed_on == []
         assert own.upkeep.passed_on == [("vendor/note", b""), ("notifications/roots/list_changed", b"")]
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
+        router.release(ticket)
+
+
+def note(box: list[tuple[str, Any]], what: str, params: Any) -> None:
+    box.append((what, params))
+
+
+async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojump_clock: MockClock) -> None:
+    async with open_house("client") as (router, fake):
+        fleet = router.fleet
+        boxes: dict[str, list[tuple[str, Any]]] = {"one": [], "two": []}
+        for key, box in boxes.items():
+            fleet.mailboxes[key] = partial(note, box)
+            fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
+        tickets = [await router.submit(make_call(URI, "resources/read", caller=caller(key))) for key in boxes]
+        await settle()
+        shared, one, two = fake.sessions
+        assert [session.upkeep.wishes.uris for session in (shared, one, two)] == [{URI}] * 3
+        assert boxes == {"one": [], "two": []}  # how a session begins is no news
+        one.update(URI)
+        one.update("memo:b")  # which nobody watches
+        assert boxes == {"one": [(URI, {})], "two": []}
+        one.on_relist = lambda _feature: {Kind.RESOURCES: ()}
+        shared.relisted.clear()
+        for _ in range(5):
+            one.change("resources")
+        await trio.sleep(10)
+        assert boxes == {"one": [(URI, {}), ("notifications/resources/list_changed", {})], "two": []}
+        assert [feature for feature, _ in shared.relisted] == ["resources"]  # it may be about what all are shown
+        for ticket in tickets:
+            router.release(ticket)
+
+
+async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockClock) -> None:
+    async with open_house("call") as (router, fake):
+        told: list[str] = []
+        router.fleet.wish_list.watch(object(), "a", URI, lambda uri, _params: told.append(uri), key="one")
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+        await settle()
+        _, own = fake.sessions
+        assert own.upkeep.wishes.uris == frozenset()
+        own.update(URI)
+        own.change("resources")
+        await trio.sleep(10)
+        assert told == []
         router.release(ticket)

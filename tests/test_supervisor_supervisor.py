@@ -40,13 +40,13 @@ class Watcher:
         if self.states[-1:] != [supervisor.state.value]:
             self.states.append(supervisor.state.value)
 
-    def resource_updated(self, supervisor: Supervisor, uri: str, params: object) -> None:
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: object, key: str | None = None) -> None:
         self.changes += 1
 
     def for_client(self, key: str, method: str, params: object) -> None:
         self.changes += 1
 
-    def wishes_for(self, backend: str) -> Wishes:
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
         return Wishes()
 
 

@@ -65,7 +65,6 @@ class Answers:
         self.settings = settings
         self.listeners: set[object] = set()
         """The subscriptions of modern clients that are open."""
-        self._modern_level: str | None = None
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
 
@@ -181,22 +180,15 @@ class Answers:
         if call.method == "server/discover":
             return self._discover(call.caller.scope)
         if call.method in ROUTED_METHODS or not is_mcp_method(call.method):
-            self._want_level(call.caller.log_level)
+            level = call.caller.log_level
+            if level is not None and self.fleet.wish_list.lend_level(level):
+                self.fleet.wish()
             answer = self._resume(call) if "requestState" in call.params else None
             return answer or Flow(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
         raise UnknownMethod(text)
-
-    def _want_level(self, level: str | None) -> None:
-        """Have legacy backends send what any modern request has asked for: their level holds for all clients."""
-        if level is not None and (
-            self._modern_level is None or meta.LOG_LEVELS.index(level) < meta.LOG_LEVELS.index(self._modern_level)
-        ):
-            self._modern_level = level
-            self.fleet.wish_list.want_level(self, level)
-            self.fleet.wish()
 
     def _discover(self, scope: Scope | None) -> bytes:
         members: dict[str, object] = {

@@ -46,6 +46,9 @@ class Changes:
 
     def direct(self, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Note something that is for this client alone; the oldest of too many is dropped."""
+        if method.endswith("/list_changed"):  # seen in its own session with a backend, and perhaps elsewhere too
+            self.add([method.split("/")[1]])
+            return
         self._directs += 1
         self._pending.pop(f"direct {self._directs - MAX_DIRECT}", None)
         self._put(f"direct {self._directs}", method, params)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.calls import Caller, Scope
+    from gateway.calls import Caller
     from gateway.catalog.ownership import Route
     from gateway.frontends.changes import Changes
     from gateway.frontends.sessions import LegacySession
@@ -43,7 +43,7 @@ def can_be_watched(router: Router, backend: str) -> bool:
     return has_capability(parts, ("resources", "subscribe"))
 
 
-def watch(router: Router, client: object, route: Route, uri: str, changes: Changes, scope: Scope | None = None) -> None:
+def watch(router: Router, client: object, route: Route, uri: str, changes: Changes, caller: Caller) -> None:
     """Have a client told when a resource is updated, under the URI by which it knows it, while it may see it.
 
     Raises:
@@ -55,9 +55,10 @@ def watch(router: Router, client: object, route: Route, uri: str, changes: Chang
         raise Busy(text)
 
     def may_see() -> bool:
-        return scope is None or route.backend in router.fleet.snapshot(scope).backends
+        return caller.scope is None or route.backend in router.fleet.snapshot(caller.scope).backends
 
-    wish_list.watch(client, route.backend, route.own, _teller(route.own, uri, changes, may_see))
+    update = _teller(route.own, uri, changes, may_see)
+    wish_list.watch(client, route.backend, route.own, update, key=caller.session or caller.principal)
     router.fleet.wish([route.backend])
 
 
@@ -91,7 +92,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
         supervisor.subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))
-    watch(router, session, route, call.name, session.changes, call.caller.scope)
+    watch(router, session, route, call.name, session.changes, call.caller)
     return result
 
 
@@ -126,7 +127,7 @@ async def watch_all(router: Router, client: object, uris: list[str], caller: Cal
         try:
             route = await router.route(call)
             if can_be_watched(router, route.backend):
-                watch(router, client, route, uri, changes, caller.scope)
+                watch(router, client, route, uri, changes, caller)
                 honoured.append(uri)
         except GatewayError:
             continue  # not honoured: the acknowledgement says so

@@ -181,11 +181,13 @@ class Fleet:
             self._dirty.set()
         return unknown
 
-    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hand a resource's update to the clients that watch it."""
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Hand a resource's update to the clients that watch it; with a key, to that one only."""
         if self._supervisors.get(supervisor.name) is not supervisor:
             return  # while one takes another's place both are subscribed, and one is enough
-        self.wish_list.updated(supervisor.name, uri, params)
+        self.wish_list.updated(supervisor.name, uri, params, key)
 
     def close_mailbox(self, key: str) -> None:
         """Take a client's mailbox away; it has gone."""
@@ -197,9 +199,9 @@ class Fleet:
         if mailbox is not None:
             mailbox(method, params)
 
-    def wishes_for(self, backend: str) -> Wishes:
-        """What clients want of a backend beyond single calls."""
-        return self.wish_list.of(backend)
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+        """What clients want of a backend beyond single calls; with a key, what that client wants of its session."""
+        return self.wish_list.of(backend, key)
 
     def wish(self, backends: Iterable[str] | None = None) -> None:
         """Bring backends (all, if none are named) in line with the wish list."""
@@ -268,6 +270,7 @@ class Fleet:
         self._grace_over = trio.current_time() + self.settings.start_grace
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
+            services.start_soon(self.wish_list.run, self.wish)
             if self._store is not None:
                 services.start_soon(self._keep, self._store)
             async with trio.open_nursery() as self._owners_nursery:

@@ -16,7 +16,9 @@ import msgspec
 import trio
 
 from gateway.backends.upkeep import Wishes
+from gateway.catalog.kinds import Kind
 from gateway.errors import Busy
+from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.backends.session import Opener
     from gateway.backends.ticket import Ticket
     from gateway.calls import Caller
+    from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.supervisor.supervisor import Upward
 
@@ -62,7 +65,7 @@ class PrivateFleet(Supervisor):
     def submit(self, ticket: Ticket) -> None:
         """Put a call into the queue of its client's session; see `Supervisor.submit`.
 
-        Subscribing is for the shared session, the only one whose updates are listened to.
+        Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
         """
         if ticket.call.method in _WATCHING:
             super().submit(ticket)
@@ -126,6 +129,14 @@ class PrivateFleet(Supervisor):
         if self._private.get(key) is private:
             del self._private[key]
 
+    def updated_for(self, key: str, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on that a resource was updated, to one client."""
+        self._upward.resource_updated(self, uri, params, key)
+
+    def wishes_of(self, key: str | None) -> Wishes:
+        """What the session of one client should be set to; one of a single call watches nothing."""
+        return Wishes(self.wishes().log_level) if key is None else self._upward.wishes_for(self.name, key)
+
     @property
     def in_flight(self) -> int:
         """Calls that any of the sessions is working on."""
@@ -149,25 +160,43 @@ class PrivateFleet(Supervisor):
 
 
 class _Upward:
-    """Implements `gateway.supervisor.supervisor.Upward` for one private session: only its end is news."""
+    """Implements `gateway.supervisor.supervisor.Upward` for one private session: its news are its client's alone."""
 
     def __init__(self, owner: PrivateFleet, key: object) -> None:
         self._owner = owner
         self._key = key
+        self._client = key if isinstance(key, str) else None
+        self._listed: Listing | None = None
 
     def backend_changed(self, supervisor: Supervisor) -> None:
-        """Hear of a change."""
+        """Hear of a change: of the session's end, or of its lists (those it began with are no news)."""
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
+        elif self._client is not None and supervisor.state is State.READY:
+            told, self._listed = self._listed, supervisor.listing
+            if told is not None and self._listed is not None:
+                self._tell(self._client, told, self._listed)
 
-    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Resources are watched through the shared session."""
+    def _tell(self, client: str, told: Listing, listed: Listing) -> None:
+        """Tell the client which lists have changed; what everybody is shown is read anew, it may be about that too."""
+        changed = {kind.feature for kind in Kind if told.items.get(kind) != listed.items.get(kind)}
+        for feature in sorted(changed):
+            self._owner.for_client(client, f"notifications/{feature}/list_changed", {})
+            self._owner.list_changed(feature)
+
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Hand an update to the client, if it watches the resource."""
+        del supervisor, key
+        if self._client is not None:
+            self._owner.updated_for(self._client, uri, params)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on what is for one client alone."""
         self._owner.for_client(key, method, params)
 
-    def wishes_for(self, backend: str) -> Wishes:
-        """The log level that clients want; nothing is watched here."""
-        del backend
-        return Wishes(self._owner.wishes().log_level)
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+        """The log level that clients want, and what this one watches."""
+        del backend, key
+        return self._owner.wishes_of(self._client)

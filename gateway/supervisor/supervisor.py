@@ -52,16 +52,18 @@ class Upward(Protocol):
         """Hear that the state or the listing of a backend is another one."""
         ...
 
-    def resource_updated(self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear that a resource of a backend was updated."""
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Hear that a resource of a backend was updated; with a key, in that client's own session."""
         ...
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Hear something that is for one client alone."""
         ...
 
-    def wishes_for(self, backend: str) -> Wishes:
-        """What clients want of this backend beyond single calls."""
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+        """What clients want of this backend beyond single calls; with a key, what that client wants of its session."""
         ...
 
 
