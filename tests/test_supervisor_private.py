@@ -102,6 +102,7 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
         for key, box in boxes.items():
             fleet.mailboxes[key] = partial(note, box)
             fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
+        fleet.wish()
         tickets = [await router.submit(make_call(URI, "resources/read", caller=caller(key))) for key in boxes]
         await settle()
         shared, one, two = fake.sessions
