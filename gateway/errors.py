@@ -24,7 +24,9 @@ class ConfigError(GatewayError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(str(line) for line in problems)  # exactly `str`: encoders refuse subclasses
+        self.lines = tuple(problems)
+        """The same as the readers have written them; those about one field know which (`config.findings.Line`)."""
 
 
 class BackendError(GatewayError):

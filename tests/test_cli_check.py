@@ -89,7 +89,7 @@ def test_places_are_found(config, at):
     expected = [index - count for count, index in enumerate(i for i, char in enumerate(config) if char == "^")][at]
     with pytest.raises(ConfigError) as caught:
         parse_config(text, environ={})
-    assert Places(text).find(caught.value.problems[0]) == Place(1, expected + 1)
+    assert Places(text).find(caught.value.lines[0]) == Place(1, expected + 1)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_very_long_line_is_cut_around_the_caret():
     with pytest.raises(ConfigError) as caught:
         parse_config(text, environ={})
     places = Places(text)
-    found = places.find(caught.value.problems[0])
+    found = places.find(caught.value.lines[0])
     shown, caret = places.excerpt(found).splitlines()
     assert len(shown) < 140
     assert shown[caret.index("^") :].startswith("[]")

@@ -27,7 +27,7 @@ def run(values: Values) -> int:
     try:
         config = load_config(values.file, environ=os.environ)
     except ConfigError as exc:
-        problems = exc.problems
+        problems = exc.lines
     places = _places(values.file)
     warnings = () if config is None else config.warnings
     if values.json:
