@@ -67,6 +67,7 @@ AT_START_ONLY: Final = (
     "name",
     "log_format",
     "max_sessions",
+    "max_connections",
     "session_idle_timeout",
     "max_client_requests",
     "request_state_keys",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
     App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
-PATIENCE = 5
+PATIENCE = 15
 """Seconds that any wait of a test may take before the test fails."""
 
 GRACE = 0.4
@@ -81,7 +81,9 @@ def without_lifespan(app: App) -> ASGIWrapper:
 
 
 @asynccontextmanager
-async def serving(kind: str, app: App, *, send_timeout: float = 10.0, **settings: object) -> AsyncGenerator[Server]:
+async def serving(
+    kind: str, app: App, *, send_timeout: float = 10.0, most: int = 1000, **settings: object
+) -> AsyncGenerator[Server]:
     server = Server(("", 0))
     config = make_config(**settings)
 
@@ -89,7 +91,7 @@ async def serving(kind: str, app: App, *, send_timeout: float = 10.0, **settings
         if kind == "stock":
             serve = partial(hypercorn.trio.run.worker_serve, without_lifespan(app), config)
         else:
-            serve = partial(serve_http, app, config, send_timeout=send_timeout)
+            serve = partial(serve_http, app, config, send_timeout=send_timeout, most=most)
         await serve(shutdown_trigger=server.stop.wait, task_status=task_status)
         server.ended.set()
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     AsgiApp = Any
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
+BODY_SILENCE: Final = 60
+"""Seconds without a byte of a request's body after which its connection is closed."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
@@ -176,6 +178,7 @@ class HttpFace:
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
+        config.read_timeout = BODY_SILENCE
         secure = self._binding.set_tls(config)
         bound = self._binding.open()
         mark = self._binding.mark()
@@ -187,7 +190,8 @@ class HttpFace:
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound], [], []) if secure else Sockets([], [bound], [])
-                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait)
+                    most = self._answers.settings.max_connections
+                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, most=most)
                     await server.start(serve, self._route, config)
                     paths = [path for path in (self._path, self._sse_path) if path is not None]
                     task_status.started(self._binding.urls(bound, paths))

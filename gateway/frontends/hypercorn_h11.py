@@ -42,6 +42,9 @@ LINGER = 2.0
 
 Closing with unread data sends RST, and a client that is still sending would lose the answer (a 413 for instance)."""
 
+HEAD_WITHIN = 15.0
+"""Seconds from the first bytes of a request's head to its end; who dribbles it holds a connection no longer."""
+
 SHORTEST_LOOK = 0.05
 """Seconds; a busy connection's idle check comes no more often, however short ``keep_alive_timeout`` is."""
 
@@ -98,6 +101,7 @@ class Connection:
         self._sending = trio.Lock()
         self._patience = trio.CancelScope()  # around the reader; `_read` renews it
         self._since = trio.current_time()  # when the connection became idle, or a body last moved
+        self._head_since: float | None = None  # when a head began whose end has not come
         self._deaf = False  # the peer has broken the protocol: nothing more is parsed
         self._ending = False  # the reader is to end
         self._lingers = False  # ... and to drop what still comes
@@ -120,6 +124,12 @@ class Connection:
                 self._shut(self._wire.close)
         finally:
             self._shut(self._wire.abort)
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last response ended, if no request is under way or on its way; None if one is."""
+        busy = self._exchange is not None or self._head_since is not None or self._ending
+        return None if busy or not self._requests else self._since
 
     def drain(self) -> None:
         """End now when idle, else with the response that is under way."""
@@ -155,7 +165,8 @@ class Connection:
         """Return when reading may have to stop: one deadline a connection, looked at when it passes, never moved."""
         exchange = self._exchange
         if exchange is None:
-            return self._since + self.config.keep_alive_timeout
+            idle = self._since + self.config.keep_alive_timeout
+            return idle if self._head_since is None else min(idle, self._head_since + HEAD_WITHIN)
         if not exchange.complete and self.config.read_timeout:
             return self._since + self.config.read_timeout
         # Busy: nothing can pass before the response has ended and the connection was idle for this long.
@@ -214,6 +225,7 @@ class Connection:
             if isinstance(event, h11.Request):
                 self._begin(event)
             elif exchange is None:
+                self._await_head()
                 return
             elif isinstance(event, h11.Data):
                 exchange.put(bytes(event.data))
@@ -222,7 +234,14 @@ class Connection:
             else:
                 return
 
+    def _await_head(self) -> None:
+        """Part of a head has come: see to it that the rest does."""
+        if self._head_since is None:
+            self._head_since = trio.current_time()
+        self._patience.deadline = min(self._patience.deadline, self._next_look())
+
     def _begin(self, request: h11.Request) -> None:
+        self._head_since = None
         self._requests += 1
         self._continued = False
         if self._requests >= self.config.keep_alive_max_requests:

@@ -26,6 +26,7 @@ workers that a parent replaces.
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +39,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
 from gateway.frontends.hypercorn_h11 import Connection, Service
+from gateway.frontends.hypercorn_places import MOST_CONNECTIONS, BoundedListener, Places
 from gateway.frontends.hypercorn_wire import PlainWire, TLSWire
 
 if TYPE_CHECKING:
@@ -58,24 +60,27 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     sockets: Sockets | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     send_timeout: float = 10.0,
+    most: int = MOST_CONNECTIONS,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``shutdown_trigger`` returns, then end: idle connections at once, busy ones within the grace.
 
     ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``send_timeout`` is in
-    seconds. OSError when an address cannot be bound. Requests still busy ``config.graceful_timeout`` s after the
-    trigger are cancelled and their connections reset; cancelling ``serve_http`` does so at once. Sockets given are
-    closed too.
+    seconds. At most ``most`` connections are open: over it the one that was idle longest makes room, and where none is
+    idle, accepting waits. OSError when an address cannot be bound. Requests still busy ``config.graceful_timeout`` s
+    after the trigger are cancelled and their connections reset; cancelling ``serve_http`` does so at once. Sockets
+    given are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()
     if sockets.quic_sockets:
         raise ValueError("HTTP/3 is not served")
     listeners, addresses = _listen(config, sockets)
-    house = _House(app, config, send_timeout)
+    house = _House(app, config, send_timeout, most)
+    bounded = [BoundedListener(listener, house.places) for listener in listeners]
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
-            await accepting.start(partial(trio.serve_listeners, handler_nursery=connections), house.handle, listeners)
+            await accepting.start(partial(trio.serve_listeners, handler_nursery=connections), house.handle, bounded)
             task_status.started(addresses)
             await shutdown_trigger()
             accepting.cancel_scope.cancel(reason="the server is shutting down")
@@ -103,7 +108,8 @@ def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]
 class _House:
     """The connections of one server."""
 
-    def __init__(self, app: App, config: Config, send_timeout: float) -> None:
+    def __init__(self, app: App, config: Config, send_timeout: float, most: int) -> None:
+        self.places = Places(most, self._make_room)
         self._service = Service(app, config)
         self._config = config
         self._send_timeout = send_timeout
@@ -117,8 +123,20 @@ class _House:
         for connection in tuple(self._connections):
             connection.drain()
 
+    def _make_room(self) -> None:
+        """End the connection that was idle longest, if any is idle."""
+        idle = [(since, connection) for connection in self._connections if (since := connection.idle_since) is not None]
+        if idle:
+            min(idle, key=operator.itemgetter(0))[1].drain()
+
     async def handle(self, stream: trio.SocketStream | TLSStream) -> None:
         """Serve one client to its end; the listener's task closes what is left of the stream."""
+        try:
+            await self._handle(stream)
+        finally:
+            self.places.free()
+
+    async def _handle(self, stream: trio.SocketStream | TLSStream) -> None:
         if isinstance(stream, trio.SocketStream):
             await self._handle_http1(stream.socket, "http", lambda: PlainWire(stream, self._send_timeout))
             return
