@@ -210,3 +210,25 @@ def test_capabilities_are_found(capabilities: dict[str, Any], path: list[str], e
     raws: dict[str, msgspec.Raw] = {name: jsonrpc.raw(value) for name, value in capabilities.items()}
     parts = [part("a", tools()), part("b", tools(capabilities=raws))]
     assert has_capability(parts, path) is expected
+
+
+def test_a_new_snapshot_makes_anew_only_what_changed() -> None:
+    unchanged = part("a", tools("x", "y"))
+    old = snapshot(unchanged, part("b", tools("x")))
+    new = snapshot(unchanged, part("b", tools("x", "z")))
+    for name in ("a.x", "a.y"):
+        assert new.route(Kind.TOOLS, name) is old.route(Kind.TOOLS, name)
+    assert [id(one) for one in new.placed(Kind.TOOLS, "a")] == [id(one) for one in old.placed(Kind.TOOLS, "a")]
+    assert (new.route(Kind.TOOLS, "b.z"), old.route(Kind.TOOLS, "b.z")) == (Route("b", "z"), None)
+
+
+def test_a_part_is_looked_at_entry_by_entry_where_another_has_one_of_its_names() -> None:
+    first, second = part("a", tools("x", "y"), namespace="n"), part("b", tools("y", "z"), namespace="n")
+    assert listed_names(snapshot(first)) == ["n.x", "n.y"]  # now its table is known, and so is the second one's
+    assert listed_names(snapshot(second)) == ["n.y", "n.z"]
+    both = snapshot(first, second)
+    assert listed_names(both)[:2] == ["n.x", "n.y"]
+    assert both.route(Kind.TOOLS, "n.y") == Route("a", "y")
+    assert both.route(Kind.TOOLS, "n.z") == Route("b", "z")
+    assert len(both.clashes) == 1
+    assert [both.route(Kind.TOOLS, name) for name in listed_names(both)[2:]] == [Route("b", "y"), Route("b", "z")]

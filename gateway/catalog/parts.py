@@ -13,6 +13,7 @@ from gateway import jsonrpc
 from gateway.catalog import names, uris
 from gateway.catalog.curation import curate, loose_ends
 from gateway.catalog.kinds import Kind
+from gateway.catalog.ownership import Route
 from gateway.config.offered_model import ALL_TOOLS
 from gateway.eras import tools
 
@@ -48,6 +49,8 @@ class Part(msgspec.Struct, frozen=True):
     namespace: str = ""
     loose_ends: tuple[str, ...] = ()
     """What the config says of tools that are not there."""
+    routes: dict[Kind, dict[str, Route] | None] = {}
+    """A memo of `plain_routes`."""
 
 
 class Naming(msgspec.Struct, frozen=True):
@@ -75,6 +78,20 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
         entries[kind] = tuple(made)
     unused = loose_ends(listing.items.get(Kind.TOOLS, ()), choice) if Kind.TOOLS in listing.items else ()
     return Part(backend, listing, entries, namespace, unused)
+
+
+def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
+    """Who owns what of a part whose entries can all be placed as they are, unless another part has one of the names.
+
+    Made once a part, so that a snapshot of hundreds only merges tables. None: an entry must be looked at by itself,
+    since its name comes twice, it links to a resource, or its parameters are mirrored into headers.
+    """
+    if kind not in part.routes:
+        entries = part.entries.get(kind, ())
+        found = {entry.public: Route(part.backend, entry.own, entry.task) for entry in entries}
+        plain = len(found) == len(entries) and not any(entry.link or b"x-mcp-header" in entry.raw for entry in entries)
+        part.routes[kind] = found if plain else None
+    return part.routes[kind]
 
 
 def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:

@@ -17,7 +17,7 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
 from gateway.catalog.pages import Page, decode_cursor, encode_cursor
-from gateway.catalog.parts import Entry, Naming, Part, renamed
+from gateway.catalog.parts import Entry, Naming, Part, plain_routes, renamed
 from gateway.catalog.scopes import may_see, narrowed, renamed_part
 from gateway.eras import tools
 from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints
@@ -74,7 +74,7 @@ class Snapshot:
         # URIs first: tools may link to them.
         for kind in sorted(Kind, key=lambda one: one.namespaced):
             for part in self.parts:
-                self._add(part.backend, kind, part.entries.get(kind, ()))
+                self._add(part, kind)
         if offers is not None:
             self._choose(offers)
         self._lists = {
@@ -161,10 +161,16 @@ class Snapshot:
 
     # How it is made.
 
-    def _add(self, backend: str, kind: Kind, entries: tuple[Entry, ...]) -> None:
+    def _add(self, part: Part, kind: Kind) -> None:
+        entries, routes = part.entries.get(kind, ()), self._routes[kind]
+        plain = plain_routes(part, kind) if kind.namespaced else None
+        if plain is not None and routes.keys().isdisjoint(plain):
+            routes.update(plain)
+            self._placed[kind, part.backend] = list(entries)
+            return
         place = self._place_named if kind.namespaced else self._place_resource
-        placed = [found for entry in entries if (found := place(backend, kind, entry)) is not None]
-        self._placed[kind, backend] = placed
+        placed = [found for entry in entries if (found := place(part.backend, kind, entry)) is not None]
+        self._placed[kind, part.backend] = placed
 
     def _place_resource(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
         """Route a resource or template; the URI is its identity, and changed only where another backend has it too."""
@@ -268,7 +274,7 @@ class Snapshot:
         following = encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
         raws = [entry.raw for entry in entries[start:end]]
         if kind is Kind.TOOLS:
-            raws = [tools.shown(raw, view) for raw in raws]
+            raws = tools.all_shown(raws, view)
         return Page(b",".join(raws), following)
 
     def _start(self, kind: Kind, cursor: str) -> int:
