@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -67,7 +68,7 @@ class Run:
         self, folder, backends, *, transport="stdio", program="gateway", ladder=LADDER, settings=None, prefix=()
     ):
         """`backends`: name -> command; `settings`: fields for each of them; `prefix`: what runs the gateway."""
-        self.count = len(backends)
+        self.names, self.count, self.folder = list(backends), len(backends), folder
         common = {"shutdown_grace": list(ladder), "connect_timeout": 60} | (settings or {})
         servers = {name: {"command": argv[0], "args": argv[1:]} | common for name, argv in backends.items()}
         config = Path(folder, "config.json")
@@ -115,6 +116,15 @@ class Run:
         at = time.monotonic()
         self.process.wait()
         return at
+
+    def port(self):
+        """Where it listens, as its log says."""
+        self.wait_log("listening on http://", 1)
+        address = self.log().split("listening on http://", 1)[1].split("/", 1)[0]
+        return int(address.rpartition(":")[2])
+
+    def admin_token(self):
+        return Path(self.folder, "state", "admin-token").read_text(encoding="utf-8").strip()
 
     def fds(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -164,18 +174,21 @@ ENDINGS = {
     "SIGKILL": kill,
     "SIGKILL of the group": kill_group,
     "crash by a bug": crash,
-    "restart": None,  # see _restart; a removal over HTTP belongs here as well, as soon as there is one
+    "restart": None,  # see _restart
+    "removal over HTTP": None,  # see _remove
 }
 KILLED = {"SIGKILL", "SIGKILL of the group"}
 """Here nobody is left to reap: zombies are init's business, and are not counted."""
-STATUS = {"stdin EOF": 0, "SIGTERM": 0, "SIGINT twice": 0, "crash by a bug": 1, "restart": 0} | dict.fromkeys(
-    KILLED, -signal.SIGKILL
-)
+FIRST = {"restart", "removal over HTTP"}
+"""Here the children end before the gateway does, by SIGTERM."""
+FACES = {"stdin EOF": "stdio", "removal over HTTP": "streamable-http"}
+"""Endings that one face alone knows."""
+STATUS = dict.fromkeys(ENDINGS, 0) | {"crash by a bug": 1} | dict.fromkeys(KILLED, -signal.SIGKILL)
 
 
 def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
     """Start, wait until all are ready, end, and look who is left. The caller is a subreaper with no other children."""
-    transport = "stdio" if ending == "stdin EOF" else transport
+    transport = FACES.get(ending, transport)
     program = "benchmarks.instrumented" if ending == "crash by a bug" else "gateway"
     mark = f"zoo-{secrets.token_hex(8)}"
     backends = {
@@ -187,8 +200,8 @@ def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
         try:
             run.wait_ready()
             outcome = Outcome(ending, transport, len(oracle.marked(mark)))
-            if ending == "restart":
-                _restart(run, mark, outcome, ladder)
+            if ending in FIRST:
+                (_restart if ending == "restart" else _remove)(run, mark, outcome, ladder)
             _end(run, mark, outcome, ladder)
             if outcome.status != STATUS[ending]:
                 raise Failed(f"{ending}: exit status {outcome.status}:\n{run.log()[-4000:]}")
@@ -206,7 +219,7 @@ def _end(run, mark, outcome, ladder):
     gone, left = oracle.wait_gone(lambda: oracle.marked(mark), until)
     exited = run.wait_exit(until)
     _, watchers = oracle.wait_gone(lambda: oracle.still(sentinels), until)
-    if outcome.ending != "restart":
+    if outcome.ending not in FIRST:
         outcome.gone = gone - began
     outcome.survivors += len(left) + len(watchers) + (exited is None)
     outcome.exited = (exited or until) - began
@@ -233,3 +246,24 @@ def _restart(run, mark, outcome, ladder):
         time.sleep(POLL)
     outcome.leaked_fds = max(0, run.fds() - fds)
     outcome.zombies = len(oracle.zombies(run.pid))
+
+
+def _remove(run, mark, outcome, ladder):
+    """DELETE every server over the management API: all that is left is a gateway without children."""
+    sentinels = oracle.sentinels(run.pid)
+    connection = http.client.HTTPConnection("127.0.0.1", run.port(), timeout=sum(ladder) + SLACK)
+    headers = {"Authorization": f"Bearer {run.admin_token()}"}
+    began = time.monotonic()
+    for name in run.names:
+        connection.request("DELETE", f"/servers/{name}", headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise Failed(f"DELETE of {name} got {response.status}: {body[:500]!r}")
+    connection.close()
+    gone, left = oracle.wait_gone(lambda: oracle.marked(mark), began + sum(ladder) + SLACK)
+    outcome.gone, outcome.survivors = gone - began, len(left)
+    until = time.monotonic() + SETTLE
+    while (zombies := oracle.zombies(run.pid) - set(sentinels)) and time.monotonic() < until:
+        time.sleep(POLL)
+    outcome.zombies = len(zombies)

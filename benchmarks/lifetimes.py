@@ -3,7 +3,8 @@
 Method, the grid: each round starts a gateway before a zoo of ten children (well behaved; deaf to SIGTERM; deaf to the
 end of stdin; with a grandchild that keeps the pipes; double-forked with setsid, three ways; a shell that spawns a shell
 that spawns; stopped by SIGSTOP; exiting while it flushes 50 MB), for every ending in turn: stdin EOF, SIGTERM, SIGINT
-twice, SIGKILL, SIGKILL of the process group, a crash by a bug, and kill -9 of every child (a restart, then SIGTERM).
+twice, SIGKILL, SIGKILL of the process group, a crash by a bug, kill -9 of every child (a restart, then SIGTERM), and
+the removal of every server over the management API (then SIGTERM).
 Survivors are found by a mark in their command lines; zombies are what the gateway left to its own parent to reap. The
 stop ladder is shortened to 0.3 + 0.3 + 1 s. 200 rounds take some 15 minutes on two idle cores.
 

@@ -14,13 +14,19 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
-from benchmarks import load, oracle, progress
+from benchmarks import oracle, progress
+from benchmarks.answers import WrongAnswer
+from benchmarks.callers import SseCaller
 from benchmarks.endings import ZOO_SERVER
 from benchmarks.peers.own import OWN
-from benchmarks.peers.running import WORK_WITHIN, running
+from benchmarks.peers.peer import SSE
+from benchmarks.peers.running import POLL, WORK_WITHIN, running
 from benchmarks.processes import Failed
+from benchmarks.questions import make_question
 from benchmarks.table import Claim, Figure, render
+from benchmarks.wire import Connection, make_message
 
 CHILDREN = {
     "echo": "well behaved",
@@ -59,29 +65,47 @@ def run_cell(peer, ending, child):
     with oracle.subreaper():
         try:
             with running(peer, command, mark) as started:
-                use_once(started)
-                if not oracle.marked(mark):
-                    return "no child was started"
+                client = open_session(started)
+                wait_child(mark, started.process.pid)
                 os.kill(started.process.pid, ENDINGS[ending])
-                _, left = oracle.wait_gone(lambda: oracle.marked(mark), time.monotonic() + GRACE)
+                _, left = oracle.wait_gone(partial(family, mark, started.process.pid), time.monotonic() + GRACE)
+                del client  # until here its stream kept the session
                 return len(oracle.still(left))
         except (Failed, OSError) as error:
-            return f"does not start: {error}"
+            return str(error)
 
 
-def use_once(started):
-    """One call, so that a child is there also where each session has its own. What it answers does not matter."""
+def family(mark, gateway):
+    """Everybody with the mark but the gateway itself, whose command line may have it too."""
+    return {pid: start for pid, start in oracle.marked(mark).items() if pid != gateway}
+
+
+def open_session(started):
+    """A client that has listed the tools: by then a child is there also where each session has its own."""
     face = next(iter(started.peer.faces))
-    until = time.monotonic() + WORK_WITHIN
+    spec, until = started.spec(face), time.monotonic() + WORK_WITHIN
     while True:
         try:
-            load.run(started.spec(face, seconds=0.01, check="any"))
-        except Exception:
+            if face == SSE:
+                return SseCaller(spec, make_question(spec))
+            connection = Connection.at(spec["url"], spec["era"])
+            connection.open()
+            connection.post(make_message("tools/list", {}, spec["era"], 1))
+        except (WrongAnswer, OSError) as error:
             if time.monotonic() > until:
-                return
-            time.sleep(0.1)
+                raise Failed(f"no session: {error}") from error
+            time.sleep(POLL)
         else:
-            return
+            return connection
+
+
+def wait_child(mark, gateway):
+    until = time.monotonic() + WORK_WITHIN
+    while not (found := family(mark, gateway)):
+        if time.monotonic() > until:
+            raise Failed("no child was started")
+        time.sleep(POLL)
+    return found
 
 
 def make_details(peers, left):
