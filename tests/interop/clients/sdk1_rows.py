@@ -1,0 +1,118 @@
+"""A client on the official Python SDK 1.x that is asked things, told things and cancels: `sdk1_rows.py JOB`.
+
+JOB is {"url", "rows": [...]}; a row is {"tool", "arguments"} and may have "subscribe" (a URI, before the call) with
+"subscribed" (a tool that says which are by now), "wait" (the method of a notification that comes after it) and "cancel"
+(at the first progress). Printed are {"rows": [...]}: sorted kinds of what was "asked", "structured" content, "progress"
+and "logs" (how many), "waited" and "cancelled".
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import anyio
+from mcp import ClientSession, types
+from mcp.client.streamable_http import streamablehttp_client
+from pydantic import AnyUrl, FileUrl
+
+WITHIN = 30.0  # seconds for the whole conversation
+
+
+class Heard:
+    """What came in during one row, and of notifications all that ever came."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.logs = self.progress = 0
+        self.methods: list[str] = []
+        self.news = anyio.Event()
+
+    async def elicit(self, _context: Any, params: Any) -> types.ElicitResult:
+        self.asked.append(f"{params.mode} elicitation")
+        return types.ElicitResult(action="accept", content={"name": "Ada"} if params.mode == "form" else None)
+
+    async def sample(self, _context: Any, params: Any) -> Any:
+        self.asked.append("sampling with tools" if params.tools else "sampling")
+        if params.tools:
+            use = types.ToolUseContent(type="tool_use", id="use-1", name="add", input={"a": 2})
+            return types.CreateMessageResultWithTools(role="assistant", content=[use], model="m", stopReason="toolUse")
+        text = types.TextContent(type="text", text="four")
+        return types.CreateMessageResult(role="assistant", content=text, model="m")
+
+    async def list_roots(self, _context: Any) -> types.ListRootsResult:
+        self.asked.append("roots")
+        return types.ListRootsResult(roots=[types.Root(uri=FileUrl("file:///home/ada"), name="ada")])
+
+    async def log(self, _params: Any) -> None:
+        self.logs += 1
+
+    async def hear(self, message: Any) -> None:
+        if isinstance(message, types.ServerNotification):
+            self.methods.append(message.root.method)
+            self.news.set()
+
+    async def wait_for(self, method: str) -> bool:
+        while method not in self.methods:
+            await self.news.wait()
+            self.news = anyio.Event()
+        return True
+
+
+async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> dict[str, Any]:
+    heard.asked.clear()
+    heard.methods.clear()
+    heard.logs = heard.progress = 0
+
+    async def step(_progress: float, _total: float | None, _message: str | None) -> None:
+        heard.progress += 1
+        if row.get("cancel"):
+            # This SDK leaves it to its user to say so.
+            cancelled = types.CancelledNotificationParams(requestId=session._request_id - 1)
+            await session.send_notification(types.ClientNotification(types.CancelledNotification(params=cancelled)))
+            stop.cancel()
+
+    if "subscribe" in row:
+        await session.subscribe_resource(AnyUrl(row["subscribe"]))
+        while row["subscribe"] not in (await session.call_tool(row["subscribed"], {})).structuredContent["uris"]:
+            pass
+    structured = None
+    with anyio.CancelScope() as stop:
+        result = await session.call_tool(row["tool"], row["arguments"], progress_callback=step)
+        structured = result.structuredContent
+    waited = await heard.wait_for(row["wait"]) if "wait" in row else None
+    return {
+        "asked": sorted(heard.asked),
+        "structured": structured,
+        "progress": heard.progress,
+        "logs": heard.logs,
+        "waited": waited,
+        "cancelled": stop.cancelled_caught,
+    }
+
+
+async def main() -> None:
+    job, heard = json.loads(sys.argv[1]), Heard()
+    with anyio.fail_after(WITHIN):
+        async with (
+            streamablehttp_client(job["url"]) as (incoming, outgoing, _session_id),
+            ClientSession(
+                incoming,
+                outgoing,
+                elicitation_callback=heard.elicit,
+                sampling_callback=heard.sample,
+                sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
+                list_roots_callback=heard.list_roots,
+                logging_callback=heard.log,
+                message_handler=heard.hear,
+            ) as session,
+        ):
+            await session.initialize()
+            await session.set_logging_level("info")
+            report = {"rows": [await run_row(session, heard, row) for row in job["rows"]]}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    anyio.run(main)

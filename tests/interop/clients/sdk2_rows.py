@@ -1,0 +1,112 @@
+"""A client on the official Python SDK 2.x that is asked things, told things and cancels: `sdk2_rows.py JOB`.
+
+JOB and what is printed are those of sdk1_rows.py; JOB has "mode" besides.
+"""
+
+# ruff: noqa: RUF029 - callbacks are async whether they wait or not
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import mcp_types as types
+import trio
+from mcp import Client
+
+WITHIN = 30.0  # seconds for the whole conversation
+
+
+class Heard:
+    """What came in during one row, and of notifications all that ever came."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.logs = self.progress = 0
+        self.methods: list[str] = []
+        self.news = trio.Event()
+
+    async def elicit(self, _context: Any, params: Any) -> types.ElicitResult:
+        self.asked.append(f"{params.mode} elicitation")
+        return types.ElicitResult(action="accept", content={"name": "Ada"} if params.mode == "form" else None)
+
+    async def sample(self, _context: Any, params: Any) -> Any:
+        self.asked.append("sampling with tools" if params.tools else "sampling")
+        if params.tools:
+            use = types.ToolUseContent(type="tool_use", id="use-1", name="add", input={"a": 2})
+            return types.CreateMessageResultWithTools(role="assistant", content=[use], model="m", stop_reason="toolUse")
+        text = types.TextContent(type="text", text="four")
+        return types.CreateMessageResult(role="assistant", content=text, model="m")
+
+    async def list_roots(self, _context: Any) -> types.ListRootsResult:
+        self.asked.append("roots")
+        return types.ListRootsResult(roots=[types.Root(uri="file:///home/ada", name="ada")])
+
+    async def log(self, _params: Any) -> None:
+        self.logs += 1
+
+    async def hear(self, message: Any) -> None:
+        if (method := getattr(message, "method", None)) is not None:
+            self.methods.append(method)
+            self.news.set()
+
+    async def wait_for(self, method: str) -> bool:
+        while method not in self.methods:
+            await self.news.wait()
+            self.news = trio.Event()
+        return True
+
+
+async def run_row(client: Client, heard: Heard, row: dict[str, Any]) -> dict[str, Any]:
+    heard.asked.clear()
+    heard.methods.clear()
+    heard.logs = heard.progress = 0
+
+    async def step(_progress: float, _total: float | None, _message: str | None) -> None:
+        heard.progress += 1
+        if row.get("cancel"):
+            stop.cancel()
+
+    if "subscribe" in row:
+        await client.subscribe_resource(row["subscribe"])
+        while row["subscribe"] not in (await client.call_tool(row["subscribed"], {})).structured_content["uris"]:
+            pass
+    structured = None
+    with trio.CancelScope() as stop:
+        result = await client.call_tool(row["tool"], row["arguments"], progress_callback=step)
+        structured = result.structured_content
+    waited = await heard.wait_for(row["wait"]) if "wait" in row else None
+    return {
+        "asked": sorted(heard.asked),
+        "structured": structured,
+        "progress": heard.progress,
+        "logs": heard.logs,
+        "waited": waited,
+        "cancelled": stop.cancelled_caught,
+    }
+
+
+async def main() -> None:
+    job, heard = json.loads(sys.argv[1]), Heard()
+    with trio.fail_after(WITHIN):
+        async with Client(
+            job["url"],
+            mode=job["mode"],
+            cache=None,
+            elicitation_callback=heard.elicit,
+            sampling_callback=heard.sample,
+            sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
+            list_roots_callback=heard.list_roots,
+            logging_callback=heard.log,
+            log_level="info" if job["mode"] != "legacy" else None,
+            message_handler=heard.hear,
+        ) as client:
+            if job["mode"] == "legacy":
+                await client.set_logging_level("info")
+            report = {"rows": [await run_row(client, heard, row) for row in job["rows"]]}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    trio.run(main)
