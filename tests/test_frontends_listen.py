@@ -40,7 +40,7 @@ class Source:
 
 
 FLEET = Source()
-ANSWERS: Any = SimpleNamespace(server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None)
+ANSWERS: Any = SimpleNamespace(server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None, listeners=set())
 
 
 def listen(wanted: object, request_id: jsonrpc.Id = "s1") -> Subscription:
