@@ -24,6 +24,8 @@ from tests.test_router import offers
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.ticket import Ticket
+
 
 URI = "memo:a"
 
@@ -103,8 +105,10 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
             fleet.mailboxes[key] = partial(note, box)
             fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
         fleet.wish()
-        tickets = [await router.submit(make_call(URI, "resources/read", caller=caller(key))) for key in boxes]
-        await settle()
+        tickets: list[Ticket] = []
+        for key in boxes:
+            tickets.append(await router.submit(make_call(URI, "resources/read", caller=caller(key))))
+            await settle()
         shared, one, two = fake.sessions
         assert [session.upkeep.wishes.uris for session in (shared, one, two)] == [{URI}] * 3
         assert boxes == {"one": [], "two": []}  # how a session begins is no news
