@@ -13,8 +13,9 @@ from gateway.access.keys import digest_in, digest_of, hash_key, make_key
 from gateway.app import Gateway, Options, make_opener
 from gateway.catalog.snapshot import Route
 from gateway.config import parse_config
+from gateway.embed.native import open_gateway
 from gateway.errors import ConfigError
-from tests.access import ALICE, BOB, House, keys, make_config, modern_headers, open_house, running, tool_call
+from tests.access import ALICE, BOB, HELLO, House, keys, make_config, modern_headers, open_house, running, tool_call
 from tests.fakes import SOON, FakeExchange, settle
 from tests.peers.http_peer import LegacyServer, ModernServer, open_peer
 
@@ -363,3 +364,25 @@ async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_ke
     headers = {b"authorization": b"Bearer " + ALICE.encode()}
     assert running_one._access.find(headers) is None
     assert running_one.router.turnstile is running_one._access
+
+
+async def test_an_embedded_gateway_asks_for_keys_too() -> None:
+    async def ask(faces: Any, key: str | None) -> FakeExchange:
+        headers = {"host": "any.example", "content-type": "application/json"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        exchange = FakeExchange(json.dumps(INITIALIZE).encode(), headers=headers)
+        await faces(exchange.scope, exchange.receive, exchange.send)
+        return exchange
+
+    with trio.fail_after(SOON):
+        async with open_gateway({"mcpServers": {}, "access": keys()}) as gw:
+            assert (await ask(gw.asgi_app, None)).status == 401
+            assert (await ask(gw.asgi_app, BOB)).status == 200
+            assert (await ask(gw.asgi_app, ALICE)).status == 200
+            await gw.reload({"mcpServers": {}, "access": {"keys": keys()["keys"][1:]}})
+            assert (await ask(gw.asgi_app, ALICE)).status == 401
+            assert (await ask(gw.asgi_app, BOB)).status == 200
+
+
+INITIALIZE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}

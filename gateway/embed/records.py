@@ -53,9 +53,16 @@ class Record:
 class Registry:
     """All servers of one configuration, and the settings that came with them."""
 
-    def __init__(self, records: Mapping[str, Record] | None = None, settings: GatewaySettings | None = None) -> None:
+    def __init__(
+        self,
+        records: Mapping[str, Record] | None = None,
+        settings: GatewaySettings | None = None,
+        rest: Config | None = None,
+    ) -> None:
         self.records = dict(records or {})
         self.settings = settings or GatewaySettings()
+        self.rest = rest or Config({})
+        """All other sections: who may use it must not get lost on the way."""
 
     def __getitem__(self, name: str) -> Record:
         try:
@@ -68,7 +75,7 @@ class Registry:
     def config(self) -> Config:
         """What of it can be served."""
         servers = {name: one.config for name, one in self.records.items() if one.config is not None}
-        return Config(servers, self.settings, source="config")
+        return msgspec.structs.replace(self.rest, servers=servers, gateway=self.settings, warnings=(), source="config")
 
     def raw(self) -> dict[str, Any]:
         """The entries as they were given, by name."""
@@ -85,7 +92,7 @@ class Registry:
             if known is not None and record.config is not None and known.config == record.config:
                 known.raw = record.raw
                 records[name] = known
-        self.records, self.settings = records, new.settings
+        self.records, self.settings, self.rest = records, new.settings, new.rest
         return [name for name, record in old.items() if records.get(name) is not record]
 
 
@@ -114,7 +121,7 @@ def read_registry(config: object, *, strict: bool, name: str | None = None) -> R
     if name is not None:
         settings = msgspec.structs.replace(settings, name=name)
     found = cast("dict[str, object]", servers)
-    return Registry({str(key): _read_record(str(key), raw) for key, raw in found.items()}, settings)
+    return Registry({str(key): _read_record(str(key), raw) for key, raw in found.items()}, settings, rest)
 
 
 def _read_record(name: str, raw: object) -> Record:
