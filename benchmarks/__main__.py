@@ -23,6 +23,8 @@ QUESTIONS = {
     "scale": "scale",
     "ask": "ask",
     "soak": "soak",
+    "costs": "costs",
+    "reload": "reload",
     "own": "own",
     "profile": "profile",
     "peers": "peers.compare",

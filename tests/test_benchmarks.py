@@ -337,7 +337,19 @@ def test_the_command_line_lists_its_questions():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
     )
-    for question in ("call", "list", "startup", "memory", "recovery", "fairness", "scale", "own", "profile", "all"):
+    for question in (
+        "call",
+        "list",
+        "startup",
+        "memory",
+        "recovery",
+        "fairness",
+        "scale",
+        "own",
+        "profile",
+        "all",
+        "costs",
+    ):
         assert question in done.stdout
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import sys
+from argparse import Namespace
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import trio
 
+from benchmarks import reload
 from tests.contract.support import FAST, LADDER, structured_of
 from tests.support import (
     ANSWER_WITHIN,
@@ -94,46 +95,26 @@ async def test_a_file_edit_and_sighup_reload_without_touching_what_is_unchanged(
         assert "Traceback" not in gateway.stderr_text
 
 
-async def test_reloads_at_random_moments_under_load_lose_no_call():
-    config = {"mcpServers": {"keep": backend(), "x": backend("--name", "0")}, "gateway": {"start_grace": 10}}
-    rounds, rng = 12, random.Random(4)
-    async with open_gateway_process(config, env=ENV, extra_args=["--no-watch"]) as gateway:
-        admin, path = Admin(gateway), config_path(gateway)
-        wrong, answered, going = [], [0], trio.Event()
+def test_reloads_at_random_moments_under_load_lose_no_call_and_leave_nothing_behind():
+    """A short form of `python -m benchmarks reload`; see there for what is done."""
+    claims, (text, data) = reload.run(Namespace(reloads=9, clients=4, seed=4, quick=True))
+    assert not data["wrong"], text
+    assert not reload.fatal(claims), [claim.row() for claim in claims if not claim.reached]
+    assert data["done"]["reloads"] == 9
 
-        async def load(number):
-            client = HttpClient(gateway.url)
-            await client.initialize()
-            count = 0
-            while not going.is_set():
-                name, text = ("keep", "x")[number % 2], f"{number}-{count}"
-                answer = await client.call_tool(f"{name}.echo", {"text": text})
-                count += 1
-                if answer.get("result", {}).get("content", [{}])[0].get("text") != text:
-                    wrong.append(answer)
-                answered[0] += 1
-                await trio.sleep(0.01)
 
-        first = HttpClient(gateway.url)
-        await first.initialize()
-        before = structured_of(await first.call_tool("keep.env"))["pid"]
-        async with bare_nursery() as nursery:
-            for number in range(4):
-                nursery.start_soon(load, number)
-            for number in range(rounds):
-                await trio.sleep(rng.random() * 0.1)
-                replace(path, {"mcpServers": {"keep": backend(), "x": backend("--name", str(number + 1))}})
-                if number % 2:
-                    status, changed = await admin.ask("POST", "/reload", {})
-                    assert (status, changed["changed"], changed["unchanged"]) == (200, ["x"], ["keep"])
-                else:
-                    status, done = await admin.ask("POST", "/servers/x/restart", {})
-                    assert (status, done) == (200, {"server": "x", "done": "restarted"})
-            going.set()
-        assert (wrong, answered[0] > rounds) == ([], True)
-        assert structured_of(await first.call_tool("keep.env"))["pid"] == before
-        status, shown = await admin.ask("GET", "/servers/keep")
-        assert (shown["status"]["restarts"], shown["failed"]) == (0, 0)
+@pytest.mark.parametrize(
+    ("server", "code", "text", "expected"),
+    [
+        ("come", -32602, "Unknown tool: come.echo", True),
+        ("many2", -32602, "Unknown tool: many2.echo", True),
+        ("keep", -32602, "Unknown tool: keep.echo", False),
+        ("many0", -32602, "Unknown tool: many0.echo", False),
+        ("come", -32603, "backend 'come' was stopped", False),
+    ],
+)
+def test_only_calls_to_removed_servers_may_be_refused(server, code, text, expected):
+    assert reload.Caller.may_be_gone(server, {"code": code, "message": text}) is expected
 
 
 async def test_what_the_api_changes_survives_a_restart(tmp_path):

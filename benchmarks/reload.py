@@ -1,0 +1,229 @@
+"""Question: may the config change at any moment, under load, without anybody noticing?
+
+Method: one gateway over HTTP before four stdlib echoes; clients of both eras, half and half, call them all the time,
+each text being unique. Meanwhile the config is replaced so many times, at random moments (fixed seed): by the file and
+SIGHUP, by the file and `POST /reload`, or by `POST /servers/NAME/restart`. `keep` never changes, `change` changes each
+time, `come` is there every other time, `many` is one to three further servers. Each answer must be the one to its
+request, and the only one; a call to a server that is not there at that moment may get the error that says so. `keep`
+must be the same process at the end, never restarted; and what the gateway holds then is compared with what it held
+after the first few reloads. Exits with status 1 if anything was wrong, whatever the options.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import time
+from random import Random
+
+import trio
+
+from benchmarks import soak
+from benchmarks.memory import read_status
+from benchmarks.processes import backend, config_file, config_of, gateway_command, serving
+from benchmarks.soak_client import BREAKAGES, WITHIN, Client, Tally
+from benchmarks.table import Claim, Figure, render
+
+WARM = 20  # reloads before the first look: the loop's threads and the allocator have their size then
+LONGEST_PAUSE = 0.05  # seconds between two reloads, at most
+LAST_RELOAD = 30.0  # seconds in which the last one must hold
+GROWTH = 20  # MB of memory that may stay
+DEFAULT_SEED = 20260728
+GONE = -32602  # what a name that nobody has is answered with
+MISTAKES = ("misdirected", "lost", "doubled", "unexpected")
+TOKEN = "a-token-for-the-benchmarks"
+
+
+def add_arguments(parser):
+    parser.add_argument("--reloads", type=int, help="how many (1000; quick: 30)")
+    parser.add_argument("--clients", type=int, help="clients at once (8; quick: 4)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of moments and ways (%(default)s)")
+
+
+def run(options):
+    reloads = options.reloads or (30 if options.quick else 1000)
+    clients = options.clients or (4 if options.quick else 8)
+    warm = min(WARM, reloads // 3)
+    tally = Tally()
+    with config_file(make_config(0)) as path:
+        # Its own watch off: what is asked for shall be what happens.
+        command = [*gateway_command(path, "streamable-http"), "--no-watch", "--admin-token", TOKEN]
+        with serving(command) as gateway:
+            gateway.wait_ready(4)
+            changes = Changes(gateway, path, Random(options.seed), tally)
+            pid = gateway.health()["backends"]["keep"]["pid"]
+            traffic(gateway, clients, changes, warm, tally)
+            before, memory = rest(gateway), read_status(gateway.pid)["VmRSS"]
+            seconds = traffic(gateway, clients, changes, reloads - warm, tally)
+            after, grown = rest(gateway, before), read_status(gateway.pid)["VmRSS"] - memory
+            keep = gateway.health()["backends"]["keep"]
+            tally.mistakes["restarted"] = keep["restarts"] + (keep["pid"] != pid)
+    claims = make_claims(tally, before, after, size=f"{reloads} reloads, {clients} clients")
+    claims += [
+        Claim("RSS: growth after the first few reloads", Figure.of([grown]), "MB", 1e-6, most=GROWTH),
+        Claim("reloads a second", Figure.of([(reloads - warm) / seconds]), "1/s"),
+    ]
+    rows = [[name, count] for name, count in sorted(tally.done.items())]
+    data = {"seed": options.seed, "done": tally.done, "wrong": tally.told, "before": before, "after": after}
+    text = render([f"done, with seed {options.seed}", "times"], rows)
+    return claims, ("\n".join([text, *(["", *tally.told] if tally.told else [])]), data)
+
+
+def fatal(claims):
+    """Whether any promise was broken; none of them is about speed."""
+    return not all(claim.reached for claim in claims)
+
+
+def make_config(number):
+    """The config of one reload; of number 0 all servers are as they stay in the end."""
+    commands = {"keep": backend(), "change": backend("echo", "--name", f"change-{number}")}
+    if number % 2 == 0:
+        commands["come"] = backend()
+    commands |= {f"many{index}": backend() for index in range(1 + number % 3)}
+    config = config_of(commands)
+    for server in config["mcpServers"].values():
+        server["shutdown_grace"] = 2
+    return config
+
+
+class Changes:
+    """Replaces the config, over and over."""
+
+    def __init__(self, gateway, path, random, tally):
+        self.gateway, self.path, self.random, self.tally = gateway, path, random, tally
+        self.number = 0
+
+    async def make(self, count):
+        for left in range(count, 0, -1):
+            await trio.sleep(self.random.uniform(0, LONGEST_PAUSE))
+            self.number = 0 if left == 1 else self.number + 1
+            ways = [self.by_signal, self.by_api, self.by_api, self.by_restart]
+            await (self.random.choice(ways) if left > 1 else self.by_api)()
+            self.tally.done["reloads"] += 1
+
+    def write(self):
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(make_config(self.number)), encoding="utf-8")
+        fresh.replace(self.path)
+
+    async def by_signal(self):
+        """Nobody is told when it is done; the next reload waits for its turn."""
+        self.write()
+        self.gateway.process.send_signal(signal.SIGHUP)
+        self.tally.done["reloads by signal"] += 1
+
+    async def by_api(self):
+        self.write()
+        await self.ask("/reload")
+
+    async def by_restart(self):
+        await self.ask("/servers/change/restart")
+
+    async def ask(self, path):
+        status, answer = await trio.to_thread.run_sync(self.post, path)
+        if status != 200 or answer.get("not_ready"):
+            self.tally.fail("unexpected", f"{path}: {status} {answer}")
+
+    def post(self, path):
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=LAST_RELOAD)
+        try:
+            headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+            connection.request("POST", path, "{}", headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+
+class Caller(Client):
+    """Calls servers at random, one call after the other, in one era."""
+
+    def __init__(self, name, url, seed, tally, *, era):
+        super().__init__(name, url, seed, tally)
+        self.era = era
+
+    async def run(self, over):
+        if self.era == "legacy":
+            with trio.fail_after(WITHIN):
+                await self.http.initialize()
+        while not over.is_set():
+            await self.step({self.step_keep: 4, self.step_change: 3, self.step_come: 2, self.step_many: 2}, self.random)
+
+    async def step_keep(self, random):
+        await self.call("keep", random)
+
+    async def step_change(self, random):
+        await self.call("change", random)
+
+    async def step_come(self, random):
+        await self.call("come", random)
+
+    async def step_many(self, random):
+        await self.call(f"many{random.randint(0, 2)}", random)
+
+    async def call(self, server, random):
+        nonce, tool = self.nonce(), f"{server}.{random.choice(('echo', 'echo', 'sleep'))}"
+        arguments = {"text": nonce} | ({"seconds": random.uniform(0, 0.1)} if tool.endswith("sleep") else {})
+        params = {"name": tool, "arguments": arguments}
+        if self.era == "legacy":
+            self.http.last_id += 1
+            message = {"jsonrpc": "2.0", "id": self.http.last_id, "method": "tools/call", "params": params}
+            response = await self.http.post(message, within=WITHIN)
+        else:
+            message, headers = self.http.modern_request("tools/call", params)
+            response = await self.http.send("POST", json.dumps(message).encode(), headers=headers, within=WITHIN)
+        answers = [one for one in response.messages() if "method" not in one]
+        if [one["id"] for one in answers] != [message["id"]]:
+            self.fail("doubled" if len(answers) > 1 else "lost", f"{tool}: {answers}")
+        elif "error" in answers[0] and self.may_be_gone(server, answers[0]["error"]):
+            self.tally.done["calls to servers that were not there"] += 1
+        else:
+            self.judge(answers[0], nonce, tool)
+
+    @staticmethod
+    def may_be_gone(server, error):
+        """Only some are ever removed, and only with this error."""
+        removed = server == "come" or server in {"many1", "many2"}
+        return removed and error["code"] == GONE and "Unknown tool" in error["message"]
+
+
+def traffic(gateway, clients, changes, count, tally):
+    """Have clients call while the config is replaced so many times; the seconds that this took."""
+    url = f"http://127.0.0.1:{gateway.port}/mcp"
+    began = time.monotonic()
+
+    async def main():
+        over = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for number in range(clients):
+                era = ("legacy", "modern")[number % 2]
+                nursery.start_soon(Caller(f"{count}-{number}", url, DEFAULT_SEED, tally, era=era).run, over)
+            try:
+                await changes.make(count)
+            except BREAKAGES as exc:
+                tally.fail("unexpected", f"a reload: {exc!r}")
+            over.set()
+
+    trio.run(main)
+    return time.monotonic() - began
+
+
+def rest(gateway, wanted=None):
+    """What the gateway holds once what was replaced has gone; at most what is wanted, if it comes to that."""
+    settled = {"processes": 0, "calls in flight": 0} if wanted is None else wanted
+    if wanted is None:
+        names = make_config(0)["mcpServers"]
+        settled["processes"] = len(names) + 1  # and the sentinel
+    soak.settle(gateway, settled)
+    return soak.hold(gateway)
+
+
+def make_claims(tally, before, after, *, size):
+    calls = sum(count for name, count in tally.done.items() if name.startswith(("legacy ", "modern ")))
+    claims = [Claim(f"calls, {size}", Figure.of([calls]), least=1)]
+    claims += [Claim(soak.WORDS[mistake], Figure.of([tally.mistakes[mistake]]), most=0) for mistake in MISTAKES]
+    claims.append(Claim("unchanged servers that were restarted", Figure.of([tally.mistakes["restarted"]]), most=0))
+    for name, count in after.items():
+        claims.append(Claim(f"left behind: {name}", Figure.of([max(0, count - before[name])]), most=0))
+    return claims
