@@ -100,7 +100,7 @@ def make_claims(results, noted):
             ratio = ratios(values(name, era, "per_second"), values(NEITHER, era, "per_second"))
             claims.append(Claim(f"{name}, {era}: calls/s over neither", ratio, "ratio", least=least))
             ratio = ratios(values(NEITHER, era, "cpu_call"), values(name, era, "cpu_call"))
-            claims.append(Claim(f"{name}, {era}: CPU of a call with neither over it", ratio, "ratio"))
+            claims.append(Claim(f"{name}, {era}: CPU of a call with neither over it", ratio, "ratio", least=least))
     for name, lines in noted.items():
         made = sum(found["calls"] for era in ERAS for found in results[name, era])
         # More calls are made than are measured, since there is a warm-up.

@@ -181,7 +181,7 @@ def _refusal(problem: GatewayError) -> Refused:
     """The one place where an error becomes a status."""
     match problem:
         case ConfigError():
-            return Refused(422, doc.Problem(_INVALID, details=list(problem.problems)))
+            return Refused(422, doc.Problem(_INVALID, details=[str(line) for line in problem.problems]))
         case UnknownServer():
             return Refused(404, doc.Problem(str(problem)[:MAX_NAME]))
         case NotChangeable():

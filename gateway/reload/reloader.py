@@ -289,7 +289,7 @@ class Reloader:
             log.error("what was changed over the API will not survive a restart: %s", exc)
 
     def _refused(self, by: str, problem: ConfigError) -> ConfigError:
-        self.last = LastReload(now_iso(), by, ok=False, problems=problem.problems)
+        self.last = LastReload(now_iso(), by, ok=False, problems=tuple(map(str, problem.problems)))
         log.error("config not reloaded (%s), the one before goes on to hold: %s", by, "; ".join(problem.problems))
         return problem
 
