@@ -129,7 +129,7 @@ async def outcome(ticket: Ticket) -> Outcome:
         item = await ticket.next()
         assert item is not None
         if not isinstance(item, Ask | Withdrawn):
-            return item  # type: ignore[return-value]
+            return item  # type: ignore[return-value] - what is no event is an outcome
 
 
 async def call(session: Session, name: str = "echo") -> Outcome:
@@ -467,7 +467,7 @@ async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_p
             house.peer.tokens.clear()
             return answer
 
-        house.peer._grant = forget  # type: ignore[method-assign]
+        house.peer._grant = forget  # type: ignore[method-assign] - a peer with a fault
         with pytest.raises(BackendUnavailable, match=REFUSED):
             async with house.open():
                 pass

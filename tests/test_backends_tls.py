@@ -92,7 +92,7 @@ async def serving(folder: Path, *, ask_client: bool) -> AsyncGenerator[str]:
 
 
 async def status(url: str, **fields: str | None) -> int:
-    config = ServerConfig(name="b", url=url, **fields)  # type: ignore[arg-type]
+    config = ServerConfig(name="b", url=url, **fields)  # type: ignore[arg-type] - only fields that are strings
     with trio.fail_after(10):
         async with open_http_client(config, None) as http, http.exchange("GET", []) as response:
             return response.status_code

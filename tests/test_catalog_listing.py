@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from gateway import jsonrpc
 from gateway.catalog import listing
 from gateway.catalog.kinds import BY_METHOD, FEATURES, OWNER_KIND, Kind
 from gateway.catalog.listing import Item, Listing, clean
@@ -77,3 +78,11 @@ def test_items_are_counted() -> None:
     one = Listing(items={Kind.TOOLS: (Item("a", b"{}"), Item("b", b"{}"))})
     assert (one.count(Kind.TOOLS), one.count(Kind.PROMPTS)) == (2, 0)
     assert one.capabilities is not Listing().capabilities
+
+
+def test_a_uri_with_control_characters_is_left_out_and_a_name_with_them_is_not() -> None:
+    for kind in Kind:
+        items, problems = clean(kind, [jsonrpc.raw({kind.key: "a:\nb", "inputSchema": {"type": "object"}})])
+        assert [item.own for item in items] == (["a:\nb"] if kind.namespaced else [])
+        assert len(problems) == (not kind.namespaced)
+        assert all(text.isprintable() for text in problems)

@@ -21,6 +21,8 @@ texts = st.text(max_size=40)
         ("a", ".", "x" * 14, 16, "a." + "x" * 14),
         ("a", ".", "x" * 15, 16, "a.xxxxx_c886bcdc"),  # pinned: clients keep names in their settings
         ("git", ".", "search_commits_by_message_and_author", 32, "git.search_commits_by_m_d76c98ef"),
+        ("a", ".", "x\ny\0", 64, "a.x_y__53cfefbd"),
+        ("a", ".", "\u2028" + "x" * 99, 16, "a._xxxx_a6a036fe"),
     ],
 )
 def test_seed_g5_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:

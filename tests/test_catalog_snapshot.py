@@ -112,8 +112,11 @@ def test_an_empty_list_is_one_empty_page() -> None:
     assert walk(snapshot(), 5) == [[]]
 
 
+PRINTABLE = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])  # other names are served under another one
+
+
 @settings(deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), unique=True), st.integers(1, 5))
+@given(st.lists(st.text(PRINTABLE, min_size=1, max_size=5), unique=True), st.integers(1, 5))
 def test_cursors_lead_through_the_whole_list_once(names: list[str], size: int) -> None:
     pages = walk(snapshot(part("a", tools(*names), namespace="")), size)
     assert [name for page in pages for name in page] == names

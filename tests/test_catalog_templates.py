@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.catalog.templates import template_weight
 
@@ -57,7 +57,7 @@ def test_a_hostile_template_costs_nothing() -> None:
 
 
 def test_the_most_literal_template_wins() -> None:
-    def part(backend: str, *templates: str):  # type: ignore[no-untyped-def]
+    def part(backend: str, *templates: str) -> Part:
         items = tuple(Item(template, b"{}") for template in templates)
         return make_part(backend, backend, Listing(items={Kind.TEMPLATES: items}), Naming())
 

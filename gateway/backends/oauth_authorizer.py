@@ -276,7 +276,9 @@ class _Visit:
 
 
 def _nobody(http: OAuthHttp) -> object:
-    raise NotImplementedError  # client credentials trouble nobody
+    """Client credentials trouble nobody, so that no visit is ever made; one that is would be a bug."""
+    text = f"client credentials need no visit, yet one was wanted ({http!r})"
+    raise AssertionError(text)
 
 
 def _port_of(saved: Saved) -> int | None:

@@ -6,6 +6,7 @@ go; everything else about an item passes as it is.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -48,6 +49,7 @@ class _Schema(msgspec.Struct, gc=False):
     type: str = ""
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _schemas = msgspec.json.Decoder(_Schema)
 
 
@@ -81,6 +83,9 @@ def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:
     own = jsonrpc.decode_string(members[kind.key])
     if not own:
         text = f"its {kind.key!r} is empty"
+        raise ValueError(text)
+    if not kind.namespaced and _CONTROLS.search(own):
+        text = f"its {kind.key} {own!r} holds control characters, which no URI may"
         raise ValueError(text)
     if kind is Kind.TOOLS:
         _check_schema(own, members)

@@ -7,6 +7,7 @@ A name is looked up in a table, never taken apart.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
 HASH_LENGTH: Final = 8
@@ -15,13 +16,24 @@ MIN_LENGTH: Final = 16
 """A maximum below this could not hold a hash and still be recognised."""
 
 
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What breaks the lists that people are shown, and log lines: control characters and line ends."""
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:HASH_LENGTH]
 
 
 def public_name(namespace: str, separator: str, own: str, max_length: int) -> str:
-    """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole."""
+    """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole.
+
+    Control characters are served as `_`, with such a hash, too: the backend still gets the name that it gave.
+    """
     full = f"{namespace}{separator}{own}" if namespace else own
+    printable = _CONTROLS.sub("_", full)
+    if printable != full:
+        tail = f"_{_digest(full)}"
+        return f"{printable[: max_length - len(tail)]}{tail}"
     return shorten(full, max_length)
 
 

@@ -7,6 +7,7 @@ differently is left to subclasses: the modern one below, the legacy one in `resu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -28,7 +29,7 @@ WATCH_AFTER: Final = 0.02
 earlier is not lost, it waits in the server's queue."""
 
 
-class Reply:
+class Reply(ABC):
     """The response to one call."""
 
     def __init__(self, exchange: Exchange, answers: Answers, flow: Flow, request_id: Id) -> None:
@@ -43,16 +44,17 @@ class Reply:
         """The least severe log messages that the client wants to see."""
         return self._flow.call.caller.log_level
 
+    @abstractmethod
     async def on_ask(self, ask: Ask) -> bool:
         """Bring a request to the client; returns whether the response ends with that."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def on_withdrawn(self, ask: Ask) -> None:
         """Take a request back."""
-        raise NotImplementedError
 
     async def on_stream_closed(self, closed: StreamClosed) -> None:
         """The backend wants to be asked again later; most clients need not know."""
+        del closed
 
     async def run_watched(self) -> None:
         """Carry the response to its end, unless the client hangs up: modern clients cancel that way.
