@@ -36,7 +36,7 @@ def run(options):
     rounds = options.rounds or (1 if options.quick else 5)
     seconds = options.seconds or (1.0 if options.quick else 6.0)
     results = {}
-    progress.plan(rounds * 7)
+    progress.plan(rounds * 12)  # what runs beside counts too
     with serving_bare() as bare, serving_gateway({"echo": backend(), "slow": backend()}) as gateway:
         gateway.wait_ready(2)
         for _ in range(rounds):

@@ -44,7 +44,7 @@ def run(options):
     path = Path(options.config).resolve()
     server, own_name = find_owner(path, options.tool)
     results, starts = {}, []
-    progress.plan(rounds * 7)
+    progress.plan(rounds * 6 + 1)
     with ExitStack() as stack:
         copy = stack.enter_context(config_file(json.loads(path.read_text(encoding="utf-8"))))
         state = stack.enter_context(config_file({})).parent  # for the gateway that is started again and again
