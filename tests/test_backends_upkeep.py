@@ -73,6 +73,22 @@ async def test_a_subscription_that_a_client_made_itself_is_not_made_again() -> N
         assert told(script) == [("resources/unsubscribe", "memo:a")]
 
 
+async def test_a_subscription_made_while_one_is_ended_is_made_again() -> None:
+    """Over HTTP the two may overtake each other."""
+    async with keeping() as (script, upkeep):
+        await wish(upkeep, None, "memo:a")
+        told(script)
+
+        def unsubscribed(_params: Any) -> Any:
+            upkeep.subscribed("memo:a")
+            return {"": None}
+
+        script.answers["resources/unsubscribe"] = unsubscribed
+        await wish(upkeep, None)
+        await wish(upkeep, None, "memo:a")
+        assert told(script) == [("resources/unsubscribe", "memo:a"), ("resources/subscribe", "memo:a")]
+
+
 async def test_a_backend_without_levels_is_told_none() -> None:
     async with keeping({"tools": {}}) as (script, upkeep):
         await wish(upkeep, "debug")

@@ -91,6 +91,9 @@ class Upkeep:
         for uri in sorted(self._uris - wishes.uris):
             self._uris.discard(uri)
             await self._tell("resources/unsubscribe", {"uri": uri})
+            if uri in self._uris:  # by a client's own request meanwhile; over HTTP either may have come first
+                self._uris.discard(uri)
+                self.changed.set()
         for uri in sorted(wishes.uris - self._uris):
             self._uris.add(uri)
             await self._tell("resources/subscribe", {"uri": uri})
