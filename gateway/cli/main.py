@@ -22,6 +22,8 @@ COMMANDS = {
     "read": "read",
     "prompt": "prompt",
     "check": "check",
+    "doctor": "doctor",
+    "import": "importing",
     "ps": "ps",
     "reload": "management",
     "restart": "management",

@@ -1,0 +1,194 @@
+"""`mcp-gateway doctor`: starts each server of a config once, and says what it finds.
+
+All at once, each for itself: one that hangs holds up no other. What a supervisor does (restarts, queues) is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import trio
+
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import load
+from gateway.cli.output import RED, painted, print_json
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from gateway.backends.guard import ChildGuard
+    from gateway.config import Config, ServerConfig
+    from gateway.embed.openers import Openers
+
+MAX_NAME: Final = 64
+"""Characters that the strictest clients take in a tool's name."""
+STOP_MARGIN: Final = 5.0
+"""Seconds beyond the stop ladder that a server's end may take."""
+_TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+def run(values: Values) -> int:
+    """Try them all; 1 if one does not work."""
+    config = load(values.file)
+    notes = _Notes()
+    log = logging.getLogger("gateway")
+    log.addHandler(notes)
+    try:
+        found = trio.run(partial(_examine_all, config, notes))
+    finally:
+        log.removeHandler(notes)
+    if values.json:
+        print_json(found)
+    else:
+        _show(found)
+    return 0 if all(one["ok"] for one in found.values()) else 1
+
+
+class _Notes(logging.Handler):
+    """What the log says of each server meanwhile, such as tools that were left out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if "left out" in text and len(self.lines) < 1_000:
+            self.lines.append(text)
+
+
+class _Deaf:
+    """Takes what a server says on its own, which nobody needs here."""
+
+    def list_changed(self, feature: str) -> None:
+        pass
+
+    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        pass
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        pass
+
+    def freed(self) -> None:
+        pass
+
+
+async def _examine_all(config: Config, notes: _Notes) -> dict[str, dict[str, Any]]:
+    from gateway.backends.guard import open_guard
+    from gateway.embed.openers import LoginBook, Openers
+
+    found: dict[str, dict[str, Any]] = {}
+    async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
+        openers = Openers(guard, config.gateway.name, LoginBook())
+        await nursery.start(openers.run)
+        async with trio.open_nursery() as examinations:
+
+            async def examine(server: ServerConfig) -> None:
+                found[server.name] = await _examine(server, openers, guard, config)
+
+            for server in config.servers.values():
+                if not server.disabled:
+                    examinations.start_soon(examine, server)
+        nursery.cancel_scope.cancel(reason="all have been looked at")
+    for name, one in found.items():
+        one["hints"] += [line for line in notes.lines if repr(name) in line]
+    return {name: found[name] for name in config.servers if name in found}
+
+
+async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, config: Config) -> dict[str, Any]:
+    report: dict[str, Any] = {"ok": False, "problem": None, "hints": []}
+    if server.command is not None:
+        report["command"] = shutil.which(server.command, path=server.env.get("PATH") or os.environ.get("PATH"))
+    began = trio.current_time()
+    bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
+    try:
+        with trio.move_on_after(bound) as scope:
+            await _meet(server, openers, report, config, began)
+        if scope.cancelled_caught:
+            report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
+    except* (GatewayError, OSError, trio.TooSlowError) as group:
+        report["problem"] = _first(group)
+    report["stopped_after"] = round(trio.current_time() - began, 3)
+    await guard.census()
+    report["children_left"] = [each.pid for each in guard.snapshot() if each.backend == server.name]
+    if report["children_left"]:
+        report["problem"] = report["problem"] or "left processes behind"
+    report["ok"] = report["problem"] is None
+    return report
+
+
+def _ladder(server: ServerConfig) -> float:
+    ladder = server.shutdown_grace
+    return ladder.close_stdin + ladder.terminate + ladder.kill
+
+
+async def _meet(server: ServerConfig, openers: Openers, report: dict[str, Any], config: Config, began: float) -> None:
+    from gateway.catalog.kinds import Kind
+    from gateway.catalog.names import public_name
+
+    with trio.fail_after(server.connect_timeout) as patience:
+        async with openers(server, _Deaf()) as session:
+            patience.deadline = float("inf")
+            items = session.listing.items.get(Kind.TOOLS, ())
+            report |= {
+                "ready_after": round(trio.current_time() - began, 3),
+                "era": str(session.greeting.era),
+                "version": session.greeting.version,
+                "tools": len(items),
+            }
+            names = [
+                public_name(server.effective_namespace, config.gateway.separator, item.own, 1 << 20) for item in items
+            ]
+            report["hints"] += _name_hints(names)
+
+
+def _name_hints(names: list[str]) -> list[str]:
+    """What of the public names some clients refuse."""
+    hints: list[str] = []
+    long = [name for name in names if len(name) > MAX_NAME]
+    odd = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
+    if long:
+        hints.append(f"{len(long)} names are longer than {MAX_NAME}, as {long[0]!r}: set gateway.max_name_length to it")
+    if odd:
+        hints.append(
+            f"{len(odd)} names have characters that some clients refuse, as {odd[0]!r}: gateway.separator '__'"
+        )
+    return hints
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    one = group.exceptions[0]
+    if isinstance(one, BaseExceptionGroup):
+        return _first(cast("BaseExceptionGroup[BaseException]", one))
+    return str(one) or type(one).__name__
+
+
+def _show(found: dict[str, dict[str, Any]]) -> None:
+    import sys
+
+    for name, one in found.items():
+        if one["ok"]:
+            print(f"{name}: ok, {one['era']} {one['version']}, {one['tools']} tools, ready in {one['ready_after']:g} s")
+        else:
+            print(f"{name}: {painted(str(one['problem']), RED, sys.stdout)}")
+        for hint in one["hints"]:
+            print(f"  hint: {hint}")
+        if one["children_left"]:
+            print(f"  processes left: {', '.join(map(str, one['children_left']))}")
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        "start each server of a config once and say what is wrong with it",
+        run,
+        (Flag("FILE", "the config file", parse=Path, required=True), JSON),
+    ),
+)

@@ -1,0 +1,139 @@
+"""`mcp-gateway import` and `doctor`: other clients' configs taken over, and servers tried once."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import main
+from gateway.cli.clients import CLIENTS, places
+from tests.support import echo_backend, faulty_backend
+
+SECRET = "s3cr3t"
+QUICK = {"shutdown_grace": [0.3, 0.3, 1]}
+JSONC = """{ // mine
+  "servers": {"one": {"type": "stdio", "command": "x", "args": ["--token", "s3cr3t", "http://h//x"],
+                      "env": {"KEY": "s3cr3t"}}, /* and */ }, }"""
+TOML = """
+[mcp_servers.two]
+command = "y"
+env = { KEY = "s3cr3t" }
+env_vars = ["HOME"]
+startup_timeout_sec = 20
+[mcp_servers."far away"]
+url = "https://h/mcp"
+bearer_token_env_var = "TOKEN"
+"""
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CONFIG_HOME", "APPDATA", "CODEX_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*args):
+        status = main([*map(str, args)])
+        out, err = capsys.readouterr()
+        assert SECRET not in out + err
+        return status, out, err
+
+    return run
+
+
+def servers(path):
+    return json.loads(path.read_text(encoding="utf-8"))["mcpServers"]
+
+
+def test_a_file_with_comments_into_a_new_config(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, out, _ = cli("import", "other.json", "--config", "mine.json", "--yes")
+    assert status == 0
+    assert "one: runs x --token *** http://h//x" in out
+    assert "env: KEY=***" in out
+    assert servers(tmp_path / "mine.json")["one"]["args"][1] == SECRET
+    assert stat.S_IMODE((tmp_path / "mine.json").stat().st_mode) == 0o600
+
+
+def test_codex_writes_toml(cli, tmp_path):
+    (tmp_path / ".codex").mkdir()
+    (tmp_path / ".codex" / "config.toml").write_text(TOML, encoding="utf-8")
+    assert cli("import", "codex", "--config", "mine.json", "--yes")[0] == 0
+    found = servers(tmp_path / "mine.json")
+    assert found["two"] == {
+        "command": "y", "env": {"HOME": "${HOME}", "KEY": SECRET}, "connect_timeout": 20,
+    }  # fmt: skip
+    assert found["far-away"]["headers"] == {"Authorization": "Bearer ${TOKEN}"}
+
+
+def test_what_is_there_stays_and_the_rest_too(cli, tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"mcpServers": {"one": {"command": "old"}}, "gateway": {"name": "n"}}), encoding="utf-8")
+    mine.chmod(0o640)
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", mine, "--yes")
+    assert status == 0
+    assert "'one' is in the config already" in err
+    assert servers(mine) == {"one": {"command": "old"}}
+    assert cli("import", "other.json", "--config", mine, "--yes", "--force")[0] == 0
+    assert servers(mine)["one"]["command"] == "x"
+    assert json.loads(mine.read_text(encoding="utf-8"))["gateway"] == {"name": "n"}
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o640
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "other.json"}
+
+
+def test_nothing_is_written_unasked(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", "mine.json")
+    assert status == 1
+    assert "--yes" in err
+    assert not (tmp_path / "mine.json").exists()
+
+
+def test_a_broken_config_is_not_written_over(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    (tmp_path / "mine.json").write_text("{", encoding="utf-8")
+    assert cli("import", "other.json", "--config", "mine.json", "--yes")[0] == 1
+    assert (tmp_path / "mine.json").read_text(encoding="utf-8") == "{"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_that_is_not_there_is_said_with_its_places(cli, client):
+    status, _, err = cli("import", client, "--config", "mine.json")
+    assert status == 1
+    assert f"error: {client} has no config here; looked at /" in err
+
+
+def test_the_places_of_each_system():
+    there = {system: places("claude", {"HOME": "/h"}, Path("/p"), system)[0] for system in ("linux", "darwin", "win32")}
+    assert [str(path).removeprefix("/h/") for path in there.values()] == [
+        ".config/Claude/claude_desktop_config.json",
+        "Library/Application Support/Claude/claude_desktop_config.json",
+        "AppData/Roaming/Claude/claude_desktop_config.json",
+    ]
+
+
+def test_the_doctor_tries_each_server_once(cli, tmp_path):
+    config = {
+        "mcpServers": {
+            "good": echo_backend() | QUICK,
+            "missing": {"command": "no-such-command-anywhere"},
+            "silent": faulty_backend("hang", "--when", "start") | QUICK | {"connect_timeout": 0.5},
+            "off": {"command": "x", "disabled": True},
+        }
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert list(found) == ["good", "missing", "silent"]
+    good = found["good"]
+    assert (good["ok"], good["era"], good["tools"], good["children_left"]) == (True, "legacy", 9, [])
+    assert "'good.echo'" in good["hints"][0]
+    assert "no-such-command-anywhere" in found["missing"]["problem"]
+    assert found["missing"]["command"] is None
+    assert not found["silent"]["ok"]
