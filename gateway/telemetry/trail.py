@@ -79,7 +79,8 @@ class Trail:
                     self._some.set()
         finally:
             try:
-                await self._write(last=True)
+                with trio.move_on_after(WRITE_BOUND, shield=True):
+                    await self._write(last=True)
             except OSError as exc:
                 log.error("the last calls were not noted in %s: %s", self.path, exc)
 
