@@ -248,7 +248,7 @@ async def end_stdin(era):
     with open_http_servers() as over_http:
         servers = {name: server | EXTRA for name, server in (stdio_servers() | over_http).items()}
         config = {"mcpServers": servers, "gateway": SETTINGS}
-        async with open_gateway_process(config, transport="stdio") as gateway:
+        async with open_gateway_process(config, transport="stdio", status=1) as gateway:
             client = Client((era, "stdio"), stdio=gateway.stdio)
             if not client.modern:
                 await client.initialize()
