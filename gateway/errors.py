@@ -54,6 +54,13 @@ class BackendProtocol(BackendError):
     """The backend answered with something that is no valid answer."""
 
 
+class BackendUnfit(BackendProtocol):
+    """The backend does not do what its config says of it, so that another start would fail like this one.
+
+    `reason` names the option that the operator has to change.
+    """
+
+
 class RequestError(GatewayError):
     """The client asked for something that cannot be done as asked."""
 

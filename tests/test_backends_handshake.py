@@ -13,7 +13,7 @@ from gateway.backends import handshake
 from gateway.backends.handshake import Greeting, change_filter, greet, list_all, list_feature
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
-from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.fakes import Script
 
 INITIALIZED = {
@@ -34,10 +34,10 @@ SCHEMA = {"type": "object"}
 LEGACY_WAY = ["server/discover", "initialize", "notifications/initialized"]
 
 
-async def open_with(answers: dict[str, Any], *, era: str = "auto") -> tuple[Script, Greeting]:
+async def open_with(answers: dict[str, Any], *, era: str = "auto", pinned: bool = False) -> tuple[Script, Greeting]:
     script = Script(answers)
     with trio.fail_after(1000):
-        return script, await greet(script.conversation, era=era, probe_timeout=5, timeout=30)
+        return script, await greet(script.conversation, era=era, probe_timeout=5, timeout=30, pinned=pinned)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,29 @@ async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autoju
         ("auto", {}, BackendTooSlow, "did not answer initialize within 30 s"),
         ("legacy", {}, BackendTooSlow, "did not answer initialize within 30 s"),
         ("modern", {}, BackendProtocol, "does not speak a modern protocol version"),
-        ("modern", {"server/discover": METHOD_NOT_FOUND}, BackendProtocol, "(era: modern): what?"),
+        ("modern", {"server/discover": {"code": -32603, "message": "not yet"}}, BackendProtocol, "not yet"),
+        ("modern", {"server/discover": METHOD_NOT_FOUND}, BackendUnfit, "(era: modern): what?; without 'era'"),
+        ("modern", {"server/discover": {"code": -32000, "message": "initialize first"}}, BackendUnfit, "era: modern"),
+        ("modern", {"server/discover": {**DISCOVERED, "supportedVersions": ["2025-11-25"]}},
+         BackendUnfit, "era: modern"),
+        ("legacy", {"initialize": METHOD_NOT_FOUND}, BackendUnfit, "(era: legacy): what?; without 'era'"),
+        ("legacy", {"initialize": {"code": -32022, "message": "no"}}, BackendUnfit, "(era: legacy): no"),
+        ("legacy", {"initialize": {"code": -32603, "message": "not yet"}}, BackendProtocol, "not yet"),
     ],
 )  # fmt: skip
 async def test_who_cannot_be_greeted(
     era: str, answers: dict[str, Any], problem: type[BackendError], said: str, autojump_clock: MockClock
 ) -> None:
     with pytest.raises(problem) as caught:
-        await open_with(answers, era=era)
+        await open_with(answers, era=era, pinned=True)
+    assert type(caught.value) is problem
     assert said in str(caught.value)
+
+
+async def test_an_era_that_was_only_found_out_before_is_no_reason_to_give_up(autojump_clock: MockClock) -> None:
+    with pytest.raises(BackendProtocol) as caught:
+        await open_with({"initialize": METHOD_NOT_FOUND}, era="legacy")
+    assert not isinstance(caught.value, BackendUnfit)
 
 
 async def test_an_era_that_is_configured_is_not_probed(autojump_clock: MockClock) -> None:

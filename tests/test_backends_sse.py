@@ -15,7 +15,7 @@ from gateway.backends.sse import SseSession
 from gateway.backends.streamable import StreamableSession
 from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.http_sessions import call, open_session, outcome, start_call, text_of
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 
@@ -270,6 +270,35 @@ async def test_a_server_of_neither_transport_is_told_with_both_reasons() -> None
         with pytest.raises(BackendProtocol, match=r"neither streamable HTTP .*HTTP 404.* nor SSE .*HTTP 404"):
             async with open_session(peer.url):
                 pytest.fail("opened")
+
+
+@pytest.mark.parametrize(
+    ("server", "further"),
+    [
+        (LegacyServer, {"era": "modern"}),
+        (LegacyServer, {"era": "modern", "transport": "streamable-http"}),
+        (SseServer, {"era": "modern"}),
+        (ModernServer, {"era": "legacy"}),
+        (ModernServer, {"era": "legacy", "transport": "streamable-http"}),
+    ],
+)
+async def test_a_server_that_is_not_of_the_era_in_its_config_is_unfit(server: Any, further: dict[str, str]) -> None:
+    async with open_peer(server()) as peer:
+        with pytest.raises(BackendUnfit, match=f"era: {further['era']}"):
+            async with open_session(peer.url, **further):
+                pytest.fail("opened")
+        assert "GET" not in {request.method for request in peer.requests}
+
+
+async def test_what_is_not_found_may_come_back() -> None:
+    async def handler(request: Request, reply: Reply) -> None:
+        await reply.send(404, b"<html>", "text/html")
+
+    async with open_peer(handler) as peer:
+        with pytest.raises(BackendProtocol, match="HTTP 404") as caught:
+            async with open_session(peer.url, era="modern"):
+                pytest.fail("opened")
+        assert not isinstance(caught.value, BackendUnfit)
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])

@@ -14,7 +14,7 @@ from gateway.backends.upkeep import Wishes
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
 from gateway.config.model import RestartPolicy, ServerConfig
-from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import RELIST_INTERVAL, Supervisor
 from tests.fakes import RESULT, FakeBackend, make_listing, make_ticket, settle
@@ -144,6 +144,18 @@ async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(a
     assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 7, 15, 23, 31, 39])
     again = ["starting", "failed"]
     assert rig.watcher.states[8:] == [*again, *again, *again, "starting", "ready", "draining", "stopped"]
+
+
+async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(1, problem=BackendUnfit("b", "does not speak the legacy era (era: legacy)"))
+    async with running(backend) as rig:
+        await trio.sleep(10_000)
+        assert (rig.state, len(backend.starts)) == (State.FAILED, 1)
+        assert rig.supervisor.last_error == "does not speak the legacy era (era: legacy)"
+        rig.supervisor.kick()
+        await trio.sleep(1)
+        assert rig.state is State.READY
 
 
 async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:

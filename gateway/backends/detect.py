@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 import trio
 
+from gateway.backends.handshake import AUTO_HINT
 from gateway.backends.http_client import HttpRefused
 from gateway.backends.sse import open_sse
 from gateway.backends.streamable import open_streamable
 from gateway.calls import Era
-from gateway.errors import BackendError, BackendProtocol
+from gateway.errors import BackendError, BackendProtocol, BackendUnfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 NOT_STREAMABLE: Final = frozenset({400, 404, 405})
 """Statuses that a server of the SSE transport gives to a POST."""
+
+_NO_MODERN_SERVER: Final = frozenset({400, 405})
+"""Those of them that no modern server gives to `server/discover`; 404 may come from whatever stands before it."""
 
 _E = TypeVar("_E", bound=BackendError)
 
@@ -74,7 +78,10 @@ class HttpOpener:
                     yield session
             except* HttpRefused as group:
                 refused = _first(group)
-                if opened or transport is not None or refused.status not in NOT_STREAMABLE:
+                if not opened and config.era == "modern" and refused.status in _NO_MODERN_SERVER:
+                    text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
+                    raise BackendUnfit(config.name, text) from refused
+                if opened or transport is not None or config.era == "modern" or refused.status not in NOT_STREAMABLE:
                     raise
             if refused is None:
                 return

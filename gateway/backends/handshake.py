@@ -20,7 +20,7 @@ from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
 from gateway.eras import versions
 from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints, read_hint
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
-from gateway.errors import BackendError, BackendProtocol
+from gateway.errors import BackendError, BackendProtocol, BackendUnfit
 
 if TYPE_CHECKING:
     from gateway.backends.conversation import Conversation, Waiter
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MAX_PAGES: Final = 1_000
 """Most pages of one list that are read; a backend whose cursors never end must not keep us for ever."""
 _MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+_NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
+"""How a server that knows the modern era alone refuses `initialize`; any other error may be over at the next start."""
+
+AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
 
 log = logging.getLogger("gateway.backend")
 
@@ -58,14 +62,19 @@ class _Unsupported(msgspec.Struct):
     supported: list[str] = []
 
 
-async def greet(conversation: Conversation, *, era: str, probe_timeout: float, timeout: float) -> Greeting:
+async def greet(
+    conversation: Conversation, *, era: str, probe_timeout: float, timeout: float, pinned: bool = False
+) -> Greeting:
     """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
 
+    `pinned` says that the config has named the era, and not what was found out before.
+
     Raises:
+        BackendUnfit: the server is not of the era that the config names.
         BackendError: no answer in time, or none that MCP allows.
     """
     if era == "legacy":
-        return await _initialize(conversation, timeout)
+        return await _initialize(conversation, timeout, pinned=pinned)
     legacy = conversation.hop
     conversation.hop = _modern(legacy, versions.LATEST_MODERN)
     request_id, waiter = conversation.begin("server/discover")
@@ -116,10 +125,14 @@ async def _wait(waiter: Waiter, timeout: float) -> None:
 
 
 def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
+    """Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start."""
     if isinstance(outcome, BackendError):
         raise outcome
     said = outcome.message if isinstance(outcome, Failure) else "nothing usable"
-    raise BackendProtocol(conversation.backend, f"does not speak a modern protocol version (era: modern): {said}")
+    text = f"does not speak a modern protocol version (era: modern): {said}"
+    if outcome is None or (isinstance(outcome, Failure) and outcome.code == jsonrpc.INTERNAL_ERROR):
+        raise BackendProtocol(conversation.backend, text)
+    raise BackendUnfit(conversation.backend, f"{text}; {AUTO_HINT}")
 
 
 def _discovered(conversation: Conversation, outcome: Outcome | None) -> Greeting | None:
@@ -168,7 +181,7 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
         raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
 
 
-async def _initialize(conversation: Conversation, timeout: float) -> Greeting:
+async def _initialize(conversation: Conversation, timeout: float, *, pinned: bool = False) -> Greeting:
     """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
     params: dict[str, object] = {
         "protocolVersion": versions.LATEST_LEGACY,
@@ -176,6 +189,9 @@ async def _initialize(conversation: Conversation, timeout: float) -> Greeting:
         "clientInfo": conversation.hop.client_info,
     }
     outcome = await conversation.request("initialize", params, timeout=timeout)
+    if pinned and isinstance(outcome, Failure) and outcome.code in _NO_HANDSHAKE:
+        text = f"does not speak the legacy era (era: legacy): {outcome.message}; {AUTO_HINT}"
+        raise BackendUnfit(conversation.backend, text)
     hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
     if hello.protocolVersion not in versions.LEGACY_VERSIONS:
         spoken = ", ".join(versions.LEGACY_VERSIONS)

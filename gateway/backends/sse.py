@@ -30,7 +30,7 @@ from gateway.backends.http_posts import HttpPosts
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
 from gateway.backends.upkeep import Upkeep
-from gateway.errors import BackendError, BackendExited, BackendProtocol
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
 from gateway.lines import Overlong
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ async def open_sse(
 ) -> AsyncGenerator[SseSession]:
     """Connect, shake hands, list; on leaving, close the stream. Arguments and errors are those of `open_streamable`."""
     if config.era == "modern":
-        raise BackendProtocol(config.name, "has era 'modern', which the SSE transport does not know")
+        raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
     async with open_http_client(config, auth) as http:
         session = SseSession(config, http, listener, hop)
         try:

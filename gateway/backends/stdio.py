@@ -120,7 +120,11 @@ class StdioSession:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config = self._config
         self.greeting = await handshake.greet(
-            self._conversation, era=config.era, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
+            self._conversation,
+            era=config.era,
+            probe_timeout=config.probe_timeout,
+            timeout=config.connect_timeout,
+            pinned=True,
         )
         self.listing = await handshake.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
 

@@ -204,7 +204,11 @@ class StreamableSession:
         config = self.config
         self._adopt(
             await handshake.greet(
-                self.conversation, era=era, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
+                self.conversation,
+                era=era,
+                probe_timeout=config.probe_timeout,
+                timeout=config.connect_timeout,
+                pinned=era == config.era,
             )
         )
         if self.greeting.era is Era.LEGACY:

@@ -17,7 +17,15 @@ import trio
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.errors import (
+    BackendError,
+    BackendExited,
+    BackendProtocol,
+    BackendTooSlow,
+    BackendUnavailable,
+    BackendUnfit,
+    Busy,
+)
 from gateway.supervisor.health import keep_asking
 from gateway.supervisor.history import History
 from gateway.supervisor.limits import Gate
@@ -331,9 +339,10 @@ class Supervisor:
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.
         self._unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
-        delay = self._backoff.failed(healthy_for)
+        # Nor would another start help where the config itself is at fault.
+        delay = None if isinstance(problem, BackendUnfit) else self._backoff.failed(healthy_for)
         if delay is None:
-            log.error("backend %r failed %d times in a row: %s", self.name, self._backoff.failures, self.last_error)
+            log.error("backend %r is given up: %s", self.name, self.last_error)
             self._to(State.FAILED)
             self._queue.answer_all(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
         else:
