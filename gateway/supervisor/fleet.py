@@ -1,9 +1,8 @@
 """All supervisors under one nursery, and the catalog of what they offer.
 
-The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. The snapshot is immutable and
-swapped whole; it is rebuilt when somebody looks after a change, so a hundred backends that start at once cost one
-rebuild, not a hundred. `apply` puts another config in the place of the present one: what is new starts beside what is
-old, both tables are swapped between two checkpoints, then the old drains and stops.
+The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. `apply` puts another config
+in the place of the present one: what is new starts beside what is old, both tables are swapped between two
+checkpoints, then the old drains and stops. `assembly` makes the catalog, `keeping` remembers it for the next run.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.catalog.kinds import Kind
 from gateway.catalog.news import ListNews
-from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
-from gateway.catalog.views import make_views
 from gateway.config import diff_configs
 from gateway.errors import ShuttingDown
+from gateway.supervisor.assembly import Assembly
+from gateway.supervisor.keeping import CatalogKeeper
 from gateway.supervisor.private import PrivateFleet
 from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Wishes
     from gateway.calls import Scope
+    from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
@@ -45,12 +44,6 @@ if TYPE_CHECKING:
 
     ChangeListener = Callable[[ListNews], None]
     Observer = Callable[[Supervisor, Ticket | None, float], None]
-
-KEEP_INTERVAL: Final = 1.0
-"""Seconds between two looks for catalogs to keep: a server that lists something new every moment costs one write."""
-
-LAST_KEEP_BOUND: Final = 1.0
-"""Seconds at most for keeping, at the end, what was listed since the last look: short runs teach the next ones too."""
 
 SETTLE_BOUND: Final = 30.0
 """Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
@@ -75,14 +68,12 @@ class Fleet:
     """Implements `gateway.supervisor.supervisor.Upward` for every backend of one config."""
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
-        settings = config.gateway
         self.config = config
-        self._naming = Naming(settings.separator, settings.max_name_length)
         self._opener = Turns(opener)
-        self._store = store
+        self._keeper = CatalogKeeper(store)
         self._observers: set[Observer] = set()
         self._supervisors = {
-            name: self._make(server, None if store is None else store.load_catalog(server))
+            name: self._make(server, self._keeper.load(server))
             for name, server in config.servers.items()
             if not server.disabled
         }
@@ -90,18 +81,14 @@ class Fleet:
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._stale = True
-        self._kept = {name: one.listing for name, one in self._supervisors.items()}
-        self._parts: dict[str, Part] = {}
-        self._snapshot = Snapshot()
-        self._offers: Mapping[str, Offer] | None = None
-        self._announced = self._snapshot
+        self._assembly = Assembly(config, self._supervisors)
+        self._announced = Snapshot()
         self._dirty = trio.Event()
         self.wish_list = WishList()
         self.mailboxes: dict[str, Callable[[str, dict[str, msgspec.Raw]], None]] = {}
         """By session key, where a client is told what is for it alone; made and taken away with the session."""
         self._listeners: set[ChangeListener] = set()
-        self._grace_over = trio.current_time() + settings.start_grace
+        self._grace_over = trio.current_time() + config.gateway.start_grace
         self._stopped = trio.Event()
         self.ended = trio.Event()
         """Set when every supervisor has ended."""
@@ -128,10 +115,8 @@ class Fleet:
 
     def snapshot(self, scope: Scope | None = None) -> Snapshot:
         """The catalog as it is now, as a caller of this scope sees it; None sees everything."""
-        if self._stale:
-            self._stale = False
-            self._snapshot = self._build(self._offers)
-        return self._snapshot if scope is None else self._snapshot.within(scope)
+        snapshot = self._assembly.snapshot()
+        return snapshot if scope is None else snapshot.within(scope)
 
     def seen(self, scope: Scope | None) -> list[Supervisor]:
         """The supervisors of the backends of which a caller of this scope may see anything."""
@@ -141,7 +126,7 @@ class Fleet:
 
     def backend_changed(self, supervisor: Supervisor) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
-        self._stale = True
+        self._assembly.note_change()
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
@@ -173,11 +158,8 @@ class Fleet:
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""
-        whole = self._build(None)
-        unknown = [name for name in offers or () if whole.route(Kind.TOOLS, name) is None]
+        unknown = self._assembly.offer(offers)
         if not unknown:
-            self._offers = offers
-            self._stale = True
             self._dirty.set()
         return unknown
 
@@ -271,17 +253,14 @@ class Fleet:
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
             services.start_soon(self.wish_list.run, self.wish)
-            if self._store is not None:
-                services.start_soon(self._keep, self._store)
+            services.start_soon(self._keeper.run, lambda: self._supervisors)
             async with trio.open_nursery() as self._owners_nursery:
                 for supervisor in self._supervisors.values():
                     self._start(supervisor)
                 task_status.started()
                 await self._stopped.wait()
             services.cancel_scope.cancel(reason="all supervisors have ended")
-        if self._store is not None:
-            with trio.move_on_after(LAST_KEEP_BOUND):
-                await self._keep_news(self._store)
+        await self._keeper.keep_last(self._supervisors)
         self.ended.set()
 
     def _start(self, supervisor: Supervisor) -> None:
@@ -352,11 +331,8 @@ class Fleet:
         for server in servers:
             if server.disabled:
                 continue
-            last_good = None
-            if self._store is not None:
-                load = self._store.load_catalog
-                last_good = await trio.to_thread.run_sync(load, server, abandon_on_cancel=True)
-                self._refuse_when_stopped()
+            last_good = await self._keeper.load_in_thread(server)
+            self._refuse_when_stopped()
             old = self._supervisors.get(server.name)
             if last_good is None and old is not None and server.start == "eager":
                 last_good = old.listing  # a known name stays known while the new one starts
@@ -378,20 +354,16 @@ class Fleet:
     def _swap(self, config: Config) -> None:
         """Have the new config hold, all at once: nothing in here waits."""
         old, fresh, self._fresh = self._supervisors, self._fresh, {}
-        naming = Naming(config.gateway.separator, config.gateway.max_name_length)
         self.config = config
         self._supervisors = {
             name: fresh.get(name) or old[name] for name, server in config.servers.items() if not server.disabled
         }
         kept = {name for name in old if self._supervisors.get(name) is old[name]}
+        retouched = {name for name in kept if old[name].config.tools != config.servers[name].tools}
         for name in kept:  # what does not concern its session holds from now on
-            if old[name].config.tools != config.servers[name].tools:
-                self._parts.pop(name, None)
             old[name].config = config.servers[name]
-        self._parts = {name: part for name, part in self._parts.items() if name in kept and naming == self._naming}
-        self._kept = {name: listing for name, listing in self._kept.items() if name in kept}
-        self._naming = naming
-        self._stale = True
+        self._assembly.change(config, self._supervisors, kept - retouched)
+        self._keeper.forget_others(kept)
         self._dirty.set()
         for name, supervisor in old.items():
             if name not in kept:
@@ -410,58 +382,6 @@ class Fleet:
             if news:
                 for listener in tuple(self._listeners):
                     listener(news)
-
-    async def _keep(self, store: Store) -> None:
-        """Write what backends list to the state directory, in a thread, at most every `KEEP_INTERVAL` seconds."""
-        while True:
-            await trio.sleep(KEEP_INTERVAL)
-            await self._keep_news(store)
-
-    async def _keep_news(self, store: Store) -> None:
-        await trio.lowlevel.checkpoint()
-        for name, supervisor in self._supervisors.items():
-            listing = supervisor.listing
-            if listing is None or listing is self._kept.get(name):
-                continue
-            try:
-                # May be abandoned: a file is replaced as a whole or not at all, and a disk that hangs holds up nobody.
-                await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing, abandon_on_cancel=True)
-            except OSError as exc:
-                log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
-            self._kept[name] = listing
-
-    def _build(self, offers: Mapping[str, Offer] | None) -> Snapshot:
-        parts: list[Part] = []
-        for name, supervisor in self._supervisors.items():
-            listing = supervisor.listing
-            if listing is None:
-                continue
-            part = self._parts.get(name)
-            if part is None or part.listing is not listing:
-                config = supervisor.config
-                part = make_part(name, config.effective_namespace, listing, self._naming, config.tools)
-                self._parts[name] = part
-                self._note_loose_ends(supervisor, part)
-            parts.append(part)
-        listed = frozenset(name for name, one in self._supervisors.items() if one.offered)
-        snapshot = Snapshot(
-            parts,
-            listed=listed,
-            naming=self._naming,
-            offers=offers,
-            backends=self._supervisors,
-            views=make_views(self.config),
-        )
-        for clash in snapshot.clashes:
-            if clash not in self._snapshot.clashes:
-                log.warning("names clash: %s", clash)
-        return snapshot
-
-    def _note_loose_ends(self, supervisor: Supervisor, part: Part) -> None:
-        for text in part.loose_ends:
-            if text not in supervisor.warnings:
-                log.warning("server %r: %s", supervisor.name, text)
-        supervisor.warnings = part.loose_ends
 
 
 def _owner_of(server: ServerConfig) -> type[Supervisor]:
