@@ -29,7 +29,7 @@ from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import ANYBODY, Era, at_view
 from gateway.config.access_model import NO_ACCESS
-from gateway.config.shown import secrets_of
+from gateway.config.shown import secrets_of, secrets_of_access
 from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
 from gateway.frontends.answers import Answers
@@ -259,7 +259,8 @@ class Gateway:
 
     def _note(self, config: Config) -> None:
         """Have logs show no secret of a config, and calls noted as it says."""
-        SECRETS.replace({secret for server in config.servers.values() for secret in secrets_of(server)})
+        found = {secret for server in config.servers.values() for secret in secrets_of(server)}
+        SECRETS.replace(found | secrets_of_access(config.access))
         self._audit.apply(config.gateway.audit)
 
     async def _serve_stdio(self) -> None:

@@ -67,6 +67,10 @@ class Turnstile(Protocol):
         """Count a call; returns who is told of its end. Raises RequestError."""
         ...
 
+    def takes_note(self, caller: Caller) -> bool:
+        """Whether a notification of this caller may go to a backend; counts it."""
+        ...
+
 
 class Router:
     """Finds owners and counts what is under way."""
@@ -191,6 +195,8 @@ class Router:
             log.debug("a client sent %s, and no backend is the only one that could be meant", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
             log.debug("a client sent %s with params that are no object", method)
+        elif self.turnstile is not None and not self.turnstile.takes_note(caller):
+            log.debug("a client sent %s, and more than its rate lets through", method)
         else:
             self.fleet.supervisors[owner].pass_on(method, params, caller.session or "")
 

@@ -125,3 +125,26 @@ async def test_a_hang_up_is_heard() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made(fake).hung_up)
             fake.gone.set()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+async def test_a_document_that_is_cut_off_is_not_taken_for_a_whole_one(taken: int) -> None:
+    """Its exchange ends all the same: whoever ends it hears that this needs the end of the connection."""
+    fake = FakeExchange()
+    scope = trio.CancelScope()
+
+    async def send(message: Any) -> None:
+        if len(fake.sent) == taken:
+            scope.cancel()
+        await fake.send(message)
+
+    exchange = Exchange(fake.scope, fake.receive, send)
+    with trio.fail_after(5):
+        with scope:
+            await exchange.json(200, b"{}")
+        if taken == 2:
+            await exchange.end_stream()
+        else:
+            with pytest.raises(ClientGone):
+                await exchange.end_stream()
+    assert (len(fake.sent), fake.ended) == (taken, taken == 2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.calls import ALL, Identity, Scope
+from gateway.calls import ALL, Identity, Scope, at_view
 from gateway.errors import Busy
 from gateway.supervisor.limits import TokenBucket
 
@@ -58,6 +58,14 @@ class Principal:
         self.rules = rules
         self.identity = Identity(self.name, scope_of(rules))
 
+    def opens(self, view: str | None) -> bool:
+        """Whether it may use the endpoint of this view, None: the gateway's own."""
+        return self.rules.views is None or view in self.rules.views
+
+    def identity_at(self, view: str | None) -> Identity:
+        """The principal as it is known at the endpoint of a view; equal ones are the same object, nearly always."""
+        return self.identity if view is None else at_view(self.identity, view)
+
     @contextmanager
     def visit(self, until: float) -> Generator[trio.CancelScope]:
         """Serve a stream of it in this block, until then at most, and no longer than its key is good."""
@@ -77,6 +85,10 @@ class Principal:
         for scope in self._visits:
             scope.cancel(reason="the key was taken away")
 
+    def most_sessions(self, most: int) -> int:
+        """How many of its sessions may be open, of so many in all: no single key may shut all others out."""
+        return self.rules.max_sessions or max(1, most // 2)
+
     def begin_call(self, *, again: bool = False) -> None:
         """Count one more call; `again` for one that goes on with another, which cannot be refused any more.
 
@@ -94,6 +106,10 @@ class Principal:
             text = f"{self.name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
             raise Busy(text, retry_after=wait)
         self.calls += 1
+
+    def takes_note(self) -> bool:
+        """Whether one more of its notifications may go to a server: they count to its rate as calls do."""
+        return self._bucket is None or not self._bucket.take(trio.current_time())
 
     def end_call(self) -> None:
         """Count one call less."""

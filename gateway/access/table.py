@@ -34,6 +34,8 @@ class Access:
         """Make one; `send` is how an authorization server is asked, over HTTP unless it is given."""
         self.on_end: list[Callable[[Principal], None]] = []
         """Told of each principal whose key was taken away, once its exchanges have been ended."""
+        self.on_rules: list[Callable[[Principal], None]] = []
+        """Told of each principal that goes by other rules now, as far as those say what it may see and use."""
         self.on_change: list[Callable[[], None]] = []
         """Told when other settings hold, for those which belong to faces."""
         self.settings = settings
@@ -96,23 +98,37 @@ class Access:
         """
         if caller.principal is None:
             return None
-        principal = self._by_name.get(caller.principal)
-        if principal is None and self._subjects is not None:
-            principal = self._subjects.get(caller.principal)
+        principal = self._get(caller.principal)
         if principal is None:
             raise Revoked
         principal.begin_call(again=again)
         return principal
+
+    def takes_note(self, caller: Caller) -> bool:
+        """Whether a notification of this caller may go to a server; it counts to the rate of its principal."""
+        if caller.principal is None:
+            return True
+        principal = self._get(caller.principal)
+        return principal is not None and principal.takes_note()
+
+    def _get(self, name: str) -> Principal | None:
+        found = self._by_name.get(name)
+        return self._subjects.get(name) if found is None and self._subjects is not None else found
 
     # Changes.
 
     def apply(self, settings: AccessSettings) -> None:
         """Go by other settings; who is not let in by them any more is ended at once, with all that it has open."""
         before = self._all()
+        rules = {id(principal): principal.rules for principal in before}
         self.settings = settings
         self._fill(settings)
         for follow in self.on_change:
             follow()
+        for principal in self._all():
+            if rules.get(id(principal), principal.rules) != principal.rules:
+                for tell in self.on_rules:
+                    tell(principal)
         after = set(map(id, self._all()))
         for principal in before:
             if id(principal) not in after:

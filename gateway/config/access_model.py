@@ -36,17 +36,27 @@ class Rules(Struct, frozen=True):
     """What somebody may do."""
 
     servers: Annotated[Globs, _says("Servers that it may use, by glob.")] = ALL
-    tools: Annotated[Globs, _says("Tools, prompts and resources that it may use, by glob over their public names.")] = (
-        ALL
-    )
+    tools: Annotated[
+        Globs,
+        _says(
+            "Tools and prompts that it may use, by glob over their public names; resources only where all are ('*')."
+        ),
+    ] = ALL
     views: Annotated[
         tuple[str, ...] | None, _says("Views that it may use; left out: all, and the endpoint without a view.")
     ] = None
     rate_limit: Annotated[
-        RateLimit | None, _says("Calls that it gets at most: a number a second, or an object; left out: no limit.")
+        RateLimit | None,
+        _says(
+            "Calls that it gets at most: a number a second, or an object; lists and handshakes, which cost no"
+            " server anything, do not count; left out: no limit."
+        ),
     ] = None
     max_concurrency: Annotated[
         Count | None, _says("Calls of it that may be under way at once; left out: no limit.")
+    ] = None
+    max_sessions: Annotated[
+        Count | None, _says("Sessions of it that may be open at once; left out: half of `gateway.max_sessions`.")
     ] = None
 
 

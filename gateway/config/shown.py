@@ -14,6 +14,7 @@ import msgspec
 from gateway.config.model import MASK
 
 if TYPE_CHECKING:
+    from gateway.config.access_model import AccessSettings
     from gateway.config.model import ServerConfig
 
 _TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")
@@ -48,6 +49,14 @@ def secrets_of(server: ServerConfig) -> set[str]:
         if shown.endswith(MASK):
             found.add(given.removeprefix(shown.removesuffix(MASK)))
     return found - {""}
+
+
+def secrets_of_access(access: AccessSettings | None) -> set[str]:
+    """The same of the section `access`, whose keys are there as hashes only."""
+    oauth = None if access is None else access.oauth
+    if oauth is None or oauth.introspection is None or not oauth.introspection.client_secret:
+        return set()
+    return {oauth.introspection.client_secret}
 
 
 def shown_args(args: tuple[str, ...]) -> list[str]:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.access.resource import WELL_KNOWN
 from gateway.frontends import doors
 from gateway.frontends.entrance import Entrance
 from gateway.frontends.exchange import Exchange
 from gateway.frontends.http import McpEndpoint
+from gateway.frontends.metadata import show_resource
 from gateway.frontends.security import HostPolicy
 from gateway.frontends.sse import SseFace
 
@@ -70,10 +72,18 @@ class Paths:
 
 
 class Faces:
-    """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it."""
+    """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it.
 
-    def __init__(self, answers: Answers, paths: Paths, origins: Iterable[str], access: Access | None = None) -> None:
-        self.policy = MountPolicy(origins)
+    With `origins` None, pages are those of the config's `access.allow_origins`, as it is now; such an application puts
+    the headers of CORS on its answers itself, and shows the metadata of a resource server below its root. With origins
+    of its own it leaves both to what stands before it.
+    """
+
+    def __init__(
+        self, answers: Answers, paths: Paths, origins: Iterable[str] | None, access: Access | None = None
+    ) -> None:
+        self.policy = MountPolicy(origins or ())
+        self._stands_alone = origins is None
         self.paths = paths
         self._answers = answers
         self._closing = trio.Event()
@@ -92,6 +102,9 @@ class Faces:
             self._answers.fleet.subscribe(self._tell)
             if self._access is not None:
                 self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
+                self._access.on_rules.append(self._follow)
+                self._access.on_change.append(self._permit)
+                self._permit()
             try:
                 task_status.started()
                 await self._closing.wait()
@@ -99,6 +112,8 @@ class Faces:
                 self._answers.fleet.unsubscribe(self._tell)
                 if self._access is not None:
                     self._access.on_end.remove(self._end_principal)
+                    self._access.on_rules.remove(self._follow)
+                    self._access.on_change.remove(self._permit)
                 self._endpoint.sessions.close_all()
                 self._sse.end_all()
             with trio.move_on_after(LAST_WORDS):
@@ -131,6 +146,9 @@ class Faces:
             await self._endpoint(scope, receive, send, view)
             return
         exchange = Exchange(scope, receive, send)
+        if self._stands_alone and path.startswith(WELL_KNOWN):
+            await show_resource(exchange, self.policy, self._access)
+            return
         await self._entrance.serve(exchange, self._handler(path, exchange))
 
     def _handler(self, path: str, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
@@ -144,6 +162,14 @@ class Faces:
             if exchange.view is not None:
                 return handle if exchange.view in views else doors.refuse
         return _not_found
+
+    def _permit(self) -> None:
+        if self._access is not None and self._stands_alone:
+            self.policy.permit(self._access.settings.allow_origins, ())
+
+    def _follow(self, principal: Principal) -> None:
+        self._endpoint.follow(principal)
+        self._sse.follow(principal)
 
     def _end_principal(self, principal: Principal) -> None:
         self._endpoint.sessions.close_of(principal.name)

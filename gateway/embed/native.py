@@ -116,13 +116,17 @@ class EmbeddedGateway(LoginBook):
     def asgi_app(self) -> Faces:
         """The gateway as an ASGI application with `/mcp`, `/sse` and `/messages/`, for a server on this trio loop.
 
-        Pages from other origins than loopback are refused; `open_faces` allows more. For applications on asyncio there
-        is `gateway.ProxyManager`.
+        Views are below each of these. Pages come from loopback, or from where the config's `access.allow_origins` lets
+        them; with `access.oauth`, the resource's metadata are at `/.well-known/oauth-protected-resource...`, which must
+        be reached at the root of the host. For applications on asyncio there is `gateway.ProxyManager`.
         """
         return self._faces[0]
 
-    async def open_faces(self, paths: Paths, origins: Sequence[str]) -> Faces:
-        """Serve another set of paths, for pages from these origins too; it closes with the gateway."""
+    async def open_faces(self, paths: Paths, origins: Sequence[str] | None) -> Faces:
+        """Serve another set of paths; it closes with the gateway.
+
+        For pages from these origins too, whose CORS the program sees to; None: as `asgi_app`.
+        """
         faces = Faces(self._answers, paths, origins, self._access)
         await self._nursery.start(faces.run)
         self._faces.append(faces)
@@ -173,7 +177,7 @@ class EmbeddedGateway(LoginBook):
             await services.start(self._openers.run)
             await services.start(self.fleet.run)
             async with trio.open_nursery() as self._nursery:
-                await self.open_faces(Paths(), self._access.settings.allow_origins)
+                await self.open_faces(Paths(), None)
                 task_status.started()
                 await self._stop.wait()
                 self._parking.close_all()

@@ -28,6 +28,7 @@ from gateway.router import ROUTED_METHODS, WATCH_METHODS, is_mcp_method, unknown
 if TYPE_CHECKING:
     from gateway.calls import Caller, Identity, Outcome, Scope
     from gateway.config import GatewaySettings
+    from gateway.frontends.listen import Subscription
     from gateway.frontends.parking import Parking
     from gateway.frontends.sessions import LegacySession
     from gateway.jsonrpc import Message
@@ -63,7 +64,7 @@ class Answers:
         self.parking = parking
         self.fleet = router.fleet
         self.settings = settings
-        self.listeners: set[object] = set()
+        self.listeners: set[Subscription] = set()
         """The subscriptions of modern clients that are open."""
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})

@@ -32,6 +32,8 @@ USUAL_HEADERS: Final = (
 )
 """What clients of both eras send; beyond these each tool may have header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
+ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"mcp-session-id"})
+"""Headers that say who asks for what: of two, a proxy in front may have checked the other one."""
 CUT_OFF: Final = Refusal(
     401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
 )
@@ -50,6 +52,10 @@ class Entrance:
         """Let a request through to `handle`, or answer it here. Returns also where its client has gone."""
         headers = exchange.headers
         try:
+            if len(headers) != len(exchange.scope["headers"]) and (twice := _twice(exchange)):
+                text = f"the header {twice} stands there twice"
+                await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+                return
             refusal = self._policy.refusal(headers)
             if refusal is not None:
                 await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
@@ -81,9 +87,9 @@ class Entrance:
                 await _refuse(exchange, asked)
                 return
             found, exchange.valid_until = asked
-        views = found.rules.views
-        if views is not None and exchange.view not in views:  # one that does not exist is none of them either
-            await _refuse(exchange, Refusal(403, f"this key is for the views {', '.join(views)} only"))
+        if not found.opens(exchange.view):  # one that does not exist is none of its views either
+            views = ", ".join(found.rules.views or ())
+            await _refuse(exchange, Refusal(403, f"this key is for the views {views} only"))
             return
         exchange.principal = found
         if exchange.method == "GET":
@@ -97,6 +103,12 @@ class Entrance:
             await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
+
+
+def _twice(exchange: Exchange) -> str:
+    """The first header that must stand there once, and does not; empty if there is none."""
+    names = [name for name, _ in exchange.scope["headers"]]
+    return next((name.decode("latin-1") for name in names if name in ONCE and names.count(name) > 1), "")
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:

@@ -43,6 +43,7 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
+        "_begun",
         "_complete",
         "_receive",
         "_send",
@@ -60,6 +61,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._begun = False
         self._streaming = False
         self._complete = False
         self.always: tuple[tuple[bytes, bytes], ...] = ()
@@ -75,8 +77,9 @@ class Exchange:
     @property
     def identity(self) -> Identity:
         """Who sends this by which door; equal ones are the same object, nearly always."""
-        found = ANYBODY if self.principal is None else self.principal.identity
-        return found if self.view is None else at_view(found, self.view)
+        if self.principal is not None:
+            return self.principal.identity_at(self.view)
+        return ANYBODY if self.view is None else at_view(ANYBODY, self.view)
 
     def while_valid(self) -> AbstractContextManager[object]:
         """A block that ends as soon as the client's key or token is no good any more, if it has one."""
@@ -85,7 +88,7 @@ class Exchange:
     @property
     def begun(self) -> bool:
         """Whether a response has been begun."""
-        return self._streaming or self._complete
+        return self._begun
 
     @property
     def method(self) -> str:
@@ -129,29 +132,22 @@ class Exchange:
 
     async def json(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         """Answer with one JSON document."""
-        self._complete = True
-        length = (b"content-length", str(len(body)).encode())
-        await self._emit({
-            "type": "http.response.start",
-            "status": status,
-            "headers": [JSON, length, *headers, *self.always],
-        })
-        await self._emit({"type": "http.response.body", "body": body})
+        await self._document(status, body, JSON, *headers, *self.always)
 
     async def text(self, body: bytes, media_type: bytes) -> None:
         """Answer with one document that is not JSON."""
-        self._complete = True
-        headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode())]
-        await self._emit({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._emit({"type": "http.response.body", "body": body})
+        await self._document(200, body, (b"content-type", media_type))
 
     async def empty(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         """Answer without a body."""
+        await self._document(status, b"", *headers, *self.always)
+
+    async def _document(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        """Send a whole response. It is complete only once all of it was taken: before that, `end_stream` can end it."""
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, length, *headers)
+        await self._emit({"type": "http.response.body", "body": body})
         self._complete = True
-        length = (b"content-length", b"0")
-        fields = [length, *headers, *self.always]
-        await self._emit({"type": "http.response.start", "status": status, "headers": fields})
-        await self._emit({"type": "http.response.body", "body": b""})
 
     async def event(self, message: bytes, event_id: bytes = b"") -> None:
         """Send one message as an SSE event, under an id where the stream can be resumed; the first opens the stream."""
@@ -174,17 +170,27 @@ class Exchange:
         await self._emit({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self) -> None:
-        """End the stream; one that was never opened becomes an empty one. Nothing if the response is complete."""
+        """End the response; one that was never begun becomes an empty stream. Nothing if it is complete.
+
+        Raises:
+            ClientGone: a document was cut off halfway, which only the end of its connection can tell the client.
+        """
         if self._complete:
             return
-        if not self._streaming:
+        if not self._begun:
             await self._open_stream()
+        if not self._streaming:
+            raise ClientGone
         self._complete = True
         await self._emit({"type": "http.response.body", "body": b""})
 
     async def _open_stream(self) -> None:
         self._streaming = True
-        await self._emit({"type": "http.response.start", "status": 200, "headers": [*SSE_HEADERS, *self.always]})
+        await self._start(200, *SSE_HEADERS, *self.always)
+
+    async def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        self._begun = True
+        await self._emit({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def _emit(self, message: MutableMapping[str, Any]) -> None:
         try:

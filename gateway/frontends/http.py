@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.access.resource import WELL_KNOWN, metadata, metadata_path
+from gateway.access.resource import WELL_KNOWN
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.frontends import doors
-from gateway.frontends.entrance import PREFLIGHT_FOR, Entrance
+from gateway.frontends.entrance import Entrance
 from gateway.frontends.exchange import Exchange, read_json
+from gateway.frontends.metadata import show_resource
 from gateway.frontends.modern import ModernFace
-from gateway.frontends.security import ANY_PAGE, HostPolicy
+from gateway.frontends.security import HostPolicy
 from gateway.frontends.sessions import SessionTable
 from gateway.frontends.sse import SseFace
 from gateway.frontends.streamable import StreamableFace
@@ -66,6 +67,12 @@ class McpEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
         """Answer one HTTP request, at the endpoint of a view if one is named."""
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
+
+    def follow(self, principal: Principal) -> None:
+        """Have what a principal has open go by its present rules."""
+        self.sessions.follow(principal)
+        for subscription in self._answers.listeners:
+            subscription.follow(principal)
 
     async def _serve(self, exchange: Exchange) -> None:
         if exchange.view is not None and exchange.view not in self._answers.fleet.config.views:
@@ -209,6 +216,7 @@ class HttpFace:
     def _follow_access(self) -> None:
         if self._access is not None:
             self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
+            self._access.on_rules.append(self._follow_principal)
             self._access.on_change.append(self._permit)
             self._permit()
 
@@ -218,6 +226,10 @@ class HttpFace:
 
     def _end_principal(self, principal: Principal) -> None:
         self._endpoint.sessions.close_of(principal.name)
+
+    def _follow_principal(self, principal: Principal) -> None:
+        self._endpoint.follow(principal)
+        self._sse.follow(principal)
 
     def _tell(self, news: ListNews) -> None:
         self._endpoint.sessions.tell(news)
@@ -229,7 +241,7 @@ class HttpFace:
         elif scope["type"] == "http" and scope["path"] in self._sse_routes:
             await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[scope["path"]])
         elif scope["type"] == "http" and scope["path"].startswith(WELL_KNOWN):
-            await self._show_resource(scope, receive, send)
+            await show_resource(Exchange(scope, receive, send), self._policy, self._access)
         elif scope["type"] == "http":
             await self._route_view(scope, receive, send)
 
@@ -247,23 +259,6 @@ class HttpFace:
                 await self._entrance.serve(exchange, handle if view in views else doors.refuse)
                 return
         await self._guard(scope, receive, send)
-
-    async def _show_resource(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The metadata that tell a client where to get a token; for pages from anywhere too, which need them first."""
-        exchange = Exchange(scope, receive, send)
-        oauth = None if self._access is None else self._access.settings.oauth
-        refusal = self._policy.refusal({b"host": exchange.headers.get(b"host", b"")})
-        exchange.always = (ANY_PAGE,)
-        if refusal is not None:
-            await exchange.json(403, jsonrpc.encode({"error": refusal}))
-        elif oauth is None or scope["path"].rstrip("/") != metadata_path(oauth):
-            await exchange.json(404, jsonrpc.encode({"error": "Not Found"}))
-        elif exchange.method == "OPTIONS":  # pages send MCP-Protocol-Version along, for which browsers ask first
-            await exchange.empty(204, (b"access-control-allow-headers", b"*"), PREFLIGHT_FOR)
-        elif exchange.method not in {"GET", "HEAD"}:
-            await exchange.empty(405, (b"allow", b"GET, HEAD"))
-        else:
-            await exchange.json(200, metadata(oauth))
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The management app, behind the same Host and Origin checks."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+import trio
+
 from gateway import jsonrpc
 from gateway.eras import meta, results
 from gateway.errors import InvalidParams
@@ -15,9 +18,8 @@ from gateway.frontends import watching
 from gateway.frontends.changes import Changes
 
 if TYPE_CHECKING:
-    import msgspec
-
-    from gateway.calls import Call
+    from gateway.access.principals import Principal
+    from gateway.calls import Call, Scope
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Answers
 
@@ -47,6 +49,8 @@ class Subscription:
         self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
         self._changes = Changes(request_id)
         self._caller = call.caller
+        self.over = trio.Event()
+        """Set when its client may not use this endpoint any more."""
         self._uris = _uris(wanted)
 
     async def open(self) -> bytes:
@@ -56,7 +60,9 @@ class Subscription:
         self._answers.listeners.add(self)
         honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
         if self._uris:
-            watched = await watching.watch_all(self._answers.router, self, self._uris, self._caller, self._changes)
+            watched = await watching.watch_all(
+                self._answers.router, self, self._uris, self._caller, self._changes, self._scope
+            )
             if watched:
                 honoured["resourceSubscriptions"] = watched
         return jsonrpc.notification(
@@ -69,6 +75,21 @@ class Subscription:
         self._answers.listeners.discard(self)
         self._answers.fleet.unsubscribe(self.tell)
         self._answers.fleet.forget(self)
+
+    def follow(self, principal: Principal) -> None:
+        """Go by the present rules of its principal, if it is this one: what is out of scope is not told any more."""
+        view = None if self._caller.scope is None else self._caller.scope.view
+        if self._caller.principal != principal.name:
+            return
+        scope = principal.identity_at(view).scope
+        if not principal.opens(view):
+            self.over.set()
+        elif scope != self._caller.scope:
+            self._caller = msgspec.structs.replace(self._caller, scope=scope)
+            self._changes.add(self._features)
+
+    def _scope(self) -> Scope | None:
+        return self._caller.scope
 
     def tell(self, news: ListNews) -> None:
         """Note that lists changed."""

@@ -103,15 +103,16 @@ class ModernFace:
             await exchange.event(await subscription.open())
             async with trio.open_nursery() as nursery:
 
-                async def end_on(event: trio.Event) -> None:
+                async def end_on(event: trio.Event, reason: str) -> None:
                     await event.wait()
-                    nursery.cancel_scope.cancel(reason="the gateway is shutting down")
+                    nursery.cancel_scope.cancel(reason=reason)
 
                 async def watch_client() -> None:
                     await exchange.hung_up()
                     raise ClientGone
 
-                nursery.start_soon(end_on, self._closing)
+                nursery.start_soon(end_on, self._closing, "the gateway is shutting down")
+                nursery.start_soon(end_on, subscription.over, "the client may not use this view any more")
                 nursery.start_soon(watch_client)
                 with exchange.while_valid():
                     await self._tell(exchange, subscription)

@@ -22,8 +22,9 @@ from gateway.frontends.changes import Changes
 from gateway.frontends.events import Budget, EventStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
+    from gateway.access.principals import Principal
     from gateway.calls import Ask, Identity
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Introduction
@@ -268,7 +269,7 @@ class SessionTable:
 
     def open(self, introduction: Introduction) -> LegacySession | None:
         """Make a session of whom it introduces; None if there are too many and none has been abandoned."""
-        if len(self._sessions) >= self._most and not self._evict():
+        if len(self._sessions) >= self._most and not self._evict(self._sessions.values()):
             return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
         session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
@@ -295,9 +296,14 @@ class SessionTable:
         for session in self._sessions.values():
             session.tell(news)
 
-    def _evict(self) -> bool:
+    def has_share(self, principal: Principal) -> bool:
+        """Whether somebody may have one more session; makes room among those that it has abandoned itself."""
+        mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
+        return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
+
+    def _evict(self, among: Iterable[LegacySession]) -> bool:
         """Make room by ending the session that has been idle longest, if that is long enough."""
-        oldest = max(self._sessions.values(), key=lambda session: session.idle)
+        oldest = max(among, key=lambda session: session.idle)
         if oldest.idle < EVICTABLE_AFTER:
             return False
         self.close(oldest)
@@ -320,6 +326,17 @@ class SessionTable:
         for session in list(self._sessions.values()):
             session.events.expire(now)
             if session.idle >= self._idle_timeout:
+                self.close(session)
+
+    def follow(self, principal: Principal) -> None:
+        """Have every session of a principal go by its present rules; those at views that it may not use now end."""
+        for session in list(self._sessions.values()):
+            view = session.identity.view
+            if session.caller.principal != principal.name:
+                continue
+            if principal.opens(view):
+                session.admits(principal.identity_at(view))
+            else:
                 self.close(session)
 
     def close_of(self, principal: str) -> None:

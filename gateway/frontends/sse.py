@@ -26,6 +26,7 @@ from gateway.frontends.notes import take_note
 from gateway.frontends.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
 
 if TYPE_CHECKING:
+    from gateway.access.principals import Principal
     from gateway.calls import Event, Identity
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Introduction
@@ -86,6 +87,18 @@ class SseStream:
         if self.session is not None:
             return self.session.admits(identity)
         return self.identity.same_door(identity)
+
+    def follow(self, principal: Principal) -> None:
+        """Go by the present rules of its principal, if it is this one."""
+        view = self.identity.view
+        if self.identity.principal != principal.name:
+            return
+        if not principal.opens(view):
+            self.end()
+            return
+        self.identity = principal.identity_at(view)
+        if self.session is not None:
+            self.session.admits(self.identity)
 
     def end(self) -> None:
         """Close the stream as soon as what is under way has been answered and sent."""
@@ -268,6 +281,11 @@ class SseFace:
             if stream.session is not None:
                 stream.session.tell(news)
 
+    def follow(self, principal: Principal) -> None:
+        """Have every stream of a principal go by its present rules."""
+        for stream in self._streams.values():
+            stream.follow(principal)
+
     def end_all(self) -> None:
         """Let every stream end, in good order."""
         for stream in self._streams.values():
@@ -276,6 +294,7 @@ class SseFace:
     async def open(self, exchange: Exchange) -> None:
         """Serve a GET: a new client, as long as its stream lasts. Raises ClientGone."""
         most = self._answers.settings.max_sessions
+        principal = exchange.principal
         if exchange.method != "GET":
             await exchange.empty(405, (b"allow", b"GET"))
         elif not exchange.accepts(b"text/event-stream"):
@@ -285,8 +304,16 @@ class SseFace:
             if len(self._streams) >= most:
                 text = f"{most} streams are open (max_sessions); try again later"
             await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
+        elif principal is not None and self._streams_of(principal.name) >= principal.most_sessions(most):
+            text = (
+                f"{principal.name!r} has too many streams open (max_sessions of its key); end one, or try again later"
+            )
+            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
         else:
             await self._serve(exchange)
+
+    def _streams_of(self, principal: str) -> int:
+        return sum(stream.identity.principal == principal for stream in self._streams.values())
 
     async def _serve(self, exchange: Exchange) -> None:
         stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)

@@ -197,6 +197,13 @@ class StreamableFace:
             await exchange.json(400, body)
             return
         await self._answers.fleet.first_starts(exchange.identity.scope)
+        principal = exchange.principal
+        if principal is not None and not self._sessions.has_share(principal):
+            text = (
+                f"{principal.name!r} has too many sessions open (max_sessions of its key); end one, or try again later"
+            )
+            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
+            return
         session = self._sessions.open(introduction)
         if session is None or session.id is None:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"

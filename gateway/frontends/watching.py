@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.calls import Caller
+    from gateway.calls import Caller, Scope
     from gateway.catalog.ownership import Route
     from gateway.frontends.changes import Changes
     from gateway.frontends.sessions import LegacySession
@@ -43,8 +43,18 @@ def can_be_watched(router: Router, backend: str) -> bool:
     return has_capability(parts, ("resources", "subscribe"))
 
 
-def watch(router: Router, client: object, route: Route, uri: str, changes: Changes, caller: Caller) -> None:
+def watch(
+    router: Router,
+    client: object,
+    route: Route,
+    uri: str,
+    changes: Changes,
+    caller: Caller,
+    scope: Callable[[], Scope | None] | None = None,
+) -> None:
     """Have a client told when a resource is updated, under the URI by which it knows it, while it may see it.
+
+    `scope` says what it may see at the time, where that may become another than the caller's.
 
     Raises:
         Busy: the client watches too many.
@@ -55,7 +65,11 @@ def watch(router: Router, client: object, route: Route, uri: str, changes: Chang
         raise Busy(text)
 
     def may_see() -> bool:
-        return caller.scope is None or route.backend in router.fleet.snapshot(caller.scope).backends
+        now = caller.scope if scope is None else scope()
+        if now is None:
+            return True
+        seen = router.fleet.snapshot(now)
+        return seen.any_resource and route.backend in seen.backends
 
     update = _teller(route.own, uri, changes, may_see)
     wish_list.watch(client, route.backend, route.own, update, key=caller.session or caller.principal)
@@ -92,7 +106,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
         supervisor.subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))
-    watch(router, session, route, call.name, session.changes, call.caller)
+    watch(router, session, route, call.name, session.changes, call.caller, lambda: session.caller.scope)
     return result
 
 
@@ -119,7 +133,14 @@ async def _send_on(router: Router, call: Call) -> bytes:
         flow.close()
 
 
-async def watch_all(router: Router, client: object, uris: list[str], caller: Caller, changes: Changes) -> list[str]:
+async def watch_all(
+    router: Router,
+    client: object,
+    uris: list[str],
+    caller: Caller,
+    changes: Changes,
+    scope: Callable[[], Scope | None] | None = None,
+) -> list[str]:
     """Watch what can be watched of these resources for a modern client; returns which those are."""
     honoured: list[str] = []
     for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would hold up everybody
@@ -127,7 +148,7 @@ async def watch_all(router: Router, client: object, uris: list[str], caller: Cal
         try:
             route = await router.route(call)
             if can_be_watched(router, route.backend):
-                watch(router, client, route, uri, changes, caller)
+                watch(router, client, route, uri, changes, caller, scope)
                 honoured.append(uri)
         except GatewayError:
             continue  # not honoured: the acknowledgement says so
