@@ -9,7 +9,8 @@ Tools, besides those of the rich server: `grow` {features} -> lists one tool, pr
 `dare` {requests} -> as `ask`, but asks (modern) without looking at what was declared · `count` {} -> how many times
 each tool was called so far · `ask_and_sleep` {} (legacy) -> asks for the roots, counts as `answered`, then sleeps ·
 `say` {messages} -> sends messages as given, `"$token"` standing for the call's own progress token · `caught` -> the
-notifications and responses so far, as received. The method `vendor/echo` answers with its params as received.
+notifications and responses so far, as received · `stopped` -> `{"tools": [names of calls that were cancelled]}`.
+The method `vendor/echo` answers with its params as received.
 The resource `memo://NAME/item/missing` fits a template and is not found.
 """
 
@@ -52,6 +53,7 @@ class BridgeServer(RichServer):
         self.exchanges = {}  # request id -> Queue of the messages for its stream
         self.ear = queue.Queue()  # of the GET stream
         self.counts = {}
+        self.called, self.stopped = {}, []  # names of tools: by request id, and of those that were cancelled
         self.grown = {"tools": 0, "prompts": 0, "resources": 0}
         self.methods["vendor/echo"] = lambda _message, params: {"params": params}
         self.caught = []
@@ -66,6 +68,7 @@ class BridgeServer(RichServer):
             "count": self.tool_count,
             "ask_and_sleep": self.tool_ask_and_sleep,
             "say": self.tool_say,
+            "stopped": lambda _message, _params, _arguments: structured({"tools": list(self.stopped)}),
             "caught": lambda _message, _params, _arguments: structured({"messages": list(self.caught)}),
         }
         entry = {"description": "Of the bridge.", "inputSchema": schema()}
@@ -74,7 +77,13 @@ class BridgeServer(RichServer):
     def call_tool(self, message, params):
         name = params.get("name")
         self.counts[name] = self.counts.get(name, 0) + 1
+        self.called[message["id"]] = name
         return super().call_tool(message, params)
+
+    def handle_notification(self, method, params):
+        super().handle_notification(method, params)
+        if method == "notifications/cancelled" and params.get("requestId") in self.called:
+            self.stopped.append(self.called[params["requestId"]])
 
     def tool_count(self, _message, _params, _arguments):
         return {"content": [], "structuredContent": dict(self.counts)}

@@ -1,19 +1,22 @@
 """A client on the official Python SDK 1.x that is asked things, told things and cancels: `sdk1_rows.py JOB`.
 
-JOB is {"url", "rows": [...]}; a row is {"tool", "arguments"} and may have "subscribe" (a URI, before the call) with
-"subscribed" (a tool that says which are by now), "wait" (the method of a notification that comes after it) and "cancel"
-(at the first progress). Printed are {"rows": [...]}: sorted kinds of what was "asked", "structured" content, "progress"
-and "logs" (how many), "waited" and "cancelled".
+JOB is {"url", or "command" and "args", "rows": [...]}; a row is {"tool", "arguments"} and may have "subscribe" (a URI,
+before the call), "before" and "after" ([tool, key, value]: called until its structured content has the value in there),
+"wait" (the method of a notification that comes after it), with "listed" (a tool that is then listed), and "cancel" (at
+the first progress). Printed are {"rows": [...]}: sorted kinds of what was "asked", "structured" content, "progress" and
+"logs" (how many), "waited" and "cancelled".
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
 import anyio
-from mcp import ClientSession, types
+from mcp import ClientSession, StdioServerParameters, types
+from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
 from pydantic import AnyUrl, FileUrl
 
@@ -60,6 +63,13 @@ class Heard:
         return True
 
 
+async def come_true(session: ClientSession, wish: list[str] | None) -> None:
+    if wish is not None:
+        tool, key, value = wish
+        while value not in (await session.call_tool(tool, {})).structuredContent[key]:
+            pass
+
+
 async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> dict[str, Any]:
     heard.asked.clear()
     heard.methods.clear()
@@ -75,13 +85,16 @@ async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> 
 
     if "subscribe" in row:
         await session.subscribe_resource(AnyUrl(row["subscribe"]))
-        while row["subscribe"] not in (await session.call_tool(row["subscribed"], {})).structuredContent["uris"]:
-            pass
+    await come_true(session, row.get("before"))
     structured = None
     with anyio.CancelScope() as stop:
         result = await session.call_tool(row["tool"], row["arguments"], progress_callback=step)
         structured = result.structuredContent
     waited = await heard.wait_for(row["wait"]) if "wait" in row else None
+    while "listed" in row and row["listed"] not in [tool.name for tool in (await session.list_tools()).tools]:
+        heard.methods.clear()
+        await heard.wait_for(row["wait"])
+    await come_true(session, row.get("after"))
     return {
         "asked": sorted(heard.asked),
         "structured": structured,
@@ -95,8 +108,14 @@ async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> 
 async def main() -> None:
     job, heard = json.loads(sys.argv[1]), Heard()
     with anyio.fail_after(WITHIN):
+        if "url" in job:
+            streams: Any = streamablehttp_client(job["url"])
+        else:
+            streams = stdio_client(
+                StdioServerParameters(command=job["command"], args=job["args"], env=dict(os.environ))
+            )
         async with (
-            streamablehttp_client(job["url"]) as (incoming, outgoing, _session_id),
+            streams as (incoming, outgoing, *_),
             ClientSession(
                 incoming,
                 outgoing,

@@ -8,14 +8,21 @@ JOB and what is printed are those of sdk1_rows.py; JOB has "mode" besides.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import mcp_types as types
 import trio
-from mcp import Client
+from mcp import Client, StdioServerParameters
+from mcp.client.subscriptions import ResourceUpdated, ToolsListChanged
 
 WITHIN = 30.0  # seconds for the whole conversation
+NEWS = {
+    ToolsListChanged: "notifications/tools/list_changed",
+    ResourceUpdated: "notifications/resources/updated",
+}
 
 
 class Heard:
@@ -57,8 +64,35 @@ class Heard:
             self.news = trio.Event()
         return True
 
+    async def wait_on(self, stream: Any, method: str) -> bool:
+        """As `wait_for`, on a stream of the modern era."""
+        async for event in stream:
+            if NEWS.get(type(event)) == method:
+                return True
+        return False
 
-async def run_row(client: Client, heard: Heard, row: dict[str, Any]) -> dict[str, Any]:
+
+async def come_true(client: Client, wish: list[str] | None) -> None:
+    if wish is not None:
+        tool, key, value = wish
+        while value not in (await client.call_tool(tool, {})).structured_content[key]:
+            pass
+
+
+def listen(client: Client, row: dict[str, Any], mode: str) -> Any:
+    """The stream on which this row's notification comes, in the modern era."""
+    if mode == "legacy" or "wait" not in row:
+        return nullcontext()
+    uris = [row["subscribe"]] if "subscribe" in row else []
+    return client.listen(tools_list_changed="listed" in row, resource_subscriptions=uris)
+
+
+async def run_row(client: Client, heard: Heard, row: dict[str, Any], mode: str) -> dict[str, Any]:
+    async with listen(client, row, mode) as stream:
+        return await converse(client, heard, row, stream)
+
+
+async def converse(client: Client, heard: Heard, row: dict[str, Any], stream: Any) -> dict[str, Any]:
     heard.asked.clear()
     heard.methods.clear()
     heard.logs = heard.progress = 0
@@ -68,15 +102,21 @@ async def run_row(client: Client, heard: Heard, row: dict[str, Any]) -> dict[str
         if row.get("cancel"):
             stop.cancel()
 
-    if "subscribe" in row:
+    async def wait() -> bool:
+        return await (heard.wait_for(row["wait"]) if stream is None else heard.wait_on(stream, row["wait"]))
+
+    if "subscribe" in row and stream is None:
         await client.subscribe_resource(row["subscribe"])
-        while row["subscribe"] not in (await client.call_tool(row["subscribed"], {})).structured_content["uris"]:
-            pass
+    await come_true(client, row.get("before"))
     structured = None
     with trio.CancelScope() as stop:
         result = await client.call_tool(row["tool"], row["arguments"], progress_callback=step)
         structured = result.structured_content
-    waited = await heard.wait_for(row["wait"]) if "wait" in row else None
+    waited = await wait() if "wait" in row else None
+    while "listed" in row and row["listed"] not in [tool.name for tool in (await client.list_tools()).tools]:
+        heard.methods.clear()
+        await wait()
+    await come_true(client, row.get("after"))
     return {
         "asked": sorted(heard.asked),
         "structured": structured,
@@ -89,9 +129,10 @@ async def run_row(client: Client, heard: Heard, row: dict[str, Any]) -> dict[str
 
 async def main() -> None:
     job, heard = json.loads(sys.argv[1]), Heard()
+    target = job.get("url") or StdioServerParameters(command=job["command"], args=job["args"], env=dict(os.environ))
     with trio.fail_after(WITHIN):
         async with Client(
-            job["url"],
+            target,
             mode=job["mode"],
             cache=None,
             elicitation_callback=heard.elicit,
@@ -104,7 +145,7 @@ async def main() -> None:
         ) as client:
             if job["mode"] == "legacy":
                 await client.set_logging_level("info")
-            report = {"rows": [await run_row(client, heard, row) for row in job["rows"]]}
+            report = {"rows": [await run_row(client, heard, row, job["mode"]) for row in job["rows"]]}
     print(json.dumps(report))
 
 

@@ -10,11 +10,14 @@ const isSecond = existsSync(`${modules}/@modelcontextprotocol/client`);
 
 const capabilities = { elicitation: { form: {}, url: {} }, sampling: { tools: {} }, roots: {} };
 const info = { name: "interop", version: "1.0.0" };
+const makeTransport = (Http, Stdio) =>
+  job.url ? new Http(new URL(job.url)) : new Stdio({ command: job.command, args: job.args, env: process.env });
 let client, transport, on, hear;
 if (isSecond) {
   const { Client, StreamableHTTPClientTransport } = await load("client/dist/index.mjs");
   client = new Client(info, { capabilities, versionNegotiation: { mode: job.mode } });
-  transport = new StreamableHTTPClientTransport(new URL(job.url));
+  const { StdioClientTransport } = await load("client/dist/stdio.mjs");
+  transport = makeTransport(StreamableHTTPClientTransport, StdioClientTransport);
   on = (method, handler) => client.setRequestHandler(method, handler);
   hear = (method, handler) => client.setNotificationHandler(method, handler);
 } else {
@@ -22,7 +25,8 @@ if (isSecond) {
   const { StreamableHTTPClientTransport } = await load("sdk/dist/esm/client/streamableHttp.js");
   const types = await load("sdk/dist/esm/types.js");
   client = new Client(info, { capabilities });
-  transport = new StreamableHTTPClientTransport(new URL(job.url));
+  const { StdioClientTransport } = await load("sdk/dist/esm/client/stdio.js");
+  transport = makeTransport(StreamableHTTPClientTransport, StdioClientTransport);
   const schemas = {
     "elicitation/create": types.ElicitRequestSchema,
     "sampling/createMessage": types.CreateMessageRequestSchema,
@@ -61,6 +65,29 @@ for (const method of ["notifications/tools/list_changed", "notifications/resourc
   });
 }
 
+async function comeTrue(wish) {
+  if (!wish) return;
+  const [name, key, value] = wish;
+  while (!(await client.callTool({ name, arguments: {} })).structuredContent[key].includes(value));
+}
+
+async function listen(row) {
+  if (job.mode === "legacy") {
+    if (row.subscribe) await client.subscribeResource({ uri: row.subscribe });
+  } else if (row.wait) {
+    const filter = row.subscribe ? { resourceSubscriptions: [row.subscribe] } : { toolsListChanged: true };
+    return client.listen(filter);
+  }
+}
+
+async function waitFor(method) {
+  while (!heard.methods.has(method)) await new Promise((resolve) => (heard.wake = resolve));
+}
+
+async function isListed(name) {
+  return (await client.listTools()).tools.some((tool) => tool.name === name);
+}
+
 async function run(row) {
   Object.assign(heard, { asked: [], logs: 0 });
   heard.methods.clear();
@@ -70,11 +97,8 @@ async function run(row) {
     progress++;
     if (row.cancel) stop.abort();
   };
-  if (row.subscribe) {
-    await client.subscribeResource({ uri: row.subscribe });
-    const known = () => client.callTool({ name: row.subscribed, arguments: {} });
-    while (!(await known()).structuredContent.uris.includes(row.subscribe));
-  }
+  const stream = await listen(row);
+  await comeTrue(row.before);
   const params = { name: row.tool, arguments: row.arguments };
   if (job.mode !== "legacy") params._meta = { "io.modelcontextprotocol/logLevel": "info" };
   const options = { onprogress, signal: stop.signal };
@@ -87,9 +111,13 @@ async function run(row) {
     if (!stop.signal.aborted) throw error;
     cancelled = true;
   }
-  while (row.wait && !heard.methods.has(row.wait)) {
-    await new Promise((resolve) => (heard.wake = resolve));
+  if (row.wait) await waitFor(row.wait);
+  while (row.listed && !(await isListed(row.listed))) {
+    heard.methods.clear();
+    await waitFor(row.wait);
   }
+  await comeTrue(row.after);
+  await stream?.close();
   const waited = row.wait ? true : null;
   return { asked: heard.asked.sort(), structured, progress, logs: heard.logs, waited, cancelled };
 }
