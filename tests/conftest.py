@@ -17,8 +17,29 @@ SPAWNING = {"children", "contract", "faults", "interop"}
 """Folders whose tests are checked without asking; any other asks by `@pytest.mark.leak_check`."""
 
 
+LONGEST = (
+    "interop/test_clients.py",
+    "interop/test_rows.py",
+    "conformance/test_suite.py",
+    "faults/test_lifetimes.py",
+    "contract/test_bridge.py",
+    "contract/test_messages.py",
+    "faults/test_soak.py",
+    "faults/test_crowds.py",
+    "test_packaging.py",
+)
+"""Files that take longest, roughly in that order. With several workers they run first, so that none ends alone."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files of most tests, which take no time.
+    config.option.loadscopereorder = False
     config.addinivalue_line("markers", "leak_check: fail if a child process, an open file or a thread is left behind")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)
