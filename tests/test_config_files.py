@@ -147,7 +147,7 @@ def test_difference() -> None:
 
 def test_reference() -> None:
     rows = {(row.section, row.field): row for row in config_reference()}
-    assert len(rows) == 37 + 5 + 3 + 2 + 2 + 9 + 3 + 5 + 16 + 2 + 6 + 2 + 4 + 2 + 5 + 8 + 4
+    assert len(rows) == len(config_reference()) > 100  # none twice
     for row in rows.values():
         assert row.doc.endswith(".")
         assert row.type

@@ -118,6 +118,23 @@ async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
         assert told[1:] == [(10.5, frozenset({"prompts"}))]
 
 
+async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) -> None:
+    """A client that hangs up reads no more: what is written then breaks some."""
+    fakes = {"a": FakeBackend(), "slow": FakeBackend()}
+    told: list[object] = []
+    fleet = make_fleet(fakes, settings=GatewaySettings(list_change_delay=0.5))
+    async with running(fleet):
+        await trio.sleep(1)
+
+        async def on_close() -> None:
+            await trio.sleep(3)
+
+        fakes["slow"].on_close = on_close
+        fleet.subscribe(told.append)
+    assert listed(fleet) == []
+    assert told == []
+
+
 async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend()}
     told: list[frozenset[str]] = []

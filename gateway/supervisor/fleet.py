@@ -375,6 +375,8 @@ class Fleet:
         while True:
             await self._dirty.wait()
             await trio.sleep(self.settings.list_change_delay)
+            if self._stopped.is_set():  # that backends end with the gateway is no news, and who hangs up reads no more
+                return
             self._dirty = trio.Event()
             fresh, told = self.snapshot(), self._announced
             self._announced = fresh

@@ -47,7 +47,8 @@ CLIENTS = [
 
 
 def make_config(peers: Peers) -> dict[str, Any]:
-    return {"mcpServers": peers.servers, "gateway": {"start_grace": START_GRACE}}
+    # A client on the Python SDK 1 breaks if it is told anything while it hangs up: changes are told well before.
+    return {"mcpServers": peers.servers, "gateway": {"start_grace": START_GRACE, "list_change_delay": 0.01}}
 
 
 async def converse(peers: Peers, client: str, job: dict[str, Any]) -> dict[str, Any]:
