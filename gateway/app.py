@@ -44,7 +44,7 @@ from gateway.supervisor.fleet import Fleet
 from gateway.telemetry import SECRETS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -318,25 +318,31 @@ class Gateway:
 
     async def _heed_signals(self) -> None:
         """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""
+        early: list[int] = []
+        # The receiver puts back what it finds. Were that the default, a signal during the last steps would kill us.
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _frame: early.append(number))
         with trio.open_signal_receiver(*SIGNALS) as signals:
-            await self._heed(signals)
+            for number in early:
+                self._heed(number)
+            async for number in signals:
+                self._heed(number)
 
-    async def _heed(self, signals: AsyncIterator[int]) -> None:
-        async for number in signals:
-            name = signal.Signals(number).name
-            if number in RELOAD_SIGNALS:
-                self._audit.reopen()
-                self._reloader.reload_soon(name)
-                continue
-            if not self._stop.is_set():
-                log.info("%s: draining, then stopping", name)
-                self._stop.set()
-                continue
-            log.warning("%s again: stopping at once", name)
-            self._guard.hurry()
-            self.router.hurry()
-            if self._closing.is_set():  # before that the drain, which ends now, sets the deadline
-                self._faces.deadline = min(self._faces.deadline, trio.current_time() + HURRIED_GRACE)
+    def _heed(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number in RELOAD_SIGNALS:
+            self._audit.reopen()
+            self._reloader.reload_soon(name)
+            return
+        if not self._stop.is_set():
+            log.info("%s: draining, then stopping", name)
+            self._stop.set()
+            return
+        log.warning("%s again: stopping at once", name)
+        self._guard.hurry()
+        self.router.hurry()
+        if self._closing.is_set():  # before that the drain, which ends now, sets the deadline
+            self._faces.deadline = min(self._faces.deadline, trio.current_time() + HURRIED_GRACE)
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
@@ -365,5 +371,9 @@ def set_stdio_apart() -> tuple[int, int]:
 
 
 def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """`serve` from a program that has no loop."""
-    return trio.run(partial(serve, config, options, ready))
+    """`serve` from a program that has no loop and ends next: signals that stop a gateway are ignored from then on."""
+    try:
+        return trio.run(partial(serve, config, options, ready))
+    finally:
+        for number in SIGNALS:  # the interpreter, on its way out, gives all but ignored ones their deadly default
+            signal.signal(number, signal.SIG_IGN)

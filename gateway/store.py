@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -56,6 +57,19 @@ def default_directory(environ: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "trio-mcp-gateway"
 
 
+def read_plain(path: Path, most: int | None = None) -> bytes:
+    """A file of the state directory. Raises OSError, also for what is no plain file or has over `most` bytes."""
+    # Not blocking: opening a pipe must not hold up the gateway until somebody writes into it.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        if found.st_size > (MAX_FILE_BYTES if most is None else most):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
+
+
 class Store:
     """One state directory."""
 
@@ -66,9 +80,7 @@ class Store:
         """What this server listed last, under the same configuration; None if that is not known."""
         path = self._catalog_path(config)
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                return None
-            found = msgspec.json.decode(path.read_bytes(), type=_CatalogFile)
+            found = msgspec.json.decode(read_plain(path), type=_CatalogFile)
             if found.format != FORMAT or found.server != config.name:
                 return None
             items = {
@@ -131,7 +143,7 @@ class Store:
         return self._read_token(path)
 
     def _read_token(self, path: Path) -> str:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        text = read_plain(path).decode("ascii", errors="replace").strip()
         if len(text) < MIN_TOKEN:
             raise OSError(errno.EINVAL, f"{path} holds no token; remove it, and another is made")
         return text

@@ -474,6 +474,15 @@ async def test_connection_close_is_honoured(kind: str) -> None:
         assert answer.endswith(b"bye")
 
 
+async def test_nothing_is_served_after_a_body_that_is_framed_twice() -> None:
+    twice = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    async with serving("ours", echo) as server, connected(server) as client:
+        await client.send(twice + post(b"smuggled"))
+        answer = await client.rest()
+        assert b"connection: close\r\n" in answer.lower()
+        assert answer.endswith(b"hi")
+
+
 async def test_the_app_may_close_the_connection(kind: str) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send({**START, "headers": [(b"Connection", b"Close"), (b"content-length", b"0")]})

@@ -201,3 +201,14 @@ def test_the_raw_parts_stay_raw_in_the_file(store) -> None:
     assert jsonrpc.decode_object(kept(store).read_bytes())
     assert b'{"listChanged":true,"odd":1e400}' in kept(store).read_bytes()
     assert TOOL in kept(store).read_bytes()
+
+
+def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(store) -> None:
+    store.save_catalog(server(), LISTING)
+    path = kept(store)
+    path.unlink()
+    os.mkfifo(path)
+    assert store.load_catalog(server()) is None
+    os.mkfifo(store.directory / "admin-token")
+    with pytest.raises(OSError, match="no plain file"):
+        store.admin_token()

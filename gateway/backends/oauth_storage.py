@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.store import read_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,9 +119,7 @@ class TokenFiles:
         found: list[tuple[Path, _TokenFile]] = []
         for path in (store.directory / "tokens").glob(f"{self._server}-*.json"):
             try:
-                if path.stat().st_size > MAX_FILE_BYTES:
-                    continue
-                content = msgspec.json.decode(path.read_bytes(), type=_TokenFile)
+                content = msgspec.json.decode(read_plain(path, MAX_FILE_BYTES), type=_TokenFile)
             except FileNotFoundError:
                 continue
             except (OSError, *jsonrpc.UNDECODABLE) as exc:

@@ -49,6 +49,12 @@ SHORTEST_LOOK = 0.05
 """Seconds; a busy connection's idle check comes no more often, however short ``keep_alive_timeout`` is."""
 
 
+def is_framed_twice(request: h11.Request) -> bool:
+    """Whether both headers say where the body ends: what follows it may be smuggled in (RFC 9112, 6.1)."""
+    names = {name for name, _ in request.headers}
+    return b"transfer-encoding" in names and b"content-length" in names
+
+
 class Service:
     """What all connections of one server share: the app, Hypercorn's config, and what is rendered once a second."""
 
@@ -244,7 +250,7 @@ class Connection:
         self._head_since = None
         self._requests += 1
         self._continued = False
-        if self._requests >= self.config.keep_alive_max_requests:
+        if self._requests >= self.config.keep_alive_max_requests or is_framed_twice(request):
             self.keeps_alive = False
         # Hypercorn's function takes its own event, but only iterates over its headers.
         if self.config.server_names and not valid_server_name(self.config, cast("Any", request)):

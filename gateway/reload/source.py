@@ -16,6 +16,7 @@ from gateway.config.parse import files_of, read_file
 from gateway.errors import ConfigError
 from gateway.reload.overlay import Base, Overlay, read_overlay
 from gateway.reload.watch import mark_of
+from gateway.store import read_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +102,7 @@ class ConfigSource:
             return Overlay()
         path = self._store.overlay_path(self.path)
         try:
-            return read_overlay(path.read_bytes())
+            return read_overlay(read_plain(path))
         except FileNotFoundError:
             return Overlay()
         except (OSError, ValueError) as exc:

@@ -302,3 +302,16 @@ async def test_a_signal_during_backoff_and_after_giving_up_ends_the_gateway(tmp_
         gateway.process.send_signal(signal.SIGTERM)
         with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() == 0
+
+
+async def test_signals_during_the_last_steps_change_nothing():
+    """From the end of stdin to the exit: what stops the gateway once more finds it stopping, or ignored."""
+    async with open_gateway_process({"mcpServers": {}}, transport="stdio") as gateway:
+        await gateway.stdio.initialize()
+        await gateway.stdio.sending.aclose()
+        with trio.fail_after(STOP_WITHIN):
+            while gateway.process.poll() is None:
+                gateway.process.send_signal(signal.SIGTERM)
+                gateway.process.send_signal(signal.SIGINT)
+                await trio.lowlevel.checkpoint()
+        assert gateway.process.returncode == 0, gateway.stderr_text
