@@ -39,7 +39,7 @@ CALLER = Caller(
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that jumps would not wait for a thread."""
 
-    async def at_once(work: Callable[..., None], *arguments: object) -> None:
+    async def at_once(work: Callable[..., None], *arguments: object, limiter: object = None) -> None:
         await trio.lowlevel.checkpoint()
         work(*arguments)
 

@@ -121,6 +121,13 @@ def test_prompts_and_resources_can_be_left_out() -> None:
     assert all("resources" not in part.listing.capabilities for part in seen.parts)
 
 
+def test_a_server_of_which_nothing_is_in_scope_is_not_heard_of() -> None:
+    """Although the server itself is not out of scope: its tools are, by their names."""
+    seen = catalog().within(Scope(tools=("files.*",), prompts=("files.*",), resources=False))
+    assert merge_instructions(seen.parts, limit=99) == "# files\n\nuse read"
+    assert not any("completions" in part.listing.capabilities for part in seen.parts)
+
+
 def test_a_tool_fits_by_its_own_name_where_its_public_one_is_another() -> None:
     parts = [make_part("long", "x", listing("a" * 200), Naming())]
     whole = Snapshot(parts, listed=frozenset({"long"}))

@@ -137,3 +137,64 @@ class _Os:
 
     def __getattr__(self, name: str) -> object:
         return getattr(os, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("pipe", "No such device"),
+        ("read pipe", "no file"),
+        ("link", "symbolic links"),
+        ("folder", "directory"),
+        ("device", "no file"),
+    ],
+)
+def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
+    """At once: a pipe that nobody reads would hold up a thread for ever."""
+    path, target = tmp_path / "x", tmp_path / "target"
+    reader = None
+    if "pipe" in kind:
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else None
+    elif kind == "link":
+        path.symlink_to(target)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = type(path)("/dev/null")
+    before = path.lstat().st_mode
+    try:
+        with pytest.raises(OSError, match=why):
+            trail_module.open_private(str(path))
+    finally:
+        if reader is not None:
+            os.close(reader)
+    assert path.lstat().st_mode == before
+    assert not target.exists()
+
+
+async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail_module, "WRITE_BOUND", 0.05)
+    goes_on = threading.Event()
+    opened: list[str] = []
+    first = trail_module.open_private
+
+    def hang(name: str) -> int:
+        opened.append(name)
+        goes_on.wait(SOON)
+        return first(name)
+
+    monkeypatch.setattr(trail_module, "open_private", hang)
+    trail = Trail(str(tmp_path / "x"), note_lost=note_lost)
+    try:
+        with trio.fail_after(SOON):
+            for line in (b"1", b"2", b"3"):
+                trail.put(line)
+                with pytest.raises(OSError, match="the disk"):
+                    await trail._write()
+    finally:
+        goes_on.set()
+    assert len(opened) == 1
+    assert list(trail._lines) == [b"2", b"3"]

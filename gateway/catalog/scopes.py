@@ -50,7 +50,10 @@ def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
         entries[kind] = tuple(
             entry for entry in snapshot.placed(kind, backend) if _sees(scope, kind, names_of(backend, entry))
         )
-    if not scope.resources and "resources" in listing.capabilities:
+    if not scope.whole_servers and not any(entries.values()):
+        # Nothing of it may be used: then nothing must tell of it either, neither what it says nor what it can do.
+        listing = msgspec.structs.replace(listing, capabilities={}, instructions=None)
+    elif not scope.resources and "resources" in listing.capabilities:
         left = {name: span for name, span in listing.capabilities.items() if name != "resources"}
         listing = msgspec.structs.replace(listing, capabilities=left)
     return Part(backend, listing, entries, part.namespace)

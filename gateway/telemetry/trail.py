@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,7 @@ class Trail:
         self._some.set()  # so that a file which cannot be opened is told of at once
         self._fd: int | None = None
         self._reopen = False
+        self._thread = trio.CapacityLimiter(1)  # its own: a disk that hangs must not take all threads there are
 
     def put(self, line: bytes) -> None:
         """Queue one line, without its newline; at once."""
@@ -86,6 +88,8 @@ class Trail:
 
     async def _write(self, *, last: bool = False) -> None:
         """Write what is queued, also when cancelled. Raises OSError; what was certainly not written is queued still."""
+        if not self._thread.available_tokens:
+            raise OSError(errno.ETIMEDOUT, "the disk has not taken the lines before these yet")
         lines, lost = list(self._lines), self._lost
         self._lines.clear()
         self._bytes = self._lost = 0
@@ -93,7 +97,7 @@ class Trail:
         batch = b"".join(line + b"\n" for line in ([self._note_lost(lost)] if lost else []) + lines)
         try:
             with trio.move_on_after(WRITE_BOUND, shield=True) as scope:
-                await in_thread(self._append, batch, reopen, last)
+                await in_thread(self._append, batch, reopen, last, limiter=self._thread)
         except OSError:
             self._lines.extendleft(reversed(lines))
             self._bytes += sum(map(len, lines))
@@ -117,9 +121,15 @@ class Trail:
 
 
 def open_private(path: str) -> int:
-    """A file to append to that only its owner can read, also one that was there before. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """A file to append to that only its owner can read, also one that was there before. Raises OSError.
+
+    A pipe, a device or a link is refused: opening may wait for ever there, and its mode is not ours to change.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
         os.fchmod(fd, 0o600)
     except OSError:
         os.close(fd)
