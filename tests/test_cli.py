@@ -338,6 +338,16 @@ def test_a_shell_can_complete(cli, monkeypatch):
     assert cli() == (0, "token\n", "")
 
 
+def test_a_shell_can_complete_the_names_of_servers(cli, monkeypatch, tmp_path):
+    config = write(tmp_path, {"mcpServers": {"one": {"url": "http://x"}, "other": {"url": "${GONE}"}, "two": {}}})
+    monkeypatch.setenv("_MCP_GATEWAY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"mcp-gateway login --config {config} o")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert cli() == (0, "one\nother\n", "")
+    monkeypatch.setenv("COMP_WORDS", "mcp-gateway login --config /no/such/file o")
+    assert cli() == (0, "\n", "")
+
+
 def test_the_network_is_not_let_in_without_keys(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     status, out, err = run("serve", "--config", config, "--transport", "http", "--port", "0", "--host", "0.0.0.0")

@@ -9,6 +9,7 @@ import sys
 import pytest
 import trio
 
+from gateway.access.keys import hash_key
 from gateway.cli import main
 from gateway.cli.arguments import split_words, typed
 from gateway.cli.desk import NO_MODEL
@@ -18,6 +19,7 @@ from tests.support import echo_backend, open_gateway_process, peer
 
 pytestmark = pytest.mark.leak_check
 
+KEY = "k" * 43
 QUICK = {"shutdown_grace": [0.3, 0.3, 1]}
 SERVERS = {"echo": echo_backend() | QUICK, "rich": peer("rich_server.py") | QUICK}
 
@@ -166,7 +168,7 @@ def test_a_resource_and_a_prompt(cli, config):
     assert len(err.splitlines()) <= 2
 
 
-async def test_a_gateway_that_runs_is_found_or_named(tmp_path):
+async def test_a_gateway_that_runs_is_found_or_named(tmp_path, monkeypatch):
     state = tmp_path / "state"
     env = {"MCP_GATEWAY_STATE_DIR": str(state)}
 
@@ -178,8 +180,13 @@ async def test_a_gateway_that_runs_is_found_or_named(tmp_path):
         finally:
             sys.stdout = before
 
-    async with open_gateway_process({"mcpServers": {"echo": SERVERS["echo"]}}, env=env) as gateway:
+    monkeypatch.setenv("MCP_GATEWAY_KEY", KEY)
+    access = {"keys": [{"name": "ada", "hash": hash_key(KEY)}]}
+    async with open_gateway_process({"mcpServers": {"echo": SERVERS["echo"]}, "access": access}, env=env) as gateway:
         with trio.fail_after(20):
+            wrong = ["--url", gateway.url, "--header", "authorization: Bearer other"]  # goes before the environment's
+            with pytest.raises(ValueError, match="Expecting value"):
+                await trio.to_thread.run_sync(run, "call", "echo.echo", "text=hi", *wrong)
             for where in (["--state-dir", str(state)], ["--url", gateway.url, "--header", "X-Test: 1"]):
                 status, result = await trio.to_thread.run_sync(run, "call", "echo.echo", "text=hi", *where)
                 assert (status, result["content"][0]["text"]) == (0, "hi")

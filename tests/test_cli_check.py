@@ -45,6 +45,15 @@ def test_a_wrong_value_has_a_caret_under_it(check):
     assert shown[caret.index("^") :].startswith("-1")
 
 
+def test_debug_shows_where_a_finding_comes_from(check):
+    for words in (["--debug", "check"], ["check", "--debug"]):
+        assert main([*words, "/no/such/file"]) == 2
+    status, _, err = check(BAD)
+    assert err.count("Traceback") == 2
+    assert err.count("ConfigError") >= 2
+    assert status == 2
+
+
 def test_what_is_not_json_has_one_too(check):
     status, _, err = check('{"mcpServers": {"a": {"command": "s3cr3t" "args": []}}}')
     assert status == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,36 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert "no-such-command-anywhere" in found["missing"]["problem"]
     assert found["missing"]["command"] is None
     assert not found["silent"]["ok"]
+
+
+def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_path):
+    config = {
+        "mcpServers": {
+            "odd": faulty_backend("bad_tool") | QUICK,
+            "l" * 62: echo_backend() | QUICK,
+            "path": {"command": "sh", "env": {"PATH": "/no/such/folder"}},
+        }
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    _, out, _ = cli("doctor", "c.json", "--json")
+    odd, long, path = json.loads(out).values()
+    assert odd["ok"]
+    assert any("left out" in hint for hint in odd["hints"])
+    assert any(f"longer than 64, as '{'l' * 62}." in hint for hint in long["hints"])
+    assert not path["ok"]
+    assert "'sh' is on your own PATH" in path["hints"][0]
+
+
+@pytest.mark.leak_check
+def test_the_doctor_leaves_no_process_of_a_server_behind(cli, tmp_path):
+    pid = tmp_path / "pid"
+    echo = echo_backend()
+    script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 60' > /dev/null 2>&1 < /dev/null &\n"
+    script += f"while [ ! -s {pid} ]; do :; done; exec {echo['command']} {' '.join(echo['args'])}"
+    config = {"mcpServers": {"leaves": {"command": "sh", "args": ["-c", script]} | QUICK}}
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json")
+    assert (status, json.loads(out)["leaves"]["children_left"]) == (0, [])
+    left = Path("/proc", pid.read_text(encoding="ascii").strip(), "stat")
+    with suppress(FileNotFoundError, ProcessLookupError):  # whoever adopts orphans buries them in its own time
+        assert left.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in {"Z", "X"}

@@ -88,6 +88,21 @@ async def test_login_prints_the_page_and_logout_forgets(tmp_path: Path) -> None:
         assert await desk.result("logout", "s") == (0, "s: logged out\n", "")
         assert desk.files() == []
         assert await desk.result("logout", "s") == (0, "s: nobody was logged in\n", "")
+        status, out, err = await desk.result("logout", "s", "--json")
+        assert (status, json.loads(out), err) == (0, {"name": "s", "was_logged_in": False}, "")
+
+
+async def test_login_with_json_keeps_stdout_for_the_result(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk, desk.run("login", "s", "--no-browser", "--json") as process:
+        url = await process.wait_stderr("http://127.0.0.1", within=WITHIN)
+        while not url.startswith("http"):  # the first line says where the page comes back to
+            url = next((line for line in process.stderr_text.splitlines() if line.startswith("http")), "")
+            await trio.lowlevel.checkpoint()
+        await desk.peer.browse(url)
+        assert process.process.stdout is not None
+        out = b"".join([part async for part in process.process.stdout])
+        assert await process.process.wait() == 0
+    assert json.loads(out) == {"name": "s", "logged_in": True}
 
 
 async def test_login_opens_the_browser(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from gateway.cli import main
@@ -12,7 +13,6 @@ from gateway.config import config_reference, parse_config
 from gateway.config.schema import config_schema
 from gateway.errors import ConfigError
 
-jsonschema = pytest.importorskip("jsonschema")
 EXAMPLES = Path(__file__).parent / "examples"
 SCHEMA = config_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

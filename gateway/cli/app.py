@@ -116,10 +116,10 @@ def _metavar(flag: Flag) -> str | None:
 def _offers(flag: Flag) -> dict[str, Any]:
     if flag.complete is None and not flag.choices:
         return {}
-    find = flag.complete or (lambda: flag.choices)
 
-    def offer(incomplete: str) -> list[str]:
-        return [each for each in find() if each.startswith(incomplete)]
+    def offer(ctx: typer.Context, incomplete: str) -> list[str]:
+        found = flag.choices if flag.complete is None else flag.complete(ctx.params)
+        return [each for each in found if each.startswith(incomplete)]
 
     return {"autocompletion": offer}
 

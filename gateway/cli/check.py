@@ -28,6 +28,10 @@ def run(values: Values) -> int:
         config = load_config(values.file, environ=os.environ)
     except ConfigError as exc:
         problems = exc.lines
+        if values.debug:
+            import traceback
+
+            traceback.print_exception(exc)
     places = _places(values.file)
     warnings = () if config is None else config.warnings
     if values.json:

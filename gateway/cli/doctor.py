@@ -106,6 +106,10 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
     report: dict[str, Any] = {"ok": False, "problem": None, "hints": []}
     if server.command is not None:
         report["command"] = shutil.which(server.command, path=server.env.get("PATH") or os.environ.get("PATH"))
+        own = shutil.which(server.command)
+        if report["command"] is None and own is not None:
+            hint = f"{server.command!r} is on your own PATH, as {own}, but not on the PATH of its 'env'"
+            report["hints"].append(f"{hint}: give it as 'command'")
     began = trio.current_time()
     bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
     try:

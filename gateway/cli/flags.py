@@ -28,7 +28,7 @@ class Flag(Struct, frozen=True):
     """One option (`--port`), or one argument (`FILE`).
 
     `parse` makes the value of the text and raises ValueError with a whole sentence; `complete` gives what the shell may
-    offer for the beginning of a value, and must be quick.
+    offer as a value, from what was given so far, by key, and must be quick.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Flag(Struct, frozen=True):
     default: Any = None
     parse: Callable[[str], Any] | None = None
     choices: tuple[str, ...] = ()
-    complete: Callable[[], Sequence[str]] | None = None
+    complete: Callable[[dict[str, Any]], Sequence[str]] | None = None
     required: bool = False
     switch: bool = False
     """It takes no value and is True where it is given."""

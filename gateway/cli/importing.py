@@ -140,7 +140,7 @@ COMMANDS = (
                 "CLIENT",
                 f"{', '.join(CLIENTS)}, or the path of a config file",
                 required=True,
-                complete=lambda: tuple(CLIENTS),
+                complete=lambda _given: tuple(CLIENTS),
             ),
             Flag("--config", "the config file to write into; it may be new", "FILE", parse=Path, required=True),
             Flag("--yes", "write without asking", switch=True),

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 import gateway
-from gateway.cli.flags import Command, Flag, Values
-from gateway.cli.options import CONFIG, STATE, load, state_directory
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import CONFIG, STATE, load, names_in_config, state_directory
+from gateway.cli.output import print_json, say
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendUnavailable, ConfigError
 from gateway.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from gateway.backends.oauth_authorizer import Challenge
@@ -31,22 +32,23 @@ _NOT_FOUND: Final = frozenset({404, 405})
 _REFUSED: Final = 400
 
 
-def log_in(config: Config, name: str, state_directory: Path, *, browser: bool) -> None:
-    """Log in to one server and keep its tokens; `browser` says whether to open the page or only to print it.
+def log_in(config: Config, name: str, state_directory: Path, *, browser: bool, tell: Callable[[str], None]) -> bool:
+    """Log in to one server and keep its tokens; whether it asked for a login at all.
+
+    `browser` says whether to open the page or only to `tell` people its address.
 
     Raises:
         ConfigError: there is no such server, or none that OAuth is for.
         BackendError: it cannot be reached, or the login failed.
     """
-    trio.run(partial(_log_in, _find(config, name), Store(state_directory), browser=browser))
+    return trio.run(partial(_log_in, _find(config, name), Store(state_directory), browser=browser, tell=tell))
 
 
-def log_out(config: Config, name: str, state_directory: Path) -> None:
-    """Forget what is kept of one server. Raises ConfigError as `log_in` does."""
+def log_out(config: Config, name: str, state_directory: Path) -> bool:
+    """Forget what is kept of one server; whether there was anything. Raises ConfigError as `log_in` does."""
     from gateway.backends.oauth_storage import TokenFiles
 
-    count = TokenFiles(Store(state_directory), _find(config, name)).remove()
-    print(f"{name}: logged out" if count else f"{name}: nobody was logged in")
+    return bool(TokenFiles(Store(state_directory), _find(config, name)).remove())
 
 
 def _find(config: Config, name: str) -> ServerConfig:
@@ -63,7 +65,7 @@ def _find(config: Config, name: str) -> ServerConfig:
     return server
 
 
-async def _log_in(server: ServerConfig, store: Store, *, browser: bool) -> None:
+async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Callable[[str], None]) -> bool:
     from gateway.backends.oauth import Logins
     from gateway.backends.oauth_authorizer import RENEWED
     from gateway.backends.oauth_ways import Ways, can_open, open_page
@@ -71,14 +73,13 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool) -> None:
     class Printed(Ways):
         async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
             del tickets
-            print(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n", flush=True)
+            tell(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n")
             if browser and can_open():
                 await open_page(url)
 
     challenge = await _challenge(server)
     if challenge is None:
-        print(f"{server.name}: does not ask for a login")
-        return
+        return False
     logins = Logins(store, waiting=lambda _: (), owed=lambda _name, _reason: None, make_ways=Printed)
     problem: BackendUnavailable | None = None
     async with trio.open_nursery() as nursery:
@@ -94,7 +95,7 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool) -> None:
         nursery.cancel_scope.cancel(reason="the login has ended")
     if problem is not None:
         raise problem
-    print(f"{server.name}: logged in")
+    return True
 
 
 async def _challenge(server: ServerConfig) -> Challenge | None:
@@ -122,17 +123,34 @@ async def _challenge(server: ServerConfig) -> Challenge | None:
 
 def run_login(values: Values) -> int:
     """Log in to the server that was named."""
-    log_in(load(values.config), values.name, state_directory(values), browser=not values.no_browser)
+    # With --json stdout is the result's; the page's address is for people all the same.
+    tell = say if values.json else partial(print, flush=True)
+    asked = log_in(load(values.config), values.name, state_directory(values), browser=not values.no_browser, tell=tell)
+    text = "logged in" if asked else "does not ask for a login"
+    _report(values, text, {"name": values.name, "logged_in": asked})
     return 0
 
 
 def run_logout(values: Values) -> int:
     """Log out of the server that was named."""
-    log_out(load(values.config), values.name, state_directory(values))
+    was = log_out(load(values.config), values.name, state_directory(values))
+    _report(values, "logged out" if was else "nobody was logged in", {"name": values.name, "was_logged_in": was})
     return 0
 
 
-_WHERE = (Flag("NAME", "the server's name in the config", required=True), CONFIG, STATE)
+def _report(values: Values, text: str, result: dict[str, Any]) -> None:
+    if values.json:
+        print_json(result)
+    else:
+        print(f"{values.name}: {text}")
+
+
+_WHERE = (
+    Flag("NAME", "the server's name in the config", required=True, complete=names_in_config),
+    CONFIG,
+    STATE,
+    JSON,
+)
 COMMANDS = (
     Command(
         "login",

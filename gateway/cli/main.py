@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.cli.flags import PROGRAM, Command, convert, read_plain
 from gateway.cli.output import UsageError, error
@@ -45,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     _open_missing_stdio()
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words[:1]
+    # Before the command or right after it, where no other thing of this name can stand.
+    debug = "--debug" in words[:2] and len(words) > 1
+    if debug:
+        words.remove("--debug")
     try:
-        return _run(words[1:] if debug and words[1:] else words)
+        return _run(words, debug=debug)
     except (GatewayError, KeyboardInterrupt, BaseExceptionGroup) as exc:
         if debug:
             import traceback
@@ -56,18 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(exc)
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], *, debug: bool) -> int:
     if words and words[0] in COMMANDS and COMPLETION not in os.environ:
         command = find_command(words[0])
         raw = read_plain(command, words[1:])
         if raw is not None:
-            return command.run(convert(command, raw))
+            return _start(command, raw, debug=debug)
     from gateway.cli.app import read_with_typer
 
     read = read_with_typer([find_command(name) for name in COMMANDS], words)
     if isinstance(read, int):
         return read
-    return read[0].run(convert(*read))
+    return _start(*read, debug=debug)
+
+
+def _start(command: Command, raw: dict[str, Any], *, debug: bool) -> int:
+    values = convert(command, raw)
+    values.debug = debug
+    return command.run(values)
 
 
 def find_command(name: str) -> Command:

@@ -10,16 +10,14 @@ import http.client
 import json
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from pathlib import Path
+from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import CommandError, print_json, warn
-from gateway.cli.ps import running_url
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from gateway.cli.ps import ask_all, running_url
 
 ANSWER_WITHIN: Final = 60.0
 """Seconds: a change is answered when its servers have started, or have had their time to."""
@@ -113,6 +111,12 @@ def _not_ready(problems: dict[str, str]) -> int:
     return 1 if problems else 0
 
 
+def _running_names(given: dict[str, Any]) -> list[str]:
+    directory = given.get("state_dir")
+    reports = ask_all(state_directory(Values(state_dir=Path(directory) if directory else None)))
+    return [backend["name"] for report in reports for backend in report.get("backends", ())]
+
+
 _WHERE: Final = (
     Flag("--url", "the gateway's address (default: the gateway that runs)", "URL"),
     Flag(
@@ -123,7 +127,7 @@ _WHERE: Final = (
     STATE,
     JSON,
 )
-_NAME: Final = Flag("NAME", "the server's name in the config", required=True)
+_NAME: Final = Flag("NAME", "the server's name in the config", required=True, complete=_running_names)
 COMMANDS = (
     Command("reload", "have the running gateway read its config file anew", run_reload, _WHERE),
     *(

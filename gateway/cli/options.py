@@ -10,6 +10,9 @@ from gateway.cli.flags import Flag, Values
 from gateway.cli.output import warn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
     from gateway.config import Config
 
 
@@ -49,6 +52,20 @@ def state_directory(values: Values) -> Path:
     from gateway.store import default_directory
 
     return values.state_dir or default_directory(os.environ)
+
+
+def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
+    """What a shell may offer as a server's name: those in the file of --config, as far as it can be read."""
+    import json
+
+    from gateway.config.parse import read_file
+    from gateway.errors import ConfigError
+
+    try:
+        config = json.loads(read_file(Path(given.get("config") or "")))
+        return [*config.get("mcpServers", config.get("servers", {}))]
+    except (ConfigError, ValueError, AttributeError, TypeError):
+        return ()
 
 
 def load(path: Path) -> Config:

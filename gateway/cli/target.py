@@ -8,6 +8,7 @@ client: a legacy one, which can be asked for input.
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,8 @@ CALLER: Final = Caller(
     capabilities=jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {}}),
     session="command line",
 )
+KEY: Final = "MCP_GATEWAY_KEY"
+"""The environment's name for the key that a gateway wants of its clients."""
 REMOTE: Final = "remote"
 """The name that the server of `--url` has in here; people see the address instead."""
 
@@ -54,7 +57,13 @@ def _header(text: str) -> tuple[str, str]:
 FLAGS: Final = (
     msgspec.structs.replace(CONFIG, required=False, help="the servers of this config file, started for the occasion"),
     Flag("--url", "a gateway, or any MCP server, at this address (default: the gateway that runs)", "URL"),
-    Flag("--header", "sent along to --url, as 'Authorization: Bearer KEY'", "HEADER", parse=_header, many=True),
+    Flag(
+        "--header",
+        "sent along to --url, as 'Authorization: Bearer KEY', which is what $MCP_GATEWAY_KEY does",
+        "HEADER",
+        parse=_header,
+        many=True,
+    ),
     STATE,
     Flag("--verbose", "show the log, also what the servers write to stderr", switch=True),
 )
@@ -156,13 +165,21 @@ def _config(values: Values, name: str) -> Config:
         problem = "--config and --url are two different places; keep one"
         raise UsageError(problem)
     if values.config is None:
-        return _remote(values.url or _running_url(values), dict(values.header))
+        return _remote(values.url or _running_url(values), _headers(values.header))
     config = load(values.config)
     enabled = {key: one for key, one in config.servers.items() if not one.disabled}
     prefixes = {key: one.effective_namespace + config.gateway.separator for key, one in enabled.items()}
     owners = [key for key, prefix in prefixes.items() if len(prefix) > 1 and name.startswith(prefix)]
     bare = [key for key, one in enabled.items() if not one.effective_namespace]
     return _for_once(config, {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)})
+
+
+def _headers(given: list[tuple[str, str]]) -> dict[str, str]:
+    """What was given, and the key of the environment, unless there are credentials."""
+    key = os.environ.get(KEY)
+    if not key or any(name.lower() == "authorization" for name, _ in given):
+        return dict(given)
+    return {**dict(given), "Authorization": f"Bearer {key}"}
 
 
 def _for_once(config: Config, servers: dict[str, Any]) -> Config:
