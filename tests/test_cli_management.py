@@ -113,3 +113,17 @@ def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
     values = Values(url="http://elsewhere.example/mcp", admin_token=None, state_dir=tmp_path)
     assert _token(values, "elsewhere.example") is None
     assert _token(values, "127.0.0.1") == "kept-kept-kept-kept"
+
+
+async def test_a_gateway_on_a_unix_socket_is_reached_by_commands(tmp_path, capsys, monkeypatch):
+    state = tmp_path / "state"
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
+    config = {"mcpServers": {"echo": echo_backend()}}
+    arguments = ["--uds", str(tmp_path / "s"), "--admin", "token"]
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}, extra_args=arguments) as gateway:
+        assert gateway.url == f"http://unix:{tmp_path}/s:/mcp"
+        with trio.fail_after(30):
+            for where in ([], ["--url", gateway.url]):
+                assert await trio.to_thread.run_sync(main, ["call", "echo.echo", "text=hi", *where]) == 0
+                assert await trio.to_thread.run_sync(main, ["reload", *where]) == 0
+    assert capsys.readouterr().out == 2 * "hi\nreloaded: nothing has changed\n"

@@ -167,15 +167,26 @@ def _port(url: httpx2.URL) -> int | None:
     return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
+def _unix_transport(
+    config: ServerConfig, tls: ssl.SSLContext, limits: httpx2.Limits
+) -> httpx2.AsyncHTTPTransport | None:
+    """What goes through a Unix socket, past all proxies; None where the address says where to go."""
+    if config.unix_socket is None:
+        return None
+    return httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
+
+
 @asynccontextmanager
 async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None) -> AsyncGenerator[HttpClient]:
     """Open a backend's client; on leaving, all its connections are closed. `auth` signs every request."""
     most = config.max_concurrency + SPARE_CONNECTIONS
     limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
     try:
+        tls = _tls(config.ca_file, config.client_cert, config.client_key)
         client = httpx2.AsyncClient(
             auth=auth,
-            verify=_tls(config.ca_file, config.client_cert, config.client_key),
+            verify=tls,
+            transport=_unix_transport(config, tls, limits),
             limits=limits,
             mounts={f"all://{host}": None for host in LOOPBACK},
             follow_redirects=False,

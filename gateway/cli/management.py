@@ -18,6 +18,7 @@ from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import CommandError, print_json, warn
 from gateway.cli.ps import ask_all, running_url
+from gateway.cli.sockets import UnixConnection, split_address
 
 ANSWER_WITHIN: Final = 60.0
 """Seconds: a change is answered when its servers have started, or have had their time to."""
@@ -33,18 +34,21 @@ def post(values: Values, path: str) -> dict[str, Any]:
     Raises:
         CommandError: it cannot be reached, or refuses.
     """
-    url = values.url or running_url(state_directory(values))
+    url, unix_socket = split_address(values.url or running_url(state_directory(values)))
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     token = _token(values, parts.hostname or "")
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_WITHIN)
+    if unix_socket is None:
+        connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_WITHIN)
+    else:
+        connection = UnixConnection(unix_socket, ANSWER_WITHIN)
     try:
         connection.request("POST", path, b"{}", headers)
         response = connection.getresponse()
         status, body = response.status, response.read(MAX_ANSWER)
     except (OSError, http.client.HTTPException) as exc:
-        problem = f"the gateway at {parts.scheme}://{parts.netloc} cannot be reached: {exc}"
+        problem = f"the gateway at {unix_socket or f'{parts.scheme}://{parts.netloc}'} cannot be reached: {exc}"
         raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None
     finally:
         connection.close()

@@ -20,6 +20,7 @@ from gateway.catalog.kinds import Kind
 from gateway.cli.flags import Flag, Values
 from gateway.cli.options import CONFIG, STATE, load, state_directory
 from gateway.cli.output import CommandError, UsageError
+from gateway.cli.sockets import split_address
 from gateway.config import NEVER_RESTART, Config, parse_server
 from gateway.embed.native import open_gateway
 from gateway.eras.tools import View
@@ -195,7 +196,9 @@ def _for_once(config: Config, servers: dict[str, Any]) -> Config:
 
 
 def _remote(url: str, headers: dict[str, str]) -> Config:
-    server = parse_server(REMOTE, {"url": url, "headers": headers, "namespace": ""}, environ={})
+    address, unix_socket = split_address(url)
+    entry = {"url": address, "headers": headers, "namespace": ""}
+    server = parse_server(REMOTE, entry | ({"unix_socket": unix_socket} if unix_socket else {}), environ={})
     config = Config({REMOTE: server})
     longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # names are the other side's affair
     return _for_once(msgspec.structs.replace(config, gateway=longest), config.servers)

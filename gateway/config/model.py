@@ -176,6 +176,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     headers: Annotated[dict[str, str], _says("HTTP headers sent with every request to 'url'.")] = field(
         default_factory=dict[str, str]
     )
+    unix_socket: Annotated[str | None, _says("Path of a Unix socket by which 'url' is reached.")] = None
     ca_file: Annotated[str | None, _says("PEM file of the authorities to trust for 'url' instead of the system's.")] = (
         None
     )

@@ -170,7 +170,7 @@ def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool
 
 def _read(scope: Scope, key: str, entry: Entry) -> Any:
     """Return the value of one field as `ServerConfig` wants it."""
-    if key in {"command", "cwd", "env_file", "ca_file", "client_cert", "client_key"}:
+    if key in {"command", "cwd", "env_file", "unix_socket", "ca_file", "client_cert", "client_key"}:
         return read_path(scope, entry)
     reader = _READERS.get(key)
     if reader is not None:
