@@ -163,6 +163,7 @@ class Gateway:
         self._parking = Parking(Sealer(config.gateway.state_keys()))
         self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
+        self._access.on_denied = self._audit.denied
         self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
         self._closing = trio.Event()

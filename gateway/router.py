@@ -164,6 +164,10 @@ class Router:
         supervisor.submit(ticket)
         return ticket
 
+    def turn_away(self, call: Call, problem: GatewayError) -> None:
+        """Count, and tell of, a call that its face has refused."""
+        self._not_submitted(call, problem, trio.current_time())
+
     def _not_submitted(self, call: Call, problem: GatewayError | None, began: float) -> None:
         """Count, and tell of, a call that has not got as far as a backend's queue; None: its client gave it up."""
         backend = problem.backend if isinstance(problem, BackendError) else ""

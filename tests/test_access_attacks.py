@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway.audit import DENIED, Audit
+from gateway.config import AuditSettings
+from gateway.embed.native import open_gateway
+from gateway.telemetry import SECRETS
+from gateway.telemetry.formats import JsonLines
 from tests.access import ALICE, BOB, HELLO, House, keys, make_config, open_house, tool_call
 from tests.fakes import FakeExchange, settle
 
@@ -97,3 +104,81 @@ async def test_streams_at_views_that_are_closed_to_their_key_end(autojump_clock:
         house.access.apply(narrow)
         await settle()
         assert [exchange.ended for exchange in (listening, stream, old, other)] == [True, True, True, False]
+
+
+async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_house(keys(views=["small"])) as house:
+        audit = Audit(house.router)
+        house.access.on_denied = audit.denied
+        audit.apply(AuditSettings())
+        await house.call(key=ALICE)
+        await house.call(key="wrong-key-of-somebody")
+        await house.call(key=BOB, origin="https://evil.example")
+        for _ in range(100):
+            await house.call(key=None)
+        await trio.sleep(1_000)
+        await house.call(key=None)
+        audit.apply(None)
+        lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
+        assert [line["code"] for line in lines[:4]] == [403, 401, 403, 401]
+        assert lines[0]["principal"] == "alice"
+        assert {line["outcome"] for line in lines} == {"denied"}
+        assert len(lines) == DENIED.burst + 1
+        assert lines[-1]["untold"] == 103 - DENIED.burst
+        assert "wrong-key" not in str(lines)
+
+
+async def test_calls_that_a_face_refuses_are_noted(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        audit = Audit(house.router)
+        audit.apply(AuditSettings())
+        session = await house.initialize()
+        await house.call(session)
+        again = tool_call(modern=False, request_id=house._last_id)
+        assert (await house.start("POST", "/mcp", again, key=ALICE, mcp_session_id=session)).status == 400
+        (found,) = house.face._endpoint.sessions._sessions.values()
+        found.in_flight._most = 1
+        await house.call(session)
+        await house.answer()
+        audit.apply(None)
+        lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
+        assert [(line["outcome"], line.get("reason")) for line in lines] == [
+            ("refused", "duplicate_id"),
+            ("refused", "busy"),
+            ("answered", None),
+        ]
+
+
+def test_fields_of_json_lines_show_no_secret() -> None:
+    SECRETS.replace(["hunter2-hunter2"])
+    try:
+        record = logging.makeLogRecord({"msg": "x", "levelname": "INFO", "name": "n"})
+        record.__dict__["fields"] = {"client": "hunter2-hunter2", "arguments": msgspec.Raw(b'{"p":"hunter2-hunter2"}')}
+        line = JsonLines().format(record)
+    finally:
+        SECRETS.replace([])
+    assert "hunter2" not in line
+    assert json.loads(line)["client"] == "***"
+
+
+async def test_an_application_that_stands_alone_follows_the_config() -> None:
+    page = "https://app.example"
+    oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}
+    config = {"mcpServers": {}, "access": {"oauth": oauth}}
+    with trio.fail_after(20):
+        async with open_gateway(config) as running:
+
+            async def ask(method: str, path: str, **headers: str) -> FakeExchange:
+                fake = FakeExchange(method=method, headers={"host": "x", **headers})
+                fake.scope["path"] = path
+                await running.asgi_app(fake.scope, fake.receive, fake.send)
+                return fake
+
+            found = await ask("GET", "/.well-known/oauth-protected-resource/mcp")
+            assert json.loads(found.body)["resource"] == oauth["resource"]
+            assert (await ask("POST", "/mcp", origin=page)).status == 403
+            await running.reload({**config, "access": {"oauth": oauth, "allow_origins": [page]}})
+            allowed = await ask("POST", "/mcp", origin=page)
+            assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (401, page)

@@ -81,6 +81,20 @@ def test_as_json(check):
     assert json.loads(out)["servers"] == {"a": "stdio, runs x --token ***"}
 
 
+def test_it_says_who_is_let_in_and_which_views_there_are(check):
+    config = {"mcpServers": {"a": {"command": "x"}}}
+    assert "\naccess: open to everybody" in check(json.dumps(config))[1]
+    hashed = "sha256:" + 64 * "0"
+    key = {"name": "alice", "hash": hashed, "servers": ["a"]}
+    oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}
+    config |= {"views": {"small": {"tools": ["a.*"]}}, "access": {"keys": [key], "oauth": oauth}}
+    _, out, _ = check(json.dumps(config))
+    assert "\nview small: servers *; tools a.*\n" in out
+    assert "access: 1 keys, 1 of them with rules of their own; tokens of https://login.example" in out
+    assert hashed not in out
+    assert json.loads(check(json.dumps(config), "--json")[1])["views"] == ["small"]
+
+
 @pytest.mark.parametrize(
     ("config", "at"),
     [

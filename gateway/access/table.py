@@ -38,6 +38,8 @@ class Access:
         """Told of each principal that goes by other rules now, as far as those say what it may see and use."""
         self.on_change: list[Callable[[], None]] = []
         """Told when other settings hold, for those which belong to faces."""
+        self.on_denied: Callable[[int, str, str | None, str | None, str], None] | None = None
+        """Told of each request that is not let in: status, what it is told, principal, address, path."""
         self.settings = settings
         self._send = send
         self._by_digest: dict[bytes, Principal] = {}

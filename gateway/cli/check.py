@@ -10,6 +10,7 @@ from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import error, print_json, say, warn
 from gateway.cli.places import Places
 from gateway.config import load_config
+from gateway.config.access_model import Rules
 from gateway.config.parse import read_file
 from gateway.config.shown import shown_args
 from gateway.errors import ConfigError
@@ -40,6 +41,8 @@ def run(values: Values) -> int:
             "ok": config is not None,
             "problems": [_located(places, line) for line in problems],
             "warnings": [_located(places, line, key=True) for line in warnings],
+            "views": [] if config is None else list(config.views),
+            "access": None if config is None else _access(config),
             "servers": {} if config is None else {one.name: _summary(one) for one in config.servers.values()},
         })
         return 0 if config is not None else 2
@@ -49,6 +52,9 @@ def run(values: Values) -> int:
         return 2
     for server in config.servers.values():
         print(f"{server.name}: {_summary(server)}")
+    for name, view in config.views.items():
+        print(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}")
+    print(f"access: {_access(config)}")
     print(f"{values.file}: ok, {len(config.servers)} servers")
     return 0
 
@@ -79,6 +85,22 @@ def _summary(server: ServerConfig) -> str:
     if server.command is None:
         return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {server.public_url}"
     return "stdio, runs " + server.without_secrets(" ".join([server.command, *shown_args(server.args)]))
+
+
+def _access(config: Config) -> str:
+    """Who is let in, in one line without a hash."""
+    access = config.access
+    if access is None or not access.guards:
+        return "open to everybody who reaches the gateway, so it serves no address but loopback"
+    found: list[str] = []
+    if access.keys:
+        limited = sum(key.rules != Rules() for key in access.keys)
+        found.append(f"{len(access.keys)} keys, {limited} of them with rules of their own")
+    if access.oauth is not None:
+        found.append(f"tokens of {access.oauth.issuer} for {access.oauth.resource}")
+    if access.allow_origins:
+        found.append(f"pages from {', '.join(access.allow_origins)}")
+    return "; ".join(found)
 
 
 COMMANDS = (

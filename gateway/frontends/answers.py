@@ -123,6 +123,15 @@ class Answers:
             return await act(self.router, session, requests.legacy_call(message, session.caller))
         return Flow(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
+    def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
+        """Have a call noted that its face has refused, as the router's own refusals are."""
+        if message.method in ROUTED_METHODS:
+            try:
+                call = requests.legacy_call(message, caller)
+            except GatewayError:
+                return  # nothing that could be called a call
+            self.router.turn_away(call, problem)
+
     def _set_level(self, session: LegacySession, level: str) -> None:
         """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
         session.log_level = level

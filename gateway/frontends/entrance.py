@@ -54,10 +54,12 @@ class Entrance:
         try:
             if len(headers) != len(exchange.scope["headers"]) and (twice := _twice(exchange)):
                 text = f"the header {twice} stands there twice"
+                self._note(exchange, 400, text)
                 await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
                 return
             refusal = self._policy.refusal(headers)
             if refusal is not None:
+                self._note(exchange, 403, refusal)
                 await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
                 return
             if b"origin" in headers:
@@ -72,6 +74,12 @@ class Entrance:
         except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
+    def _note(self, exchange: Exchange, status: int, text: str) -> None:
+        if self._access is not None and self._access.on_denied is not None:
+            principal = None if exchange.principal is None else exchange.principal.name
+            peer = exchange.scope.get("client")
+            self._access.on_denied(status, text, principal, str(peer[0]) if peer else None, exchange.scope["path"])
+
     async def _allow(self, exchange: Exchange) -> None:
         """Answer a preflight, which by its nature bears no key (Fetch, "CORS-preflight request")."""
         wanted = exchange.headers.get(b"access-control-request-headers", b"")
@@ -84,14 +92,16 @@ class Entrance:
         if found is None:
             asked = await access.ask(exchange.headers)
             if isinstance(asked, Refusal):
+                self._note(exchange, asked.status, asked.text)
                 await _refuse(exchange, asked)
                 return
             found, exchange.valid_until = asked
-        if not found.opens(exchange.view):  # one that does not exist is none of its views either
-            views = ", ".join(found.rules.views or ())
-            await _refuse(exchange, Refusal(403, f"this key is for the views {views} only"))
-            return
         exchange.principal = found
+        if not found.opens(exchange.view):  # one that does not exist is none of its views either
+            text = f"this key is for the views {', '.join(found.rules.views or ())} only"
+            self._note(exchange, 403, text)
+            await _refuse(exchange, Refusal(403, text))
+            return
         if exchange.method == "GET":
             await self._stream(found, exchange, handle)
         else:

@@ -182,8 +182,10 @@ class SseStream:
             try:
                 scope = self.session.in_flight.enter(request_id)
             except DuplicateId as exc:
+                self._answers.turn_away(message, self.session.caller, exc)
                 return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
             except GatewayError as exc:
+                self._answers.turn_away(message, self.session.caller, exc)
                 await self.send(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             else:
                 self._nursery.start_soon(self._request, self.session, message, request_id, scope)

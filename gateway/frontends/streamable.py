@@ -98,8 +98,10 @@ class StreamableFace:
         try:
             scope = session.in_flight.enter(request_id)
         except DuplicateId as exc:
+            self._answers.turn_away(message, session.caller, exc)
             return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
         except GatewayError as exc:
+            self._answers.turn_away(message, session.caller, exc)
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         try:
             with scope:
@@ -239,9 +241,11 @@ class StreamableFace:
         try:
             scope = session.in_flight.enter(request_id)
         except DuplicateId as exc:
+            self._answers.turn_away(message, session.caller, exc)
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, str(exc), request_id))
             return
         except GatewayError as exc:
+            self._answers.turn_away(message, session.caller, exc)
             await exchange.json(200, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
         reply: LegacyReply | None = None  # which takes care of the call, its scope and its id

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -39,11 +41,18 @@ class Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         message = record.getMessage()
-        extra = [f"{name}={value}" for name, value in fields_of(record).items() if str(value) not in message]
-        when = self.formatTime(record, "%H:%M:%S")
-        text = f"{when} {record.levelname:<7} {record.name}: {message}" + (f" [{' '.join(extra)}]" if extra else "")
+        fields = {name: str(value) for name, value in fields_of(record).items()}
+        extra = [f"{name}={value}" for name, value in fields.items() if value not in message]
+        text = f"{_clock(int(record.created))} {record.levelname:<7} {record.name}: {message}" + (
+            f" [{' '.join(extra)}]" if extra else ""
+        )
         problem = _traceback(self, record)
         return one_line(SECRETS.mask(text if problem is None else f"{text}\n{problem}"))
+
+
+@lru_cache(maxsize=2)
+def _clock(second: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(second))
 
 
 class JsonLines(logging.Formatter):
@@ -57,12 +66,23 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": SECRETS.mask(record.getMessage()),
-            **fields_of(record),
+            **{name: _masked(value) for name, value in fields_of(record).items()},
         }
         problem = _traceback(self, record)
         if problem is not None:
             event["traceback"] = SECRETS.mask(problem)
         return encode_line(event)
+
+
+def _masked(value: object) -> object:
+    """A field without secrets. JSON that had some is shown as a text, since what was cut out may break it."""
+    if isinstance(value, str):
+        return SECRETS.mask(value)
+    if not isinstance(value, msgspec.Raw):
+        return value
+    text = bytes(value).decode(errors="replace")
+    masked = SECRETS.mask(text)
+    return value if masked == text else masked
 
 
 def encode_line(event: dict[str, object]) -> str:
