@@ -15,7 +15,7 @@ from gateway.config import AuditSettings
 from gateway.embed.native import open_gateway
 from gateway.telemetry import SECRETS
 from gateway.telemetry.formats import JsonLines
-from tests.access import ALICE, BOB, HELLO, House, keys, make_config, open_house, tool_call
+from tests.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, make_config, open_house, tool_call
 from tests.fakes import FakeExchange, settle
 
 HELLO_MESSAGE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
@@ -182,3 +182,12 @@ async def test_an_application_that_stands_alone_follows_the_config() -> None:
             await running.reload({**config, "access": {"oauth": oauth, "allow_origins": [page]}})
             allowed = await ask("POST", "/mcp", origin=page)
             assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (401, page)
+
+
+@pytest.mark.parametrize("path", ["/servers", "/tools"])
+async def test_nobody_reads_the_management_api_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
+    """A proxy on the same machine makes everybody come from loopback."""
+    async with open_house({**keys(), "allow_hosts": ["gw.example"]}) as house:
+        for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):
+            assert (await house.start("GET", path, **headers)).status == 401
+            assert (await house.start("GET", path, key=ADMIN_TOKEN, **headers)).status == 200

@@ -1,7 +1,8 @@
 """Who may use the management API. The HTTP face has checked Host and Origin before.
 
-Reading is open where the gateway listens on loopback; everything else needs the admin token. `open` lets changes
-through without one, on loopback only: there a JSON content type is what keeps web pages from sending them.
+Reading is open where the gateway listens on loopback, to those who come from there themselves and not through a proxy;
+everything else needs the admin token. `open` lets changes through without one, on loopback only: there a JSON content
+type is what keeps web pages from sending them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hmac
 from typing import TYPE_CHECKING, Final, Literal
 
 from gateway.errors import ConfigError
-from gateway.frontends.security import LOOPBACK
+from gateway.frontends.security import LOOPBACK, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,7 @@ MODES: Final[tuple[Mode, ...]] = ("token", "open", "off")
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 MIN_TOKEN: Final = 16
 """Characters of a token that a person gives; what can be guessed protects nothing."""
+FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
 HINT: Final = (
     "send it as 'Authorization: Bearer TOKEN'; it is what --admin-token or MCP_GATEWAY_ADMIN_TOKEN says, else what the"
     " file 'admin-token' in the gateway's state directory holds"
@@ -51,12 +53,24 @@ class AdminAccess:
         return hmac.compare_digest(given.strip(), self._token)
 
     def may_read(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the request may see what the gateway does."""
-        return self.on_loopback or self.has_token(headers)
+        """Whether the request may see what the gateway does.
+
+        On loopback everybody may, but whoever comes through a reverse proxy is not there: then only with the token.
+        """
+        return (self.on_loopback and not _is_forwarded(headers)) or self.has_token(headers)
 
     def may_change(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request may change what the gateway does."""
-        return self.mode == "open" or self.has_token(headers)
+        return (self.mode == "open" and not _is_forwarded(headers)) or self.has_token(headers)
+
+
+def _is_forwarded(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request says of itself that a proxy has sent it on: by its host, or by what proxies add."""
+    if not FORWARDED.isdisjoint(headers):
+        return True
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return bool(name) and not is_loopback(name)
 
 
 def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:
