@@ -1,9 +1,9 @@
 """A backend over HTTP+SSE, the transport of 2024-11-05 (basic/transports): one stream comes, POSTs go.
 
 The stream is the session: when it ends, the backend is gone. Its first event names the address for POSTs, which must be
-of the same origin, since all headers go there too. The session owns a task that reads, one for notifications
-(`HttpPosts`) and one for each request on its way; answers come on the stream, on which nothing says whose call a
-server request belongs to.
+of the same origin, since all headers go there too. The session owns a task that reads and one for each request on its
+way, besides those of `HttpSession`; answers come on the stream, on which nothing says whose call a server request
+belongs to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import httpx2
 import trio
 
 from gateway.backends import handshake
-from gateway.backends.conversation import Conversation
 from gateway.backends.http_client import (
     MAX_ERROR_BYTES,
     BodyTooLong,
@@ -26,10 +25,9 @@ from gateway.backends.http_client import (
     read_body,
     same_origin,
 )
-from gateway.backends.http_posts import HttpPosts
+from gateway.backends.http_session import HttpSession, carried
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
-from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
 from gateway.lines import Overlong
 
@@ -37,11 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.backends.conversation import Listener
-    from gateway.backends.handshake import Greeting
     from gateway.backends.http_client import HttpClient
     from gateway.backends.ticket import Ticket
-    from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item, Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -53,55 +48,20 @@ _NO_SESSION: Final = frozenset({404, 410})
 log = logging.getLogger("gateway.backend")
 
 
-class SseSession:
-    """Implements `gateway.backends.session.Session` and `conversation.Exchanges` over one event stream."""
+class SseSession(HttpSession):
+    """A session over one event stream."""
 
     def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
-        self.greeting: Greeting
-        self.listing: Listing
-        self._config = config
-        self._http = http
-        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
-        self._conversation = Conversation(
-            config.name, post=self._posts.post, listener=listener, hop=hop, exchanges=self
-        )
-        self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
+        super().__init__(config, http, listener, hop)
         self._endpoint: httpx2.URL | None = None
         self._connected = trio.Event()
         self._stream_scope = trio.CancelScope()
         self._headers = httpx2.Headers([*http.base_headers, JSON_BODY])
-        self._problem: BackendError | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
-        return self._conversation.in_flight
-
-    @property
-    def pid(self) -> int | None:
-        """None: the server is nobody's child here."""
-        return None
-
-    def send(self, tickets: list[Ticket]) -> None:
-        """Send each call in a POST of its own."""
-        for ticket in tickets:
-            if self._problem is not None:
-                ticket.finish(self._problem)
-                continue
-            body = self._conversation.encode_call(ticket)
-            self._nursery.start_soon(self._send, self._conversation.last_id, body, ticket)
-
-    async def room(self) -> None:
-        """Return at once: `max_concurrency` bounds what is on its way."""
-
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
-        """Read the lists of one feature anew."""
-        return await handshake.list_feature(self._conversation, feature, timeout=self._config.connect_timeout)
 
     # `gateway.backends.conversation.Exchanges`
 
     def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
-        """Send a request of the gateway's own."""
+        """Send a request in a POST of its own."""
         del method
         self._nursery.start_soon(self._send, request_id, data, ticket)
 
@@ -116,14 +76,14 @@ class SseSession:
         try:
             await self._deliver(body, ticket)
         except BackendError as problem:
-            self._conversation.fail(request_id, problem)
+            self.conversation.fail(request_id, problem)
             if isinstance(problem, HttpRefused) and problem.status in _NO_SESSION and self._problem is None:
-                self._problem = BackendExited(self._config.name, f"has forgotten the session: {problem.reason}")
+                self._problem = BackendExited(self.config.name, f"has forgotten the session: {problem.reason}")
                 self._stream_scope.cancel(reason="the session is gone")
 
     async def _deliver(self, data: bytes, ticket: Ticket | None = None) -> None:
-        name = self._config.name
-        async with self._http.exchange("POST", self._headers, data, url=self._endpoint, ticket=ticket) as response:
+        name = self.config.name
+        async with self.http.exchange("POST", self._headers, data, url=self._endpoint, ticket=ticket) as response:
             try:
                 await read_body(response, MAX_ERROR_BYTES)
             except BodyTooLong:
@@ -135,17 +95,9 @@ class SseSession:
 
     # The session's life.
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Carry the session; never returns, but raises BackendError when the stream has ended."""
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._posts.run)
-            self._nursery.start_soon(self._read)
-            self._nursery.start_soon(self._conversation.tasks.run)
-            task_status.started()
-
     async def start(self) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
-        config, conversation = self._config, self._conversation
+        config, conversation = self.config, self.conversation
         await self._connected.wait()
         wait = config.connect_timeout
         self.greeting = await handshake.greet(conversation, era="legacy", probe_timeout=wait, timeout=wait)
@@ -153,11 +105,11 @@ class SseSession:
         self.listing = await handshake.list_all(conversation, self.greeting, timeout=wait)
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
-    async def _read(self) -> None:
-        name = self._config.name
+    async def _carry(self) -> None:
+        name = self.config.name
         try:
             with self._stream_scope:
-                async with self._http.exchange("GET", [*self._http.base_headers, EVENT_STREAM]) as response:
+                async with self.http.exchange("GET", [*self.http.base_headers, EVENT_STREAM]) as response:
                     await self._read_stream(response)
         except BackendError as problem:
             self._problem = self._problem or problem
@@ -169,41 +121,36 @@ class SseSession:
         status, kind = response.status_code, media_type(response)
         if status != _OK or kind != "text/event-stream":
             text = f"answered GET with HTTP {status} and {kind or 'no content type'}, which is no event stream"
-            raise HttpRefused(self._config.name, text, status)
-        parser = EventParser(self._config.max_line_bytes)
+            raise HttpRefused(self.config.name, text, status)
+        parser = EventParser(self.config.max_line_bytes)
         async for data in response.aiter_raw():
             for event in parser.feed(data):
                 self._take(event)
 
     def _take(self, event: Event) -> None:
         if isinstance(event.data, Overlong):
-            self._conversation.feed_overlong(event.data, self._config.max_line_bytes)
+            self.conversation.feed_overlong(event.data, self.config.max_line_bytes)
         elif event.event == "endpoint":
             self._connect(event.data)
         elif event.event == "message":
-            self._conversation.feed(event.data)
+            self.conversation.feed(event.data)
 
     def _connect(self, data: bytes) -> None:
         """Take the address for POSTs; only the first one counts."""
         if self._endpoint is not None:
             return
         try:
-            endpoint = self._http.url.join(data.decode().strip())
+            endpoint = self.http.url.join(data.decode().strip())
         except (httpx2.InvalidURL, UnicodeDecodeError):
             endpoint = None
-        if endpoint is None or not same_origin(endpoint, self._http.url):
+        if endpoint is None or not same_origin(endpoint, self.http.url):
             where = "nowhere" if endpoint is None else f"to {endpoint.scheme}://{endpoint.host}"
             text = f"wants its messages sent {where}, which is not the origin of its 'url'"
-            self._problem = BackendProtocol(self._config.name, text)
+            self._problem = BackendProtocol(self.config.name, text)
             self._stream_scope.cancel(reason=text)
             return
         self._endpoint = endpoint
         self._connected.set()
-
-    def close(self, problem: BackendError) -> None:
-        """Finish everything that waits."""
-        self._problem = self._problem or problem
-        self._conversation.close(problem)
 
 
 @asynccontextmanager
@@ -220,12 +167,5 @@ async def open_sse(
         raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
     async with open_http_client(config, auth) as http:
         session = SseSession(config, http, listener, hop)
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(session.run)
-                with trio.fail_at(trio.current_time() + config.connect_timeout if deadline is None else deadline):
-                    await session.start()
-                yield session
-                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
-        finally:
-            session.close(BackendExited(config.name, "was stopped"))
+        async with carried(session, session.start, deadline):
+            yield session

@@ -1,15 +1,15 @@
 """A backend over streamable HTTP, in both eras (2026-07-28 and 2025-11-25 basic/transports).
 
-The session owns, in one nursery: a task for each request (`Exchange`), one for notifications (`HttpPosts`), one for the
-legacy GET stream, and the watch. The watch gets a new session when the server has forgotten the old one, which no call
-notices but by its delay, and looks whether the server is still there when a connection fails; only when it is not, the
-session ends.
+The session owns a task for each request (`Exchange`), one for the legacy GET stream, and the watch, besides those of
+`HttpSession`. The watch gets a new session when the server has forgotten the old one, which no call notices but by its
+delay, and looks whether the server is still there when a connection fails; only when it is not, the session ends.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -17,13 +17,11 @@ import msgspec
 import trio
 
 from gateway.backends import handshake
-from gateway.backends.conversation import Conversation
 from gateway.backends.exchange import Exchange
 from gateway.backends.get_stream import GetStream
 from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
-from gateway.backends.http_posts import HttpPosts
+from gateway.backends.http_session import HttpSession, carried
 from gateway.backends.request_headers import RequestHeaders
-from gateway.backends.upkeep import Upkeep
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendExited, BackendUnavailable
 
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.backends.http_client import AnyHeaders, HttpClient
     from gateway.backends.ticket import Ticket
     from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item, Listing
+    from gateway.catalog.listing import Item
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -49,56 +47,24 @@ ALARM_PAUSE: Final = 1.0
 log = logging.getLogger("gateway.backend")
 
 
-class StreamableSession:
-    """Implements `gateway.backends.session.Session`, `exchange.Link` and `conversation.Exchanges` over HTTP."""
+class StreamableSession(HttpSession):
+    """A session over streamable HTTP; also implements `exchange.Link`."""
 
     def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
-        self.greeting: Greeting
-        self.listing: Listing
-        self.config = config
-        self.http = http
+        super().__init__(config, http, listener, hop)
         self.ready = trio.Event()
         self.ready.set()
-        self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
-        self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
         self._listener = listener
-        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._get_stream = GetStream(self, self)
         self._exchanges: dict[int, Exchange] = {}
         self._farewells = 0
         self._headers = RequestHeaders(config.name, http.base_headers)
-        self._problem: BackendError | None = None
         self._alarm = trio.Event()
         self._check_scope = trio.CancelScope()
 
-    # `gateway.backends.session.Session`
-
-    @property
-    def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
-        return self.conversation.in_flight
-
-    @property
-    def pid(self) -> int | None:
-        """None: the server is nobody's child here."""
-        return None
-
-    def send(self, tickets: list[Ticket]) -> None:
-        """Send each call in an exchange of its own."""
-        for ticket in tickets:
-            if self._problem is not None:
-                ticket.finish(self._problem)
-                continue
-            body = self.conversation.encode_call(ticket)
-            self._start(self.conversation.last_id, ticket.call.method, body, ticket)
-
-    async def room(self) -> None:
-        """Return at once: `max_concurrency` bounds what is on its way."""
-
     async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
         """Read the lists of one feature anew."""
-        found = await handshake.list_feature(self.conversation, feature, timeout=self.config.connect_timeout)
-        return self._learn(found)
+        return self._learn(await super().relist(feature))
 
     def _learn(self, items: dict[Kind, tuple[Item, ...]]) -> dict[Kind, tuple[Item, ...]]:
         return self._headers.learn(items) if self.conversation.hop.era is Era.MODERN else items
@@ -106,8 +72,9 @@ class StreamableSession:
     # `gateway.backends.conversation.Exchanges`
 
     def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
-        """Send a request of the gateway's own."""
-        self._start(request_id, method, data, ticket)
+        """Send a request in an exchange of its own."""
+        exchange = self._exchanges[request_id] = Exchange(self, request_id, method, data, ticket)
+        self._nursery.start_soon(self._run_exchange, exchange)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request: its stream is closed, which says it all in the modern era."""
@@ -125,10 +92,6 @@ class StreamableSession:
             await self._posts.deliver(notification)
         finally:
             self._farewells -= 1
-
-    def _start(self, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
-        exchange = self._exchanges[request_id] = Exchange(self, request_id, method, body, ticket)
-        self._nursery.start_soon(self._run_exchange, exchange)
 
     async def _run_exchange(self, exchange: Exchange) -> None:
         try:
@@ -179,7 +142,7 @@ class StreamableSession:
     def _post(self, data: bytes) -> None:
         """Send a notification or an answer. The modern era knows neither from client to server over HTTP."""
         if self.conversation.hop.era is Era.LEGACY:
-            self._posts.post(data)
+            super()._post(data)
         else:
             log.debug("backend %r asked something that modern servers must not ask", self.config.name)
 
@@ -190,14 +153,6 @@ class StreamableSession:
                 raise HttpRefused(self.config.name, f"answered HTTP {response.status_code}", response.status_code)
 
     # The session's life.
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Carry the session; never returns, but raises BackendExited when the server is gone."""
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._posts.run)
-            self._nursery.start_soon(self._watch)
-            self._nursery.start_soon(self.conversation.tasks.run)
-            task_status.started()
 
     async def start(self, era: str) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
@@ -224,7 +179,7 @@ class StreamableSession:
         self.greeting = greeting
         self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
 
-    async def _watch(self) -> None:
+    async def _carry(self) -> None:
         """Deal with alarms, one at a time."""
         while True:
             await self._alarm.wait()
@@ -265,11 +220,6 @@ class StreamableSession:
         self.close(problem)
         raise problem
 
-    def close(self, problem: BackendError) -> None:
-        """Finish everything that waits."""
-        self._problem = problem
-        self.conversation.close(problem)
-
     async def aclose(self) -> None:
         """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
         if not self.session_id:
@@ -304,13 +254,7 @@ async def open_streamable(
     async with open_http_client(config, auth) as http:
         session = StreamableSession(config, http, listener, hop)
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(session.run)
-                with trio.fail_at(trio.current_time() + config.connect_timeout if deadline is None else deadline):
-                    await session.start(era or config.era)
+            async with carried(session, partial(session.start, era or config.era), deadline):
                 yield session
-                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
         finally:
-            # Whatever the reason, nobody may wait for a session that is gone; saying goodbye comes after.
-            session.close(BackendExited(config.name, "was stopped"))
             await session.aclose()
