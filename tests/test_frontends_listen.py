@@ -13,9 +13,10 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Call
+from gateway.calls import Call, Caller, Era
 from gateway.errors import InvalidParams
 from gateway.frontends.listen import Subscription
+from gateway.supervisor.mailboxes import Mailboxes
 from tests.fakes import MODERN_CALLER, make_news
 
 ID = "io.modelcontextprotocol/subscriptionId"
@@ -38,14 +39,16 @@ class Source:
     def forget(self, watcher: object) -> None:
         pass
 
+    mailboxes = Mailboxes()
+
 
 FLEET = Source()
 ANSWERS: Any = SimpleNamespace(server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None, listeners=set())
 
 
-def listen(wanted: object, request_id: jsonrpc.Id = "s1") -> Subscription:
+def listen(wanted: object, request_id: jsonrpc.Id = "s1", *, caller: Caller = MODERN_CALLER) -> Subscription:
     params = {} if wanted is None else {"notifications": jsonrpc.raw(wanted)}
-    call = Call(method="subscriptions/listen", name="", params=params, meta={}, caller=MODERN_CALLER)
+    call = Call(method="subscriptions/listen", name="", params=params, meta={}, caller=caller)
     return Subscription(ANSWERS, request_id, call)
 
 
@@ -109,3 +112,31 @@ async def test_the_end_is_a_result_of_the_request() -> None:
     found = json.loads(listen(ALL, 7).result())
     assert (found["id"], found["result"]["resultType"]) == (7, "complete")
     assert found["result"]["_meta"] == {ID: 7, "io.modelcontextprotocol/serverInfo": {"name": "gw"}}
+
+
+async def test_what_a_principals_own_backend_session_saw_reaches_its_subscriptions_and_no_others() -> None:
+    anna, bert = (Caller(era=Era.MODERN, version="2026-07-28", principal=name) for name in ("anna", "bert"))
+    tools, prompts, others, nobodys = (
+        listen({"toolsListChanged": True}, "t", caller=anna),
+        listen({"promptsListChanged": True}, "p", caller=anna),
+        listen(ALL, "o", caller=bert),
+        listen(ALL, "n"),
+    )
+    every = (tools, prompts, others, nobodys)
+    with trio.fail_after(5):
+        for subscription in every:
+            await subscription.open()
+    FLEET.mailboxes.put("anna", "notifications/tools/list_changed", {})
+    FLEET.mailboxes.put("anna", "notifications/elicitation/complete", {"elicitationId": jsonrpc.raw("e")})
+    told = await taken(tools)
+    assert [(message["method"], message["params"]["_meta"]) for message in told] == [
+        ("notifications/tools/list_changed", {ID: "t"})
+    ]
+    for deaf in (tools, prompts, others, nobodys):
+        with trio.move_on_after(0) as scope:
+            await deaf.take()
+        assert scope.cancelled_caught
+    for subscription in (*every, *every):
+        subscription.close()
+    FLEET.mailboxes.put("anna", "notifications/tools/list_changed", {})
+    assert len(FLEET.mailboxes) == 0

@@ -102,7 +102,7 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
         fleet = router.fleet
         boxes: dict[str, list[tuple[str, Any]]] = {"one": [], "two": []}
         for key, box in boxes.items():
-            fleet.mailboxes[key] = partial(note, box)
+            fleet.mailboxes.open(key, partial(note, box))
             fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
         fleet.wish()
         tickets: list[Ticket] = []

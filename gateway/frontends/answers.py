@@ -97,8 +97,8 @@ class Answers:
 
     def welcome(self, session: LegacySession) -> None:
         """Have everything that is kept for this client alone end with it."""
-        self.fleet.mailboxes[session.key] = session.changes.direct
-        session.on_end.append(partial(self.fleet.close_mailbox, session.key))
+        self.fleet.mailboxes.open(session.key, session.changes.direct)
+        session.on_end.append(partial(self.fleet.mailboxes.close, session.key, session.changes.direct))
         session.on_end.append(partial(self.fleet.client_gone, session.key))
 
     async def legacy(self, message: Message, session: LegacySession) -> bytes | Flow:

@@ -51,12 +51,15 @@ class Subscription:
         self._caller = call.caller
         self.over = trio.Event()
         """Set when its client may not use this endpoint any more."""
+        self._key = call.caller.session or call.caller.principal
         self._uris = _uris(wanted)
 
     async def open(self) -> bytes:
         """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
         fleet = self._answers.fleet
         fleet.subscribe(self.tell)
+        if self._key is not None:
+            fleet.mailboxes.open(self._key, self.hear)
         self._answers.listeners.add(self)
         honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
         if self._uris:
@@ -74,6 +77,8 @@ class Subscription:
         """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
         self._answers.listeners.discard(self)
         self._answers.fleet.unsubscribe(self.tell)
+        if self._key is not None:
+            self._answers.fleet.mailboxes.close(self._key, self.hear)
         self._answers.fleet.forget(self)
 
     def follow(self, principal: Principal) -> None:
@@ -96,6 +101,13 @@ class Subscription:
         wanted = news.features(self._caller.scope) & self._features.keys()
         if wanted:
             self._changes.add(wanted)
+
+    def hear(self, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Note that lists changed in the client's own session with a backend; nothing else of it is listened for."""
+        del params
+        for feature in self._features:
+            if method == f"notifications/{feature}/list_changed":
+                self._changes.add([feature])
 
     async def take(self) -> list[bytes]:
         """Wait for changes; return the notifications to send."""

@@ -21,6 +21,7 @@ from gateway.config import diff_configs
 from gateway.errors import ShuttingDown
 from gateway.supervisor.assembly import Assembly
 from gateway.supervisor.keeping import CatalogKeeper
+from gateway.supervisor.mailboxes import Mailboxes
 from gateway.supervisor.private import PrivateFleet
 from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
@@ -85,8 +86,7 @@ class Fleet:
         self._announced = Snapshot()
         self._dirty = trio.Event()
         self.wish_list = WishList()
-        self.mailboxes: dict[str, Callable[[str, dict[str, msgspec.Raw]], None]] = {}
-        """By session key, where a client is told what is for it alone; made and taken away with the session."""
+        self.mailboxes = Mailboxes()
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + config.gateway.start_grace
         self._stopped = trio.Event()
@@ -171,15 +171,9 @@ class Fleet:
             return  # while one takes another's place both are subscribed, and one is enough
         self.wish_list.updated(supervisor.name, uri, params, key)
 
-    def close_mailbox(self, key: str) -> None:
-        """Take a client's mailbox away; it has gone."""
-        self.mailboxes.pop(key, None)
-
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Put something into one client's mailbox; a client that has gone, or has none, does not get it."""
-        mailbox = self.mailboxes.get(key)
-        if mailbox is not None:
-            mailbox(method, params)
+        """Put something into one client's mailboxes."""
+        self.mailboxes.put(key, method, params)
 
     def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
         """What clients want of a backend beyond single calls; with a key, what that client wants of its session."""
