@@ -76,3 +76,29 @@ async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_erro
             status = await gateway.process.wait()
         # A call that had to be cut off is a failure that the exit status tells; one that was answered is none.
         assert status == (1 if fault == "hang" else 0)
+
+
+async def test_nonsense_and_a_flood_do_not_cost_a_call_that_is_drained():
+    config = {
+        "mcpServers": {fault: faulty_backend(fault) | EXTRA for fault in ("garbage", "flood_stdout")},
+        "gateway": {"start_grace": 10, "drain_grace": 8},
+    }
+    async with open_gateway_process(config, status=None) as gateway:
+        client = HttpClient(gateway.url)
+        await client.initialize()
+        answers = {}
+
+        async def call(name):
+            answers[name] = await client.call_tool(name, {"delay": 0.3})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, "garbage.go")
+            nursery.start_soon(call, "flood_stdout.go")
+            await wait_health(
+                gateway, lambda report: all(backend["in_flight"] for backend in report["backends"].values())
+            )
+            gateway.process.send_signal(signal.SIGTERM)
+        texts = {name: answer["result"]["content"][0]["text"] for name, answer in answers.items()}
+        assert texts == {"garbage.go": "amid garbage", "flood_stdout.go": "flooded"}
+        with trio.fail_after(STOP_WITHIN):
+            assert await gateway.process.wait() == 0

@@ -31,6 +31,7 @@ def late_config(gate):
 BROKEN = {
     "mcpServers": {
         "good": echo_backend() | QUICK,
+        "floods": faulty_backend("flood_stdout", "--when", "start") | QUICK,
         "missing": {"command": "no-such-command-anywhere"} | QUICK | GIVES_UP,
         "no_folder": echo_backend() | {"cwd": "/no/such/folder"} | QUICK | GIVES_UP,
         "exits": faulty_backend("exit_at_once") | QUICK | GIVES_UP,
@@ -48,12 +49,12 @@ BROKEN = {
     },
     "gateway": {"start_grace": 10},
 }
-FAILED = sorted(BROKEN["mcpServers"].keys() - {"good", "off"})
+FAILED = sorted(BROKEN["mcpServers"].keys() - {"good", "floods", "off"})
 
 
 @pytest.fixture(scope="module")
 def broken():
-    with open_gateways(BROKEN, ready=["good"]) as found:
+    with open_gateways(BROKEN, ready=["good", "floods"]) as found:
         for gateway in found.values():
             for name in FAILED:
                 gateway.wait_log(f"backend {name!r} is failed")
@@ -66,7 +67,7 @@ async def test_what_failed_is_not_listed_and_calls_to_it_name_it_at_once(broken,
         with trio.fail_after(ANSWER_WITHIN):
             names = await client.names()
             assert names
-            assert all(name.startswith("good.") for name in names)
+            assert all(name.startswith(("good.", "floods.")) for name in names)
             for backend in FAILED:
                 error = (await client.call(f"{backend}.echo"))["error"]
                 assert error["code"] == -32603
@@ -74,6 +75,12 @@ async def test_what_failed_is_not_listed_and_calls_to_it_name_it_at_once(broken,
                 assert backend in error["message"]
             assert (await client.call("off.echo"))["error"]["code"] == -32602
             assert text_of(await client.call("good.echo", {"text": "well"})) == "well"
+
+
+@every_cell
+async def test_a_flood_before_the_handshake_is_read_past(broken, cell):
+    async with open_client(broken, cell) as client:
+        assert text_of(await client.call("floods.echo", {"text": "at last"})) == "at last"
 
 
 async def test_health_says_why_each_failed(broken):
@@ -91,6 +98,7 @@ async def test_health_says_why_each_failed(broken):
         assert "connect_timeout" in reasons[name] or "did not answer" in reasons[name]
     assert all(reasons.values())
     assert report["backends"]["good"]["state"] == "ready"
+    assert report["backends"]["floods"]["restarts"] == 0
     assert "off" not in report["backends"]
 
 

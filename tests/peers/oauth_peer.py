@@ -39,6 +39,8 @@ class OAuthPeer:
 
     def __init__(self) -> None:
         self.issuer = self.mcp = ""
+        self.elsewhere = ""
+        """The URL of another MCP server that tokens are for."""
         self.log: list[tuple[str, str]] = []
         """Method and path of each request to the authorization server."""
         self.calls: list[tuple[str, str | None]] = []
@@ -67,7 +69,7 @@ class OAuthPeer:
 
     @property
     def url(self) -> str:
-        return f"{self.mcp}/mcp"
+        return self.elsewhere or f"{self.mcp}/mcp"
 
     def asked(self, path: str) -> int:
         return sum(one == path for _, one in self.log)
