@@ -19,7 +19,7 @@ import trio
 from tests.support import LATEST_LEGACY, MODERN, ROOT, open_gateway_process, peer
 
 CLIENT = Path(__file__).parent / "clients" / "sdk2_asked.py"
-CONVERSE_WITHIN = 45.0  # seconds, of which the client gives itself 30
+CONVERSE_WITHIN = 90.0  # seconds, of which the client gives itself 60
 MODES = ["legacy", "auto"]
 SERVER = {"command": sys.executable, "args": ["-m", "tests.conformance.server"], "cwd": str(ROOT)}
 CONFIG = {

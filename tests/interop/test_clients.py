@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.interop.conftest import Peers
 
-CONVERSE_WITHIN = 45.0  # seconds, of which a client gives itself 30
+CONVERSE_WITHIN = 90.0  # seconds, of which a client gives itself 60
 START_GRACE = 20  # seconds that the first list may wait for both servers, on a machine that runs other things too
 
 CALLS: list[tuple[str, dict[str, Any]]] = [

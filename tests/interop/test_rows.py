@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 CLIENTS = Path(__file__).parent / "clients"
-CONVERSE_WITHIN = 45.0  # seconds, of which a client gives itself 30
+CONVERSE_WITHIN = 90.0  # seconds, of which a client gives itself 60
 ERAS = {era: peer("bridge_server.py", "--era", era, "--name", era) for era in ("legacy", "modern")}
 MODES = [
     ("python-1", "legacy"),

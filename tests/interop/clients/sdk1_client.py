@@ -17,7 +17,7 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
 
-WITHIN = 30.0  # seconds for the whole conversation
+WITHIN = 60.0  # seconds for the whole conversation
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
 from pydantic import AnyUrl, FileUrl
 
-WITHIN = 30.0  # seconds for the whole conversation
+WITHIN = 60.0  # seconds for the whole conversation
 
 
 class Heard:

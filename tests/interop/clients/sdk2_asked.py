@@ -17,7 +17,7 @@ import mcp_types as types
 import trio
 from mcp import Client, StdioServerParameters
 
-WITHIN = 30.0  # seconds for the whole conversation
+WITHIN = 60.0  # seconds for the whole conversation
 ASKED: set[str] = set()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 from mcp import Client, StdioServerParameters
 
-WITHIN = 30.0  # seconds for the whole conversation
+WITHIN = 60.0  # seconds for the whole conversation
 
 
 def plain(model: Any) -> Any:

@@ -18,7 +18,7 @@ import trio
 from mcp import Client, StdioServerParameters
 from mcp.client.subscriptions import ResourceUpdated, ToolsListChanged
 
-WITHIN = 30.0  # seconds for the whole conversation
+WITHIN = 60.0  # seconds for the whole conversation
 NEWS = {
     ToolsListChanged: "notifications/tools/list_changed",
     ResourceUpdated: "notifications/resources/updated",

@@ -122,7 +122,7 @@ async function run(row) {
   return { asked: heard.asked.sort(), structured, progress, logs: heard.logs, waited, cancelled };
 }
 
-const late = setTimeout(() => process.exit(3), 30_000);
+const late = setTimeout(() => process.exit(3), 60_000);
 await client.connect(transport);
 if (job.mode === "legacy") await client.setLoggingLevel("info");
 const rows = [];
