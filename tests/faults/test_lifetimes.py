@@ -19,6 +19,8 @@ from benchmarks import oracle
 from benchmarks.endings import ENDINGS, FIRST, KILLED, LADDER, SLACK, ZOO_SERVER, Run, run_once
 
 STDIO, HTTP = "stdio", "streamable-http"
+LATE = 4.0  # seconds that a busy machine may add to the ladder; SLACK is what makes a survivor
+SEEN_LATE = 0.4  # seconds that looking at all processes may take there; the ladder is longer
 CELLS = [(ending, HTTP if number % 2 else STDIO) for number, ending in enumerate(ENDINGS)]
 CELLS += [("SIGTERM", STDIO), ("SIGKILL", STDIO), ("restart", HTTP)]
 
@@ -34,9 +36,9 @@ def test_nobody_is_left(ending, transport) -> None:
     outcome = run_once(ending, transport)
     assert outcome.processes >= 16  # ten children, and whom they started
     assert (outcome.survivors, outcome.zombies, outcome.leaked_fds) == (0, 0, 0)
-    assert outcome.gone < sum(LADDER) + 1
+    assert outcome.gone < sum(LADDER) + LATE
     if ending not in KILLED | FIRST:  # the gateway's own exit waits for the last child
-        assert outcome.exited > outcome.gone - 0.1
+        assert outcome.exited > outcome.gone - SEEN_LATE
 
 
 def zoo_of(mark: str, *tempers: str) -> dict[str, list[str]]:
@@ -46,7 +48,7 @@ def zoo_of(mark: str, *tempers: str) -> dict[str, list[str]]:
 def test_a_second_signal_does_without_the_ladder() -> None:
     outcome = run_once("SIGINT twice", zoo=["ignores_term", "stubborn_daemon", "stopped"], ladder=(20.0, 20.0, 1.0))
     assert (outcome.survivors, outcome.zombies) == (0, 0)
-    assert outcome.exited < 3
+    assert outcome.exited < 12  # of twenty
 
 
 def test_who_looks_for_survivors_finds_them(tmp_path) -> None:
