@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 import weakref
@@ -179,6 +180,11 @@ class LoopThread:
         """Block until the thread has ended, but not longer than this."""
         self._thread.join(within)
 
+    def forsake(self) -> None:
+        """Know in a forked child that there is no thread here; its locks may have been held when it was left behind."""
+        self._lock = threading.Lock()
+        self._token, self._over, self._at_end = None, True, []
+
     # In the thread.
 
     def _run(self) -> None:
@@ -220,6 +226,16 @@ class LoopThread:
 
 
 _running: Final[weakref.WeakSet[LoopThread]] = weakref.WeakSet()
+
+
+def _forsake_all() -> None:
+    for thread in list(_running):
+        thread.forsake()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forsake_all)
 
 
 @atexit.register
