@@ -121,6 +121,27 @@ async def test_calls_in_flight_finish_on_the_old_one(autojump_clock: MockClock) 
         assert rig.fakes["a"].open == 1
 
 
+async def test_calls_that_wait_for_a_server_that_is_replaced_go_to_the_new_one(autojump_clock: MockClock) -> None:
+    async with rigged("a", "b") as rig:
+
+        async def second_hangs(number: int) -> None:
+            await trio.sleep(1000 if number == 2 else 1)
+
+        for fake in (rig.fakes["a"], rig.fakes["b"]):
+            fake.on_start = second_hangs
+            fake.session.crash(BackendExited("a", "exited with status 1"))
+        await trio.sleep(10)
+        moved, lost = [await rig.router.submit(make_call(name)) for name in ("a.x", "b.x")]
+        await rig.apply("a2")
+        assert isinstance(await lost.next(), BackendUnavailable)  # nobody took its place
+        await settle()
+        assert rig.session("a").names == ["x"]
+        rig.session("a").answer()
+        assert not isinstance(await moved.next(), Exception)
+        for ticket in (moved, lost):
+            rig.router.release(ticket)
+
+
 async def test_calls_that_last_longer_than_the_grace_get_an_error(autojump_clock: MockClock) -> None:
     async with rigged("a", "b", settings=GatewaySettings(drain_grace=10)) as rig:
         ticket = await rig.router.submit(make_call("a.x"))

@@ -362,7 +362,7 @@ class Fleet:
         for name, supervisor in old.items():
             if name not in kept:
                 self._retiring.add(supervisor)
-                supervisor.stop(drain_grace=config.gateway.drain_grace)
+                supervisor.stop(drain_grace=config.gateway.drain_grace, successor=fresh.get(name))
 
     async def _announce(self) -> None:
         """Tell listeners of changes: one notice for all that happens within `list_change_delay`."""

@@ -147,11 +147,11 @@ class PrivateFleet(Supervisor):
         """Sessions that belong to single clients or calls."""
         return len(self._private)
 
-    def stop(self, *, drain_grace: float = 0.0) -> None:
-        """Ask all sessions for their end."""
+    def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
+        """Ask all sessions for their end; see `Supervisor.stop`."""
         for private in list(self._private.values()):
-            private.stop(drain_grace=drain_grace)
-        super().stop(drain_grace=drain_grace)
+            private.stop(drain_grace=drain_grace, successor=successor)
+        super().stop(drain_grace=drain_grace, successor=successor)
 
     async def run(self) -> None:
         """Own all sessions until `stop`."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
+from gateway.errors import BackendUnavailable, Busy
 from gateway.supervisor.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
@@ -79,14 +80,27 @@ class CallQueue:
             else:
                 yield ticket, True
 
-    def answer_all(self, outcome: Outcome) -> None:
-        """End everything that waits with this outcome."""
-        for ticket in self.repeats.take():
-            ticket.finish(outcome)
+    def take_all(self) -> Iterator[Ticket]:
+        """Take out everything that waits and is still wanted."""
+        yield from self.repeats.take()
         while True:
             try:
                 ticket = self._receive.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 return
             self._waiting -= 1
+            if not ticket.over:
+                yield ticket
+
+    def answer_all(self, outcome: Outcome) -> None:
+        """End everything that waits with this outcome."""
+        for ticket in self.take_all():
             ticket.finish(outcome)
+
+    def hand_over(self, take: Callable[[Ticket], None]) -> None:
+        """Give everything that waits to `Supervisor.submit` of another backend; what it refuses ends so."""
+        for ticket in self.take_all():
+            try:
+                take(ticket)
+            except (BackendUnavailable, Busy) as exc:
+                ticket.finish(exc)

@@ -116,6 +116,7 @@ class Supervisor:
         self._wanted = self._unreachable = self._given_up = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
+        self._successor: Supervisor | None = None
         self._first_wait = config.restart.initial_delay
         self._stale_features: set[str] = set()
         self._stale = trio.Event()
@@ -182,9 +183,13 @@ class Supervisor:
         """Cut the present wait short: start now."""
         self._kicked.set()
 
-    def stop(self, *, drain_grace: float = 0.0) -> None:
-        """Ask for the end: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat."""
+    def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
+        """Ask for the end: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat.
+
+        Calls that were never sent by then go to the `successor`, if one takes this backend's place.
+        """
         self._drain_grace = drain_grace
+        self._successor = successor
         self._stopping.set()
         self._kicked.set()
         if self.state is State.STARTING:
@@ -300,7 +305,10 @@ class Supervisor:
             finally:
                 self.ended = True
                 self._to(State.DRAINING)
-                self._queue.answer_all(BackendUnavailable(self.name, "was stopped"))
+                if self._successor is None:
+                    self._queue.answer_all(BackendUnavailable(self.name, "was stopped"))
+                else:
+                    self._queue.hand_over(self._successor.submit)
                 self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
