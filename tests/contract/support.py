@@ -296,7 +296,11 @@ class PipeCall:
         return message
 
     async def cancel(self):
+        """Cancel, and forget the progress that was on its way when the gateway came to know."""
         await self.stdio.notify("notifications/cancelled", {"requestId": self.id, "reason": "a test"})
+        await self.stdio.request_modern("server/discover")
+        arrived = self.stdio.arrived
+        arrived[:] = [message for message in arrived if "method" not in message or not self.belongs(message)]
 
     async def assert_unanswered(self):
         """Nothing of this call has come among all that was read, or comes before the answer to a ping."""

@@ -38,8 +38,8 @@ async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, c
         shown = await id_at_backend(client, backend)
         # The progress tool does not heed a cancel: its answer comes all the same, and must not get through.
         async with (
-            client.open_tool(f"{backend}.progress", {"n": 6, "delay": 0.03}, token="first") as first,
-            client.open_tool(f"{backend}.sleep", {"seconds": 0.35, "text": "undisturbed"}) as second,
+            client.open_tool(f"{backend}.progress", {"n": 6, "delay": 0.06}, token="first") as first,
+            client.open_tool(f"{backend}.sleep", {"seconds": 0.5, "text": "undisturbed"}) as second,
         ):
             assert (await first.next())["params"]["progress"] == 1
             await first.cancel()
