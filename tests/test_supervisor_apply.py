@@ -10,32 +10,37 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway.calls import Complete
 from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
 from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet
 from gateway.supervisor.states import State
-from tests.fakes import FakeBackend, backends, make_call, make_listing, settle
+from tests.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, settle
 from tests.test_supervisor_fleet import POLICY, listed, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.ticket import Ticket
     from tests.fakes import FakeSession
+
+CLIENT = msgspec.structs.replace(LEGACY_CALLER, session="one")
 
 
 class Rig:
     """A running fleet whose backends are fakes by name, and the config that holds."""
 
     def __init__(self, *names: str, settings: GatewaySettings | None = None, **fields: Any) -> None:
+        self.fields = fields
         self.fakes = {name: FakeBackend(make_listing("x")) for name in "abcd"}
-        self.config = Config({name: self.server(name, **fields) for name in names}, settings or GatewaySettings())
+        self.config = Config({name: self.server(name) for name in names}, settings or GatewaySettings())
         self.fleet = Fleet(self.config, backends(self.fakes))
         self.router = Router(self.fleet)
 
     def server(self, name: str, **fields: Any) -> ServerConfig:
-        return ServerConfig(name=name, **{"restart": POLICY, "command": "old", **fields})
+        return ServerConfig(name=name, **{"restart": POLICY, "command": "old", **self.fields, **fields})
 
     def session(self, name: str) -> FakeSession:
         return self.fakes[name].session
@@ -140,6 +145,37 @@ async def test_calls_that_wait_for_a_server_that_is_replaced_go_to_the_new_one(a
         assert not isinstance(await moved.next(), Exception)
         for ticket in (moved, lost):
             rig.router.release(ticket)
+
+
+@pytest.mark.parametrize("session", ["shared", "client"])
+async def test_they_go_to_the_newest_one_where_the_new_one_was_replaced_meanwhile(
+    session: str, autojump_clock: MockClock
+) -> None:
+    settings = GatewaySettings(drain_grace=10)
+    async with rigged("a", settings=settings, session=session, max_concurrency=1) as rig:
+        tickets: list[Ticket] = []
+        for _ in range(2):  # the first is under way longer than the drain takes, the second waits behind it
+            tickets.append(await rig.router.submit(make_call("a.x", caller=CLIENT)))
+            await settle()
+        await rig.apply("a2")
+        await rig.apply("a3")
+        lasting = rig.fleet.supervisors["a"]
+        assert isinstance(await tickets[0].next(), BackendExited)
+        await settle()
+        assert (lasting.in_flight, rig.session("a").names, rig.fakes["a"].open) == (1, ["x"], 1 + lasting.sessions)
+        rig.session("a").answer()
+        assert isinstance(await tickets[1].next(), Complete)
+
+
+async def test_they_are_refused_where_the_last_one_was_removed_meanwhile(autojump_clock: MockClock) -> None:
+    async with rigged("a", settings=GatewaySettings(drain_grace=10), session="client", max_concurrency=1) as rig:
+        tickets = [await rig.router.submit(make_call("a.x", caller=CLIENT)) for _ in range(2)]
+        await settle()
+        await rig.apply("a2")
+        await rig.apply()
+        assert [type(await one.next()) for one in tickets] == [BackendExited, BackendUnavailable]
+        await settle()
+        assert rig.fakes["a"].open == 0
 
 
 async def test_calls_that_last_longer_than_the_grace_get_an_error(autojump_clock: MockClock) -> None:

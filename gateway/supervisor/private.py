@@ -17,7 +17,7 @@ import trio
 
 from gateway.backends.upkeep import Wishes
 from gateway.catalog.kinds import Kind
-from gateway.errors import Busy
+from gateway.errors import BackendUnavailable, Busy
 from gateway.supervisor.states import State
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
@@ -73,6 +73,8 @@ class PrivateFleet(Supervisor):
         key = self._key(ticket.call.caller)
         private = self._private.get(key)
         if private is None:
+            if self._stopping.is_set():
+                raise BackendUnavailable(self.name, "was stopped")
             private = self._make(key, ticket.call.caller)
         private.submit(ticket)
 

@@ -195,6 +195,14 @@ class Supervisor:
         if self.state is State.STARTING:
             self._starting.cancel(reason="the backend is being stopped")
 
+    @property
+    def heir(self) -> Supervisor:
+        """Who has this backend's place now: a successor may have been replaced too, while this one drained."""
+        heir = self
+        while heir._successor is not None:
+            heir = heir._successor
+        return heir
+
     def wish(self) -> None:
         """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
         if self._session is not None:
@@ -308,7 +316,7 @@ class Supervisor:
                 if self._successor is None:
                     self._queue.answer_all(BackendUnavailable(self.name, "was stopped"))
                 else:
-                    self._queue.hand_over(self._successor.submit)
+                    self._queue.hand_over(self.heir.submit)
                 self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
