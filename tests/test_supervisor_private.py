@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, ServerConfig
+from gateway.errors import BackendExited
 from gateway.frontends.watching import subscribe
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
@@ -139,3 +140,22 @@ async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockCloc
         await trio.sleep(10)
         assert told == []
         router.release(ticket)
+
+
+@pytest.mark.parametrize("while_waiting", [False, True])
+async def test_nothing_is_started_again_for_a_call_that_nobody_waits_for(
+    *, while_waiting: bool, autojump_clock: MockClock
+) -> None:
+    async with open_house("call") as (router, fake):
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+
+        async def start(_number: int) -> None:
+            await trio.sleep(1)
+            raise BackendExited("a", "exited with status 1")
+
+        fake.on_start = start
+        await trio.sleep(1.1 if while_waiting else 0.5)
+        assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 1)
+        router.release(ticket)
+        await trio.sleep(10)
+        assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 0)

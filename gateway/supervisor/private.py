@@ -43,6 +43,9 @@ log = logging.getLogger("gateway.supervisor")
 class PrivateSession(Supervisor):
     """The owner of one session of one client or call; over when it is idle or has failed."""
 
+    alone = False
+    """Whether no further call can come to it, so that nothing is started again once nobody waits."""
+
     async def run(self) -> None:
         """Own the session; see `Supervisor.run`."""
         works_for(backend=self.name)  # the task was started by a client's
@@ -50,7 +53,7 @@ class PrivateSession(Supervisor):
 
     def is_over(self, delay: float | None) -> bool:
         """Whether this was the last session: nobody waits, and nobody will come any more."""
-        return delay is None and not self.queued
+        return (delay is None or self.alone) and not self._queue.tidy()
 
 
 class PrivateFleet(Supervisor):
@@ -98,6 +101,7 @@ class PrivateFleet(Supervisor):
             _Upward(self, key),
             last_good=self.listing,
         )
+        private.alone = alone
         private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
         self._private[key] = private
         self.nursery.start_soon(private.run, name=f"session of {self.name}")

@@ -52,12 +52,18 @@ class CallQueue:
         try:
             self._send.send_nowait(ticket)
         except trio.WouldBlock:
-            queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
-            wanted = [one for one in queued if not one.over]
-            self._waiting -= len(queued) - len(wanted)
-            for one in (*wanted, ticket):  # in their order; only the last can find no room
-                self._send.send_nowait(one)
+            self.tidy()
+            self._send.send_nowait(ticket)
         self._waiting += 1
+
+    def tidy(self) -> int:
+        """Take out the calls that were cancelled meanwhile; returns how many are left, in their order."""
+        queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
+        wanted = [one for one in queued if not one.over]
+        self._waiting -= len(queued) - len(wanted)
+        for one in wanted:
+            self._send.send_nowait(one)
+        return len(wanted)
 
     async def take(self, in_flight: int, most: int) -> list[Ticket]:
         """Wait for a call, and take as many more as are there and fit below `most`; those cancelled are left out."""

@@ -310,6 +310,8 @@ class Supervisor:
                     if self.is_over(delay):
                         break
                     await self._wait_out(delay)
+                    if self.is_over(delay):
+                        break
             finally:
                 self.ended = True
                 self._to(State.DRAINING)
