@@ -305,7 +305,7 @@ VALUES = [
     ({"shutdown_grace": [1, "${N}", 3]}, "shutdown_grace", StopLadder(1.0, 7.0, 3.0)),
     ({"shutdown_grace": {"kill": 4}}, "shutdown_grace", StopLadder(kill=4.0)),
     ({"namespace": ""}, "effective_namespace", ""),
-    ({"namespace": "n.1"}, "public_prefix", "n.1"),
+    ({"namespace": "n.1"}, "effective_namespace", "n.1"),
     ({}, "effective_namespace", "s"),
     ({"encoding": "latin-1"}, "encoding", "latin-1"),
 ]  # fmt: skip

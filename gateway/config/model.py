@@ -40,7 +40,7 @@ Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of sec
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
 Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
 Rate = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of calls a second, above 0")]
-TimesByGlob = Annotated[dict[str, float], Meta(title="an object of seconds by glob")]
+TimesByGlob = Annotated[dict[str, Seconds], Meta(title="an object of seconds by glob")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
 Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]
 NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
@@ -230,7 +230,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         Seconds | None, _says("Ask an idle backend so often whether it lives; one that is silent is restarted.")
     ] = None
     tool_timeouts: Annotated[
-        dict[str, Seconds],
+        TimesByGlob,
         _says("'call_timeout' of single tools, by a glob over their own names; the first that fits."),
     ] = field(default_factory=dict[str, float])
     tools: Annotated[
@@ -259,11 +259,6 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     def effective_namespace(self) -> str:
         """What stands before the separator in public names; empty when the tools keep their own names."""
         return self.name if self.namespace is None else self.namespace
-
-    @property
-    def public_prefix(self) -> str:
-        """The same as `effective_namespace`."""
-        return self.effective_namespace
 
     @property
     def uses_oauth(self) -> bool:
