@@ -73,7 +73,7 @@ def test_a_clash_of_templates_is_told_apart_too() -> None:
     assert listed(found, Kind.TEMPLATES) == ["m:///{id}", "mcp+.42:m:///{id}"]
     assert found.uris.find("m:///1") == Route("a", "m:///1")
     assert found.uris.find("mcp+.42:m:///1") == Route("B", "m:///1")
-    assert found.uris.find_reference("mcp+.42:m:///{id}") == Route("B", "m:///{id}")
+    assert found.uris.templates["mcp+.42:m:///{id}"] == Route("B", "m:///{id}")
     assert found.uris.public("B", "m:///1") == "mcp+.42:m:///1"
     assert found.uris.public("a", "m:///1") == "m:///1"
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 Mode = Literal["token", "open", "off"]
-MODES: Final[tuple[Mode, ...]] = ("token", "open", "off")
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 MIN_TOKEN: Final = 16
 """Characters of a token that a person gives; what can be guessed protects nothing."""

@@ -110,10 +110,6 @@ class Ownership:
         owner = linked or self._near(uri)
         return None if owner is None else Route(owner, uri)
 
-    def find_reference(self, uri: str) -> Route | None:
-        """Who is to be asked about a `ref/resource` of a completion: it names a template, or else a resource."""
-        return self.templates.get(uri) or self.find(uri)
-
     def template_owner(self, uri: str) -> str | None:
         """The backend whose resource template fits this URI best (most literal characters), or None."""
         template, _ = self._best_template(uri)

@@ -20,7 +20,6 @@ class ConfigDiff(Struct, frozen=True):
     unchanged: tuple[str, ...] = ()
     retouched: tuple[str, ...] = ()
     """Changed only in what does not concern their processes and connections."""
-    gateway_changed: bool = False
 
 
 def diff_configs(old: Config, new: Config) -> ConfigDiff:
@@ -33,7 +32,6 @@ def diff_configs(old: Config, new: Config) -> ConfigDiff:
         changed=tuple(name for name in both if old.servers[name] != new.servers[name] and name not in retouched),
         unchanged=tuple(name for name in both if old.servers[name] == new.servers[name]),
         retouched=tuple(retouched),
-        gateway_changed=old.gateway != new.gateway,
     )
 
 

@@ -13,8 +13,6 @@ LATEST_MODERN: Final = MODERN_VERSIONS[0]
 SUPPORTED_VERSIONS: Final = MODERN_VERSIONS + LEGACY_VERSIONS
 BATCH_VERSION: Final = "2025-03-26"
 """The one revision in which receiving JSON-RPC batches is a MUST; they were removed in the next one."""
-HEADERLESS_VERSION: Final = "2025-03-26"
-"""What a request without `MCP-Protocol-Version` is taken for (2025-11-25 basic/transports)."""
 
 
 def negotiate_legacy(requested: str) -> str:

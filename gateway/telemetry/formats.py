@@ -19,7 +19,6 @@ from gateway.telemetry.fields import fields_of
 from gateway.telemetry.masking import SECRETS
 
 Format = Literal["console", "json"]
-FORMATS: Final[tuple[Format, ...]] = ("console", "json")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
