@@ -22,11 +22,13 @@ class ConfigError(GatewayError):
     `problems` holds every problem found, one readable line each, naming the server and the field.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(str(line) for line in problems)  # exactly `str`: encoders refuse subclasses
         self.lines = tuple(problems)
         """The same as the readers have written them; those about one field know which (`config.findings.Line`)."""
+        self.warnings = tuple(warnings)
+        """What is only odd, in the same form: a misspelled key may be why another is missing."""
 
 
 class BackendError(GatewayError):

@@ -70,6 +70,17 @@ def test_a_warning_points_at_its_key(check):
     assert shown[caret.index("^") :].startswith('"comand"')
 
 
+def test_a_misspelled_key_is_told_beside_the_error_that_it_leads_to(check):
+    text = '{"mcpServers": {"a": {"comand": "s3cr3t"}}}'
+    status, _, err = check(text)
+    assert status == 2
+    assert [line for line in err.splitlines() if not line.startswith(" ")] == [
+        "error: server 'a': needs exactly one of 'command' (a program to start) and 'url' (a server to reach)",
+        "warning: server 'a': field 'comand' is unknown and ignored; did you mean 'command'?",
+    ]
+    assert len(json.loads(check(text, "--json")[1])["warnings"]) == 1
+
+
 def test_as_json(check):
     status, out, err = check(BAD, "--json")
     assert (status, err) == (2, "")

@@ -44,7 +44,7 @@ LISTENING = (
     Flag("--tls-cert", "serve TLS with this certificate (PEM, with its chain)", "FILE", parse=Path),
     Flag("--tls-key", "its key (PEM; default: in the file of the certificate)", "FILE", parse=Path),
     Flag("--uds", "listen on a Unix socket at this path instead of --host and --port", "PATH", parse=Path),
-    Flag("--uds-mode", "its file mode: who on this machine may connect", "MODE", 0o600, file_mode),
+    Flag("--uds-mode", "its file mode: who on this machine may connect (default 600)", "MODE", 0o600, file_mode),
 )
 
 

@@ -107,9 +107,9 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     )
 
 
-def _metavar(flag: Flag) -> str | None:
+def _metavar(flag: Flag) -> str:
     if flag.switch:
-        return None
+        return " "  # left out, Typer says <bool>, as if a value were wanted
     return "|".join(flag.choices) or flag.metavar
 
 

@@ -27,14 +27,14 @@ def run(values: Values) -> int:
     problems: tuple[str, ...] = ()
     try:
         config = load_config(values.file, environ=os.environ)
+        warnings = config.warnings
     except ConfigError as exc:
-        problems = exc.lines
+        problems, warnings = exc.lines, exc.warnings
         if values.debug:
             import traceback
 
             traceback.print_exception(exc)
     places = _places(values.file)
-    warnings = () if config is None else config.warnings
     if values.json:
         print_json({
             "file": str(values.file),

@@ -159,11 +159,11 @@ def _name_hints(names: list[str]) -> list[str]:
     long = [name for name in names if len(name) > MAX_NAME]
     odd = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
     if long:
-        hints.append(f"{len(long)} names are longer than {MAX_NAME}, as {long[0]!r}: set gateway.max_name_length to it")
+        text = f"{len(long)} of {len(names)} names are longer than {MAX_NAME}, as {long[0]!r}"
+        hints.append(f"{text}: set gateway.max_name_length to it")
     if odd:
-        hints.append(
-            f"{len(odd)} names have characters that some clients refuse, as {odd[0]!r}: gateway.separator '__'"
-        )
+        text = f"{len(odd)} of {len(names)} names have characters that some clients refuse, as {odd[0]!r}"
+        hints.append(f"{text}: gateway.separator '__'")
     return hints
 
 
@@ -179,7 +179,8 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
 
     for name, one in found.items():
         if one["ok"]:
-            print(f"{name}: ok, {one['era']} {one['version']}, {one['tools']} tools, ready in {one['ready_after']:g} s")
+            tools = "1 tool" if one["tools"] == 1 else f"{one['tools']} tools"
+            print(f"{name}: ok, {one['era']} {one['version']}, {tools}, ready in {one['ready_after']:g} s")
         else:
             print(f"{name}: {painted(str(one['problem']), RED, sys.stdout)}")
         for hint in one["hints"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.catalog.kinds import Kind
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import print_json, warn
+from gateway.cli.output import error, print_json, warn
 from gateway.cli.target import FLAGS, REMOTE, open_target
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def run(values: Values) -> int:
     else:
         _show(found)
     for name, why in problems.items():
-        warn(why if name == REMOTE else f"server {name!r}: {why}")
+        if name == REMOTE:
+            error(why)
+        else:
+            warn(f"server {name!r}: {why}")
     return 1 if problems else 0
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway.cli.flags import PROGRAM, Command, convert, read_plain
-from gateway.cli.output import UsageError, error
+from gateway.cli.output import UsageError, error, warn
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _explain(problem: BaseException) -> int:
         case ConfigError():
             for line in problem.problems:
                 error(line)
+            for line in problem.warnings:
+                warn(line)
             return USAGE
         case GatewayError():
             error(str(problem), getattr(problem, "hint", ""))

@@ -52,9 +52,9 @@ class Findings(Struct):
     warnings: list[str] = field(default_factory=list[str])
 
     def check(self) -> None:
-        """Raise ConfigError with every problem, if there is one."""
+        """Raise ConfigError with every problem, and the warnings, if there is a problem."""
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError(self.problems, self.warnings)
 
 
 class Scope(Struct):
