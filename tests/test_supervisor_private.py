@@ -142,9 +142,9 @@ async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockCloc
         router.release(ticket)
 
 
-@pytest.mark.parametrize("while_waiting", [False, True])
-async def test_nothing_is_started_again_for_a_call_that_nobody_waits_for(
-    *, while_waiting: bool, autojump_clock: MockClock
+@pytest.mark.parametrize("given_up_after", [0.5, 1.1])
+async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
+    given_up_after: float, autojump_clock: MockClock
 ) -> None:
     async with open_house("call") as (router, fake):
         ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
@@ -154,8 +154,21 @@ async def test_nothing_is_started_again_for_a_call_that_nobody_waits_for(
             raise BackendExited("a", "exited with status 1")
 
         fake.on_start = start
-        await trio.sleep(1.1 if while_waiting else 0.5)
+        await trio.sleep(given_up_after)  # while it starts, and while it waits for the next start
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 1)
+        router.release(ticket)
+        await settle()
+        assert router.fleet.supervisors["a"].sessions == 0
+        await trio.sleep(10)
+        assert len(fake.starts) == 2
+
+
+async def test_a_call_that_its_server_did_not_survive_starts_nothing_again(autojump_clock: MockClock) -> None:
+    async with open_house("call") as (router, fake):
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+        await settle()
+        fake.session.crash(BackendExited("a", "exited with status 1"))
+        assert isinstance(await ticket.next(), BackendExited)
         router.release(ticket)
         await trio.sleep(10)
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 0)

@@ -51,6 +51,12 @@ class PrivateSession(Supervisor):
         works_for(backend=self.name)  # the task was started by a client's
         await super().run()
 
+    def call_ended(self, ticket: Ticket) -> None:
+        """Note that a call has ended; where it was the only one, nothing is started for it any more."""
+        super().call_ended(ticket)
+        if self.alone and self.state in {State.STARTING, State.BACKOFF}:
+            self.stop()
+
     def is_over(self, delay: float | None) -> bool:
         """Whether this was the last session: nobody waits, and nobody will come any more."""
         return (delay is None or self.alone) and not self._queue.tidy()

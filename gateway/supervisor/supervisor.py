@@ -149,11 +149,12 @@ class Supervisor:
                 " (max_concurrency, queue_size); try again"
             )
             raise Busy(text) from None
-        ticket.on_end = self._ended
+        ticket.on_end = self.call_ended
         if self.config.retry:
             ticket.retry = self._keep
 
-    def _ended(self, ticket: Ticket) -> None:
+    def call_ended(self, ticket: Ticket) -> None:
+        """Note that a call has ended, by whatever."""
         now = trio.current_time()
         self.history.ended(ticket, now - ticket.opened_at)
         if self.gate.limits:
@@ -310,8 +311,6 @@ class Supervisor:
                     if self.is_over(delay):
                         break
                     await self._wait_out(delay)
-                    if self.is_over(delay):
-                        break
             finally:
                 self.ended = True
                 self._to(State.DRAINING)
