@@ -351,7 +351,7 @@ def test_a_shell_can_complete_the_names_of_servers(cli, monkeypatch, tmp_path):
 def test_the_network_is_not_let_in_without_keys(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     status, out, err = run("serve", "--config", config, "--transport", "http", "--port", "0", "--host", "0.0.0.0")
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     error, hint = err.splitlines()
     assert "--host 0.0.0.0" in error
     assert "hash-key" in hint

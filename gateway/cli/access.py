@@ -13,6 +13,7 @@ from gateway.cli.flags import JSON, Command, Flag
 from gateway.cli.output import UsageError, print_json, warn
 from gateway.config.access_model import AccessKey
 from gateway.config.scalars import specs_of
+from gateway.frontends.binding import Exposed
 
 if TYPE_CHECKING:
     from gateway.app import Options
@@ -58,12 +59,15 @@ def listening(values: Values) -> dict[str, Any]:
 
 
 def check_exposure(options: Options, config: Config) -> None:
-    """Raise `Exposed` where a network would be let in without keys; warn of keys that travel in the clear."""
+    """Raise UsageError where a network would be let in without keys; warn of keys that travel in the clear."""
     if "stdio" in options.transports:
         return
     binding = options.binding
     if not options.insecure:
-        binding.check(config.access)
+        try:
+            binding.check(config.access)
+        except Exposed as exc:
+            raise UsageError(str(exc), exc.hint) from None
     if not binding.is_private and binding.tls_cert is None and config.access is not None and config.access.guards:
         warn("keys travel unencrypted; give --tls-cert, or serve loopback only and put a proxy with TLS before it")
 
