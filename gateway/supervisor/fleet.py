@@ -66,7 +66,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Implements `gateway.supervisor.supervisor.Upward` for every backend of one config."""
+    """Implements `gateway.supervisor.upward.Upward` for every backend of one config."""
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         self.config = config

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.calls import Caller
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
-    from gateway.supervisor.supervisor import Upward
+    from gateway.supervisor.upward import Upward
 
 CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
@@ -172,7 +172,7 @@ class PrivateFleet(Supervisor):
 
 
 class _Upward:
-    """Implements `gateway.supervisor.supervisor.Upward` for one private session: its news are its client's alone."""
+    """Implements `gateway.supervisor.upward.Upward` for one private session: its news are its client's alone."""
 
     def __init__(self, owner: PrivateFleet, key: object) -> None:
         self._owner = owner

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -46,33 +46,12 @@ if TYPE_CHECKING:
     from gateway.backends.upkeep import Wishes
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
+    from gateway.supervisor.upward import Upward
 
 RELIST_INTERVAL: Final = 0.25
 """Least seconds between two reads of a backend's lists: one that floods with list_changed is not obeyed faster."""
 
 log = logging.getLogger("gateway.supervisor")
-
-
-class Upward(Protocol):
-    """Who hears of a backend's changes. Methods return at once."""
-
-    def backend_changed(self, supervisor: Supervisor) -> None:
-        """Hear that the state or the listing of a backend is another one."""
-        ...
-
-    def resource_updated(
-        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
-    ) -> None:
-        """Hear that a resource of a backend was updated; with a key, in that client's own session."""
-        ...
-
-    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear something that is for one client alone."""
-        ...
-
-    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
-        """What clients want of this backend beyond single calls; with a key, what that client wants of its session."""
-        ...
 
 
 class Supervisor:
