@@ -48,6 +48,31 @@ def test_from_legacy_to_modern_nothing_is_lost(body: dict[str, Any], own: dict[s
 
 
 @settings(deadline=None)  # a busy machine is no failure
+@given(bodies, st.booleans(), st.booleans())
+def test_without_meta_of_its_own_a_result_is_only_added_to(
+    body: dict[str, Any], ascii_only: bool, deeper: bool
+) -> None:
+    if deeper:
+        body = {**body, "resource": {"_meta": {}, "resultType": 1}}
+    data = json.dumps(body, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    out = results.for_modern(Complete(data, Era.LEGACY), GATEWAY)
+    assert json.loads(out) == {**body, "resultType": "complete", "_meta": STAMP}
+    if b"\\" not in data:  # else a key may be spelled in another way
+        assert data[1:-1] in out
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}", b"{ }", b'{"\\u005fmeta":{"x":1}}', b'{"result\\u0054ype":"else"}', b'{ "a" : 1 }']
+)
+def test_members_spelled_otherwise_are_found(data: bytes) -> None:
+    out = results.for_modern(Complete(data, Era.LEGACY), GATEWAY)
+    assert out.count(b"resultType") == out.count(b'"_meta"') == 1
+    own = json.loads(data)
+    meta_of = {**own.pop("_meta", {}), **STAMP}
+    assert json.loads(out) == {**own, "resultType": "complete", "_meta": meta_of}
+
+
+@settings(deadline=None)  # a busy machine is no failure
 @given(bodies, st.dictionaries(texts, values, max_size=3))
 def test_from_modern_to_legacy_only_what_is_modern_goes(body: dict[str, Any], own: dict[str, Any]) -> None:
     full = {"resultType": "complete", **body, "ttlMs": 5, "cacheScope": "public", "_meta": own}

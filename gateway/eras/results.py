@@ -73,6 +73,9 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
 
 def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
     """A result for a modern client: `resultType` is there, and `_meta` names the gateway as the server."""
+    if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
+        info = b',"_meta":{"%b":%b}}' % (meta.SERVER_INFO.encode(), server_info)
+        return b"".join((b'{"resultType":"complete",', memoryview(outcome.result)[1:-1], info))
     try:
         members = jsonrpc.decode_object(outcome.result)
     except ValueError:
@@ -91,6 +94,20 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
     own[meta.SERVER_INFO] = server_info
     members["_meta"] = jsonrpc.raw(own)
     return jsonrpc.encode(members)
+
+
+def _is_plain(result: bytes) -> bool:
+    """Whether a result can get its two members without being read: it is an object, not empty, and has neither.
+
+    Where one of the names stands deeper, or may be spelled with escapes, the answer is no, and it is read.
+    """
+    return (
+        result.startswith(b'{"')
+        and result.endswith(b"}")
+        and b'"_meta"' not in result
+        and b'"resultType"' not in result
+        and b"\\u" not in result
+    )
 
 
 def _meta_of(members: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
