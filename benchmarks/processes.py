@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,8 +67,8 @@ class Server:
         return self.process.pid
 
     def stderr(self):
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace")
+        fd = self.errors.fileno()  # the process writes at the offset that we share: it must stay where it is
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def wait_port(self):
         """Poll stderr for the line; polling costs the server nothing."""

@@ -7,6 +7,7 @@ starts services, and every task in the process descends from the nursery in `ser
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
 
+YOUNG: Final = 5_000
+"""Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
+At Python's 700 the looks took 3 % of a busy gateway's time."""
 CLOSE_GRACE: Final = 2.0
 """Seconds that faces get to write their last answers and close, once all calls have ended."""
 HURRIED_GRACE: Final = 0.25
@@ -194,6 +198,7 @@ class Gateway:
                         ready(url)
                     if views := self.fleet.config.views:
                         log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
+                spare_collector()
                 await self._stop.wait()
                 self._reloader.stop()
                 self._parking.close_all()
@@ -356,6 +361,16 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
         log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
     async with open_guard(subreaper=True) as guard:
         return await Gateway(config, options, guard).run(ready)
+
+
+def spare_collector() -> None:
+    """Keep the garbage collector off what the start has made, which stays: modules, functions, tables, the config.
+
+    Walking some 40,000 of them in each full collection held up all calls for 20 ms, more than once a second under load:
+    the p99 of a light client beside a flood was three times what it is without.
+    """
+    gc.freeze()
+    gc.set_threshold(YOUNG, 10, 10)
 
 
 def set_stdio_apart() -> tuple[int, int]:

@@ -373,3 +373,18 @@ def test_hash_key(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("password\n"))
     assert main(["hash-key", "--stdin"]) == 2
     assert main(["hash-key", "a:b"]) == 2
+
+
+def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    program = "import gc, sys; from gateway.cli.main import main; main(sys.argv[1:]); print(gc.get_freeze_count())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--config", config, "--port", "0", "--state-dir", str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert int((done.stdout or done.stderr).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
