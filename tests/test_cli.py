@@ -204,7 +204,7 @@ def test_a_taken_port_names_the_option(tmp_path):
 
 def test_an_address_that_is_not_ours_names_the_option(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
-    args = ("serve", "--config", config, "--transport", "streamable-http", "--port", "0", "--host")
+    args = ("serve", "--config", config, "--transport", "streamable-http", "--port", "0", "--insecure", "--host")
     for host in ("192.0.2.1", "no-such-host.invalid"):
         status, out, err = run(*args, host)
         assert (status, out) == (1, ""), err

@@ -136,11 +136,12 @@ async def test_a_tool_that_must_be_a_task_works_like_any_other(gateways, cell, b
 
 
 async def tasks_of(client, backend):
-    """What a backend has been sent about tasks, and which of its calls wanted one."""
+    """What a backend has been sent about tasks, and the tool calls it was told are cancelled."""
     messages = structured_of(await client.call(f"{backend}.seen"))["messages"]
     asked = [message for message in messages if message.get("method", "").startswith("tasks/")]
-    cancels = [message for message in messages if message.get("method") == "notifications/cancelled"]
-    return asked, cancels
+    cancelled = [m["params"]["requestId"] for m in messages if m.get("method") == "notifications/cancelled"]
+    calls = [m for m in messages if m.get("method") == "tools/call" and m["id"] in cancelled]
+    return asked, calls  # a `tasks/get` under way may well be cancelled so
 
 
 @every_cell
