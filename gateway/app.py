@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from gateway.backends.session import Opener, Session
     from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
+    from gateway.frontends.binding import Bound
 
 YOUNG: Final = 5_000
 """Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
@@ -175,8 +176,11 @@ class Gateway:
         self._all_answered = True
         self._urls: list[str] = []
 
-    async def run(self, ready: Callable[[str], None]) -> bool:
-        """Serve until a signal or the end of stdin; returns whether all calls ended within the grace."""
+    async def run(self, bound: Bound | None, ready: Callable[[str], None]) -> bool:
+        """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
+
+        `bound` is where the HTTP face listens, None with stdio.
+        """
         async with trio.open_nursery() as services:
             self._services_nursery = services
             services.start_soon(self._heed_signals)
@@ -190,10 +194,10 @@ class Gateway:
                 services.start_soon(self._serve_control, self._store)
             async with trio.open_nursery() as faces:
                 self._faces = faces.cancel_scope
-                if "stdio" in self._options.transports:
+                if bound is None:
                     faces.start_soon(self._serve_stdio)
                 else:
-                    self._urls = await faces.start(self._make_http_face().run)
+                    self._urls = await faces.start(self._make_http_face().run, bound)
                     for url in self._urls:
                         ready(url)
                     if views := self.fleet.config.views:
@@ -359,8 +363,10 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
         log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
-    async with open_guard(subreaper=True) as guard:
-        return await Gateway(config, options, guard).run(ready)
+    listening = nullcontext() if "stdio" in options.transports else options.binding.open()  # before anything starts
+    with listening as bound:
+        async with open_guard(subreaper=True) as guard:
+            return await Gateway(config, options, guard).run(bound, ready)
 
 
 def spare_collector() -> None:

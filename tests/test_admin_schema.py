@@ -74,7 +74,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(partial(reloader.run, watching=False))
-            (url,) = await nursery.start(face.run)
+            (url,) = await nursery.start(face.run, Binding(port=0).open())
             self.url = url.removesuffix("/mcp")
             self.listening.set()
             await closing.wait()

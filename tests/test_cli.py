@@ -189,8 +189,10 @@ def test_help(cli, args):
     assert out.split()[:2] == ["Usage:", "mcp-gateway"]
 
 
-def test_a_taken_port_names_the_option(tmp_path):
-    config = str(write(tmp_path, {"mcpServers": {}}))
+def test_a_taken_port_names_the_option_and_starts_nothing(tmp_path):
+    started = tmp_path / "started"
+    server = {"command": sys.executable, "args": ["-c", f"open({str(started)!r}, 'w')"]}
+    config = str(write(tmp_path, {"mcpServers": {"one": server}}))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         status, out, err = run("serve", "--config", config, "--transport", "streamable-http", "--port", port)
@@ -200,6 +202,7 @@ def test_a_taken_port_names_the_option(tmp_path):
     assert "--port" in said[0]
     assert port in said[0]
     assert "Traceback" not in err
+    assert not started.exists()
 
 
 def test_an_address_that_is_not_ours_names_the_option(tmp_path):

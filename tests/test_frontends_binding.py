@@ -44,7 +44,7 @@ async def serving(binding: Binding) -> AsyncGenerator[list[str]]:
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             await nursery.start(house.fleet.run)
-            urls: list[str] = await nursery.start(face.run)
+            urls: list[str] = await nursery.start(face.run, binding.open())
             yield urls  # ruff: ignore[fallible-context-manager]
             house.closing.set()
             house.fleet.stop()
@@ -88,8 +88,7 @@ async def test_another_gateways_socket_is_left_alone(folder: Path) -> None:
     path = folder / "s"
     async with serving(Binding(uds=path)):
         remove(path)
-        with Binding(uds=path).open():
-            pass
+        Binding(uds=path).open().socket.close()  # killed before it could remove the file
     assert files(folder) == {"s": 0o600}
 
 
@@ -118,15 +117,13 @@ async def test_tls(folder: Path) -> None:
 
 
 def test_wrong_certificates_are_named(folder: Path) -> None:
-    from hypercorn.config import Config
-
     make_certificate(folder, "one", None)
     make_certificate(folder, "other", None)
     (folder / "text").write_text("text")
     for cert, key in (("one.pem", "other.key"), ("text", None), ("nothing", None)):
         binding = Binding(tls_cert=folder / cert, tls_key=None if key is None else folder / key)
         with pytest.raises(ListenError, match=f"--tls-cert .*{cert}"):
-            binding.set_tls(Config())
+            binding.open()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
@@ -76,9 +76,14 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
             text = f"with --host {self.host} and no keys everybody is let in who reaches this machine"
             raise Exposed(text)
 
-    def open(self) -> socket.socket:
-        """The listening socket, made here so that a taken port is one line and not a traceback. Raises ListenError."""
-        return self._open_tcp() if self.uds is None else _open_unix(self.uds, self.uds_mode)
+    def open(self) -> Bound:
+        """Listen; what will not do (a taken port, an unreadable certificate) is told here. Raises ListenError."""
+        if self.tls_cert is not None:
+            from hypercorn.config import Config as HypercornConfig
+
+            self.set_tls(HypercornConfig())
+        sock = self._open_tcp() if self.uds is None else _open_unix(self.uds, self.uds_mode)
+        return Bound(self, sock)
 
     def _open_tcp(self) -> socket.socket:
         try:
@@ -105,26 +110,42 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
             raise ListenError(text) from None
         return True
 
-    def urls(self, bound: socket.socket, paths: Iterable[str]) -> list[str]:
+
+class Bound:
+    """A socket that listens, open as long as the `with` block; the file that it may have goes with it."""
+
+    def __init__(self, binding: Binding, sock: socket.socket) -> None:
+        self.binding = binding
+        self.socket = sock
+        self._mark = None if binding.uds is None else _mark(binding.uds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def urls(self, paths: Iterable[str]) -> list[str]:
         """What to tell people, one for each path; for a Unix socket in the form that nginx has."""
-        scheme = "http" if self.tls_cert is None else "https"
-        if self.uds is not None:
-            return [f"{scheme}://unix:{self.uds}:{path}" for path in paths]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return [f"{scheme}://{host}:{bound.getsockname()[1]}{path}" for path in paths]
+        binding = self.binding
+        scheme = "http" if binding.tls_cert is None else "https"
+        if binding.uds is not None:
+            return [f"{scheme}://unix:{binding.uds}:{path}" for path in paths]
+        host = f"[{binding.host}]" if ":" in binding.host else binding.host
+        return [f"{scheme}://{host}:{self.socket.getsockname()[1]}{path}" for path in paths]
 
-    def remove(self, bound: tuple[int, int] | None) -> None:
-        """Remove the file of a Unix socket, if it is still the one that `mark` saw."""
-        if self.uds is not None and bound is not None and _mark(self.uds) == bound:
+    def close(self) -> None:
+        """Listen no more, and remove the file of a Unix socket unless it is somebody else's by now."""
+        self.socket.close()
+        path, mark = self.binding.uds, self._mark
+        self._mark = None
+        if path is not None and mark is not None and _mark(path) == mark:
             with contextlib.suppress(OSError):  # gone already, which is what was wanted
-                self.uds.unlink()
-
-    def mark(self) -> tuple[int, int] | None:
-        """What tells the file of a Unix socket from another of the same name."""
-        return None if self.uds is None else _mark(self.uds)
+                path.unlink()
 
 
 def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells the file of a Unix socket from another of the same name."""
     try:
         found = path.lstat()
     except OSError:

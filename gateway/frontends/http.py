@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.access.table import Access
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Answers
-    from gateway.frontends.binding import Binding
+    from gateway.frontends.binding import Binding, Bound
     from gateway.frontends.exchange import Receive, Scope, Send
     from gateway.jsonrpc import Message
 
@@ -146,7 +146,6 @@ class HttpFace:
         self._access = access
         self._policy = HostPolicy(binding.policy_host)
         self._path = path
-        self._binding = binding
         self._others = others
         self._closing = closing
         self._entrance = Entrance(self._policy, access)
@@ -168,12 +167,8 @@ class HttpFace:
         """Streams on which clients hear what is no answer."""
         return self._endpoint.sessions.streams + len(self._sse) + len(self._answers.listeners)
 
-    async def run(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
-        """Serve until `closing` is set; `started` gives the URLs, one for each transport.
-
-        Raises:
-            ListenError: the address cannot be bound.
-        """
+    async def run(self, bound: Bound, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        """Serve on `bound`, and close it, once `closing` is set; `started` gives the URLs, one for each transport."""
         from hypercorn.config import Config as HypercornConfig
         from hypercorn.config import Sockets
 
@@ -186,9 +181,7 @@ class HttpFace:
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
         config.read_timeout = BODY_SILENCE
-        secure = self._binding.set_tls(config)
-        bound = self._binding.open()
-        mark = self._binding.mark()
+        secure = bound.binding.set_tls(config)
         async with trio.open_nursery() as services:
             await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
@@ -196,15 +189,15 @@ class HttpFace:
             self._follow_access()
             try:
                 async with trio.open_nursery() as server:
-                    sockets = Sockets([bound], [], []) if secure else Sockets([], [bound], [])
+                    sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
                     most = self._answers.settings.max_connections
                     serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, most=most)
                     await server.start(serve, self._route, config)
                     paths = [path for path in (self._path, self._sse_path) if path is not None]
-                    task_status.started(self._binding.urls(bound, paths))
+                    task_status.started(bound.urls(paths))
             finally:
                 self._answers.fleet.unsubscribe(self._tell)
-                self._binding.remove(mark)
+                bound.close()
                 self._endpoint.sessions.close_all()
             services.cancel_scope.cancel(reason="the HTTP server has ended")
 
