@@ -175,16 +175,19 @@ def test_no_cursor_raises_anything_else(cursor: str) -> None:
 
 def test_a_forged_cursor_finds_the_end_at_most() -> None:
     found = snapshot(part("a", tools("1", "2")))
-    assert found.page(Kind.TOOLS, cursor_of(["tools", 10**15, "x"]), 1) == Page(b"", None)
+    assert found.page(Kind.TOOLS, cursor_of(["tools", 10**15, "x"]), 1) == Page((), None)
 
 
 # -- the rest of what is merged ----------------------------------------------------------------------------------------
 
 
 def test_a_list_is_spliced_together() -> None:
-    page = Page(b'{"name":"a"}', 'c"')
+    page = Page((b'{"name":"a"}',), 'c"')
     assert encode_list(Kind.TOOLS, page) == b'{"tools":[{"name":"a"}],"nextCursor":"c\\""}'
-    assert encode_list(Kind.TEMPLATES, Page(b"", None), head=b'"h":1,', tail=b',"t":2') == (
+    several = Page((b'{"name":"a"}', b'{"name":"b"},{"name":"c"}', b'{"name":"d"}'), None)
+    found = json.loads(encode_list(Kind.TOOLS, several, head=b'"h":1,', tail=b',"t":2'))
+    assert found == {"h": 1, "tools": [{"name": name} for name in "abcd"], "t": 2}
+    assert encode_list(Kind.TEMPLATES, Page((), None), head=b'"h":1,', tail=b',"t":2') == (
         b'{"h":1,"resourceTemplates":[],"t":2}'
     )
 

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A run of a list's entries, encoded and joined, and the cursor of the next run."""
+    """A run of a list's entries, and the cursor of the next run."""
 
-    joined: bytes
+    chunks: tuple[bytes, ...]
+    """Encoded entries, some of them joined; all joined they are what stands between the list's brackets."""
     next_cursor: str | None
+
+    @property
+    def joined(self) -> bytes:
+        """What stands between the list's brackets."""
+        return b",".join(self.chunks)
 
 
 def encode_cursor(kind: Kind, index: int, last: str) -> str:
@@ -48,4 +54,11 @@ def decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
 def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:
     """The result object of a list method; `head` and `tail` are further members with their commas."""
     cursor = b"" if page.next_cursor is None else b',"nextCursor":' + jsonrpc.encode(page.next_cursor)
-    return b'{%b"%b":[%b]%b%b}' % (head, kind.member.encode(), page.joined, cursor, tail)
+    before, after = b'{%b"%b":[' % (head, kind.member.encode()), b"]%b%b}" % (cursor, tail)
+    if not page.chunks:
+        return before + after
+    first, *others = page.chunks
+    if not others:
+        return b"%b%b%b" % (before, first, after)
+    *others, last = others
+    return b",".join([before + first, *others, last + after])  # a list of thousands is copied once

@@ -16,9 +16,10 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.ownership import Route
 from gateway.config.offered_model import ALL_TOOLS
 from gateway.eras import tools
+from gateway.eras.caching import Hint, merge_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gateway.catalog.listing import Listing
     from gateway.config.offered_model import ToolChoice
@@ -51,6 +52,10 @@ class Part(msgspec.Struct, frozen=True):
     """What the config says of tools that are not there."""
     routes: dict[Kind, dict[str, Route] | None] = {}
     """A memo of `plain_routes`."""
+    joined: dict[tuple[Kind, tools.View], bytes] = {}
+    """A memo of `join_part`."""
+    hints: dict[Kind, Hint] = {}
+    """A memo of `hint_of_part`."""
 
 
 class Naming(msgspec.Struct, frozen=True):
@@ -92,6 +97,42 @@ def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
         plain = len(found) == len(entries) and not any(entry.link or b"x-mcp-header" in entry.raw for entry in entries)
         part.routes[kind] = found if plain else None
     return part.routes[kind]
+
+
+def join_part(part: Part, kind: Kind, view: tools.View) -> bytes:
+    """A part's entries as they are, as clients of one class of versions see them; made once a part."""
+    found = part.joined.get((kind, view))
+    if found is None:
+        found = join_entries(part.entries.get(kind, ()), kind, view)
+        for other in part.joined.values():
+            if other == found:  # as nearly always: then it is kept once
+                found = other
+                break
+        part.joined[kind, view] = found
+    return found
+
+
+def hint_of_part(part: Part, kind: Kind) -> Hint:
+    """For how long a backend's list may be kept. An empty one has nowhere to say it, and may be full any moment."""
+    found = part.hints.get(kind)
+    if found is None:
+        found = part.hints[kind] = merge_hints(item.hint for item in part.listing.items[kind])
+    return found
+
+
+def fill_memos(part: Part) -> None:
+    """Make what every list takes from a part, as soon as there is one: whoever lists hundreds would wait for it."""
+    for kind in part.entries:
+        if kind.namespaced:
+            plain_routes(part, kind)
+        join_part(part, kind, tools.View.MODERN)
+        hint_of_part(part, kind)
+
+
+def join_entries(entries: Iterable[Entry], kind: Kind, view: tools.View) -> bytes:
+    """What stands between the brackets of a list."""
+    raws = [entry.raw for entry in entries]
+    return tools.join_shown(raws, view) if kind is Kind.TOOLS else b",".join(raws)
 
 
 def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:

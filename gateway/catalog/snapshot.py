@@ -17,10 +17,9 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
 from gateway.catalog.pages import Page, decode_cursor, encode_cursor
-from gateway.catalog.parts import Entry, Naming, Part, plain_routes, renamed
+from gateway.catalog.parts import Entry, Naming, Part, hint_of_part, join_entries, join_part, plain_routes, renamed
 from gateway.catalog.scopes import may_see, narrowed, renamed_part
-from gateway.eras import tools
-from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints
+from gateway.eras.caching import Hint, merge_hints
 from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
 
@@ -68,7 +67,7 @@ class Snapshot:
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
         self._mirrored: dict[str, Annotations] = {}
-        self._placed: dict[tuple[Kind, str], list[Entry]] = {}
+        self._placed: dict[tuple[Kind, str], Sequence[Entry]] = {}
         self._hints: dict[Kind, Hint] = {}
         self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
         # URIs first: tools may link to them.
@@ -166,7 +165,7 @@ class Snapshot:
         plain = plain_routes(part, kind) if kind.namespaced else None
         if plain is not None and routes.keys().isdisjoint(plain):
             routes.update(plain)
-            self._placed[kind, part.backend] = list(entries)
+            self._placed[kind, part.backend] = entries
             return
         place = self._place_named if kind.namespaced else self._place_resource
         placed = [found for entry in entries if (found := place(part.backend, kind, entry)) is not None]
@@ -237,14 +236,8 @@ class Snapshot:
         """For how long a list may be kept: as long as the part of it that may be kept least."""
         found = self._hints.get(kind)
         if found is None:
-            lists = [
-                part.listing.items[kind]
-                for part in self.parts
-                if part.backend in self.listed and kind in part.listing.items
-            ]
-            # An empty list has nowhere to say it, and may be full any moment.
-            hints = [item.hint for items in lists for item in items] + [KEEP_NOTHING for items in lists if not items]
-            found = merge_hints(hints)
+            listed = [part for part in self.parts if part.backend in self.listed and kind in part.listing.items]
+            found = merge_hints(hint_of_part(part, kind) for part in listed)
             if self._is_personal:  # a cache must not show it to others, who ask at the same endpoint
                 found = msgspec.structs.replace(found, public=False)
             self._hints[kind] = found
@@ -272,10 +265,15 @@ class Snapshot:
         entries = self._lists[kind]
         end = len(entries) if size is None else min(start + size, len(entries))
         following = encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
-        raws = [entry.raw for entry in entries[start:end]]
-        if kind is Kind.TOOLS:
-            raws = tools.all_shown(raws, view)
-        return Page(b",".join(raws), following)
+        if end - start < len(entries):
+            joined = join_entries(entries[start:end], kind, view)
+            return Page((joined,) if joined else (), following)
+        chunks: list[bytes] = []
+        for part in self.parts:
+            if part.backend in self.listed and (placed := self.placed(kind, part.backend)):
+                is_plain = placed is part.entries.get(kind)
+                chunks.append(join_part(part, kind, view) if is_plain else join_entries(placed, kind, view))
+        return Page(tuple(chunks), following)
 
     def _start(self, kind: Kind, cursor: str) -> int:
         """Where the page after a cursor begins: behind the entry it names, wherever that stands now."""

@@ -17,7 +17,7 @@ from gateway.calls import Era
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from gateway.calls import Caller
 
@@ -75,9 +75,12 @@ def shown(raw: bytes, view: View) -> bytes:
     return raw
 
 
-def all_shown(raws: Iterable[bytes], view: View) -> list[bytes]:
-    """`shown` of many, of which nearly all pass as they are: thousands of calls would be most of a list's time."""
-    return [shown(raw, view) if b'"execution"' in raw or b'"outputSchema"' in raw else raw for raw in raws]
+def join_shown(raws: Sequence[bytes], view: View) -> bytes:
+    """`shown` of many, joined. Nearly all pass as they are: to look at each would be most of a list's time."""
+    joined = b",".join(raws)
+    if b'"execution"' not in joined and (view is View.MODERN or b'"outputSchema"' not in joined):
+        return joined
+    return b",".join([shown(raw, view) for raw in raws])
 
 
 def _without_tasks(raw: bytes, view: View) -> bytes:

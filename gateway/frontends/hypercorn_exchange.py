@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 KNOWN_HEADERS = 1024
 """Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
 
+COPIED = 2**16
+"""Bytes up to which joining parts costs less than another send."""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -237,7 +240,7 @@ class Exchange:
         if self.state is ResponseState.HELD:
             parts = [*self._finished_head(more), *parts]
         self.state = ResponseState.STREAMING if more else ResponseState.DONE
-        await self._connection.write(b"".join(parts))  # nothing is copied where there is one part
+        await self._connection.write(*joined(parts))
         if more:
             await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
             return
@@ -271,6 +274,14 @@ class Exchange:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         return lines
+
+
+def joined(parts: list[bytes]) -> list[bytes]:
+    """The parts of a message in one piece, but for a large one, which is not copied."""
+    large = next((i for i, part in enumerate(parts) if len(part) > COPIED), None)
+    if large is None:
+        return [b"".join(parts)]
+    return [b"".join(parts[:large]), parts[large], b"".join(parts[large + 1 :])]
 
 
 def refusal(status: int, common: bytes) -> bytes:

@@ -347,8 +347,8 @@ class Connection:
 
     # --- writing
 
-    async def write(self, data: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
-        """Send all of ``data``, waiting for the peer at most ``send_timeout`` s at a time; messages never interleave.
+    async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
+        """Send a message, waiting for the peer at most ``send_timeout`` s at a time; messages never interleave.
 
         Raises ClientGone when the peer has gone or took nothing for so long (the connection is then aborted). A write
         that is cancelled half-way aborts the connection too: nothing sensible can follow half a message. What fits
@@ -361,9 +361,10 @@ class Connection:
         try:
             if self._closed:
                 raise ClientGone("the client has gone")
-            sent = self._wire.send_nowait(data) if data else 0
-            if sent != len(data):
-                await self._wire.send_all(memoryview(data)[sent:])
+            for data in pieces:
+                sent = self._wire.send_nowait(data) if data else 0
+                if sent != len(data):
+                    await self._wire.send_all(memoryview(data)[sent:])
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._shut(self._wire.abort)
             raise ClientGone("the client has gone") from error

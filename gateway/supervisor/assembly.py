@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gateway.catalog.kinds import Kind
-from gateway.catalog.parts import Naming, Part, make_part
+from gateway.catalog.parts import Naming, Part, fill_memos, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.catalog.views import make_views
 
@@ -29,16 +29,21 @@ class Assembly:
 
     def __init__(self, config: Config, supervisors: Mapping[str, Supervisor]) -> None:
         self._config = config
-        self._naming = _naming_of(config)
+        self._naming: Naming = _naming_of(config)
         self._supervisors = supervisors
         self._parts: dict[str, Part] = {}
         self._offers: Mapping[str, Offer] | None = None
         self._snapshot = Snapshot()
         self._is_stale = True
 
-    def note_change(self) -> None:
-        """Note that something is different: the snapshot is made anew when next asked for."""
+    def note_change(self, supervisor: Supervisor) -> None:
+        """Note that something is different: the snapshot is made anew when next asked for.
+
+        The backend's own part is made now, so that whoever asks first does not wait for those of hundreds.
+        """
         self._is_stale = True
+        if self._supervisors.get(supervisor.name) is supervisor:
+            self._part(supervisor)
 
     def change(self, config: Config, supervisors: Mapping[str, Supervisor], kept: Collection[str]) -> None:
         """Go by another config from now on; the parts of backends in `kept` are as good as before."""
@@ -85,6 +90,7 @@ class Assembly:
         part = self._parts.get(name)
         if part is None or part.listing is not listing:
             part = self._parts[name] = make_part(name, config.effective_namespace, listing, self._naming, config.tools)
+            fill_memos(part)
             _note_loose_ends(supervisor, part)
         return part
 

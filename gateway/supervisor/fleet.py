@@ -126,7 +126,7 @@ class Fleet:
 
     def backend_changed(self, supervisor: Supervisor) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
-        self._assembly.note_change()
+        self._assembly.note_change(supervisor)
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
