@@ -18,8 +18,8 @@ from gateway.jsonrpc import EDGE_BYTES
 if TYPE_CHECKING:
     from trio.lowlevel import FdStream
 
-READ_BYTES: Final = 262_144
-"""How much one read may bring: larger results need fewer turns of the loop."""
+READ_BYTES: Final = 65_536
+"""How much one read may bring: what a pipe holds. From 128 KiB on glibc maps and unmaps the memory for each read."""
 MAX_PARTS: Final = 4_096
 """Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
 DEFAULT_OUTBOX_BYTES: Final = 1_048_576
@@ -105,6 +105,28 @@ class LineSplitter:
         if self._front:
             held, self._front = bytes(self._front) + held, bytearray()
         return held
+
+
+async def read_some(stream: FdStream) -> bytes:
+    """At most `READ_BYTES` of what a pipe has, b"" at its end.
+
+    `receive_some` tries before it waits: behind a message that is mostly in vain, and costs a turn of the loop.
+
+    Raises:
+        trio.ClosedResourceError: the stream was closed here.
+        trio.BrokenResourceError: it cannot be read.
+    """
+    while True:
+        if (fd := stream.fileno()) == -1:
+            text = "the stream was closed"
+            raise trio.ClosedResourceError(text)
+        await trio.lowlevel.wait_readable(fd)
+        try:
+            return os.read(fd, READ_BYTES)
+        except BlockingIOError:  # woken for nothing, which the kernel may do
+            continue
+        except OSError as exc:
+            raise trio.BrokenResourceError from exc
 
 
 class Outbox:

@@ -21,7 +21,7 @@ from gateway.backends.conversation import Conversation
 from gateway.backends.stderr import StderrLog
 from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendExited, BackendProtocol
-from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
+from gateway.lines import LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -152,7 +152,7 @@ class StdioSession:
         splitter = LineSplitter(self._config.max_line_bytes)
         stdout = self._child.stdout
         try:
-            while data := await stdout.receive_some(READ_BYTES):
+            while data := await read_some(stdout):
                 for line in splitter.feed(data):
                     self._take(line)
         except trio.BrokenResourceError:

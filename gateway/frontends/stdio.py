@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -31,7 +32,7 @@ from gateway.frontends.changes import Changes
 from gateway.frontends.listen import Subscription
 from gateway.frontends.notes import take_note
 from gateway.frontends.sessions import STDIO, DuplicateId, InFlight, LegacySession
-from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong
+from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -386,11 +387,7 @@ async def open_stdin(fd: int) -> AsyncGenerator[Callable[[], Awaitable[bytes]]]:
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         async with trio.lowlevel.FdStream(os.dup(fd)) as stream:
-
-            async def receive() -> bytes:
-                return bytes(await stream.receive_some(READ_BYTES))
-
-            yield receive
+            yield partial(read_some, stream)
     else:
 
         async def read() -> bytes:
