@@ -27,13 +27,13 @@ NEITHER, FILE, LOG, BOTH = "neither", "audit to a file", "audit to the log", "ke
 
 
 def add_arguments(parser):
-    parser.add_argument("--rounds", type=int, help="rounds (7; quick: 2)")
-    parser.add_argument("--seconds", type=float, help="measured seconds of each step (2; quick: 0.4)")
+    parser.add_argument("--rounds", type=int, help="rounds (16; quick: 2)")
+    parser.add_argument("--seconds", type=float, help="measured seconds of each step (0.8; quick: 0.4)")
 
 
 def run(options):
-    rounds = options.rounds or (2 if options.quick else 7)
-    seconds = options.seconds or (0.4 if options.quick else 2.0)
+    rounds = options.rounds or (2 if options.quick else 16)
+    seconds = options.seconds or (0.4 if options.quick else 0.8)
     results = {}
     with TemporaryDirectory() as folder, ExitStack() as stack:
         servers = {name: open_gateway(stack, config) for name, config in make_configs(Path(folder)).items()}
