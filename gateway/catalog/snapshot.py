@@ -73,13 +73,15 @@ class Snapshot:
         # URIs first: tools may link to them.
         for kind in sorted(Kind, key=lambda one: one.namespaced):
             for part in self.parts:
-                self._add(part, kind)
+                if kind in part.entries:
+                    self._add(part, kind)
         if offers is not None:
             self._choose(offers)
-        self._lists = {
-            kind: [entry for part in self.parts if part.backend in listed for entry in self.placed(kind, part.backend)]
-            for kind in Kind
-        }
+        self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
+        for part in self.parts:
+            if part.backend in listed:
+                for kind in part.entries:
+                    self._lists[kind] += self.placed(kind, part.backend)
 
     def _choose(self, offers: Mapping[str, Offer]) -> None:
         """Leave only the tools that are offered, as they are offered; names have been given out by now."""
