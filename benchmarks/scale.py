@@ -3,9 +3,10 @@
 Method: gateways over HTTP before 1, 10, 100 and 300 stdlib echo backends of 20 tools each run at the same time, and in
 each of many short rounds are called one after the other, in an order that is another one each round, always at their
 first backend: one call at a time (p50 of the latency, and the CPU time that the gateway spends on a call), 16
-connections (calls/s). Ratios are over the gateway with 1 backend, within a round. Then the list of all tools: the first one that is asked for once all backends are ready, the first after
-one backend was killed and is back (its entries alone are encoded anew), and again unchanged. RSS is the gateway's own,
-after all that. Units: ratio, ms, MB (1,000,000 bytes).
+connections (calls/s). Ratios are over the gateway with 1 backend, within a round. Then the list of all tools: the
+first one that is asked for once all backends are ready, the first after one backend was killed and is back (its
+entries alone are encoded anew), and again unchanged. RSS is the gateway's own, after all that. Units: ratio, ms, MB
+(1,000,000 bytes).
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from benchmarks.wire import encode, initialize_params, make_message
 
 def add_arguments(parser):
     add_size_arguments(parser)
-    parser.add_argument("--rounds", type=int, help="rounds with all backends (3; quick: 1)")
+    parser.add_argument("--rounds", type=int, help="rounds with all backends (7; quick: 1)")
     parser.add_argument("--starts", type=int, help="starts in stdio mode (10; quick: 3)")
 
 
 def run(options):
-    rounds = options.rounds or (1 if options.quick else 3)
+    rounds = options.rounds or (1 if options.quick else 7)
     starts = options.starts or (3 if options.quick else 10)
     commands = many_backends(options)
     times = {}
