@@ -88,6 +88,15 @@ def test_a_change_that_is_not_valid_any_more_is_named() -> None:
         overlay.compose(base, {})
 
 
+def test_a_server_that_is_switched_back_is_as_the_file_has_it() -> None:
+    base = base_of(a=A, b=B)
+    switched = Overlay().switch(base, "a", disabled=True)
+    assert list(switched.changes) == ["a"]
+    assert switched.switch(base, "a", disabled=False) == Overlay()
+    put = Overlay().put(base, "a", B).switch(base, "a", disabled=True)
+    assert put.switch(base, "a", disabled=False).changes["a"].raw == B
+
+
 def test_servers_that_a_program_gave_can_be_switched_and_removed() -> None:
     base = Base(base_of(a=A, b=B).config)
     overlay = Overlay().switch(base, "a", disabled=True).remove(base, "b")

@@ -67,9 +67,12 @@ class Overlay(msgspec.Struct, frozen=True):
         return self._without({name}) if digest is None else self._with(name, Change(digest, removed=True))
 
     def switch(self, base: Base, name: str, disabled: bool) -> Overlay:
-        """Another one, in which this server is off or on."""
+        """Another one, in which this server is off or on; nothing is changed any more where that is what the file says."""
         present = self.changes.get(name)
         raw = None if present is None else present.raw
+        said = base.config.servers.get(name)
+        if raw is None and said is not None and said.disabled == disabled:
+            return self._without({name})
         return self._with(name, Change(base.digest(name), raw, disabled))
 
     def without_void(self, base: Base) -> tuple[Overlay, list[str]]:
