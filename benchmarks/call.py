@@ -2,9 +2,10 @@
 
 Method, `faces`: in each round one after the other the bare app on stock Hypercorn (`bare.py`), told besides the same
 app on the gateway's own HTTP server, the gateway over HTTP (legacy and modern, 1 and 16 connections), the backend
-called directly over its pipes, and the gateway in stdio mode before the same backend (1 and 16 calls under way). Every
-answer is checked against its request. Ratios and differences are taken within a round; told are their median and range.
-The backend is the stdlib echo, so that the gateway's own cost shows, unless told otherwise.
+called directly over its pipes, behind a relay that only copies bytes (`relay.py`), and behind the gateway in stdio mode
+(1 and 16 calls under way). Every answer is checked against its request. Ratios and differences are taken within a
+round; told are their median and range. The backend is the stdlib echo, so that the gateway's own cost shows, unless
+told otherwise.
 
 The other parts, with up to three rounds each: `payloads` (results from 100 B to 1 MB), `transports` (every face before
 every backend transport), `flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop),
@@ -13,6 +14,8 @@ modules of these names. Units: calls per second, MB/s, milliseconds.
 """
 
 from __future__ import annotations
+
+import sys
 
 from benchmarks import arrivals, flight, owner, payloads, transports
 from benchmarks.answers import TEXT
@@ -115,6 +118,8 @@ def make_steps(ports, command, stdio_gateway, options):
         steps["backend stdio", direct_era, calls] = {
             "kind": "stdio", "era": direct_era, "window": calls, "command": command, "tool": "echo",
         }  # fmt: skip
+        relay = [sys.executable, "-m", "benchmarks.relay", *command]
+        steps["bare relay stdio", direct_era, calls] = steps["backend stdio", direct_era, calls] | {"command": relay}
         for era in ("legacy", "modern"):
             steps["gateway stdio", era, calls] = {
                 "kind": "stdio", "era": era, "window": calls, "command": stdio_gateway, "tool": "echo.echo",
@@ -141,6 +146,8 @@ def make_claims(results, options):
         added = differences(*(values(f"{who} HTTP", era, 1, "p50") for who in ("gateway", "bare")))
         claims.append(Claim(f"HTTP {era}, 1 connection: added p50 over bare", added, "ms", 1e3, most=most))
     direct = values("backend stdio", direct_era, 1, "p50")
+    added = differences(values("bare relay stdio", direct_era, 1, "p50"), direct)
+    claims.append(Claim("a bare relay on trio, one at a time: added p50 over direct", added, "ms", 1e3))
     for era in ("legacy", "modern"):
         added = differences(values("gateway stdio", era, 1, "p50"), direct)
         claims.append(Claim(f"stdio {era}, one at a time: added p50 over direct", added, "ms", 1e3, most=most))
