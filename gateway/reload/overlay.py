@@ -67,7 +67,7 @@ class Overlay(msgspec.Struct, frozen=True):
         return self._without({name}) if digest is None else self._with(name, Change(digest, removed=True))
 
     def switch(self, base: Base, name: str, disabled: bool) -> Overlay:
-        """Another one, in which this server is off or on; nothing is changed any more where that is what the file says."""
+        """Another one, in which this server is off or on; without a change where that is what the file says."""
         present = self.changes.get(name)
         raw = None if present is None else present.raw
         said = base.config.servers.get(name)
