@@ -122,7 +122,8 @@ async def read_some(stream: FdStream) -> bytes:
             raise trio.ClosedResourceError(text)
         await trio.lowlevel.wait_readable(fd)
         try:
-            return os.read(fd, READ_BYTES)
+            # Asked anew: closed between the wake-up and now, its number may be somebody else's; its own is -1 then.
+            return os.read(stream.fileno(), READ_BYTES)
         except BlockingIOError:  # woken for nothing, which the kernel may do
             continue
         except OSError as exc:

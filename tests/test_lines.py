@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.jsonrpc import EDGE_BYTES
-from gateway.lines import LineSplitter, Outbox, Overlong
+from gateway.lines import LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -203,3 +203,61 @@ async def test_nothing_is_written_to_whoever_got_the_descriptor_of_a_closed_stre
     finally:
         for fd in {heir, other, number}:
             os.close(fd)
+
+
+# -- read_some ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_there_is_is_read_to_the_end(pipe: Pipe) -> None:
+    with trio.fail_after(SOON):
+        for part in (b"a", b"b" * 5_000):
+            await pipe.writer.send_all(part)
+            assert await read_some(pipe.reader) == part
+        await pipe.writer.aclose()
+        assert await read_some(pipe.reader) == b""
+
+
+class CloseAtWakeUp(trio.abc.Instrument):
+    """Closes a stream when its reader has been woken and is about to go on; its number goes to another file."""
+
+    def __init__(self, stream: trio.lowlevel.FdStream, other: int) -> None:
+        self._stream, self._other = stream, other
+        self.reader: trio.lowlevel.Task | None = None
+        self.number = -1
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.reader and self.number == -1 and self._woken:
+            self.number = self._stream.fileno()
+            self._stream.close()
+            os.dup2(self._other, self.number)
+
+    _woken = False
+
+    def after_io_wait(self, timeout: float) -> None:
+        del timeout
+        self._woken = self.reader is not None
+
+
+async def test_a_stream_that_is_closed_at_the_wake_up_reads_nothing_of_others(pipe: Pipe) -> None:
+    other_end, other = os.pipe()
+    os.write(other, b"somebody else's")
+    closing = CloseAtWakeUp(pipe.reader, other_end)
+
+    async def read() -> None:
+        closing.reader = trio.lowlevel.current_task()
+        with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+            await read_some(pipe.reader)
+
+    trio.lowlevel.add_instrument(closing)
+    try:
+        with trio.fail_after(SOON):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked()
+                os.write(pipe.writer.fileno(), b"mine")
+        assert closing.number != -1
+        assert os.read(other_end, 100) == b"somebody else's"
+    finally:
+        trio.lowlevel.remove_instrument(closing)
+        for number in (other_end, other, closing.number):
+            os.close(number)
