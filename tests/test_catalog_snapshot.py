@@ -17,8 +17,9 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.pages import Page, encode_list
-from gateway.catalog.parts import Naming, Part, has_capability, make_part, merge_instructions
+from gateway.catalog.parts import Naming, Part, has_capability, join_part, make_part, merge_instructions
 from gateway.catalog.snapshot import Snapshot
+from gateway.eras.tools import View
 from gateway.errors import InvalidParams
 
 
@@ -238,3 +239,12 @@ def test_a_part_is_looked_at_entry_by_entry_where_another_has_one_of_its_names()
     assert both.route(Kind.TOOLS, "n.z") == Route("b", "z")
     assert len(both.clashes) == 1
     assert [both.route(Kind.TOOLS, name) for name in listed_names(both)[2:]] == [Route("b", "y"), Route("b", "z")]
+
+
+def test_lists_of_what_is_as_its_backend_has_it_are_joined_once() -> None:
+    uris = (Item("file:///x", b'{"uri":"file:///x"}'), Item("file:///y", b'{"uri":"file:///y"}'))
+    first, second = part("a", Listing(items={Kind.RESOURCES: uris})), part("b", Listing(items={Kind.RESOURCES: uris}))
+    chunks = snapshot(first, second).page(Kind.RESOURCES, None, None).chunks
+    assert chunks[0] is join_part(first, Kind.RESOURCES, View.MODERN)
+    assert chunks[1] == b'{"uri":"mcp+b:file:///x"},{"uri":"mcp+b:file:///y"}'  # the same part, but not as it is
+    assert snapshot(second).page(Kind.RESOURCES, None, None).chunks == (join_part(second, Kind.RESOURCES, View.MODERN),)

@@ -7,6 +7,7 @@ that a caller of some scope sees, another whole of the same kind, made once.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -171,7 +172,8 @@ class Snapshot:
             return
         place = self._place_named if kind.namespaced else self._place_resource
         placed = [found for entry in entries if (found := place(part.backend, kind, entry)) is not None]
-        self._placed[kind, part.backend] = placed
+        is_plain = len(placed) == len(entries) and all(map(operator.is_, placed, entries))
+        self._placed[kind, part.backend] = entries if is_plain else placed  # what is known of a part holds if it is
 
     def _place_resource(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
         """Route a resource or template; the URI is its identity, and changed only where another backend has it too."""
