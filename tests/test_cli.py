@@ -391,3 +391,12 @@ def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
         check=True,
     )
     assert int((done.stdout or done.stderr).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
+
+
+def test_an_interrupt_is_not_explained(capsys, monkeypatch):
+    def interrupted(words, *, debug):
+        raise BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()])])
+
+    monkeypatch.setattr(sys.modules["gateway.cli.main"], "_run", interrupted)
+    assert main(["list"]) == 1
+    assert capsys.readouterr() == ("", "")

@@ -103,7 +103,8 @@ def _explain(problem: BaseException) -> int:
             if bugs is not None or expected is None:
                 raise problem  # a bug: the traceback is what helps
             for leaf in _leaves(expected):
-                error(str(leaf), getattr(leaf, "hint", ""))
+                if not isinstance(leaf, KeyboardInterrupt):  # whoever has pressed the keys knows
+                    error(str(leaf), getattr(leaf, "hint", ""))
             return FAILED
         case _:
             return FAILED
