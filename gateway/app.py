@@ -45,7 +45,7 @@ from gateway.supervisor.fleet import Fleet
 from gateway.telemetry import SECRETS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -151,8 +151,9 @@ def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -
 class Gateway:
     """One run: what is composed, and the order in which it starts and stops."""
 
-    def __init__(self, config: Config, options: Options, guard: ChildGuard) -> None:
+    def __init__(self, config: Config, options: Options, guard: ChildGuard, signals: Iterable[int] = ()) -> None:
         self._options = options
+        self._early = signals
         self._settings = config.gateway
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
@@ -328,12 +329,8 @@ class Gateway:
 
     async def _heed_signals(self) -> None:
         """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""
-        early: list[int] = []
-        # The receiver puts back what it finds. Were that the default, a signal during the last steps would kill us.
-        for number in SIGNALS:
-            signal.signal(number, lambda number, _frame: early.append(number))
         with trio.open_signal_receiver(*SIGNALS) as signals:
-            for number in early:
+            for number in self._early:
                 self._heed(number)
             async for number in signals:
                 self._heed(number)
@@ -365,8 +362,21 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
         log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
     listening = nullcontext() if "stdio" in options.transports else options.binding.open()  # before anything starts
     with listening as bound:
+        signals = keep_signals()  # not before: while a name is looked up, which may take long, they are to end it all
         async with open_guard(subreaper=True) as guard:
-            return await Gateway(config, options, guard).run(bound, ready)
+            return await Gateway(config, options, guard, signals).run(bound, ready)
+
+
+def keep_signals() -> list[int]:
+    """From now on signals end nothing, but are put into the list that is returned, in front of what a receiver gets.
+
+    A receiver puts back what it finds: were that the default, a signal during the first or the last steps would kill
+    the gateway, and the file of its Unix socket would stay behind.
+    """
+    kept: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _frame: kept.append(number))
+    return kept
 
 
 def spare_collector() -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.support import (
+    ROOT,
     STOP_WITHIN,
     HttpClient,
     echo_backend,
     faulty_backend,
     modern_params,
     open_gateway_process,
+    run_process,
 )
 
 pytestmark = pytest.mark.leak_check
@@ -154,3 +162,59 @@ async def test_a_second_signal_does_not_wait_for_calls():
         assert answer["error"]["data"]["backend"] == "echo"
         with trio.fail_after(STOP_WITHIN):
             assert await gateway.process.wait() in {0, 1}
+
+
+AT_THE_START = """
+import os, signal, sys
+from pathlib import Path
+from gateway import app
+from gateway.config import Config
+
+path, open_guard = Path(sys.argv[1]), app.open_guard
+
+def signalled(**options):
+    assert path.is_socket()
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    return open_guard(**options)
+
+app.open_guard = signalled
+sys.exit(0 if app.run(Config({}), app.Options(transports=("streamable-http",), uds=path), print) else 1)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+async def test_a_signal_before_there_is_anything_to_stop_leaves_no_socket_behind(name):
+    with tempfile.TemporaryDirectory(prefix="gw") as folder:  # pytest's are too long for a socket
+        async with run_process([sys.executable, "-c", AT_THE_START, str(Path(folder) / "s"), name]) as gateway:
+            with trio.fail_after(STOP_WITHIN):
+                assert await gateway.process.wait() == 0
+            assert os.listdir(folder) == []
+
+
+async def test_a_client_that_goes_without_having_read_has_ended_its_stdin():
+    ours, theirs = socket.socketpair()  # closed with bytes unread, it is reset
+    with ours, tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text('{"mcpServers": {}}')
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "gateway", "serve", "--config", str(config)],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.PIPE,
+                env={**os.environ, "MCP_GATEWAY_STATE_DIR": folder},
+                cwd=ROOT,
+            )
+        try:
+            with trio.fail_after(STOP_WITHIN):
+                ours.sendall(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
+                await trio.lowlevel.wait_readable(ours)
+                ours.close()
+                said = b"".join([data async for data in process.stderr])
+                assert await process.wait() == 0, said
+            assert b"Traceback" not in said
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                await process.stderr.aclose()

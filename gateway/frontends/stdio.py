@@ -124,11 +124,14 @@ class StdioFace:
 
     async def _read(self) -> None:
         splitter = LineSplitter(MAX_LINE_BYTES)
-        async with open_stdin(self._stdin) as receive_some:
-            while data := await receive_some():
-                for line in splitter.feed(data):
-                    self._take(line)
-                await self._outbox.room()
+        try:
+            async with open_stdin(self._stdin) as receive_some:
+                while data := await receive_some():
+                    for line in splitter.feed(data):
+                        self._take(line)
+                    await self._outbox.room()
+        except (trio.BrokenResourceError, OSError) as exc:  # a client that goes with answers unread resets its socket
+            log.warning("stdin cannot be read (%s), which counts as its end", exc.__cause__ or exc)
         for line in splitter.feed(b"\n"):  # the last line need not have an end
             self._take(line)
 
