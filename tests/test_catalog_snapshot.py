@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import json
+import weakref
 from typing import Any
 
 import msgspec
@@ -13,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import jsonrpc
+from gateway.calls import Scope
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.pages import Page, encode_list
 from gateway.catalog.parts import Naming, Part, has_capability, join_part, make_part, merge_instructions
+from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Snapshot
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
@@ -248,3 +252,18 @@ def test_lists_of_what_is_as_its_backend_has_it_are_joined_once() -> None:
     assert chunks[0] is join_part(first, Kind.RESOURCES, View.MODERN)
     assert chunks[1] == b'{"uri":"mcp+b:file:///x"},{"uri":"mcp+b:file:///y"}'  # the same part, but not as it is
     assert snapshot(second).page(Kind.RESOURCES, None, None).chunks == (join_part(second, Kind.RESOURCES, View.MODERN),)
+
+
+def test_a_snapshot_that_is_not_needed_any_more_goes_at_once() -> None:
+    # The collector comes by when many objects were made, however large they are: lists of thousands would pile up.
+    views = {"all": NamedView(), "other": NamedView(naming=Naming("_"))}
+    found = Snapshot([part("a", tools("x"))], listed=frozenset("a"), views=views)
+    seen = [found.within(Scope(view="all")), found.within(Scope(view="other")), found.within(Scope(tools=("a.x",)))]
+    assert [listed_names(one) for one in seen] == [["a.x"], ["a_x"], ["a.x"]]
+    refs = [weakref.ref(one) for one in (found, *seen)]
+    gc.disable()
+    try:
+        del found, seen
+        assert [ref() for ref in refs] == [None] * 4
+    finally:
+        gc.enable()

@@ -62,7 +62,7 @@ class Snapshot:
         self.limits: tuple[Scope, ...] = ()
         """What this was narrowed by."""
         self._is_personal = False
-        self._main = self
+        self._everywhere = self.naming  # a reference to itself would hold a snapshot until the collector comes by
         self._scoped: dict[Scope, Snapshot] = {}
         self.uris = Ownership()
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
@@ -130,7 +130,7 @@ class Snapshot:
             return seen
         parts = [renamed_part(part, view.naming) for part in seen.parts]
         found = Snapshot(parts, listed=self.listed, naming=view.naming, backends=seen.backends)
-        found.limits, found._main = seen.limits, self._main
+        found.limits, found._everywhere = seen.limits, self._everywhere
         return found
 
     def _narrowed(self, scope: Scope) -> Snapshot:
@@ -138,7 +138,7 @@ class Snapshot:
         backends = [name for name in self.backends if scope.sees_server(name)]
         parts = [narrowed(self, part, scope) for part in self.parts if scope.sees_server(part.backend)]
         found = Snapshot(parts, listed=self.listed, naming=self.naming, backends=backends)
-        found.limits, found._main = (*self.limits, scope), self._main
+        found.limits, found._everywhere = (*self.limits, scope), self._everywhere
         return found
 
     @property
@@ -155,7 +155,7 @@ class Snapshot:
         """Whether a backend, which perhaps has never listed anything, might have something seen under this name."""
         if server.name not in self.backends:
             return False
-        return may_see(self.limits, kind, server, name, (self.naming, self._main.naming))
+        return may_see(self.limits, kind, server, name, (self.naming, self._everywhere))
 
     def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
         """A backend's entries as they are offered, also while they are not listed."""
