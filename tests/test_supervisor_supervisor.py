@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from gateway.backends.upkeep import Wishes
 from gateway.catalog.kinds import Kind
-from gateway.catalog.listing import Item
+from gateway.catalog.listing import Item, Listing
 from gateway.config.model import RestartPolicy, ServerConfig
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.states import State
@@ -640,3 +640,14 @@ async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClo
             await settle()
         assert session.names == ["working", "queued-0", "queued-2", "last"]
         assert rig.supervisor.queued == 0
+
+
+async def test_a_session_that_has_ended_holds_no_lists(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    async with running(backend) as rig:
+        ended, before = backend.session, rig.supervisor.listing
+        ended.crash(CRASH)
+        await settle()
+        assert rig.state is State.BACKOFF
+        assert ended.listing == Listing()
+        assert rig.supervisor.listing is before  # its names stay known

@@ -322,6 +322,8 @@ class Supervisor:
         except* (BackendError, OSError, trio.TooSlowError) as group:
             problem = _first(group)
         finally:
+            if self._session is not None:  # the collector, which comes by seldom, finds it: not with lists of thousands
+                self._session.listing = Listing()
             self._session = None
         if self._stopping.is_set() or self.state is State.STOPPED:
             return None
