@@ -374,3 +374,16 @@ async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockC
         assert old.state is State.STOPPED
         with pytest.raises(BackendUnavailable):
             old.submit(msgspec.UNSET)  # refused before anybody looks at it
+
+
+async def test_who_has_been_replaced_and_has_ended_holds_nobody(autojump_clock: MockClock) -> None:
+    async with rigged("a") as rig:
+        replaced = []
+        for name in ("a2", "a", "a2"):
+            replaced.append(rig.fleet.supervisors["a"])
+            await rig.apply(name)
+            await settle()
+        assert all(one.ended for one in replaced)
+        assert [one.heir for one in replaced] == replaced
+        assert [one.listing for one in replaced] == [None] * 3
+        assert listed(rig.fleet) == ["a.x"]

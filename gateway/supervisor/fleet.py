@@ -266,6 +266,10 @@ class Fleet:
             await supervisor.run()
         finally:
             self._retiring.discard(supervisor)
+            if self._supervisors.get(supervisor.name) is not supervisor:
+                supervisor.listing = None  # it may be long, and the collector, which finds the rest, comes by seldom
+            if not any(one.name == supervisor.name for one in self._retiring):
+                supervisor.forget_successor()
             self._retired.unpark_all()
 
     def login_owed(self, name: str, reason: str) -> None:

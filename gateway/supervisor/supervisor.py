@@ -183,6 +183,13 @@ class Supervisor:
             heir = heir._successor
         return heir
 
+    def forget_successor(self) -> None:
+        """Let go of who came after it, once it has ended and nobody before it has calls left to hand on.
+
+        What the start has made is never collected (`gateway.app.spare_collector`), nor would be all that came after it.
+        """
+        self._successor = None
+
     def wish(self) -> None:
         """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
         if self._session is not None:
