@@ -211,11 +211,10 @@ def traffic(gateway, clients, changes, count, tally):
 
 def rest(gateway, wanted=None):
     """What the gateway holds once what was replaced has gone; at most what is wanted, if it comes to that."""
-    settled = {"processes": 0, "calls in flight": 0} if wanted is None else wanted
-    if wanted is None:
-        names = make_config(0)["mcpServers"]
-        settled["processes"] = len(names) + 1  # and the sentinel
-    soak.settle(gateway, settled)
+    if wanted is not None:
+        return soak.settle(gateway, wanted)[0]
+    processes = len(make_config(0)["mcpServers"]) + 1  # and the sentinel
+    soak.settle(gateway, {"processes": processes, "calls in flight": 0})
     return soak.hold(gateway)
 
 

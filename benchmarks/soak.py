@@ -50,8 +50,7 @@ def run(options):
         memory = read_status(gateway.pid)["VmRSS"]
         tally = traffic(gateway, clients, seconds, seed=options.seed, patient=not options.quick)
         busy = read_status(gateway.pid)["VmRSS"]
-        settled = settle(gateway, before)
-        after = hold(gateway)
+        after, settled = settle(gateway, before)
         grown = read_status(gateway.pid)["VmRSS"] - memory
     claims = make_claims(tally, before, after, size=f"{clients} clients, {seconds:g} s")
     claims += [
@@ -103,10 +102,11 @@ def traffic(gateway, clients, seconds, *, seed, patient):
 
 def hold(gateway):
     """What the gateway holds at this moment, as the kernel and its own health report tell it."""
+    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first: the connection that asks is one for a while
     health = gateway.health()
     return {
         "processes": len(descendants(gateway.pid)),
-        "descriptors": len(os.listdir(f"/proc/{gateway.pid}/fd")),
+        "descriptors": descriptors,
         "threads": len(threads(gateway.pid)),
         "calls in flight": sum(one["in_flight"] for one in health["backends"].values()),
     }
@@ -128,14 +128,13 @@ def descendants(pid):
 
 
 def settle(gateway, wanted):
-    """Wait until the gateway holds no more than this, or too long; the seconds."""
+    """Wait until the gateway holds no more than this, or too long; what it held last, and the seconds."""
     began = time.monotonic()
-    while (passed := time.monotonic() - began) < SETTLE:
-        held = hold(gateway)
-        if all(held[name] <= wanted[name] for name in wanted):
-            break
+    while True:
+        held, passed = hold(gateway), time.monotonic() - began
+        if passed >= SETTLE or all(held[name] <= wanted[name] for name in wanted):
+            return held, passed
         time.sleep(POLL)
-    return passed
 
 
 WORDS = {
