@@ -127,41 +127,63 @@ class Router:
             RequestError: unknown name or method, full queue, shutting down.
             BackendUnavailable: the owner has failed or is stopped.
         """
+        ticket = self.submit_now(call, again=again)
+        if ticket is not None:
+            return ticket
         began = trio.current_time()
         try:
-            ticket = await self._count(call, again=again)
+            return await self._submit(call, again=again)
         except (GatewayError, trio.Cancelled) as exc:
             self._not_submitted(call, exc if isinstance(exc, GatewayError) else None, began)
             raise
-        self._under_way.add(ticket)
-        return ticket
 
-    async def _count(self, call: Call, *, again: bool) -> Ticket:
-        """Have the turnstile count the call, as long as there is a ticket for it."""
-        self._refuse_while_draining()
-        if self.turnstile is None or (counted := self.turnstile.begin(call.caller, again=again)) is None:
-            return await self._submit(call)
+    def submit_now(self, call: Call, *, again: bool = False) -> Ticket | None:
+        """`submit` where the owner is known, which is nearly always; None if only `submit` can tell."""
         try:
-            ticket = await self._submit(call, counted)
-        except BaseException:
-            counted.end_call()
-            raise
-        ticket.counted = counted
-        return ticket
-
-    async def _submit(self, call: Call, counted: Counted | None = None) -> Ticket:
-        route = self._lookup(call)
+            route = None if self._draining else self._lookup(call)
+        except GatewayError:
+            return None
         if route is None:
-            route = await self._await_owner(call)
+            return None
+        try:
+            return self._hand_over(call, route, self._count(call, again=again))
+        except GatewayError as exc:
+            self._not_submitted(call, exc, trio.current_time())
+            raise
+
+    async def _submit(self, call: Call, *, again: bool) -> Ticket:
+        self._refuse_while_draining()
+        counted = self._count(call, again=again)
+        try:
+            route = self._lookup(call) or await self._await_owner(call)
             self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
             if counted is not None and counted.ended:
                 raise Revoked
+        except BaseException:
+            if counted is not None:
+                counted.end_call()
+            raise
+        return self._hand_over(call, route, counted)
+
+    def _count(self, call: Call, *, again: bool) -> Counted | None:
+        """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
+        return None if self.turnstile is None else self.turnstile.begin(call.caller, again=again)
+
+    def _hand_over(self, call: Call, route: Route, counted: Counted | None) -> Ticket:
+        """Put a ticket into the owner's channel; one that it refuses counts no more."""
         supervisor = self.fleet.supervisors[route.backend]
         ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
         ticket.as_task = route.task
         if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
             ticket.publish = self._publish
-        supervisor.submit(ticket)
+        try:
+            supervisor.submit(ticket)
+        except BaseException:
+            if counted is not None:
+                counted.end_call()
+            raise
+        ticket.counted = counted
+        self._under_way.add(ticket)
         return ticket
 
     def turn_away(self, call: Call, problem: GatewayError) -> None:

@@ -123,6 +123,18 @@ class Answers:
             return await act(self.router, session, requests.legacy_call(message, session.caller))
         return Flow(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
+    def begin(self, call: Call) -> Flow | None:
+        """Put a tool call on its way before the task that waits for it has begun; None if only that task can.
+
+        Raises:
+            GatewayError: as `legacy` and `modern` do.
+        """
+        is_modern = call.caller.era is Era.MODERN
+        if is_modern and ("requestState" in call.params or call.caller.log_level is not None):
+            return None
+        ticket = self.router.submit_now(call)
+        return None if ticket is None else Flow(self.router, ticket)
+
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Have a call noted that its face has refused, as the router's own refusals are."""
         if message.method in ROUTED_METHODS:

@@ -167,7 +167,7 @@ class StdioFace:
             elif message.method == "initialize" and not requests.is_modern(message):
                 self._initialize(message, message.id, scope)  # at once: what follows it needs its session
             else:
-                self._nursery.start_soon(self._request, message, scope)
+                self._nursery.start_soon(self._request, message, scope, self._begin(message))
 
     def _enter(self, request_id: Id) -> trio.CancelScope | bytes:
         """The scope in which a request runs, or the response that refuses it."""
@@ -185,9 +185,25 @@ class StdioFace:
         take_note(self._answers, self._session, message, self._in_flight)
         return False
 
-    async def _request(self, message: Message, scope: trio.CancelScope) -> None:
-        # The response is in no variable of this task: while the client does not read, the outbox alone is to hold it.
-        self._answer(await self._respond(message, scope), message.id)
+    def _begin(self, message: Message) -> Flow | GatewayError | None:
+        """Put a tool call on its way, so that its backend works while its task begins; None: all is the task's."""
+        if message.method != "tools/call":
+            return None
+        try:
+            if requests.is_modern(message):
+                return self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
+            if self._session is not None:
+                return self._answers.begin(requests.legacy_call(message, self._session.caller))
+        except GatewayError as exc:
+            return exc
+        return None
+
+    async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None) -> None:
+        # Neither the response nor the call is in a variable of this task: while the client does not read, the outbox
+        # alone is to hold what it gets.
+        response = self._respond(message, scope, begun)
+        del begun
+        self._answer(await response, message.id)
         await self._outbox.room()
 
     def _answer(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
@@ -237,7 +253,9 @@ class StdioFace:
                         nursery.start_soon(respond, message, scope)
         return responses
 
-    async def _respond(self, message: Message, scope: trio.CancelScope) -> bytes | None:
+    async def _respond(
+        self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None = None
+    ) -> bytes | None:
         """The response to one request; None if its client cancelled it, for then none must follow."""
         request_id = message.id
         if not isinstance(request_id, int | str):
@@ -245,6 +263,10 @@ class StdioFace:
         era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
         try:
             with scope:
+                if isinstance(begun, GatewayError):
+                    raise begun
+                if begun is not None:
+                    return await self._finish(begun, request_id)
                 if era is Era.MODERN:
                     return await self._modern(message, request_id)
                 return await self._legacy(message, request_id)
