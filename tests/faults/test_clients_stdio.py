@@ -131,6 +131,25 @@ async def test_a_request_id_in_use_is_refused_and_the_first_goes_on(stdio):
     assert (await stdio.response("x"))["result"] == {}
 
 
+async def test_calls_and_what_ends_them_in_one_write(stdio):
+    def call(request_id, name, **arguments):
+        return make_request(request_id, "tools/call", {"name": name, "arguments": arguments})
+
+    lines = [
+        call("kept", "echo.echo", text="kept"),
+        call("given up", "echo.sleep", seconds=30),
+        make_notification("notifications/cancelled", {"requestId": "given up"}),
+        call("nobody's", "echo.nothing"),
+        call("bare", "nothing"),
+    ]
+    await stdio.send_raw(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    assert text_of(await stdio.response("kept")) == "kept"
+    assert (await stdio.response("bare"))["error"]["code"] == -32602
+    assert (await stdio.response("nobody's"))["error"]["code"] == -32602
+    await stdio.send(call("given up", "echo.echo", text="free again"))  # no answer to the first is behind this one
+    assert text_of(await stdio.response("given up")) == "free again"
+
+
 async def test_too_many_requests_at_once_are_busy_and_no_more(stdio):
     ids = [await stdio.start("tools/call", {"name": "echo.sleep", "arguments": {"seconds": 0.5}}) for _ in range(24)]
     answers = [await stdio.response(request_id) for request_id in ids]
