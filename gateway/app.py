@@ -342,6 +342,7 @@ class Gateway:
             self._reloader.reload_soon(name)
             return
         if not self._stop.is_set():
+            self.router.refuse_new()  # before it is said
             log.info("%s: draining, then stopping", name)
             self._stop.set()
             return

@@ -253,12 +253,16 @@ class Router:
         if not self._under_way:
             self._emptied.unpark_all()
 
+    def refuse_new(self) -> None:
+        """Take no more calls from now on."""
+        self._draining = True
+
     async def drain(self, grace: float) -> bool:
         """Refuse new calls and wait, at most `grace` seconds, for those under way; returns whether all ended.
 
         Those that did not end are finished with an error and cancelled at their backends.
         """
-        self._draining = True
+        self.refuse_new()
         if not self._hurried.is_set():
             with trio.move_on_after(grace) as self._drain_scope:
                 while self._under_way:
