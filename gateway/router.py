@@ -174,6 +174,7 @@ class Router:
         supervisor = self.fleet.supervisors[route.backend]
         ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
         ticket.as_task = route.task
+        ticket.deadlines = self.fleet.deadlines
         if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
             ticket.publish = self._publish
         try:

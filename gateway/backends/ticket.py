@@ -20,6 +20,7 @@ from gateway.jsonrpc import INTERNAL_ERROR
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.backends.deadlines import Deadlines
     from gateway.calls import Ask, Call, Event, Outcome
     from gateway.errors import GatewayError
 
@@ -64,11 +65,13 @@ class Ticket:
         "closed",
         "counted",
         "deadline",
+        "deadlines",
         "dropped",
         "latest",
         "number",
         "on_close",
         "on_end",
+        "on_ring",
         "opened_at",
         "outcome",
         "own_name",
@@ -89,6 +92,8 @@ class Ticket:
         self.deadline = self.opened_at + timeout
         self.latest: float | None = None
         """Where the call may last so long but no longer, and progress starts its time anew (`max_call_time`)."""
+        self.deadlines: Deadlines | None = None
+        """Set by the router: who rings when the deadline has passed."""
         self.outcome: Outcome | None = None
         self.closed = False
         self.counted: Counted | None = None
@@ -100,6 +105,8 @@ class Ticket:
         """Set by the owner of the backend: called once when the call has ended, by whatever."""
         self.retry: Callable[[Ticket, Outcome], bool] | None = None
         """Set where the call may be sent once more: takes it over, if the outcome is such, and says whether it did."""
+        self.on_ring: Callable[[], None] | None = None
+        """Set by a face that does not wait in `next`: called whenever that would have something. It must not wait."""
         self.publish: Callable[[Ticket, Outcome], Outcome] | None = None
         """Set by the router where the outcome may hold URIs that its client knows under other names."""
         self.as_task = False
@@ -179,7 +186,7 @@ class Ticket:
         if self._events is None:
             self._events = deque()
         self._events.append(event)
-        self._ring()
+        self.ring()
 
     def _drop_oldest(self) -> None:
         """Make room by dropping the oldest notice; requests to the client are never dropped."""
@@ -203,11 +210,19 @@ class Ticket:
         told, self.on_end = self.on_end, None
         if told is not None:
             told(self)
-        self._ring()
+        self.ring()
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Have whoever waits look: there is an event, the outcome or the end, or the deadline has passed."""
+        if self.on_ring is not None:
+            self.on_ring()
         if self._event is not None:
             self._event.set()
+
+    @property
+    def settled(self) -> Outcome | None:
+        """The outcome, if there is no event before it."""
+        return None if self._events else self.outcome
 
     async def next(self) -> Event | Outcome | None:
         """Wait for the next event or, behind all events, the outcome; None if the ticket was closed meanwhile.
@@ -228,9 +243,20 @@ class Ticket:
                 return self.outcome
             if self.closed:
                 return None
-            self._event = trio.Event()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until `ring`, or until the deadline."""
+        self._event = trio.Event()
+        if self.deadlines is None or not self.deadlines.is_kept:
             with trio.move_on_at(self.deadline):
                 await self._event.wait()
+            return
+        self.deadlines.add(self)
+        try:
+            await self._event.wait()
+        finally:
+            self.deadlines.discard(self)
 
     def _expire(self) -> None:
         waited = self.deadline - self.opened_at

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.deadlines import Deadlines
 from gateway.catalog.news import ListNews
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs
@@ -87,6 +88,7 @@ class Fleet:
         self._dirty = trio.Event()
         self.wish_list = WishList()
         self.mailboxes = Mailboxes()
+        self.deadlines = Deadlines()
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + config.gateway.start_grace
         self._stopped = trio.Event()
@@ -246,6 +248,7 @@ class Fleet:
         self._grace_over = trio.current_time() + self.settings.start_grace
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
+            await services.start(self.deadlines.run)
             services.start_soon(self.wish_list.run, self.wish)
             services.start_soon(self._keeper.run, lambda: self._supervisors)
             async with trio.open_nursery() as self._owners_nursery:
