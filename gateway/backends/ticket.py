@@ -106,7 +106,7 @@ class Ticket:
         self.retry: Callable[[Ticket, Outcome], bool] | None = None
         """Set where the call may be sent once more: takes it over, if the outcome is such, and says whether it did."""
         self.on_ring: Callable[[], None] | None = None
-        """Set by a face that does not wait in `next`: called whenever that would have something. It must not wait."""
+        """Set by `watch`."""
         self.publish: Callable[[Ticket, Outcome], Outcome] | None = None
         """Set by the router where the outcome may hold URIs that its client knows under other names."""
         self.as_task = False
@@ -218,6 +218,22 @@ class Ticket:
             self.on_ring()
         if self._event is not None:
             self._event.set()
+
+    def watch(self, ring: Callable[[], None]) -> bool:
+        """Have `ring` called when `next` would have something; it must not wait. False if nobody keeps deadlines."""
+        if self.deadlines is None or not self.deadlines.is_kept:
+            return False
+        self.on_ring = ring
+        self.deadlines.add(self)
+        if self._events or self.over:
+            ring()
+        return True
+
+    def unwatch(self) -> None:
+        """Undo `watch`."""
+        self.on_ring = None
+        if self.deadlines is not None:
+            self.deadlines.discard(self)
 
     @property
     def settled(self) -> Outcome | None:

@@ -57,6 +57,24 @@ class Flow:
         self._answered = trio.Event()
         self._state = jsonrpc.ABSENT
 
+    def watch(self, ring: Callable[[], None]) -> bool:
+        """Have `ring` called when `next` would have something, perhaps now; False: somebody has to wait in `next`.
+
+        With `settled` this is for whoever waits for nothing but the outcome; `unwatch` ends it.
+        """
+        return self._ticket.watch(ring)
+
+    def unwatch(self) -> None:
+        """Undo `watch`."""
+        self._ticket.unwatch()
+
+    @property
+    def settled(self) -> Outcome | None:
+        """The outcome, if that is all there is: no event before it, and nobody is to be asked."""
+        outcome = self._ticket.settled
+        is_round = isinstance(outcome, InputRequired) and self.call.caller.era is Era.LEGACY
+        return None if is_round else outcome
+
     async def next(self) -> Event | Outcome | None:
         """Wait for the next event or the outcome; None if the call was closed meanwhile.
 

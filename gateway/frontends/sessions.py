@@ -54,6 +54,8 @@ class InFlight:
         self._scopes: dict[Id, trio.CancelScope] = {}
         self._most = most
         self._deadline = math.inf
+        self.on_cancel: Callable[[Id], None] | None = None
+        """Told of a request that is cancelled, if somebody has requests without a task in their scope."""
 
     def __len__(self) -> int:
         return len(self._scopes)
@@ -87,6 +89,8 @@ class InFlight:
         scope = self._scopes.get(request_id)
         if scope is not None:
             scope.cancel(reason="the client cancelled the request")
+            if self.on_cancel is not None:
+                self.on_cancel(request_id)
 
     def end_at(self, deadline: float) -> None:
         """Give all requests, later ones too, until then."""

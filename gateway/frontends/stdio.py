@@ -32,12 +32,13 @@ from gateway.frontends.changes import Changes
 from gateway.frontends.listen import Subscription
 from gateway.frontends.notes import take_note
 from gateway.frontends.sessions import STDIO, DuplicateId, InFlight, LegacySession
+from gateway.frontends.waiting import Waiting, WaitingCalls
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.calls import Event, Identity
+    from gateway.calls import Event, Identity, Outcome
     from gateway.catalog.news import ListNews
     from gateway.frontends.answers import Introduction
     from gateway.frontends.flow import Flow
@@ -77,6 +78,8 @@ class StdioFace:
         self._outbox = Outbox(self._stdout)
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
+        self._waiting = WaitingCalls(self._answer_call, self._start)
+        self._in_flight.on_cancel = self._dropped
         self._batches = 0
         self._cut_off = False
         self._nursery: trio.Nursery  # of the requests; opened and left by run
@@ -91,6 +94,7 @@ class StdioFace:
         try:
             await self._serve()
         finally:
+            self._waiting.close()
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
@@ -99,6 +103,7 @@ class StdioFace:
     async def _serve(self) -> None:
         async with self._stdout, trio.open_nursery() as services:
             services.start_soon(self._write)
+            services.start_soon(self._waiting.run)
             services.start_soon(self._tell)
             services.start_soon(self._close_with_gateway)
             async with trio.open_nursery() as self._nursery:
@@ -107,6 +112,7 @@ class StdioFace:
                 self._ending.set()
                 deadline = trio.current_time() + END_GRACE
                 self._in_flight.end_at(deadline)
+                self._waiting.end()
                 self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
             self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
             with trio.move_on_at(deadline + END_GRACE):
@@ -167,7 +173,14 @@ class StdioFace:
             elif message.method == "initialize" and not requests.is_modern(message):
                 self._initialize(message, message.id, scope)  # at once: what follows it needs its session
             else:
-                self._nursery.start_soon(self._request, message, scope, self._begin(message))
+                self._take_request(message, message.id, scope)
+
+    def _take_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+        begun = self._begin(message)
+        if begun is None or isinstance(begun, GatewayError):
+            self._nursery.start_soon(self._request, message, scope, begun)
+        else:
+            self._waiting.add(request_id, Waiting(message, scope, begun))
 
     def _enter(self, request_id: Id) -> trio.CancelScope | bytes:
         """The scope in which a request runs, or the response that refuses it."""
@@ -186,7 +199,7 @@ class StdioFace:
         return False
 
     def _begin(self, message: Message) -> Flow | GatewayError | None:
-        """Put a tool call on its way, so that its backend works while its task begins; None: all is the task's."""
+        """Put a tool call on its way; None: that is for the request's task."""
         if message.method != "tools/call":
             return None
         try:
@@ -197,6 +210,26 @@ class StdioFace:
         except GatewayError as exc:
             return exc
         return None
+
+    def _start(self, waiting: Waiting) -> None:
+        self._nursery.start_soon(self._request, *waiting)
+
+    def _dropped(self, request_id: Id) -> None:
+        if self._waiting.drop(request_id):
+            self._in_flight.leave(request_id)
+
+    def _answer_call(self, waiting: Waiting, outcome: Outcome) -> None:
+        """Answer a call that has had no task."""
+        request_id = waiting.message.id
+        if not isinstance(request_id, int | str):
+            return
+        self._in_flight.leave(request_id)
+        try:
+            response = self._answers.encode_outcome(waiting.flow.call, request_id, outcome)[0]
+        except GatewayError as exc:
+            response = self._answers.encode_error(request_id, exc, waiting.flow.call.caller.era)[0]
+        waiting.flow.close()
+        self._answer(response, request_id)
 
     async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None) -> None:
         # Neither the response nor the call is in a variable of this task: while the client does not read, the outbox
