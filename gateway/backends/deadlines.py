@@ -39,7 +39,7 @@ class Deadlines:
         self._tickets.discard(ticket)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the deadlines until cancelled."""
+        """Keep the deadlines until cancelled; who waits then is rung, and has to keep its own from then on."""
         self.is_kept = True
         task_status.started()
         try:
@@ -47,9 +47,13 @@ class Deadlines:
                 earliest = min((ticket.deadline for ticket in self._tickets), default=math.inf)
                 with trio.CancelScope(deadline=earliest) as self._scope:
                     await trio.sleep_forever()
-                now = trio.current_time()
-                for ticket in [one for one in self._tickets if one.deadline <= now]:
-                    self._tickets.discard(ticket)
-                    ticket.ring()
+                self._ring_until(trio.current_time())
         finally:
             self.is_kept = False
+            self._ring_until(math.inf)
+
+    def _ring_until(self, latest: float) -> None:
+        # Apart from `run`, in whose variables the last ticket would stay, with all that its call carried.
+        for ticket in [one for one in self._tickets if one.deadline <= latest]:
+            self._tickets.discard(ticket)
+            ticket.ring()

@@ -263,16 +263,17 @@ class Ticket:
 
     async def _wait(self) -> None:
         """Wait until `ring`, or until the deadline."""
-        self._event = trio.Event()
+        event = self._event = trio.Event()
         if self.deadlines is None or not self.deadlines.is_kept:
             with trio.move_on_at(self.deadline):
-                await self._event.wait()
+                await event.wait()
             return
         self.deadlines.add(self)
         try:
-            await self._event.wait()
+            await event.wait()
         finally:
-            self.deadlines.discard(self)
+            if self._event is event:  # else somebody else has begun to wait meanwhile, whose deadline holds on
+                self.deadlines.discard(self)
 
     def _expire(self) -> None:
         waited = self.deadline - self.opened_at

@@ -228,7 +228,8 @@ class StdioFace:
             response = self._answers.encode_outcome(waiting.flow.call, request_id, outcome)[0]
         except GatewayError as exc:
             response = self._answers.encode_error(request_id, exc, waiting.flow.call.caller.era)[0]
-        waiting.flow.close()
+        finally:  # whatever happens, the call is in nobody's hands but these, and would hold up the drain
+            waiting.flow.close()
         self._answer(response, request_id)
 
     async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None) -> None:
