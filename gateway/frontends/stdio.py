@@ -94,7 +94,6 @@ class StdioFace:
         try:
             await self._serve()
         finally:
-            self._waiting.close()
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
@@ -107,12 +106,14 @@ class StdioFace:
             services.start_soon(self._tell)
             services.start_soon(self._close_with_gateway)
             async with trio.open_nursery() as self._nursery:
-                with self._reading:
-                    await self._read()
+                try:
+                    with self._reading:
+                        await self._read()
+                finally:  # when cancelled, too: these calls end as tasks do, and none begins after the nursery's end
+                    deadline = trio.current_time() + END_GRACE
+                    self._in_flight.end_at(deadline)
+                    self._waiting.end()
                 self._ending.set()
-                deadline = trio.current_time() + END_GRACE
-                self._in_flight.end_at(deadline)
-                self._waiting.end()
                 self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
             self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
             with trio.move_on_at(deadline + END_GRACE):

@@ -60,15 +60,10 @@ class WaitingCalls:
         return waiting is not None
 
     def end(self) -> None:
-        """Give all of them their tasks, and whatever comes."""
+        """Give all of them their tasks, and whatever comes. Afterwards `run` starts none."""
         self._ended = True
         for request_id in list(self._calls):
             self._begin_task(request_id)
-
-    def close(self) -> None:
-        """Let go of what has neither been answered nor started: nobody will."""
-        for request_id in list(self._calls):
-            self.drop(request_id)
 
     async def run(self) -> None:
         """Answer them, until cancelled."""
