@@ -110,13 +110,21 @@ class SentinelLink:
             self._forget()
 
     async def _start(self) -> None:
-        # Not to be abandoned on cancellation, or nobody would own it; it takes as long as Popen does.
-        popen, self._pidfd, self._pipe = await trio.to_thread.run_sync(_spawn_sentinel, limiter=self._limiter)
-        self._popen = popen
+        # All it has to know is in its pipe before it is there: were we killed while it starts, it would know nobody.
+        read, self._pipe = _open_pipe()
         self._outbox.clear()
         for said in self._roster():
             self._outbox += json.dumps(said, separators=(",", ":")).encode() + b"\n"
         self._flush()
+        try:
+            # Not to be abandoned on cancellation, or nobody would own it; it takes as long as Popen does.
+            popen, self._pidfd = await trio.to_thread.run_sync(_spawn_sentinel, read, limiter=self._limiter)
+        except BaseException:
+            self._close_pipe()
+            raise
+        finally:
+            os.close(read)
+        self._popen = popen
         logger.debug("sentinel %d started", popen.pid)
 
     def _flush(self) -> None:
@@ -197,34 +205,33 @@ class SentinelLink:
         self._backlog = trio.Event()
 
 
-def _spawn_sentinel() -> tuple[subprocess.Popen[bytes], int, int]:
-    """Run it in a session of its own (the gateway's group may be killed), with no open file of the gateway's.
-
-    Its stderr is not ours: who reads the gateway's stderr to its end should not have to wait for the sentinel. Its
-    environment is empty but for the loader's path, so that it carries no cookie of a gateway above this one.
-    """
-    env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+def _open_pipe() -> tuple[int, int]:
+    """The sentinel's end and ours, which never makes us wait."""
     read, write = os.pipe()
-    try:
-        popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", str(PROGRAM)],
-            stdin=read,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=env,
-            cwd="/",
-            start_new_session=True,
-            close_fds=True,
-        )
-    except BaseException:
-        os.close(write)
-        raise
-    finally:
-        os.close(read)
     os.set_blocking(write, False)
     if sys.platform == "linux":
         import fcntl
 
         with contextlib.suppress(OSError):  # an ordinary pipe does as well, the backlog then lives on our side
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    return popen, open_pidfd(popen.pid), write
+    return read, write
+
+
+def _spawn_sentinel(stdin: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Run it in a session of its own (the gateway's group may be killed), with no open file of the gateway's.
+
+    Its stderr is not ours: who reads the gateway's stderr to its end should not have to wait for the sentinel. Its
+    environment is empty but for the loader's path, so that it carries no cookie of a gateway above this one.
+    """
+    env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    popen = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", str(PROGRAM)],
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        cwd="/",
+        start_new_session=True,
+        close_fds=True,
+    )
+    return popen, open_pidfd(popen.pid)

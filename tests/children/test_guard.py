@@ -88,7 +88,7 @@ async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypa
 
 
 async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, caplog) -> None:
-    def fail() -> None:
+    def fail(_stdin: int) -> None:
         raise FileNotFoundError("no python here")
 
     monkeypatch.setattr("gateway.backends.sentinel_link._spawn_sentinel", fail)
