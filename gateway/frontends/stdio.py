@@ -177,9 +177,15 @@ class StdioFace:
                 self._take_request(message, message.id, scope)
 
     def _take_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
-        begun = self._begin(message)
-        if begun is None or isinstance(begun, GatewayError):
-            self._nursery.start_soon(self._request, message, scope, begun)
+        try:
+            begun = self._begin(message)
+        except GatewayError as exc:
+            self._in_flight.leave(request_id)
+            era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
+            self._answer(self._answers.encode_error(request_id, exc, era)[0], request_id)
+            return
+        if begun is None:
+            self._nursery.start_soon(self._request, message, scope, None)
         else:
             self._waiting.add(request_id, Waiting(message, scope, begun))
 
@@ -199,17 +205,14 @@ class StdioFace:
         take_note(self._answers, self._session, message, self._in_flight)
         return False
 
-    def _begin(self, message: Message) -> Flow | GatewayError | None:
-        """Put a tool call on its way; None: that is for the request's task."""
+    def _begin(self, message: Message) -> Flow | None:
+        """Put a tool call on its way; None: that is for the request's task. Raises GatewayError."""
         if message.method != "tools/call":
             return None
-        try:
-            if requests.is_modern(message):
-                return self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
-            if self._session is not None:
-                return self._answers.begin(requests.legacy_call(message, self._session.caller))
-        except GatewayError as exc:
-            return exc
+        if requests.is_modern(message):
+            return self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
+        if self._session is not None:
+            return self._answers.begin(requests.legacy_call(message, self._session.caller))
         return None
 
     def _start(self, waiting: Waiting) -> None:
@@ -219,11 +222,8 @@ class StdioFace:
         if self._waiting.drop(request_id):
             self._in_flight.leave(request_id)
 
-    def _answer_call(self, waiting: Waiting, outcome: Outcome) -> None:
+    def _answer_call(self, request_id: Id, waiting: Waiting, outcome: Outcome) -> None:
         """Answer a call that has had no task."""
-        request_id = waiting.message.id
-        if not isinstance(request_id, int | str):
-            return
         self._in_flight.leave(request_id)
         try:
             response = self._answers.encode_outcome(waiting.flow.call, request_id, outcome)[0]
@@ -233,7 +233,7 @@ class StdioFace:
             waiting.flow.close()
         self._answer(response, request_id)
 
-    async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None) -> None:
+    async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | None) -> None:
         # Neither the response nor the call is in a variable of this task: while the client does not read, the outbox
         # alone is to hold what it gets.
         response = self._respond(message, scope, begun)
@@ -288,9 +288,7 @@ class StdioFace:
                         nursery.start_soon(respond, message, scope)
         return responses
 
-    async def _respond(
-        self, message: Message, scope: trio.CancelScope, begun: Flow | GatewayError | None = None
-    ) -> bytes | None:
+    async def _respond(self, message: Message, scope: trio.CancelScope, begun: Flow | None = None) -> bytes | None:
         """The response to one request; None if its client cancelled it, for then none must follow."""
         request_id = message.id
         if not isinstance(request_id, int | str):
@@ -298,8 +296,6 @@ class StdioFace:
         era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
         try:
             with scope:
-                if isinstance(begun, GatewayError):
-                    raise begun
                 if begun is not None:
                     return await self._finish(begun, request_id)
                 if era is Era.MODERN:

@@ -31,11 +31,11 @@ class Waiting(NamedTuple):
 class WaitingCalls:
     """All of them, by request id.
 
-    `answer(waiting, outcome)` answers one, `start(waiting)` gives one its task; neither may wait, and the call is in
-    nobody's hands but theirs then.
+    `answer(request_id, waiting, outcome)` answers one, `start(waiting)` gives one its task; neither may wait, and the
+    call is in nobody's hands but theirs then.
     """
 
-    def __init__(self, answer: Callable[[Waiting, Outcome], None], start: Callable[[Waiting], None]) -> None:
+    def __init__(self, answer: Callable[[Id, Waiting, Outcome], None], start: Callable[[Waiting], None]) -> None:
         self._answer = answer
         self._start = start
         self._calls: dict[Id, Waiting] = {}
@@ -98,4 +98,4 @@ class WaitingCalls:
             self._begin_task(request_id)
             return
         self._take(request_id)
-        self._answer(waiting, outcome)
+        self._answer(request_id, waiting, outcome)
