@@ -250,7 +250,7 @@ async def test_a_call_that_waited_for_a_backends_start_is_not_let_in_after_all(a
             await trio.lowlevel.checkpoint()
             return Route("a", "x")
 
-        house.router._await_owner = await_owner  # type: ignore[method-assign]
+        house.router._await_owner = await_owner  # type: ignore[method-assign] - one that takes long
         exchange = await house.call(name="a.new")
         assert calls == ["a.new"]
         assert "taken away" in error_of(exchange)["message"]
@@ -359,7 +359,8 @@ async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_ke
     running_one._check(guarded)
     with pytest.raises(ConfigError, match="everybody is let in"):
         running_one._check(open_to_all)
-    Gateway(guarded, Options(transports=("sse",), host="0.0.0.0", insecure=True), None)._check(open_to_all)  # type: ignore[arg-type]
+    insecure = Options(transports=("sse",), host="0.0.0.0", insecure=True)
+    Gateway(guarded, insecure, None)._check(open_to_all)  # type: ignore[arg-type] - as above
     running_one._hold(make_config({"keys": keys()["keys"][1:]}))
     headers = {b"authorization": b"Bearer " + ALICE.encode()}
     assert running_one._access.find(headers) is None

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.leak_check
 GOOD = {"mcpServers": {"one": {"command": "echo-server", "args": ["-x"]}, "off": {"command": "x", "disabled": True}}}
 
 
-def run(*args):
+def run(*args, program=("-m", "gateway")):
     """The command as a process of its own: (status, stdout, stderr)."""
     done = subprocess.run(
-        [sys.executable, "-m", "gateway", *args],
+        [sys.executable, *program, *args],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -381,16 +381,10 @@ def test_hash_key(capsys, monkeypatch):
 def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     program = "import gc, sys; from gateway.cli.main import main; main(sys.argv[1:]); print(gc.get_freeze_count())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "serve", "--config", config, "--port", "0", "--state-dir", str(tmp_path)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert int((done.stdout or done.stderr).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
+    flags = ("--config", config, "--port", "0", "--state-dir", str(tmp_path))
+    status, out, err = run("serve", *flags, program=("-c", program))
+    assert status == 0, err
+    assert int((out or err).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
 
 
 def test_an_interrupt_is_not_explained(capsys, monkeypatch):
