@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.config import NEVER_RESTART
 from gateway.config.model import RestartPolicy
 from gateway.supervisor.restart import Backoff
 
@@ -36,6 +38,21 @@ def test_somebody_who_asks_again_is_given_all_tries() -> None:
     assert [backoff.failed(0) for _ in range(6)][-1] is None
     backoff.forgive()
     assert [backoff.failed(0) for _ in range(6)] == [0.5, 1.0, 2.0, 3.0, 3.0, None]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_session_that_served_calls_is_no_quick_failure(most: int) -> None:
+    policy = msgspec.structs.replace(POLICY, max_quick_failures=most)
+    backoff = Backoff(policy, lambda: 0.0)
+    for _ in range(3):
+        assert [backoff.failed(0, has_served=True) for _ in range(3)] == [0.5] * 3
+        quick = [backoff.failed(0) for _ in range(most - 1)]
+        assert None not in quick
+    assert [backoff.failed(0) for _ in range(most)][-1] is None
+
+
+def test_a_server_that_is_never_restarted_is_not_restarted_after_calls_either() -> None:
+    assert Backoff(NEVER_RESTART, lambda: 0.0).failed(1e6, has_served=True) is None
 
 
 def test_one_failure_can_be_the_last() -> None:

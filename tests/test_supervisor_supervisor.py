@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway.backends.upkeep import Wishes
+from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import RestartPolicy, ServerConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
 
 POLICY = RestartPolicy(initial_delay=1.0, max_delay=8.0, jitter=0.5, max_quick_failures=5, healthy_after=30.0)
 CRASH = BackendExited("b", "exited with status 3")
@@ -181,6 +183,34 @@ async def test_a_healthy_run_leaves_all_tries(autojump_clock: MockClock) -> None
         await trio.sleep(1000)
         assert len(backend.starts) == 9
         assert rig.state is State.READY
+
+
+@pytest.mark.parametrize(
+    ("outcome_of_call", "is_given_up"),
+    [
+        (None, True),  # no call at all
+        (RESULT, False),
+        (Failure(-32602, "no such tool", None, Era.LEGACY), False),
+        (BackendProtocol("b", "answered with a result that is no object"), True),
+        (CRASH, True),  # the call was not answered: it may be what the server dies of
+    ],
+)
+async def test_sessions_that_served_calls_never_end_the_restarts(
+    outcome_of_call: Outcome | None, is_given_up: bool, autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+        for _ in range(2 * POLICY.max_quick_failures):
+            if rig.state is State.FAILED:
+                break
+            if outcome_of_call is not None:
+                rig.call()
+                await settle()
+                if outcome_of_call is not CRASH:
+                    backend.session.answer(1, outcome_of_call)
+            backend.session.crash(CRASH)
+            await trio.sleep(POLICY.max_delay)
+        assert rig.state is (State.FAILED if is_given_up else State.READY)
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,14 @@ class RestartPolicy(Struct, frozen=True):
     max_delay: Annotated[Seconds, _says("The longest wait between two starts.")] = 30.0
     jitter: Annotated[Share, _says("Random part of each wait, so that backends do not restart in step.")] = 0.2
     max_quick_failures: Annotated[
-        Count, _says("After this many failures in a row, none healthy in between, the backend is given up.")
+        Count,
+        _says(
+            "After this many quick failures in a row the backend is marked failed; a session that served calls is none."
+        ),
     ] = 5
-    healthy_after: Annotated[Seconds, _says("A run of this length forgives all earlier failures.")] = 30.0
+    healthy_after: Annotated[
+        Seconds, _says("Uptime after which the failure count is reset; a session that served calls resets it too.")
+    ] = 30.0
 
 
 # `"restart": false`. The first end of the backend is its last: no run is ever long enough to be forgiven.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from types import NoneType
 from typing import TYPE_CHECKING, Final, cast
 
 import trio
@@ -25,6 +26,7 @@ from gateway.errors import (
     BackendUnavailable,
     BackendUnfit,
     Busy,
+    GatewayError,
 )
 from gateway.supervisor.health import keep_asking
 from gateway.supervisor.history import History
@@ -92,7 +94,7 @@ class Supervisor:
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
-        self._wanted = self._unreachable = self._given_up = False
+        self._wanted = self._unreachable = self._given_up = self._has_served = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._successor: Supervisor | None = None
@@ -136,6 +138,8 @@ class Supervisor:
         """Note that a call has ended, by whatever."""
         now = trio.current_time()
         self.history.ended(ticket, now - ticket.opened_at)
+        if not self._has_served:
+            self._has_served = not isinstance(ticket.outcome, (GatewayError, NoneType))  # the backend has answered
         if self.gate.limits:
             self.gate.ended(ticket, ticket.outcome, now)
 
@@ -318,6 +322,7 @@ class Supervisor:
     async def _live(self) -> float | None:
         """One session from start to end; returns how long to wait before the next, or None to give up."""
         self._kicked = trio.Event()
+        self._has_served = False
         ready_at: float | None = None
         problem: BaseException | None = None
         self._to(State.STARTING)
@@ -345,7 +350,11 @@ class Supervisor:
         # are answered at once like those to any that has failed, but it is tried again without being asked.
         self._unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
         # Nor would another start help where the config itself is at fault.
-        delay = None if isinstance(problem, BackendUnfit) else self._backoff.failed(healthy_for)
+        delay = (
+            None
+            if isinstance(problem, BackendUnfit)
+            else self._backoff.failed(healthy_for, has_served=self._has_served)
+        )
         if delay is None:
             log.error("backend %r is given up: %s", self.name, self.last_error)
             self._to(State.FAILED)
