@@ -26,6 +26,7 @@ from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.audit import Audit
 from gateway.backends.guard import open_guard
+from gateway.backends.opening import EraRecords
 from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import ANYBODY, Era, at_view
@@ -54,7 +55,9 @@ if TYPE_CHECKING:
     from gateway.backends.detect import HttpOpener
     from gateway.backends.guard import ChildGuard
     from gateway.backends.oauth import Logins
+    from gateway.backends.opening import Attempts
     from gateway.backends.session import Opener, Session
+    from gateway.backends.stdio import StdioSession
     from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
     from gateway.frontends.binding import Bound
@@ -124,8 +127,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -> Opener:
-    """Choose the transport for each backend; `logins` are for those that may want OAuth."""
+def make_opener(
+    guard: ChildGuard, records: EraRecords | None = None, *, name: str, logins: Logins | None = None
+) -> Opener:
+    """Choose the transport for each backend; `logins` are for those that may want OAuth.
+
+    `records` says what was found of each server before; without them it is remembered by this opener.
+    """
+    records = records or EraRecords()
     hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": gateway.__version__}))
 
     http: HttpOpener | None = None
@@ -136,11 +145,15 @@ def make_opener(guard: ChildGuard, *, name: str, logins: Logins | None = None) -
         nonlocal http
         own = hop if capabilities is None else msgspec.structs.replace(hop, capabilities=capabilities)
         if config.transport == "stdio":
-            return open_stdio(config, listener, guard=guard, hop=own)
+
+            def attempt(attempts: Attempts) -> AbstractAsyncContextManager[StdioSession]:
+                return open_stdio(config, listener, guard=guard, hop=own, attempts=attempts)
+
+            return records.open(config, attempt)
         if http is None:
             from gateway.backends.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
 
-            http = HttpOpener()
+            http = HttpOpener(records)
         if logins is not None and config.uses_oauth:
             return logins.open(config, partial(http.open, config, listener, hop=own))
         return http.open(config, listener, hop=own)
@@ -159,7 +172,8 @@ class Gateway:
         self._store = None if options.state_directory is None else Store(options.state_directory)
         self._logins = self._make_logins() if any(one.uses_oauth for one in config.servers.values()) else None
         self._adding_logins = trio.Lock()
-        self._opener = make_opener(guard, name=config.gateway.name, logins=self._logins)
+        self._records = EraRecords(self._store)
+        self._opener = make_opener(guard, self._records, name=config.gateway.name, logins=self._logins)
         self.fleet = Fleet(config, self._opener if self._logins is not None else self._open, self._store)
         source = options.source or ConfigSource(None, environ={}, given=config)
         self._reloader = Reloader(source, self.fleet, held=self._hold, check=self._check)
@@ -237,7 +251,7 @@ class Gateway:
                 logins = self._make_logins()
                 await self._services_nursery.start(logins.run)
                 self._logins = logins
-                self._opener = make_opener(self._guard, name=self._settings.name, logins=logins)
+                self._opener = make_opener(self._guard, self._records, name=self._settings.name, logins=logins)
         async with self._opener(config, listener, capabilities=capabilities) as session:
             yield session
 

@@ -55,6 +55,11 @@ class BackendTooSlow(BackendError):
 class BackendProtocol(BackendError):
     """The backend answered with something that is no valid answer."""
 
+    status: int = 0
+    """The HTTP status of the answer; 0 where there is none."""
+    body: bytes = b""
+    """The body of that answer, as far as it was read."""
+
 
 class BackendUnfit(BackendProtocol):
     """The backend does not do what its config says of it, so that another start would fail like this one.

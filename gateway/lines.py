@@ -146,6 +146,8 @@ class Outbox:
         self._wake = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self.broken = False
+        self.written = 0
+        """Bytes that the pipe has taken."""
 
     @property
     def size(self) -> int:
@@ -175,6 +177,7 @@ class Outbox:
             self.broken = True
             self._wake.set()
             return b""
+        self.written += written
         return data[written:]
 
     async def room(self) -> None:
@@ -199,6 +202,7 @@ class Outbox:
             self._sending = True
             try:
                 await self._stream.send_all(data)
+                self.written += len(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.broken = True
             finally:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
+from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
+from gateway.eras.versions import LEGACY_VERSIONS, MODERN_VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from gateway.config import ServerConfig
 
@@ -38,6 +40,9 @@ MIN_TOKEN: Final = 16
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """A larger file is not ours and is not read."""
 
+ERA_MAX_AGE: Final = 7 * 86_400.0
+"""Seconds for which an era record holds: a server may learn another era without a new version of its own."""
+
 log = logging.getLogger("gateway.store")
 
 
@@ -47,6 +52,50 @@ class _CatalogFile(msgspec.Struct):
     items: dict[str, list[tuple[str, msgspec.Raw]]]
     capabilities: dict[str, msgspec.Raw]
     instructions: str | None = None
+
+
+class EraRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening a session with a server has found."""
+
+    era: Era
+    """The era that was used."""
+    version: str
+    """The protocol version that was agreed on."""
+    asked: str
+    """The version that `initialize` named; empty in the modern era."""
+    offered: tuple[str, ...]
+    """The protocol versions that the server offers, as far as they are known."""
+    transport: str
+    server_info: msgspec.Raw
+    at: float
+    """When the server was probed, in seconds since the epoch."""
+
+    @property
+    def eras(self) -> list[Era]:
+        """The eras that the server offers."""
+        return eras_of(self.offered, self.era)
+
+
+class _EraFile(msgspec.Struct):
+    format: int
+    server: str
+    record: EraRecord
+
+
+def eras_of(offered: Collection[str], used: Era) -> list[Era]:
+    """The eras of some protocol versions; the one that was used is among them in any case."""
+    found = {used}
+    if any(version in LEGACY_VERSIONS for version in offered):
+        found.add(Era.LEGACY)
+    if any(version in MODERN_VERSIONS for version in offered):
+        found.add(Era.MODERN)
+    return sorted(found)
+
+
+def era_digest(config: ServerConfig) -> str:
+    """A digest of a server's command line or URL, and of what the config says of its era and transport."""
+    told = [config.command, config.args, config.cwd, config.url, config.unix_socket]
+    return hashlib.sha256(jsonrpc.encode([*told, config.era, config.transport])).hexdigest()[:16]
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
@@ -102,6 +151,29 @@ class Store:
         }
         content = _CatalogFile(FORMAT, config.name, entries, listing.capabilities, listing.instructions)
         self.write(self._catalog_path(config), jsonrpc.encode(content))
+
+    def load_era(self, config: ServerConfig) -> EraRecord | None:
+        """What opening this server's session has found last; None if that is not known."""
+        try:
+            found = msgspec.json.decode(read_plain(self._era_path(config)), type=_EraFile)
+        except FileNotFoundError:
+            return None
+        except (OSError, *jsonrpc.UNDECODABLE) as exc:
+            log.warning("the era record of %r is unreadable and is left out: %s", config.name, exc)
+            return None
+        return found.record if found.format == FORMAT and found.server == config.name else None
+
+    def save_era(self, config: ServerConfig, record: EraRecord | None) -> None:
+        """Keep what was found of a server; None removes it. Raises OSError."""
+        path = self._era_path(config)
+        if record is None:
+            path.unlink(missing_ok=True)
+            return
+        self.write(path, jsonrpc.encode(_EraFile(FORMAT, config.name, record)))
+        for other in path.parent.glob("*.json"):  # those of command lines that are not used any more
+            with contextlib.suppress(OSError):
+                if other.stat().st_mtime < record.at - ERA_MAX_AGE:
+                    other.unlink()
 
     def write(self, path: Path, data: bytes) -> None:
         """Replace a file as a whole, or not at all. Raises OSError."""
@@ -160,6 +232,9 @@ class Store:
     def _make(self, directory: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.mkdir(exist_ok=True, mode=0o700)  # by itself: `parents` would make ours with the umask's mode
+
+    def _era_path(self, config: ServerConfig) -> Path:
+        return self.directory / "eras" / f"{config.name}-{era_digest(config)}.json"
 
     def _catalog_path(self, config: ServerConfig) -> Path:
         """One file a server and configuration; of the environment only the names count, values are secrets."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from gateway.calls import Era
 from gateway.cli import main
 from gateway.cli.clients import CLIENTS, places
+from gateway.config import parse_server
+from gateway.store import EraRecord, Store
+from tests.faults.corpus.player import server
 from tests.support import echo_backend, faulty_backend
 
 SECRET = "s3cr3t"
@@ -138,6 +144,31 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert "no-such-command-anywhere" in found["missing"]["problem"]
     assert found["missing"]["command"] is None
     assert not found["silent"]["ok"]
+
+
+def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):
+    rules = [{"method": "server/discover", "then": "exit 1"}]
+    config = parse_server("b", server(rules) | QUICK, environ={})
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"b": server(rules) | QUICK}}), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json", "--state-dir", "state")
+    found = json.loads(out)["b"]
+    assert (status, found["era_record"]) == (0, None)
+    assert (found["era"], found["version"], found["eras_offered"]) == ("legacy", "2025-11-25", ["legacy"])
+    assert (found["versions_offered"], found["server_info"]) == (["2025-11-25"], {"name": "player", "version": "1"})
+    record = EraRecord(
+        era=Era.MODERN,
+        version="2026-07-28",
+        asked="",
+        offered=("2026-07-28", "2025-11-25"),
+        transport="stdio",
+        server_info=msgspec.Raw(b'{"name":"old"}'),
+        at=time.time(),
+    )
+    Store(tmp_path / "state").save_era(config, record)
+    kept = json.loads(cli("doctor", "c.json", "--json", "--state-dir", "state")[1])["b"]["era_record"]
+    assert (kept["era"], kept["eras_offered"], kept["server_info"]) == ("modern", ["legacy", "modern"], {"name": "old"})
+    _, out, _ = cli("doctor", "c.json")
+    assert "server: player 1; offers: legacy" in out
 
 
 def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_path):

@@ -39,6 +39,7 @@ MAX_BATCH: Final = 1_000
 """Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
 MAX_LOGGED: Final = 200
 """How much of a message that is no MCP message is shown in the log."""
+_OPENING: Final = frozenset({"server/discover", "initialize"})
 
 log = logging.getLogger("gateway.backend")
 
@@ -78,9 +79,11 @@ class Exchanges(Protocol):
 class Waiter:
     """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
 
-    __slots__ = ("acknowledged", "event", "kind", "outcome")
+    __slots__ = ("acknowledged", "event", "kind", "opens", "outcome")
 
-    def __init__(self, kind: Kind | None) -> None:
+    def __init__(self, kind: Kind | None, *, opens: bool = False) -> None:
+        self.opens = opens
+        """Whether the request opens the session: then an error without an id can only be about it."""
         self.kind = kind
         """What is to be listed, if anything: then single items that are no JSON are left out, and the rest is taken."""
         self.event = trio.Event()
@@ -133,6 +136,16 @@ class Conversation:
     def last_id(self) -> int:
         """The id given last."""
         return self._last_id
+
+    @property
+    def shares_pipe(self) -> bool:
+        """Whether all messages go through one pipe, so that they end together."""
+        return self._exchanges is None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process or connection has ended, so that no request is answered any more."""
+        return self._closed is not None
 
     def _for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         self._listener.for_client(key, method, params)
@@ -189,7 +202,7 @@ class Conversation:
         `ticket` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
-        waiter = self._waiters[request_id] = Waiter(BY_METHOD.get(method))
+        waiter = self._waiters[request_id] = Waiter(BY_METHOD.get(method), opens=method in _OPENING)
         if self._closed is not None:
             waiter.finish(self._closed)
         members = dict(params or {})
@@ -353,7 +366,7 @@ class Conversation:
     def _answer(self, message: jsonrpc.Message) -> None:
         request_id = message.id
         if request_id is msgspec.UNSET or request_id is None:
-            if message.error is not jsonrpc.ABSENT:
+            if message.error is not jsonrpc.ABSENT and not self._refuse_opening(message):
                 error = jsonrpc.decode_error(message.error)
                 self._warn("backend %r reported an error without an id: %s", self.backend, error.message)
             return
@@ -362,6 +375,13 @@ class Conversation:
         if not self._finish(request_id, self.outcome_of(message)):
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
+
+    def _refuse_opening(self, message: jsonrpc.Message) -> bool:
+        """End the oldest request that opens the session with an error that has no id; False if there is none."""
+        waiter = next((one for one in self._waiters.values() if one.opens and one.outcome is None), None)
+        if waiter is not None:
+            waiter.finish(self.outcome_of(message))
+        return waiter is not None
 
     def _became_task(self, request_id: jsonrpc.Id, result: msgspec.Raw) -> bool:
         number = _number(request_id)

@@ -1,25 +1,23 @@
-"""Which transport a `url` speaks, where the config does not say it, and what was found out the last time.
+"""Which transport a `url` speaks, where neither the config nor the server's era record says it.
 
 2026-07-28 basic/transports/streamable-http, "Backward Compatibility": a modern request first, then `initialize`; a
-server that refuses both with 400, 404 or 405 is asked for the event stream of the SSE transport. Transport and era
-belong to the server, so they are remembered until opening a session fails.
+server that refuses both with 400, 404 or 405, or by closing the connection, is asked for the event stream of the SSE
+transport.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
-
-import msgspec
-import trio
 
 from gateway.backends.handshake import AUTO_HINT
 from gateway.backends.http_client import HttpRefused
+from gateway.backends.opening import EraRecords
 from gateway.backends.sse import open_sse
 from gateway.backends.streamable import open_streamable
-from gateway.calls import Era
-from gateway.errors import BackendError, BackendProtocol, BackendUnfit
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from gateway.backends.conversation import Listener
+    from gateway.backends.opening import Attempts
     from gateway.backends.session import Session
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -42,16 +41,11 @@ _E = TypeVar("_E", bound=BackendError)
 log = logging.getLogger("gateway.backend")
 
 
-class _Found(msgspec.Struct, frozen=True):
-    transport: str
-    era: Era
-
-
 class HttpOpener:
-    """Opens sessions over HTTP, on whichever transport it is."""
+    """Opens sessions over HTTP, on whichever transport it is; `records` says what was found of each server before."""
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str | None], _Found] = {}
+    def __init__(self, records: EraRecords | None = None) -> None:
+        self._records = records or EraRecords()
 
     @asynccontextmanager
     async def open(
@@ -60,44 +54,51 @@ class HttpOpener:
         """Open a session as the config says, or as the server answers.
 
         Raises:
-            BackendError: as the transports do; where both were tried, the error tells of both.
+            BackendError: as the transports do; where both were tried, the error names both.
             trio.TooSlowError: not ready within `connect_timeout`.
         """
-        deadline = trio.current_time() + config.connect_timeout
-        key = (config.name, config.url)
-        found = self._found.pop(key, None)  # it comes back when it has proved right
-        transport = config.transport or (None if found is None else found.transport)
-        refused: HttpRefused | None = None
-        if transport != "sse":
-            era = found.era if found is not None and config.era == "auto" else None
-            opened = False
-            try:
-                async with open_streamable(config, listener, hop=hop, era=era, auth=auth, deadline=deadline) as session:
-                    opened = True
-                    self._found[key] = _Found("streamable-http", session.greeting.era)
-                    yield session
-            except* HttpRefused as group:
-                refused = _first(group)
-                if not opened and config.era == "modern" and refused.status in _NO_MODERN_SERVER:
-                    text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
-                    raise BackendUnfit(config.name, text) from refused
-                if opened or transport is not None or config.era == "modern" or refused.status not in NOT_STREAMABLE:
-                    raise
-            if refused is None:
-                return
-            log.debug("%s; trying the SSE transport", refused)
+        attempt = partial(_open_http, config, listener, hop, auth)
+        async with self._records.open(config, attempt) as session:
+            yield session
+
+
+@asynccontextmanager
+async def _open_http(
+    config: ServerConfig, listener: Listener, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
+) -> AsyncGenerator[Session]:
+    transport = config.transport or attempts.transport
+    refused: BackendError | None = None
+    if transport != "sse":
         opened = False
         try:
-            async with open_sse(config, listener, hop=hop, auth=auth, deadline=deadline) as session:
+            async with open_streamable(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
                 opened = True
-                self._found[key] = _Found("sse", Era.LEGACY)
+                attempts.transport = "streamable-http"
                 yield session
-        except* BackendError as group:
-            if opened or refused is None:
+        except* (HttpRefused, BackendExited) as group:
+            refused = _first(group)
+            status = refused.status if isinstance(refused, HttpRefused) else None
+            if not opened and config.era == "modern" and status in _NO_MODERN_SERVER:
+                text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
+                raise BackendUnfit(config.name, text) from refused
+            if opened or transport is not None or config.era == "modern" or status not in {*NOT_STREAMABLE, None}:
                 raise
-            problem = _first(group)
-            text = f"speaks neither streamable HTTP (it {refused.reason}) nor SSE (it {problem.reason})"
-            raise BackendProtocol(config.name, text) from problem
+        if refused is None:
+            return
+        log.debug("%s; trying the SSE transport", refused)
+        attempts.start_over()
+    opened = False
+    try:
+        async with open_sse(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
+            opened = True
+            attempts.transport = "sse"
+            yield session
+    except* BackendError as group:
+        if opened or refused is None:
+            raise
+        problem = _first(group)
+        text = f"speaks neither streamable HTTP (it {refused.reason}) nor SSE (it {problem.reason})"
+        raise BackendProtocol(config.name, text) from problem
 
 
 def _first(group: BaseExceptionGroup[_E]) -> _E:

@@ -236,7 +236,7 @@ class Exchange:
             link.lost(session_id)
             return True
         if message is None or message.error is jsonrpc.ABSENT:
-            raise self._no_answer(response)
+            raise self._no_answer(response, body)
         modern = link.conversation.hop.era is Era.MODERN
         if first and modern and self._ticket is not None and _code(message) == HEADER_MISMATCH:
             return True
@@ -248,7 +248,7 @@ class Exchange:
         sent = f"more than {limit} bytes" if size is None else f"{size} bytes; the limit is {limit}"
         return BackendProtocol(self._link.config.name, f"answered {self._method} with {sent} (max_line_bytes)")
 
-    def _no_answer(self, response: httpx2.Response) -> HttpRefused:
+    def _no_answer(self, response: httpx2.Response, body: bytes = b"") -> HttpRefused:
         status, kind = response.status_code, media_type(response)
         match status:
             case 401:
@@ -259,7 +259,7 @@ class Exchange:
                 text = f"accepted {self._method} without answering it (HTTP 202)"
             case _:
                 text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
-        return HttpRefused(self._link.config.name, text, status)
+        return HttpRefused(self._link.config.name, text, status, body)
 
 
 def _decode(body: bytes) -> jsonrpc.Message | None:

@@ -1,8 +1,8 @@
 """Opening a conversation: which era the backend speaks, who it is, and what it lists.
 
 2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
-error means modern, anything else (silence included) means legacy. All waits are bounded by the caller's scope and by
-`probe_timeout`.
+error means modern, anything else (silence and a closed connection included) means legacy. All waits are bounded by the
+caller's scope and by `probe_timeout`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.opening import Attempts
 from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
-from gateway.eras import versions
+from gateway.eras import meta, versions
 from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints, read_hint
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
-from gateway.errors import BackendError, BackendProtocol, BackendUnfit
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 
 if TYPE_CHECKING:
     from gateway.backends.conversation import Conversation, Waiter
@@ -46,6 +47,10 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: dict[str, msgspec.Raw]
     server_info: msgspec.Raw = jsonrpc.ABSENT
     instructions: str | None = None
+    asked: str = ""
+    """The version that `initialize` named; empty in the modern era."""
+    offered: tuple[str, ...] = ()
+    """The versions that the answer to `server/discover` lists; empty where it was not sent, or lists none."""
 
 
 class _Hello(msgspec.Struct, kw_only=True):
@@ -56,6 +61,7 @@ class _Hello(msgspec.Struct, kw_only=True):
     capabilities: dict[str, msgspec.Raw] = {}
     serverInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
     instructions: str | None = None
+    meta: msgspec.Raw = msgspec.field(default=jsonrpc.ABSENT, name="_meta")
 
 
 class _Unsupported(msgspec.Struct):
@@ -63,19 +69,29 @@ class _Unsupported(msgspec.Struct):
 
 
 async def greet(
-    conversation: Conversation, *, era: str, probe_timeout: float, timeout: float, pinned: bool = False
+    conversation: Conversation,
+    *,
+    era: str,
+    probe_timeout: float,
+    timeout: float,
+    pinned: bool = False,
+    attempts: Attempts | None = None,
 ) -> Greeting:
     """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
 
-    `pinned` says that the config has named the era, and not what was found out before.
+    `pinned` says that the config has named the era, and not what was found out before. `attempts` is told what is
+    sent, for another process or connection where this one ends.
 
     Raises:
         BackendUnfit: the server is not of the era that the config names.
         BackendError: no answer in time, or none that MCP allows.
     """
+    attempts = attempts or Attempts(era, pinned=pinned)
     if era == "legacy":
-        return await _initialize(conversation, timeout, pinned=pinned)
+        return await _initialize(conversation, timeout, attempts, pinned=pinned)
     legacy = conversation.hop
+    is_pinned = pinned and era == "modern"
+    attempts.probing(shares_pipe=conversation.shares_pipe)
     conversation.hop = _modern(legacy, versions.LATEST_MODERN)
     request_id, waiter = conversation.begin("server/discover")
     try:
@@ -85,15 +101,15 @@ async def greet(
             conversation.end(request_id)
             request_id, waiter = conversation.begin("server/discover")
             await _wait(waiter, patience)
-        found = _discovered(conversation, waiter.outcome)
-        if found is not None or era == "modern":
+        found = _discovered(conversation, waiter.outcome, attempts)
+        if found is not None or is_pinned:
             return found or _refuse(conversation, waiter.outcome)
         # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
-            return await _initialize(conversation, timeout)
+            return await _initialize(conversation, timeout, attempts)
         except BackendError:
-            late = _discovered(conversation, waiter.outcome)
+            late = None if conversation.is_closed else _discovered(conversation, waiter.outcome, attempts)
             if late is None:
                 raise
             return late
@@ -135,43 +151,71 @@ def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
     raise BackendUnfit(conversation.backend, f"{text}; {AUTO_HINT}")
 
 
-def _discovered(conversation: Conversation, outcome: Outcome | None) -> Greeting | None:
+def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: Attempts) -> Greeting | None:
     """Read the answer to the probe; None means that the backend is legacy.
 
-    Whoever answers the probe with something that is no valid answer is legacy too: an HTTP server that knows no such
-    request may refuse it with any status and any page.
+    A server that answers the probe with something that is no valid answer is legacy too: it may refuse an unknown
+    request with any status and any page, or by closing the connection.
     """
     if isinstance(outcome, BackendError):
-        if isinstance(outcome, BackendProtocol):
+        if isinstance(outcome, (BackendProtocol, BackendExited)):
             return None
         raise outcome
     if isinstance(outcome, Failure):
-        return _from_error(conversation, outcome)
+        return _from_error(conversation, outcome, attempts)
     if not isinstance(outcome, Complete):
         return None
-    hello = _read_hello(conversation, outcome)
+    try:
+        hello = _read_hello(conversation, outcome)
+    except BackendProtocol as problem:
+        log.debug("%s; it counts as legacy", problem)
+        return None
+    attempts.offered = tuple(hello.supportedVersions)
     version = versions.choose_modern(hello.supportedVersions)
     if version is None:
+        _prefer(attempts, hello.supportedVersions)
         return None
+    attempts.answered(is_open=True)
     conversation.hop = _modern(conversation.hop, version)
     return Greeting(
         era=Era.MODERN,
         version=version,
         capabilities=hello.capabilities,
+        server_info=_server_info(hello),
         instructions=hello.instructions,
+        offered=attempts.offered,
     )
 
 
-def _from_error(conversation: Conversation, failure: Failure) -> Greeting | None:
+def _server_info(hello: _Hello) -> msgspec.Raw:
+    """Who a modern server says it is (2026-07-28 basic/index, "_meta")."""
+    try:
+        return jsonrpc.decode_object(hello.meta).get(meta.SERVER_INFO, jsonrpc.ABSENT)
+    except ValueError:
+        return jsonrpc.ABSENT
+
+
+def _from_error(conversation: Conversation, failure: Failure, attempts: Attempts) -> Greeting | None:
     """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
     if failure.code not in _MODERN_ERRORS:
         return None
-    if any(version in versions.LEGACY_VERSIONS for version in _offered(failure)):
+    offered = _offered(failure)
+    if versions.choose_legacy(offered) is not None:
+        attempts.offered = tuple(offered)
+        _prefer(attempts, offered)
         return None
-    raise BackendProtocol(
-        conversation.backend,
-        f"speaks none of our protocol versions ({', '.join(versions.SUPPORTED_VERSIONS)}): {failure.message}",
-    )
+    attempts.answered(is_open=True)  # it is modern: no other process need be asked
+    raise _no_common_version(conversation, failure.message)
+
+
+def _prefer(attempts: Attempts, offered: list[str]) -> None:
+    if versions.choose_legacy(offered) is not None:
+        attempts.narrow(offered)
+
+
+def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol:
+    spoken = ", ".join(versions.SUPPORTED_VERSIONS)
+    return BackendProtocol(conversation.backend, f"speaks none of our protocol versions ({spoken}): {said}")
 
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
@@ -181,14 +225,20 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
         raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
 
 
-async def _initialize(conversation: Conversation, timeout: float, *, pinned: bool = False) -> Greeting:
+async def _initialize(
+    conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
+) -> Greeting:
     """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
+    asked = attempts.next_version() or versions.LATEST_LEGACY
+    attempts.asking(asked)
     params: dict[str, object] = {
-        "protocolVersion": versions.LATEST_LEGACY,
+        "protocolVersion": asked,
         "capabilities": conversation.hop.capabilities,
         "clientInfo": conversation.hop.client_info,
     }
     outcome = await conversation.request("initialize", params, timeout=timeout)
+    if not isinstance(outcome, (BackendExited, BackendTooSlow)):
+        attempts.answered(is_open=isinstance(outcome, Complete))
     if pinned and isinstance(outcome, Failure) and outcome.code in _NO_HANDSHAKE:
         text = f"does not speak the legacy era (era: legacy): {outcome.message}; {AUTO_HINT}"
         raise BackendUnfit(conversation.backend, text)
@@ -204,6 +254,8 @@ async def _initialize(conversation: Conversation, timeout: float, *, pinned: boo
         capabilities=hello.capabilities,
         server_info=hello.serverInfo,
         instructions=hello.instructions,
+        asked=asked,
+        offered=attempts.offered,
     )
 
 

@@ -54,9 +54,10 @@ for _name in ("httpx2", "httpcore2"):
 class HttpRefused(BackendProtocol):
     """The server answered with an HTTP status that carries no MCP answer."""
 
-    def __init__(self, backend: str, reason: str, status: int) -> None:
+    def __init__(self, backend: str, reason: str, status: int, body: bytes = b"") -> None:
         super().__init__(backend, reason)
         self.status = status
+        self.body = body
 
 
 class BodyTooLong(Exception):

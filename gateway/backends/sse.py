@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -26,6 +27,7 @@ from gateway.backends.http_client import (
     same_origin,
 )
 from gateway.backends.http_session import HttpSession, carried
+from gateway.backends.opening import Attempts
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
@@ -85,22 +87,25 @@ class SseSession(HttpSession):
         name = self.config.name
         async with self.http.exchange("POST", self._headers, data, url=self._endpoint, ticket=ticket) as response:
             try:
-                await read_body(response, MAX_ERROR_BYTES)
+                body = await read_body(response, MAX_ERROR_BYTES)
             except BodyTooLong:
                 log.debug("backend %r answered a POST at length", name)
+                body = b""
             status = response.status_code
             if status >= _REDIRECT:
                 kind = media_type(response) or "no content type"
-                raise HttpRefused(name, f"answered a POST with HTTP {status} and {kind}", status)
+                raise HttpRefused(name, f"answered a POST with HTTP {status} and {kind}", status, body)
 
     # The session's life.
 
-    async def start(self) -> None:
+    async def start(self, attempts: Attempts) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config, conversation = self.config, self.conversation
         await self._connected.wait()
         wait = config.connect_timeout
-        self.greeting = await handshake.greet(conversation, era="legacy", probe_timeout=wait, timeout=wait)
+        self.greeting = await handshake.greet(
+            conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
+        )
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
         self.listing = await handshake.list_all(conversation, self.greeting, timeout=wait)
         self._nursery.start_soon(self.upkeep.run, self.greeting)
@@ -160,12 +165,14 @@ async def open_sse(
     *,
     hop: Hop,
     auth: httpx2.Auth | None = None,
-    deadline: float | None = None,
+    attempts: Attempts | None = None,
 ) -> AsyncGenerator[SseSession]:
     """Connect, shake hands, list; on leaving, close the stream. Arguments and errors are those of `open_streamable`."""
     if config.era == "modern":
         raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
     async with open_http_client(config, auth) as http:
         session = SseSession(config, http, listener, hop)
-        async with carried(session, session.start, deadline):
+        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        deadline = attempts.deadline(config.connect_timeout)
+        async with carried(session, partial(session.start, attempts), deadline):
             yield session

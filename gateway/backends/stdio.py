@@ -18,6 +18,7 @@ import trio
 from gateway.backends import handshake
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
+from gateway.backends.opening import Attempts
 from gateway.backends.stderr import StderrLog
 from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendExited, BackendProtocol
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from gateway.catalog.listing import Item, Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None
 
 _WINDOWS_ENVIRONMENT: Final = (
     "APPDATA COMSPEC HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE PROGRAMDATA PROGRAMFILES"
@@ -116,15 +123,21 @@ class StdioSession:
             nursery.start_soon(self._conversation.tasks.run)
             task_status.started()
 
-    async def open(self) -> None:
+    @property
+    def has_read(self) -> bool:
+        """Whether the child has read any of what it was sent; true also where the system does not tell."""
+        return self._outbox.written > _unread(self._child.stdin.fileno())
+
+    async def open(self, attempts: Attempts) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config = self._config
         self.greeting = await handshake.greet(
             self._conversation,
-            era=config.era,
+            era=attempts.era,
             probe_timeout=config.probe_timeout,
             timeout=config.connect_timeout,
-            pinned=True,
+            pinned=attempts.pinned,
+            attempts=attempts,
         )
         self.listing = await handshake.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
 
@@ -190,6 +203,16 @@ class StdioSession:
         raise problem
 
 
+def _unread(fd: int) -> int:
+    """Bytes in a pipe that its reader has not read; 0 where the system does not tell."""
+    if fcntl is None or termios is None or fd < 0:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
 def _escape_non_ascii(data: bytes) -> bytes:
     """The same JSON in ASCII: characters outside it only occur in strings, where escapes mean the same."""
     if data.isascii():
@@ -204,9 +227,9 @@ def _escape(char: str) -> str:
 
 @asynccontextmanager
 async def open_stdio(
-    config: ServerConfig, listener: Listener, *, guard: ChildGuard, hop: Hop
+    config: ServerConfig, listener: Listener, *, guard: ChildGuard, hop: Hop, attempts: Attempts | None = None
 ) -> AsyncGenerator[StdioSession]:
-    """Start the child, shake hands, list; on leaving, run the stop ladder.
+    """Start the child, shake hands, list; on leaving, run the stop ladder. `attempts` says how to begin.
 
     Raises:
         BackendError: the child cannot be started, or does not speak MCP, or (in the body, grouped) went away.
@@ -218,14 +241,16 @@ async def open_stdio(
     command = ChildCommand(argv=argv, env=child_environment(config, os.environ), cwd=config.cwd)
     async with open_child(command, ladder=config.shutdown_grace, guard=guard, backend=config.name) as child:
         session = StdioSession(config, child, listener, hop)
+        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(session.run)
-                with trio.fail_after(config.connect_timeout):
-                    await session.open()
+                with trio.fail_at(attempts.deadline(config.connect_timeout)):
+                    await session.open(attempts)
                 nursery.start_soon(session.upkeep.run, session.greeting)
                 yield session
                 nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
         finally:
+            attempts.has_read = session.has_read
             # Whatever the reason, nobody may wait for a session that is gone; the ladder comes after.
             session.close(BackendExited(config.name, "was stopped"))

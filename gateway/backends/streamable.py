@@ -21,6 +21,7 @@ from gateway.backends.exchange import Exchange
 from gateway.backends.get_stream import GetStream
 from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
 from gateway.backends.http_session import HttpSession, carried
+from gateway.backends.opening import Attempts
 from gateway.backends.request_headers import RequestHeaders
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendExited, BackendUnavailable
@@ -58,6 +59,7 @@ class StreamableSession(HttpSession):
         self._get_stream = GetStream(self, self)
         self._exchanges: dict[int, Exchange] = {}
         self._farewells = 0
+        self._has_met = False
         self._headers = RequestHeaders(config.name, http.base_headers)
         self._alarm = trio.Event()
         self._check_scope = trio.CancelScope()
@@ -73,6 +75,8 @@ class StreamableSession(HttpSession):
 
     def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
         """Send a request in an exchange of its own."""
+        if method == "initialize":
+            self._headers.forget()  # a refused one may have brought a session id
         exchange = self._exchanges[request_id] = Exchange(self, request_id, method, data, ticket)
         self._nursery.start_soon(self._run_exchange, exchange)
 
@@ -126,8 +130,9 @@ class StreamableSession(HttpSession):
             self._alarm.set()
 
     def doubt(self) -> None:
-        """Look whether the server is still there."""
-        self._alarm.set()
+        """Look whether the server is still there; one that cuts off its probe is, and is yet to be greeted."""
+        if self._has_met:
+            self._alarm.set()
 
     async def refresh_tools(self) -> None:
         """Read the tools anew for their annotations, and have the supervisor do so for the catalog."""
@@ -154,18 +159,20 @@ class StreamableSession(HttpSession):
 
     # The session's life.
 
-    async def start(self, era: str) -> None:
+    async def start(self, attempts: Attempts) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config = self.config
         self._adopt(
             await handshake.greet(
                 self.conversation,
-                era=era,
+                era=attempts.era,
                 probe_timeout=config.probe_timeout,
                 timeout=config.connect_timeout,
-                pinned=era == config.era,
+                pinned=attempts.pinned,
+                attempts=attempts,
             )
         )
+        self._has_met = True
         if self.greeting.era is Era.LEGACY:
             await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
             if self.session_id:
@@ -238,14 +245,12 @@ async def open_streamable(
     listener: Listener,
     *,
     hop: Hop,
-    era: str | None = None,
     auth: httpx2.Auth | None = None,
-    deadline: float | None = None,
+    attempts: Attempts | None = None,
 ) -> AsyncGenerator[StreamableSession]:
     """Shake hands and list; on leaving, end the session at the server.
 
-    `era` is what is known of the backend's era, else the config says it; `auth` signs every request; `deadline` is when
-    the session must be ready, `connect_timeout` from now if it is not given.
+    `auth` signs every request; `attempts` says how to begin, else the config does.
 
     Raises:
         BackendError: the server cannot be reached or does not speak MCP, or (in the body, grouped) went away.
@@ -253,8 +258,10 @@ async def open_streamable(
     """
     async with open_http_client(config, auth) as http:
         session = StreamableSession(config, http, listener, hop)
+        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        deadline = attempts.deadline(config.connect_timeout)
         try:
-            async with carried(session, partial(session.start, era or config.era), deadline):
+            async with carried(session, partial(session.start, attempts), deadline):
                 yield session
         finally:
             await session.aclose()

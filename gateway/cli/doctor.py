@@ -9,16 +9,19 @@ import logging
 import os
 import re
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
+from gateway import jsonrpc
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import load
+from gateway.cli.options import STATE, load, state_directory
 from gateway.cli.output import RED, painted, print_json
 from gateway.errors import GatewayError
+from gateway.store import ERA_MAX_AGE, Store, eras_of
 
 if TYPE_CHECKING:
     import msgspec
@@ -41,7 +44,7 @@ def run(values: Values) -> int:
     log = logging.getLogger("gateway")
     log.addHandler(notes)
     try:
-        found = trio.run(partial(_examine_all, config, notes))
+        found = trio.run(partial(_examine_all, config, notes, Store(state_directory(values))))
     finally:
         log.removeHandler(notes)
     if values.json:
@@ -80,7 +83,7 @@ class _Deaf:
         pass
 
 
-async def _examine_all(config: Config, notes: _Notes) -> dict[str, dict[str, Any]]:
+async def _examine_all(config: Config, notes: _Notes, store: Store) -> dict[str, dict[str, Any]]:
     from gateway.backends.guard import open_guard
     from gateway.embed.openers import LoginBook, Openers
 
@@ -99,7 +102,24 @@ async def _examine_all(config: Config, notes: _Notes) -> dict[str, dict[str, Any
         nursery.cancel_scope.cancel(reason="all have been looked at")
     for name, one in found.items():
         one["hints"] += [line for line in notes.lines if repr(name) in line]
+        one["era_record"] = _recorded(store, config.servers[name])
     return {name: found[name] for name in config.servers if name in found}
+
+
+def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
+    """What the gateway goes by when it starts the server; null where it would probe it."""
+    record = store.load_era(server)
+    if record is None or not 0 <= time.time() - record.at <= ERA_MAX_AGE:
+        return None
+    return {
+        "era": record.era,
+        "version": record.version,
+        "eras_offered": record.eras,
+        "versions_offered": list(record.offered),
+        "transport": record.transport,
+        "server_info": jsonrpc.decode_any(record.server_info),
+        "probed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.at)),
+    }
 
 
 async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, config: Config) -> dict[str, Any]:
@@ -145,6 +165,9 @@ async def _meet(server: ServerConfig, openers: Openers, report: dict[str, Any], 
                 "ready_after": round(trio.current_time() - began, 3),
                 "era": str(session.greeting.era),
                 "version": session.greeting.version,
+                "eras_offered": eras_of(session.greeting.offered, session.greeting.era),
+                "versions_offered": list(session.greeting.offered) or [session.greeting.version],
+                "server_info": jsonrpc.decode_any(session.greeting.server_info or b"null"),
                 "tools": len(items),
             }
             names = [
@@ -167,6 +190,13 @@ def _name_hints(names: list[str]) -> list[str]:
     return hints
 
 
+def _describe(report: dict[str, Any]) -> str:
+    """The server's name and version, and the eras that it offers."""
+    info = cast("dict[str, Any]", report["server_info"]) if isinstance(report["server_info"], dict) else {}
+    known = [str(info[key]) for key in ("name", "version") if info.get(key)]
+    return f"server: {' '.join(known) or 'unnamed'}; offers: {' and '.join(report['eras_offered'])}"
+
+
 def _first(group: BaseExceptionGroup[BaseException]) -> str:
     one = group.exceptions[0]
     if isinstance(one, BaseExceptionGroup):
@@ -181,6 +211,7 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
         if one["ok"]:
             tools = "1 tool" if one["tools"] == 1 else f"{one['tools']} tools"
             print(f"{name}: ok, {one['era']} {one['version']}, {tools}, ready in {one['ready_after']:g} s")
+            print(f"  {_describe(one)}")
         else:
             print(f"{name}: {painted(str(one['problem']), RED, sys.stdout)}")
         for hint in one["hints"]:
@@ -194,6 +225,6 @@ COMMANDS = (
         "doctor",
         "start each server of a config once and say what is wrong with it",
         run,
-        (Flag("FILE", "the config file", parse=Path, required=True), JSON),
+        (Flag("FILE", "the config file", parse=Path, required=True), JSON, STATE),
     ),
 )

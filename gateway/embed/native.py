@@ -58,7 +58,7 @@ class EmbeddedGateway(LoginBook):
     def __init__(self, config: Config, guard: ChildGuard, store: Store | None = None) -> None:
         self._settings = config.gateway
         self._config = config
-        self._openers = Openers(guard, config.gateway.name, self)
+        self._openers = Openers(guard, config.gateway.name, self, store)
         self.fleet = Fleet(config, self._openers, store)
         self.router = Router(self.fleet)
         self._parking = Parking(Sealer(config.gateway.state_keys()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from gateway.app import make_opener
+from gateway.backends.opening import EraRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.backends.session import Opener, Session
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
+    from gateway.store import Store
 
 
 class LoginBook:
@@ -37,13 +39,14 @@ class LoginBook:
 class Openers:
     """Implements `gateway.backends.session.Opener`. Owns the tasks in which tokens are renewed."""
 
-    def __init__(self, guard: ChildGuard, name: str, book: LoginBook) -> None:
+    def __init__(self, guard: ChildGuard, name: str, book: LoginBook, store: Store | None = None) -> None:
         self._guard = guard
         self._name = name
         self._book = book
         self._logins: Logins | None = None
         self._lock = trio.Lock()
-        self._opener: Opener = make_opener(guard, name=name)
+        self._records = EraRecords(store)
+        self._opener: Opener = make_opener(guard, self._records, name=name)
         self._nursery: trio.Nursery  # of the logins; opened and left by run
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -69,4 +72,5 @@ class Openers:
             if self._logins is None:
                 logins = Logins(None, waiting=self._book.waiting, owed=self._book.owed)
                 await self._nursery.start(logins.run)
-                self._logins, self._opener = logins, make_opener(self._guard, name=self._name, logins=logins)
+                self._logins = logins
+                self._opener = make_opener(self._guard, self._records, name=self._name, logins=logins)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 LEGACY_VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Handshake revisions, newest first."""
@@ -14,6 +18,8 @@ SUPPORTED_VERSIONS: Final = MODERN_VERSIONS + LEGACY_VERSIONS
 BATCH_VERSION: Final = "2025-03-26"
 """The one revision in which receiving JSON-RPC batches is a MUST; they were removed in the next one."""
 
+_DATE: Final = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9-])")
+
 
 def negotiate_legacy(requested: str) -> str:
     """The version to answer `initialize` with: the requested one if it is supported, else our latest legacy one."""
@@ -23,3 +29,14 @@ def negotiate_legacy(requested: str) -> str:
 def choose_modern(offered: list[str]) -> str | None:
     """The newest modern version that a backend offers and we speak; None if there is none (it is legacy then)."""
     return next((version for version in MODERN_VERSIONS if version in offered), None)
+
+
+def choose_legacy(offered: Collection[str], refused: Collection[str] = ()) -> str | None:
+    """The newest legacy version that a backend offers and has not refused; None if there is none."""
+    return next((one for one in LEGACY_VERSIONS if one in offered and one not in refused), None)
+
+
+def find_legacy(text: str) -> list[str]:
+    """The legacy versions that a text names; versions are dates, so no other wording matters."""
+    named = set(_DATE.findall(text))
+    return [version for version in LEGACY_VERSIONS if version in named]

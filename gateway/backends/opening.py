@@ -1,0 +1,277 @@
+"""Opening sessions: the era that each server was found to speak, and another try where a server ends too early.
+
+`EraRecords.open` runs an attempt to open a session. Where the process or connection ends before it has shown an era, it
+runs another one at once: servers that end at any first message but `initialize` are sent that first, those that end at
+its version an older one. What was found is kept for `ERA_MAX_AGE`, in the state directory where there is one, under a
+digest of the server's command line or URL, and is forgotten when a start with it fails or the server's own version
+changes. Nothing here depends on the transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Era
+from gateway.eras import versions
+from gateway.errors import BackendError, BackendExited, BackendUnavailable
+from gateway.store import ERA_MAX_AGE, EraRecord, era_digest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from gateway.backends.handshake import Greeting
+    from gateway.backends.session import Session
+    from gateway.config import ServerConfig
+    from gateway.store import Store
+
+STORE_WAIT: Final = 1.0
+"""Seconds for the state directory; a disk that hangs must not hold up a start."""
+
+_S = TypeVar("_S", bound="Session")
+
+log = logging.getLogger("gateway.backend")
+
+
+class Attempts:
+    """How one session is to be opened, and what was tried so far; it outlives a process that ends meanwhile.
+
+    `era` is "auto", or the era to begin with, which only the config may pin. `version` is what `initialize` should name
+    first. Without `walks` no further process is started to try older versions.
+    """
+
+    def __init__(
+        self,
+        era: str = "auto",
+        *,
+        pinned: bool = False,
+        version: str | None = None,
+        transport: str | None = None,
+        walks: bool = True,
+    ) -> None:
+        self.era = era
+        self.pinned = pinned
+        self.transport = transport
+        """The transport to try first, then the one that was opened; None if it is not known."""
+        self.was_probed = False
+        """Whether any process has been sent `server/discover`."""
+        self.is_probing = False
+        """Whether this process has been sent `server/discover`, and has shown no era since."""
+        self.has_read = True
+        """Whether the process has read anything; one that ended before was not ended by what it was sent."""
+        self.has_walked = False
+        """Whether every version was tried, and the process ended at the last one too."""
+        self.is_due = False
+        """Whether the last version was refused in a way that lets another one be tried."""
+        self.offered: tuple[str, ...] = ()
+        self.refused: list[str] = []
+        """The versions that `initialize` has named in vain."""
+        self._version = version
+        self._walks = walks
+        self._candidates: tuple[str, ...] = versions.LEGACY_VERSIONS
+        self._asks = self._is_open = self._has_repeated = False
+        self._deadline: float | None = None
+
+    def deadline(self, patience: float) -> float:
+        """When the session must be open: `patience` seconds from the first call on, over all attempts."""
+        if self._deadline is None:
+            self._deadline = trio.current_time() + patience
+        return self._deadline
+
+    def probing(self, *, shares_pipe: bool) -> None:
+        """Note that `server/discover` is sent; where it shares a pipe with `initialize`, both end together."""
+        self.was_probed = True
+        self.is_probing = shares_pipe and not (self.pinned and self.era == "modern")
+
+    def next_version(self) -> str | None:
+        """The version that `initialize` should name; None if all were refused."""
+        if self._version is not None and not self.refused:
+            return self._version
+        return versions.choose_legacy(self._candidates, self.refused)
+
+    def narrow(self, offered: list[str]) -> None:
+        """Try none but these versions from now on."""
+        self._version = None
+        self._candidates = tuple(offered)
+
+    def asking(self, version: str) -> None:
+        """Note that `initialize` is sent."""
+        self.refused.append(version)
+        self._asks, self.is_due = True, False
+
+    def answered(self, *, is_open: bool) -> None:
+        """Note that `initialize` was answered, or `server/discover` by a modern server."""
+        self._asks, self._is_open = False, is_open
+        if is_open:
+            self.is_probing = False
+
+    def start_over(self) -> None:
+        """Forget refusals: they were those of another transport."""
+        self.refused.clear()
+
+    def prepare_restart(self) -> bool:
+        """Decide, after the process or connection has ended, what another one is sent; False: it is of no use."""
+        if self._is_open or not self.has_read or (self.pinned and self.era == "modern"):
+            return False
+        asked, self._asks = self._asks, False
+        if self.is_probing:
+            self.is_probing, self.era = False, "legacy"
+            if asked:
+                self.refused.pop()  # the probe may be what it ended at
+            return True
+        if not asked:
+            return self._walks and self.is_due
+        self.has_walked = self.next_version() is None
+        return self._walks and self.cut_off()
+
+    def cut_off(self) -> bool:
+        """Decide what follows an `initialize` that was not answered; False: nothing.
+
+        A connection may end for reasons of its own, so the same version is named once more before older ones are.
+        """
+        if not self._has_repeated:
+            self._has_repeated = True
+            self.refused.pop()
+        return self.next_version() is not None
+
+    @property
+    def hung_on_probe(self) -> bool:
+        """Whether the process has read the probe and then answered nothing at all, as far as can be told."""
+        return self.is_probing and self._asks and self.has_read
+
+
+class _Known(msgspec.Struct):
+    """What is remembered of one server while the gateway runs."""
+
+    digest: str
+    record: EraRecord | None
+    skips_probe: bool = False
+    """Whether the last start hung after the probe, so that the next one begins with `initialize`."""
+    has_walked: bool = False
+    """Whether every version was tried in vain, on a process each: that is not done at every restart."""
+
+
+class EraRecords:
+    """The eras that servers were found to speak; without a store they are kept in memory alone."""
+
+    def __init__(self, store: Store | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+
+    @asynccontextmanager
+    async def open(
+        self, config: ServerConfig, attempt: Callable[[Attempts], AbstractAsyncContextManager[_S]]
+    ) -> AsyncGenerator[_S]:
+        """Open a session by `attempt`, which is called again where the server ends before it has shown an era.
+
+        Raises:
+            BackendError, OSError, trio.TooSlowError: as the last attempt, perhaps grouped.
+        """
+        known = await self._recall(config)
+        record = self._valid(known.record)
+        pinned = config.era != "auto"
+        attempts = Attempts(
+            "legacy" if known.skips_probe and not pinned else record.era if record and not pinned else config.era,
+            pinned=pinned,
+            version=None if record is None else record.asked or None,
+            transport=None if record is None else record.transport,
+            walks=record is None and not known.has_walked,
+        )
+        while True:
+            opened = again = False
+            try:
+                async with attempt(attempts) as session:
+                    opened = True
+                    await self._succeeded(config, known, record, session.greeting, attempts)
+                    yield session
+            except* (BackendError, OSError, trio.TooSlowError) as group:
+                if not opened:
+                    again = group.subgroup(BackendExited) is not None and attempts.prepare_restart()
+                    if not again:
+                        await self._failed(config, known, attempts, group)
+                if not again:
+                    raise
+            if not again:
+                return
+            text = "backend %r ended before it had shown its era; it is started again at once, with initialize %s"
+            log.info(text, config.name, attempts.next_version(), extra={"backend": config.name})
+
+    async def _recall(self, config: ServerConfig) -> _Known:
+        """What is known of a server; another command line or URL makes it another server."""
+        digest = era_digest(config)
+        known = self._known.get(config.name)
+        if known is None or known.digest != digest:
+            record: EraRecord | None = None
+            if self._store is not None:
+                with trio.move_on_after(STORE_WAIT):
+                    record = await trio.to_thread.run_sync(self._store.load_era, config, abandon_on_cancel=True)
+            known = self._known[config.name] = _Known(digest, record)
+        return known
+
+    def _valid(self, record: EraRecord | None) -> EraRecord | None:
+        """The record, unless it is too old; one from the future is of a clock that was wrong."""
+        if record is None or not 0 <= self._clock() - record.at <= ERA_MAX_AGE:
+            return None
+        return record
+
+    async def _succeeded(
+        self, config: ServerConfig, known: _Known, record: EraRecord | None, greeting: Greeting, attempts: Attempts
+    ) -> None:
+        """Keep what a start has found; where it went by a record, that one stays, with its age."""
+        known.skips_probe = known.has_walked = False
+        if record is not None and greeting.era is record.era is Era.LEGACY and not attempts.was_probed:
+            if _own_version(record.server_info) == _own_version(greeting.server_info):
+                return
+            log.info("backend %r has another version; its era is looked for again at its next start", config.name)
+            await self._keep(config, known, None)
+            return
+        info = greeting.server_info
+        found = EraRecord(
+            era=greeting.era,
+            version=greeting.version,
+            asked=greeting.asked,
+            offered=greeting.offered or (greeting.version,),
+            transport=attempts.transport or "stdio",
+            server_info=msgspec.Raw(b"null") if info is jsonrpc.ABSENT else info,
+            at=self._clock(),
+        )
+        await self._keep(config, known, found)
+
+    async def _failed(
+        self, config: ServerConfig, known: _Known, attempts: Attempts, group: BaseExceptionGroup[BaseException]
+    ) -> None:
+        """Forget what a failed start went by, unless the server was not even reached."""
+        if group.split(BackendUnavailable)[1] is None:
+            return
+        known.skips_probe = attempts.hung_on_probe
+        known.has_walked = known.has_walked or attempts.has_walked
+        if known.record is not None:
+            await self._keep(config, known, None)
+
+    async def _keep(self, config: ServerConfig, known: _Known, record: EraRecord | None) -> None:
+        known.record = record
+        store = self._store
+        if store is None:
+            return
+        with trio.move_on_after(STORE_WAIT):
+            try:
+                # May be abandoned: a file is replaced as a whole or not at all.
+                await trio.to_thread.run_sync(store.save_era, config, record, abandon_on_cancel=True)
+            except OSError as exc:
+                log.warning("the era of %r could not be kept in %s: %s", config.name, store.directory, exc)
+
+
+def _own_version(server_info: msgspec.Raw) -> str | None:
+    """The version in a `serverInfo`; None if there is none."""
+    try:
+        return jsonrpc.decode_string(jsonrpc.decode_object(server_info)["version"])
+    except (ValueError, KeyError):
+        return None

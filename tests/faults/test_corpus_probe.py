@@ -1,0 +1,189 @@
+"""Servers that do not take the era probe, or not the newest version: each row of the corpus opens and serves a call."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.app import make_opener
+from gateway.backends.detect import HttpOpener
+from gateway.backends.guard import open_guard
+from gateway.backends.opening import EraRecords
+from gateway.calls import Era
+from gateway.config import parse_server
+from gateway.errors import BackendError, BackendExited, BackendProtocol
+from tests.faults.corpus import probe
+from tests.faults.corpus.http_player import HttpPlayer, SsePlayer
+from tests.faults.corpus.player import read_log, server
+from tests.http_sessions import Heard, call, first, open_session, text_of
+from tests.peers.http_peer import open_peer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+    from pathlib import Path
+
+    from gateway.backends.session import Session
+    from gateway.config import ServerConfig
+
+LADDER = [0.2, 0.2, 0.5]
+WITHIN = 20.0
+PROBE_TIMEOUT = 0.3  # seconds; long for servers that answer, short for those that do not
+NEWEST = "initialize 2025-11-25"
+
+
+def rows(*tables: Iterable[probe.Row]) -> pytest.MarkDecorator:
+    found = [row for table in tables for row in table]
+    return pytest.mark.parametrize("rules", [rules for _, rules in found], ids=[name for name, _ in found])
+
+
+@asynccontextmanager
+async def open_stdio_session(
+    rules: list[dict[str, Any]], log: Path, *, records: EraRecords | None = None, **fields: Any
+) -> AsyncGenerator[Session]:
+    """A session with a stdio server that plays these rules."""
+    entry = {"shutdown_grace": LADDER, "probe_timeout": PROBE_TIMEOUT, **fields}
+    async with open_with(parse_server("b", server(rules, log, **entry), environ={}), records) as session:
+        yield session
+
+
+@asynccontextmanager
+async def open_with(config: ServerConfig, records: EraRecords | None = None) -> AsyncGenerator[Session]:
+    """A session with any stdio server; what ends it comes out as the one error it is."""
+    try:
+        with trio.fail_after(WITHIN):
+            async with (
+                open_guard(subreaper=False) as guard,
+                make_opener(guard, records, name="g")(config, Heard()) as session,
+            ):
+                yield session
+    except BaseExceptionGroup as group:
+        raise first(group) from group
+
+
+async def serves(session: Session, version: str = "2025-11-25") -> None:
+    assert (session.greeting.era, session.greeting.version) == (Era.LEGACY, version)
+    assert json.loads(text_of(await call(session, "t", {"a": 1}))) == {"a": 1}
+
+
+# -- the probe ---------------------------------------------------------------------------------------------------------
+
+
+@rows(probe.ENDS)
+async def test_a_process_that_ends_at_the_probe_is_started_again(rules: Any, tmp_path: Path) -> None:
+    records = EraRecords()
+    log = tmp_path / "log"
+    async with open_stdio_session(rules, log, records=records) as session:
+        await serves(session)
+    assert [line for line in read_log(log) if line in {"start", "server/discover"}] == [
+        "start", "server/discover", "start"
+    ]  # fmt: skip
+    log.unlink()
+    async with open_stdio_session(rules, log, records=records) as session:  # and the next time it is not probed
+        await serves(session)
+    assert read_log(log)[:2] == ["start", NEWEST]
+
+
+@rows(probe.ANSWERS)
+async def test_a_process_that_refuses_the_probe_is_sent_initialize(rules: Any, tmp_path: Path) -> None:
+    began = trio.current_time()
+    async with open_stdio_session(rules, tmp_path / "log", probe_timeout=15) as session:
+        assert trio.current_time() - began < 10
+        await serves(session, "2025-06-18" if "2025-06-18" in str(rules) else "2025-11-25")
+    assert read_log(tmp_path / "log")[:2] == ["start", "server/discover"]
+    assert read_log(tmp_path / "log").count("start") == 1
+
+
+@rows(probe.SILENCES)
+async def test_a_silent_process_is_sent_initialize_after_the_probe_timeout(rules: Any, tmp_path: Path) -> None:
+    async with open_stdio_session(rules, tmp_path / "log") as session:
+        await serves(session)
+    assert read_log(tmp_path / "log")[:3] == ["start", "server/discover", NEWEST]
+
+
+@rows(probe.HTTP, [row for row in probe.ANSWERS if "legacy versions" not in row[0]])
+async def test_an_http_server_that_refuses_the_probe_is_sent_initialize(rules: Any) -> None:
+    opener = HttpOpener()
+    async with open_peer(HttpPlayer(rules)) as peer:
+        for _ in range(2):
+            async with open_session(
+                peer.url, opener=opener, transport="streamable-http", probe_timeout=PROBE_TIMEOUT
+            ) as session:
+                await serves(session)
+        assert len(peer.all("server/discover")) == 1
+
+
+@pytest.mark.parametrize("then", ["cut", None])
+async def test_an_sse_server_that_drops_every_post_is_still_found(then: str | None) -> None:
+    class Dropping(SsePlayer):
+        async def __call__(self, request: Any, reply: Any) -> None:
+            if request.method == "POST" and request.target != self.endpoint:
+                await (reply.cut() if then else reply.send(405))
+                return
+            await super().__call__(request, reply)
+
+    async with open_peer(Dropping([])) as peer, open_session(peer.url) as session:
+        await serves(session)
+
+
+@pytest.mark.parametrize("code", [-32020, -32021, -32022])
+async def test_a_modern_refusal_is_not_answered_by_initialize(code: int, tmp_path: Path) -> None:
+    error = {
+        "jsonrpc": "2.0",
+        "id": "$id",
+        "error": {"code": code, "message": "no", "data": {"supported": ["2099-01-01"]}},
+    }
+    rules = [{"method": probe.PROBE, "say": [error]}]
+    with pytest.raises(BackendProtocol, match="none of our protocol versions"):
+        async with open_stdio_session(rules, tmp_path / "log"):
+            pytest.fail("opened")
+    assert read_log(tmp_path / "log") == ["start", "server/discover"]
+
+
+@pytest.mark.parametrize("action", [{"then": "exit 1"}, {"say": [probe.NO_ID]}, {"say": [probe.ERROR]}, {"say": []}])
+async def test_a_server_that_starts_slowly_may_answer_the_probe_late(action: Any, tmp_path: Path) -> None:
+    entry = server([{"method": probe.PROBE, **action}], tmp_path / "log")
+    slow = ["-c", 'sleep 0.5; exec "$@"', "sh", entry["command"], *entry["args"]]
+    fields = {"probe_timeout": 0.1, "shutdown_grace": LADDER}
+    async with open_with(parse_server("b", {"command": "sh", "args": slow, **fields}, environ={})) as session:
+        await serves(session)
+    again = ["start"] if "then" in action else []
+    assert (
+        read_log(tmp_path / "log")[:4] == ["start", "server/discover", *again, NEWEST, "notifications/initialized"][:4]
+    )
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
+@pytest.mark.parametrize("script", ["exit 3", "echo hello; exit 3"])
+async def test_a_process_that_ends_before_it_reads_is_started_once(era: str, script: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    config = parse_server("b", {"command": "sh", "args": ["-c", f"echo x >> {log}; {script}"], "era": era}, environ={})
+    with pytest.raises(BackendExited):
+        async with open_with(config):
+            pytest.fail("opened")
+    assert log.read_text() == "x\n"
+
+
+async def test_a_process_that_hangs_after_the_probe_is_not_probed_at_its_next_start(tmp_path: Path) -> None:
+    rules = [{"method": probe.PROBE, "then": "deaf"}]
+    records = EraRecords()
+    log = tmp_path / "log"
+    with pytest.raises((BackendError, trio.TooSlowError)):
+        async with open_stdio_session(rules, log, records=records, connect_timeout=1.5):
+            pytest.fail("opened")
+    async with open_stdio_session(rules, log, records=records, connect_timeout=1.5) as session:
+        await serves(session)
+    assert read_log(log)[:4] == ["start", "server/discover", "start", NEWEST]
+
+
+@pytest.mark.parametrize(("era", "sent"), [("legacy", NEWEST), ("modern", "server/discover")])
+async def test_a_pinned_era_stays_pinned(era: str, sent: str, tmp_path: Path) -> None:
+    rules = [{"then": "exit 1"}]
+    with pytest.raises(BackendExited):
+        async with open_stdio_session(rules, tmp_path / "log", era=era):
+            pytest.fail("opened")
+    methods = {line.split(maxsplit=1)[0] for line in read_log(tmp_path / "log")}
+    assert methods == {"start", sent.split(maxsplit=1)[0]}
