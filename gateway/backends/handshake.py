@@ -1,14 +1,14 @@
 """Opening a conversation: which era the backend speaks, who it is, and what it lists.
 
 2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
-error means modern, anything else (silence and a closed connection included) means legacy. All waits are bounded by the
-caller's scope and by `probe_timeout`.
+error means modern, anything else (silence and a closed connection included) means legacy. A server that refuses
+`initialize` for its version is sent another one. All waits are bounded by the caller's scope and by `probe_timeout`.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 import trio
@@ -33,6 +33,9 @@ MAX_PAGES: Final = 1_000
 _MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 _NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
 """How a server that knows the modern era alone refuses `initialize`; any other error may be over at the next start."""
+
+_UNFIT_STATUSES: Final = frozenset({400, 422, 500})
+"""HTTP statuses that servers give to an `initialize` whose version they do not know, without saying so."""
 
 AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
 
@@ -66,6 +69,12 @@ class _Hello(msgspec.Struct, kw_only=True):
 
 class _Unsupported(msgspec.Struct):
     supported: list[str] = []
+
+
+class _Refusal(msgspec.Struct):
+    """A JSON-RPC error as the body of an HTTP response, whatever its id."""
+
+    error: msgspec.Raw
 
 
 async def greet(
@@ -228,20 +237,31 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
 async def _initialize(
     conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
 ) -> Greeting:
-    """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization")."""
-    asked = attempts.next_version() or versions.LATEST_LEGACY
-    attempts.asking(asked)
-    params: dict[str, object] = {
-        "protocolVersion": asked,
-        "capabilities": conversation.hop.capabilities,
-        "clientInfo": conversation.hop.client_info,
-    }
-    outcome = await conversation.request("initialize", params, timeout=timeout)
-    if not isinstance(outcome, (BackendExited, BackendTooSlow)):
-        attempts.answered(is_open=isinstance(outcome, Complete))
-    if pinned and isinstance(outcome, Failure) and outcome.code in _NO_HANDSHAKE:
-        text = f"does not speak the legacy era (era: legacy): {outcome.message}; {AUTO_HINT}"
-        raise BackendUnfit(conversation.backend, text)
+    """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
+
+    A server that refuses one version is sent the next that it may know, each at most once.
+    """
+    first: Outcome | None = None
+    while True:
+        asked = attempts.next_version() or versions.LATEST_LEGACY
+        attempts.asking(asked)
+        params: dict[str, object] = {
+            "protocolVersion": asked,
+            "capabilities": conversation.hop.capabilities,
+            "clientInfo": conversation.hop.client_info,
+        }
+        outcome = await conversation.request("initialize", params, timeout=timeout)
+        if not isinstance(outcome, (BackendExited, BackendTooSlow)):
+            attempts.answered(is_open=isinstance(outcome, Complete))
+        first = first or outcome
+        if isinstance(outcome, Complete) or (isinstance(outcome, BackendExited) and conversation.is_closed):
+            break
+        attempts.is_due = _may_ask_again(outcome, attempts)
+        if not attempts.is_due or conversation.is_closed:
+            break
+        log.info("backend %r does not take %s; trying %s", conversation.backend, asked, attempts.next_version())
+    if not isinstance(outcome, Complete):
+        _raise_refusal(conversation, first, pinned=pinned)
     hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
     if hello.protocolVersion not in versions.LEGACY_VERSIONS:
         spoken = ", ".join(versions.LEGACY_VERSIONS)
@@ -257,6 +277,56 @@ async def _initialize(
         asked=asked,
         offered=attempts.offered,
     )
+
+
+def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
+    """Whether `initialize` may be sent with another version; notes which versions are left.
+
+    What a server lists as `data.supported` counts; without it the versions that its text names; without those any
+    older one.
+    """
+    failure = _refusal(outcome)
+    if failure is not None:
+        if offered := _offered(failure):
+            attempts.narrow(offered)
+            return attempts.next_version() is not None
+        text = f"{failure.message} {(failure.data or b'').decode(errors='replace')}"
+        may_be_older = failure.code not in _MODERN_ERRORS and failure.code != jsonrpc.METHOD_NOT_FOUND
+    elif isinstance(outcome, BackendProtocol):
+        text, may_be_older = outcome.body.decode(errors="replace"), outcome.status in _UNFIT_STATUSES
+    else:
+        return isinstance(outcome, BackendExited) and attempts.cut_off()
+    named = [version for version in versions.find_legacy(text) if version not in attempts.refused]
+    if named:
+        attempts.narrow(named)
+    return attempts.next_version() is not None if named or may_be_older else False
+
+
+def _refusal(outcome: Outcome | None) -> Failure | None:
+    """The JSON-RPC error in an outcome, or in the body of the HTTP response that it came in."""
+    if isinstance(outcome, Failure):
+        return outcome
+    if not isinstance(outcome, BackendProtocol):
+        return None
+    try:
+        error = jsonrpc.decode_error(msgspec.json.decode(outcome.body, type=_Refusal).error)
+    except jsonrpc.UNDECODABLE:
+        return None
+    return Failure(error.code, error.message, None if error.data is jsonrpc.ABSENT else bytes(error.data), Era.LEGACY)
+
+
+def _raise_refusal(conversation: Conversation, outcome: Outcome, *, pinned: bool) -> NoReturn:
+    """Explain why no `initialize` was accepted; `outcome` is that of the first. Raises BackendError."""
+    failure = _refusal(outcome)
+    offered = [] if failure is None else _offered(failure)
+    if failure is not None and not versions.choose_legacy(offered):
+        if pinned and failure.code in _NO_HANDSHAKE and (not offered or versions.choose_modern(offered)):
+            text = f"does not speak the legacy era (era: legacy): {failure.message}; {AUTO_HINT}"
+            raise BackendUnfit(conversation.backend, text)
+        if offered:
+            raise _no_common_version(conversation, f"{failure.message} (it offers {', '.join(offered)[:200]})")
+    expect_result(conversation, "initialize", outcome)
+    raise BackendProtocol(conversation.backend, "answered initialize with no result")
 
 
 def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> Complete:

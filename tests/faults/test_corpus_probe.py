@@ -40,6 +40,20 @@ def rows(*tables: Iterable[probe.Row]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rules", [rules for _, rules in found], ids=[name for name, _ in found])
 
 
+def versioned(make: Any) -> pytest.MarkDecorator:
+    """Every refusal with every list of known versions."""
+    params = [
+        pytest.param(rules, known, id=f"{name} - {label}")
+        for label, known in probe.KNOWN.items()
+        for name, rules in make(known)
+    ]
+    return pytest.mark.parametrize(("rules", "known"), params)
+
+
+def best(known: list[str]) -> str:
+    return max(version for version in known if version in {"2025-06-18", "2025-03-26", "2024-11-05"})
+
+
 @asynccontextmanager
 async def open_stdio_session(
     rules: list[dict[str, Any]], log: Path, *, records: EraRecords | None = None, **fields: Any
@@ -167,6 +181,21 @@ async def test_a_process_that_ends_before_it_reads_is_started_once(era: str, scr
     assert log.read_text() == "x\n"
 
 
+async def test_versions_are_tried_on_further_processes_once_only(tmp_path: Path) -> None:
+    rules = [{"then": "exit 1"}]
+    records = EraRecords()
+    log = tmp_path / "log"
+    found = []
+    for _ in range(2):
+        with pytest.raises(BackendExited):
+            async with open_stdio_session(rules, log, records=records):
+                pytest.fail("opened")
+        found.append([line for line in read_log(log) if line != "start"])
+        log.unlink()
+    walk = [f"initialize {version}" for version in ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")]
+    assert found == [["server/discover", NEWEST, *walk], ["server/discover", NEWEST]]
+
+
 async def test_a_process_that_hangs_after_the_probe_is_not_probed_at_its_next_start(tmp_path: Path) -> None:
     rules = [{"method": probe.PROBE, "then": "deaf"}]
     records = EraRecords()
@@ -187,3 +216,71 @@ async def test_a_pinned_era_stays_pinned(era: str, sent: str, tmp_path: Path) ->
             pytest.fail("opened")
     methods = {line.split(maxsplit=1)[0] for line in read_log(tmp_path / "log")}
     assert methods == {"start", sent.split(maxsplit=1)[0]}
+
+
+@pytest.mark.parametrize("then", ["exit 1", "close"])
+async def test_a_process_that_ends_once_keeps_the_newest_version(then: str, tmp_path: Path) -> None:
+    rules = [{"method": "initialize", "times": 1, "then": then}]
+    async with open_stdio_session(rules, tmp_path / "log", era="legacy") as session:
+        await serves(session)
+
+
+@pytest.mark.parametrize("player", [HttpPlayer, SsePlayer])
+async def test_a_connection_that_ends_once_keeps_the_newest_version(player: Any) -> None:
+    rules = [{"method": "initialize", "times": 1, "then": "cut"}]
+    transport = "sse" if player is SsePlayer else "streamable-http"
+    async with open_peer(player(rules)) as peer, open_session(peer.url, transport=transport) as session:
+        await serves(session)
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+@versioned(probe.refusals)
+async def test_a_process_that_refuses_a_version_is_sent_another(rules: Any, known: list[str], tmp_path: Path) -> None:
+    async with open_stdio_session(rules, tmp_path / "log", era="legacy") as session:
+        await serves(session, best(known))
+    assert read_log(tmp_path / "log").count("start") == 1
+
+
+@versioned(probe.ends)
+async def test_a_process_that_ends_at_a_version_is_started_with_another(
+    rules: Any, known: list[str], tmp_path: Path
+) -> None:
+    records = EraRecords()
+    log = tmp_path / "log"
+    async with open_stdio_session(rules, log, records=records) as session:
+        await serves(session, best(known))
+    log.unlink()
+    async with open_stdio_session(rules, log, records=records) as session:
+        await serves(session, best(known))
+    assert read_log(log)[:2] == ["start", f"initialize {best(known)}"]
+
+
+@versioned(probe.http_refusals)
+async def test_an_http_server_that_refuses_a_version_is_sent_another(rules: Any, known: list[str]) -> None:
+    async with open_peer(HttpPlayer(rules)) as peer:
+        async with open_session(peer.url, transport="streamable-http") as session:
+            await serves(session, best(known))
+        asked = [request for request in peer.requests if request.rpc == "initialize"]
+        assert asked[-1].params["protocolVersion"] == best(known)
+        for request in asked:
+            assert request.headers.get("mcp-protocol-version") in {None, request.params["protocolVersion"]}
+            assert "mcp-session-id" not in request.headers
+        assert peer.all("tools/list")[0].headers["mcp-protocol-version"] == best(known)
+
+
+@versioned(probe.sse_refusals)
+async def test_an_sse_server_that_refuses_a_version_is_sent_another(rules: Any, known: list[str]) -> None:
+    async with open_peer(SsePlayer(rules)) as peer, open_session(peer.url, transport="sse") as session:
+        await serves(session, best(known))
+
+
+@pytest.mark.parametrize("supported", [["2024-10-07"], ["2099-01-01", "draft"]])
+async def test_a_server_without_a_common_version_is_asked_once(supported: list[str], tmp_path: Path) -> None:
+    error = {"code": -32602, "message": "no", "data": {"supported": supported}}
+    rules = [{"method": "initialize", "say": [{"jsonrpc": "2.0", "id": "$id", "error": error}]}]
+    with pytest.raises(BackendProtocol, match=f"none of our protocol versions.*{supported[0]}"):
+        async with open_stdio_session(rules, tmp_path / "log", era="legacy"):
+            pytest.fail("opened")
+    assert read_log(tmp_path / "log") == ["start", NEWEST]

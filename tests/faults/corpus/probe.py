@@ -1,4 +1,4 @@
-"""How servers refuse the era probe, as rules of the players.
+"""How servers refuse the era probe and the protocol version, as rules of the players.
 
 A row is (name, rules). The names of the tables say over which transport they are played.
 """
@@ -102,3 +102,93 @@ HTTP: list[Row] = [
     ("silence after the head", [{"method": PROBE, "say": [], "then": "hang"}]),
 ]  # fmt: skip
 """Streamable HTTP: `initialize` follows."""
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+KNOWN: dict[str, list[str]] = {
+    "the newest but one": ["2025-06-18", "2025-03-26", "2024-11-05"],
+    "the oldest": ["2024-11-05"],
+    "the oldest, and others that we do not know": ["2024-10-07", "2024-11-05", "2099-01-01"],
+}
+"""What a server speaks."""
+
+
+def refusals(known: list[str]) -> list[Row]:
+    """stdio and SSE: how a server refuses the versions that it does not know."""
+    rule = {"method": "initialize", "unless": known}
+    listed = {"supported": known, "requested": "2025-11-25"}
+    text = f"Unsupported protocol version: 2025-11-25 (supported versions: {', '.join(known)})"
+
+    def say(code: int, message: str, data: Any = None, request_id: Any = "$id") -> dict[str, Any]:
+        error = {"code": code, "message": message} | ({} if data is None else {"data": data})
+        return rule | {"say": [{"jsonrpc": "2.0", "id": request_id, "error": error}]}
+
+    return [
+        ("data.supported", [say(-32602, "Unsupported protocol version", listed)]),
+        ("data.supported, no id", [say(-32602, "Unsupported protocol version", listed, None)]),
+        ("data.supported, another code", [say(-32000, "no", listed)]),
+        ("a list in data", [say(-32602, "no", known)]),
+        ("a list in the text", [say(-32602, text)]),
+        ("a list in the text, another code", [say(-32000, text)]),
+        ("a list in the text, no id", [say(-32000, text, None, None)]),
+        ("no list", [say(-32602, "Unsupported protocol version: 2025-11-25")]),
+        ("no list, an empty one", [say(-32602, "no", {"supported": []})]),
+        ("no list, data of another form", [say(-32602, "no", {"supported": "?"})]),
+        *((f"no list, {code}", [say(code, "no")]) for code in (-32600, -32603, -32000, 0)),
+    ]
+
+
+def ends(known: list[str]) -> list[Row]:
+    """stdio: the process ends at a version that it does not know."""
+    rule = {"method": "initialize", "unless": known}
+    error = {"code": -32602, "message": "no", "data": {"supported": known}}
+    return [
+        ("exit 1", [rule | {"then": "exit 1"}]),
+        ("exit 0", [rule | {"then": "exit 0"}]),
+        ("stdout closed", [rule | {"then": "close"}]),
+        (
+            "data.supported, then exit",
+            [rule | {"say": [{"jsonrpc": "2.0", "id": "$id", "error": error}], "then": "exit 1"}],
+        ),
+        ("exit at the probe too", [{"method": PROBE, "then": "exit 1"}, rule | {"then": "exit 1"}]),
+    ]
+
+
+def http_refusals(known: list[str]) -> list[Row]:
+    """Streamable HTTP: responses by which a server refuses the versions that it does not know."""
+    rule = {"method": "initialize", "unless": known}
+    text = f"Bad Request: Unsupported protocol version (supported versions: {', '.join(known)})"
+    error = {"code": -32000, "message": text}
+    listed = {"code": -32602, "message": "no", "data": {"supported": known}}
+    plain = {"code": -32000, "message": "no"}
+
+    def body(error: dict[str, Any], request_id: Any = "$id") -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": request_id, "error": error}
+
+    return [
+        *((f"{status}, data.supported", [rule | {"status": status, "body": body(listed)}]) for status in (200, 400)),
+        ("400, data.supported, no id", [rule | {"status": 400, "body": body(listed, None)}]),
+        ("400, a list in the text, no id", [rule | {"status": 400, "body": body(error, None)}]),
+        ("400, a list in the text", [rule | {"status": 400, "body": body(error)}]),
+        ("400, plain text", [rule | {"status": 400, "body": text, "type": "text/plain"}]),
+        ("422, plain text", [rule | {"status": 422, "body": text, "type": "text/plain"}]),
+        ("400, no list", [rule | {"status": 400, "body": body(plain)}]),
+        ("400, no list, no id", [rule | {"status": 400, "body": body(plain, None)}]),
+        ("400, plain text, no list", [rule | {"status": 400, "body": "Bad Request", "type": "text/plain"}]),
+        ("400, empty", [rule | {"status": 400}]),
+        ("400, with a session", [rule | {"status": 400, "body": body(listed), "headers": {"mcp_session_id": "x"}}]),
+        ("200, with a session", [rule | {"status": 200, "body": body(listed), "headers": {"mcp_session_id": "x"}}]),
+        ("an event, data.supported", [rule | {"say": [body(listed)]}]),
+        ("an event, data.supported, no id", [rule | {"say": [body(listed, None)]}]),
+        ("an event, no list, no id", [rule | {"say": [body(plain, None)]}]),
+        ("closed", [rule | {"then": "cut"}]),
+        ("an empty event stream", [rule | {"say": []}]),
+    ]
+
+
+def sse_refusals(known: list[str]) -> list[Row]:
+    """SSE: refusals on the stream, by the response to the POST, and by the end of the stream."""
+    answers = [row for row in http_refusals(known) if row[0].startswith("4")]
+    end = {"method": "initialize", "unless": known, "then": "cut"}
+    return [*refusals(known), *answers, ("the end of the stream", [end])]
