@@ -25,16 +25,18 @@ ROWS = {
     "G8": "Management over HTTP: `/health`, `/servers` (GET, POST, DELETE) and `/tools`",
     "G9": "`POST /servers` with bad JSON is a 400, with a bad or empty config a 422, and changes nothing",
     "G10": "One command sets the environment up, one runs the gateway, one tests it; uv does the same",
-    "P1": "`initialize_connections(config)` checks the config and records every server without starting any",
+    "P1": "`initialize_connections(mcp_config)` checks the config and records every server without starting any",
     "P2": "Exactly one of `command` and `url`; each violation has a message of its own that names the server",
     "P3": "An `Authorization` header is used as given; a remote server without one gets OAuth found out",
-    "P4": "`get_client(name)`: `KeyError` if unknown, `RuntimeError` with the reason if it failed to initialize",
-    "P5": "`test_connection(name)` tries several times, with growing pauses, and updates the status",
+    "P4": "`get_client(server_name)`: `KeyError` if unknown, `RuntimeError` with the reason if it failed to initialize",
+    "P5": "`test_connection(server_name)` tries several times, with growing pauses, and updates the status;"
+          " `KeyError` if unknown",
     "P6": "`call_tool` has a session of its own for each call, a `TimeoutError`, a `RuntimeError` that names tool and"
           " server, and returns results with `isError`",
-    "P7": "`list_tools(server)`",
+    "P7": "`list_tools(server_name)`",
     "P8": "`get_server_status`, `get_all_servers`, `get_servers_config`",
-    "P9": "`reload(config)` checks all, changes nothing if anything is wrong, and leaves the unchanged undisturbed",
+    "P9": "`reload(new_mcp_config)` returns `(True, None)` or `(False, message)`: it checks all, changes nothing"
+          " if anything is wrong, and leaves the unchanged undisturbed",
     "P10": "`close_all_connections()` goes down the stop ladder; one that fails to close keeps no other open",
     "M1": "Made with `name`, `auth_enabled`, `api_key`; configured in memory, without any file",
     "M2": "`initialize()`, `mount_to_app(app)` on a FastAPI or Starlette application, `shutdown()`",

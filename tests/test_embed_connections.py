@@ -212,7 +212,8 @@ def test_seed_p5_a_connection_is_tested_and_the_status_says_how_it_went(loop: st
         assert status["connected"] is False
         assert status["error"]
         assert await manager.test_connection("bad") is False
-        assert await manager.test_connection("unknown") is False
+        with pytest.raises(KeyError, match="there is no server 'unknown'"):
+            await manager.test_connection("unknown")
         await manager.close_all_connections()
 
     run_on(loop, body)
@@ -382,7 +383,7 @@ def test_seed_p9_a_reload_changes_what_differs_and_disturbs_nothing_else(loop: s
             group.start_soon(call_slowly)
             await until(lambda: len(children()) == 2)
             new = config_of(same=same, changed=echo_backend("--name", "two", "--tools", 1), new=echo_backend())
-            assert await manager.reload(new) == (True, "")
+            assert await manager.reload(new) == (True, None)
             assert manager.get_all_servers() == ["same", "changed", "new"]
             assert len(children()) == 2  # the new one stays lazy
             assert (await client.call_tool("env")).structured_content["pid"] == pid
@@ -409,7 +410,7 @@ def test_seed_p9_calls_of_a_server_that_goes_finish_first(loop: str) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(call_slowly)
             await until(children)
-            assert await manager.reload(config_of(b=echo_backend())) == (True, "")
+            assert await manager.reload(config_of(b=echo_backend())) == (True, None)
         assert results == ["done"]
         await manager.close_all_connections()
 

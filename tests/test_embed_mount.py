@@ -280,7 +280,7 @@ def test_seed_m4_a_reload_reaches_connected_clients_too(loop: str) -> None:
             await manager.mount_to_app(app)
             async with open_wire(url) as wire, wire.listen() as message:
                 pid = (await wire.call("a.env"))["result"]["structuredContent"]["pid"]
-                assert await manager.reload(config_of(a=echo_backend(), b=echo_backend())) == (True, "")
+                assert await manager.reload(config_of(a=echo_backend(), b=echo_backend())) == (True, None)
                 assert "b.echo" in await wire.tools()
                 assert (await message())["method"] == "notifications/tools/list_changed"
                 assert (await wire.call("a.env"))["result"]["structuredContent"]["pid"] == pid
@@ -300,7 +300,7 @@ def test_seed_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> None:
             await manager.mount_to_app(app)
             async with open_wire(url) as wire:
                 assert await wire.tools() == {}
-                assert await manager.reload(config_of()) == (True, "")
+                assert await manager.reload(config_of()) == (True, None)
                 assert "a.echo" in await wire.tools()
             await manager.shutdown()
 

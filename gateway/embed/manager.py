@@ -7,11 +7,14 @@ any thread and any loop. No file is read or written.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import threading
+import warnings
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from gateway.embed import results
 from gateway.embed.bridge import Bridge
@@ -35,6 +38,41 @@ CLOSE_MARGIN: Final = 15.0
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def renamed(**new_names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Accept the former name of an argument (`former="present"`) for one release, with a DeprecationWarning."""
+
+    def translate(method: str, kwargs: dict[str, Any]) -> None:
+        for former in new_names.keys() & kwargs.keys():
+            present = new_names[former]
+            if present in kwargs:
+                text = f"{method}() got both {present!r} and its former name {former!r}"
+                raise TypeError(text)
+            text = f"{method}(): the argument {former!r} has been renamed to {present!r}"
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
+            kwargs[present] = kwargs.pop(former)
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        name = method.__qualname__
+        if not inspect.iscoroutinefunction(method):
+
+            @functools.wraps(method)
+            def call(*args: P.args, **kwargs: P.kwargs) -> T:
+                translate(name, kwargs)
+                return method(*args, **kwargs)
+
+            return call
+
+        @functools.wraps(method)
+        async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            translate(name, kwargs)
+            return await method(*args, **kwargs)
+
+        return cast("Callable[P, T]", call_async)
+
+    return decorate
 
 
 class Handles(dict[str, Client]):  # ruff: ignore[subclass-builtin] - a dict is what users expect, and nothing is overridden
@@ -91,7 +129,8 @@ class ProxyManager:
 
     # Configuration.
 
-    def initialize_connections(self, config: dict[str, Any]) -> Handles:
+    @renamed(config="mcp_config")
+    def initialize_connections(self, mcp_config: dict[str, Any]) -> Handles:
         """Check a configuration and record its servers; none is started before its first use. Returns their handles.
 
         A server whose entry is wrong is recorded with its error, and has no handle.
@@ -99,7 +138,7 @@ class ProxyManager:
         Raises:
             InvalidConfig: it is no configuration at all (a ValueError); nothing has changed.
         """
-        self._adopt(read_registry(config, strict=False, name=self._name))
+        self._adopt(read_registry(mcp_config, strict=False, name=self._name))
         return Handles({name: Client(self, name) for name, one in self._registry.records.items() if one.is_usable})
 
     def initialize(self, config: dict[str, Any] | None = None) -> Done:
@@ -114,15 +153,16 @@ class ProxyManager:
             self._adopt(registry)
         return Done()
 
-    async def reload(self, new_config: dict[str, Any]) -> tuple[bool, str]:
-        """Use another configuration: `(True, "")`, or `(False, what is wrong)`, and then nothing has changed.
+    @renamed(new_config="new_mcp_config")
+    async def reload(self, new_mcp_config: dict[str, Any]) -> tuple[bool, str | None]:
+        """Replace the configuration. Return `(True, None)`, or `(False, message)` with nothing changed.
 
         What is the same in both is left undisturbed, calls in flight included; what is gone or changed gets
         `drain_grace` seconds for its calls. New servers start at their first use; those of a mounted gateway start now,
         and one that does not come up is in the log and goes on trying.
         """
         try:
-            registry = read_registry(new_config, strict=True, name=self._name)
+            registry = read_registry(new_mcp_config, strict=True, name=self._name)
             running = self._running()
             if running is None:
                 self._registry.become(registry)
@@ -131,7 +171,7 @@ class ProxyManager:
         except GatewayError as exc:
             log.warning("the new configuration is not used: %s", exc)
             return False, str(exc)
-        return True, ""
+        return True, None
 
     def _adopt(self, registry: Registry) -> None:
         running = self._running()
@@ -141,23 +181,28 @@ class ProxyManager:
 
     # Connections.
 
-    def get_client(self, name: str) -> Client:
+    @renamed(name="server_name")
+    def get_client(self, server_name: str) -> Client:
         """The handle of a server, to be used as `async with client:`.
 
         Raises:
             UnknownServer: there is no such server (a KeyError).
             NotInitialized: its entry is wrong or disabled; the message has the recorded reason (a RuntimeError).
         """
-        self._registry[name].check_usable()
-        return Client(self, name)
+        self._registry[server_name].check_usable()
+        return Client(self, server_name)
 
-    async def test_connection(self, name: str, timeout_ms: float = 5000, max_retries: int = 3) -> bool:
+    @renamed(name="server_name")
+    async def test_connection(self, server_name: str, timeout_ms: float = 5000, max_retries: int = 3) -> bool:
         """Connect to a server and list its tools; `max_retries` attempts, 0.5 s, 1 s, 2 s ... between them.
 
-        Returns whether one succeeded, and updates the status. `timeout_ms` is for one attempt.
+        Return whether an attempt succeeded, and update the status. `timeout_ms` is for one attempt.
+
+        Raises:
+            UnknownServer: there is no such server (a KeyError).
         """
-        record = self._registry.records.get(name)
-        if record is None or not record.is_usable:
+        record = self._registry[server_name]
+        if not record.is_usable:
             return False
         thread, engine = self._started()
         try:
@@ -165,10 +210,11 @@ class ProxyManager:
         except Closed:
             return False
 
+    @renamed(server="server_name", tool="tool_name")
     async def call_tool(
         self,
-        server: str,
-        tool: str,
+        server_name: str,
+        tool_name: str,
         arguments: Mapping[str, object] | None = None,
         timeout_ms: float | None = None,
     ) -> CallToolResult:
@@ -181,16 +227,17 @@ class ProxyManager:
             CallTimeout: it took too long (a TimeoutError); the server was told to cancel.
             CallFailed: there is no result (a RuntimeError); the message names the tool and the server.
         """
-        what = f"tool {tool!r} of server {server!r}"
-        record = self._registry[server]
+        what = f"tool {tool_name!r} of server {server_name!r}"
+        record = self._registry[server_name]
         timeout = None if timeout_ms is None else timeout_ms / 1000
-        outcome = await self._ask(what, lambda engine: engine.call_tool, record, tool, arguments, timeout)
+        outcome = await self._ask(what, lambda engine: engine.call_tool, record, tool_name, arguments, timeout)
         return results.tool_result(what, outcome)
 
-    async def list_tools(self, server: str) -> list[Tool]:
+    @renamed(server="server_name")
+    async def list_tools(self, server_name: str) -> list[Tool]:
         """A server's tools, under its own names, read in a session of their own. Raises as `call_tool` does."""
-        record = self._registry[server]
-        raws = await self._ask(f"the tools of server {server!r}", lambda engine: engine.list_tools, record)
+        record = self._registry[server_name]
+        raws = await self._ask(f"the tools of server {server_name!r}", lambda engine: engine.list_tools, record)
         return results.tool_list(raws)
 
     async def _ask(self, what: str, method: Callable[[Engine], Callable[..., Awaitable[T]]], *args: Any) -> T:
@@ -242,9 +289,10 @@ class ProxyManager:
 
     # Status.
 
-    def get_server_status(self, name: str) -> dict[str, Any]:
-        """`{"connected", "error", "initialized"}`; of an unknown server False, "" and False."""
-        record = self._registry.records.get(name)
+    @renamed(name="server_name")
+    def get_server_status(self, server_name: str) -> dict[str, Any]:
+        """Return `{"connected", "error", "initialized"}`; for an unknown server False, "" and False."""
+        record = self._registry.records.get(server_name)
         return {"connected": False, "error": "", "initialized": False} if record is None else record.status()
 
     def get_all_servers(self) -> list[str]:
