@@ -43,6 +43,8 @@ class Flag(Struct, frozen=True):
     """It takes no value and is True where it is given."""
     many: bool = False
     """It may be given several times; the value is a list."""
+    variable: str = ""
+    """For a secret: the environment variable to use instead, since a command line is visible to other users."""
 
     @property
     def is_option(self) -> bool:

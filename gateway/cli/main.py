@@ -76,6 +76,9 @@ def _run(words: list[str], *, debug: bool) -> int:
 def _start(command: Command, raw: dict[str, Any], *, debug: bool) -> int:
     values = convert(command, raw)
     values.debug = debug
+    for flag in command.flags:
+        if flag.variable and raw.get(flag.key) is not None:
+            warn(f"{flag.name} is visible to other users of this machine (ps); set {flag.variable} instead")
     return command.run(values)
 
 

@@ -127,6 +127,7 @@ _WHERE: Final = (
         "--admin-token",
         "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else what the gateway keeps in the state directory)",
         "TOKEN",
+        variable=ENVIRONMENT,
     ),
     STATE,
     JSON,

@@ -140,6 +140,7 @@ FLAGS = (
         "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, which `ps` does not show, else one that is made at the"
         " first start and kept in the state directory)",
         "TOKEN",
+        variable="MCP_GATEWAY_ADMIN_TOKEN",
     ),
     Flag("--ephemeral", "forget at the end what was changed over the management API", switch=True),
     Flag("--no-watch", "do not watch the config file; SIGHUP and the API still reload it", switch=True),
