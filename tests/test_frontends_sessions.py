@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.calls import Era
+from gateway.calls import ANYBODY, Era, Identity
 from gateway.errors import Busy
 from gateway.frontends.answers import Introduction
 from gateway.frontends.sessions import EVICTABLE_AFTER, DuplicateId, InFlight, LegacySession, SessionTable
@@ -99,9 +99,17 @@ async def test_a_closed_session_is_gone_and_its_requests_are_cancelled(autojump_
     await settle()
 
 
-async def test_the_table_is_full_until_somebody_has_left(autojump_clock: MockClock) -> None:
+def use(session: LegacySession, request_id: int = 1) -> None:
+    """Have a session serve a request."""
+    session.in_flight.enter(request_id)
+    session.in_flight.leave(request_id)
+
+
+async def test_the_table_is_full_until_a_client_has_left(autojump_clock: MockClock) -> None:
     sessions = table(most=2)
     first, second = opened(sessions), opened(sessions)
+    use(first)
+    use(second)
     assert sessions.open(HELLO) is None
     await trio.sleep(EVICTABLE_AFTER - 1)
     assert sessions.open(HELLO) is None
@@ -112,6 +120,38 @@ async def test_the_table_is_full_until_somebody_has_left(autojump_clock: MockClo
     assert not first.ended.is_set()
     assert len(sessions) == 2
     assert sessions.find(str(third.id)) is third
+
+
+async def test_the_oldest_unused_session_makes_room_at_once(autojump_clock: MockClock) -> None:
+    sessions = table(most=4)
+    used, oldest, newer, streaming = (opened(sessions) for _ in range(4))
+    use(used)
+    streaming.stream = trio.CancelScope()
+    opened(sessions)
+    assert [one.ended.is_set() for one in (used, oldest, newer, streaming)] == [False, True, False, False]
+    for _ in range(100):  # a client that only opens sessions replaces its own
+        opened(sessions)
+    assert [one.ended.is_set() for one in (used, newer, streaming)] == [False, True, False]
+    assert len(sessions) == 4
+    await settle()
+
+
+@pytest.mark.parametrize("what", ["used", "at work", "with a stream", "of a principal"])
+async def test_other_sessions_do_not_make_room_at_once(what: str, autojump_clock: MockClock) -> None:
+    sessions = table(most=1)
+    identity = Identity("alice") if what == "of a principal" else ANYBODY
+    session = sessions.open(msgspec.structs.replace(HELLO, identity=identity))
+    assert session is not None
+    match what:
+        case "used":
+            use(session)
+        case "at work":
+            session.in_flight.enter(1)
+        case "with a stream":
+            session.stream = trio.CancelScope()
+    assert sessions.open(HELLO) is None
+    assert not session.ended.is_set()
+    await settle()
 
 
 @pytest.mark.parametrize("by", ["request", "stream"])

@@ -281,6 +281,19 @@ async def test_only_so_many_streams_are_open(autojump_clock: MockClock) -> None:
         await Client(client.house, client.face).open()
 
 
+async def test_streams_that_never_initialize_make_room(autojump_clock: MockClock) -> None:
+    async with open_client(max_sessions=3) as client:
+        silent = [Client(client.house, client.face) for _ in range(10)]
+        for one in silent:
+            await one.open()
+        await settle()
+        assert [one.stream.ended for one in silent] == [True] * 8 + [False] * 2
+        assert not client.stream.ended
+        assert len(client.face) == 3
+        await silent[-1].initialize()
+        assert silent[-1].messages[0]["result"]["protocolVersion"] == "2024-11-05"
+
+
 # -- clients that read slowly, or not at all ---------------------------------------------------------------------------
 
 

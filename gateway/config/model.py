@@ -309,7 +309,9 @@ class GatewaySettings(Struct, frozen=True):
     max_name_length: Annotated[NameLength, _says("Longer public names are shortened, with a hash.")] = 128
     start_grace: Annotated[Seconds, _says("The longest a list waits for backends in their first start.")] = 2.0
     drain_grace: Annotated[Seconds, _says("Time that running calls get to finish when the gateway stops.")] = 5.0
-    max_sessions: Annotated[Count, _says("Client sessions at once; more are refused with 503.")] = 1000
+    max_sessions: Annotated[
+        Count, _says("Client sessions at once; unused anonymous ones make room, else more are refused with 503.")
+    ] = 1000
     max_connections: Annotated[Count, _says("HTTP connections at once; idle ones make room, new ones wait.")] = 5000
     session_idle_timeout: Annotated[Seconds, _says("A session unused for so long ends.")] = 1800.0
     max_body_bytes: Annotated[Count, _says("The largest request body; more is refused with 413.")] = 4 * 1024 * 1024

@@ -54,6 +54,8 @@ class InFlight:
         self._scopes: dict[Id, trio.CancelScope] = {}
         self._most = most
         self._deadline = math.inf
+        self.served = False
+        """Whether there has been a request at all."""
         self.on_cancel: Callable[[Id], None] | None = None
         """Told of a request that is cancelled, if somebody has requests without a task in their scope."""
 
@@ -73,6 +75,7 @@ class InFlight:
         if len(self._scopes) >= self._most:
             text = f"{self._most} requests of this client are in flight (max_client_requests); try again"
             raise Busy(text)
+        self.served = True
         scope = self._scopes[request_id] = trio.CancelScope(deadline=self._deadline)
         return scope
 
@@ -229,6 +232,11 @@ class LegacySession:
         self.changes.add(news.features(self.caller.scope))
 
     @property
+    def is_unused(self) -> bool:
+        """Whether an anonymous client has opened it and asked for nothing since."""
+        return self.identity.principal is None and not self.in_flight.served and self.stream is None
+
+    @property
     def idle(self) -> float:
         """Seconds without a sign of life; 0 while a request or a stream is open."""
         if len(self.in_flight) or self.stream is not None:
@@ -272,8 +280,8 @@ class SessionTable:
         return sum(session.stream is not None for session in self._sessions.values())
 
     def open(self, introduction: Introduction) -> LegacySession | None:
-        """Make a session of whom it introduces; None if there are too many and none has been abandoned."""
-        if len(self._sessions) >= self._most and not self._evict(self._sessions.values()):
+        """Make a session for this client; return None if the table is full and no session can make room."""
+        if len(self._sessions) >= self._most and not (self._evict_unused() or self._evict(self._sessions.values())):
             return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
         session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
@@ -304,6 +312,17 @@ class SessionTable:
         """Whether somebody may have one more session; makes room among those that it has abandoned itself."""
         mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
         return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
+
+    def _evict_unused(self) -> bool:
+        """Make room by ending the oldest anonymous session that has served nothing, however recent it is.
+
+        Opening sessions costs a client nothing: without this, one that only does that shuts all others out.
+        """
+        oldest = next((session for session in self._sessions.values() if session.is_unused), None)
+        if oldest is None:
+            return False
+        self.close(oldest)
+        return True
 
     def _evict(self, among: Iterable[LegacySession]) -> bool:
         """Make room by ending the session that has been idle longest, if that is long enough."""

@@ -82,6 +82,11 @@ class SseStream:
             if self.session is not None:
                 self.session.end()
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether an anonymous client has opened it and not sent `initialize`."""
+        return self.session is None and self.identity.principal is None
+
     def admits(self, identity: Identity) -> bool:
         """Whether a POST of this identity is one of this stream's client."""
         if self.session is not None:
@@ -301,7 +306,7 @@ class SseFace:
             await exchange.empty(405, (b"allow", b"GET"))
         elif not exchange.accepts(b"text/event-stream"):
             await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
-        elif self._closing.is_set() or len(self._streams) >= most:
+        elif self._closing.is_set() or (len(self._streams) >= most and not self._evict_unused()):
             text = "the gateway is shutting down"
             if len(self._streams) >= most:
                 text = f"{most} streams are open (max_sessions); try again later"
@@ -313,6 +318,15 @@ class SseFace:
             await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
         else:
             await self._serve(exchange)
+
+    def _evict_unused(self) -> bool:
+        """Make room by ending the oldest anonymous stream whose client has not even sent `initialize`."""
+        oldest = next((one for one in self._streams.values() if one.is_unused), None)
+        if oldest is None:
+            return False
+        del self._streams[oldest.id]
+        oldest.end()
+        return True
 
     def _streams_of(self, principal: str) -> int:
         return sum(stream.identity.principal == principal for stream in self._streams.values())
@@ -326,7 +340,7 @@ class SseFace:
         except* ClientGone:
             log.debug("an SSE client hung up")
         finally:
-            del self._streams[stream.id]
+            self._streams.pop(stream.id, None)
 
     def _path_for(self, view: str | None) -> str:
         """Where a client is told to POST; one of a view has a path of its own, by which its requests are known."""

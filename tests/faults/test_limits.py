@@ -143,6 +143,7 @@ async def test_sessions_are_bounded_and_end_when_idle():
         clients = [HttpClient(gateway.url) for _ in range(3)]
         for client in clients:
             await client.initialize()
+            await client.request("ping")  # one that has served nothing would make room
         refused = await HttpClient(gateway.url).post({
             "jsonrpc": "2.0",
             "id": 1,
@@ -158,6 +159,7 @@ async def test_sessions_are_bounded_and_end_when_idle():
         assert (await clients[0].delete_session()).status == 200
         newcomer = HttpClient(gateway.url)
         await newcomer.initialize()
+        await newcomer.request("ping")
         # An open stream keeps its session; the others end.
         with trio.fail_after(10):
             async with clients[1].open_get_stream():
