@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from trio.testing import MockClock
 
 from gateway.audit import DENIED, Audit
 from gateway.config import AuditSettings
+from gateway.embed.mount import KeyCheck
 from gateway.embed.native import open_gateway
 from gateway.telemetry import SECRETS
 from gateway.telemetry.formats import JsonLines
@@ -191,3 +193,63 @@ async def test_nobody_reads_the_management_api_through_a_proxy(path: str, autoju
         for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):
             assert (await house.start("GET", path, **headers)).status == 401
             assert (await house.start("GET", path, key=ADMIN_TOKEN, **headers)).status == 200
+
+
+RIGHT, WRONG = ALICE.encode(), b"wrong"
+CREDENTIALS = {
+    "right": (200, [(b"authorization", b"Bearer " + RIGHT)]),
+    "scheme in another case": (200, [(b"authorization", b"bEaReR  " + RIGHT + b" ")]),
+    "right in the other header": (200, [(b"x-api-key", b" " + RIGHT)]),
+    "none": (401, []),
+    "wrong": (401, [(b"authorization", b"Bearer " + WRONG)]),
+    "another scheme": (401, [(b"authorization", b"Basic " + RIGHT)]),
+    "no scheme": (401, [(b"authorization", RIGHT)]),
+    "empty": (401, [(b"authorization", b"Bearer "), (b"x-api-key", b"")]),
+    "the same key twice": (400, [(b"authorization", b"Bearer " + RIGHT)] * 2),
+    "right, then wrong": (400, [(b"authorization", b"Bearer " + RIGHT), (b"authorization", b"Bearer " + WRONG)]),
+    "wrong, then right": (400, [(b"authorization", b"Bearer " + WRONG), (b"authorization", b"Bearer " + RIGHT)]),
+    "another scheme, then right": (400, [(b"authorization", b"Basic x"), (b"authorization", b"Bearer " + RIGHT)]),
+    "x-api-key twice": (400, [(b"x-api-key", RIGHT)] * 2),
+    "x-api-key right, then wrong": (400, [(b"x-api-key", RIGHT), (b"x-api-key", WRONG)]),
+    "both right": (200, [(b"authorization", b"Bearer " + RIGHT), (b"x-api-key", RIGHT)]),
+    "right and a wrong x-api-key": (200, [(b"authorization", b"Bearer " + RIGHT), (b"x-api-key", WRONG)]),
+    "wrong and a right x-api-key": (401, [(b"x-api-key", RIGHT), (b"authorization", b"Bearer " + WRONG)]),
+    "another scheme and a right x-api-key": (401, [(b"authorization", b"Basic x"), (b"x-api-key", RIGHT)]),
+    "joined by a comma": (401, [(b"authorization", b"Bearer " + RIGHT + b", Bearer " + RIGHT)]),
+    "joined without a space": (401, [(b"authorization", b"Bearer " + RIGHT + b",Bearer " + WRONG)]),
+    "wrong, joined with right": (401, [(b"authorization", b"Bearer " + WRONG + b", Bearer " + RIGHT)]),
+    "x-api-key joined by a comma": (401, [(b"x-api-key", RIGHT + b", " + RIGHT)]),
+    "origin twice": (400, [(b"authorization", b"Bearer " + RIGHT), *[(b"origin", b"http://localhost")] * 2]),
+    "another header twice": (200, [(b"authorization", b"Bearer " + RIGHT), *[(b"accept-language", b"en")] * 2]),
+}
+
+
+@pytest.mark.parametrize("what", CREDENTIALS)
+async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_clock: MockClock) -> None:
+    """Streamable HTTP, SSE and the embedded mount, whose key is checked in front of the frontends."""
+    wanted, headers = CREDENTIALS[what]
+
+    def exchange() -> FakeExchange:
+        one = FakeExchange(json.dumps(HELLO_MESSAGE).encode(), headers={"host": "localhost"})
+        one.scope["headers"] += [(b"content-type", b"application/json"), (b"accept", b"*/*"), *headers]
+        return one
+
+    async def passed(_scope: object, _receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with open_house(keys()) as house:
+        outcomes: dict[str, tuple[int, bytes]] = {}
+        for place, app in {
+            "mount": KeyCheck(passed, ALICE),
+            "/mcp": house.face._route,
+            "/sse": house.face._route,
+        }.items():
+            one = exchange()
+            if place == "/sse":
+                one.scope |= {"path": "/sse", "method": "GET"}
+            house.nursery.start_soon(app, one.scope, one.receive, one.send)
+            await settle()
+            outcomes[place] = (one.status, one.body if one.status == 400 else b"")
+        assert {status for status, _ in outcomes.values()} == {wanted}, outcomes
+        assert len(set(outcomes.values())) == 1, outcomes

@@ -13,13 +13,15 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 PREFIX: Final = "mcpgw_"
 """Begins every key, so that scanners for leaked secrets can know them."""
 KEY_BYTES: Final = 32
 MAX_CREDENTIAL: Final = 16_384
 """Longest token that is looked at; a JWT with many claims has some thousand characters."""
+ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"mcp-session-id"})
+"""Headers that say who asks for what: of two, a proxy in front may have checked the other one."""
 _METHOD: Final = "sha256:"
 
 
@@ -41,6 +43,25 @@ def digest_of(credential: bytes) -> bytes:
 def digest_in(hashed: str) -> bytes:
     """The digest in a hash as the config has it."""
     return bytes.fromhex(hashed.removeprefix(_METHOD))
+
+
+def repeated_header(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the name of the first header in `ONCE` that a request has more than once; empty if there is none.
+
+    Shared by the HTTP frontends and the embedded mount, so that both refuse the same requests.
+    """
+    seen: set[bytes] = set()
+    for raw, _ in headers:
+        name = raw.lower()
+        if name in ONCE and name in seen:
+            return name.decode("ascii")
+        seen.add(name)
+    return ""
+
+
+def repeated_text(name: str) -> str:
+    """Return the error for a request with a header of that name twice."""
+    return f"header {name!r} appears more than once; send it once"
 
 
 def credential_in(headers: Mapping[bytes, bytes]) -> bytes:

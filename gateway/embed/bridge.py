@@ -181,7 +181,8 @@ class Bridge:
             await answer(send, 503)
 
 
-async def answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
-    """Answer a request without a body."""
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *headers]})
-    await send({"type": "http.response.body", "body": b""})
+async def answer(send: Send, status: int, *headers: tuple[bytes, bytes], body: bytes = b"") -> None:
+    """Answer a request on the host's side."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": body})

@@ -7,15 +7,16 @@ it. Routes are put in, and taken out, in one step.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from gateway import jsonrpc
+from gateway.access.keys import credential_in, digest_of, repeated_header, repeated_text
 from gateway.embed.bridge import answer
 from gateway.embed.errors import MountError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from gateway.embed.faces import Paths
     from gateway.frontends.exchange import Receive, Scope, Send
@@ -27,6 +28,7 @@ CORS_EXPOSED: Final = ("Mcp-Session-Id", "WWW-Authenticate")
 PREFLIGHT_FOR: Final = 600
 """Seconds that a browser may remember what a page is allowed to do."""
 CHALLENGE: Final = (b"www-authenticate", b"Bearer")
+JSON: Final = (b"content-type", b"application/json")
 
 
 class Door:
@@ -48,33 +50,21 @@ class KeyCheck:
 
     def __init__(self, app: AsgiApp, key: str) -> None:
         self._app = app
-        self._digest = _digest(key.encode("utf-8"))
+        self._digest = digest_of(key.encode("utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the request, before its body is read."""
-        if any([self._is_key(found) for found in _keys(scope["headers"])]):  # noqa: C419 - all, however it goes
+        """Check the request, before its body is read; which header counts is as in the HTTP frontends."""
+        headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
+        if repeated := repeated_header(headers):
+            body = jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, repeated_text(repeated))
+            await answer(send, 400, JSON, body=body)
+        elif self._is_key(credential_in(dict(headers))):
             await self._app(scope, receive, send)
         else:
             await answer(send, 401, CHALLENGE)
 
     def _is_key(self, found: bytes) -> bool:
-        return hmac.compare_digest(_digest(found), self._digest)  # of equal length, so that the time says nothing
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    found: list[bytes] = []
-    for name, value in headers:
-        if name.lower() == b"x-api-key":
-            found.append(value.strip())
-        elif name.lower() == b"authorization":
-            scheme, _, token = value.strip().partition(b" ")
-            if scheme.lower() == b"bearer":
-                found.append(token.strip())
-    return found
+        return hmac.compare_digest(digest_of(found), self._digest)  # of equal length, so that the time says nothing
 
 
 def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp:

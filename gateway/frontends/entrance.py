@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.access.keys import repeated_header, repeated_text
 from gateway.access.refusal import Refusal
 from gateway.frontends.exchange import ClientGone, Exchange
 
@@ -32,8 +33,6 @@ USUAL_HEADERS: Final = (
 )
 """What clients of both eras send; beyond these each tool may have header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
-ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"mcp-session-id"})
-"""Headers that say who asks for what: of two, a proxy in front may have checked the other one."""
 CUT_OFF: Final = Refusal(
     401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
 )
@@ -52,8 +51,9 @@ class Entrance:
         """Let a request through to `handle`, or answer it here. Returns also where its client has gone."""
         headers = exchange.headers
         try:
-            if len(headers) != len(exchange.scope["headers"]) and (twice := _twice(exchange)):
-                text = f"the header {twice} stands there twice"
+            pairs = exchange.scope["headers"]
+            if len(headers) != len(pairs) and (twice := repeated_header(pairs)):
+                text = repeated_text(twice)
                 self._note(exchange, 400, text)
                 await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
                 return
@@ -113,12 +113,6 @@ class Entrance:
             await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
-
-
-def _twice(exchange: Exchange) -> str:
-    """The first header that must stand there once, and does not; empty if there is none."""
-    names = [name for name, _ in exchange.scope["headers"]]
-    return next((name.decode("latin-1") for name in names if name in ONCE and names.count(name) > 1), "")
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
