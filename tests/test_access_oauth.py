@@ -266,6 +266,52 @@ async def test_sessions_are_the_subjects(autojump_clock: MockClock) -> None:
         assert await finish(house, await house.call(session, key=token(jti="another"))) == "done"
 
 
+def by_jwt(server: Server, name: str, **claims: Any) -> str:
+    del server
+    return token(**{"sub": None, **claims}, jti=name)
+
+
+def by_introspection(server: Server, name: str, **claims: Any) -> str:
+    server.active[name] = {"aud": RESOURCE, **claims}
+    return name
+
+
+@pytest.mark.parametrize("issue", [by_jwt, by_introspection])
+async def test_a_subject_is_never_a_client_of_the_same_name(issue: Any, autojump_clock: MockClock) -> None:
+    server = Server()
+    settings = {"introspection": ASKED} if issue is by_introspection else {}
+    async with open_server(server, rate_limit={"per_second": 0.001, "burst": 2}, **settings) as house:
+        user = issue(server, "u", sub="same")
+        client = issue(server, "c", client_id="same")
+        both = issue(server, "b", sub="same", client_id="other")  # `sub` decides
+        crafted = issue(server, "x", sub="-client:same")
+        wanted = {user: "oauth:same", client: "oauth-client:same", both: "oauth:same", crafted: "oauth:-client:same"}
+        sessions = {one: await house.initialize(one) for one in (user, client, crafted)}
+        assert {principal.name for principal in house.access._all()} == set(wanted.values())
+        for one, session in sessions.items():
+            for other, name in wanted.items():
+                exchange = await house.start(
+                    "POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, key=other, mcp_session_id=session
+                )
+                assert exchange.status == (200 if wanted[one] == name else 404), (one, other)
+        for _ in range(2):
+            assert await finish(house, await house.call(key=user)) == "done"
+        assert "rate_limit" in (await house.call(key=user)).body.decode()
+        assert await finish(house, await house.call(key=client)) == "done"
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{}, {"client_id": 5}, {"client_id": ""}, {"sub": "", "client_id": "x"}, {"sub": 5, "client_id": "x"}],
+)
+@pytest.mark.parametrize("issue", [by_jwt, by_introspection])
+async def test_a_token_of_nobody_is_refused(issue: Any, claims: dict[str, Any], autojump_clock: MockClock) -> None:
+    server = Server()
+    settings = {"introspection": ASKED} if issue is by_introspection else {}
+    async with open_server(server, **settings) as house:
+        assert (await house.call(key=issue(server, "t", **claims))).status == 401
+
+
 async def test_keys_and_tokens_side_by_side(autojump_clock: MockClock) -> None:
     access = {**keys(), **section(tools=["a.y"])}
     async with open_house(access, send=Server().send) as house:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 MAX_SUBJECTS: Final = 4_096
 """Subjects that are known at once. Those that have nothing under way are forgotten, the longest quiet first."""
-PREFIX: Final = "oauth:"
-"""Begins their names: no key's name holds a colon, so neither can pass for the other."""
 TRY_AGAIN: Final = 5
 """Seconds after which a client is to come back when nobody can say now whether its token is good."""
 
@@ -53,7 +51,7 @@ class Subjects:
         if missing:
             text = f"the token lacks the scope {' '.join(missing)}"
             return Refusal(403, text, challenge=challenge(self.settings, "insufficient_scope"))
-        principal = self._principal(PREFIX + known.subject)
+        principal = self._principal(known.principal)
         if principal is None:
             return Refusal(503, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN)
         return principal, known.until

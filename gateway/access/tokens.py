@@ -33,6 +33,10 @@ MAX_WAITING: Final = 64
 """Requests that may wait for one of those; more are refused."""
 MAX_SUBJECT: Final = 256
 """Characters of a subject; it ends up in logs."""
+SUBJECT: Final = "oauth:"
+"""Begins the name of a principal that a token names as its `sub`. No key's name holds a colon."""
+CLIENT: Final = "oauth-client:"
+"""Begins the name of a principal for whose token only a `client_id` is known: no subject's name can begin like this."""
 
 
 class Invalid(Exception):
@@ -42,7 +46,8 @@ class Invalid(Exception):
 class Known(msgspec.Struct, frozen=True):
     """A token that is good."""
 
-    subject: str
+    principal: str
+    """The name of its principal: `SUBJECT` or `CLIENT`, and the claim."""
     scopes: frozenset[str]
     until: float
     """On the loop's clock: when it expires."""
@@ -136,12 +141,15 @@ class Tokens:
         return self._accept(claims, asked.cache)
 
     def _accept(self, claims: dict[str, Any], believed_for: float) -> Known:
-        subject = claims.get("sub", claims.get("client_id"))
+        # Two namespaces (RFC 9068, 5): a user may well have the name that is another client's id.
+        subject, prefix = claims.get("sub"), SUBJECT
+        if subject is None:
+            subject, prefix = claims.get("client_id"), CLIENT
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT or not subject.isprintable():
             raise Invalid("it does not say whose it is")
         now = trio.current_time()
         left = _seconds(claims.get("exp"), float("inf")) + self._settings.leeway - time.time()
-        return Known(subject, _scopes(claims), now + left, now + min(left, believed_for))
+        return Known(prefix + subject, _scopes(claims), now + left, now + min(left, believed_for))
 
 
 def _seconds(value: object, default: float) -> float:
