@@ -92,7 +92,14 @@ class House:
         return sum(len(batch) for fake in self.fakes.values() for session in fake.sessions for batch in session.batches)
 
     async def start(
-        self, method: str, path: str, body: object = None, *, key: str | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        address: str | None = None,
+        **headers: str,
     ) -> FakeExchange:
         """Begin a request, and go on when all tasks wait. Header names are spelled with underscores."""
         target, _, query = path.partition("?")
@@ -105,6 +112,8 @@ class House:
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         exchange = FakeExchange(data, method=method, headers=given)
         exchange.scope |= {"path": target, "query_string": query.encode()}
+        if address is not None:
+            exchange.scope["client"] = (address, 12_345)
         self.nursery.start_soon(self.face._route, exchange.scope, exchange.receive, exchange.send)
         await settle()
         return exchange

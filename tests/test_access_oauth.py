@@ -408,6 +408,139 @@ async def test_introspections_at_once_are_bounded(autojump_clock: MockClock) -> 
         assert {one.status for one in waiting} == {401}
 
 
+async def test_junk_from_one_address_leaves_turns_for_others(autojump_clock: MockClock) -> None:
+    server = Server()
+    server.active = {"good": GOOD}
+    async with open_server(server, introspection=ASKED) as house:
+        server.hold = trio.Event()  # the authorization server is slow
+        share = tokens.ADDRESS_ASKED + tokens.ADDRESS_WAITING
+        junk = [await house.call(key=f"junk{number}", address="192.0.2.1") for number in range(3 * share)]
+        assert len(server.asked) == tokens.ADDRESS_ASKED
+        refused = [one for one in junk if one.ended]
+        assert len(refused) == 2 * share
+        assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, str(subjects.TRY_AGAIN))}
+        good = await house.call(key="good", address="192.0.2.2")
+        assert len(server.asked) == tokens.ADDRESS_ASKED + 1
+        server.hold.set()
+        server.hold = None
+        await settle()
+        assert await finish(house, good) == "done"
+        assert house.access._subjects is not None
+        turns = house.access._subjects._tokens._turns
+        assert (turns._waiting, dict(turns._present), turns._by_address) == (0, {}, {})
+
+
+FIRST = "192.0.2.1"
+LOCAL = {"address": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"address": FIRST}, {"address": FIRST}, True),
+        ({"address": FIRST}, {"address": "192.0.2.2"}, False),
+        ({"address": FIRST}, {"address": f"::ffff:{FIRST}"}, True),
+        ({"address": "2001:db8:1:2::1"}, {"address": "2001:db8:1:2:ffff::9"}, True),
+        ({"address": "2001:db8:1:2::1"}, {"address": "2001:db8:1:3::1"}, False),
+        ({"address": "fe80::1%eth0"}, {"address": "fe80::2%eth0"}, True),
+        ({"address": FIRST, "x_forwarded_for": "10.1.1.1"}, {"address": FIRST, "x_forwarded_for": "10.1.1.2"}, True),
+        (LOCAL, LOCAL, True),
+        ({**LOCAL, "x_forwarded_for": FIRST}, {"address": "::1", "x_forwarded_for": f"9.9.9.9, {FIRST}"}, True),
+        ({**LOCAL, "x_forwarded_for": FIRST}, {**LOCAL, "x_forwarded_for": "192.0.2.2"}, False),
+        ({"x_forwarded_for": FIRST}, {"x_forwarded_for": FIRST}, True),  # over a Unix socket
+        ({}, {}, False),
+    ],
+)
+async def test_which_requests_share_a_bound(
+    first: dict[str, str], second: dict[str, str], same: bool, autojump_clock: MockClock
+) -> None:
+    server = Server()
+    server.hold = trio.Event()
+    async with open_server(server, introspection=ASKED) as house:
+        for number in range(tokens.ADDRESS_ASKED):
+            await house.call(key=f"t{number}", **first)
+        await house.call(key="one more", **second)
+        assert len(server.asked) == tokens.ADDRESS_ASKED + (not same)
+        server.hold.set()
+        await settle()
+        assert len(server.asked) == tokens.ADDRESS_ASKED + 1
+
+
+@pytest.mark.parametrize(
+    "claims", [None, {"aud": "https://other.example"}, {"iss": "https://evil.example"}, {"exp": NOW - 100}, {"sub": 5}]
+)
+async def test_a_refused_token_is_remembered_for_a_short_time(claims: Any, autojump_clock: MockClock) -> None:
+    server = Server()
+    if claims is not None:
+        server.active["t"] = {**GOOD, **claims}
+    async with open_server(server, introspection=ASKED) as house:
+        bodies = {(one.status, one.body) for one in [await house.call(key="t") for _ in range(5)]}
+        assert [status for status, _ in bodies] == [401]
+        assert len(server.asked) == 1
+        server.active["t"] = GOOD
+        await trio.sleep(tokens.REFUSED_FOR - 0.1)
+        assert (await house.call(key="t")).status == 401
+        await trio.sleep(0.2)
+        assert await finish(house, await house.call(key="t")) == "done"
+        assert len(server.asked) == 2
+
+
+async def test_no_refusal_is_remembered_longer_than_the_config_says(autojump_clock: MockClock) -> None:
+    server = Server()
+    async with open_server(server, introspection={**ASKED, "cache": 1}) as house:
+        assert (await house.call(key="t")).status == 401
+        server.active["t"] = GOOD
+        await trio.sleep(1)
+        assert await finish(house, await house.call(key="t")) == "done"
+
+
+async def test_refused_tokens_are_bounded(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_REFUSED", 3)
+    server = Server()
+    async with open_server(server, introspection=ASKED) as house:
+        for number in range(10):
+            assert (await house.call(key=f"t{number}")).status == 401
+        assert house.access._subjects is not None
+        assert len(house.access._subjects._tokens._refused) == 3
+        server.down = True  # which is no verdict on a token
+        assert (await house.call(key="new")).status == 503
+        server.down = False
+        server.active["new"] = GOOD
+        assert await finish(house, await house.call(key="new")) == "done"
+
+
+@pytest.mark.parametrize("fate", ["good", "bad", "down", "left"])
+async def test_requests_with_the_same_token_share_one_introspection(fate: str, autojump_clock: MockClock) -> None:
+    server = Server()
+    server.hold = trio.Event()
+    server.down = fate == "down"
+    server.active = {} if fate == "bad" else {"t": GOOD}
+    async with open_server(server, introspection=ASKED) as house:
+        async with trio.open_nursery() as nursery:
+            everything = house.nursery
+            house.nursery = nursery
+            first = await house.call(key="t", address=FIRST)
+            house.nursery = everything
+            others = [await house.call(key="t", address=FIRST) for _ in range(30)]
+            assert len(server.asked) == 1
+            if fate == "left":  # another request asks in its place
+                nursery.cancel_scope.cancel()
+            else:
+                server.hold.set()
+                await settle()
+                for _ in range(31 if fate == "good" else 0):
+                    await house.answer()
+        if fate == "left":
+            await settle()
+            server.hold.set()
+            await settle()
+            for _ in range(30):
+                await house.answer()
+        assert len(server.asked) == (2 if fate == "left" else 1)
+        found = {one.status for one in ([] if fate == "left" else [first]) + others}
+        assert found == {{"good": 200, "left": 200, "bad": 401, "down": 503}[fate]}
+
+
 async def test_the_server_is_asked_over_http_within_bounds() -> None:
     answers = {
         b"/good": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",

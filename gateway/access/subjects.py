@@ -35,10 +35,10 @@ class Subjects:
         self._tokens = Tokens(settings, send)
         self._principals: OrderedDict[str, Principal] = OrderedDict()
 
-    async def admit(self, token: bytes) -> tuple[Principal, float] | Refusal:
+    async def admit(self, token: bytes, address: str | None = None) -> tuple[Principal, float] | Refusal:
         """Who comes with this token, and until when it is good, on the loop's clock; or why it does not let in."""
         try:
-            known = await self._tokens.check(token)
+            known = await self._tokens.check(token, address)
         except Invalid as exc:
             text = f"the token is not accepted: {exc}"
             return Refusal(401, text, challenge=challenge(self.settings, "invalid_token"))

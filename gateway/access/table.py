@@ -61,8 +61,10 @@ class Access:
             return None
         return self._by_digest.get(digest_of(credential))
 
-    async def ask(self, headers: Mapping[bytes, bytes]) -> tuple[Principal, float] | Refusal:
-        """The same for one that bears no key: perhaps a token.
+    async def ask(
+        self, headers: Mapping[bytes, bytes], address: str | None = None
+    ) -> tuple[Principal, float] | Refusal:
+        """The same for one that bears no key: perhaps a token. `address` is the client's, for a fair share of checks.
 
         Returns who it is and until when the token is good, on the loop's clock, or why the request may not come in.
         """
@@ -70,7 +72,7 @@ class Access:
         subjects = self._subjects
         if subjects is None or b"authorization" not in headers or not 0 < len(credential) <= MAX_CREDENTIAL:
             return self._refuse(headers)
-        found = await subjects.admit(credential)
+        found = await subjects.admit(credential, address)
         if subjects is not self._subjects:  # the settings have changed meanwhile
             return self._refuse(headers)
         return found

@@ -1,25 +1,31 @@
 """Tokens of an authorization server: whether one is good here, whose it is, and for how long.
 
 2026-07-28 basic/authorization, "Token Handling": only tokens that were issued for this very resource (RFC 8707). Read
-as a JWT (RFC 9068), or asked about (RFC 7662). What was found good is kept for a while by its digest, in a bounded
-table, so that a token is not checked anew with each request.
+as a JWT (RFC 9068), or asked about (RFC 7662). Results are kept for a while by the token's digest, in bounded tables,
+so that a token is not checked again with each request. Introspection costs a request to the authorization server: one
+client address gets only a share of those at once, so that a sender of junk tokens does not starve new good ones.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import trio
 
-from gateway.access.authority import Authority
+from gateway.access.authority import Authority, AuthorityDown
 from gateway.access.jwks import KeySet
 from gateway.access.keys import digest_of
 from gateway.errors import Busy
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from gateway.access.authority import Fetch
     from gateway.config.access_model import Introspection, ResourceServer
 
@@ -27,10 +33,20 @@ BELIEVED_FOR: Final = 60.0
 """Seconds for which a JWT is not checked again: so long a key that its server took back may still be good."""
 MAX_KNOWN: Final = 4_096
 """Tokens that are known; those not used for longest are forgotten."""
+REFUSED_FOR: Final = 5.0
+"""Seconds for which a token that introspection refused is refused without asking; short, since it may become valid."""
+MAX_REFUSED: Final = 4_096
+"""Refused tokens that are remembered; the oldest are forgotten."""
 MAX_ASKED: Final = 16
 """Introspections at once."""
-MAX_WAITING: Final = 64
+MAX_WAITING: Final = 256
 """Requests that may wait for one of those; more are refused."""
+ADDRESS_ASKED: Final = 4
+"""Introspections at once for one client address: a quarter, so that three others are never without."""
+ADDRESS_WAITING: Final = 16
+"""Requests of one client address that may wait; more are refused."""
+IPV6_PREFIX: Final = 64
+"""Bits of an IPv6 address that make a client: a host has all addresses of such a network."""
 MAX_SUBJECT: Final = 256
 """Characters of a subject; it ends up in logs."""
 SUBJECT: Final = "oauth:"
@@ -55,6 +71,66 @@ class Known(msgspec.Struct, frozen=True):
     """On the loop's clock: when it must be looked at again."""
 
 
+class _Turns:
+    """Which introspections may run now: so many at once, and fewer for one client address.
+
+    An address is known only while it has requests here, so there are never more than `MAX_ASKED` and `MAX_WAITING`.
+    """
+
+    def __init__(self) -> None:
+        self._all = trio.Semaphore(MAX_ASKED)
+        self._by_address: dict[str, trio.Semaphore] = {}
+        self._present: Counter[str] = Counter()
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def turn(self, address: str | None) -> AsyncGenerator[None]:
+        """Wait for a turn and hold it in this block; an unknown address (a Unix socket) has no bound of its own.
+
+        Raises:
+            Busy: too many requests are waiting.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise Busy("too many tokens are being checked; try again", retry_after=1.0)
+        if address is None:
+            async with self._wait(self._all):
+                yield
+            return
+        network = _network(address)
+        if self._present[network] >= ADDRESS_ASKED + ADDRESS_WAITING:
+            raise Busy("too many tokens from this address are being checked; try again", retry_after=1.0)
+        own = self._by_address.setdefault(network, trio.Semaphore(ADDRESS_ASKED))
+        self._present[network] += 1
+        try:
+            async with self._wait(own), self._wait(self._all):
+                yield
+        finally:
+            self._present[network] -= 1
+            if not self._present[network]:
+                del self._present[network], self._by_address[network]
+
+    @asynccontextmanager
+    async def _wait(self, semaphore: trio.Semaphore) -> AsyncGenerator[None]:
+        self._waiting += 1
+        try:
+            await semaphore.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            semaphore.release()
+
+
+class _Inquiry:
+    """An introspection under way, for every request that came with this token meanwhile."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.outcome: Known | Invalid | AuthorityDown | None = None
+        """None after the end: the request that asked was cancelled, or had no turn."""
+
+
 class Tokens:
     """Checks tokens of one authorization server."""
 
@@ -64,10 +140,13 @@ class Tokens:
         self._keys = KeySet(self._authority)
         self._audience = (settings.resource, settings.resource.rstrip("/"), *settings.audience)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._turns = trio.Semaphore(MAX_ASKED)
+        self._refused: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        """Until when a token is refused without asking, and why."""
+        self._inquiries: dict[bytes, _Inquiry] = {}
+        self._turns = _Turns()
 
-    async def check(self, token: bytes) -> Known:
-        """Whose token this is.
+    async def check(self, token: bytes, address: str | None = None) -> Known:
+        """Return whose token this is; `address` is that of the client, if it has one.
 
         Raises:
             Invalid: it is not good here.
@@ -86,11 +165,44 @@ class Tokens:
         except UnicodeDecodeError:
             raise Invalid("it is no token") from None
         asked = self._settings.introspection
-        known = await (self._read(text) if asked is None else self._ask(asked, text))
+        known = await (self._read(text) if asked is None else self._introspect(asked, text, digest, address))
         self._known[digest] = known
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return known
+
+    async def _introspect(self, asked: Introspection, token: str, digest: bytes, address: str | None) -> Known:
+        """Ask about a token, or share what another request has found out or is finding out about it."""
+        while True:
+            until, why = self._refused.get(digest, (-math.inf, ""))
+            if trio.current_time() < until:
+                raise Invalid(why)
+            inquiry = self._inquiries.get(digest)
+            if inquiry is None:
+                break
+            await inquiry.done.wait()
+            if isinstance(inquiry.outcome, Known):
+                return inquiry.outcome
+            if inquiry.outcome is not None:  # another exception of its kind: this one belongs to the other task
+                raise type(inquiry.outcome)(str(inquiry.outcome))
+        inquiry = self._inquiries[digest] = _Inquiry()
+        try:
+            async with self._turns.turn(address):
+                inquiry.outcome = await self._ask(asked, token)
+            return inquiry.outcome
+        except Invalid as exc:
+            inquiry.outcome = exc
+            self._refused[digest] = (trio.current_time() + min(REFUSED_FOR, asked.cache), str(exc))
+            self._refused.move_to_end(digest)
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
+            raise
+        except AuthorityDown as exc:
+            inquiry.outcome = exc
+            raise
+        finally:
+            del self._inquiries[digest]
+            inquiry.done.set()
 
     async def _read(self, token: str) -> Known:
         import jwt
@@ -121,10 +233,7 @@ class Tokens:
         return self._accept(claims, BELIEVED_FOR)
 
     async def _ask(self, asked: Introspection, token: str) -> Known:
-        if self._turns.statistics().tasks_waiting >= MAX_WAITING:
-            raise Busy("too many tokens are being asked about", retry_after=1.0)
-        async with self._turns:
-            claims = await self._authority.introspect(asked, token)
+        claims = await self._authority.introspect(asked, token)
         now = time.time()
         if claims.get("active") is not True:
             raise Invalid("it is not active")
@@ -150,6 +259,18 @@ class Tokens:
         now = trio.current_time()
         left = _seconds(claims.get("exp"), float("inf")) + self._settings.leeway - time.time()
         return Known(prefix + subject, _scopes(claims), now + left, now + min(left, believed_for))
+
+
+def _network(address: str) -> str:
+    """Return what stands for a client: its IPv4 address, or the network of its IPv6 address."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    mapped = found.ipv4_mapped
+    return str(mapped or ipaddress.IPv6Network((int(found), IPV6_PREFIX), strict=False))
 
 
 def _seconds(value: object, default: float) -> float:

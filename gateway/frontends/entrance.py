@@ -33,6 +33,8 @@ USUAL_HEADERS: Final = (
 )
 """What clients of both eras send; beyond these each tool may have header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
+LOCAL: Final = frozenset({None, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
+"""Peers on this machine; a Unix socket has no address."""
 CUT_OFF: Final = Refusal(
     401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
 )
@@ -77,8 +79,7 @@ class Entrance:
     def _note(self, exchange: Exchange, status: int, text: str) -> None:
         if self._access is not None and self._access.on_denied is not None:
             principal = None if exchange.principal is None else exchange.principal.name
-            peer = exchange.scope.get("client")
-            self._access.on_denied(status, text, principal, str(peer[0]) if peer else None, exchange.scope["path"])
+            self._access.on_denied(status, text, principal, _address(exchange), exchange.scope["path"])
 
     async def _allow(self, exchange: Exchange) -> None:
         """Answer a preflight, which by its nature bears no key (Fetch, "CORS-preflight request")."""
@@ -90,7 +91,7 @@ class Entrance:
     async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         found = access.find(exchange.headers)
         if found is None:
-            asked = await access.ask(exchange.headers)
+            asked = await access.ask(exchange.headers, _client_of(exchange))
             if isinstance(asked, Refusal):
                 self._note(exchange, asked.status, asked.text)
                 await _refuse(exchange, asked)
@@ -113,6 +114,25 @@ class Entrance:
             await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
+
+
+def _address(exchange: Exchange) -> str | None:
+    """The client's address; None where there is none (a Unix socket)."""
+    peer = exchange.scope.get("client")
+    return str(peer[0]) or None if peer else None
+
+
+def _client_of(exchange: Exchange) -> str | None:
+    """Return the address whose fair share a request counts to.
+
+    Behind a reverse proxy on this machine that is the one that the proxy has added. A client may forge it where the
+    proxy adds none, which only takes it out of the share of all others that come through the proxy.
+    """
+    address = _address(exchange)
+    if address in LOCAL:
+        given = exchange.headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        return given.rpartition(",")[2].strip() or address
+    return address
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
