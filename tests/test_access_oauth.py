@@ -48,7 +48,7 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.down = False
         self.hold: trio.Event | None = None
-        self.issuer = ISSUER
+        self.issuer: Any = ISSUER
 
     async def send(
         self, method: str, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
@@ -60,7 +60,8 @@ class Server:
         await trio.lowlevel.checkpoint()
         if self.down:
             raise AuthorityDown("it is down")
-        if url == "https://login.example/.well-known/openid-configuration/tenant":
+        url = url.replace(":443/", "/")
+        if url.startswith("https://login.example/.well-known/openid-configuration"):
             return 200, json.dumps({"issuer": self.issuer, "jwks_uri": "https://login.example/keys"}).encode()
         if url == "https://login.example/keys":
             return 200, json.dumps({"keys": self.keys}).encode()
@@ -79,6 +80,11 @@ def token(key: Any = EC_KEY, key_id: str | None = "e", algorithm: str = "ES256",
     given = {"iss": ISSUER, "aud": RESOURCE, "sub": "carol", "iat": now, "exp": now + 3600, "scope": "mcp x", **claims}
     given = {name: value for name, value in given.items() if value is not None}
     return jwt.encode(given, key, algorithm=algorithm, headers={} if key_id is None else {"kid": key_id})
+
+
+def signed(claims: dict[str, Any]) -> str:
+    """A token that PyJWT would not make, since its claims are of the wrong types."""
+    return jwt.PyJWS().encode(json.dumps(claims).encode(), EC_KEY, algorithm="ES256", headers={"kid": "e"})
 
 
 def open_server(server: Server, **further: Any) -> Any:
@@ -160,6 +166,51 @@ async def test_a_secret_shared_with_nobody_is_no_key(autojump_clock: MockClock) 
         forged = jwt.encode({"iss": ISSUER, "aud": RESOURCE, "sub": "c", "exp": NOW + 60}, "secret" * 9, "HS256")
         assert (await house.call(key=tampered(forged, kid="o"))).status == 401
         assert (await house.call(key=tampered(forged, kid="o", alg="ES256"))).status == 401
+
+
+@pytest.mark.parametrize(
+    ("configured", "given", "same"),
+    [
+        ("https://login.example", "https://login.example/", True),
+        ("https://login.example/", "https://login.example", True),
+        ("https://login.example:443", "HTTPS://Login.Example", True),
+        (ISSUER, "https://LOGIN.example:443/tenant", True),
+        (ISSUER, "https://login.example/tenant/", False),
+        (ISSUER, "https://login.example/Tenant", False),
+        (ISSUER, "https://login.example", False),
+        (ISSUER, "http://login.example/tenant", False),
+        (ISSUER, "https://login.example:8443/tenant", False),
+        (ISSUER, "https://login.example/tenant?x", False),
+        (ISSUER, "https://evil.example/tenant", False),
+        (ISSUER, [ISSUER], False),
+        (ISSUER, {}, False),
+        (ISSUER, 5, False),
+    ],
+)
+@pytest.mark.parametrize("where", ["token", "introspection", "metadata"])
+async def test_which_issuers_are_the_same(
+    where: str, configured: str, given: Any, same: bool, autojump_clock: MockClock
+) -> None:
+    server = Server()
+    settings: dict[str, Any] = {"issuer": configured, "jwks_url": "https://login.example/keys"}
+    bearer = (
+        token(iss=given)
+        if isinstance(given, str)
+        else signed({"iss": given, "sub": "c", "aud": RESOURCE, "exp": NOW + 600})
+    )
+    if where == "introspection":
+        settings["introspection"] = ASKED
+        server.active[bearer] = {**GOOD, "iss": given}
+    elif where == "metadata":
+        del settings["jwks_url"]
+        server.issuer = given
+        bearer = token(iss=configured)
+    async with open_server(server, **settings) as house:
+        exchange = await house.call(key=bearer)
+        if same:
+            assert await finish(house, exchange) == "done"
+        else:
+            assert exchange.status == (503 if where == "metadata" else 401)
 
 
 async def test_a_missing_scope_is_named(autojump_clock: MockClock) -> None:

@@ -429,12 +429,12 @@ async def _forget(house: House) -> None:
     [
         ({"has_metadata": False}, "wants authorization and offers no OAuth (Registration failed: 404)"),
         ({"metadata": {"code_challenge_methods_supported": None}}, "does not say that it supports PKCE with S256"),
-        ({"metadata": {"issuer": "https://evil.example"}}, "metadata issuer mismatch"),
+        ({"metadata": {"issuer": "https://evil.example"}}, "if that issuer is right, set oauth.issuer to it"),
         ({"metadata": {"token_endpoint": "http://mcp.example/token"}}, "needs a login at http://mcp.example, which is not https"),
         ({"metadata": {"authorization_endpoint": "http://a.example/x"}}, "needs a login at http://a.example, which is not https"),
         ({"metadata": {"registration_endpoint": "https://u:p@a.example/x"}}, "which holds a user name or password"),
         ({"redirect_metadata_to": "http://10.0.0.1/steal"}, "wants authorization and offers no OAuth"),
-        ({"iss": "https://evil.example"}, "Authorization response iss mismatch"),
+        ({"iss": "https://evil.example"}, "the login page answered for the issuer https://evil.example, and the login was begun with"),
     ],
 )  # fmt: skip
 async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str, Any], text: str) -> None:
@@ -456,6 +456,113 @@ async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:
                 pass
         async with house.open(oauth={"issuer": house.peer.issuer}) as session:
             assert isinstance(await call(session), Complete)
+
+
+ROOT = "http://localhost:{port}"
+
+
+@pytest.mark.parametrize(
+    ("named", "issuer", "iss", "configured", "problem"),
+    [
+        (ROOT, ROOT, ROOT, None, None),
+        (ROOT + "/", ROOT, ROOT, None, None),
+        (ROOT, ROOT + "/", ROOT, None, None),
+        (ROOT + "/", ROOT, ROOT + "/", None, None),
+        (ROOT, ROOT + "/", ROOT + "/", None, None),
+        (ROOT, ROOT, ROOT + "/", None, None),
+        (ROOT + "/", ROOT + "/", ROOT, None, None),
+        ("HTTP://LOCALHOST:{port}", ROOT, "http://LocalHost:{port}/", None, None),
+        (ROOT, "HTTP://LOCALHOST:{port}/", ROOT, None, None),
+        (ROOT + "/t", ROOT + "/t", ROOT + "/t", None, None),
+        # The config names it, in whatever spelling.
+        (ROOT + "/", ROOT, ROOT, ROOT, None),
+        (ROOT + "/", ROOT, ROOT, ROOT + "/", None),
+        (ROOT, ROOT + "/", ROOT, "HTTP://LOCALHOST:{port}", None),
+        (ROOT, ROOT, ROOT + "/", "http://LocalHost:{port}/", None),
+        # Another issuer.
+        (ROOT, ROOT + "/t", ROOT + "/t", None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT, ROOT, None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT + "/t/", ROOT, None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT + "/T", ROOT, None, "set oauth.issuer to it"),
+        (ROOT, "https://evil.example", ROOT, None, "set oauth.issuer to it"),
+        (ROOT, ROOT, ROOT + "/t", None, "the login page answered for the issuer"),
+        (ROOT, ROOT, "https://evil.example", None, "the login page answered for the issuer"),
+        (ROOT, ROOT, ROOT + "//", None, "the login page answered for the issuer"),
+        # Another issuer, which the config accepts.
+        (ROOT, ROOT + "/t", ROOT + "/t", ROOT + "/t", None),
+        (ROOT + "/t", ROOT, ROOT + "/", ROOT + "/", None),
+        (ROOT, "https://auth.example/", "https://auth.example", "https://AUTH.example:443", None),
+        (ROOT, "https://auth.example", ROOT, "https://auth.example", "the login page answered for the issuer"),
+        # Another one than the config accepts.
+        (ROOT, ROOT, ROOT, ROOT + "/t", "which alone is accepted"),
+        (ROOT, ROOT + "/t", ROOT, ROOT, "which alone is accepted"),
+        (ROOT, "https://evil.example", ROOT, "https://auth.example", "which alone is accepted"),
+    ],
+)
+async def test_which_issuers_are_the_same(
+    tmp_path: Path, named: str, issuer: str, iss: str, configured: str | None, problem: str | None
+) -> None:
+    async with open_house(tmp_path) as house:
+        port = str(httpx2.URL(house.peer.issuer).port)
+
+        def spelled(text: str) -> str:
+            return text.replace("{port}", port)
+
+        house.peer.named, house.peer.iss = spelled(named), spelled(iss)
+        house.peer.metadata["issuer"] = spelled(issuer)
+        oauth = {} if configured is None else {"oauth": {"issuer": spelled(configured)}}
+        if problem is None:
+            async with house.open(**oauth) as session:
+                assert isinstance(await call(session), Complete)
+            house.peer.revoke()  # and what is stored belongs to it
+            house.restart()
+            await house.nursery.start(house.logins.run)
+            async with house.open(**oauth) as session:
+                assert isinstance(await call(session), Complete)
+            assert (len(house.pages), len(house.peer.clients)) == (1, 1)
+            assert len(list((house.state / "tokens").glob("*.json"))) == 1
+            return
+        with pytest.raises(BackendUnavailable) as caught:
+            async with house.open(**oauth):
+                pass
+        assert problem in caught.value.reason
+        assert "oauth.issuer" in caught.value.reason
+        for one in (named, issuer) if not house.pages else (issuer, iss):
+            assert spelled(one) in caught.value.reason
+        assert house.peer.granted == []
+
+
+async def test_a_login_is_found_again_under_another_spelling_of_its_issuer(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        async with house.open():
+            pass
+        for named, issuer in (("/", ""), ("", "/"), ("/", "/")):
+            house.peer.named = house.peer.issuer + named
+            house.peer.metadata["issuer"] = house.peer.issuer + issuer
+            house.peer.revoke()
+            house.peer.refresh_tokens.clear()
+            house.restart()
+            await house.nursery.start(house.logins.run)
+            async with house.open():
+                pass
+            assert len(list((house.state / "tokens").glob("*.json"))) == 1
+        assert len(house.peer.clients) == 1  # the client registered at first is used again
+
+
+@pytest.mark.parametrize("grant", ["authorization_code", "client_credentials"])
+async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: Path, grant: str) -> None:
+    async with open_house(tmp_path) as house:
+        oauth = {"grant": grant, "client_id": "robot", "client_secret": "s3cr3t", "issuer": "https://auth.example"}
+        house.peer.metadata["issuer"] = "https://auth.example"
+        with pytest.raises(BackendUnavailable, match=r"oauth\.client_secret is not sent there"):
+            async with house.open(oauth=oauth):
+                pass
+        house.peer.has_metadata = False  # then the SDK would guess addresses
+        with pytest.raises(BackendUnavailable, match=r"and oauth\.issuer is https://auth\.example"):
+            async with house.open(oauth=oauth):
+                pass
+        assert house.peer.asked("/token") == 0
+        assert house.pages == []
 
 
 async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_path: Path) -> None:

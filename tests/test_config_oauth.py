@@ -9,10 +9,64 @@ from typing import Any
 import pytest
 
 from gateway.config import OAuthSettings, ServerConfig, config_reference, parse_server
+from gateway.config.oauth import is_same_issuer, normal_issuer
 from gateway.errors import ConfigError
 
 SECRET = "s3cr3t-value"
 URL = "https://mcp.example.com/mcp"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("https://a.example", "https://a.example/"),
+        ("https://a.example:8443", "https://a.example:8443/"),
+        ("HTTPS://A.Example", "https://a.example"),
+        ("https://a.example:443", "https://a.example"),
+        ("https://a.example:", "https://a.example/"),
+        ("http://127.0.0.1:80/", "http://127.0.0.1"),
+        ("https://a.example/Tenant", "HTTPS://A.EXAMPLE:443/Tenant"),
+        ("https://[2001:DB8::1]", "https://[2001:db8::1]:443/"),
+        ("urn:x", "urn:x"),
+    ],
+)
+def test_issuers_that_are_equivalent(first: str, second: str) -> None:
+    assert is_same_issuer(first, second)
+    assert is_same_issuer(second, first)
+    assert normal_issuer(first) == normal_issuer(normal_issuer(first)) == normal_issuer(second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("https://a.example", "http://a.example"),
+        ("https://a.example", "https://b.example"),
+        ("https://a.example", "https://a.example."),
+        ("https://a.example:80", "https://a.example"),
+        ("https://a.example:8443", "https://a.example"),
+        ("https://a.example:0443", "https://a.example"),
+        ("https://a.example/tenant", "https://a.example/tenant/"),
+        ("https://a.example/tenant", "https://a.example/Tenant"),
+        ("https://a.example/%7Etenant", "https://a.example/~tenant"),
+        ("https://a.example//", "https://a.example"),
+        ("https://a.example/.", "https://a.example"),
+        ("https://a.example?x", "https://a.example/?x"),
+        ("https://a.example/?", "https://a.example/"),
+        ("https://a.example#", "https://a.example"),
+        ("https://a.example@b.example", "https://b.example"),
+        ("https://u@a.example", "https://a.example"),
+        ("https://a.example\n", "https://a.example"),
+        (" https://a.example", "https://a.example"),
+        ("https://a.example\\", "https://a.example"),
+        ("URN:x", "urn:x"),
+        ("A.example", "a.example"),
+        (None, "https://a.example"),
+        (["https://a.example"], "https://a.example"),
+        ("", "https://a.example"),
+    ],
+)
+def test_issuers_that_are_not(first: object, second: str) -> None:
+    assert not is_same_issuer(first, second)
 
 
 def read(oauth: object, **fields: Any) -> tuple[ServerConfig, list[str]]:

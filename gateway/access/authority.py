@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import trio
 
+from gateway.config.oauth import is_same_issuer
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Authority:
             metadata = self._read(url, status, answer)
             where = metadata.get("jwks_uri")
             # A server that speaks for another issuer must not be believed (RFC 8414, 3.3).
-            if metadata.get("issuer") == issuer and isinstance(where, str) and _as_safe(where, issuer):
+            if is_same_issuer(metadata.get("issuer"), issuer) and isinstance(where, str) and _as_safe(where, issuer):
                 return where
         text = f"{issuer} has no metadata that name it and its keys; say 'jwks_url'"
         raise AuthorityDown(text)

@@ -21,6 +21,7 @@ import trio
 from gateway.access.authority import Authority, AuthorityDown
 from gateway.access.jwks import KeySet
 from gateway.access.keys import digest_of
+from gateway.config.oauth import is_same_issuer
 from gateway.errors import Busy
 
 if TYPE_CHECKING:
@@ -224,12 +225,13 @@ class Tokens:
                 key,
                 algorithms=[cast("str", algorithm)],
                 audience=self._audience,
-                issuer=settings.issuer,
                 leeway=settings.leeway,
                 options={"require": ["exp", "iss", "aud"]},
             )
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as exc:  # claims may be of any type and size
             raise Invalid(_WHY.get(type(exc).__name__, "it does not check out")) from None
+        if not is_same_issuer(claims["iss"], settings.issuer):
+            raise Invalid(_WHY["InvalidIssuerError"])
         return self._accept(claims, BELIEVED_FOR)
 
     async def _ask(self, asked: Introspection, token: str) -> Known:
@@ -241,7 +243,7 @@ class Tokens:
         given = cast("list[object]", audience) if isinstance(audience, list) else [audience]
         if not any(one in self._audience for one in given):
             raise Invalid(_WHY["InvalidAudienceError"])
-        if claims.get("iss", self._settings.issuer) != self._settings.issuer:
+        if not is_same_issuer(claims.get("iss", self._settings.issuer), self._settings.issuer):
             raise Invalid(_WHY["InvalidIssuerError"])
         if _seconds(claims.get("nbf"), 0.0) > now + self._settings.leeway:
             raise Invalid(_WHY["ImmatureSignatureError"])

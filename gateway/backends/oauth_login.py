@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import parse_qs
 
 import httpx2
@@ -22,7 +22,6 @@ from mcp.client.auth.utils import (
     extract_field_from_www_auth,
     extract_resource_metadata_from_www_auth,
     extract_scope_from_www_auth,
-    issuers_match,
     union_scopes,
 )
 from mcp.shared.auth import (
@@ -34,9 +33,11 @@ from mcp.shared.auth import (
     ProtectedResourceMetadata,
 )
 from mcp.shared.exceptions import MCPDeprecationWarning
-from pydantic import AnyUrl, ValidationError
+from pydantic import AnyHttpUrl, AnyUrl, ConfigDict, TypeAdapter, ValidationError
 
+from gateway.backends.http_client import same_origin
 from gateway.backends.oauth_http import OAuthHttp, open_oauth_http
+from gateway.config.oauth import is_same_issuer
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendUnavailable
 
@@ -54,7 +55,10 @@ if TYPE_CHECKING:
 LONG_AGO: Final = 1.0
 """A time of expiry (seconds since the epoch) that makes the SDK refresh."""
 MAX_TEXT: Final = 200
-"""Characters of an error that are shown."""
+"""Characters that are shown of what a server has written."""
+MAX_PROBLEM: Final = 800
+"""Characters of a whole error."""
+_URL: Final = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 
 # Its tracebacks and warnings repeat what servers answer; what a person must know is in our own errors.
 logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)
@@ -100,7 +104,7 @@ class _Ledger:
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         client = client_info.model_dump_json(exclude_none=True)
-        if self._issuer() != self.saved.issuer:
+        if not is_same_issuer(self._issuer(), self.saved.issuer):
             self.saved = type(self.saved)(issuer=self._issuer(), client=client)
         else:
             self.saved = msgspec.structs.replace(self.saved, client=client)
@@ -128,7 +132,65 @@ class _Ledger:
         return self.context.auth_server_url or "" if metadata is None else str(metadata.issuer)
 
 
-class _CodeFlow(OAuthClientProvider):
+class _Flow(OAuthClientProvider):
+    """What both flows have in common: which authorization server they trust."""
+
+    _settings: OAuthSettings
+
+    @property
+    def _named_issuer(self) -> str:
+        """The issuer that the MCP server names, or, where it names none, its own origin."""
+        return super()._expected_issuer()
+
+    def _select_authorization_server(self, advertised: list[str]) -> str:
+        """Return the configured issuer if the server names it, else the first that it names."""
+        issuer = self._settings.issuer
+        return next((one for one in advertised if issuer is not None and is_same_issuer(one, issuer)), advertised[0])
+
+    def _expected_issuer(self) -> str:
+        return self._named_issuer if self._settings.issuer is None else _spelled(self._settings.issuer)
+
+    def check_issuer(self, members: dict[str, object]) -> str:
+        """Return the spelling that the SDK expects of the issuer in the authorization server's metadata.
+
+        Raises:
+            OAuthFlowError: it is another issuer.
+        """
+        named, expected, given = self._named_issuer, self._expected_issuer(), members["issuer"]
+        issuer = self._settings.issuer
+        if is_same_issuer(given, expected):
+            if issuer is not None and not is_same_issuer(named, issuer):
+                self._check_secret(named, issuer, members.get("token_endpoint"))
+            return expected
+        text = f"metadata issuer mismatch: the server names the authorization server {named}"
+        if not is_same_issuer(given, named):
+            text += f", whose metadata give the issuer {str(given)[:MAX_TEXT]}"
+        if issuer is not None:
+            text += f", and oauth.issuer is {issuer}, which alone is accepted"
+        else:
+            text += " (oauth.issuer); if that issuer is right, set oauth.issuer to it"
+        raise OAuthFlowError(text)
+
+    def _check_secret(self, named: str, issuer: str, token_endpoint: object) -> None:
+        """Keep a configured secret from a server that only says that it is the configured issuer."""
+        if self._settings.client_secret is None or same_origin(httpx2.URL(named), httpx2.URL(issuer)):
+            return
+        if not isinstance(token_endpoint, str) or not same_origin(httpx2.URL(token_endpoint), httpx2.URL(issuer)):
+            text = (
+                f"the server names the authorization server {named}, whose metadata give the issuer {issuer}"
+                " (oauth.issuer) and a token endpoint elsewhere; oauth.client_secret is not sent there"
+            )
+            raise OAuthFlowError(text)
+
+    def _check_discovered(self) -> None:
+        """Refuse the addresses that the SDK guesses without metadata, where the config names another issuer."""
+        named, issuer = self._named_issuer, self._settings.issuer
+        if self.context.oauth_metadata is None and issuer is not None and not is_same_issuer(named, issuer):
+            text = f"the server names the authorization server {named}, and oauth.issuer is {issuer}"
+            raise OAuthFlowError(text)
+
+
+class _CodeFlow(_Flow):
     """A login by a person: authorization code with PKCE."""
 
     def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger, visit: Visit | None) -> None:
@@ -171,13 +233,8 @@ class _CodeFlow(OAuthClientProvider):
         wanted = self.context.client_metadata.redirect_uris or []
         return client.client_id == self._settings.client_metadata_url or set(wanted) <= set(client.redirect_uris or [])
 
-    def _select_authorization_server(self, advertised: list[str]) -> str:
-        return _select(advertised, self._settings.issuer)
-
-    def _expected_issuer(self) -> str:
-        return _demand(super()._expected_issuer(), self._settings.issuer)
-
     async def _perform_authorization(self) -> httpx2.Request:
+        self._check_discovered()
         metadata = self.context.oauth_metadata
         if metadata is not None and "S256" not in (metadata.code_challenge_methods_supported or []):
             text = f"the authorization server {metadata.issuer} does not say that it supports PKCE with S256"
@@ -193,10 +250,21 @@ class _CodeFlow(OAuthClientProvider):
     async def _await_person(self) -> AuthorizationCodeResult:
         assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
         query = await self._visit.answer()
-        return AuthorizationCodeResult(code=query.get("code", ""), state=query.get("state"), iss=query.get("iss"))
+        iss, metadata = query.get("iss"), self.context.oauth_metadata
+        if iss is not None and metadata is not None:
+            started = str(metadata.issuer)
+            if not is_same_issuer(iss, started):
+                text = (
+                    f"Authorization response iss mismatch: the login page answered for the issuer {iss[:MAX_TEXT]}, and"
+                    f" the login was begun with {started} (oauth.issuer); the code may belong to another authorization"
+                    " server and is not used"
+                )
+                raise OAuthFlowError(text)
+            iss = started
+        return AuthorizationCodeResult(code=query.get("code", ""), state=query.get("state"), iss=iss)
 
 
-class _CredentialsFlow(ClientCredentialsOAuthProvider):
+class _CredentialsFlow(_Flow, ClientCredentialsOAuthProvider):
     """A login by the gateway itself: client credentials."""
 
     def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger) -> None:
@@ -208,32 +276,20 @@ class _CredentialsFlow(ClientCredentialsOAuthProvider):
                 settings.client_id or "",
                 settings.client_secret or "",
                 scope=" ".join(settings.scopes) or None,
-                issuer=settings.issuer,
+                issuer=None if settings.issuer is None else _spelled(settings.issuer),
             )
         ledger.context = self.context
         self._settings = settings
 
-    def _select_authorization_server(self, advertised: list[str]) -> str:
-        return _select(advertised, self._settings.issuer)
-
-    def _expected_issuer(self) -> str:
-        return _demand(super()._expected_issuer(), self._settings.issuer)
-
     async def _perform_authorization(self) -> httpx2.Request:
+        self._check_discovered()
         _choose_method(self.context, self._settings)
         return await super()._perform_authorization()
 
 
-def _select(advertised: list[str], issuer: str | None) -> str:
-    """The configured issuer if the server names it, else the first that it names."""
-    return next((one for one in advertised if issuer is not None and issuers_match(one, issuer)), advertised[0])
-
-
-def _demand(expected: str, issuer: str | None) -> str:
-    if issuer is not None and not issuers_match(expected, issuer):
-        text = f"the server names the authorization server {expected}, and oauth.issuer is {issuer}"
-        raise OAuthFlowError(text)
-    return expected
+def _spelled(issuer: str) -> str:
+    """Return an issuer as the SDK's models spell it, which compare it as a string."""
+    return str(_URL.validate_python(issuer))
 
 
 def _choose_method(context: OAuthContext, settings: OAuthSettings) -> None:
@@ -259,7 +315,7 @@ async def log_in(
     ledger = _Ledger(saved, keep, with_tokens=challenge.step_up)
     async with open_oauth_http(config) as http:
         if settings.grant == "client_credentials":
-            flow: OAuthClientProvider = _CredentialsFlow(config, settings, ledger)
+            flow: _Flow = _CredentialsFlow(config, settings, ledger)
         else:
             flow = _CodeFlow(config, settings, ledger, make_visit(http))
         await _drive(config, flow, http, challenge)
@@ -284,9 +340,7 @@ async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | 
     return ledger.saved if ledger.saved is not saved else None
 
 
-async def _drive(
-    config: ServerConfig, provider: OAuthClientProvider, http: OAuthHttp, challenge: Challenge | None
-) -> None:
+async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challenge: Challenge | None) -> None:
     """Run the SDK's flow until it would send its request again, or, without a challenge, for the first time."""
     request = httpx2.Request("POST", config.url or "", headers={"mcp-protocol-version": LATEST_LEGACY})
     flow = provider.async_auth_flow(request)
@@ -294,7 +348,7 @@ async def _drive(
         outgoing = await anext(flow)
         while outgoing is not request or challenge is not None:
             if outgoing is not request:
-                answer = await http.send(outgoing)
+                answer = _with_issuer(await http.send(outgoing), provider)
             else:
                 assert challenge is not None  # ruff: ignore[assert] - for the type checker
                 answer, challenge = _as_response(challenge, request, config), None
@@ -307,6 +361,25 @@ async def _drive(
         raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may show a secret
     finally:
         await flow.aclose()
+
+
+def _with_issuer(answer: httpx2.Response, provider: _Flow) -> httpx2.Response:
+    """Return authorization server metadata with the issuer in the spelling that the SDK compares.
+
+    Raises:
+        OAuthFlowError: they are of another issuer.
+    """
+    if answer.status_code != 200 or answer.request.method != "GET":
+        return answer
+    try:
+        found: object = answer.json()
+    except ValueError:
+        return answer
+    members = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    if not isinstance(members.get("issuer"), str) or "authorization_servers" in members:
+        return answer
+    content = {**members, "issuer": provider.check_issuer(members)}
+    return httpx2.Response(200, json=content, request=answer.request)
 
 
 def _as_response(challenge: Challenge, request: httpx2.Request, config: ServerConfig) -> httpx2.Response:
@@ -330,7 +403,7 @@ def _explain(problem: Exception, provider: OAuthClientProvider) -> str:
         secrets += [context.current_tokens.refresh_token, context.current_tokens.access_token]
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
-    text = " ".join(text.split())[:MAX_TEXT]
+    text = " ".join(text.split())[:MAX_PROBLEM]
     if context.oauth_metadata is None and context.protected_resource_metadata is None:
         return f"wants authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
     return f"needs a login, which failed: {text}"

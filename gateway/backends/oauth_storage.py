@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.config.oauth import is_same_issuer, normal_issuer
 from gateway.store import read_plain
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ class TokenFiles:
             content = _TokenFile(
                 format=FORMAT, server=self._server, resource=self._resource, saved_at=time.time(), login=login
             )
-            self._store.write(self._path(self._store, login.issuer), jsonrpc.encode(content))
+            path = self._path(self._store, login.issuer)
+            self._store.write(path, jsonrpc.encode(content))
+            for other, known in self._files(self._store):  # of the same issuer in another spelling
+                if other != path and is_same_issuer(known.login.issuer, login.issuer):
+                    other.unlink(missing_ok=True)
 
     def remove(self) -> int:
         """Forget all logins of this backend; returns how many there were. Raises OSError."""
@@ -131,7 +136,7 @@ class TokenFiles:
         return found
 
     def _path(self, store: Store, issuer: str) -> Path:
-        told = [self._server, self._resource, issuer]
+        told = [self._server, self._resource, normal_issuer(issuer)]
         digest = hashlib.sha256(jsonrpc.encode(told)).hexdigest()[:16]
         return store.directory / "tokens" / f"{self._server}-{digest}.json"
 

@@ -124,7 +124,10 @@ class OAuthSettings(Struct, frozen=True):
     ] = None
     issuer: Annotated[
         str | None,
-        _says("The only authorization server that may be used; left out: the one that the MCP server names."),
+        _says(
+            "The only issuer that is accepted, also where the MCP server names another address for it;"
+            " left out: the one that it names."
+        ),
     ] = None
     scopes: Annotated[tuple[str, ...], _says("Scopes to ask for besides those that the server demands.")] = ()
     redirect_port: Annotated[

@@ -25,6 +25,8 @@ _ALIASES = {
     "scope": "scopes",
 }
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
+_ISSUER = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]\\]+)(?::([0-9]*))?(/\S*)?", re.ASCII | re.IGNORECASE)
+_DEFAULT_PORTS = frozenset({("http", "80"), ("https", "443")})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -97,6 +99,27 @@ def _is_address(text: str, *, document: bool = False) -> bool:
     if document:
         return parts.scheme == "https" and parts.path not in {"", "/"}
     return parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
+
+
+def normal_issuer(issuer: str) -> str:
+    """Return the form in which issuers are compared and stored.
+
+    RFC 8414, 3.3 wants them identical, letter by letter, and servers disagree with themselves in what RFC 3986, 6.2.2.1
+    and 6.2.3 call equivalent: the case of scheme and host, a default port, and "/" for an empty path. Only that is
+    ignored. A text that is no such URL is returned as it is.
+    """
+    found = _ISSUER.fullmatch(issuer)
+    if found is None:
+        return issuer
+    scheme, host, port, path = found.groups()
+    scheme = scheme.lower()
+    suffix = "" if not port or (scheme, port) in _DEFAULT_PORTS else f":{port}"
+    return f"{scheme}://{host.lower()}{suffix}{path or '/'}"
+
+
+def is_same_issuer(first: object, second: str) -> bool:
+    """Whether both name the same authorization server; what is no string names none."""
+    return isinstance(first, str) and normal_issuer(first) == normal_issuer(second)
 
 
 def settle_oauth(scope: Scope, server: ServerConfig, *, given: bool) -> None:

@@ -52,6 +52,8 @@ class OAuthPeer:
         self.expires_in: int | None = 3600
         self.scope_wanted: dict[str, str] = {"tools/call admin": "admin"}
         self.deny = False
+        self.named: str | None = None
+        """What the MCP server names as its authorization server instead of the issuer."""
         self.iss: str | None = None
         """What is sent as `iss` instead of the issuer."""
         self.clients: dict[str, dict[str, Any]] = {}
@@ -94,7 +96,7 @@ class OAuthPeer:
         form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         match parts.path:
-            case "/.well-known/oauth-authorization-server" if self.has_metadata:
+            case path if self.has_metadata and path.startswith("/.well-known/oauth-authorization-server"):
                 return page(200, self._metadata())
             case "/register":
                 return self._register(json.loads(body))
@@ -176,7 +178,7 @@ class OAuthPeer:
         if target.startswith("/.well-known/oauth-protected-resource") and self.has_metadata:
             if self.redirect_metadata_to:
                 return page(302, None, location=self.redirect_metadata_to)
-            return page(200, {"resource": self.url, "authorization_servers": [self.issuer]})
+            return page(200, {"resource": self.url, "authorization_servers": [self.named or self.issuer]})
         if not target.startswith("/mcp"):
             return page(404)
         message = json.loads(body) if body else {}
