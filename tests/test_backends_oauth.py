@@ -15,13 +15,14 @@ import httpx2
 import msgspec
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from gateway import jsonrpc
 from gateway.app import make_opener
 from gateway.backends.detect import HttpOpener
 from gateway.backends.http_client import HttpRefused
 from gateway.backends.oauth import Logins
-from gateway.backends.oauth_authorizer import REFUSED
+from gateway.backends.oauth_authorizer import REFUSED, Challenge
 from gateway.backends.oauth_storage import Saved, TokenFiles
 from gateway.backends.oauth_ways import LoginRequired, Ways
 from gateway.backends.ticket import Ticket
@@ -31,7 +32,7 @@ from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.store import Store
 from tests.fakes import SOON, make_call
-from tests.peers.oauth_peer import OAuthPeer, open_oauth_peer
+from tests.peers.oauth_peer import OAuthPeer, open_oauth_peer, page
 from tests.support import bare_nursery
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class House:
         self.owed: list[str] = []
         self.was_owed = trio.Event()
         self.pages: list[str] = []
+        self.seen: list[str] = []
+        """What the browser showed in the end."""
         self.obedient = True
         self.has_display = True
         self.logins = self.make_logins()
@@ -83,8 +86,11 @@ class House:
     async def open_page(self, url: str) -> bool:
         self.pages.append(url)
         if self.obedient:
-            self.nursery.start_soon(self.peer.browse, url)
+            self.nursery.start_soon(self.browse, url)
         return True
+
+    async def browse(self, url: str) -> None:
+        self.seen.append((await self.peer.browse(url)).text)
 
     def config(self, **fields: Any) -> ServerConfig:
         return parse_server("s", {"url": self.peer.url, "era": "legacy", **fields}, environ={})
@@ -447,6 +453,37 @@ async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str,
         assert text in caught.value.reason
         assert not isinstance(caught.value, LoginRequired)
         assert house.peer.granted == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "title", "text"),
+    [
+        ({}, "Logged in", "has what it needs"),
+        ({"deny": True}, "Login refused", "access_denied: not you"),
+        ({"iss": "https://evil.example"}, "Login failed", "answered for the issuer https://evil.example"),
+        ({"token_answer": page(400, {"error": "invalid_grant"})}, "Login failed", "invalid_grant"),
+        ({"token_answer": page(500)}, "Login failed", "HTTP 500"),
+        ({"token_answer": page(200, {"access_token": None})}, "Login failed", "access_token"),
+    ],
+)
+async def test_the_browser_shows_what_came_of_the_login(
+    tmp_path: Path, fault: dict[str, Any], title: str, text: str
+) -> None:
+    async with open_house(tmp_path) as house:
+        for name, value in fault.items():
+            setattr(house.peer, name, value)
+        problem: BackendError | None = None
+        authorizer = house.logins.authorizer(house.config())
+        try:
+            await authorizer.log_in(Challenge(401, ""), None, ())
+        except BackendError as exc:
+            problem = exc
+        await wait_all_tasks_blocked(0.01)
+        (shown,) = house.seen
+        assert f"<h1>{title}</h1>" in shown
+        assert text in shown
+        assert (problem is None) is (title == "Logged in")
+        assert problem is None or text in problem.reason
 
 
 async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:

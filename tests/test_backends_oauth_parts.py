@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from gateway.backends import oauth_http, oauth_ways
+from gateway.backends import oauth_http, oauth_redirect, oauth_ways
 from gateway.backends.oauth_http import OAuthHttp, open_oauth_http
 from gateway.backends.oauth_redirect import MAX_REQUEST, PortTaken, RedirectListener, open_redirect_listener
 from gateway.backends.oauth_storage import RefreshLock, Saved, TokenFiles
@@ -66,19 +66,91 @@ async def test_only_the_answer_to_this_login_counts() -> None:
             assert b" 400 " in await ask(listener, "/callback?code=x&state=right", host="evil.example")
             assert b" 400 " in await ask(listener, "/callback?code=x&state=right", method="POST")
             assert listener.answer == {}
+            listener.report(None)
             page = await ask(
                 listener, "/callback?code=good&state=right&iss=https%3A%2F%2Fa", host=f"localhost:{listener.port}"
             )
             assert b" 200 " in page
             assert b"no-referrer" in page
             assert b"good" not in page
+            assert b"Logged in" in page
             await listener.wait()
             assert listener.answer == {"code": "good", "state": "right", "iss": "https://a"}
             assert b"Too late" in await ask(listener, "/callback?code=other&state=right")
             assert listener.answer["code"] == "good"
 
 
-async def test_a_refusal_is_told_in_one_line_and_not_shown_to_the_browser() -> None:
+GOOD = "/callback?code=x&state=right"
+PAGES = {
+    "success": (None, b"Logged in"),
+    "failure": ("backend 's' needs a login, which failed: <b>&", b"Login failed"),
+}
+
+
+@pytest.mark.parametrize("reported", ["before", "while it waits", "after a page that reloads"])
+@pytest.mark.parametrize("result", PAGES)
+async def test_the_page_shows_the_result(result: str, reported: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, title = PAGES[result]
+    pages: list[bytes] = []
+
+    async def browse() -> None:
+        pages.append(await ask(listener, GOOD))
+
+    with trio.fail_after(SOON):
+        async with open_redirect_listener(None) as listener, trio.open_nursery() as nursery:
+            listener.expect("right")
+            if reported == "after a page that reloads":
+                with monkeypatch.context() as patched:
+                    patched.setattr(oauth_redirect, "RESULT_WAIT", 0.05)
+                    await browse()
+                page = pages.pop()
+                assert b'http-equiv="refresh"' in page
+                assert b"Logged in" not in page
+            if reported == "before":
+                listener.report(problem)
+            nursery.start_soon(browse)
+            nursery.start_soon(browse)  # a browser may load a page twice
+            await listener.wait()
+            while reported != "before" and listener._held < 2:  # noqa: ASYNC110 - no event tells
+                await trio.sleep(0.01)
+            listener.report(problem)
+            listener.report("a later report changes nothing")
+    assert len(pages) == 2
+    for page in pages:
+        assert page.startswith(b"HTTP/1.1 200 ")
+        assert title in page
+        assert b"refresh" not in page
+        assert b"<b>" not in page
+        assert (b"&lt;b&gt;&amp;" in page) is (result == "failure")
+
+
+async def test_the_page_says_so_when_the_login_is_stopped() -> None:
+    pages: list[bytes] = []
+
+    async def browse() -> None:
+        pages.append(await ask(listener, GOOD))
+
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery, open_redirect_listener(None) as listener:
+            listener.expect("right")
+            nursery.start_soon(browse)
+            await listener.wait()
+    (page,) = pages
+    assert b"Login failed" in page
+    assert b"the login was stopped before" in page
+
+
+async def test_a_browser_that_takes_no_page_holds_up_no_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oauth_redirect, "RESULT_WAIT", 0.01)
+    monkeypatch.setattr(oauth_redirect, "DELIVERY_WAIT", 0.05)
+    with trio.fail_after(SOON):
+        async with open_redirect_listener(None) as listener:
+            listener.expect("right")
+            assert b"refresh" in await ask(listener, GOOD)  # and never again
+            listener.report(None)
+
+
+async def test_a_refusal_is_shown_in_one_line_and_escaped() -> None:
     with trio.fail_after(SOON):
         async with open_redirect_listener(None) as listener:
             listener.expect("right")
@@ -89,6 +161,8 @@ async def test_a_refusal_is_told_in_one_line_and_not_shown_to_the_browser() -> N
             assert listener.refusal.startswith("the authorization server said access_denied: <script> xxx")
             assert len(listener.refusal) < 300
             assert b"<script>" not in page
+            assert b"Login refused" in page
+            assert b"access_denied: &lt;script&gt; xxx" in page
 
 
 async def test_idle_and_endless_connections_hold_nothing_up() -> None:
@@ -96,6 +170,7 @@ async def test_idle_and_endless_connections_hold_nothing_up() -> None:
         async with open_redirect_listener(None) as listener:
             listener.expect("right")
             idle = [await trio.open_tcp_stream("127.0.0.1", listener.port) for _ in range(3)]
+            listener.report(None)
             endless = await trio.open_tcp_stream("127.0.0.1", listener.port)
             await endless.send_all(b"GET /" + b"x" * (MAX_REQUEST + 1))
             assert await endless.receive_some() == b""

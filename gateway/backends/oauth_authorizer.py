@@ -181,14 +181,14 @@ class Authorizer:
                 renewal.done.set()
 
     async def _carry_out(self, renewal: _Renewal) -> tuple[str, int]:
-        settings = self.config.oauth
-        wait = settings.login_timeout if renewal.by_person and settings is not None else QUIET_WAIT
-        try:
-            with trio.fail_after(wait):
-                way, saved = await (self._by_person(renewal) if renewal.by_person else self._quietly(renewal))
-        except trio.TooSlowError:
-            text = f"nobody finished it within {wait:g} s" if renewal.by_person else "renewing the token took too long"
-            raise LoginRequired(self.config.name, text) from None
+        if renewal.by_person:
+            way, saved = await self._by_person(renewal)
+        else:
+            try:
+                with trio.fail_after(QUIET_WAIT):
+                    way, saved = await self._quietly(renewal)
+            except trio.TooSlowError:
+                raise LoginRequired(self.config.name, "renewing the token took too long") from None
         if saved.access_token is None:
             raise LoginRequired(self.config.name)
         self.token = saved.access_token
@@ -220,6 +220,7 @@ class Authorizer:
 
     async def _by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
         settings = self.config.oauth
+        wait = settings.login_timeout if settings is not None else QUIET_WAIT
         saved = await self._load()
         sdk = await _import_sdk()
         problem: BackendError | None = None
@@ -230,11 +231,15 @@ class Authorizer:
         try:
             async with open_redirect_listener(settings and settings.redirect_port, _port_of(saved)) as listener:
                 try:
-                    saved = await sdk.log_in(
-                        self.config, saved, renewal.challenge, keep=self._keep, make_visit=make_visit
-                    )
+                    with trio.fail_after(wait):
+                        saved = await sdk.log_in(
+                            self.config, saved, renewal.challenge, keep=self._keep, make_visit=make_visit
+                        )
+                except trio.TooSlowError:
+                    problem = LoginRequired(self.config.name, f"nobody finished it within {wait:g} s")
                 except BackendError as exc:  # raised outside the listener's nursery, which would wrap it
                     problem = exc
+                listener.report(None if problem is None else str(problem))
         except PortTaken as exc:
             problem = BackendUnavailable(self.config.name, f"needs a login, and {exc}")
         if problem is not None:

@@ -1,14 +1,16 @@
 """Where the browser comes back to after a login: a listener on 127.0.0.1 that takes one answer (RFC 8252, 7.3).
 
 Any page in the browser can send requests here, so an answer counts only if it carries the `state` of this login, and
-every connection is bounded in time, number and size. The listener lives as long as the `async with` block; its tasks
-belong to that block's nursery.
+every connection is bounded in time, number and size. The browser's page is held until `report` says what came of the
+login: the code may still be refused. The listener lives as long as the `async with` block; its tasks belong to that
+block's nursery.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
+import html
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -25,14 +27,23 @@ PATH: Final = "/callback"
 MAX_CONNECTIONS: Final = 8
 """Connections served at once: browsers open some in advance and leave them idle."""
 CONNECTION_WAIT: Final = 10.0
-"""Seconds that one connection may take."""
+"""Seconds in which a request must arrive, and in which a page must be taken."""
+RESULT_WAIT: Final = 5.0
+"""Seconds for which a page is held until the result is there; then one is shown that loads itself again."""
+DELIVERY_WAIT: Final = 2.0
+"""Seconds that a login which has ended gives the browser to load the page with the result."""
 MAX_REQUEST: Final = 16_384
 """Bytes of a request's head; an authorization code has a few hundred."""
 BACKLOG: Final = 8
 MAX_TEXT: Final = 200
 """Characters of the server's own words that are shown."""
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{0}</title><h1>{0}</h1><p>{1}</p></html>"""
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">{2}<title>{0}</title><h1>{0}</h1><p>{1}</p></html>"""
+_RELOAD = """<meta http-equiv="refresh" content="1">"""
+
+
+def _page(title: str, text: str, head: str = "") -> str:
+    return _PAGE.format(title, html.escape(text), head)
 
 
 class PortTaken(Exception):
@@ -51,6 +62,11 @@ class RedirectListener:
         """Called when the answer is there: whoever was asked to open the page need not answer any more."""
         self._state: str | None = None
         self._settled = trio.Event()
+        self._problem: str | None = None
+        self._reported = trio.Event()
+        self._held = 0
+        self._reload_due = False
+        self._delivered = trio.lowlevel.ParkingLot()
 
     def expect(self, state: str) -> None:
         """From now on take the answer with this state, and no other."""
@@ -66,24 +82,62 @@ class RedirectListener:
         """Wait for the answer or the refusal; the caller bounds the time."""
         await self._settled.wait()
 
-    def take(self, target: str) -> tuple[int, str]:
-        """Take one request's target in; returns the status and the page for the person."""
+    def report(self, problem: str | None) -> None:
+        """Say what came of the login: None for success. Only the first report counts."""
+        if not self._reported.is_set():
+            self._problem = problem
+            self._reported.set()
+
+    @contextlib.asynccontextmanager
+    async def hold_page(self) -> AsyncGenerator[str]:
+        """Wait for the result, at most `RESULT_WAIT`, and give the page, which is to be sent in this block."""
+        self._held += 1
+        try:
+            with trio.move_on_after(RESULT_WAIT):
+                await self._reported.wait()
+            self._reload_due = not self._reported.is_set()
+            yield self._result_page()
+        finally:
+            self._held -= 1
+            self._delivered.unpark_all()
+
+    async def deliver(self) -> None:
+        """Wait until the browser has the page with the result; the caller bounds the time."""
+        while self._held or self._reload_due:
+            await self._delivered.park()
+
+    def _result_page(self) -> str:
+        if not self._reported.is_set():
+            text = "The gateway is still waiting for the authorization server. This page will show the result."
+            return _page("Not finished yet", text, _RELOAD)
+        if self._problem is not None:
+            return _page("Login failed", f"{self._problem}. You may close this page.")
+        return _page("Logged in", "The gateway has what it needs. You may close this page.")
+
+    def take(self, target: str) -> tuple[int, str] | None:
+        """Take one request's target in.
+
+        Returns the status and the page for the person; None if the page depends on the result (`hold_page`).
+        """
         parts = urlsplit(target)
         if parts.path != PATH:
-            return 404, _PAGE.format("Not found", "There is nothing here.")
+            return 404, _page("Not found", "There is nothing here.")
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         if self._state is None or not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
-            return 400, _PAGE.format("Not this login", "The answer belongs to another login, or to none.")
+            return 400, _page("Not this login", "The answer belongs to another login, or to none.")
         if self._settled.is_set():
-            return 400, _PAGE.format("Too late", "This login has ended already.")
+            if query == self.answer:  # the same page, loaded again
+                return None
+            return 400, _page("Too late", "This login has ended already.")
         if "code" not in query:
             self.refuse(f"the authorization server said {_plain(query)}")
-            return 200, _PAGE.format("Login refused", "The gateway has not been given access. You may close this page.")
+            text = f"The gateway has not been given access: {self.refusal}. You may close this page."
+            return 200, _page("Login refused", text)
         self.answer = query
         self._settled.set()
         if self.on_settled is not None:
             self.on_settled()
-        return 200, _PAGE.format("Logged in", "The gateway has what it needs. You may close this page.")
+        return None
 
 
 def _plain(query: dict[str, str]) -> str:
@@ -104,6 +158,9 @@ async def open_redirect_listener(port: int | None, wished: int | None = None) ->
             nursery.start_soon(_accept, sock, listener)
             try:
                 yield listener
+                listener.report("the login was stopped before the authorization server had answered")
+                with trio.move_on_after(DELIVERY_WAIT):
+                    await listener.deliver()
             finally:
                 nursery.cancel_scope.cancel(reason="the login has ended")
 
@@ -128,11 +185,7 @@ async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> N
 
     async def serve(connection: trio.socket.SocketType) -> None:
         try:
-            with (
-                connection,
-                trio.move_on_after(CONNECTION_WAIT),
-                contextlib.suppress(OSError, trio.BrokenResourceError),
-            ):
+            with connection, contextlib.suppress(OSError, trio.BrokenResourceError):
                 await _serve(trio.SocketStream(connection), listener)
         finally:
             places.release()
@@ -147,18 +200,25 @@ async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> N
 async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
     """One request, one answer."""
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
-    try:
+    event: object = None
+    with trio.move_on_after(CONNECTION_WAIT), contextlib.suppress(h11.RemoteProtocolError):
         while (event := http.next_event()) is h11.NEED_DATA:
             http.receive_data(bytes(await stream.receive_some(MAX_REQUEST)))
-    except h11.RemoteProtocolError:
-        return
     if not isinstance(event, h11.Request):
         return
     ours = {f"{name}:{listener.port}".encode() for name in (HOST, "localhost")}
     if event.method != b"GET" or dict(event.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
-        status, page = 400, _PAGE.format("Not here", "This address takes the answer of a login, and nothing else.")
+        page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
     else:
-        status, page = listener.take(event.target.decode("ascii", "replace"))
+        page = listener.take(event.target.decode("ascii", "replace"))
+    if page is not None:
+        await _send(stream, http, *page)
+        return
+    async with listener.hold_page() as text:
+        await _send(stream, http, 200, text)
+
+
+async def _send(stream: trio.SocketStream, http: h11.Connection, status: int, page: str) -> None:
     body = page.encode()
     headers = [
         ("content-type", "text/html; charset=utf-8"),
@@ -170,4 +230,5 @@ async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
     ]
     data = http.send(h11.Response(status_code=status, headers=headers))
     parts = [data or b"", http.send(h11.Data(data=body)) or b"", http.send(h11.EndOfMessage()) or b""]
-    await stream.send_all(b"".join(parts))
+    with trio.move_on_after(CONNECTION_WAIT):
+        await stream.send_all(b"".join(parts))

@@ -68,6 +68,12 @@ class OAuthPeer:
         self.gate.set()
         self.at_gate = trio.Event()
         self.redirect_metadata_to = ""
+        self.token_answer: Reply | None = None
+        """What the token endpoint answers, whatever it is asked."""
+        self.registration_answer: Reply | None = None
+        self.metadata_answer: Reply | None = None
+        self.challenge: str | None = None
+        """The `WWW-Authenticate` of a 401, instead of a good one; `{mcp}` is the MCP server's address."""
 
     @property
     def url(self) -> str:
@@ -97,7 +103,7 @@ class OAuthPeer:
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         match parts.path:
             case path if self.has_metadata and path.startswith("/.well-known/oauth-authorization-server"):
-                return page(200, self._metadata())
+                return self.metadata_answer or page(200, self._metadata())
             case "/register":
                 return self._register(json.loads(body))
             case "/authorize":
@@ -122,6 +128,8 @@ class OAuthPeer:
         return {name: value for name, value in metadata.items() if value is not None}
 
     def _register(self, wanted: dict[str, Any]) -> Reply:
+        if self.registration_answer is not None:
+            return self.registration_answer
         client = {**wanted, "client_id": f"client-{len(self.clients)}"}
         self.clients[client["client_id"]] = client
         return page(201, client)
@@ -141,6 +149,8 @@ class OAuthPeer:
 
     def _token(self, form: dict[str, str], headers: dict[str, str]) -> Reply:
         assert form["resource"] == self.url
+        if self.token_answer is not None:
+            return self.token_answer
         match form["grant_type"]:
             case "authorization_code":
                 asked = self.codes.pop(form["code"])
@@ -191,7 +201,8 @@ class OAuthPeer:
                 if self.has_metadata
                 else ""
             )
-            return page(401, None, www_authenticate=f'Bearer {place}scope="read"')
+            header = f'Bearer {place}scope="read"' if self.challenge is None else self.challenge
+            return page(401, None, www_authenticate=header.replace("{mcp}", self.mcp))
         wanted = self.scope_wanted.get(f"{what} {message.get('params', {}).get('name')}")
         if wanted is not None and wanted not in self.tokens.get(token or "", ()):
             return page(403, None, www_authenticate=f'Bearer error="insufficient_scope", scope="{wanted}"')
