@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import stat
@@ -484,6 +485,197 @@ async def test_the_browser_shows_what_came_of_the_login(
         assert text in shown
         assert (problem is None) is (title == "Logged in")
         assert problem is None or text in problem.reason
+
+
+TOKEN = {"access_token": "t0ken", "token_type": "Bearer"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {**TOKEN, "expires_in": 3599.5},
+        {**TOKEN, "expires_in": "3600"},
+        {**TOKEN, "expires_in": -1},
+        {**TOKEN, "expires_in": None},
+        {**TOKEN, "expires_in": 10**30},
+        {**TOKEN, "scope": ["read", "x"]},
+        {**TOKEN, "scope": None},
+        {**TOKEN, "refresh_token": None},
+        {**TOKEN, "token_type": "bearer", "extra": {}},
+        {"access_token": "t0ken", "token_type": None},
+        {"access_token": "t0ken"},
+    ],
+    ids=str,
+)
+async def test_odd_token_answers_that_are_harmless(tmp_path: Path, answer: dict[str, Any]) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.tokens["t0ken"] = {"read"}
+        house.peer.token_answer = page(200, answer)
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        house.restart()  # and it is kept
+        await house.nursery.start(house.logins.run)
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+
+
+async def test_odd_answers_to_a_refresh(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        for number, answer in enumerate([
+            {"expires_in": 0.5},
+            {"scope": ["read"], "refresh_token": None},
+            {"token_type": ""},
+        ]):
+            name = f"t{number}"
+            house.peer.revoke()
+            house.peer.tokens[name] = {"read"}
+            house.peer.token_answer = page(200, {**TOKEN, "access_token": name, **answer})
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+        house.peer.revoke()
+        house.peer.token_answer = page(200, {"access_token": None})  # as good as refused: then a person is asked
+        ticket = ticket_for("echo")
+        session.send([ticket])
+        ask = await ticket.next()
+        assert isinstance(ask, Ask)
+        house.peer.token_answer = None
+        await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+        assert isinstance(await outcome(ticket), Complete)
+
+
+class Everything:
+    """The redirect URIs of a client that was registered in the test's name."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"client_secret": None},
+        {"client_secret": None, "token_endpoint_auth_method": "client_secret_basic"},
+        {"client_secret": "", "client_secret_expires_at": None},
+        {"redirect_uris": None},
+        {"redirect_uris": []},
+        {"redirect_uris": ["no address"]},
+        {"client_id_issued_at": 1700000000.5},
+        {"client_id_issued_at": "now", "client_secret_expires_at": 0.0},
+        {"grant_types": None, "response_types": "code", "contacts": {}, "scope": ["read"], "client_uri": ""},
+    ],
+    ids=str,
+)
+async def test_odd_registrations_that_are_harmless(tmp_path: Path, odd: dict[str, Any]) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.clients["odd"] = {"redirect_uris": Everything()}
+        house.peer.registration_answer = page(201, {"client_id": "odd", **odd})
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        house.peer.revoke()
+        house.peer.refresh_tokens.clear()
+        house.restart()
+        await house.nursery.start(house.logins.run)
+        async with house.open():
+            pass
+        assert (len(house.pages), house.peer.asked("/register")) == (2, 1)  # the client is used again
+
+
+HTML = (500, {"content-type": "text/html"}, b"<html>oops</html>")
+
+
+@pytest.mark.parametrize(
+    ("fault", "texts"),
+    [
+        ({"token_answer": page(400, {"error": "invalid_grant", "error_description": "too\nold"})}, ["/token answered HTTP 400: invalid_grant: too old"]),
+        ({"token_answer": page(403)}, ["/token answered HTTP 403"]),
+        ({"token_answer": HTML}, ["/token answered HTTP 500 and an HTML page"]),
+        ({"token_answer": (403, *HTML[1:])}, ["/token answered HTTP 403 and an HTML page"]),
+        ({"token_answer": (200, *HTML[1:])}, ["/token answered with an HTML page"]),
+        ({"token_answer": page(200, {"error": "bad_code"})}, ["/token answered with the error bad_code"]),
+        ({"token_answer": page(200, {})}, ["/token answered without 'access_token'"]),
+        ({"token_answer": page(200, {"access_token": 5})}, ["/token", "an unusable 'access_token' (a number)"]),
+        ({"token_answer": page(200, {**TOKEN, "token_type": "DPoP"})}, ["/token", "an unusable 'token_type' ('DPoP')"]),
+        ({"token_answer": page(302, None, location="https://evil.example/token")}, ["302"]),
+        ({"registration_answer": page(400, {"error": "invalid_redirect_uri", "error_description": "no"})}, ["/register", "invalid_redirect_uri: no"]),
+        ({"registration_answer": page(201, {"client_name": "x"})}, ["/register answered without 'client_id'"]),
+        ({"registration_answer": page(201, {"client_id": None})}, ["/register", "an unusable 'client_id' (null)"]),
+        ({"registration_answer": (201, *HTML[1:])}, ["/register answered with an HTML page"]),
+        ({"registration_answer": HTML}, ["HTTP 500 and an HTML page"]),
+        ({"registration_answer": page(201, {"client_id": "c", "token_endpoint_auth_method": "private_key_jwt"})}, ["token_endpoint_auth_method", "private_key_jwt"]),
+        ({"registration_answer": page(403)}, ["Registration failed: 403", "/register"]),
+        ({"metadata": {"token_endpoint": None}}, ["the metadata at", "answered without 'token_endpoint'"]),
+        ({"metadata": {"authorization_endpoint": "/authorize"}}, ["an unusable 'authorization_endpoint' ('/authorize')"]),
+        ({"metadata_answer": (200, *HTML[1:])}, ["/.well-known/oauth-authorization-server answered with an HTML page"]),
+    ],
+)  # fmt: skip
+async def test_answers_that_are_unusable_are_named(tmp_path: Path, fault: dict[str, Any], texts: list[str]) -> None:
+    async with open_house(tmp_path) as house:
+        for name, value in fault.items():
+            setattr(house.peer, name, value)
+        with pytest.raises(BackendUnavailable) as caught:
+            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+        await wait_all_tasks_blocked(0.01)
+        for text in texts:
+            assert text in caught.value.reason
+            assert all(text in html.unescape(shown) for shown in house.seen)
+        for word in ("pydantic", "validation error", "For further information"):
+            assert word not in caught.value.reason
+        assert len(house.seen) == len(house.pages) == ("token_answer" in fault)
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        "",
+        "Bearer",
+        'Bearer resource_metadata="/.well-known/oauth-protected-resource/mcp"',
+        'Bearer resource_metadata="../.well-known/oauth-protected-resource"',
+        'Bearer resource_metadata=".well-known/nothing"',
+        'Bearer resource_metadata="//"',
+        'Bearer resource_metadata="://"',
+        'Bearer resource_metadata="http://[::1"',
+        'Bearer resource_metadata="{mcp}/.well-known/oauth-protected-resource/mcp',
+        "resource_metadata={mcp}/.well-known/oauth-protected-resource/mcp",
+        'Bearer resource_metadata="http://mcp.example/behind-a-proxy"',
+        'Bearer resource_metadata="ftp://mcp.example/x"',
+        'Bearer resource_metadata="javascript:x"',
+        'Bearer resource_metadata="{mcp}/nowhere"',
+        'Bearer realm="a, b" resource_metadata = "{mcp}/.well-known/oauth-protected-resource/mcp" scope="read',
+        'Basic realm="x", Bearer scope="read\\"',
+        'Negotiate, Bearer ,,= "" error',
+    ],
+)
+async def test_every_challenge_leads_to_a_login(tmp_path: Path, challenge: str) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.challenge = challenge
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+
+
+async def test_an_error_that_repeats_secrets_shows_none(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+
+        def repeat(form: dict[str, str], headers: dict[str, str]) -> Any:
+            del headers
+            text = f"{form['code']} of {form['client_id']} is wrong"
+            return page(400, {"error": "invalid_grant", "error_description": text})
+
+        house.peer._token = repeat  # type: ignore[method-assign] - a peer with a fault
+        with pytest.raises(BackendUnavailable, match=r"invalid_grant: \*\*\* of client-0 is wrong"):
+            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+        await wait_all_tasks_blocked(0.01)
+        assert "*** of client-0 is wrong" in house.seen[0]
+        assert not any(code in house.seen[0] for code in house.peer.codes)
+
+
+async def test_a_login_page_with_a_query_of_its_own(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.metadata["authorization_endpoint"] = f"{house.peer.issuer}/authorize?tenant=7"
+        async with house.open():
+            pass
+        assert httpx2.URL(house.pages[0]).params["tenant"] == "7"
 
 
 async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import trio
 
 from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, explain, read_body, same_origin
+from gateway.backends.oauth_answers import describe
 from gateway.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class OAuthHttp:
         await self.check(url)
         request.headers["accept-encoding"] = "identity"  # compression would hide how large a body grows
         request.headers["user-agent"] = "trio-mcp-gateway"
+        request.headers.setdefault("accept", "application/json")
         where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
         try:
             with trio.fail_after(REQUEST_WAIT):
@@ -75,7 +77,8 @@ class OAuthHttp:
             raise BackendUnavailable(self._name, text) from exc
         if answer.status_code >= _SERVER_ERROR and request.method == "POST":
             # No verdict on what was sent: a refresh token is not used up by a server that is down.
-            raise BackendUnavailable(self._name, f"needs a login, and {where} answered HTTP {answer.status_code}")
+            said = describe(answer.status_code, answer.headers.get("content-type", ""), answer.content)
+            raise BackendUnavailable(self._name, f"needs a login, and {where}{url.path} answered {said}")
         return answer
 
     async def _exchange(self, request: httpx2.Request) -> httpx2.Response:

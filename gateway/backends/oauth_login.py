@@ -11,19 +11,15 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import parse_qs
 
 import httpx2
 import msgspec
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
-from mcp.client.auth.utils import (
-    extract_field_from_www_auth,
-    extract_resource_metadata_from_www_auth,
-    extract_scope_from_www_auth,
-    union_scopes,
-)
+from mcp.client.auth.utils import union_scopes
 from mcp.shared.auth import (
     AuthorizationCodeResult,
     OAuthClientInformationFull,
@@ -35,7 +31,9 @@ from mcp.shared.auth import (
 from mcp.shared.exceptions import MCPDeprecationWarning
 from pydantic import AnyHttpUrl, AnyUrl, ConfigDict, TypeAdapter, ValidationError
 
+from gateway.backends import oauth_answers as answers
 from gateway.backends.http_client import same_origin
+from gateway.backends.oauth_answers import REDIRECT, SUCCESS, UnusableAnswer
 from gateway.backends.oauth_http import OAuthHttp, open_oauth_http
 from gateway.config.oauth import is_same_issuer
 from gateway.eras.versions import LATEST_LEGACY
@@ -54,12 +52,15 @@ if TYPE_CHECKING:
 
 LONG_AGO: Final = 1.0
 """A time of expiry (seconds since the epoch) that makes the SDK refresh."""
-MAX_TEXT: Final = 200
-"""Characters that are shown of what a server has written."""
 MAX_PROBLEM: Final = 800
 """Characters of a whole error."""
+MIN_SECRET: Final = 6
+"""Characters of an authorization code that is masked; a shorter one would be found in every word."""
+MAX_NOTES: Final = 2
+"""Odd metadata that are named in an error."""
 _URL: Final = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 
+log = logging.getLogger("gateway.backend")
 # Its tracebacks and warnings repeat what servers answer; what a person must know is in our own errors.
 logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)
 
@@ -137,6 +138,74 @@ class _Flow(OAuthClientProvider):
 
     _settings: OAuthSettings
 
+    @cached_property
+    def notes(self) -> list[str]:
+        """What was odd about metadata that were not used: it may be why a later step fails."""
+        return []
+
+    @cached_property
+    def codes(self) -> list[str]:
+        """Authorization codes of this login, which no text may show."""
+        return []
+
+    def read(self, answer: httpx2.Response) -> httpx2.Response:
+        """Return what the SDK gets in place of an answer to one of its requests.
+
+        Raises:
+            OAuthFlowError, UnusableAnswer: the login ends here.
+        """
+        request, status = answer.request, answer.status_code
+        content_type = answer.headers.get("content-type", "")
+        place = f"{request.url.scheme}://{request.url.netloc.decode('ascii', 'replace')}{request.url.path}"
+        if request.method == "GET":
+            return self._read_metadata(answer, f"the metadata at {place}") if status == 200 else answer
+        if status in REDIRECT:  # followed, or refused, by the SDK
+            return answer
+        if request.headers.get("content-type", "").startswith("application/json"):
+            where = f"the registration endpoint {place}"
+            if status not in SUCCESS:
+                said = answers.describe(status, content_type, answer.content).removeprefix("HTTP ")
+                suffix = "" if self.context.oauth_metadata is None else f", by {where}"
+                text = f"Registration failed: {said}{suffix}"
+                raise OAuthFlowError(text)
+            wanted: dict[str, list[str]] = msgspec.json.decode(request.content)
+            members = answers.read_object(answer.content, content_type, where)
+            content = answers.read_registration(members, where, wanted["redirect_uris"])
+            return httpx2.Response(201, json=content, request=request)
+        return self._read_token(answer, content_type, f"the token endpoint {place}")
+
+    def _read_token(self, answer: httpx2.Response, content_type: str, where: str) -> httpx2.Response:
+        is_refresh = b"grant_type=refresh_token" in answer.request.content
+        if answer.status_code not in SUCCESS:
+            if is_refresh:  # the SDK forgets the token, and a person is asked
+                return answer
+            said = answers.describe(answer.status_code, content_type, answer.content)
+            text = f"Token exchange failed ({answer.status_code}): {where} answered {said}"
+            raise OAuthFlowError(text)
+        try:
+            content = answers.read_token(answers.read_object(answer.content, content_type, where), where)
+        except UnusableAnswer as exc:
+            if not is_refresh:
+                raise
+            log.warning("a token could not be refreshed: %s", exc)
+            return httpx2.Response(400, request=answer.request)
+        return httpx2.Response(200, json=content, request=answer.request)
+
+    def _read_metadata(self, answer: httpx2.Response, where: str) -> httpx2.Response:
+        """Return metadata with the issuer in the spelling that the SDK compares; unusable ones count as absent."""
+        try:
+            members = answers.read_object(answer.content, answer.headers.get("content-type", ""), where)
+            if "authorization_servers" in members or "/oauth-protected-resource" in answer.request.url.path:
+                content = answers.read_resource(members, where)
+            else:
+                content = answers.read_server(members, where, is_visited=self._settings.grant != "client_credentials")
+        except UnusableAnswer as exc:
+            self.notes.append(str(exc))
+            return httpx2.Response(404, request=answer.request)
+        if "issuer" in content:
+            content["issuer"] = self.check_issuer(content)
+        return httpx2.Response(200, json=content, request=answer.request)
+
     @property
     def _named_issuer(self) -> str:
         """The issuer that the MCP server names, or, where it names none, its own origin."""
@@ -164,7 +233,7 @@ class _Flow(OAuthClientProvider):
             return expected
         text = f"metadata issuer mismatch: the server names the authorization server {named}"
         if not is_same_issuer(given, named):
-            text += f", whose metadata give the issuer {str(given)[:MAX_TEXT]}"
+            text += f", whose metadata give the issuer {str(given)[: answers.MAX_TEXT]}"
         if issuer is not None:
             text += f", and oauth.issuer is {issuer}, which alone is accepted"
         else:
@@ -244,24 +313,30 @@ class _CodeFlow(_Flow):
 
     async def _send_person(self, url: str) -> None:
         assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
+        endpoint, _, query = url.rpartition("?")
+        if "?" in endpoint:  # it may have a query of its own (RFC 6749, 3.1), which the SDK does not expect
+            url = f"{endpoint}&{query}"
         state = parse_qs(httpx2.URL(url).query.decode()).get("state", [""])[0]
         await self._visit.show(url, state)
 
     async def _await_person(self) -> AuthorizationCodeResult:
         assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
         query = await self._visit.answer()
+        if len(code := query.get("code", "")) >= MIN_SECRET:
+            self.codes.append(code)
         iss, metadata = query.get("iss"), self.context.oauth_metadata
         if iss is not None and metadata is not None:
             started = str(metadata.issuer)
             if not is_same_issuer(iss, started):
+                given = iss[: answers.MAX_TEXT]
                 text = (
-                    f"Authorization response iss mismatch: the login page answered for the issuer {iss[:MAX_TEXT]}, and"
+                    f"Authorization response iss mismatch: the login page answered for the issuer {given}, and"
                     f" the login was begun with {started} (oauth.issuer); the code may belong to another authorization"
                     " server and is not used"
                 )
                 raise OAuthFlowError(text)
             iss = started
-        return AuthorizationCodeResult(code=query.get("code", ""), state=query.get("state"), iss=iss)
+        return AuthorizationCodeResult(code=code, state=query.get("state"), iss=iss)
 
 
 class _CredentialsFlow(_Flow, ClientCredentialsOAuthProvider):
@@ -348,57 +423,66 @@ async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challen
         outgoing = await anext(flow)
         while outgoing is not request or challenge is not None:
             if outgoing is not request:
-                answer = _with_issuer(await http.send(outgoing), provider)
+                answer = provider.read(await http.send(outgoing))
             else:
                 assert challenge is not None  # ruff: ignore[assert] - for the type checker
-                answer, challenge = _as_response(challenge, request, config), None
+                answer, challenge = await _as_response(challenge, request, config, http), None
             outgoing = await flow.asend(answer)
     except BackendError:
         raise
     except StopAsyncIteration:
         return
-    except (OAuthFlowError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
+    except (OAuthFlowError, UnusableAnswer, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
         raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may show a secret
     finally:
         await flow.aclose()
 
 
-def _with_issuer(answer: httpx2.Response, provider: _Flow) -> httpx2.Response:
-    """Return authorization server metadata with the issuer in the spelling that the SDK compares.
-
-    Raises:
-        OAuthFlowError: they are of another issuer.
-    """
-    if answer.status_code != 200 or answer.request.method != "GET":
-        return answer
-    try:
-        found: object = answer.json()
-    except ValueError:
-        return answer
-    members = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    if not isinstance(members.get("issuer"), str) or "authorization_servers" in members:
-        return answer
-    content = {**members, "issuer": provider.check_issuer(members)}
-    return httpx2.Response(200, json=content, request=answer.request)
-
-
-def _as_response(challenge: Challenge, request: httpx2.Request, config: ServerConfig) -> httpx2.Response:
-    """The server's challenge again, with the scopes that the config wants besides."""
-    told = httpx2.Response(challenge.status, headers={"www-authenticate": challenge.header}, request=request)
+async def _as_response(
+    challenge: Challenge, request: httpx2.Request, config: ServerConfig, http: OAuthHttp
+) -> httpx2.Response:
+    """Return the server's challenge again, in a form that can be read, with the scopes that the config adds."""
+    members = answers.read_challenge(challenge.header)
     configured = " ".join(config.oauth.scopes) if config.oauth is not None else ""
-    members = {
-        "resource_metadata": extract_resource_metadata_from_www_auth(told),
-        "scope": union_scopes(extract_scope_from_www_auth(told), configured or None),
-        "error": extract_field_from_www_auth(told, "error"),
+    place = await _metadata_place(members.get("resource_metadata", ""), config, http)
+    found = {
+        "resource_metadata": place,
+        "scope": union_scopes(members.get("scope"), configured or None),
+        "error": "insufficient_scope" if challenge.step_up else "",
     }
-    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in members.items() if value)
+    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in found.items() if value)
     return httpx2.Response(challenge.status, headers={"www-authenticate": header}, request=request)
 
 
-def _explain(problem: Exception, provider: OAuthClientProvider) -> str:
-    text = f"{type(problem).__name__} in an answer" if isinstance(problem, ValidationError) else str(problem)
+async def _metadata_place(text: str, config: ServerConfig, http: OAuthHttp) -> str:
+    """Return the address of the resource's metadata; empty if only the well-known one can be asked.
+
+    Servers name a path instead of an address, or, behind a proxy, an address of theirs that no client may ask.
+    """
+    if not text:
+        return ""
+    try:
+        url = httpx2.URL(config.url or "").join(text)
+        if not answers.is_url(str(url)):
+            return ""
+        await http.check(url)
+    except (BackendUnavailable, httpx2.InvalidURL, ValueError) as exc:
+        reason = exc.reason if isinstance(exc, BackendUnavailable) else "is no address"
+        log.warning("backend %r: resource_metadata is not used, but the well-known address: %s", config.name, reason)
+        return ""
+    return str(url)
+
+
+def _explain(problem: Exception, provider: _Flow) -> str:
+    refused = problem if isinstance(problem, ValidationError) else problem.__cause__
+    text = str(problem)
+    if isinstance(refused, ValidationError):  # whose text is for programmers, and repeats what it was given
+        fields = dict.fromkeys(".".join(map(str, error["loc"])) for error in refused.errors(include_input=False))
+        text = f"an answer has unusable members: {', '.join(filter(None, fields)) or 'all of it'}"
+    text = "; ".join([text, *provider.notes[:MAX_NOTES]])
     context = provider.context
     secrets = [context.client_info.client_secret] if context.client_info is not None else []
+    secrets += provider.codes
     if context.current_tokens is not None:
         secrets += [context.current_tokens.refresh_token, context.current_tokens.access_token]
     for secret in filter(None, secrets):

@@ -43,7 +43,7 @@ _RELOAD = """<meta http-equiv="refresh" content="1">"""
 
 
 def _page(title: str, text: str, head: str = "") -> str:
-    return _PAGE.format(title, html.escape(text), head)
+    return _PAGE.format(title, html.escape(text, quote=False), head)
 
 
 class PortTaken(Exception):
