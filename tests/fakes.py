@@ -116,7 +116,9 @@ class FakeSession:
         self.withdrawn: list[tuple[str, str]] = []
         self.relisted: list[tuple[str, float]] = []
         """What was read anew, and when."""
-        self.on_relist: Callable[[str], dict[Kind, tuple[Item, ...]]] = lambda feature: dict(self.listing.items)
+        self.on_relist: Callable[[str], dict[Kind, tuple[Item, ...]] | Listing] = lambda feature: dict(
+            self.listing.items
+        )
         self.has_room = trio.Event()
         self.has_room.set()
         self.upkeep: Any = FakeUpkeep()
@@ -147,10 +149,11 @@ class FakeSession:
     async def room(self) -> None:
         await self.has_room.wait()
 
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
+    async def relist(self, feature: str) -> Listing:
         self.relisted.append((feature, trio.current_time()))
         await trio.lowlevel.checkpoint()
-        return self.on_relist(feature)
+        found = self.on_relist(feature)
+        return found if isinstance(found, Listing) else Listing(items=found)
 
     def answer(self, count: int = 1, outcome: Outcome = RESULT) -> None:
         """Answer the oldest calls."""

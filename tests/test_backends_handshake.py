@@ -9,10 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends import handshake
-from gateway.backends.handshake import Greeting, change_filter, greet, list_all, list_feature
+from gateway.backends.handshake import Greeting, change_filter, greet
 from gateway.calls import Era
-from gateway.catalog.kinds import Kind
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.fakes import Script
 
@@ -30,7 +28,6 @@ DISCOVERED = {
     "instructions": "do",
 }
 METHOD_NOT_FOUND = {"code": -32601, "message": "what?"}
-SCHEMA = {"type": "object"}
 LEGACY_WAY = ["server/discover", "initialize", "notifications/initialized"]
 
 
@@ -95,7 +92,7 @@ async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autoju
          BackendProtocol, "answered initialize with error -32601: what?"),
         ("auto", {"server/discover": METHOD_NOT_FOUND, "initialize": {"protocolVersion": "1.0"}},
          BackendProtocol, "wants protocol version '1.0'"),
-        ("auto", {"server/discover": METHOD_NOT_FOUND, "initialize": {"capabilities": []}},
+        ("auto", {"server/discover": METHOD_NOT_FOUND, "initialize": {"instructions": []}},
          BackendProtocol, "introduced itself with an invalid result"),
         ("auto", {}, BackendTooSlow, "did not answer initialize within 30 s"),
         ("legacy", {}, BackendTooSlow, "did not answer initialize within 30 s"),
@@ -145,93 +142,10 @@ def test_what_is_listened_to(capabilities: dict[str, Any], expected: dict[str, A
     assert change_filter(Greeting(era=Era.MODERN, version="", capabilities=spans)) == expected
 
 
-# -- lists -------------------------------------------------------------------------------------------------------------
-
-
-def pages(member: str, *runs: list[str], key: str = "name", cursors: list[Any] | None = None) -> Any:
-    """A list method of several pages; cursors are "1", "2", ... unless they are given."""
-    following = cursors or [str(number + 1) for number in range(len(runs) - 1)]
-
-    def answer(params: Any) -> Any:
-        number = following.index(params["cursor"]) + 1 if "cursor" in params else 0
-        result: dict[str, Any] = {member: [{key: name, "inputSchema": SCHEMA} for name in runs[number]]}
-        if number < len(following):
-            result["nextCursor"] = following[number]
-        return result
-
-    return answer
-
-
-async def listed(answers: dict[str, Any], feature: str = "tools") -> dict[Kind, list[str]]:
-    script = Script(answers)
-    with trio.fail_after(1000):
-        found = await list_feature(script.conversation, feature, timeout=30)
-    return {kind: [item.own for item in items] for kind, items in found.items()}
-
-
-@pytest.mark.parametrize(
-    "cursors",
-    [None, ["", "x"]],  # an empty cursor is not the end
-)
-async def test_all_pages_are_read(cursors: Any, autojump_clock: MockClock) -> None:
-    answer = pages("tools", ["a"], ["b", "c"], ["d"], cursors=cursors)
-    assert await listed({"tools/list": answer}) == {Kind.TOOLS: ["a", "b", "c", "d"]}
-
-
-async def test_cursors_in_a_circle_end(autojump_clock: MockClock) -> None:
-    count = 0
-
-    def answer(_params: Any) -> Any:
-        nonlocal count
-        count += 1
-        return {"tools": [{"name": str(count), "inputSchema": SCHEMA}], "nextCursor": "same"}
-
-    assert await listed({"tools/list": answer}) == {Kind.TOOLS: ["1", "2"]}
-
-
-async def test_cursors_without_end_end(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
-    monkeypatch.setattr(handshake, "MAX_PAGES", 7)
-    count = 0
-
-    def answer(_params: Any) -> Any:
-        nonlocal count
-        count += 1
-        return {"tools": [], "nextCursor": str(count)}
-
-    assert await listed({"tools/list": answer}) == {Kind.TOOLS: []}
-    assert count == 7
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [METHOD_NOT_FOUND, {}, {"tools": {}}, {"tools": None}, {"tools": [], "nextCursor": 3}],
-)
-async def test_tools_that_cannot_be_listed_fail_the_start(answer: Any, autojump_clock: MockClock) -> None:
-    with pytest.raises(BackendProtocol, match="tools/list"):
-        await listed({"tools/list": answer})
-
-
-async def test_other_lists_count_as_empty(autojump_clock: MockClock) -> None:
-    answers = {
-        "resources/list": pages("resources", ["a:b"], key="uri"),
-        "resources/templates/list": METHOD_NOT_FOUND,
-        "prompts/list": {"prompts": 3},
-    }
-    assert await listed(answers, "resources") == {Kind.RESOURCES: ["a:b"], Kind.TEMPLATES: []}
-    assert await listed(answers, "prompts") == {Kind.PROMPTS: []}
-
-
-async def test_silence_fails_the_start(autojump_clock: MockClock) -> None:
-    with pytest.raises(BackendTooSlow):
-        await listed({}, "prompts")
-
-
-async def test_only_what_is_declared_is_listed(autojump_clock: MockClock) -> None:
-    script = Script({"prompts/list": {"prompts": [{"name": "p"}, {}]}})
-    capabilities = {"prompts": jsonrpc.raw({}), "logging": jsonrpc.raw({})}
-    greeting = Greeting(era=Era.LEGACY, version="2025-11-25", capabilities=capabilities, instructions="do")
-    with trio.fail_after(5):
-        listing = await list_all(script.conversation, greeting, timeout=30)
-    assert script.methods == ["prompts/list"]
-    assert {kind: [item.own for item in items] for kind, items in listing.items.items()} == {Kind.PROMPTS: ["p"]}
-    assert (listing.capabilities, listing.instructions) == (capabilities, "do")
+@pytest.mark.parametrize("declared", [{}, {"capabilities": None}, {"capabilities": []}, {"capabilities": "tools"}])
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_capabilities_that_are_no_object_are_none(declared: Any, era: str, autojump_clock: MockClock) -> None:
+    hello = INITIALIZED if era == "legacy" else DISCOVERED
+    bare = {name: value for name, value in hello.items() if name != "capabilities"} | declared
+    _, greeting = await open_with({"initialize": bare, "server/discover": bare}, era=era)
+    assert greeting.capabilities == {}

@@ -639,7 +639,8 @@ async def test_tools_with_invalid_annotations_are_left_out_with_a_warning(caplog
     server.tools = [tool("good"), tool("bad", x={"type": "number", "x-mcp-header": "X"})]
     async with open_peer(server) as peer, open_session(peer.url) as session:
         assert [item.own for item in session.listing.items[Kind.TOOLS]] == ["good"]
-        assert [item.own for item in (await session.relist("tools"))[Kind.TOOLS]] == ["good"]
+        assert [item.own for item in (await session.relist("tools")).items[Kind.TOOLS]] == ["good"]
+        assert "tool 'bad' left out" in session.listing.warnings[0]
     assert "tool 'bad' left out" in caplog.text
 
 

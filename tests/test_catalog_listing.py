@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from gateway import jsonrpc
 from gateway.catalog import listing
 from gateway.catalog.kinds import BY_METHOD, FEATURES, OWNER_KIND, Kind
-from gateway.catalog.listing import Item, Listing, clean
+from gateway.catalog.listing import Item, Listing, clean, offered_capabilities
 
 SCHEMA = b'"inputSchema":{"type":"object"}'
 
@@ -71,7 +73,8 @@ def test_too_many_items_and_problems_are_cut(monkeypatch: pytest.MonkeyPatch) ->
     assert [item.own for item in items] == ["p0", "p1", "p2"]
     assert problems == ("prompts after the first 3: left out",)
     _, problems = clean(Kind.PROMPTS, spans(*[b"{}"] * 100))
-    assert len(problems) == listing.MAX_PROBLEMS
+    assert len(problems) == listing.MAX_PROBLEMS + 1
+    assert problems[-1] == f"prompts: and {100 - listing.MAX_PROBLEMS} more"
 
 
 def test_items_are_counted() -> None:
@@ -86,3 +89,46 @@ def test_a_uri_with_control_characters_is_left_out_and_a_name_with_them_is_not()
         assert [item.own for item in items] == (["a:\nb"] if kind.namespaced else [])
         assert len(problems) == (not kind.namespaced)
         assert all(text.isprintable() for text in problems)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "unread", "served", "is_kept"),
+    [
+        (["a", "b"], ["c"], None, ["c"], False),  # read to its end
+        (["a", "b"], [], None, [], False),
+        (["a", "b"], [], True, ["a", "b"], True),
+        (["a", "b"], [], False, ["a", "b"], True),
+        (["a", "b"], ["c"], True, ["a", "b"], True),
+        (["a", "b"], ["c", "d"], True, ["c", "d"], False),
+        ([], [], True, [], False),
+    ],
+)
+def test_an_incomplete_list_replaces_only_a_shorter_one(
+    before: list[str], now: list[str], unread: bool | None, served: list[str], is_kept: bool
+) -> None:
+    def listing_of(names: list[str], **further: Any) -> Listing:
+        return Listing(items={Kind.TOOLS: tuple(Item(name, b"{}") for name in names)}, **further)
+
+    fresh = listing_of(now, problems={Kind.TOOLS: ("broken",)}, unread={} if unread is None else {Kind.TOOLS: unread})
+    prompts = {Kind.PROMPTS: (Item("p", b"{}"),)}
+    old = listing_of(before, problems={Kind.TOOLS: ("odd",), Kind.PROMPTS: ("else",)}, unread={Kind.PROMPTS: True})
+    found = msgspec.structs.replace(old, items=old.items | prompts).relisted(fresh)
+    assert [item.own for item in found.items[Kind.TOOLS]] == served
+    assert found.items[Kind.PROMPTS] == prompts[Kind.PROMPTS]
+    assert found.unread == {Kind.PROMPTS: True, **fresh.unread}
+    kept = [f"the {len(before)} tools listed before are kept"] if is_kept else []
+    assert list(found.warnings) == ["broken", *kept, "else"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "offered"),
+    [
+        ({}, {"tools": {}}),
+        ({"tools": {"listChanged": True}, "x": {}}, {"tools": {"listChanged": True}, "x": {}}),
+        ({"tools": None, "prompts": {}}, {"tools": {}, "prompts": {}}),
+    ],
+)
+def test_what_is_listed_is_offered(declared: dict[str, Any], offered: dict[str, Any]) -> None:
+    spans = {name: jsonrpc.raw(value) for name, value in declared.items()}
+    found = offered_capabilities(spans, {Kind.TOOLS: (Item("a", b"{}"),), Kind.PROMPTS: ()})
+    assert {name: jsonrpc.decode_any(span) for name, span in found.items()} == offered

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -16,8 +17,9 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import RestartPolicy, ServerConfig
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
+from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
 from gateway.supervisor.states import State
-from gateway.supervisor.supervisor import RELIST_INTERVAL, Supervisor
+from gateway.supervisor.supervisor import Supervisor
 from tests.fakes import RESULT, FakeBackend, make_listing, make_ticket, settle
 
 if TYPE_CHECKING:
@@ -501,7 +503,7 @@ async def test_a_relist_replaces_only_what_changed(autojump_clock: MockClock) ->
         assert before is not None
         assert now is not None
         assert now.items == {**before.items, Kind.PROMPTS: fresh}
-        assert (now.instructions, now.capabilities) == ("do", before.capabilities)
+        assert (now.instructions, now.capabilities.keys()) == ("do", {"tools", "prompts"})
         assert rig.watcher.changes == changes + 1
 
 
@@ -520,6 +522,57 @@ async def test_a_list_that_cannot_be_read_stays(problem: Exception, autojump_clo
         assert rig.supervisor.listing is before
         assert rig.state is State.READY
         assert len(backend.starts) == 1
+
+
+def broken(again: bool, *names: str) -> Listing:
+    """A listing whose tools were not read to their end."""
+    listing = make_listing(*names)
+    return msgspec.structs.replace(listing, problems={Kind.TOOLS: ("broken",)}, unread={Kind.TOOLS: again})
+
+
+async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(broken(True))
+    async with running(backend) as rig:
+        began = trio.current_time()
+        backend.session.on_relist = lambda _feature: broken(True)
+        await trio.sleep(1000)
+        delays = [time - began for _, time in backend.session.relisted]
+        assert delays[:4] == pytest.approx([5, 15.25, 35.5, 75.75])
+        assert delays[-1] - delays[-2] == pytest.approx(RELIST_DELAY_LIMIT + RELIST_INTERVAL)
+        assert rig.supervisor.status().warnings == ("broken",)
+        backend.session.on_relist = lambda _feature: make_listing("x")
+        await trio.sleep(RELIST_DELAY_LIMIT + 1)
+        assert (rig.supervisor.status().warnings, rig.supervisor.status().tools) == ((), 1)
+        backend.session.relisted.clear()
+        await trio.sleep(10_000)
+        assert backend.session.relisted == []
+        assert len(backend.starts) == 1
+
+
+async def test_a_list_that_will_not_be_there_is_not_read_again(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(broken(False))
+    async with running(backend) as rig:
+        await trio.sleep(10_000)
+        assert backend.session.relisted == []
+        assert rig.supervisor.status().warnings == ("broken",)
+
+
+@pytest.mark.parametrize(
+    ("again", "served", "warnings"),
+    [(True, ["x", "y"], ("broken", "the 2 tools listed before are kept")), (False, [], ("broken",))],
+)
+async def test_a_list_that_fails_at_a_restart_may_be_that_of_before(
+    again: bool, served: list[str], warnings: tuple[str, ...], autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend(make_listing("x", "y"))
+    async with running(backend) as rig:
+        backend.listing = broken(again)
+        backend.session.crash(CRASH)
+        await trio.sleep(2)
+        assert rig.state is State.READY
+        assert rig.supervisor.listing is not None
+        assert [item.own for item in rig.supervisor.listing.items[Kind.TOOLS]] == served
+        assert rig.supervisor.status().warnings == warnings
 
 
 async def test_last_good_entries_outlive_the_session(autojump_clock: MockClock) -> None:

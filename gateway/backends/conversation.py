@@ -79,9 +79,13 @@ class Exchanges(Protocol):
 class Waiter:
     """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
 
-    __slots__ = ("acknowledged", "event", "kind", "opens", "outcome")
+    __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
 
-    def __init__(self, kind: Kind | None, *, opens: bool = False) -> None:
+    def __init__(
+        self, kind: Kind | None, on_problem: Callable[[str], None] | None = None, *, opens: bool = False
+    ) -> None:
+        self.on_problem = on_problem
+        """Called with what is left out of a list, and why."""
         self.opens = opens
         """Whether the request opens the session: then an error without an id can only be about it."""
         self.kind = kind
@@ -195,14 +199,20 @@ class Conversation:
             self._exchanges.drop(request_id, line)
 
     def begin(
-        self, method: str, params: dict[str, object] | None = None, *, ticket: Ticket | None = None
+        self,
+        method: str,
+        params: dict[str, object] | None = None,
+        *,
+        ticket: Ticket | None = None,
+        on_problem: Callable[[str], None] | None = None,
     ) -> tuple[int, Waiter]:
         """Send a request of the gateway's own; returns its id and whom its answer will reach.
 
         `ticket` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
-        waiter = self._waiters[request_id] = Waiter(BY_METHOD.get(method), opens=method in _OPENING)
+        waiter = Waiter(BY_METHOD.get(method), on_problem, opens=method in _OPENING)
+        self._waiters[request_id] = waiter
         if self._closed is not None:
             waiter.finish(self._closed)
         members = dict(params or {})
@@ -226,13 +236,20 @@ class Conversation:
         elif self._exchanges is not None and waiter.outcome is None:
             self._exchanges.drop(request_id, None)
 
-    async def request(self, method: str, params: dict[str, object] | None = None, *, timeout: float) -> Outcome:
+    async def request(
+        self,
+        method: str,
+        params: dict[str, object] | None = None,
+        *,
+        timeout: float,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> Outcome:
         """Send a request of the gateway's own and wait for its answer, at most `timeout` seconds.
 
         When the time is up the outcome is `BackendTooSlow`; cancelled or too late, the backend is told to stop
-        (except for `initialize`, which must not be cancelled).
+        (except for `initialize`, which must not be cancelled). `on_problem` receives what is left out of a list.
         """
-        request_id, waiter = self.begin(method, params)
+        request_id, waiter = self.begin(method, params, on_problem=on_problem)
         try:
             with trio.move_on_after(timeout):
                 await waiter.event.wait()
@@ -329,10 +346,11 @@ class Conversation:
         """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""
         waiter = self._waiters.get(_number(request_id))
         kept = None if waiter is None or waiter.kind is None else salvage(data, waiter.kind)
-        if kept is None:
+        if waiter is None or kept is None:
             return False
         for text in kept[1]:
-            self._warn("backend %r: %s", self.backend, text)
+            if waiter.on_problem is not None:
+                waiter.on_problem(text)
         self._answer(jsonrpc.decode(kept[0]))
         return True
 

@@ -1,4 +1,4 @@
-"""Opening a conversation: which era the backend speaks, who it is, and what it lists.
+"""Opening a conversation: which era the backend speaks, and who it is.
 
 2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
 error means modern, anything else (silence and a closed connection included) means legacy. A server that refuses
@@ -16,10 +16,8 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.opening import Attempts
 from gateway.calls import Complete, Era, Failure
-from gateway.catalog.kinds import FEATURES, Kind
-from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean
+from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta, versions
-from gateway.eras.caching import KEEP_NOTHING, Hint, merge_hints, read_hint
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop
 
-MAX_PAGES: Final = 1_000
-"""Most pages of one list that are read; a backend whose cursors never end must not keep us for ever."""
 _MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 _NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
 """How a server that knows the modern era alone refuses `initialize`; any other error may be over at the next start."""
@@ -61,7 +57,7 @@ class _Hello(msgspec.Struct, kw_only=True):
 
     protocolVersion: str = ""  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
     supportedVersions: list[str] = []  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
-    capabilities: dict[str, msgspec.Raw] = {}
+    capabilities: msgspec.Raw = jsonrpc.ABSENT
     serverInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
     instructions: str | None = None
     meta: msgspec.Raw = msgspec.field(default=jsonrpc.ABSENT, name="_meta")
@@ -189,7 +185,7 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
     return Greeting(
         era=Era.MODERN,
         version=version,
-        capabilities=hello.capabilities,
+        capabilities=_capabilities(hello),
         server_info=_server_info(hello),
         instructions=hello.instructions,
         offered=attempts.offered,
@@ -234,6 +230,14 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
         raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
 
 
+def _capabilities(hello: _Hello) -> dict[str, msgspec.Raw]:
+    """What the backend declares; null and anything else that is no object count as nothing, as if left out."""
+    try:
+        return jsonrpc.decode_object(hello.capabilities)
+    except ValueError:
+        return {}
+
+
 async def _initialize(
     conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
 ) -> Greeting:
@@ -271,7 +275,7 @@ async def _initialize(
     return Greeting(
         era=Era.LEGACY,
         version=hello.protocolVersion,
-        capabilities=hello.capabilities,
+        capabilities=_capabilities(hello),
         server_info=hello.serverInfo,
         instructions=hello.instructions,
         asked=asked,
@@ -359,65 +363,3 @@ def has_flag(greeting: Greeting, feature: str, name: str) -> bool:
     except ValueError:
         return False
     return bytes(settings.get(name, b"")) == b"true"
-
-
-async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:
-    """Read every list that the backend declares."""
-    items: dict[Kind, tuple[Item, ...]] = {}
-    for feature in FEATURES:
-        if feature in greeting.capabilities:
-            items |= await list_feature(conversation, feature, timeout=timeout)
-    return Listing(items=items, capabilities=greeting.capabilities, instructions=greeting.instructions)
-
-
-async def list_feature(conversation: Conversation, feature: str, *, timeout: float) -> dict[Kind, tuple[Item, ...]]:
-    """Read the lists of one feature, all their pages.
-
-    Raises:
-        BackendError: tools cannot be listed. Other lists count as empty then, with a warning.
-    """
-    found: dict[Kind, tuple[Item, ...]] = {}
-    for kind in Kind:
-        if kind.feature != feature:
-            continue
-        try:
-            spans, hint = await _pages(conversation, kind, timeout=timeout)
-        except BackendProtocol as exc:
-            if kind is Kind.TOOLS:
-                raise
-            level = logging.DEBUG if kind is Kind.TEMPLATES else logging.WARNING
-            log.log(level, "%s", exc, extra={"backend": conversation.backend})
-            spans, hint = [], KEEP_NOTHING
-        found[kind], problems = clean(kind, spans, hint)
-        for problem in problems:
-            log.warning("backend %r: %s", conversation.backend, problem, extra={"backend": conversation.backend})
-    return found
-
-
-async def _pages(conversation: Conversation, kind: Kind, *, timeout: float) -> tuple[list[msgspec.Raw], Hint]:
-    """All pages of one list (server/utilities/pagination: an empty string is a cursor, only absence is the end)."""
-    spans: list[msgspec.Raw] = []
-    hints: list[Hint] = []
-    seen: set[str] = set()
-    params: dict[str, object] = {}
-    for _ in range(MAX_PAGES):
-        outcome = await conversation.request(kind.list_method, params, timeout=timeout)
-        result = expect_result(conversation, kind.list_method, outcome).result
-        try:
-            members = jsonrpc.decode_object(result)
-            hints.append(read_hint(members))
-            spans += jsonrpc.decode_array(members[kind.member])
-            cursor = members.get("nextCursor")
-            following = None if cursor is None or bytes(cursor) == b"null" else jsonrpc.decode_string(cursor)
-        except (ValueError, KeyError):
-            text = f"answered {kind.list_method} without a valid {kind.member!r} array"
-            raise BackendProtocol(conversation.backend, text) from None
-        if following is None or len(spans) > MAX_ITEMS:
-            return spans, merge_hints(hints)
-        if following in seen:
-            log.warning("backend %r: the cursors of %s go in a circle", conversation.backend, kind.list_method)
-            return spans, merge_hints(hints)
-        seen.add(following)
-        params = {"cursor": following}
-    log.warning("backend %r: %s has over %d pages; the rest is left out", conversation.backend, kind.member, MAX_PAGES)
-    return spans, merge_hints(hints)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from gateway.backends import handshake
+from gateway.backends import lists
 from gateway.backends.conversation import Conversation
 from gateway.backends.http_posts import HttpPosts
 from gateway.backends.upkeep import Upkeep
+from gateway.catalog.listing import Listing
 from gateway.errors import BackendExited
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from gateway.backends.handshake import Greeting
     from gateway.backends.http_client import HttpClient
     from gateway.backends.ticket import Ticket
-    from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item, Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.errors import BackendError
@@ -39,7 +38,7 @@ class HttpSession(ABC):
 
     def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
         self.greeting: Greeting
-        self.listing: Listing
+        self.listing = Listing()
         self.config = config
         self.http = http
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
@@ -69,9 +68,11 @@ class HttpSession(ABC):
     async def room(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
         """Return at once: `max_concurrency` bounds what is on its way."""
 
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
-        """Read the lists of one feature anew."""
-        return await handshake.list_feature(self.conversation, feature, timeout=self.config.connect_timeout)
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again."""
+        return await lists.list_feature(
+            self.conversation, feature, timeout=self.config.connect_timeout, known=self.listing.warnings
+        )
 
     @abstractmethod
     def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:

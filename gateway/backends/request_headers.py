@@ -11,10 +11,12 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import httpx2
+import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import MAX_PROBLEMS, bound_problems
 from gateway.eras.headers import METHOD_HEADER, NAME_HEADER, SESSION_HEADER, VERSION_HEADER, encode_value
 from gateway.eras.param_headers import KEYWORD, Annotations, InvalidAnnotation, find_annotations, param_headers
 from gateway.eras.requests import NAME_MEMBER
@@ -24,7 +26,7 @@ from gateway.errors import BackendProtocol
 if TYPE_CHECKING:
     from gateway.backends.http_client import AnyHeaders, HeaderList
     from gateway.backends.ticket import Ticket
-    from gateway.catalog.listing import Item
+    from gateway.catalog.listing import Item, Listing
     from gateway.eras.requests import Hop
 
 BOTH_TYPES: Final = (b"accept", b"application/json, text/event-stream")
@@ -102,27 +104,35 @@ class RequestHeaders:
         """For the end of a legacy session."""
         return [*self._base, *self._session()]
 
-    def learn(self, items: dict[Kind, tuple[Item, ...]]) -> dict[Kind, tuple[Item, ...]]:
+    def learn(self, listing: Listing) -> Listing:
         """Remember which parameters of a modern backend's tools go into headers.
 
-        Returns the items without the tools that say it wrongly, as "Schema Extension" demands.
+        Returns the listing without the tools that say it wrongly, as "Schema Extension" demands.
         """
-        if Kind.TOOLS not in items:
-            return items
+        if Kind.TOOLS not in listing.items:
+            return listing
         sound: list[Item] = []
+        problems: list[str] = []
         found: dict[str, Annotations] = {}
-        for item in items[Kind.TOOLS]:
+        for item in listing.items[Kind.TOOLS]:
             try:
                 annotations = _annotations_of(item)
             except InvalidAnnotation as problem:
-                text = "backend %r: tool %r left out: %s"
-                log.warning(text, self._backend, item.own, problem, extra={"backend": self._backend})
+                problems.append(f"tool {item.own!r} left out: {problem}")
                 continue
             sound.append(item)
             if annotations:
                 found[item.own] = annotations
-        self._annotations = found
-        return {**items, Kind.TOOLS: tuple(sound)}
+        # What was not read to its end may be served with entries that were read before.
+        self._annotations = {**self._annotations, **found} if Kind.TOOLS in listing.unread else found
+        problems = list(bound_problems(Kind.TOOLS, problems, MAX_PROBLEMS))
+        for text in problems:
+            log.warning("backend %r: %s", self._backend, text, extra={"backend": self._backend})
+        return msgspec.structs.replace(
+            listing,
+            items={**listing.items, Kind.TOOLS: tuple(sound)},
+            problems={**listing.problems, Kind.TOOLS: (*listing.problems.get(Kind.TOOLS, ()), *problems)},
+        )
 
 
 def _annotations_of(item: Item) -> Annotations:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Upkeep
-    from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item, Listing
+    from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
 
 
@@ -47,8 +46,8 @@ class Session(Protocol):
         """Wait until the transport can take more."""
         ...
 
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
-        """Read the lists of one feature anew. Raises BackendError."""
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again; the listing holds these only. Raises BackendError."""
         ...
 
 

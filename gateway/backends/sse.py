@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 import trio
 
-from gateway.backends import handshake
+from gateway.backends import handshake, lists
 from gateway.backends.http_client import (
     MAX_ERROR_BYTES,
     BodyTooLong,
@@ -107,7 +107,7 @@ class SseSession(HttpSession):
             conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
         )
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
-        self.listing = await handshake.list_all(conversation, self.greeting, timeout=wait)
+        self.listing = await lists.list_all(conversation, self.greeting, timeout=wait)
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
     async def _carry(self) -> None:

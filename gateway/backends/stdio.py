@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends import handshake
+from gateway.backends import handshake, lists
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
 from gateway.backends.opening import Attempts
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from gateway.backends.guard import ChildGuard
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
-    from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item, Listing
+    from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -109,9 +108,10 @@ class StdioSession:
         """Wait until the child has read enough."""
         await self._outbox.room()
 
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
-        """Read the lists of one feature anew."""
-        return await handshake.list_feature(self._conversation, feature, timeout=self._config.connect_timeout)
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again."""
+        known = self.listing.warnings
+        return await lists.list_feature(self._conversation, feature, timeout=self._config.connect_timeout, known=known)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Carry the session; never returns, but raises BackendExited when the child is gone."""
@@ -139,7 +139,7 @@ class StdioSession:
             pinned=attempts.pinned,
             attempts=attempts,
         )
-        self.listing = await handshake.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
+        self.listing = await lists.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
 
     def close(self, problem: BackendExited) -> None:
         """Finish everything that waits."""

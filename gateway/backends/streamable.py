@@ -13,10 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
-import msgspec
 import trio
 
-from gateway.backends import handshake
+from gateway.backends import handshake, lists
 from gateway.backends.exchange import Exchange
 from gateway.backends.get_stream import GetStream
 from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from gateway.backends.handshake import Greeting
     from gateway.backends.http_client import AnyHeaders, HttpClient
     from gateway.backends.ticket import Ticket
-    from gateway.catalog.kinds import Kind
-    from gateway.catalog.listing import Item
+    from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -64,12 +62,12 @@ class StreamableSession(HttpSession):
         self._alarm = trio.Event()
         self._check_scope = trio.CancelScope()
 
-    async def relist(self, feature: str) -> dict[Kind, tuple[Item, ...]]:
-        """Read the lists of one feature anew."""
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again."""
         return self._learn(await super().relist(feature))
 
-    def _learn(self, items: dict[Kind, tuple[Item, ...]]) -> dict[Kind, tuple[Item, ...]]:
-        return self._headers.learn(items) if self.conversation.hop.era is Era.MODERN else items
+    def _learn(self, listing: Listing) -> Listing:
+        return self._headers.learn(listing) if self.conversation.hop.era is Era.MODERN else listing
 
     # `gateway.backends.conversation.Exchanges`
 
@@ -141,7 +139,7 @@ class StreamableSession(HttpSession):
 
     def missed(self) -> None:
         """Have all lists read anew: the server may have said that they changed while nobody listened."""
-        for feature in self.greeting.capabilities:
+        for feature in {*self.greeting.capabilities, *self.listing.capabilities}:
             self._listener.list_changed(feature)
 
     def _post(self, data: bytes) -> None:
@@ -177,8 +175,9 @@ class StreamableSession(HttpSession):
             await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
             if self.session_id:
                 self._nursery.start_soon(self._get_stream.run)
-        listing = await handshake.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
-        self.listing = msgspec.structs.replace(listing, items=self._learn(listing.items))
+        self.listing = self._learn(
+            await lists.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
+        )
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
     def _adopt(self, greeting: Greeting) -> None:

@@ -16,7 +16,7 @@ from gateway.catalog.kinds import Kind
 from gateway.eras.caching import KEEP_NOTHING, Hint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_ITEMS: Final = 20_000
 """Most items of one kind that one backend may list; the rest is left out, so that no backend can fill the memory."""
@@ -39,10 +39,69 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     items: dict[Kind, tuple[Item, ...]] = {}
     capabilities: dict[str, msgspec.Raw] = {}
     instructions: str | None = None
+    problems: dict[Kind, tuple[str, ...]] = {}
+    """What is wrong with each list, in sentences for people."""
+    unread: dict[Kind, bool] = {}
+    """Lists that were not read to their end, and whether reading them again may help."""
 
     def count(self, kind: Kind) -> int:
         """How many items of a kind there are."""
         return len(self.items.get(kind, ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The problems of all lists."""
+        return tuple(text for kind in Kind for text in self.problems.get(kind, ()))
+
+    def relisted(self, fresh: Listing) -> Listing:
+        """Return this listing with the lists of `fresh`, which is from the same session, in place of its own."""
+        kept = keep_entries(fresh, self, fresh.unread)
+        items = {**self.items, **kept.items}
+        unread = {kind: again for kind, again in self.unread.items() if kind not in kept.items} | kept.unread
+        problems = {kind: texts for kind, texts in self.problems.items() if kind not in kept.items} | kept.problems
+        return msgspec.structs.replace(
+            self,
+            items=items,
+            capabilities=offered_capabilities(self.capabilities, items),
+            problems=problems,
+            unread=unread,
+        )
+
+
+def keep_entries(fresh: Listing, previous: Listing, kinds: Iterable[Kind]) -> Listing:
+    """Return `fresh` with the previous entries of these lists, which were not read to their end.
+
+    An incomplete list replaces the previous one only if it has at least as many entries.
+    """
+    items, problems = dict(fresh.items), dict(fresh.problems)
+    for kind in kinds:
+        known = previous.items.get(kind, ())
+        if len(known) > len(items.get(kind, ())):
+            items[kind] = known
+            problems[kind] = (*problems.get(kind, ()), f"the {len(known)} {kind.member} listed before are kept")
+    capabilities = offered_capabilities(fresh.capabilities, items)
+    return msgspec.structs.replace(fresh, items=items, problems=problems, capabilities=capabilities)
+
+
+def offered_capabilities(
+    declared: dict[str, msgspec.Raw], items: Mapping[Kind, tuple[Item, ...]]
+) -> dict[str, msgspec.Raw]:
+    """Return the declared capabilities and those that a backend has without declaring them."""
+    silent = {kind.feature for kind, found in items.items() if found and not declares(declared, (kind.feature,))}
+    return declared | dict.fromkeys(sorted(silent), jsonrpc.EMPTY_OBJECT) if silent else declared
+
+
+def declares(capabilities: Mapping[str, msgspec.Raw], path: Sequence[str]) -> bool:
+    """Whether one backend's capabilities declare this one, e.g. `("resources", "subscribe")`."""
+    span = capabilities.get(path[0])
+    if span is None or bytes(span) in {b"false", b"null"}:
+        return False
+    if len(path) == 1:
+        return True
+    try:
+        return declares(jsonrpc.decode_object(span), path[1:])
+    except ValueError:
+        return False
 
 
 class _Schema(msgspec.Struct, gc=False):
@@ -72,7 +131,13 @@ def clean(
             problems.append(f"{kind.member}[{index}] left out: {item.own!r} is listed twice")
             continue
         items[item.own] = item
-    return tuple(items.values()), tuple(problems[:MAX_PROBLEMS])
+    return tuple(items.values()), bound_problems(kind, problems, MAX_PROBLEMS)
+
+
+def bound_problems(kind: Kind, problems: Sequence[str], most: int) -> tuple[str, ...]:
+    """Return the first problems of one list, and how many more there are."""
+    more = len(problems) - most
+    return (*problems[:most], f"{kind.member}: and {more} more") if more > 0 else tuple(problems)
 
 
 def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:

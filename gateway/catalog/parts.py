@@ -13,13 +13,14 @@ from gateway import jsonrpc
 from gateway.catalog import names, uris
 from gateway.catalog.curation import curate, loose_ends
 from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import declares
 from gateway.catalog.ownership import Route
 from gateway.config.offered_model import ALL_TOOLS
 from gateway.eras import tools
 from gateway.eras.caching import Hint, merge_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from gateway.catalog.listing import Listing
     from gateway.config.offered_model import ToolChoice
@@ -155,16 +156,3 @@ def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
 def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:
     """Whether any backend declares a capability, e.g. `("resources", "subscribe")`."""
     return any(declares(part.listing.capabilities, path) for part in parts)
-
-
-def declares(members: Mapping[str, msgspec.Raw], path: Sequence[str]) -> bool:
-    """Whether one backend's capabilities declare this one."""
-    span = members.get(path[0])
-    if span is None or bytes(span) in {b"false", b"null"}:
-        return False
-    if len(path) == 1:
-        return True
-    try:
-        return declares(jsonrpc.decode_object(span), path[1:])
-    except ValueError:
-        return False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
+from gateway.catalog.listing import bound_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +87,7 @@ def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
         jsonrpc.decode(mended)
     except jsonrpc.Malformed:
         return None
-    return mended, tuple(problems[:MAX_NAMED])
+    return mended, bound_problems(kind, problems, MAX_NAMED)
 
 
 def _array(scanner: _Scanner, kind: Kind) -> tuple[int, list[tuple[int, int]]]:

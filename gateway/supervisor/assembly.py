@@ -97,9 +97,9 @@ class Assembly:
 
 def _note_loose_ends(supervisor: Supervisor, part: Part) -> None:
     for text in part.loose_ends:
-        if text not in supervisor.warnings:
+        if text not in supervisor.loose_ends:
             log.warning("server %r: %s", supervisor.name, text)
-    supervisor.warnings = part.loose_ends
+    supervisor.loose_ends = part.loose_ends
 
 
 def _naming_of(config: Config) -> Naming:

@@ -1,20 +1,72 @@
-"""Asking an idle backend whether it still lives.
+"""Tasks beside a session: one asks an idle backend whether it still lives, one reads its lists again.
 
-Only an idle one: while calls are under way their own deadlines show whether it works, and many servers do one thing at
-a time, so that a silent one may just be busy.
+Only an idle backend is asked: while calls are under way their own deadlines show whether it works, and many servers do
+one thing at a time, so that a silent one may just be busy.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import math
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.errors import BackendError, BackendTooSlow
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.backends.session import Session
+    from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
+
+RELIST_INTERVAL: Final = 0.25
+"""Least seconds between two reads of a backend's lists, however often it sends `list_changed`."""
+RELIST_DELAY: Final = 5.0
+"""Seconds until a list that failed is read again, doubled each time: it may depend on something that starts slowly."""
+RELIST_DELAY_LIMIT: Final = 300.0
+"""Most seconds until a list that failed is read again."""
+
+log = logging.getLogger("gateway.supervisor")
+
+
+class Relister:
+    """Reads the lists of one backend again, in whichever session it has."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._features: set[str] = set()
+        self._marked = trio.Event()
+
+    def mark(self, feature: str) -> None:
+        """Note that a feature's lists have changed."""
+        self._features.add(feature)
+        self._marked.set()
+
+    async def run(self, session: Session, listed: Callable[[Listing], None]) -> None:
+        """Read lists that have changed, and, ever less often, those that failed, until cancelled."""
+        delay = RELIST_DELAY
+        while True:
+            failed = {kind.feature for kind, again in session.listing.unread.items() if again}
+            with trio.move_on_after(delay if failed else math.inf) as scope:
+                await self._marked.wait()
+            if scope.cancelled_caught:
+                self._features |= failed
+                delay = min(2 * delay, RELIST_DELAY_LIMIT)
+            elif not failed:
+                delay = RELIST_DELAY
+            self._marked = trio.Event()
+            features, self._features = self._features, set()
+            for feature in sorted(features):
+                try:
+                    fresh = await session.relist(feature)
+                except (BackendTooSlow, BackendProtocol) as exc:
+                    log.warning("backend %r: its %s stay as they were: %s", self._backend, feature, exc.reason)
+                    continue
+                session.listing = session.listing.relisted(fresh)
+                listed(session.listing)
+            await trio.sleep(RELIST_INTERVAL)
 
 
 async def keep_asking(session: Session, config: ServerConfig, interval: float) -> None:

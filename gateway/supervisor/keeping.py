@@ -67,6 +67,8 @@ class CatalogKeeper:
             listing = supervisor.listing
             if listing is None or listing is self._kept.get(name):
                 continue
+            if any(listing.unread.values()):  # what was kept before may be better
+                continue
             try:
                 # May be abandoned: a file is replaced as a whole or not at all, and a disk that hangs holds up nobody.
                 await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing, abandon_on_cancel=True)

@@ -26,4 +26,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     breaker: str | None = None
     """The circuit breaker: closed, open or half-open; null where there is none."""
     warnings: tuple[str, ...] = ()
-    """What the config says of tools that the server does not list."""
+    """What is wrong with its lists (one failed, entries were left out), and with what the config says of its tools."""

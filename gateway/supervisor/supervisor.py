@@ -17,18 +17,16 @@ import trio
 
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
-from gateway.catalog.listing import Listing
+from gateway.catalog.listing import Listing, keep_entries
 from gateway.errors import (
     BackendError,
     BackendExited,
-    BackendProtocol,
-    BackendTooSlow,
     BackendUnavailable,
     BackendUnfit,
     Busy,
     GatewayError,
 )
-from gateway.supervisor.health import keep_asking
+from gateway.supervisor.health import Relister, keep_asking
 from gateway.supervisor.history import History
 from gateway.supervisor.limits import Gate
 from gateway.supervisor.queue import CallQueue
@@ -49,9 +47,6 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.supervisor.upward import Upward
-
-RELIST_INTERVAL: Final = 0.25
-"""Least seconds between two reads of a backend's lists: one that floods with list_changed is not obeyed faster."""
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -74,8 +69,8 @@ class Supervisor:
         self.since = now_iso()
         self.restarts = 0
         self.last_error: str | None = None
-        self.warnings: tuple[str, ...] = ()
-        """What its config says and what does not fit the server."""
+        self.loose_ends: tuple[str, ...] = ()
+        """What its config says of tools that the server does not list."""
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
         self.settled = trio.Event()
@@ -99,8 +94,7 @@ class Supervisor:
         self._drain_grace = 0.0
         self._successor: Supervisor | None = None
         self._first_wait = config.restart.initial_delay
-        self._stale_features: set[str] = set()
-        self._stale = trio.Event()
+        self._relister = Relister(self.name)
         self._entered_at = self._used_at = trio.current_time()
 
     # What other tasks may call. None of it waits.
@@ -221,6 +215,11 @@ class Supervisor:
         return None if self._session is None else self._session.greeting
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with its lists, and with what its config says of them."""
+        return self.loose_ends if self.listing is None else (*self.listing.warnings, *self.loose_ends)
+
+    @property
     def offered(self) -> bool:
         """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
         if self._given_up:
@@ -269,9 +268,8 @@ class Supervisor:
     # `gateway.backends.conversation.Listener`: called by the session, synchronously.
 
     def list_changed(self, feature: str) -> None:
-        """Note that a feature's lists must be read anew."""
-        self._stale_features.add(feature)
-        self._stale.set()
+        """Note that a feature's lists must be read again."""
+        self._relister.mark(feature)
 
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on that a resource was updated."""
@@ -400,12 +398,15 @@ class Supervisor:
     async def _serve(self, session: Session) -> None:
         """Feed the session until `stop`, then let its calls finish."""
         self._session = session
+        if self.listing is not None:
+            unread = [kind for kind, again in session.listing.unread.items() if again]
+            session.listing = keep_entries(session.listing, self.listing, unread)
         self._listed(session.listing)
         self._to(State.READY)
         self.wish()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, session)
-            nursery.start_soon(self._relist, session)
+            nursery.start_soon(self._relister.run, session, self._relisted)
             if self.config.ping_interval is not None:
                 nursery.start_soon(keep_asking, session, self.config, self.config.ping_interval)
             await self._idle_or_stopping(session)
@@ -448,29 +449,13 @@ class Supervisor:
             else:
                 self.freed()  # the drain may be waiting for the queue to empty
 
-    async def _relist(self, session: Session) -> None:
-        """Read lists anew when the backend says that they changed; a list that cannot be read stays as it was."""
-        while True:
-            await self._stale.wait()
-            self._stale = trio.Event()
-            features, self._stale_features = self._stale_features, set()
-            for feature in sorted(features):
-                try:
-                    fresh = await session.relist(feature)
-                except (BackendTooSlow, BackendProtocol) as exc:
-                    log.warning("backend %r: its %s stay as they were: %s", self.name, feature, exc.reason)
-                    continue
-                old = session.listing
-                session.listing = Listing(
-                    items={**old.items, **fresh}, capabilities=old.capabilities, instructions=old.instructions
-                )
-                self._listed(session.listing)
-                self._upward.backend_changed(self)
-            await trio.sleep(RELIST_INTERVAL)
-
     def _listed(self, listing: Listing) -> None:
         self.listing = listing
         self.known.set()
+
+    def _relisted(self, listing: Listing) -> None:
+        self._listed(listing)
+        self._upward.backend_changed(self)
 
     def _to(self, new: State) -> None:
         """The one place where the state changes."""
