@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -17,6 +18,7 @@ from gateway.admin.http import make_admin_app
 from gateway.admin.openapi import OPERATIONS, openapi_document
 from gateway.admin.servers import Management
 from gateway.calls import Failure
+from gateway.catalog.kinds import Kind
 from gateway.errors import BackendExited, ConfigError
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
@@ -509,3 +511,18 @@ def test_the_document_names_every_operation_once() -> None:
     text = json.dumps(document)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
+
+
+async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        listing = make_listing("x")
+        bad = msgspec.structs.replace(listing, problems={Kind.TOOLS: ("tools[1] left out: no name",)})
+        for found, expected in ((bad, ["tools[1] left out: no name"]), (listing, [])):
+            house.fakes["a"].session.on_relist = lambda _feature, found=found: found
+            house.fakes["a"].session.change()
+            await trio.sleep(1)
+            for path, entry in (("/health", ["backends", "a"]), ("/servers/a", ["status"])):
+                _, body = await house.ask("GET", path)
+                for key in entry:
+                    body = body[key]
+                assert body["warnings"] == expected

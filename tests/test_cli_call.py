@@ -15,7 +15,7 @@ from gateway.cli.arguments import split_words, typed
 from gateway.cli.desk import NO_MODEL
 from gateway.cli.form import WrongAnswer, describe, fields_of, read_answer
 from gateway.cli.output import UsageError
-from tests.support import echo_backend, open_gateway_process, peer
+from tests.support import echo_backend, faulty_backend, open_gateway_process, peer
 
 pytestmark = pytest.mark.leak_check
 
@@ -58,6 +58,14 @@ def test_the_list_of_a_config(cli, tmp_path):
     assert ["prompts", "(3)"] in lines
     assert err.startswith("warning: server 'gone': ")
     assert "no-such-command-anywhere" in err
+
+
+def test_warnings_about_lists_are_on_stderr(cli, tmp_path):
+    config = write(tmp_path, odd=faulty_backend("bad_tool"))
+    status, _, err = cli("list", "tools", "--config", config)
+    assert status == 0
+    assert "warning: server 'odd': tools[0] left out: it has no 'name'" in err.splitlines()
+    assert all(line.startswith("warning: server 'odd': ") for line in err.splitlines())
 
 
 def test_a_list_as_json_is_what_a_client_gets(cli, tmp_path):

@@ -15,7 +15,15 @@ import trio
 
 from gateway.cli.ps import ask_all
 from tests.children.support import marked, new_mark
-from tests.support import ANSWER_WITHIN, ROOT, HttpClient, echo_backend, open_gateway_process, run_process
+from tests.support import (
+    ANSWER_WITHIN,
+    ROOT,
+    HttpClient,
+    echo_backend,
+    faulty_backend,
+    open_gateway_process,
+    run_process,
+)
 
 pytestmark = pytest.mark.leak_check
 ZOO_SERVER = str(ROOT / "tests" / "children" / "zoo_server.py")
@@ -106,6 +114,19 @@ async def test_it_shows_every_backend_of_a_running_gateway(state, transport):
         assert [row.split()[:2] for row in rows] == [["busy", "ready"], ["family", "ready"], ["away", "failed"]]
         assert str(daemon) in rows[1].split()
         assert rows[2].split()[2:5] == ["-", "-", "-"]
+
+
+async def test_warnings_show(state):
+    servers = {"good": echo_backend() | FAST, "odd": faulty_backend("bad_tool") | FAST}
+    async with opened(state, servers, transport="stdio") as gateway:
+        await gateway.wait_stderr("'good' is ready")
+        await gateway.wait_stderr("'odd' is ready")
+        good, odd = (await ask(state))[0]["backends"]
+        assert good["warnings"] == []
+        assert "tools[0] left out: it has no 'name'" in odd["warnings"]
+        lines = (await ps(state)).splitlines()
+        assert lines[4:] == [f"warning: odd: {text}" for text in odd["warnings"]]
+        assert any("tools[0] left out" in line for line in lines)
 
 
 async def test_a_restart_shows(state):

@@ -36,6 +36,7 @@ def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str, urls: Sequ
             "in_flight": status.in_flight,
             "queued": status.queued,
             "last_error": status.last_error,
+            "warnings": status.warnings,
         })
     return jsonrpc.encode({
         "pid": os.getpid(),

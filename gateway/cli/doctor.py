@@ -40,31 +40,18 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 def run(values: Values) -> int:
     """Try them all; 1 if one does not work."""
     config = load(values.file)
-    notes = _Notes()
+    quiet = logging.NullHandler()  # what matters of the log is part of the report
     log = logging.getLogger("gateway")
-    log.addHandler(notes)
+    log.addHandler(quiet)
     try:
-        found = trio.run(partial(_examine_all, config, notes, Store(state_directory(values))))
+        found = trio.run(partial(_examine_all, config, Store(state_directory(values))))
     finally:
-        log.removeHandler(notes)
+        log.removeHandler(quiet)
     if values.json:
         print_json(found)
     else:
         _show(found)
     return 0 if all(one["ok"] for one in found.values()) else 1
-
-
-class _Notes(logging.Handler):
-    """What the log says of each server meanwhile, such as tools that were left out."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if "left out" in text and len(self.lines) < 1_000:
-            self.lines.append(text)
 
 
 class _Deaf:
@@ -83,7 +70,7 @@ class _Deaf:
         pass
 
 
-async def _examine_all(config: Config, notes: _Notes, store: Store) -> dict[str, dict[str, Any]]:
+async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]]:
     from gateway.backends.guard import open_guard
     from gateway.embed.openers import LoginBook, Openers
 
@@ -101,7 +88,6 @@ async def _examine_all(config: Config, notes: _Notes, store: Store) -> dict[str,
                     examinations.start_soon(examine, server)
         nursery.cancel_scope.cancel(reason="all have been looked at")
     for name, one in found.items():
-        one["hints"] += [line for line in notes.lines if repr(name) in line]
         one["era_record"] = _recorded(store, config.servers[name])
     return {name: found[name] for name in config.servers if name in found}
 
@@ -173,7 +159,7 @@ async def _meet(server: ServerConfig, openers: Openers, report: dict[str, Any], 
             names = [
                 public_name(server.effective_namespace, config.gateway.separator, item.own, 1 << 20) for item in items
             ]
-            report["hints"] += _name_hints(names)
+            report["hints"] += [*session.listing.warnings, *_name_hints(names)]
 
 
 def _name_hints(names: list[str]) -> list[str]:

@@ -21,11 +21,14 @@ def run(values: Values) -> int:
     import trio
 
     kinds = KINDS[values.kind] if values.kind else tuple(kind for several in KINDS.values() for kind in several)
-    found, problems = trio.run(partial(_list, values, kinds))
+    found, problems, warnings = trio.run(partial(_list, values, kinds))
     if values.json:
         print_json({kind.member: items for kind, items in found.items()})
     else:
         _show(found)
+    for name, texts in warnings.items():
+        for text in texts:
+            warn(text if name == REMOTE else f"server {name!r}: {text}")
     for name, why in problems.items():
         if name == REMOTE:
             error(why)
@@ -36,9 +39,9 @@ def run(values: Values) -> int:
 
 async def _list(
     values: Values, kinds: tuple[AnyKind, ...]
-) -> tuple[dict[AnyKind, list[dict[str, Any]]], dict[str, str]]:
+) -> tuple[dict[AnyKind, list[dict[str, Any]]], dict[str, str], dict[str, tuple[str, ...]]]:
     async with open_target(values) as target:
-        return {kind: await target.list(kind) for kind in kinds}, target.problems()
+        return {kind: await target.list(kind) for kind in kinds}, target.problems(), target.warnings()
 
 
 def _show(found: dict[AnyKind, list[dict[str, Any]]]) -> None:

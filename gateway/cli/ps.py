@@ -68,7 +68,12 @@ def render(report: dict[str, Any]) -> str:
     table = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}"
+    warnings = "".join(
+        f"\nwarning: {backend['name']}: {text}"
+        for backend in report["backends"]
+        for text in backend.get("warnings", ())  # a gateway of an older version has none
+    )
+    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}{warnings}"
 
 
 def _row(backend: dict[str, Any]) -> tuple[str, ...]:

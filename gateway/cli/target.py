@@ -90,6 +90,10 @@ class Target:
             if one.state != "ready"
         }
 
+    def warnings(self) -> dict[str, tuple[str, ...]]:
+        """What is wrong with what the servers list, and with what the config says of it."""
+        return {name: one.warnings for name, one in self._gateway.status().items() if one.warnings}
+
     async def request(self, method: str, name: str, params: dict[str, Any], desk: Desk) -> dict[str, Any]:
         """One request with its result; what comes meanwhile goes to the desk.
 

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from types import NoneType
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import trio
 
