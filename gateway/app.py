@@ -31,19 +31,19 @@ from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import ANYBODY, Era, at_view
 from gateway.config.access_model import NO_ACCESS
-from gateway.config.shown import secrets_of, secrets_of_access
+from gateway.config.shown import secrets_of_config
 from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
 from gateway.frontends.answers import Answers
 from gateway.frontends.binding import Binding, Exposed
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
+from gateway.masking import SECRETS
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
-from gateway.telemetry import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -283,9 +283,8 @@ class Gateway:
         self.fleet.client_gone(principal.name)
 
     def _note(self, config: Config) -> None:
-        """Have logs show no secret of a config, and calls noted as it says."""
-        found = {secret for server in config.servers.values() for secret in secrets_of(server)}
-        SECRETS.replace(found | secrets_of_access(config.access))
+        """Have no text show a secret of a config, and calls noted as it says."""
+        SECRETS.replace(secrets_of_config(config))
         self._audit.apply(config.gateway.audit)
 
     async def _serve_stdio(self) -> None:

@@ -18,6 +18,7 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Failure, InputRequired
 from gateway.config.model import RateLimit
 from gateway.eras.errors import to_wire
+from gateway.masking import SECRETS
 from gateway.supervisor.limits import TokenBucket
 from gateway.telemetry import now_iso
 from gateway.telemetry.formats import encode_line
@@ -135,6 +136,7 @@ class Audit:
             self._untold += 1
             return
         untold, self._untold = self._untold, 0
+        text = SECRETS.mask(text)
         self._tell(
             f"{status}: {text}",
             {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.masking import SECRETS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,9 +34,13 @@ class ConfigError(GatewayError):
 
 
 class BackendError(GatewayError):
-    """A backend did not do what it should; the client sees -32603 with the backend's name in `data`."""
+    """A backend did not do what it should; the client sees -32603 with the backend's name in `data`.
+
+    The reason often repeats what the backend has said, so secrets are masked in it here, whoever raises the error.
+    """
 
     def __init__(self, backend: str, reason: str) -> None:
+        reason = SECRETS.mask(reason)
         super().__init__(f"backend {backend!r} {reason}")
         self.backend = backend
         self.reason = reason

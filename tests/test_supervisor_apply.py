@@ -72,6 +72,20 @@ async def test_servers_come_and_go_and_the_unchanged_are_not_touched(autojump_cl
         assert (rig.fakes["b"].open, rig.fakes["a"].open, rig.fakes["c"].open) == (0, 1, 1)
 
 
+async def test_secrets_stay_masked_until_the_last_process_that_had_them_has_ended(autojump_clock: MockClock) -> None:
+    async with rigged("a", "b", masked={"old-secret": "${KEY}"}) as rig:
+        rig.fields = {"masked": {"new-secret": "${KEY}"}, "env": {"KEY": "new-secret"}}
+        ticket = await rig.router.submit(make_call("a.x"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.apply, "a")
+            await settle()
+            assert BackendUnavailable("a", "old-secret new-secret").reason == "*** ***"  # the old one drains
+            rig.router.release(ticket)
+        await settle()
+        assert BackendUnavailable("a", "old-secret new-secret").reason == "old-secret ***"
+    assert BackendUnavailable("a", "new-secret").reason == "new-secret"
+
+
 async def test_the_order_is_that_of_the_new_config(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         await rig.apply("c", "b", "a")

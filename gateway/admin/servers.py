@@ -16,6 +16,7 @@ from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
+from gateway.masking import SECRETS
 from gateway.reload.reloader import UnknownServer
 from gateway.supervisor.history import History
 from gateway.supervisor.states import State
@@ -132,17 +133,17 @@ class Management:
         history = History() if supervisor is None else supervisor.history
         greeting = None if supervisor is None else supervisor.greeting
         listed = self._fleet.snapshot().listed_by_backend(Kind.TOOLS).get(name, [])
-        capabilities: dict[str, Any] = {}
+        capabilities: dict[str, msgspec.Raw] = {}
         if supervisor is not None and supervisor.listing is not None:
-            capabilities = dict(supervisor.listing.capabilities)
+            capabilities = supervisor.listing.capabilities
         return doc.ServerDetail(
             name=name,
             origin=self._reloader.origin(name),
             config=shown_config(config),
             status=None if supervisor is None else supervisor.status(),
             protocol_version=None if greeting is None else greeting.version,
-            server_info=None if greeting is None or greeting.server_info is jsonrpc.ABSENT else greeting.server_info,
-            capabilities=capabilities,
+            server_info=None if greeting is None else _without_secrets(greeting.server_info),
+            capabilities={name: _without_secrets(value) for name, value in capabilities.items()},
             tools=list(starmap(doc.ToolLine, listed)),
             calls=history.calls,
             failed=history.failed,
@@ -183,6 +184,11 @@ class Management:
         return doc.Reloaded(
             list(found.added), list(found.removed), list(found.changed), list(found.unchanged), found.not_ready
         )
+
+
+def _without_secrets(span: msgspec.Raw) -> Any:
+    """What a server says of itself, for people."""
+    return None if span is jsonrpc.ABSENT else SECRETS.mask_all(jsonrpc.decode_any(span))
 
 
 def _works(supervisor: Supervisor) -> bool:

@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Ask, Failure, Notice
 from gateway.eras import asks, meta, tasks
 from gateway.errors import InvalidParams
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -186,7 +187,7 @@ class Asking:
             owner.notify(Notice("notifications/message", members))
             return
         data = bytes(members.get("data", jsonrpc.ABSENT))[:500]
-        log.info("%s", data.decode(errors="replace"), extra={"backend": self._backend})
+        log.info("%s", SECRETS.mask(data.decode(errors="replace")), extra={"backend": self._backend})
 
     def _refuse(self, request_id: jsonrpc.Id, code: int, text: str, data: bytes | None = None) -> None:
         self._post(jsonrpc.error_response(request_id, code, text, data) + b"\n")

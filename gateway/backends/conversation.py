@@ -25,6 +25,7 @@ from gateway.catalog.kinds import BY_METHOD
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -361,7 +362,7 @@ class Conversation:
         extra = {"backend": self.backend}
         if unreported := self._rate.take_unreported():
             log.warning("backend %r: %d warnings not logged: too many", self.backend, unreported, extra=extra)
-        log.warning(text, *args, extra=extra)
+        log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
 
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""

@@ -18,6 +18,7 @@ import httpx2
 import trio
 
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -241,7 +242,7 @@ def _brief(problem: BaseException) -> str:
     seen: BaseException | None = problem
     while seen is not None:
         if text := str(seen).strip():
-            return text[:MAX_TEXT]
+            return SECRETS.mask(text)[:MAX_TEXT]
         seen = seen.__cause__ or seen.__context__  # the library raises some of them "from None"
     return type(problem).__name__
 

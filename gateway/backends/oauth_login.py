@@ -38,6 +38,7 @@ from gateway.backends.oauth_http import OAuthHttp, open_oauth_http
 from gateway.config.oauth import is_same_issuer
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendUnavailable
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -487,7 +488,7 @@ def _explain(problem: Exception, provider: _Flow) -> str:
         secrets += [context.current_tokens.refresh_token, context.current_tokens.access_token]
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
-    text = " ".join(text.split())[:MAX_PROBLEM]
+    text = SECRETS.mask(" ".join(text.split()))[:MAX_PROBLEM]
     if context.oauth_metadata is None and context.protected_resource_metadata is None:
         return f"wants authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
     return f"needs a login, which failed: {text}"

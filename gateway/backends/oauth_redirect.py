@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 import trio
 
+from gateway.masking import SECRETS
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
@@ -142,7 +144,7 @@ class RedirectListener:
 
 def _plain(query: dict[str, str]) -> str:
     said = ": ".join(query[name] for name in ("error", "error_description") if query.get(name)) or "nothing"
-    return "".join(char if char.isprintable() else " " for char in said)[:MAX_TEXT]
+    return SECRETS.mask("".join(char if char.isprintable() else " " for char in said))[:MAX_TEXT]
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """A child's stderr, line by line into the log under the backend's name: bounded, rate-limited, never blocking.
 
+A child may print its own key: secrets are masked here, once, before a line is kept or logged.
 2026-07-28 basic/transports/stdio: stderr is free text and no sign of an error. Flooding costs the flooder its lines,
 which are counted, and nobody else anything.
 """
@@ -13,6 +14,7 @@ import trio
 
 from gateway.backends.log_rate import LogRate
 from gateway.lines import LineSplitter, Overlong
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +50,9 @@ class StderrLog:
     def take(self, line: bytes | Overlong) -> None:
         """Log one line, if the rate allows."""
         data = line.head if isinstance(line, Overlong) else line
-        text = data[: SHOWN if isinstance(line, Overlong) else None].decode(errors="replace").rstrip("\r")
+        text = SECRETS.mask(data.decode(errors="replace").rstrip("\r"))
+        if isinstance(line, Overlong):
+            text = text[:SHOWN]
         if not text.strip():
             return
         self.last_line = text[:SHOWN]

@@ -12,8 +12,9 @@ from gateway.cli.places import Places
 from gateway.config import load_config
 from gateway.config.access_model import Rules
 from gateway.config.parse import read_file
-from gateway.config.shown import shown_args
+from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
+from gateway.masking import Masker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +36,7 @@ def run(values: Values) -> int:
 
             traceback.print_exception(exc)
     places = _places(values.file)
+    spell = Masker({} if config is None else config.masked).mask
     if values.json:
         print_json({
             "file": str(values.file),
@@ -42,7 +44,7 @@ def run(values: Values) -> int:
             "problems": [_located(places, line) for line in problems],
             "warnings": [_located(places, line, key=True) for line in warnings],
             "views": [] if config is None else list(config.views),
-            "access": None if config is None else _access(config),
+            "access": None if config is None else spell(_access(config)),
             "servers": {} if config is None else {one.name: _summary(one) for one in config.servers.values()},
         })
         return 0 if config is not None else 2
@@ -53,8 +55,8 @@ def run(values: Values) -> int:
     for server in config.servers.values():
         print(f"{server.name}: {_summary(server)}")
     for name, view in config.views.items():
-        print(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}")
-    print(f"access: {_access(config)}")
+        print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}"))
+    print(f"access: {spell(_access(config))}")
     print(f"{values.file}: ok, {len(config.servers)} servers")
     return 0
 
@@ -82,9 +84,10 @@ def _located(places: Places, line: str, *, key: bool = False) -> dict[str, Any]:
 def _summary(server: ServerConfig) -> str:
     if server.disabled:
         return "disabled"
+    shown = shown_config(server)
     if server.command is None:
-        return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {server.public_url}"
-    return "stdio, runs " + server.without_secrets(" ".join([server.command, *shown_args(server.args)]))
+        return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {shown['url']}"
+    return "stdio, runs " + " ".join([shown["command"], *shown["args"]])
 
 
 def _access(config: Config) -> str:

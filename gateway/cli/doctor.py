@@ -21,6 +21,7 @@ from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory
 from gateway.cli.output import RED, painted, print_json
 from gateway.errors import GatewayError
+from gateway.masking import SECRETS
 from gateway.store import ERA_MAX_AGE, Store, eras_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
         nursery.cancel_scope.cancel(reason="all have been looked at")
     for name, one in found.items():
         one["era_record"] = _recorded(store, config.servers[name])
-    return {name: found[name] for name in config.servers if name in found}
+    return {name: cast("dict[str, Any]", SECRETS.mask_all(found[name])) for name in config.servers if name in found}
 
 
 def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:

@@ -18,8 +18,9 @@ from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import CommandError, print_json, say, warn
 from gateway.config import parse_config
 from gateway.config.parse import read_file
-from gateway.config.shown import shown_args, shown_config
+from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
+from gateway.masking import MASK
 
 NEW_MODE: Final = 0o600
 """Of a config that is made here: it may hold keys."""
@@ -64,7 +65,7 @@ def _show(source: Path, shown: dict[str, Any], left: list[str]) -> None:
 def _shown(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     """What a server would run, without secrets; one that is not valid is taken over all the same, and said to be so."""
     env, headers = list(raw.get("env") or {}), list(raw.get("headers") or {})
-    given = {**os.environ, **dict.fromkeys(_variables(raw), "***")}
+    given = {**os.environ, **dict.fromkeys(_variables(raw), MASK)}
     try:
         server = parse_config({"mcpServers": {name: raw}}, environ=given, files=lambda _: "").servers[name]
     except ConfigError as exc:
@@ -73,7 +74,7 @@ def _shown(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     runs = (
         f"connects to {config['url']}"
         if server.command is None
-        else " ".join([f"runs {server.command}", *shown_args(server.args)])
+        else " ".join([f"runs {config['command']}", *config["args"]])
     )
     return {"runs": runs, "env": env, "headers": headers}
 

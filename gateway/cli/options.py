@@ -69,10 +69,13 @@ def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
 
 
 def load(path: Path) -> Config:
-    """Read a config and say what is odd about it. Raises ConfigError."""
+    """Read a config, mask its secrets in all that this process says, and say what is odd. Raises ConfigError."""
     from gateway.config import load_config
+    from gateway.config.shown import secrets_of_config
+    from gateway.masking import SECRETS
 
     config = load_config(path, environ=os.environ)
+    SECRETS.replace(secrets_of_config(config))
     for warning in config.warnings:
         warn(warning)
     return config

@@ -12,7 +12,7 @@ from json import JSONDecoder
 from typing import NamedTuple
 
 from gateway.config.findings import Line, shown
-from gateway.config.model import MASK
+from gateway.masking import MASK
 
 _DECODER = JSONDecoder(strict=False)
 _SPACE = re.compile(r"[ \t\r\n]*")

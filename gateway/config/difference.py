@@ -25,15 +25,21 @@ class ConfigDiff(Struct, frozen=True):
 def diff_configs(old: Config, new: Config) -> ConfigDiff:
     """Compare what two configs mean; where they came from and how they are spelled does not count."""
     both = [name for name in new.servers if name in old.servers]
-    retouched = [name for name in both if _same_but_offered(old.servers[name], new.servers[name])]
+    same = {name for name in both if _meant(old.servers[name]) == _meant(new.servers[name])}
+    retouched = [name for name in both if name not in same and _same_but_offered(old.servers[name], new.servers[name])]
     return ConfigDiff(
         added=tuple(name for name in new.servers if name not in old.servers),
         removed=tuple(name for name in old.servers if name not in new.servers),
-        changed=tuple(name for name in both if old.servers[name] != new.servers[name] and name not in retouched),
-        unchanged=tuple(name for name in both if old.servers[name] == new.servers[name]),
+        changed=tuple(name for name in both if name not in same and name not in retouched),
+        unchanged=tuple(name for name in both if name in same),
         retouched=tuple(retouched),
     )
 
 
+def _meant(server: ServerConfig) -> ServerConfig:
+    """The server without which of its texts came from variables."""
+    return replace(server, masked={})
+
+
 def _same_but_offered(old: ServerConfig, new: ServerConfig) -> bool:
-    return old.tools != new.tools and replace(old, tools=new.tools) == new
+    return _meant(replace(old, tools=new.tools)) == _meant(new)

@@ -2,7 +2,8 @@
 
 `Findings` gathers the lines of one whole config; a `Scope` speaks about one owner in it, a server or the
 `gateway` section. A line is always one line, and no value of a variable, of `env`, of `headers`, of an
-argument or of an address ever stands in it: only names, types, and what the file says in plain words.
+argument or of an address ever stands in it: only names, types, and what the file says in plain words. Where a reader
+repeats a value that was substituted, `Findings.check` puts back how the file spells it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from msgspec import Struct, field
 
 from gateway.errors import ConfigError
+from gateway.masking import Masker, is_maskable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,15 +46,26 @@ class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what i
         line.owner, line.label = owner, label
         return line
 
+    def with_text(self, text: str) -> Line:
+        """The same about the same field, in other words."""
+        line = Line(text)
+        line.owner, line.label = self.owner, self.label
+        return line
+
 
 class Findings(Struct):
     """The lines found so far, in the order in which they were found."""
 
     problems: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
+    secrets: dict[str, str] = field(default_factory=dict[str, str])
+    """What was substituted anywhere in the config, with the spelling that stands there for it."""
 
     def check(self) -> None:
-        """Raise ConfigError with every problem, and the warnings, if there is a problem."""
+        """Mask what was substituted, then raise ConfigError with every problem and warning if there is a problem."""
+        masker = Masker(self.secrets)
+        self.problems[:] = [_masked(line, masker) for line in self.problems]
+        self.warnings[:] = [_masked(line, masker) for line in self.warnings]
         if self.problems:
             raise ConfigError(self.problems, self.warnings)
 
@@ -70,10 +83,14 @@ class Scope(Struct):
     lenient: bool = False
     files: Callable[[str], str] | None = None
     """Reads the small files that a config names; see `gateway.config.files`."""
-    hidden: frozenset[str] = frozenset()
-    """The variables that an env file gave."""
-    secrets: list[str] = field(default_factory=list[str])
-    """What files gave, and what is therefore never shown."""
+    secrets: dict[str, str] = field(default_factory=dict[str, str])
+    """What variables and files gave, which is never shown, with the spelling that stands in the config for it."""
+
+    def note_secret(self, value: str, spelling: str) -> None:
+        """Note a value that was substituted."""
+        if is_maskable(value.strip()):
+            self.secrets.setdefault(value, spelling)
+            self.findings.secrets.setdefault(value, spelling)
 
     def problem(self, label: str, text: str) -> None:
         """Note what is wrong with one field; `text` continues the sentence."""
@@ -86,6 +103,13 @@ class Scope(Struct):
     def warn(self, label: str, text: str) -> None:
         """Note what is odd about one field; `text` continues the sentence."""
         self.findings.warnings.append(Line.about(self.owner, label, text))
+
+
+def _masked(line: str, masker: Masker) -> str:
+    text = masker.mask(line)
+    if text == line:
+        return line
+    return line.with_text(text) if isinstance(line, Line) else text
 
 
 class Entry(Struct, frozen=True):

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 
 from gateway.config.audit import AuditSettings  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
 from gateway.config.offered_model import ALL_TOOLS, ToolChoice
+from gateway.masking import MASK, Masker
 
 if TYPE_CHECKING:
     from gateway.config.access_model import AccessSettings
@@ -31,8 +32,6 @@ OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 LONGEST_SECONDS = 1e9
 LARGEST_COUNT = 2**53 - 1
 
-MASK = "***"
-"""Stands where a secret is not shown."""
 NOT_WRITTEN = frozenset({"name", "masked"})
 """Fields of `ServerConfig` that are no fields of the config file."""
 
@@ -260,8 +259,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         ),
     ] = False
 
-    masked: tuple[str, ...] = ()
-    """Texts that came from files, wherever they stand now: never shown. Not a field of the config file."""
+    masked: dict[str, str] = field(default_factory=dict[str, str])
+    """What variables and files gave, wherever it stands now: never shown; with how the file spells each. Not a field of
+    the config file."""
 
     @property
     def effective_namespace(self) -> str:
@@ -278,21 +278,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     @property
     def public_url(self) -> str | None:
         """`url` as it may be shown: without credentials, query and fragment, where keys travel."""
-        if self.url is None:
-            return None
-        from urllib.parse import urlsplit
-
-        try:
-            parts = urlsplit(self.url)
-        except ValueError:
-            return "(no valid address)"
-        return self.without_secrets(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+        return None if self.url is None else public_address(self.without_secrets(self.url))
 
     def without_secrets(self, text: str) -> str:
-        """The text with what came from files masked."""
-        for secret in sorted(self.masked, key=len, reverse=True):
-            text = text.replace(secret, MASK)
-        return text
+        """The text with what variables and files gave masked."""
+        return Masker(dict.fromkeys(self.masked, MASK)).mask(text)
 
     def __repr__(self) -> str:
         target = (
@@ -300,6 +290,19 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         )
         env, headers = sorted(self.env), sorted(self.headers)
         return f"ServerConfig({self.name!r}, {self.transport}, {target}, env={env}, headers={headers})"
+
+
+def public_address(url: str) -> str:
+    """An address without credentials, query and fragment."""
+    from urllib.parse import urlsplit
+
+    if "://" not in url:  # a variable holds all of it
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(no valid address)"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class GatewaySettings(Struct, frozen=True):
@@ -357,3 +360,8 @@ class Config(Struct, frozen=True):
     """Who may use the endpoint; None where the config was made without a word about it."""
     views: dict[str, ViewConfig] = field(default_factory=dict[str, "ViewConfig"])
     """Parts of the gateway with an endpoint of their own, by name."""
+    masked: dict[str, str] = field(default_factory=dict[str, str])
+    """What variables and files gave anywhere in the config, as in `ServerConfig.masked`."""
+
+    def __repr__(self) -> str:
+        return f"Config({list(self.servers.values())}, source={self.source!r})"

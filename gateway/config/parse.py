@@ -52,7 +52,7 @@ def parse_config(
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
     findings.check()
-    return Config(servers, gateway, tuple(findings.warnings), source, access, views)
+    return Config(servers, gateway, tuple(findings.warnings), source, access, views, findings.secrets)
 
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:

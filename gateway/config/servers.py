@@ -99,7 +99,7 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     values["transport"] = _settle_transport(scope, entries, values.get("transport"))
     if variables:
         values["env"] = {**variables, **values.get("env", {})}
-    server = ServerConfig(name=name, disabled=disabled, masked=tuple(dict.fromkeys(scope.secrets)), **values)
+    server = ServerConfig(name=name, disabled=disabled, masked=scope.secrets, **values)
     settle_oauth(scope, server, given="oauth" in entries)
     return server
 
@@ -111,7 +111,8 @@ def _open_env_file(scope: Scope, written: dict[str, tuple[str, object]]) -> dict
     label, raw = written["env_file"]
     variables = read_env_file(scope, Entry(label, resolve(scope, label, raw), raw))
     scope.environ = {**scope.environ, **variables}
-    scope.hidden = frozenset(variables)
+    for name, value in variables.items():
+        scope.note_secret(value, f"${{{name}}}")
     return variables
 
 

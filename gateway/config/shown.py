@@ -1,7 +1,8 @@
 """A server's config as it may be shown: every secret masked, everything else as it holds.
 
 Values of `env` and `headers` are never shown, nor what an argument or an address carries in the places where keys
-usually travel. Masking is by place, not by looking for what resembles a key: a secret need not look like one.
+usually travel; what variables and files gave is shown as the file spells it, `${NAME}`, wherever it stands. Masking is
+by place and by value, not by looking for what resembles a key: a secret need not look like one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.config.model import MASK
+from gateway.config.model import public_address
+from gateway.masking import MASK, Masker, mask_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.config.access_model import AccessSettings
-    from gateway.config.model import ServerConfig
+    from gateway.config.model import Config, ServerConfig
 
 _TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
@@ -25,24 +29,27 @@ def shown_config(server: ServerConfig) -> dict[str, Any]:
     """All fields of a server but its name, without secrets."""
     fields: dict[str, Any] = msgspec.to_builtins(server)
     del fields["name"], fields["masked"]
-    for name in ("command", "cwd"):
-        fields[name] = None if fields[name] is None else server.without_secrets(fields[name])
-    fields["args"] = [server.without_secrets(arg) for arg in shown_args(server.args)]
+    fields = {name: mask_texts(value, Masker(server.masked).mask) for name, value in fields.items()}
+    fields["args"] = shown_args(fields["args"])
     fields["env"] = dict.fromkeys(server.env, MASK)
     fields["headers"] = dict.fromkeys(server.headers, MASK)
-    fields["url"] = server.public_url
+    fields["url"] = None if server.url is None else public_address(fields["url"])
     if server.oauth is not None and server.oauth.client_secret is not None:
         fields["oauth"]["client_secret"] = MASK
     return fields
 
 
 def secrets_of(server: ServerConfig) -> set[str]:
-    """The values of a server's config that no log may show: by place, as with `shown_config`."""
-    found = {value for name, value in server.env.items() if _TELLING.search(name)}
+    """The values of a server's config that no text may show: what was substituted, and by place as `shown_config`."""
+    found = {value for name, value in server.env.items() if _TELLING.search(name)} | set(server.masked)
     for value in server.headers.values():
         found |= {value, value.partition(" ")[2]}  # and without the scheme of `Authorization`
     if server.url is not None:
         found.update(_USERINFO.findall(server.url))
+        for member in server.url.partition("?")[2].split("&"):
+            name, _, value = member.partition("=")
+            if _TELLING.search(name):
+                found.add(value)
     if server.oauth is not None and server.oauth.client_secret is not None:
         found.add(server.oauth.client_secret)
     for given, shown in zip(server.args, shown_args(server.args), strict=True):
@@ -51,15 +58,21 @@ def secrets_of(server: ServerConfig) -> set[str]:
     return found - {""}
 
 
-def secrets_of_access(access: AccessSettings | None) -> set[str]:
-    """The same of the section `access`, whose keys are there as hashes only."""
+def secrets_of_config(config: Config) -> set[str]:
+    """The same of a whole config, the disabled servers included."""
+    found = set(config.masked) | _secrets_of_access(config.access)
+    return found.union(*map(secrets_of, config.servers.values()))
+
+
+def _secrets_of_access(access: AccessSettings | None) -> set[str]:
+    """Those of the section `access`, whose keys are there as hashes only."""
     oauth = None if access is None else access.oauth
     if oauth is None or oauth.introspection is None or not oauth.introspection.client_secret:
         return set()
     return {oauth.introspection.client_secret}
 
 
-def shown_args(args: tuple[str, ...]) -> list[str]:
+def shown_args(args: Sequence[str]) -> list[str]:
     """Arguments with what follows a telling option, or `NAME=`, masked; in addresses, user and query."""
     shown: list[str] = []
     masks_next = False

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _DEEPEST = 8
 _OPENING = re.compile(r"(\$+)\{")
 _EXPRESSION = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^{]*))?", re.ASCII | re.DOTALL)
+KNOWN_TO_ALL = frozenset({
+    "HOME", "HOSTNAME", "LANG", "LC_ALL", "LOGNAME", "PATH", "PWD", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ",
+    "USER", "USERNAME", "USERPROFILE",
+})  # fmt: skip
+"""Variables that every login sets and that hold no secret; what they hold stays readable in logs and errors."""
 _HOW = "write ${NAME} or ${NAME:-default}, or $${ for a literal ${"
 _FOREIGN = {
     "userHome": "write '~/' at the beginning of a path",
@@ -39,10 +44,8 @@ class Substituted(Struct, frozen=True):
     text: str
     unset: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    """The variables in it that are set."""
-    contents: tuple[str, ...] = ()
-    """What was read from files."""
+    filled: tuple[tuple[str, str], ...] = ()
+    """What was filled in that may be a secret, each with the expression that it stands for."""
     missing: tuple[str, ...] = ()
     """Which files could not be read, and why."""
 
@@ -70,8 +73,8 @@ def substitute(text: str, environ: Mapping[str, str], files: Callable[[str], str
         parts.append(_evaluate(expression, found))
     else:
         parts.append(text[position:])
-    lists = (found.unset, faults, found.names, found.contents, found.missing)
-    return Substituted("".join(parts), *map(tuple, lists))
+    unset, missing = tuple(found.unset), tuple(found.missing)
+    return Substituted("".join(parts), unset, tuple(faults), tuple(found.filled), missing)
 
 
 class _Found:
@@ -82,8 +85,7 @@ class _Found:
         self.files = files
         self.unset: list[str] = []
         self.faults: list[str] = []
-        self.names: list[str] = []
-        self.contents: list[str] = []
+        self.filled: list[tuple[str, str]] = []
         self.missing: list[str] = []
 
     def read(self, name: str) -> str:
@@ -95,7 +97,7 @@ class _Found:
         except ValueError as exc:
             self.missing.append(str(exc))
             return ""
-        self.contents.append(text)
+        self.filled.append((text, f"${{file:{name}}}"))
         return text
 
 
@@ -116,8 +118,9 @@ def _evaluate(expression: str, found: _Found) -> str:
         return ""
     name, default = match[1], match[2]
     value = environ.get(name)
-    if value:
-        found.names.append(name)
+    filled = value or default
+    if filled and name not in KNOWN_TO_ALL:
+        found.filled.append((filled, f"${{{name}}}"))
     if default is not None:
         return value or default
     if value is None:
@@ -159,8 +162,8 @@ def _resolve_text(scope: Scope, label: str, raw: str) -> str:
         scope.problem(label, "holds half of a surrogate pair, which is no text; write the character itself")
         return raw
     result = substitute(raw, scope.environ, scope.files)
-    scope.secrets += [text for text in result.contents if text]
-    scope.secrets += [scope.environ[name] for name in result.names if name in scope.hidden]
+    for value, spelling in result.filled:
+        scope.note_secret(value, spelling)
     for fault in result.faults:
         scope.problem(label, fault)
     say = scope.warn if scope.lenient else scope.problem

@@ -17,10 +17,12 @@ from gateway.calls import Ask, Call, Caller, Era, Notice, StreamClosed, Withdraw
 from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
+from gateway.config.shown import secrets_of
 from gateway.embed.errors import CallFailed
 from gateway.embed.openers import LoginBook
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,9 +205,11 @@ class Connections(LoginBook):
         return connection
 
     async def _own(self, connection: Connection) -> None:
+        SECRETS.hold(connection, secrets_of(connection.config))
         try:
             await connection.run()
         finally:
+            SECRETS.release(connection)
             self._open[connection.config.name].discard(connection)
 
     def retire(self, name: str, grace: float) -> None:

@@ -21,6 +21,7 @@ from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
 from gateway.config.access_model import NO_ACCESS
+from gateway.config.shown import secrets_of_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
 from gateway.embed.faces import Faces, Paths
@@ -32,6 +33,7 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.frontends.answers import Answers
 from gateway.frontends.parking import Parking
 from gateway.frontends.seal import Sealer
+from gateway.masking import SECRETS
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
@@ -144,6 +146,7 @@ class EmbeddedGateway(LoginBook):
         """The same with a configuration that has been checked."""
         async with self._reloading:
             await self.fleet.apply(config)
+            SECRETS.hold(self, secrets_of_config(config))
             self._access.apply(config.access or NO_ACCESS)
             self._config = config
 
@@ -172,6 +175,13 @@ class EmbeddedGateway(LoginBook):
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until `stop`."""
+        SECRETS.hold(self, secrets_of_config(self._config))
+        try:
+            await self._serve(task_status)
+        finally:
+            SECRETS.release(self)
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(self._parking.run)
             await services.start(self._openers.run)

@@ -13,6 +13,7 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, Part, fill_memos, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.catalog.views import make_views
+from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -96,10 +97,11 @@ class Assembly:
 
 
 def _note_loose_ends(supervisor: Supervisor, part: Part) -> None:
-    for text in part.loose_ends:
+    loose_ends = tuple(map(SECRETS.mask, part.loose_ends))
+    for text in loose_ends:
         if text not in supervisor.loose_ends:
             log.warning("server %r: %s", supervisor.name, text)
-    supervisor.loose_ends = part.loose_ends
+    supervisor.loose_ends = loose_ends
 
 
 def _naming_of(config: Config) -> Naming:

@@ -19,7 +19,9 @@ from gateway.backends.deadlines import Deadlines
 from gateway.catalog.news import ListNews
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs
+from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown
+from gateway.masking import SECRETS
 from gateway.supervisor.assembly import Assembly
 from gateway.supervisor.keeping import CatalogKeeper
 from gateway.supervisor.mailboxes import Mailboxes
@@ -261,6 +263,7 @@ class Fleet:
         self.ended.set()
 
     def _start(self, supervisor: Supervisor) -> None:
+        SECRETS.hold(supervisor, secrets_of(supervisor.config))
         self._owners_nursery.start_soon(self._own, supervisor, name=f"supervisor of {supervisor.name}")
 
     async def _own(self, supervisor: Supervisor) -> None:
@@ -268,6 +271,7 @@ class Fleet:
         try:
             await supervisor.run()
         finally:
+            SECRETS.release(supervisor)  # not before: a process that was started with them may have spoken until now
             self._retiring.discard(supervisor)
             if self._supervisors.get(supervisor.name) is not supervisor:
                 supervisor.listing = None  # it may be long, and the collector, which finds the rest, comes by seldom
@@ -363,6 +367,7 @@ class Fleet:
         retouched = {name for name in kept if old[name].config.tools != config.servers[name].tools}
         for name in kept:  # what does not concern its session holds from now on
             old[name].config = config.servers[name]
+            SECRETS.hold(old[name], secrets_of(config.servers[name]))
         self._assembly.change(config, self._supervisors, kept - retouched)
         self._keeper.forget_others(kept)
         self._dirty.set()

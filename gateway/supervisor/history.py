@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.calls import Complete, Failure
 from gateway.errors import BackendError, GatewayError
+from gateway.masking import SECRETS
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class History:
         return Latency(len(times), at(0.5), at(0.9), at(0.99), at(1.0))
 
     def _keep(self, call: str | None, text: str) -> None:
-        self.errors.append(Mishap(now_iso(), call, text[:MAX_TEXT]))
+        self.errors.append(Mishap(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT]))
 
 
 def _text(outcome: Failure | GatewayError) -> str:

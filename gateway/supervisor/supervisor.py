@@ -26,6 +26,7 @@ from gateway.errors import (
     Busy,
     GatewayError,
 )
+from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, keep_asking
 from gateway.supervisor.history import History
 from gateway.supervisor.limits import Gate
@@ -374,7 +375,7 @@ class Supervisor:
             return problem.reason
         if isinstance(problem, trio.TooSlowError):
             return f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
-        return f"failed: {problem}" if problem is not None else "ended"
+        return SECRETS.mask(f"failed: {problem}") if problem is not None else "ended"
 
     async def _wait_out(self, delay: float | None) -> None:
         """Wait before the next start: the backoff, or, having given up, until somebody kicks."""

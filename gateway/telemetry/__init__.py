@@ -5,8 +5,8 @@
 waits, one event is one line, and no secret of the config is in it.
 """
 
+from gateway.masking import SECRETS
 from gateway.telemetry.fields import works_for
 from gateway.telemetry.logs import LEVELS, dropped_lines, now_iso, open_logging
-from gateway.telemetry.masking import SECRETS
 
 __all__ = ["LEVELS", "SECRETS", "dropped_lines", "now_iso", "open_logging", "works_for"]

@@ -15,8 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from gateway.masking import SECRETS
 from gateway.telemetry.fields import fields_of
-from gateway.telemetry.masking import SECRETS
 
 Format = Literal["console", "json"]
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -39,14 +39,14 @@ class Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        message = record.getMessage()
-        fields = {name: str(value) for name, value in fields_of(record).items()}
+        message = SECRETS.mask(record.getMessage())
+        fields = {name: SECRETS.mask(str(value)) for name, value in fields_of(record).items()}
         extra = [f"{name}={value}" for name, value in fields.items() if value not in message]
         text = f"{_clock(int(record.created))} {record.levelname:<7} {record.name}: {message}" + (
             f" [{' '.join(extra)}]" if extra else ""
         )
         problem = _traceback(self, record)
-        return one_line(SECRETS.mask(text if problem is None else f"{text}\n{problem}"))
+        return one_line(text if problem is None else f"{text}\n{SECRETS.mask(problem)}")
 
 
 @lru_cache(maxsize=2)

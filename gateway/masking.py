@@ -1,0 +1,228 @@
+"""Secrets taken out of text, by value, wherever they stand: the values that a config has substituted, and others.
+
+A `Masker` knows a set of values. It finds each as it is, percent-encoded and JSON-escaped, in any mixture of these and
+in any case, also where the text was cut off in the middle of one. Values that overlap are masked as one. `SECRETS` is
+the process's own: whoever has a config in use holds its secrets there, and every text that the gateway writes itself
+(errors about backends, log lines, listings) goes through it. What backends and clients send each other never does.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+MASK: Final = "***"
+MIN_SECRET: Final = 6
+"""Characters of a value that is masked wherever it stands: shorter ones occur by chance."""
+PIECE: Final = 64
+"""Characters of a long value that are looked for at once, so that a part of it is found too."""
+PLAIN: Final = frozenset({
+    "127.0.0.1", "critical", "default", "development", "disabled", "enabled", "localhost", "production", "staging",
+    "warning",
+})  # fmt: skip
+"""Values that anybody can guess: to mask them protects nothing and makes lines unreadable."""
+_FORMS: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?i:(?<=\bbearer )[\w.~+/=-]{6,})")
+_RUN: Final = re.compile(r"[A-Za-z0-9_.-]+")
+"""Characters that no encoding changes."""
+_SHORT: Final = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", '"': '"', "/": "/", "'": "'"}
+_CUT_MARKS: Final = ("'...", '"...', "...", "…")
+_AFTER_CUT: Final = "'\".…)]}>\ufffd"
+"""What may follow the place where a text was cut off, up to its end."""
+_ESCAPED_AT_MOST: Final = 3
+"""Backslashes before an escaped character: a JSON text inside a JSON string inside a `repr`."""
+
+
+class _Needle:
+    """One value, or a piece of a long one."""
+
+    __slots__ = ("_text", "_units", "is_head", "key")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._units: list[tuple[str, ...]] | None = None
+        head = text[:MIN_SECRET]  # where a text is cut off, so much of the value is what counts
+        self.key = max(_RUN.findall(head), key=len, default="").lower()
+        """What stands in every text that holds the value, in lower case; perhaps nothing."""
+        self.is_head = len(self.key) == MIN_SECRET
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where the value stands in a text in lower case; overlapping places too."""
+        units = self._units
+        if units is None:
+            units = self._units = [_spellings(part) for part in re.findall(r"\\+|[^\\]", self._text)]
+        for opening in (self.key,) if self.is_head else units[0]:
+            start = text.find(opening)
+            while start >= 0:
+                end = _match(units, text, start)
+                if end is not None:
+                    yield start, end
+                start = text.find(opening, start + 1)
+
+
+def _match(units: list[tuple[str, ...]], text: str, at: int) -> int | None:
+    """Where the value ends that begins here, or, after at least `MIN_SECRET` characters of it, the text's cut."""
+    places = {at}  # more than one where it is open which backslash belongs to which character
+    for count, spellings in enumerate(units):
+        following = {at + len(one) for at in places for one in spellings if text.startswith(one, at)}
+        if not following:
+            if count < MIN_SECRET:
+                return None
+            end = len(text.rstrip(_AFTER_CUT))
+            return max((at for at in places if at >= end or text.startswith(_CUT_MARKS, at)), default=None)
+        places = following
+    return max(places)
+
+
+def _spellings(part: str) -> tuple[str, ...]:
+    """How one character of a value, or a run of backslashes, may stand in a text in lower case."""
+    if part.isascii() and _RUN.fullmatch(part):
+        return (part.lower(),)
+    if part[0] == "\\":
+        return ("%5c" * len(part), *("\\" * count for count in range(len(part), 4 * len(part) + 1)))
+    quoted = "".join(f"%{byte:02x}" for byte in part.encode(errors="surrogatepass"))
+    code = ord(part)
+    escapes = [f"u{code:04x}"] if code < 0x10000 else [f"u{code:08x}"]
+    if code < 0x100:
+        escapes.append(f"x{code:02x}")
+    if part in _SHORT:
+        escapes.append(_SHORT[part])
+    found = {_lower(part), quoted, *({"+"} if part == " " else set[str]())}
+    for slash in ("\\" * count for count in range(1, _ESCAPED_AT_MOST + 1)):
+        found.update(slash + escape for escape in escapes)
+        if code >= 0x10000:  # in JSON a pair, each half with a backslash of its own
+            high, low = divmod(code - 0x10000, 0x400)
+            found.add(f"{slash}u{0xD800 + high:04x}{slash}u{0xDC00 + low:04x}")
+    return tuple(found)
+
+
+def _lower(text: str) -> str:
+    """The text in lower case, with every character where it was."""
+    if text.isascii():
+        return text.lower()
+    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+def _pieces(value: str) -> Iterator[str]:
+    """What of a value is looked for: whole if it is short, each line of it, and long lines piece by piece."""
+    value = value.strip()
+    found = [value] if len(value) <= PIECE else []
+    found += [line.strip() for line in value.splitlines()]
+    for line in found:
+        if not is_maskable(line):
+            continue
+        for at in range(0, len(line), PIECE):
+            yield line[at : at + PIECE] if at + PIECE <= len(line) else line[-PIECE:]
+
+
+def is_maskable(value: str) -> bool:
+    """Whether a value is long and odd enough to be looked for in texts."""
+    return len(value) >= MIN_SECRET and value.lower() not in PLAIN
+
+
+class Masker:
+    """Takes some values out of texts. Immutable."""
+
+    def __init__(self, values: Mapping[str, str], known: Masker | None = None) -> None:
+        """Make one of values, each with what is to stand for it; `known` lends what it has prepared."""
+        lent = {} if known is None else known._needles
+        self._needles: dict[str, _Needle] = {}
+        self._shown: dict[str, str] = {}
+        for value, instead in values.items():
+            for piece in _pieces(value):
+                self._needles[piece] = lent.get(piece) or _Needle(piece)
+                self._shown.setdefault(piece, instead)
+
+    def mask(self, text: str) -> str:
+        """A text without the values."""
+        if len(text) < MIN_SECRET:
+            return text
+        lowered = _lower(text)
+        spans = [
+            (start, end, self._shown[piece])
+            for piece, needle in self._needles.items()
+            if needle.key in lowered
+            for start, end in needle.spans(lowered)
+        ]
+        return _replaced(text, sorted(spans)) if spans else text
+
+    def mask_all(self, value: object) -> object:
+        """A value as JSON has it, with the values taken out of every text in it; keys stay."""
+        return mask_texts(value, self.mask)
+
+
+def _replaced(text: str, spans: list[tuple[int, int, str]]) -> str:
+    """The text with all these places replaced; places that touch are one, and one of two values shows neither."""
+    parts: list[str] = []
+    done = 0
+    start, end, instead = spans[0]
+    for another, its_end, its_instead in (*spans[1:], (len(text) + 1, 0, "")):
+        if another < end or (another == end and its_instead == instead):
+            if its_end > end:
+                instead = its_instead if its_instead == instead or another == start else MASK
+                end = its_end
+            continue
+        parts += (text[done:start], instead)
+        done = end
+        start, end, instead = another, its_end, its_instead
+    return "".join((*parts, text[done:]))
+
+
+def mask_texts(value: object, mask: Callable[[str], str]) -> object:
+    """A value as JSON has it with every text in it but keys masked."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: mask_texts(item, mask) for key, item in cast("dict[object, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [mask_texts(item, mask) for item in cast("list[object] | tuple[object, ...]", value)]
+    return value
+
+
+class Secrets:
+    """The values that no text of this process may show: those of every config in use."""
+
+    def __init__(self) -> None:
+        self._held: dict[object, frozenset[str]] = {}
+        self._known: frozenset[str] = frozenset()
+        self._masker = Masker({})
+        self._lock = threading.Lock()  # several embedded gateways have a thread each
+
+    def hold(self, holder: object, values: Iterable[str]) -> None:
+        """Mask these values until `release`; they take the place of what the same holder held before."""
+        with self._lock:
+            before, now = self._held.get(holder), frozenset(values)
+            self._held[holder] = now
+            if before is not None or not now <= self._known:
+                self._change()
+
+    def release(self, holder: object) -> None:
+        """Let go of what a holder holds; what another one holds too stays masked. Safe to repeat."""
+        with self._lock:
+            self._held.pop(holder, None)
+            self._change()
+
+    def replace(self, values: Iterable[str]) -> None:
+        """Mask the values of the config that the process as a whole goes by."""
+        self.hold(Secrets, values)
+
+    def _change(self) -> None:
+        known = frozenset(value for values in self._held.values() for value in values)
+        if known != self._known:
+            self._known, self._masker = known, Masker(dict.fromkeys(known, MASK), self._masker)
+
+    def mask(self, text: str) -> str:
+        """A text without them, and without what usually is one: a user in an address, a bearer token."""
+        text = self._masker.mask(text)
+        return _FORMS.sub(MASK, text) if "://" in text or "bearer " in text.lower() else text
+
+    def mask_all(self, value: object) -> object:
+        """A value as JSON has it, with every text in it masked; keys stay."""
+        return mask_texts(value, self.mask)
+
+
+SECRETS: Final = Secrets()
+"""Of this process: logging is the process's, too."""

@@ -1,0 +1,106 @@
+"""`gateway.masking`: a value is found however it is spelled, cut off or overlapped, and nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.masking import MASK, PIECE, Masker, Secrets
+
+SECRET = "S3CRET/of+a key=é\"'\\&%x"
+ENCODINGS = {
+    "as it is": str,
+    "in lower case": str.lower,
+    "a path": quote,
+    "a query": lambda text: quote(text, safe=""),
+    "a form": quote_plus,
+    "some of it": lambda text: quote(text, safe=" /+&='\"%"),
+    "lower hex": lambda text: quote(text, safe="").lower(),
+    "JSON": lambda text: json.dumps(text)[1:-1],
+    "JSON of UTF-8": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    "JSON in JSON": lambda text: json.dumps(json.dumps(text)[1:-1])[1:-1],
+    "JSON with slashes": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "JSON for HTML": lambda text: json.dumps(text)[1:-1].replace("&", "\\u0026").replace("+", "\\u002B"),
+    "repr": lambda text: repr(text)[1:-1],
+    "ASCII": lambda text: ascii(text)[1:-1],
+}
+
+
+def masker(*values: str) -> Masker:
+    return Masker(dict.fromkeys(values, MASK))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_value_is_found_in_every_encoding(encoding: str) -> None:
+    spelled = ENCODINGS[encoding](SECRET)
+    assert masker(SECRET).mask(f"bad key [{spelled}] given") == f"bad key [{MASK}] given"
+
+
+@given(st.text(min_size=6, max_size=40), st.sampled_from(sorted(ENCODINGS)), st.text(max_size=5), st.text(max_size=5))
+def test_no_value_survives_any_encoding(value: str, encoding: str, before: str, after: str) -> None:
+    value = "k" + value.strip() + "123456"
+    spelled = ENCODINGS[encoding](value.encode(errors="replace").decode())
+    shown = masker(value.encode(errors="replace").decode()).mask(f"{before}<{spelled}>{after}")
+    assert spelled not in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "shown"),
+    [
+        (["abcdef", "defghi"], "abcdefghi", "***"),
+        (["abcdef", "abcdef-tail"], "abcdef-tail abcdef", "*** ***"),
+        (["hush-hush"], "hush-hush-hush", "***"),
+        (["abcdef"], "abcdefabcdef", "***"),
+        (["line-one\nline-two\nshort"], "line-two\nline-one", "***\n***"),
+        (["line-one\nline-two"], "line-two", "***"),
+        (["line-one\nline-two"], '"line-one\\nline-two"', '"***"'),
+        (["abcdefghij"], "cut here: abcdefgh", "cut here: ***"),
+        (["abcdefghij"], "cut 'abcdefgh'... there", "cut '***'... there"),
+        (["abcdefghij"], "no such 'abcdefgh'", "no such '***'"),
+        (["abcdefghij"], "abcdefgh is another", "abcdefgh is another"),
+        (["abcde", "true", "production", "PRODUCTION"], "abcde true production", "abcde true production"),
+        ([" padded-key \n"], "padded-key", "***"),
+        (["ABCDEF"], "host abcdef.example", "host ***.example"),
+        (["x" * 40 + "y" * 400], "got " + "x" * 40 + "y" * 400, "got ***"),
+    ],
+)
+def test_what_is_masked_and_what_is_not(values: list[str], text: str, shown: str) -> None:
+    assert masker(*values).mask(text) == shown
+
+
+def test_a_part_of_a_long_value_is_found_too() -> None:
+    value = "".join(f"{number:04d}" for number in range(1_000))
+    shown = masker(value).mask(value[PIECE * 3 : PIECE * 9 + 20] + " is wrong")
+    assert len(shown) <= PIECE
+    assert value[PIECE * 4 : PIECE * 5] not in shown
+    assert masker(value).mask("cut: " + value[: PIECE * 9 + 20]) == "cut: ***"
+
+
+def test_two_values_show_their_own_spellings_unless_they_overlap() -> None:
+    spelled = Masker({"abcdef-1": "${A}", "abcdef": "${B}", "ef-123": "${C}"})
+    assert spelled.mask("/abcdef-1/abcdef/x") == "/${A}/${B}/x"
+    assert spelled.mask("/abcdef-123/") == "/***/"
+
+
+def test_a_text_of_backslashes_takes_no_time() -> None:
+    text = '"\\' * 20_000 + " end"
+    assert masker('"\\"\\"\\"\\x12').mask(text) == text
+
+
+def test_secrets_are_masked_for_as_long_as_somebody_holds_them() -> None:
+    secrets = Secrets()
+    secrets.hold("old", ["shared-key", "old-value"])
+    secrets.hold("new", ["shared-key"])
+    assert secrets.mask("shared-key old-value") == "*** ***"
+    secrets.release("old")
+    secrets.release("old")
+    assert secrets.mask("shared-key old-value") == "*** old-value"
+    secrets.hold("new", ["another-key"])
+    assert secrets.mask("shared-key another-key") == "shared-key ***"
+    assert secrets.mask_all({"old-key": ["another-key", 1, None, {"x": ("another-key",)}]}) == {
+        "old-key": ["***", 1, None, {"x": ["***"]}]
+    }
