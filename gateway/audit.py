@@ -18,6 +18,7 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Failure, InputRequired
 from gateway.config.model import RateLimit
 from gateway.eras.errors import to_wire
+from gateway.errors import BackendExited
 from gateway.masking import SECRETS
 from gateway.supervisor.limits import TokenBucket
 from gateway.telemetry import now_iso
@@ -119,9 +120,9 @@ class Audit:
     def _observe(self, _supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
         if ticket is not None:
             outcome, code, reason = _ending(ticket.call, ticket.outcome)
-            self._note(
-                ticket.call, ticket.number, ticket.backend, seconds, outcome, code, reason, _size(ticket.outcome)
-            )
+            size = _size(ticket.outcome)
+            crash = _part_in_crash(ticket)
+            self._note(ticket.call, ticket.number, ticket.backend, seconds, outcome, code, reason, size, crash)
 
     def _refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
         """Hear of a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
@@ -160,6 +161,7 @@ class Audit:
         code: int | None,
         reason: str | None,
         size: int,
+        crash: str | None = None,
     ) -> None:
         settings = self._settings
         if settings is None:
@@ -177,6 +179,7 @@ class Audit:
             "outcome": outcome,
             "code": code,
             "reason": reason,
+            "crash": crash,
             "bytes_in": sum(len(memoryview(span)) for span in call.params.values()),
             "bytes_out": size,
         }
@@ -220,6 +223,14 @@ def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str |
             return "error", outcome.code, None
         case _:
             return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome).__name__)
+
+
+def _part_in_crash(ticket: Ticket) -> str | None:
+    """How a call that ended with its server's crash had to do with it: the call sent last is the first suspect."""
+    outcome = ticket.outcome
+    if not isinstance(outcome, BackendExited) or not outcome.suspects:
+        return None
+    return "suspect" if outcome.suspects[0].call == ticket.number else "in flight"
 
 
 @lru_cache(maxsize=64)

@@ -128,6 +128,15 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who the client has proved to be, or None."""
     scope: Scope | None = None
     """What the client may see; None is everything."""
+    address: str | None = None
+    """Where a request came from that has neither session nor principal."""
+
+    @property
+    def origin(self) -> str:
+        """Whom its calls are counted to where that is not left to principals; shown in logs."""
+        if self.principal is not None:
+            return f"principal {self.principal!r}"
+        return f"address {self.address}" if self.session is None else f"session {self.label}"
 
     @property
     def label(self) -> str | None:

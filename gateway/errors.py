@@ -6,7 +6,7 @@ JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.masking import SECRETS
 
@@ -50,8 +50,26 @@ class BackendUnavailable(BackendError):
     """The backend is not there now (stopped, failed, draining), so the call was not sent."""
 
 
+class Suspect(NamedTuple):
+    """A call that a backend's process had when it died."""
+
+    call: int
+    """The call's number in this run."""
+    name: str
+    """What the backend calls the thing."""
+    origin: str
+    """Whose call it is, as `gateway.calls.Caller.origin` has it."""
+
+
 class BackendExited(BackendError):
-    """The backend went away while it had the call; whether the call took effect is unknown."""
+    """The backend went away while it had the call; whether the call took effect is unknown.
+
+    `suspects` are the calls that may have made its process die, the last one sent first; empty where no process died.
+    """
+
+    def __init__(self, backend: str, reason: str, suspects: Sequence[Suspect] = ()) -> None:
+        super().__init__(backend, reason)
+        self.suspects = tuple(suspects)
 
 
 class BackendTooSlow(BackendError):

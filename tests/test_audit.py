@@ -126,6 +126,22 @@ async def test_a_call_is_one_line_with_its_end(
     assert "secret" not in path.read_text()
 
 
+async def test_a_call_that_its_server_died_of_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path / "audit.jsonl") as house:
+        tickets = [await house.router.submit(make_call("a.x", caller=CALLER)) for _ in range(2)]
+        await settle()
+        suspects = [one.as_suspect() for one in reversed(tickets)]
+        house.fake.session.crash(BackendExited("a", "exited with status 3", suspects))
+        await settle()
+        for ticket in tickets:
+            house.router.release(ticket)
+    said = {line["call"]: (line["outcome"], line["reason"], line["crash"]) for line in house.lines}
+    assert said == {
+        tickets[0].number: ("failed", "backend_exited", "in flight"),
+        tickets[1].number: ("failed", "backend_exited", "suspect"),
+    }
+
+
 async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path / "audit.jsonl", max_concurrency=1, queue_size=1) as house:
         router = house.router

@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.backends.conversation import MAX_BATCH
+from gateway.backends.conversation import MAX_BATCH, MAX_WITHDRAWN, SUSPECT_FOR
 from gateway.backends.log_rate import BURST, LINES_PER_SECOND
 from gateway.calls import Complete, Era, Failure, InputRequired, Notice
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
@@ -47,6 +47,28 @@ async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
     assert tickets[0].outcome == Failure(-5, "no", b"null", Era.LEGACY)
     assert script.conversation.in_flight == 0
     assert script.ears.heard == ["freed", "freed"]
+
+
+async def test_suspects_are_the_calls_without_an_answer_the_last_one_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    script = Script()
+    answered, first, cancelled, late, last = [make_ticket(name) for name in ("ok", "first", "gone", "late", "last")]
+    for ticket in (answered, first, cancelled, late, last):
+        script.send(ticket)
+    script.feed({"id": 1, "result": {}})
+    cancelled.close()
+    late.close()
+    script.feed({"id": 4, "result": {}})
+    assert [one.name for one in script.conversation.suspects()] == ["last", "gone", "first"]
+    assert script.conversation.suspects()[0] == (last.number, "last", last.call.caller.origin)
+    await trio.sleep(SUSPECT_FOR + 1)
+    assert [one.name for one in script.conversation.suspects()] == ["last", "first"]
+    for _ in range(MAX_WITHDRAWN + 5):
+        ticket = make_ticket("more")
+        script.send(ticket)
+        ticket.close()
+    assert len(script.conversation.suspects()) == MAX_WITHDRAWN + 2
 
 
 async def test_ids_that_became_strings_are_understood() -> None:

@@ -51,7 +51,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     shown = {("mcpServers.NAME", key) for fields in servers for key in fields} | {
         ("gateway", key) for key in raw["gateway"]
     }
-    for section in ("restart", "shutdown_grace", "rate_limit", "circuit_breaker"):
+    for section in ("restart", "shutdown_grace", "rate_limit", "circuit_breaker", "crash_limit"):
         shown |= {(f"mcpServers.NAME.{section}", key) for key in raw["mcpServers"]["local"][section]}
     tools = raw["mcpServers"]["local"]["tools"]
     shown |= {("mcpServers.NAME.tools", key) for key in tools}

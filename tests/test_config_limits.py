@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from gateway.config import AuditSettings, CircuitBreaker, RateLimit, parse_config, parse_server
+from gateway.config import AuditSettings, CircuitBreaker, CrashLimit, RateLimit, parse_config, parse_server
 from gateway.errors import ConfigError
 
 
@@ -35,6 +37,8 @@ def test_limits(fields: dict[str, object], limits: tuple[object, ...]) -> None:
         ({"rate_limit": {"burst": 5}}, "'rate_limit'", "needs 'per_second'"),
         ({"rate_limit": {"per_second": 1, "burst": 0}}, "'rate_limit.burst'", "at least 1"),
         ({"circuit_breaker": 5}, "'circuit_breaker'", "an object, true or false"),
+        ({"crash_limit": 5}, "'crash_limit'", "an object, true or false"),
+        ({"crash_limit": {"crashes": 0}}, "'crash_limit.crashes'", "at least 1"),
         ({"circuit_breaker": {"open_for": -1}}, "'circuit_breaker.open_for'", "above 0"),
         ({"tool_timeouts": 5}, "'tool_timeouts'", "an object of seconds"),
         ({"tool_timeouts": {"a": "long"}}, "'tool_timeouts.a'", "a number of seconds"),
@@ -78,3 +82,16 @@ def test_what_audit_must_not_be(given: object, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"mcpServers": {}, "gateway": {"audit": given}}, environ={})
     assert caught.value.problems == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        ({}, CrashLimit(3, 600.0)),
+        ({"crash_limit": True}, CrashLimit(3, 600.0)),
+        ({"crash_limit": False}, None),
+        ({"crash_limit": {"crashes": 1, "within": 5}}, CrashLimit(1, 5.0)),
+    ],
+)
+def test_the_crash_limit_holds_unless_it_is_turned_off(said: Any, limit: CrashLimit | None) -> None:
+    assert parse_server("s", {"command": "x", **said}, environ={}).crash_limit == limit

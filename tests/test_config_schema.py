@@ -56,7 +56,15 @@ KEY = {"name": "a", "hash": "sha256:" + "0" * 64}
 GOOD = [
     {"$schema": "./schema.json", "mcpServers": {}},
     {"servers": {"s": {"url": "http://h/", "type": "http", "timeout": 3, "enabled": True}}},
-    one(call_timeout="${N}", restart=False, shutdown_grace=1, rate_limit=5, circuit_breaker=True, era="${E:-auto}"),
+    one(
+        call_timeout="${N}",
+        restart=False,
+        shutdown_grace=1,
+        rate_limit=5,
+        circuit_breaker=True,
+        crash_limit=False,
+        era="${E:-auto}",
+    ),
     one(restart=True, shutdown_grace=[1, 1, "${N}"], circuit_breaker=False, envFile=".env", cwd=None),
     one(restart={"jitter": 0}, max_concurrency=None, tools=["a*"], env={"A": 1, "B": True}, args=[1]),
     one(includeTools=["a"], tool_timeouts={"a": 3}, idle_timeout=2, unknown=1),

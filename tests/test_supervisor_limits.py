@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -12,17 +13,155 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure, Notice
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.config.model import CircuitBreaker, RateLimit, RestartPolicy
+from gateway.config.model import NEVER_RESTART, CircuitBreaker, CrashLimit, RateLimit, RestartPolicy
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
 from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, History
-from gateway.supervisor.limits import TokenBucket
+from gateway.supervisor.limits import MAX_ORIGINS, Strikes, TokenBucket
 from gateway.supervisor.repeats import may_repeat
 from gateway.supervisor.states import State
-from tests.fakes import FakeBackend, make_listing, make_ticket, settle
+from tests.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
 from tests.test_supervisor_supervisor import outcome, running
+
+if TYPE_CHECKING:
+    from gateway.backends.ticket import Ticket
 
 QUICK = RestartPolicy(initial_delay=1, max_delay=1, jitter=0, max_quick_failures=3, healthy_after=1000)
 CRASH = BackendExited("b", "exited with status 3")
+
+
+# -- strikes ---
+
+ALICE, MALLORY = (msgspec.structs.replace(LEGACY_CALLER, session=name, principal=name) for name in ("alice", "mallory"))
+PERSISTENT = RestartPolicy(initial_delay=1, max_delay=1, jitter=0, max_quick_failures=100)
+
+
+@pytest.mark.parametrize(
+    ("limit", "crashes", "now", "wait"),
+    [
+        (CrashLimit(3, 600), [0, 1], 2, 0),
+        (CrashLimit(3, 600), [0, 1, 2], 2, 598),
+        (CrashLimit(3, 600), [0, 1, 2], 600, 0),
+        (CrashLimit(3, 600), [0, 1, 2, 3], 600, 1),
+        (CrashLimit(1, 10), [5], 14, 1),
+        (CrashLimit(2, 10), [0, 11], 11, 0),
+    ],
+)
+def test_strikes_count_within_a_time(limit: CrashLimit, crashes: list[float], now: float, wait: float) -> None:
+    strikes = Strikes(limit)
+    for at in crashes:
+        strikes.add("mallory", at)
+    assert strikes.wait("mallory", now) == wait
+    assert strikes.wait("alice", now) == 0
+
+
+def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
+    strikes = Strikes(CrashLimit(1, 100))
+    for number in range(MAX_ORIGINS + 10):
+        strikes.add(f"client {number}", number / 1000)
+    assert len(strikes) == MAX_ORIGINS
+    assert strikes.wait("client 9", 5) == 0
+    assert strikes.wait("client 10", 5) > 0
+    strikes.add("later", 500)
+    assert len(strikes) == 1
+
+
+def died_of(*tickets: Ticket) -> BackendExited:
+    return BackendExited("b", "exited with status 3", [one.as_suspect() for one in tickets])
+
+
+async def crash(rig: Any, *callers: Any) -> None:
+    """One crash with a call of each caller in flight, the last one first; then the next start."""
+    tickets = [rig.call(caller=caller) for caller in callers]
+    await settle()
+    rig.backend.session.crash(died_of(*reversed(tickets)))
+    await trio.sleep(0.5)
+    rig.supervisor.kick()
+    await settle()
+    assert rig.state is State.READY
+
+
+async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+        for _ in range(3):
+            await crash(rig, ALICE, MALLORY)  # mallory's is sent last
+        with pytest.raises(Busy, match=r"crash limit exceeded.*\(crash_limit\); retry in \d+ s") as caught:
+            rig.call(caller=MALLORY)
+        assert caught.value.retry_after == pytest.approx(598.5, abs=2)
+        ticket = rig.call(caller=ALICE)
+        await settle()
+        rig.backend.session.answer()
+        assert isinstance(await outcome(ticket), Complete)
+        await trio.sleep(600)
+        rig.call(caller=MALLORY).close()
+
+
+async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockClock) -> None:
+    slow = RestartPolicy(initial_delay=100, max_delay=200, jitter=0, max_quick_failures=100)
+    async with running(FakeBackend(), restart=slow, crash_limit=CrashLimit(1, 1000)) as rig:
+        ticket = rig.call(caller=MALLORY)
+        await settle()
+        rig.backend.session.crash(died_of(ticket))
+        await settle()
+        for _ in range(3):
+            with pytest.raises(Busy):
+                rig.call(caller=MALLORY)
+        assert not rig.supervisor.wanted
+
+
+async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT, max_concurrency=1, crash_limit=CrashLimit(1, 600)) as rig:
+        first, bad, good = rig.call(caller=MALLORY), rig.call(caller=MALLORY), rig.call(caller=ALICE)
+        await settle()
+        rig.backend.session.crash(died_of(first))
+        await settle()
+        assert isinstance(bad.outcome, Busy)
+        assert good.outcome is None
+        assert rig.supervisor.queued == 1
+        await trio.sleep(2)
+        rig.backend.session.answer()
+        assert isinstance(good.outcome, Complete)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"crash_limit": None}, died_of),
+        ({}, lambda *_: BackendExited("b", "exited")),
+        ({}, lambda *_: BackendExited("b", "broke the connection: reset")),
+        ({}, lambda *_: BackendProtocol("b", "speaks nonsense")),
+    ],
+)
+async def test_what_is_no_crash_of_a_call_counts_to_nobody(
+    fields: Any, problem: Any, autojump_clock: MockClock
+) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT, **fields) as rig:
+        for _ in range(5):
+            ticket = rig.call(caller=MALLORY)
+            await settle()
+            rig.backend.session.crash(problem(ticket))
+            await trio.sleep(2)
+        rig.call(caller=MALLORY).close()
+
+
+@pytest.mark.parametrize(
+    ("restart", "with_call", "comes_back"),
+    [(QUICK, True, True), (QUICK, False, False), (NEVER_RESTART, True, False)],
+)
+async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
+    restart: RestartPolicy, with_call: bool, comes_back: bool, autojump_clock: MockClock
+) -> None:
+    async with running(FakeBackend(), restart=restart, crash_limit=None) as rig:
+        for _ in range(restart.max_quick_failures):
+            ticket = rig.call()
+            await settle()
+            rig.backend.session.crash(died_of(ticket) if with_call else CRASH)
+            await settle()
+            assert rig.state in {State.BACKOFF, State.FAILED}
+            if rig.state is State.BACKOFF:
+                await trio.sleep(restart.max_delay + 0.1)
+        assert rig.state is State.FAILED
+        await trio.sleep(restart.max_delay + 0.1)
+        assert (rig.state is State.READY) is comes_back
 
 
 # -- rates -------------------------------------------------------------------------------------------------------------

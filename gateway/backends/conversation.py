@@ -34,10 +34,15 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.catalog.kinds import Kind
     from gateway.eras.requests import Hop
+    from gateway.errors import Suspect
     from gateway.lines import Overlong
 
 MAX_BATCH: Final = 1_000
 """Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
+MAX_WITHDRAWN: Final = 64
+"""Calls that nobody waits for any more but that the backend may still work on, remembered as suspects if it dies."""
+SUSPECT_FOR: Final = 10.0
+"""Seconds for which they are: a client that cancels a call, or hangs up, must not be out of suspicion by that."""
 MAX_LOGGED: Final = 200
 """How much of a message that is no MCP message is shown in the log."""
 _OPENING: Final = frozenset({"server/discover", "initialize"})
@@ -124,6 +129,7 @@ class Conversation:
         self._exchanges = exchanges
         self._listener = listener
         self._calls: dict[int, Ticket] = {}
+        self._withdrawn: dict[int, tuple[Suspect, float]] = {}
         self._waiters: dict[int, Waiter] = {}
         self._last_id = 0
         self._closed: BackendError | None = None
@@ -182,9 +188,19 @@ class Conversation:
         else:
             self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
 
+    def suspects(self) -> list[Suspect]:
+        """The calls that were sent and not answered, the last one sent first."""
+        since = trio.current_time() - SUSPECT_FOR
+        found = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
+        found |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
+        return [found[number] for number in sorted(found, reverse=True)]
+
     def _withdraw(self, request_id: int, ticket: Ticket, reason: str) -> None:
         if self._calls.pop(request_id, None) is None:
             return
+        self._withdrawn[request_id] = ticket.as_suspect(), trio.current_time()
+        if len(self._withdrawn) > MAX_WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
         if ticket.as_task and self.hop.era is Era.LEGACY:
             self.tasks.orphan(request_id)
         else:
@@ -392,6 +408,7 @@ class Conversation:
         if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
             return
         if not self._finish(request_id, self.outcome_of(message)):
+            self._withdrawn.pop(_number(request_id), None)
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
 

@@ -89,6 +89,7 @@ class StdioSession:
         self._replied = self._unanswered = 0
         self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
         self._read_to_end = trio.Event()
+        self._problem: BackendExited | None = None
 
     @property
     def in_flight(self) -> int:
@@ -197,10 +198,12 @@ class StdioSession:
         self._gone(self._child.describe_exit())
 
     def _gone(self, how: str) -> None:
-        said = self._stderr.last_line
-        problem = BackendExited(self._config.name, f"{how}; its last words: {said}" if said else how)
-        self._conversation.close(problem)
-        raise problem
+        if self._problem is None:
+            said = self._stderr.last_line
+            text = f"{how}; its last words: {said}" if said else how
+            self._problem = BackendExited(self._config.name, text, self._conversation.suspects())
+            self._conversation.close(self._problem)
+        raise self._problem
 
 
 def _unread(fd: int) -> int:

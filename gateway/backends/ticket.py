@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from gateway.calls import Notice, StreamClosed, Withdrawn
-from gateway.errors import BackendTooSlow
+from gateway.errors import BackendTooSlow, Suspect
 from gateway.jsonrpc import INTERNAL_ERROR
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class Ticket:
     def over(self) -> bool:
         """Whether nobody needs the backend's answer any more."""
         return self.closed or self.outcome is not None
+
+    def as_suspect(self) -> Suspect:
+        """The call as one that its backend may have died of."""
+        return Suspect(self.number, self.own_name or self.call.method, self.call.caller.origin)
 
     def notify(self, notice: Notice) -> None:
         """Hand over a notification, in order; dropped after the end, and the oldest is dropped when full."""

@@ -1,4 +1,4 @@
-"""The limits of one server that are objects: `rate_limit`, `circuit_breaker`, `tool_timeouts`.
+"""The limits of one server that are objects: `rate_limit`, `circuit_breaker`, `crash_limit`, `tool_timeouts`.
 
 Each has a short form for the usual case: a number of calls a second, true for the defaults.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.model import CircuitBreaker, RateLimit, ServerConfig
+from gateway.config.model import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
 from gateway.config.scalars import read_scalar, read_struct, specs_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def read_breaker(scope: Scope, entry: Entry) -> CircuitBreaker | None:
         scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
         return None
     return CircuitBreaker(**read_struct(scope, CircuitBreaker, entry, f"{entry.label}."))
+
+
+def read_crash_limit(scope: Scope, entry: Entry) -> CrashLimit | None:
+    """Read the crash limit: an object, true for the defaults, false for none."""
+    if isinstance(entry.value, bool):
+        return CrashLimit() if entry.value else None
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
+        return None
+    return CrashLimit(**read_struct(scope, CrashLimit, entry, f"{entry.label}."))
 
 
 def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:

@@ -108,6 +108,17 @@ class CircuitBreaker(Struct, frozen=True):
     open_for: Annotated[Seconds, _says("Calls are refused for so long; then one is let through to try.")] = 30.0
 
 
+class CrashLimit(Struct, frozen=True):
+    """When a client whose calls crash a server gets no more calls there for a while; JSON `crash_limit`."""
+
+    crashes: Annotated[
+        Count, _says("Crashes after which calls are refused; each counts to the sender of the call that was sent last.")
+    ] = 3
+    within: Annotated[Seconds, _says("Time in which they must happen; a crash that is longer ago counts no more.")] = (
+        600.0
+    )
+
+
 class OAuthSettings(Struct, frozen=True):
     """How tokens are got for a server that asks for them with a 401; JSON `oauth`. `repr` never shows the secret."""
 
@@ -233,6 +244,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         CircuitBreaker | None,
         _says("Refuse calls for a while after failures in a row: an object, true (the defaults) or false."),
     ] = None
+    crash_limit: Annotated[
+        CrashLimit | None,
+        _says(
+            "Refuse calls of a client, as busy, after its calls have crashed the server several times: an object, true"
+            " (the defaults) or false."
+        ),
+    ] = CrashLimit()
     ping_interval: Annotated[
         Seconds | None, _says("Ask an idle backend so often whether it lives; one that is silent is restarted.")
     ] = None

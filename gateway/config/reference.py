@@ -11,6 +11,7 @@ from gateway.config.audit import AuditSettings
 from gateway.config.model import (
     NOT_WRITTEN,
     CircuitBreaker,
+    CrashLimit,
     GatewaySettings,
     OAuthSettings,
     RateLimit,
@@ -29,6 +30,7 @@ _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (f"{_SERVER}.shutdown_grace", StopLadder),
     (f"{_SERVER}.rate_limit", RateLimit),
     (f"{_SERVER}.circuit_breaker", CircuitBreaker),
+    (f"{_SERVER}.crash_limit", CrashLimit),
     (f"{_SERVER}.oauth", OAuthSettings),
     (f"{_SERVER}.tools", ToolChoice),
     (f"{_SERVER}.tools.overrides.NAME", ToolOverride),

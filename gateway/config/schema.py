@@ -31,6 +31,7 @@ _FORMS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("ServerConfig", "rate_limit"): [_NUMBER],
     ("ServerConfig", "circuit_breaker"): [_BOOLEAN],
+    ("ServerConfig", "crash_limit"): [_BOOLEAN],
     ("ServerConfig", "oauth"): [_BOOLEAN],
     ("ServerConfig", "tools"): [_TEXTS],
     ("ServerConfig", "transport"): [{"enum": ["http", "streamable_http", "streamablehttp", "streamableHttp"]}],

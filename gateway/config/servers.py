@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.config.files import read_env_file
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
-from gateway.config.limits import read_breaker, read_rate, read_tool_timeouts
+from gateway.config.limits import read_breaker, read_crash_limit, read_rate, read_tool_timeouts
 from gateway.config.model import NOT_WRITTEN, ServerConfig
 from gateway.config.oauth import read_oauth, settle_oauth
 from gateway.config.offered import gather_tools, read_tools
@@ -205,6 +205,7 @@ _READERS = {
     "restart": read_restart,
     "rate_limit": read_rate,
     "circuit_breaker": read_breaker,
+    "crash_limit": read_crash_limit,
     "tool_timeouts": read_tool_timeouts,
     "tools": read_tools,
     "shutdown_grace": read_ladder,

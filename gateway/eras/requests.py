@@ -110,7 +110,9 @@ def is_modern(message: Message) -> bool:
         return False
 
 
-def modern_call(message: Message, *, identity: Identity = ANYBODY, session: str | None = None) -> Call:
+def modern_call(
+    message: Message, *, identity: Identity = ANYBODY, session: str | None = None, address: str | None = None
+) -> Call:
     """Read a modern client's request; everything about the client is in its `_meta` (basic/index, "_meta").
 
     Raises:
@@ -133,6 +135,7 @@ def modern_call(message: Message, *, identity: Identity = ANYBODY, session: str 
         principal=identity.principal,
         scope=identity.scope,
         session=session,
+        address=address,
     )
     method = str(message.method)
     return Call(

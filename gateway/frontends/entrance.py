@@ -79,7 +79,7 @@ class Entrance:
     def _note(self, exchange: Exchange, status: int, text: str) -> None:
         if self._access is not None and self._access.on_denied is not None:
             principal = None if exchange.principal is None else exchange.principal.name
-            self._access.on_denied(status, text, principal, _address(exchange), exchange.scope["path"])
+            self._access.on_denied(status, text, principal, exchange.address, exchange.scope["path"])
 
     async def _allow(self, exchange: Exchange) -> None:
         """Answer a preflight, which by its nature bears no key (Fetch, "CORS-preflight request")."""
@@ -116,19 +116,13 @@ class Entrance:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
 
 
-def _address(exchange: Exchange) -> str | None:
-    """The client's address; None where there is none (a Unix socket)."""
-    peer = exchange.scope.get("client")
-    return str(peer[0]) or None if peer else None
-
-
 def _client_of(exchange: Exchange) -> str | None:
     """Return the address whose fair share a request counts to.
 
     Behind a reverse proxy on this machine that is the one that the proxy has added. A client may forge it where the
     proxy adds none, which only takes it out of the share of all others that come through the proxy.
     """
-    address = _address(exchange)
+    address = exchange.address
     if address in LOCAL:
         given = exchange.headers.get(b"x-forwarded-for", b"").decode("latin-1")
         return given.rpartition(",")[2].strip() or address

@@ -81,6 +81,12 @@ class Exchange:
             return self.principal.identity_at(self.view)
         return ANYBODY if self.view is None else at_view(ANYBODY, self.view)
 
+    @property
+    def address(self) -> str | None:
+        """The client's network address; None over a Unix socket."""
+        peer = self.scope.get("client")
+        return (str(peer[0]) or None) if peer else None
+
     def while_valid(self) -> AbstractContextManager[object]:
         """A block that ends as soon as the client's key or token is no good any more, if it has one."""
         return nullcontext() if self.principal is None else self.principal.visit(self.valid_until)

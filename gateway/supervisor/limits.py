@@ -1,6 +1,6 @@
-"""What keeps a backend from more than it can take: a token bucket and a circuit breaker. Neither has a clock.
+"""What keeps a backend from more than it can take: a token bucket, a circuit breaker, strikes. None has a clock.
 
-A `Gate` holds both for one backend, however many sessions that has, and refuses what may not pass: a call too many as
+A `Gate` holds them for one backend, however many sessions that has, and refuses what may not pass: a call too many as
 busy, one to a backend that keeps failing as unavailable. It is asked once when a call is submitted, told once how the
 call ended, and costs nothing where the config sets no limits.
 """
@@ -8,17 +8,29 @@ call ended, and costs nothing where the config sets no limits.
 from __future__ import annotations
 
 import enum
+import logging
 import math
+from collections import deque
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.calls import Complete, Failure, InputRequired
 from gateway.errors import BackendError, BackendUnavailable, Busy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
-    from gateway.config import CircuitBreaker, RateLimit, ServerConfig
+    from gateway.config import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
+    from gateway.errors import BackendExited, Suspect
+
+log = logging.getLogger("gateway.supervisor")
+
+MAX_NAMED: Final = 5
+"""Calls that the log names when a backend dies that had many."""
+MAX_ORIGINS: Final = 1_024
+"""Clients of one backend whose crashes are counted; each has cost a start, so the table fills slowly."""
 
 
 class TokenBucket:
@@ -91,12 +103,50 @@ class Breaker:
                 self._opened_at = now
 
 
+class Strikes:
+    """Counts the crashes of one backend that calls of each client have brought about."""
+
+    def __init__(self, limit: CrashLimit) -> None:
+        self._limit = limit
+        self._at: dict[str, deque[float]] = {}  # the client with the latest crash last
+
+    def __len__(self) -> int:
+        """Clients with a crash that may count."""
+        return len(self._at)
+
+    def add(self, origin: str, now: float) -> None:
+        """Count a crash to a client."""
+        for other in [one for one, times in self._at.items() if times[-1] + self._limit.within <= now]:
+            del self._at[other]
+        times = self._at.pop(origin, None) or deque(maxlen=self._limit.crashes)
+        times.append(now)
+        self._at[origin] = times
+        if len(self._at) > MAX_ORIGINS:
+            del self._at[next(iter(self._at))]
+
+    def wait(self, origin: str, now: float) -> float:
+        """Return 0 if a client may have calls, else the seconds until it may."""
+        times = self._at.get(origin)
+        if times is None or len(times) < self._limit.crashes:
+            return 0.0
+        return max(0.0, times[0] + self._limit.within - now)
+
+
+def _named(suspects: Sequence[Suspect]) -> str:
+    """Those calls for the log: what was called, by whom."""
+    texts = [f"{one.name} of {one.origin} (call {one.call})" for one in suspects[:MAX_NAMED]]
+    more = len(suspects) - len(texts)
+    return ", ".join(texts) + (f" and {more} more" if more else "")
+
+
 class Gate:
     """The limits of one backend."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.breaker = None if config.circuit_breaker is None else Breaker(config.circuit_breaker)
         self._bucket = None if config.rate_limit is None else TokenBucket(config.rate_limit)
+        self.strikes = None if config.crash_limit is None else Strikes(config.crash_limit)
+        self._crash: BackendExited | None = None
         self._config = config
         self._name = config.name
         self.retimes = bool(config.tool_timeouts) or config.max_call_time is not None
@@ -111,6 +161,21 @@ class Gate:
             globs = config.tool_timeouts.items()
             timeout = next((seconds for glob, seconds in globs if fnmatchcase(ticket.own_name, glob)), timeout)
         ticket.limit(timeout, config.max_call_time)
+
+    def blame(self, crash: BackendExited, now: float) -> None:
+        """Count a crash, once, to the client of the call that was sent last, if there was any."""
+        if not crash.suspects or crash is self._crash:
+            return
+        self._crash = crash
+        log.warning("backend %r died with calls in flight, last first: %s", self._name, _named(crash.suspects))
+        if self.strikes is not None:
+            self.strikes.add(crash.suspects[0].origin, now)
+
+    def check_strikes(self, ticket: Ticket, now: float) -> None:
+        """Let a call pass unless calls of its client keep crashing the backend. Raises Busy."""
+        if self.strikes and (wait := self.strikes.wait(ticket.call.caller.origin, now)):
+            text = f"crash limit exceeded for backend {self._name!r} (crash_limit); retry in {math.ceil(wait)} s"
+            raise Busy(text, retry_after=wait)
 
     def admit(self, ticket: Ticket, now: float) -> None:
         """Let a call pass.

@@ -79,6 +79,7 @@ class PrivateFleet(Supervisor):
         if ticket.call.method in _WATCHING:
             super().submit(ticket)
             return
+        self.gate.check_strikes(ticket, ticket.opened_at)  # before a session is made for it
         key = self._key(ticket.call.caller)
         private = self._private.get(key)
         if private is None:

@@ -98,6 +98,18 @@ class CallQueue:
             if not ticket.over:
                 yield ticket
 
+    def recheck(self, check: Callable[[Ticket], None]) -> None:
+        """End every call that waits and may not pass any more; `check` raises Busy for it."""
+        queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
+        for ticket in (*self.repeats.kept, *queued):
+            try:
+                check(ticket)
+            except Busy as exc:
+                ticket.finish(exc)
+        for ticket in queued:
+            self._send.send_nowait(ticket)
+        self.tidy()
+
     def answer_all(self, outcome: Outcome) -> None:
         """End everything that waits with this outcome."""
         for ticket in self.take_all():

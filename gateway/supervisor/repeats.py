@@ -41,7 +41,7 @@ class Repeats:
     """The calls of one backend that wait to be sent once more."""
 
     def __init__(self) -> None:
-        self._kept: list[Ticket] = []
+        self.kept: list[Ticket] = []
 
     def keep(self, ticket: Ticket, outcome: Outcome, listing: Listing | None) -> bool:
         """Keep a call with this outcome, if it may be sent once more; returns whether it is kept."""
@@ -53,10 +53,10 @@ class Repeats:
         if not any(tool.own == ticket.own_name and may_repeat(tool.raw) for tool in tools):
             return False
         ticket.retry = None  # once
-        self._kept.append(ticket)
+        self.kept.append(ticket)
         return True
 
     def take(self) -> list[Ticket]:
         """All of them; they are kept no longer."""
-        kept, self._kept = self._kept, []
+        kept, self.kept = self.kept, []
         return [ticket for ticket in kept if not ticket.over]

@@ -5,8 +5,8 @@
        └── idle ── │ ─────────────── ready │
                    └────────> draining <───┘ ──> stopped
 
-`failed` is giving up on purpose, after quick failures in a row; a person (or, after a while, a call) kicks it. A remote
-server that cannot be reached is tried again by itself now and then.
+`failed` is giving up on purpose, after quick failures in a row; a person (or, after a while, a call) kicks it. One that
+died with a call in flight, and a remote server that cannot be reached, is tried again by itself after `max_delay`.
 `stopped` is where a lazy or idle backend waits for its next call, and where every backend ends.
 """
 

@@ -18,6 +18,7 @@ import trio
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing, keep_entries
+from gateway.config import NEVER_RESTART
 from gateway.errors import (
     BackendError,
     BackendExited,
@@ -90,7 +91,7 @@ class Supervisor:
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
-        self._wanted = self._unreachable = self._given_up = self._has_served = False
+        self._wanted = self._tries_again = self._given_up = self._has_served = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._successor: Supervisor | None = None
@@ -105,13 +106,15 @@ class Supervisor:
 
         Raises:
             BackendUnavailable: the backend has failed, is stopped or draining, or its circuit breaker is open.
-            Busy: the queue is full, or the rate limit is used up.
+            Busy: the queue is full, the rate limit is used up, or calls of this client keep crashing the backend.
         """
+        gate = self.gate
+        if gate.strikes:
+            gate.check_strikes(ticket, ticket.opened_at)
         self.want()
         if not self.offered:
             reason = self.last_error or "it was stopped"
             raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
-        gate = self.gate
         if gate.limits:
             gate.admit(ticket, ticket.opened_at)
         if gate.retimes:
@@ -132,6 +135,8 @@ class Supervisor:
     def call_ended(self, ticket: Ticket) -> None:
         """Note that a call has ended, by whatever."""
         now = trio.current_time()
+        if isinstance(ticket.outcome, BackendExited):
+            self.gate.blame(ticket.outcome, now)  # at once: its client may call again before the session is closed
         self.history.ended(ticket, now - ticket.opened_at)
         if not self._has_served:
             self._has_served = not isinstance(ticket.outcome, (GatewayError, NoneType))  # the backend has answered
@@ -347,7 +352,11 @@ class Supervisor:
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.
-        self._unreachable = isinstance(problem, BackendUnavailable) and self.config.command is None
+        self._tries_again = isinstance(problem, BackendUnavailable) and self.config.command is None
+        if isinstance(problem, BackendExited) and problem.suspects:
+            self.gate.blame(problem, now := trio.current_time())
+            self._tries_again = self.config.restart != NEVER_RESTART
+            self._queue.recheck(lambda ticket: self.gate.check_strikes(ticket, now))
         # Nor would another start help where the config itself is at fault.
         delay = (
             None
@@ -382,7 +391,7 @@ class Supervisor:
         if self._stopping.is_set():
             return
         if delay is None:  # given up, or idle
-            with trio.move_on_after(self.config.restart.max_delay if self._unreachable else math.inf):
+            with trio.move_on_after(self.config.restart.max_delay if self._tries_again else math.inf):
                 await self._kicked.wait()
                 self._backoff.forgive()
         else:
@@ -471,7 +480,7 @@ class Supervisor:
             self.known.set()
         if new in {State.READY, State.FAILED}:
             self._given_up = new is State.FAILED
-            self._unreachable = self._unreachable and self._given_up
+            self._tries_again = self._tries_again and self._given_up
         log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
         self._upward.backend_changed(self)
 
