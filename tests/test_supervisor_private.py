@@ -14,7 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, ServerConfig
-from gateway.errors import BackendExited
+from gateway.errors import BackendExited, Busy
 from gateway.frontends.watching import subscribe
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
@@ -91,6 +91,27 @@ async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_cl
         assert shared.upkeep.passed_on == []
         assert own.upkeep.passed_on == [("vendor/note", b""), ("notifications/roots/list_changed", b"")]
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
+        router.release(ticket)
+
+
+@pytest.mark.parametrize("session", ["client", "call"])
+async def test_a_client_whose_calls_crash_sessions_gets_no_more(session: str, autojump_clock: MockClock) -> None:
+    async with open_house(session) as (router, fake):
+        for _ in range(3):
+            ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+            await settle()
+            fake.session.crash(BackendExited("a", "exited", [ticket.as_suspect()]))
+            await settle()
+            router.release(ticket)
+            await trio.sleep(10)  # a client's own session is started again
+        started = len(fake.sessions)
+        with pytest.raises(Busy, match="crash_limit"):
+            await router.submit(make_call(URI, "resources/read", caller=caller()))
+        await trio.sleep(1)
+        assert len(fake.sessions) == started
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller("two")))
+        await settle()
+        fake.session.answer(outcome=Complete(b"{}", Era.LEGACY))
         router.release(ticket)
 
 
