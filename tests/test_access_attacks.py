@@ -253,3 +253,16 @@ async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_c
             outcomes[place] = (one.status, one.body if one.status == 400 else b"")
         assert {status for status, _ in outcomes.values()} == {wanted}, outcomes
         assert len(set(outcomes.values())) == 1, outcomes
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/servers", "/health"])
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "x-api-key", "mcp-session-id"])
+async def test_a_repeated_header_that_decides_is_refused(path: str, name: str, autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        exchange = FakeExchange(method="GET", headers={"host": "localhost", "authorization": f"Bearer {ADMIN_TOKEN}"})
+        given = dict(exchange.scope["headers"]).get(name.encode(), b"http://localhost")
+        repeated = [(name.encode(), given)] * 2
+        exchange.scope |= {"path": path, "headers": [*exchange.scope["headers"], *repeated]}
+        await house.face._route(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.status == 400
+        assert name in exchange.body.decode()

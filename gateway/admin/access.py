@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Final, Literal
 
+from gateway.config.hosts import parse_authority
 from gateway.errors import ConfigError
 from gateway.frontends.security import LOOPBACK, is_loopback
 
@@ -67,9 +68,9 @@ def _is_forwarded(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a request says of itself that a proxy has sent it on: by its host, or by what proxies add."""
     if not FORWARDED.isdisjoint(headers):
         return True
-    host = headers.get(b"host", b"").decode("latin-1").lower()
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-    return bool(name) and not is_loopback(name)
+    host = headers.get(b"host", b"").decode("latin-1")
+    authority = parse_authority(host)
+    return bool(host) and (authority is None or not is_loopback(authority.host))
 
 
 def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:

@@ -19,6 +19,7 @@ from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import CommandError, print_json, warn
 from gateway.cli.ps import ask_all, running_url
 from gateway.cli.sockets import UnixConnection, split_address
+from gateway.config.hosts import parse_authority
 
 ANSWER_WITHIN: Final = 60.0
 """Seconds: a change is answered when its servers have started, or have had their time to."""
@@ -37,7 +38,7 @@ def post(values: Values, path: str) -> dict[str, Any]:
     url, unix_socket = split_address(values.url or running_url(state_directory(values)))
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    token = _token(values, parts.hostname or "")
+    token = _token(values, parts.netloc)
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     if unix_socket is None:
         connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_WITHIN)
@@ -74,9 +75,10 @@ def _checked(status: int, found: dict[str, Any]) -> dict[str, Any]:
     raise CommandError(problem, str(found.get("hint", "")))
 
 
-def _token(values: Values, host: str) -> str | None:
+def _token(values: Values, netloc: str) -> str | None:
     given = values.admin_token or os.environ.get(ENVIRONMENT)
-    if given or (values.url is not None and host not in LOOPBACK):
+    authority = parse_authority(netloc)
+    if given or (values.url is not None and (authority is None or authority.host not in LOOPBACK)):
         return given
     return _kept(state_directory(values))
 

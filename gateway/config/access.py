@@ -6,7 +6,6 @@ could open a door. No line ever shows a hash or a secret.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway.config.access_model import (
@@ -19,6 +18,7 @@ from gateway.config.access_model import (
     Rules,
 )
 from gateway.config.findings import Entry, did_you_mean, is_list, is_object, kind, shown
+from gateway.config.hosts import parse_authority, parse_origin
 from gateway.config.limits import read_rate
 from gateway.config.scalars import read_scalar, specs_of
 from gateway.config.substitution import resolve
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from gateway.config.findings import Scope
 
-_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.ASCII)
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)", re.ASCII)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _RULES = tuple(specs_of(Rules))
 _LISTS = {"servers", "tools", "views", "audience", "algorithms", "scopes", "allow_origins", "allow_hosts"}
@@ -139,9 +137,9 @@ def _read_hosts(scope: Scope, entry: Entry) -> tuple[str, ...]:
     words = tuple(word.lower() for word in _read_texts(scope, entry))
     origins = entry.label == "allow_origins"
     for word in words:
-        if origins and word != "*" and _ORIGIN.fullmatch(word) is None:
+        if origins and word != "*" and parse_origin(word) is None:
             scope.problem(entry.label, f"holds {shown(word)}; an origin is 'https://HOST' or 'https://HOST:PORT'")
-        if not origins and _HOST.fullmatch(word) is None:
+        if not origins and (":" in word.rpartition("]")[2] or parse_authority(word) is None):
             scope.problem(entry.label, f"holds {shown(word)}; give host names, without scheme and port")
     return words
 
@@ -192,11 +190,17 @@ def _address_fault(text: str) -> str | None:
 
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
+        authority = parse_authority(parts.netloc.rpartition("@")[2])
     except ValueError:
         return "is not a valid address"
-    if not host or parts.username is not None or parts.fragment or not text.isascii() or not text.isprintable():
+    if (
+        authority is None
+        or parts.username is not None
+        or parts.fragment
+        or not text.isascii()
+        or not text.isprintable()
+    ):
         return "must be an address like https://HOST/PATH"
-    if parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK):
+    if parts.scheme == "https" or (parts.scheme == "http" and authority.host in _LOOPBACK):
         return None
     return "must be an https address, or an http one on this machine"

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gateway.config.findings import Entry, is_list, is_object, kind
+from gateway.config.hosts import parse_authority
 from gateway.config.model import OAuthSettings
 from gateway.config.scalars import read_struct, specs_of
 
@@ -91,14 +92,14 @@ def _is_address(text: str, *, document: bool = False) -> bool:
 
     try:
         parts = urlsplit(text)
-        host = parts.hostname
     except ValueError:
         return False
-    if not host or parts.username is not None:
+    authority = parse_authority(parts.netloc)  # a user name or password in it is none
+    if authority is None:
         return False
     if document:
         return parts.scheme == "https" and parts.path not in {"", "/"}
-    return parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
+    return parts.scheme == "https" or (parts.scheme == "http" and authority.host in _LOOPBACK)
 
 
 def normal_issuer(issuer: str) -> str:

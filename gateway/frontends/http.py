@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gateway import jsonrpc
+from gateway.access.keys import repeated_header, repeated_text
 from gateway.access.resource import WELL_KNOWN
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
@@ -257,7 +258,9 @@ class HttpFace:
         """The management app, behind the same Host and Origin checks."""
         exchange = Exchange(scope, receive, send)
         refusal = self._policy.refusal(exchange.headers)
-        if refusal is None:
+        if name := repeated_header(scope["headers"]):
+            await exchange.json(400, jsonrpc.encode({"error": repeated_text(name)}))
+        elif refusal is None:
             await self._others(scope, receive, send)
         else:
             await exchange.json(403, jsonrpc.encode({"error": refusal}))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+
+from gateway.config.hosts import canonical_host, parse_authority, parse_origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gateway.config.hosts import Origin
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # ruff: ignore[hardcoded-bind-all-interfaces] - to recognise them, not to bind
@@ -38,15 +41,19 @@ class HostPolicy:
     """Says which Host and Origin values are ours."""
 
     def __init__(self, bound_host: str) -> None:
-        self._any_host = bound_host in WILDCARDS
-        self._own = self._hosts = LOOPBACK | {bound_host.lower()}
-        self._pages: frozenset[bytes] = frozenset()
+        host = canonical_host(bound_host)
+        self._any_host = host in WILDCARDS
+        self._own = self._hosts = LOOPBACK | {host}
+        self._any_page = False
+        self._pages: frozenset[Origin | None] = frozenset()
         self._forget()
 
     def permit(self, origins: Iterable[str], hosts: Iterable[str]) -> None:
-        """From now on take these origins (`*`: all) and host names too, in lower case, and only these."""
-        self._pages = frozenset(origin.encode("latin-1") for origin in origins)
-        self._hosts = self._own | frozenset(host.strip("[]") for host in hosts)
+        """Accept these origins (`*`: all) and host names beside the gateway's own, in place of those before."""
+        given = frozenset(origins)
+        self._any_page = "*" in given
+        self._pages = frozenset(map(parse_origin, given)) - {None}
+        self._hosts = self._own | frozenset(map(canonical_host, hosts))
         self._forget()
 
     def _forget(self) -> None:
@@ -64,31 +71,20 @@ class HostPolicy:
 
     def cors_headers(self, origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
         """What lets a page from this origin read answers (Fetch, "HTTP responses"); nothing for one not permitted."""
-        if b"*" in self._pages:
+        if self._any_page:
             return (ANY_PAGE, EXPOSED)
-        if origin not in self._pages:
+        if parse_origin(origin.decode("latin-1")) not in self._pages:
             return ()
         return ((b"access-control-allow-origin", origin), EXPOSED, VARY)
 
     def _host_is_ours(self, value: bytes) -> bool:
         if self._any_host:
             return True
-        return _host_of("//" + value.decode("latin-1")) in self._hosts
+        authority = parse_authority(value.decode("latin-1"))
+        return authority is not None and authority.host in self._hosts
 
     def _origin_is_ours(self, value: bytes) -> bool:
-        if value in self._pages or b"*" in self._pages:
+        if self._any_page:
             return True
-        text = value.decode("latin-1")
-        return text.startswith(("http://", "https://")) and _host_of(text) in self._hosts
-
-
-def _host_of(url: str) -> str | None:
-    """The host of a URL in lower case; None where there is no valid one."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises for a port that is no number
-    except ValueError:
-        return None
-    if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
-        return None
-    return parts.hostname
+        origin = parse_origin(value.decode("latin-1"))
+        return origin is not None and (origin in self._pages or origin.host in self._hosts)
