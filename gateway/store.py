@@ -1,4 +1,7 @@
-"""The state directory: last-good catalogs and sockets. Atomic files of mode 0600 in a directory of mode 0700.
+"""The state directory: last-good catalogs, tokens and sockets. Atomic files of mode 0600 in a directory of mode 0700.
+
+Whoever can write it could grant themselves the admin token or replace a login. So a directory or file that other users
+can write, or that belongs to one, is not used: `check` says so with the fix, and reading or writing raises OSError.
 
 A file that cannot be read, or does not hold what it should, counts as absent: state makes starting quicker, it is never
 needed. All methods do blocking I/O; whoever calls them in a loop does so in a thread.
@@ -24,6 +27,7 @@ from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.eras.versions import LEGACY_VERSIONS, MODERN_VERSIONS
+from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,6 +41,7 @@ TOKEN_BYTES: Final = 32
 """Random bytes of a token."""
 MIN_TOKEN: Final = 16
 """Characters of a token; a shorter one is none that was made here, or was cut off."""
+NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """A larger file is not ours and is not read."""
 
@@ -106,14 +111,41 @@ def default_directory(environ: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "trio-mcp-gateway"
 
 
+def find_exposure(found: os.stat_result) -> str | None:
+    """Return how another user can write what `found` describes, or None.
+
+    As for ssh, root is no other user, but any group is: also one with a single member, which another may join.
+    """
+    if not hasattr(os, "geteuid"):
+        return None  # Windows: the access list of the user's profile decides
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"belongs to another user (uid {found.st_uid})"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by other users (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None
+
+
+def check_exposure(path: Path, subject: str, found: os.stat_result) -> None:
+    """Raise PermissionError if another user can write the file or directory."""
+    exposure = find_exposure(found)
+    if exposure is not None:
+        fix = f"chown {os.geteuid()}" if found.st_uid not in {0, os.geteuid()} else "chmod go-w"
+        text = f"{subject} {path} {exposure}; run `{fix} {path}`"
+        raise PermissionError(text)
+
+
 def read_plain(path: Path, most: int | None = None) -> bytes:
-    """A file of the state directory. Raises OSError, also for what is no plain file or has over `most` bytes."""
+    """Read a file of the state directory.
+
+    Raises OSError, also for a symbolic link, what is no plain file, has over `most` bytes, or can be written by others.
+    """
     # Not blocking: opening a pipe must not hold up the gateway until somebody writes into it.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | NO_FOLLOW)
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "no plain file", str(path))
+        check_exposure(path, "file", found)
         if found.st_size > (MAX_FILE_BYTES if most is None else most):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return file.read()
@@ -124,6 +156,33 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    def check(self) -> None:
+        """Raise ConfigError if other users can write the directory; one that is not there yet will be private."""
+        try:
+            self._check()
+        except PermissionError as exc:
+            if exc.errno is None:
+                text = f"{exc}, or choose another directory, such as a new one inside it (--state-dir, {ENVIRONMENT})"
+                raise ConfigError([text]) from None
+        except OSError:
+            pass  # it cannot be used at all, which each use of it reports
+
+    def _check(self) -> None:
+        # Not the parents: who can write one can put a directory of their own in the place of this, but its owner tells.
+        # Volumes of containers are often open to all, and a directory inside one must do.
+        place = Path(os.path.abspath(self.directory))  # ruff: ignore[os-path-abspath] - `resolve` would follow the link
+        target = place.resolve()
+        for path in dict.fromkeys((place, target)):
+            with contextlib.suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISLNK(found.st_mode):  # its mode means nothing
+                    found = os.stat_result((stat.S_IFLNK, *found[1:]))
+                check_exposure(path, "state directory", found)
+        with contextlib.suppress(FileNotFoundError), os.scandir(target) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    check_exposure(Path(entry.path), "directory", entry.stat(follow_symlinks=False))
 
     def load_catalog(self, config: ServerConfig) -> Listing | None:
         """What this server listed last, under the same configuration; None if that is not known."""
@@ -177,15 +236,24 @@ class Store:
 
     def write(self, path: Path, data: bytes) -> None:
         """Replace a file as a whole, or not at all. Raises OSError."""
-        self._make(path.parent)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mkstemp makes it with mode 0600
+        temporary = self._write_new(path.parent, data)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _write_new(self, directory: Path, data: bytes) -> Path:
+        """Write a file under a new name that cannot be guessed; mkstemp uses O_EXCL, O_NOFOLLOW and mode 0600."""
+        self.make(directory)
+        fd, name = tempfile.mkstemp(dir=directory, prefix=".new-")
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
-            Path(temporary).replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
+        return Path(name)
 
     def overlay_path(self, config: Path) -> Path:
         """Where the changes are kept that the management API has made over one config file."""
@@ -197,41 +265,43 @@ class Store:
 
         Raises OSError.
         """
-        path = self.directory / "admin-token"
-        self._make(self.directory)
+        self.make(self.directory)
+        with contextlib.suppress(FileNotFoundError):
+            return self.read_admin_token()
+        temporary = self._write_new(self.directory, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
         try:
-            return self._read_token(path)
-        except FileNotFoundError:
-            pass
-        temporary = path.with_name(f".new-token-{os.getpid()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
             with contextlib.suppress(FileExistsError):  # another gateway was quicker: its token holds
-                os.link(temporary, path)
+                os.link(temporary, self._token_path)
         finally:
             temporary.unlink(missing_ok=True)
-        return self._read_token(path)
+        return self.read_admin_token()
 
-    def _read_token(self, path: Path) -> str:
-        text = read_plain(path).decode("ascii", errors="replace").strip()
+    def read_admin_token(self) -> str:
+        """Return the token of the management API. Raises OSError, FileNotFoundError where none was made."""
+        self._check()
+        text = read_plain(self._token_path).decode("ascii", errors="replace").strip()
         if len(text) < MIN_TOKEN:
-            raise OSError(errno.EINVAL, f"{path} holds no token; remove it, and another is made")
+            raise OSError(errno.EINVAL, f"{self._token_path} holds no token; remove it, and another is made")
         return text
+
+    @property
+    def _token_path(self) -> Path:
+        return self.directory / "admin-token"
 
     def socket_path(self) -> Path:
         """Where this process' control socket stands; its directory exists then. Raises OSError."""
-        self._make(self.directory)
+        self.make(self.directory)
         return self.directory / f"control-{os.getpid()}.sock"
 
     def sockets(self) -> list[Path]:
         """The control sockets of all gateways that use this directory, those of dead ones included."""
         return sorted(self.directory.glob("control-*.sock"))
 
-    def _make(self, directory: Path) -> None:
+    def make(self, directory: Path) -> None:
+        """Create the state directory, and one in it, of mode 0700. Raises OSError, also if others can write them."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.mkdir(exist_ok=True, mode=0o700)  # by itself: `parents` would make ours with the umask's mode
+        self._check()  # after it is there: another user may have created it a moment before
 
     def _era_path(self, config: ServerConfig) -> Path:
         return self.directory / "eras" / f"{config.name}-{era_digest(config)}.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from functools import partial
 import pytest
 import trio
 
+from gateway import open_gateway
 from gateway.cli import main
 from gateway.cli.main import COMMANDS, find_command
+from gateway.errors import ConfigError
 from tests.support import echo_backend, open_gateway_process
 
 pytestmark = pytest.mark.leak_check
@@ -139,6 +142,7 @@ def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
 
     monkeypatch.delenv("MCP_GATEWAY_ADMIN_TOKEN", raising=False)
     (tmp_path / "admin-token").write_text("kept-kept-kept-kept\n", encoding="ascii")
+    (tmp_path / "admin-token").chmod(0o600)
     values = Values(url="http://elsewhere.example/mcp", admin_token=None, state_dir=tmp_path)
     assert _token(values, "elsewhere.example") is None
     assert _token(values, "127.0.0.1") == "kept-kept-kept-kept"
@@ -156,3 +160,75 @@ async def test_a_gateway_on_a_unix_socket_is_reached_by_commands(tmp_path, capsy
                 assert await trio.to_thread.run_sync(main, ["call", "echo.echo", "text=hi", *where]) == 0
                 assert await trio.to_thread.run_sync(main, ["reload", *where]) == 0
     assert capsys.readouterr().out == 2 * "hi\nreloaded: nothing has changed\n"
+
+
+PLANTED = "planted-token-0123456789"
+OPEN = "can be written by other users (mode 0777); run `chmod go-w"
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A state directory that everyone can write, with a token and a control socket that someone left there."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "admin-token").write_text(PLANTED, encoding="ascii")
+    (state / "admin-token").chmod(0o600)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(state / "control-1.sock"))
+    listener.listen()
+    state.chmod(0o777)
+    with listener:
+        yield state
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ps"],
+        ["reload"],
+        ["restart", "a"],
+        ["enable", "a"],
+        ["disable", "a"],
+        ["reload", "--url", "http://127.0.0.1:9/mcp"],
+        ["list"],
+        ["call", "a.echo"],
+        ["login", "a", "--config", "CONFIG"],
+        ["logout", "a", "--config", "CONFIG"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_needs_a_state_directory_refuses_one_others_can_write(
+    command, planted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"mcpServers": {"a": {"url": "http://127.0.0.1:9/mcp"}}}), encoding="utf-8")
+    assert main([str(config) if word == "CONFIG" else word for word in command]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: state directory {planted} {OPEN} {planted}`"), err
+    assert PLANTED not in out + err
+
+
+def test_the_doctor_warns_of_a_state_directory_others_can_write(planted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
+    (tmp_path / "c.json").write_text('{"mcpServers": {}}', encoding="utf-8")
+    assert main(["doctor", str(tmp_path / "c.json")]) == 0
+    assert f"warning: state directory {planted} {OPEN}" in capsys.readouterr().err
+
+
+async def test_a_gateway_runs_without_a_state_directory_that_others_can_write(planted):
+    before = sorted(planted.rglob("*"))
+    config = {"mcpServers": {"one": echo_backend() | QUICK}}
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(planted)}) as gateway:
+        with trio.fail_after(30):
+            change = partial(main, ["reload", "--url", gateway.url, "--admin-token", PLANTED])
+            assert await trio.to_thread.run_sync(change) == 1
+        assert f"warning: state directory {planted} {OPEN}" in gateway.stderr_text
+        assert "no admin token" in gateway.stderr_text
+    assert sorted(planted.rglob("*")) == before
+
+
+async def test_an_embedded_gateway_refuses_a_state_directory_that_others_can_write(planted):
+    with pytest.raises(ConfigError, match="can be written by other users"):
+        async with open_gateway({"mcpServers": {}}, state_directory=planted):
+            pytest.fail("it started")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,8 @@ from gateway import jsonrpc
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config import parse_server
-from gateway.store import ENVIRONMENT, Store, default_directory
+from gateway.errors import ConfigError
+from gateway.store import ENVIRONMENT, Store, default_directory, read_plain
 
 TOOL = b'{"name":"add","inputSchema":{},"unknown":{"big":123456789012345678901234567890,"null":null}}'
 LISTING = Listing(
@@ -212,3 +215,131 @@ def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(store) -> None:
     os.mkfifo(store.directory / "admin-token")
     with pytest.raises(OSError, match="no plain file"):
         store.admin_token()
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it belong to another user, for root and for others."""
+    if os.geteuid() == 0:
+        os.chown(path, 4242, -1, follow_symlinks=False)
+    else:
+        mine = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: mine)
+
+
+def open_to(mode: int) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    return lambda path, _: path.chmod(mode)
+
+
+EXPOSURES = {
+    "written by all": (open_to(0o777), "0777", "chmod go-w"),
+    "written by its group": (open_to(0o770), "0770", "chmod go-w"),
+    "written by its group alone": (open_to(0o720), "0720", "chmod go-w"),
+    "written by others alone": (open_to(0o702), "0702", "chmod go-w"),
+    "sticky": (open_to(0o1777), "1777", "chmod go-w"),
+    "of another user": (give_away, "uid", "chown"),
+}
+exposures = pytest.mark.parametrize(("expose", "problem", "fix"), EXPOSURES.values(), ids=EXPOSURES)
+
+
+@exposures
+@pytest.mark.parametrize("part", [".", "catalogs", "changes", "tokens"])
+def test_a_directory_others_can_write_is_not_used(part, expose, problem, fix, store, monkeypatch) -> None:
+    token = store.admin_token()
+    store.write(store.directory / part / "kept.json", b"{}")
+    path = (store.directory / part).resolve()
+    expose(path, monkeypatch)
+    with pytest.raises(ConfigError, match=rf"{path} .*{problem}.*`{fix} .*{re.escape(str(path))}`"):
+        store.check()
+    for use in (
+        store.admin_token,
+        store.read_admin_token,
+        store.socket_path,
+        lambda: store.write(store.directory / part / "new.json", b""),
+        lambda: store.save_catalog(server(), LISTING),
+    ):
+        with pytest.raises(PermissionError, match=problem):
+            use()
+    assert token not in {path.name for path in store.directory.rglob("*")}
+
+
+@exposures
+def test_a_file_others_can_write_is_not_read(expose, problem, fix, store, monkeypatch) -> None:
+    store.admin_token()
+    store.save_catalog(server(), LISTING)
+    for path in (store.directory / "admin-token", kept(store)):
+        expose(path, monkeypatch)
+        with pytest.raises(PermissionError, match=rf"{problem}.*`{fix}"):
+            read_plain(path)
+    with pytest.raises(PermissionError, match=problem):
+        store.admin_token()
+    assert store.load_catalog(server()) is None
+
+
+def test_what_others_can_only_read_is_used(store) -> None:
+    token = store.admin_token()
+    store.directory.chmod(0o755)
+    (store.directory / "admin-token").chmod(0o644)
+    store.check()
+    assert store.admin_token() == token
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(store, tmp_path) -> None:
+    secret = tmp_path / "elsewhere"
+    secret.write_text("a-token-of-somewhere-else\n")
+    secret.chmod(0o600)
+    store.make(store.directory)
+    (store.directory / "admin-token").symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic link"):
+        store.admin_token()
+    (store.directory / "admin-token").unlink()
+    for name in (f".new-token-{os.getpid()}", ".new-"):  # where an attacker could guess that a file will be made
+        (store.directory / name).symlink_to(secret)
+    assert store.admin_token()
+    assert secret.read_text() == "a-token-of-somewhere-else\n"
+
+
+def test_a_link_to_the_directory_is_followed_if_it_is_ones_own(tmp_path, monkeypatch) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.mkdir(mode=0o700)
+    link.symlink_to(target)
+    token = Store(link).admin_token()
+    Store(link).check()
+    target.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"{target} can be written"):
+        Store(link).check()
+    target.chmod(0o700)
+    assert Store(link).admin_token() == token
+    give_away(link, monkeypatch)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        Store(link).check()
+
+
+def test_a_directory_swapped_by_who_can_write_its_parent_is_not_used(tmp_path, monkeypatch) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    store = Store(shared / "state")
+    store.admin_token()
+    store.check()  # as in a volume of a container
+    store.directory.rename(shared / "gone")
+    store.directory.mkdir(mode=0o755)
+    (store.directory / "admin-token").write_text("planted-token-0123456789")
+    give_away(store.directory, monkeypatch)
+    for use in (store.admin_token, store.read_admin_token, store.socket_path):
+        with pytest.raises(PermissionError, match="belongs to another user"):
+            use()
+
+
+def test_a_directory_that_is_not_there_is_fine_until_another_user_makes_it(store, monkeypatch) -> None:
+    store.check()
+    before = Path.mkdir
+
+    def make(path, *args, **kwargs):
+        before(path, *args, **kwargs)
+        if path == store.directory:
+            path.chmod(0o777)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with pytest.raises(PermissionError, match="can be written by other users"):
+        store.admin_token()
+    assert list(store.directory.iterdir()) == []

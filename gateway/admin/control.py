@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -52,8 +53,7 @@ async def serve_control(store: Store, report: Callable[[], Awaitable[bytes]]) ->
 def _listen(path: Path) -> trio.socket.SocketType:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Under its final name only once it listens: a socket that refuses looks like a dead gateway's, and `ps` removes it.
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.new")
     before = os.umask(0o177)  # the file must never be there with another mode, however briefly
     try:
         sock.bind(str(temporary))
@@ -61,6 +61,7 @@ def _listen(path: Path) -> trio.socket.SocketType:
         temporary.replace(path)  # and of a dead gateway whose pid is ours now
     except OSError as exc:
         sock.close()
+        temporary.unlink(missing_ok=True)
         if exc.errno is None:  # "AF_UNIX path too long" has no number
             raise OSError(errno.ENAMETOOLONG, f"the path is too long for a socket: {path}") from None
         raise

@@ -19,7 +19,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.config.oauth import is_same_issuer, normal_issuer
-from gateway.store import read_plain
+from gateway.store import NO_FOLLOW, read_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,7 @@ class TokenFiles:
         if self._store is None:
             return None
         path = self._path(self._store, "").with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._store.make(path.parent)
         return path
 
     def _files(self, store: Store) -> list[tuple[Path, _TokenFile]]:
@@ -156,7 +156,7 @@ class RefreshLock:
         with contextlib.suppress(OSError):
             path = self._files.lock_path()
             if path is not None and fcntl is not None:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW, 0o600)
         try:
             with trio.move_on_after(LOCK_WAIT):
                 while not self._taken():  # noqa: ASYNC110 - another process holds it, which sets no event

@@ -18,7 +18,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import STATE, load, state_directory
+from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
 from gateway.errors import GatewayError
 from gateway.masking import SECRETS
@@ -41,6 +41,7 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 def run(values: Values) -> int:
     """Try them all; 1 if one does not work."""
     config = load(values.file)
+    warn_of_state(values)
     quiet = logging.NullHandler()  # what matters of the log is part of the report
     log = logging.getLogger("gateway")
     log.addHandler(quiet)

@@ -38,17 +38,21 @@ def log_in(config: Config, name: str, state_directory: Path, *, browser: bool, t
     `browser` says whether to open the page or only to `tell` people its address.
 
     Raises:
-        ConfigError: there is no such server, or none that OAuth is for.
+        ConfigError: there is no such server, none that OAuth is for, or others can write the state directory.
         BackendError: it cannot be reached, or the login failed.
     """
-    return trio.run(partial(_log_in, _find(config, name), Store(state_directory), browser=browser, tell=tell))
+    store = Store(state_directory)
+    store.check()
+    return trio.run(partial(_log_in, _find(config, name), store, browser=browser, tell=tell))
 
 
 def log_out(config: Config, name: str, state_directory: Path) -> bool:
     """Forget what is kept of one server; whether there was anything. Raises ConfigError as `log_in` does."""
     from gateway.backends.oauth_storage import TokenFiles
 
-    return bool(TokenFiles(Store(state_directory), _find(config, name)).remove())
+    store = Store(state_directory)
+    store.check()
+    return bool(TokenFiles(store, _find(config, name)).remove())
 
 
 def _find(config: Config, name: str) -> ServerConfig:

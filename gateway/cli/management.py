@@ -20,6 +20,8 @@ from gateway.cli.output import CommandError, print_json, warn
 from gateway.cli.ps import ask_all, running_url
 from gateway.cli.sockets import UnixConnection, split_address
 from gateway.config.hosts import parse_authority
+from gateway.errors import ConfigError
+from gateway.store import Store
 
 ANSWER_WITHIN: Final = 60.0
 """Seconds: a change is answered when its servers have started, or have had their time to."""
@@ -84,9 +86,11 @@ def _token(values: Values, netloc: str) -> str | None:
 
 
 def _kept(directory: Path) -> str | None:
+    store = Store(directory)
+    store.check()
     try:
-        return (directory / "admin-token").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
+        return store.read_admin_token()
+    except OSError:
         return None
 
 
@@ -119,7 +123,10 @@ def _not_ready(problems: dict[str, str]) -> int:
 
 def _running_names(given: dict[str, Any]) -> list[str]:
     directory = given.get("state_dir")
-    reports = ask_all(state_directory(Values(state_dir=Path(directory) if directory else None)))
+    try:
+        reports = ask_all(state_directory(Values(state_dir=Path(directory) if directory else None)))
+    except ConfigError:
+        return []
     return [backend["name"] for report in reports for backend in report.get("backends", ())]
 
 

@@ -51,7 +51,18 @@ def state_directory(values: Values) -> Path:
     """The state directory that was named, or the default one."""
     from gateway.store import default_directory
 
-    return values.state_dir or default_directory(os.environ)
+    return getattr(values, "state_dir", None) or default_directory(os.environ)
+
+
+def warn_of_state(values: Values) -> None:
+    """Warn where `serve` would not use the state directory."""
+    from gateway.errors import ConfigError
+    from gateway.store import Store
+
+    try:
+        Store(state_directory(values)).check()
+    except ConfigError as exc:
+        warn(str(exc))
 
 
 def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:

@@ -19,9 +19,14 @@ COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flig
 
 
 def ask_all(directory: Path) -> list[dict[str, Any]]:
-    """The reports of all living gateways; sockets that dead ones left behind are removed."""
+    """Return the reports of all living gateways; sockets that dead ones left behind are removed.
+
+    Raises ConfigError if others can write the directory: a report names the address that the admin token is sent to.
+    """
     reports: list[dict[str, Any]] = []
-    for path in Store(directory).sockets():
+    store = Store(directory)
+    store.check()
+    for path in store.sockets():
         try:
             reports.append(_ask(path))
         except ConnectionRefusedError:

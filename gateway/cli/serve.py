@@ -46,7 +46,7 @@ def run(values: Values) -> int:
 
     if "sse" in values.transport:
         _check_paths(values)
-    store = Store(state_directory(values))
+    store = _usable(Store(state_directory(values)))
     source = ConfigSource(
         values.config, environ=os.environ, name=values.name, store=None if values.ephemeral else store
     )
@@ -65,7 +65,7 @@ def run(values: Values) -> int:
         view=values.view,
         stdin=stdin,
         stdout=stdout,
-        state_directory=store.directory,
+        state_directory=None if store is None else store.directory,
         source=source,
         watching=not values.no_watch,
         admin=None if "stdio" in values.transport else _admin_access(values, store),
@@ -75,6 +75,16 @@ def run(values: Values) -> int:
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: say(f"listening on {url}"))
     return 0 if clean else 1
+
+
+def _usable(store: Store) -> Store | None:
+    """Return the store, or None where other users can write it: then this run keeps nothing and reads nothing."""
+    try:
+        store.check()
+    except ConfigError as exc:
+        warn(f"{exc}; until then this gateway keeps no state: no logins, no changes over the API, no admin token")
+        return None
+    return store
 
 
 def _check_view(values: Values, config: Config) -> None:
@@ -98,7 +108,7 @@ def _check_paths(values: Values) -> None:
         raise ConfigError([f"{', '.join(given)} must be three different paths, not {', '.join(given.values())}"])
 
 
-def _admin_access(values: Values, store: Store) -> AdminAccess:
+def _admin_access(values: Values, store: Store | None) -> AdminAccess:
     from gateway.admin.access import AdminAccess, find_token
 
     token = None

@@ -215,9 +215,12 @@ async def open_gateway(
 
     Raises:
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.
+        ConfigError: other users can write the state directory; nothing was started.
     """
     checked = read_config(config)
     store = None if state_directory is None else Store(Path(state_directory))
+    if store is not None:
+        store.check()
     problem: Exception | None = None
     async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
         running = EmbeddedGateway(checked, guard, store)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import stat
 from typing import TYPE_CHECKING, Final, Self
@@ -154,13 +155,15 @@ def _mark(path: Path) -> tuple[int, int] | None:
 
 
 def _open_unix(path: Path, mode: int) -> socket.socket:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _check_free(path)
-        temporary.unlink(missing_ok=True)
-        sock.bind(str(temporary))
-        temporary.chmod(mode)  # nobody can connect before `listen`, whatever its mode was until here
+        before = os.umask(0o777 & ~mode)  # not `chmod`, which follows a link that another user may put in its place
+        try:
+            sock.bind(str(temporary))
+        finally:
+            os.umask(before)
         sock.listen(BACKLOG)
         temporary.replace(path)  # in one step: there is no moment without a socket, or with somebody else's file gone
     except OSError as exc:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.config.hosts import canonical_host, parse_authority, parse_origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from gateway.config.hosts import Origin
 
