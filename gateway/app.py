@@ -76,6 +76,7 @@ AT_START_ONLY: Final = (
     "log_format",
     "max_sessions",
     "max_connections",
+    "max_silent_connections",
     "session_idle_timeout",
     "max_client_requests",
     "request_state_keys",

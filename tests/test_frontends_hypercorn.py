@@ -29,6 +29,7 @@ from hypercorn.config import Config
 from gateway.frontends.hypercorn_exchange import ClientGone
 from gateway.frontends.hypercorn_h11 import MAX_AHEAD
 from gateway.frontends.hypercorn_override import serve_http
+from gateway.frontends.hypercorn_places import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -82,7 +83,7 @@ def without_lifespan(app: App) -> ASGIWrapper:
 
 @asynccontextmanager
 async def serving(
-    kind: str, app: App, *, send_timeout: float = 10.0, most: int = 1000, **settings: object
+    kind: str, app: App, *, limits: Limits | None = None, send_timeout: float = 10.0, **settings: object
 ) -> AsyncGenerator[Server]:
     server = Server(("", 0))
     config = make_config(**settings)
@@ -91,7 +92,7 @@ async def serving(
         if kind == "stock":
             serve = partial(hypercorn.trio.run.worker_serve, without_lifespan(app), config)
         else:
-            serve = partial(serve_http, app, config, send_timeout=send_timeout, most=most)
+            serve = partial(serve_http, app, config, limits=limits or Limits(send=send_timeout))
         await serve(shutdown_trigger=server.stop.wait, task_status=task_status)
         server.ended.set()
 

@@ -336,7 +336,16 @@ class GatewaySettings(Struct, frozen=True):
     max_sessions: Annotated[
         Count, _says("Client sessions at once; unused anonymous ones make room, else more are refused with 503.")
     ] = 1000
-    max_connections: Annotated[Count, _says("HTTP connections at once; idle ones make room, new ones wait.")] = 5000
+    max_connections: Annotated[
+        Count, _says("HTTP connections at once; silent and idle ones make room, new ones wait up to 10 s.")
+    ] = 5000
+    max_silent_connections: Annotated[
+        Room,
+        _says(
+            "Connections of one address that have not sent a request yet; over it the oldest is closed. Not for this"
+            " machine; 0 (behind a trusted proxy): no bound."
+        ),
+    ] = 256
     session_idle_timeout: Annotated[Seconds, _says("A session unused for so long ends.")] = 1800.0
     max_body_bytes: Annotated[Count, _says("The largest request body; more is refused with 413.")] = 4 * 1024 * 1024
     page_size: Annotated[Count | None, _says("Entries in one page of a list; left out: all in one.")] = None

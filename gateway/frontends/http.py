@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from gateway.frontends.answers import Answers
     from gateway.frontends.binding import Binding, Bound
     from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.frontends.hypercorn_places import Limits
     from gateway.jsonrpc import Message
 
     AsgiApp = Any
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
-BODY_SILENCE: Final = 60
-"""Seconds without a byte of a request's body after which its connection is closed."""
+PROBES: Final = frozenset({"/livez", "/readyz"})
+"""Answered also when all connections are taken."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
@@ -181,7 +182,6 @@ class HttpFace:
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
-        config.read_timeout = BODY_SILENCE
         secure = bound.binding.set_tls(config)
         async with trio.open_nursery() as services:
             await services.start(self._endpoint.sessions.run)
@@ -191,8 +191,8 @@ class HttpFace:
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
-                    most = self._answers.settings.max_connections
-                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, most=most)
+                    limits = self._limits()
+                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, limits=limits)
                     await server.start(serve, self._route, config)
                     paths = [path for path in (self._path, self._sse_path) if path is not None]
                     task_status.started(bound.urls(paths))
@@ -201,6 +201,12 @@ class HttpFace:
                 bound.close()
                 self._endpoint.sessions.close_all()
             services.cancel_scope.cancel(reason="the HTTP server has ended")
+
+    def _limits(self) -> Limits:
+        from gateway.frontends.hypercorn_places import Limits
+
+        settings = self._answers.settings
+        return Limits(connections=settings.max_connections, per_address=settings.max_silent_connections, probes=PROBES)
 
     async def _end_streams(self) -> None:
         await self._closing.wait()

@@ -10,6 +10,7 @@ stands in place of Hypercorn's ``TCPServer``, ``H11Protocol`` and ``HTTPStream``
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -19,12 +20,14 @@ from hypercorn.logging import Logger
 from hypercorn.utils import valid_server_name
 
 from gateway.frontends.hypercorn_exchange import ClientGone, Exchange, ResponseState, refusal
+from gateway.frontends.hypercorn_places import Rank
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hypercorn.config import Config
 
+    from gateway.frontends.hypercorn_places import Limits
     from gateway.frontends.hypercorn_wire import Wire
 
     Message: TypeAlias = dict[str, Any]
@@ -42,9 +45,6 @@ LINGER = 2.0
 
 Closing with unread data sends RST, and a client that is still sending would lose the answer (a 413 for instance)."""
 
-HEAD_WITHIN = 15.0
-"""Seconds from the first bytes of a request's head to its end; who dribbles it holds a connection no longer."""
-
 SHORTEST_LOOK = 0.05
 """Seconds; a busy connection's idle check comes no more often, however short ``keep_alive_timeout`` is."""
 
@@ -56,10 +56,10 @@ def is_framed_twice(request: h11.Request) -> bool:
 
 
 class Service:
-    """What all connections of one server share: the app, Hypercorn's config, and what is rendered once a second."""
+    """What all connections of one server share: the config, the limits, and what is rendered once a second."""
 
-    def __init__(self, app: App, config: Config) -> None:
-        self.app, self.config = app, config
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.config, self.limits = config, limits
         log = config.log
         self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
         self._second = -1
@@ -91,12 +91,17 @@ class Connection:
         scheme: str,
         client: tuple[str, int] | None,
         server: tuple[str, int] | None,
+        app: App,
+        on_request: Callable[[], None],
     ) -> None:
+        """Make one; `app` is the service's or stands before it, `on_request` is called when the first head has come."""
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
         self.keeps_alive = True
         """False once the current exchange is to be the last one."""
         self._wire = wire
+        self._limits = service.limits
+        self._app, self._on_request = app, on_request
         self._nursery: trio.Nursery
         self._parser = self._new_parser()
         self._exchange: Exchange | None = None
@@ -107,7 +112,11 @@ class Connection:
         self._sending = trio.Lock()
         self._patience = trio.CancelScope()  # around the reader; `_read` renews it
         self._since = trio.current_time()  # when the connection became idle, or a body last moved
-        self._head_since: float | None = None  # when a head began whose end has not come
+        self._head_since: float | None = self._since  # when a head began whose end has not come; the first one at once
+        self._window_end: float | None = None  # when it is checked that a body has brought enough
+        self._window_bytes = 0
+        self._body_since = 0.0
+        self._paused_at: float | None = None  # since when the app does not take the body
         self._deaf = False  # the peer has broken the protocol: nothing more is parsed
         self._ending = False  # the reader is to end
         self._lingers = False  # ... and to drop what still comes
@@ -131,11 +140,24 @@ class Connection:
         finally:
             self._shut(self._wire.abort)
 
-    @property
-    def idle_since(self) -> float | None:
-        """When the last response ended, if no request is under way or on its way; None if one is."""
-        busy = self._exchange is not None or self._head_since is not None or self._ending
-        return None if busy or not self._requests else self._since
+    def waits(self) -> tuple[Rank, float] | None:
+        """Return what the connection waits for from its client, and since when; None while it is busy or ends."""
+        if self._ending or self._closed:
+            return None
+        exchange = self._exchange
+        if exchange is None:
+            return (Rank.IDLE, self._since) if self._head_since is None else (Rank.SILENT, self._head_since)
+        slow = self._window_end is not None and not exchange.complete and self._paused_at is None
+        if slow and trio.current_time() - self._body_since >= self._limits.window:
+            return Rank.SLOW, self._body_since
+        return None
+
+    def make_room(self) -> None:
+        """End a connection that waits for its client: nothing has been done for a request that is not complete."""
+        if self._exchange is None:
+            self.drain()
+        else:
+            self._shut(self._wire.abort)
 
     def drain(self) -> None:
         """End now when idle, else with the response that is under way."""
@@ -163,8 +185,8 @@ class Connection:
         while not self._ending:
             with trio.CancelScope(deadline=self._next_look()) as self._patience:
                 await self._read_on()
-            if self._next_look() <= trio.current_time():
-                break  # nothing came for too long
+            if self._is_overdue():
+                break
         await trio.lowlevel.checkpoint()
 
     def _next_look(self) -> float:
@@ -172,11 +194,25 @@ class Connection:
         exchange = self._exchange
         if exchange is None:
             idle = self._since + self.config.keep_alive_timeout
-            return idle if self._head_since is None else min(idle, self._head_since + HEAD_WITHIN)
-        if not exchange.complete and self.config.read_timeout:
-            return self._since + self.config.read_timeout
+            return idle if self._head_since is None else min(idle, self._head_since + self._limits.head)
+        if not exchange.complete:
+            silent = self._since + (self.config.read_timeout or math.inf)
+            return silent if self._window_end is None or self._paused_at is not None else min(silent, self._window_end)
         # Busy: nothing can pass before the response has ended and the connection was idle for this long.
         return trio.current_time() + max(self.config.keep_alive_timeout, SHORTEST_LOOK)
+
+    def _is_overdue(self) -> bool:
+        """Return whether the client has let a deadline pass."""
+        now = trio.current_time()
+        if self._next_look() > now:
+            return False
+        if self._exchange is None or self._window_end is None or self._window_end > now:
+            return True
+        first = self._window_end - self._body_since < 1.5 * self._limits.window
+        if not first and self._window_bytes < self._limits.rate * self._limits.window:
+            return True
+        self._window_end, self._window_bytes = now + self._limits.window, 0
+        return False
 
     async def _read_on(self) -> None:
         while not self._ending:
@@ -189,7 +225,7 @@ class Connection:
                 self._ending = True  # EOF is a hang-up, also after a complete request: see `hypercorn_override`
             elif not (self._deaf or self._ending):
                 self._feed(data)
-                if self.config.read_timeout:  # the one deadline that may come nearer
+                if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer
                     self._patience.deadline = min(self._patience.deadline, self._next_look())
         await trio.lowlevel.checkpoint()
 
@@ -198,14 +234,21 @@ class Connection:
         if exchange is not None:
             if exchange.complete or exchange.full:
                 self._ahead += data
+                if self._paused_at is None and not exchange.complete:
+                    self._paused_at = trio.current_time()
                 return
             self._since = trio.current_time()
         self._parser.receive_data(data)
         self._parse()
 
     def resume(self) -> None:
-        """Go on parsing the body; the app has taken a piece."""
+        """Continue to parse the body; the app has taken a piece."""
         self._since = trio.current_time()
+        if self._paused_at is not None:
+            self._body_since += self._since - self._paused_at
+            if self._window_end is not None:
+                self._window_end += self._since - self._paused_at
+            self._paused_at = None
         self._parse_ahead(b"")
 
     def _parse_ahead(self, rest: bytes) -> None:
@@ -234,10 +277,12 @@ class Connection:
                 self._await_head()
                 return
             elif isinstance(event, h11.Data):
+                self._window_bytes += len(event.data)
                 exchange.put(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 self._note_end(exchange)
             else:
+                self._await_body()
                 return
 
     def _await_head(self) -> None:
@@ -246,9 +291,17 @@ class Connection:
             self._head_since = trio.current_time()
         self._patience.deadline = min(self._patience.deadline, self._next_look())
 
+    def _await_body(self) -> None:
+        """Part of a body has come: see to it that the rest does, at a bearable rate."""
+        if self._window_end is None:
+            self._body_since = trio.current_time()
+            self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
+
     def _begin(self, request: h11.Request) -> None:
-        self._head_since = None
+        self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
+        if self._requests == 1:
+            self._on_request()
         self._continued = False
         if self._requests >= self.config.keep_alive_max_requests or is_framed_twice(request):
             self.keeps_alive = False
@@ -277,7 +330,7 @@ class Connection:
         cancelled: BaseException | None = None
         fault: BaseException | None = None
         try:
-            await self.service.app(exchange.scope, exchange.receive, exchange.send)
+            await self._app(exchange.scope, exchange.receive, exchange.send)
         except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
             fault = error
         except BaseExceptionGroup as group:  # an app that is cancelled and fails while it cleans up

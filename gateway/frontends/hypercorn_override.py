@@ -19,27 +19,25 @@ What differs from Hypercorn 0.18, and why (each has a test that fails on stock, 
 - *The rest of an unread request is dropped for up to 2 s* before closing, or the client would lose the answer to RST.
 
 EOF is a hang-up, as for Hypercorn, also after a complete request: MCP clients do not half-close, and a vanished one
-must be seen. Upgrades (WebSocket, h2c) are not granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is
-stock Hypercorn with bounded sends. There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for
-workers that a parent replaces.
+must be seen. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not
+granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds
+(`hypercorn_h2`). There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for workers that a
+parent replaces.
 """
 
 from __future__ import annotations
 
-import operator
+import errno
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Final
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.events import Closed, Event, RawData
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
+from gateway.frontends.hypercorn_h2 import BoundedTCPServer
 from gateway.frontends.hypercorn_h11 import Connection, Service
-from gateway.frontends.hypercorn_places import MOST_CONNECTIONS, BoundedListener, Places
+from gateway.frontends.hypercorn_places import Limits, Places, Slot
 from gateway.frontends.hypercorn_wire import PlainWire, TLSWire
 
 if TYPE_CHECKING:
@@ -47,10 +45,21 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config, Sockets
 
-    from gateway.frontends.hypercorn_h11 import App
+    from gateway.frontends.hypercorn_h11 import App, Message, Receive, Send
 
     TLSStream = trio.SSLStream[trio.SocketStream]
     Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
+
+ACCEPT_CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try where the system has no more descriptors."""
+LOOPBACK_PREFIXES: Final = ("127.", "::ffff:127.")
+OVERLOADED: Final = b"too many connections; retry in 1 s\n"
+OVERLOADED_HEADERS: Final = (
+    (b"content-type", b"text/plain"),
+    (b"content-length", b"%d" % len(OVERLOADED)),
+    (b"retry-after", b"1"),
+)
 
 
 async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be opened
@@ -59,33 +68,31 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     *,
     sockets: Sockets | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
-    send_timeout: float = 10.0,
-    most: int = MOST_CONNECTIONS,
+    limits: Limits | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``shutdown_trigger`` returns, then end: idle connections at once, busy ones within the grace.
 
-    ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``send_timeout`` is in
-    seconds. At most ``most`` connections are open: over it the one that was idle longest makes room, and where none is
-    idle, accepting waits. OSError when an address cannot be bound. Requests still busy ``config.graceful_timeout`` s
-    after the trigger are cancelled and their connections reset; cancelling ``serve_http`` does so at once. Sockets
-    given are closed too.
+    ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``limits`` says how many
+    connections may be open, and how long each of their states may last (`hypercorn_places`). OSError when an address
+    cannot be bound. Requests still busy ``config.graceful_timeout`` s after the trigger are cancelled and their
+    connections reset; cancelling ``serve_http`` does so at once. Sockets given are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()
     if sockets.quic_sockets:
         raise ValueError("HTTP/3 is not served")
     listeners, addresses = _listen(config, sockets)
-    house = _House(app, config, send_timeout, most)
-    bounded = [BoundedListener(listener, house.places) for listener in listeners]
     async with trio.open_nursery() as connections:
+        server = _Server(app, config, Limits() if limits is None else limits, connections)
         async with trio.open_nursery() as accepting:
-            await accepting.start(partial(trio.serve_listeners, handler_nursery=connections), house.handle, bounded)
+            for listener in listeners:
+                accepting.start_soon(server.accept, listener)
             task_status.started(addresses)
             await shutdown_trigger()
             accepting.cancel_scope.cancel(reason="the server is shutting down")
         connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
-        await house.drain()
+        await server.drain()
 
 
 def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]]:
@@ -105,16 +112,17 @@ def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]
     return listeners, addresses
 
 
-class _House:
+class _Server:
     """The connections of one server."""
 
-    def __init__(self, app: App, config: Config, send_timeout: float, most: int) -> None:
-        self.places = Places(most, self._make_room)
-        self._service = Service(app, config)
+    def __init__(self, app: App, config: Config, limits: Limits, connections: trio.Nursery) -> None:
+        self._places = Places(limits)
+        self._app = app
+        self._service = Service(config, limits)
         self._config = config
-        self._send_timeout = send_timeout
+        self._limits = limits
+        self._connections_nursery = connections
         self._connections: set[Connection] = set()
-        self._stock_app = ASGIWrapper(cast("Any", app))
         self._stock_context = WorkerContext(None)
 
     async def drain(self) -> None:
@@ -123,44 +131,57 @@ class _House:
         for connection in tuple(self._connections):
             connection.drain()
 
-    def _make_room(self) -> None:
-        """End the connection that was idle longest, if any is idle."""
-        idle = [(since, connection) for connection in self._connections if (since := connection.idle_since) is not None]
-        if idle:
-            min(idle, key=operator.itemgetter(0))[1].drain()
+    async def accept(self, listener: Listener) -> None:
+        """Serve each client of a listener in a task of its own, until cancelled; the listener is closed then."""
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    if error.errno not in ACCEPT_CAPACITY_ERRNOS:
+                        raise
+                    await self._config.log.error("no connection can be accepted: %s", error)
+                    await trio.sleep(ACCEPT_PAUSE)
+                    continue
+                try:
+                    slot = await self._places.enter(_address_of(stream))
+                except trio.Cancelled:
+                    await trio.aclose_forcefully(stream)
+                    raise
+                self._connections_nursery.start_soon(self._handle, stream, slot)
 
-    async def handle(self, stream: trio.SocketStream | TLSStream) -> None:
-        """Serve one client to its end; the listener's task closes what is left of the stream."""
+    async def _handle(self, stream: trio.SocketStream | TLSStream, slot: Slot) -> None:
+        """Serve one client to its end."""
         try:
-            await self._handle(stream)
+            if isinstance(stream, trio.SocketStream):
+                wire = partial(PlainWire, stream, self._limits.send, self._limits.rate)
+                await self._handle_http1(stream.socket, "http", wire, slot)
+            else:
+                with slot.scope:
+                    await self._handle_tls(stream, slot)
         finally:
-            self.places.free()
+            self._places.leave(slot)
+            await trio.aclose_forcefully(stream)
 
-    async def _handle(self, stream: trio.SocketStream | TLSStream) -> None:
-        if isinstance(stream, trio.SocketStream):
-            await self._handle_http1(stream.socket, "http", lambda: PlainWire(stream, self._send_timeout))
-            return
+    async def _handle_tls(self, stream: TLSStream, slot: Slot) -> None:
         try:
-            with trio.fail_after(self._config.ssl_handshake_timeout):
+            with trio.fail_after(self._limits.handshake):
                 await stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            pass  # no TLS, or not ours; `serve_listeners` closes the stream
-        else:
-            await self._handle_tls(stream)
-        await trio.lowlevel.checkpoint()
-
-    async def _handle_tls(self, stream: TLSStream) -> None:
-        if stream.selected_alpn_protocol() == "h2":
-            state = ConnectionState({})
-            stock = BoundedTCPServer(self._stock_app, self._config, self._stock_context, state, stream)
-            stock.send_timeout = self._send_timeout
-            await stock.run()
-        else:
-            wire = partial(TLSWire, stream, self._send_timeout)
-            await self._handle_http1(stream.transport_stream.socket, "https", wire)
+        except (trio.BrokenResourceError, trio.TooSlowError):  # no TLS, or not ours
+            await trio.lowlevel.checkpoint()
+            return
+        if stream.selected_alpn_protocol() != "h2":
+            wire = partial(TLSWire, stream, self._limits.send)
+            await self._handle_http1(stream.transport_stream.socket, "https", wire, slot)
+            return
+        app = self._app if slot.placed else partial(self._run_in_reserve, slot)
+        on_request = partial(self._places.note_request, slot)
+        stock = BoundedTCPServer(app, self._config, self._stock_context, self._limits, stream, on_request)
+        slot.waits = stock.waits
+        await stock.run()
 
     async def _handle_http1(
-        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], PlainWire | TLSWire]
+        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], PlainWire | TLSWire], slot: Slot
     ) -> None:
         try:
             client = parse_socket_addr(socket.family, socket.getpeername())
@@ -168,7 +189,16 @@ class _House:
         except OSError:  # reset between accept and here
             await trio.lowlevel.checkpoint()
             return
-        connection = Connection(self._service, make_wire(), scheme=scheme, client=client, server=server)
+        connection = Connection(
+            self._service,
+            make_wire(),
+            scheme=scheme,
+            client=client,
+            server=server,
+            app=self._app if slot.placed else partial(self._run_in_reserve, slot),
+            on_request=partial(self._places.note_request, slot),
+        )
+        slot.waits, slot.end = connection.waits, connection.make_room
         self._connections.add(connection)
         try:
             if self._stock_context.terminated.is_set():  # accepted just before, or its handshake took that long
@@ -177,22 +207,32 @@ class _House:
         finally:
             self._connections.discard(connection)
 
+    async def _run_in_reserve(self, slot: Slot, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the app for a probe at once, and for another request when its connection has got a place."""
 
-class BoundedTCPServer(TCPServer):
-    """Hypercorn's own connection, used for HTTP/2 only, whose sends neither wait nor hold cancellation for ever."""
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["http_version"] != "2":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
 
-    send_timeout = 10.0
+        if slot.placed:
+            await self._app(scope, receive, send)
+        elif scope["path"] in self._limits.probes:
+            await self._app(scope, receive, send_last)  # and then the reserve is free again
+        elif await self._places.wait_for_place(slot):
+            await self._app(scope, receive, send)
+        else:
+            await send_last({"type": "http.response.start", "status": 503, "headers": OVERLOADED_HEADERS})
+            await send_last({"type": "http.response.body", "body": OVERLOADED})
 
-    async def protocol_send(self, event: Event) -> None:
-        """Send within ``send_timeout`` s a slice, or close; everything but data is Hypercorn's business."""
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            try:
-                await TLSWire(self.stream, self.send_timeout).send_all(memoryview(event.data))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
-            except trio.TooSlowError:
-                await trio.aclose_forcefully(self.stream)
-                await self.protocol.handle(Closed())
+
+def _address_of(stream: trio.SocketStream | TLSStream) -> str | None:
+    """Return the address that a bound is for; None on this machine, where many programs share one."""
+    socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
+    if socket.family not in {trio.socket.AF_INET, trio.socket.AF_INET6}:
+        return None
+    try:
+        address = str(socket.getpeername()[0])
+    except OSError:  # it has gone already
+        return None
+    return None if address.startswith(LOOPBACK_PREFIXES) or address == "::1" else address

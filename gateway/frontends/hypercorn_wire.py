@@ -21,6 +21,9 @@ MAX_RECEIVE = 2**16
 TLS_RECORDS = 2**16
 """A TLS stream does not tell how much the peer took, so it is fed in slices of this size, each with a deadline."""
 
+LEAST_RATE = 256
+"""Bytes a second that a peer must take of a message in the mean, or reading a byte now and then would hold it."""
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER on, zero seconds: ``close`` drops what the peer did not take and sends RST instead of FIN."""
 
@@ -56,12 +59,13 @@ class Wire(Protocol):
 class PlainWire:
     """A TCP or Unix socket taken over from trio's listener."""
 
-    def __init__(self, stream: trio.SocketStream, send_timeout: float) -> None:
+    def __init__(self, stream: trio.SocketStream, send_timeout: float, least_rate: float = LEAST_RATE) -> None:
         held = stream.socket
         family, kind, proto = held.family, held.type, held.proto
         self._socket = socket.socket(family, kind, proto, fileno=held.detach())
         self._socket.setblocking(False)
         self._send_timeout = send_timeout
+        self._least_rate = least_rate
 
     async def receive(self) -> bytes:
         """See ``Wire``."""
@@ -85,9 +89,10 @@ class PlainWire:
             return 0
 
     async def send_all(self, data: memoryview) -> None:
-        """See ``Wire``; the deadline starts anew whenever the peer took something."""
+        """See ``Wire``; TooSlowError also when the peer takes less than ``least_rate`` bytes a second of it all."""
+        last = trio.current_time() + self._send_timeout + len(data) / self._least_rate
         while data:
-            with trio.fail_after(self._send_timeout):
+            with trio.fail_at(min(last, trio.current_time() + self._send_timeout)):
                 await trio.lowlevel.wait_writable(self._socket)
             data = data[self.send_nowait(data) :]
         await trio.lowlevel.checkpoint()
