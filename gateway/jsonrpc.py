@@ -8,7 +8,7 @@ Pure: no I/O, no state.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -30,6 +30,7 @@ MAX_EXACT: Final = 2**53
 EDGE_BYTES: Final = 65_536
 """How much of each end of a message that cannot be decoded is searched for its id."""
 
+_DOTTED_I: Final = str.maketrans({0x130: "i", 0x131: "i"})
 _ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
 _ID_AT_START = re.compile(rb"^\s*\{\s*(?:" + _VERSION + rb",\s*)?" + _ID + rb"[,}]")
@@ -64,6 +65,60 @@ class ErrorBody(msgspec.Struct, gc=False):
     data: msgspec.Raw = ABSENT
 
 
+class _Key:
+    """A key of an object. Keys are compared by identity, so that a dict keeps members whose keys are equal."""
+
+    __slots__ = ("text",)
+
+    text: str
+
+    @classmethod
+    def read(cls, _kind: type, text: str) -> Self:
+        """Make one of a decoded key."""
+        key = cls()
+        key.text = text
+        return key
+
+
+class Names:
+    """Members that a decision depends on, and whatever else a peer may read as one of them."""
+
+    __slots__ = ("_exact", "_folded")
+
+    def __init__(self, *names: str) -> None:
+        self._exact = frozenset(names)
+        self._folded = frozenset(map(fold, names))
+
+    def second_spelling(self, span: msgspec.Raw | bytes) -> str | None:
+        """Name the first key of an object that is there twice, or is one of these names in another case; else None.
+
+        Parsers disagree about both: of two equal members some take the first and some the last, and Go's encoding/json
+        takes `NAME` for `name`. What is no object has no keys.
+        """
+        try:
+            members = _members.decode(span)
+        except UNDECODABLE:
+            return None
+        seen: set[str] = set()
+        for key in members:
+            text = key.text
+            if text in seen or (text not in self._exact and fold(text) in self._folded):
+                return text
+            seen.add(text)
+        return None
+
+
+def fold(key: str) -> str:
+    """A key in the form in which peers that ignore case compare it.
+
+    Unicode case folding (so that U+017F is `s` and U+212A is `k`), with the two letters that some languages take for
+    `i`, and without what follows a NUL, where strings end in C.
+    """
+    if "\0" in key:
+        key = key.partition("\0")[0]
+    return key.lower() if key.isascii() else key.translate(_DOTTED_I).casefold()
+
+
 class Malformed(ValueError):
     """Bytes that are no JSON-RPC message. `id` is the request's id where it could still be found, else None."""
 
@@ -77,6 +132,7 @@ class Malformed(ValueError):
 _messages = msgspec.json.Decoder(Message)
 _float_ids = msgspec.json.Decoder(_FloatIdMessage)
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_members = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=_Key.read)
 _arrays = msgspec.json.Decoder(list[msgspec.Raw])
 _errors = msgspec.json.Decoder(ErrorBody)
 _ids = msgspec.json.Decoder(int | str)

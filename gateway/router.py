@@ -19,6 +19,7 @@ from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.links import Asked, Links, publish, publish_error
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import has_capability
+from gateway.eras.requests import is_foreign_notification, is_mcp_method
 from gateway.errors import (
     BackendError,
     BackendUnavailable,
@@ -46,18 +47,6 @@ WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
 ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
 
 log = logging.getLogger("gateway.router")
-
-
-def is_mcp_method(method: str) -> bool:
-    """Whether the name of a method lies in what MCP itself has or had: those are served or refused, never passed on."""
-    return method in _MCP_METHODS or method.partition("/")[0] in _MCP_FAMILIES
-
-
-_MCP_METHODS = frozenset({"initialize", "ping"})
-_MCP_FAMILIES = frozenset({
-    "completion", "elicitation", "logging", "notifications", "prompts", "resources", "roots", "sampling", "server",
-    "subscriptions", "tasks", "tools",
-})  # fmt: skip
 
 
 class Turnstile(Protocol):
@@ -220,6 +209,8 @@ class Router:
         owner = _only_backend(self.fleet.snapshot(caller.scope))
         if owner is None:
             log.debug("a client sent %s, and no backend is the only one that could be meant", method)
+        elif not is_foreign_notification(method):
+            log.debug("a client sent %s as a notification: not passed on", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
             log.debug("a client sent %s with params that are no object", method)
         elif self.turnstile is not None and not self.turnstile.takes_note(caller):

@@ -5,7 +5,7 @@ What a part holds is encoded already, so that merging parts into a snapshot only
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from gateway.catalog.listing import Listing
     from gateway.config.offered_model import ToolChoice
+
+
+_KEYS: Final = {kind: jsonrpc.Names(kind.key) for kind in Kind}
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +72,7 @@ class Naming(msgspec.Struct, frozen=True):
 def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, choice: ToolChoice = ALL_TOOLS) -> Part:
     """Give one backend's items their public names; of its tools, those that its config offers."""
     entries: dict[Kind, tuple[Entry, ...]] = {}
+    unclear: list[str] = []
     has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
     for kind, items in listing.items.items():
         if not kind.namespaced:
@@ -77,13 +81,21 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
         made: list[Entry] = []
         for curated in curate(items, choice if kind is Kind.TOOLS else ALL_TOOLS):
             item, local = curated.item, curated.local
+            if kind is Kind.TOOLS and choice.excludes and is_unclear(kind, item.raw):
+                unclear.append(f"tool {item.own!r} spells its name twice, so it is not offered beside exclusions")
+                continue
             public = names.public_name(namespace, naming.separator, local, naming.max_length)
             raw = renamed(kind, item.raw, item.own, public)
             task = has_tasks and tools.needs_task(item.raw)
             made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task, "" if local == item.own else local))
         entries[kind] = tuple(made)
     unused = loose_ends(listing.items.get(Kind.TOOLS, ()), choice) if Kind.TOOLS in listing.items else ()
-    return Part(backend, listing, entries, namespace, unused)
+    return Part(backend, listing, entries, namespace, (*unused, *unclear))
+
+
+def is_unclear(kind: Kind, raw: bytes) -> bool:
+    """Whether an item spells its name or URI a second time, so that a client may read another one than the gateway."""
+    return _KEYS[kind].second_spelling(raw) is not None
 
 
 def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:

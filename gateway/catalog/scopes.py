@@ -14,7 +14,7 @@ import msgspec
 from gateway.calls import ALL, EVERYTHING
 from gateway.catalog import names
 from gateway.catalog.kinds import Kind
-from gateway.catalog.parts import Entry, Naming, Part, renamed
+from gateway.catalog.parts import Entry, Naming, Part, is_unclear, renamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,10 +45,16 @@ class Placed(Protocol):
 def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
     """A backend's part with nothing in it but what this scope sees, under the names that the snapshot has given."""
     backend, listing = part.backend, part.listing
-    entries = {kind: part.entries[kind] for kind in _OF_RESOURCES if kind in part.entries and scope.resources}
+    entries = {
+        kind: tuple(entry for entry in part.entries[kind] if not is_unclear(kind, entry.raw))
+        for kind in _OF_RESOURCES
+        if kind in part.entries and scope.resources
+    }
     for kind in (Kind.TOOLS, Kind.PROMPTS):
         entries[kind] = tuple(
-            entry for entry in snapshot.placed(kind, backend) if _sees(scope, kind, names_of(backend, entry))
+            entry
+            for entry in snapshot.placed(kind, backend)
+            if _sees(scope, kind, names_of(backend, entry)) and not is_unclear(kind, entry.raw)
         )
     if not scope.whole_servers and not any(entries.values()):
         # Nothing of it may be used: then nothing must tell of it either, neither what it says nor what it can do.

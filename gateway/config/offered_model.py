@@ -44,6 +44,15 @@ class ToolChoice(Struct, frozen=True):
         _says("Other names, titles, descriptions and schemas."),
     ] = field(default_factory=dict[str, ToolOverride])
 
+    @property
+    def excludes(self) -> bool:
+        """Whether a tool of the server may be kept from all callers."""
+        return (
+            self.include != ALL
+            or bool(self.exclude)
+            or not all(override.enabled for override in self.overrides.values())
+        )
+
     def offers(self, own: str) -> bool:
         """Whether a tool is offered."""
         override = self.overrides.get(own)

@@ -32,6 +32,13 @@ _UNSAFE_SCHEMES: Final = frozenset({
 })  # fmt: skip
 """Schemes of what is no place on the web: a client that opens one runs the server's code, or reads its own files."""
 
+_RESULT: Final = jsonrpc.Names("inputRequests", "requestState", "resultType")
+_REQUEST: Final = jsonrpc.Names("method", "params")
+_REFUSAL: Final = jsonrpc.Names("elicitations")
+_ONCE: Final = jsonrpc.Names()
+_ELICITED: Final = jsonrpc.Names("mode", "url", "elicitationId", "_meta")
+_UNCLEAR: Final = "a member of an elicitation appears twice or differs from one of MCP only in case"
+
 _FIRST_IN: Final = {"elicitation": "2025-06-18"}
 """Capabilities that the first revision had not; modes of elicitation and tools in sampling came with 2025-11-25."""
 
@@ -80,7 +87,10 @@ def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
 
     It may hold no name or password, nor have a scheme that runs something or reads a file. Read as browsers
     read it: without white space, and with the slashes of an address given or not. The URL itself is not in the reason.
+    Nor may it be spelled twice, since the client may open the other one.
     """
+    if _ELICITED.second_spelling(jsonrpc.encode(params)) is not None:
+        return _UNCLEAR
     try:
         url = re.sub(r"[\x00-\x20]", "", jsonrpc.decode_string(params["url"]))
     except (KeyError, ValueError):
@@ -102,6 +112,8 @@ def unsafe_elicitation(result: bytes) -> str | None:
         wanted = read_input_required(result).inputRequests.values()
     except ValueError:
         return None  # no form that anybody knows: nothing in there will be visited
+    if any(one.method == ELICITATION for one in wanted) and _is_unclear_required(result):
+        return _UNCLEAR
     return next((why for one in wanted if one.method == ELICITATION and (why := unsafe_url(one.params))), None)
 
 
@@ -109,7 +121,33 @@ def unsafe_refusal(failure: Failure) -> str | None:
     """Why the data of a -32042 must not reach a client, of any era; None if it may, or is another error."""
     if failure.code != URL_ELICITATION_REQUIRED:
         return None
-    return next((why for params in _elicitations(failure) if (why := unsafe_url(params))), None)
+    wanted = _elicitations(failure)
+    if wanted and _is_unclear_refusal(failure):
+        return _UNCLEAR
+    return next((why for params in wanted if (why := unsafe_url(params))), None)
+
+
+def _is_unclear_required(result: bytes) -> bool:
+    """Whether a client may read other elicitations in an `input_required` result than the gateway does."""
+    requests = blocks.read(msgspec.Raw(result)) or {}
+    if _RESULT.second_spelling(result) or _ONCE.second_spelling(requests.get("inputRequests", jsonrpc.EMPTY_OBJECT)):
+        return True
+    for span in (blocks.read(requests.get("inputRequests")) or {}).values():
+        params = (blocks.read(span) or {}).get("params", jsonrpc.EMPTY_OBJECT)
+        if _REQUEST.second_spelling(span) or _ELICITED.second_spelling(params):
+            return True
+    return False
+
+
+def _is_unclear_refusal(failure: Failure) -> bool:
+    data = msgspec.Raw(failure.data or b"{}")
+    if _REFUSAL.second_spelling(data) is not None:
+        return True
+    try:
+        spans = jsonrpc.decode_array((blocks.read(data) or {})["elicitations"])
+    except (KeyError, ValueError):
+        return False
+    return any(_ELICITED.second_spelling(span) is not None for span in spans)
 
 
 class InputRequest(msgspec.Struct):

@@ -11,13 +11,13 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
+
 from gateway import jsonrpc
 from gateway.eras.headers import PARAM_PREFIX, HeaderMismatch, decode_value, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    import msgspec
 
 KEYWORD: Final = "x-mcp-header"
 MAX_ANNOTATIONS: Final = 32
@@ -113,6 +113,25 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
         if text is not None:
             headers.append((name, encode_value(text).encode()))
     return headers
+
+
+def find_second_argument(annotations: Annotations, arguments: msgspec.Raw | bytes) -> str | None:
+    """Find an annotated parameter that the arguments hold in two spellings, of which the header repeats one."""
+    levels: dict[Path, set[str]] = {}
+    for path, _ in annotations:
+        for depth, name in enumerate(path):
+            levels.setdefault(path[:depth], set()).add(name)
+    for parent, names in levels.items():
+        span = msgspec.Raw(arguments)
+        try:
+            for name in parent:
+                span = jsonrpc.decode_object(span)[name]
+        except (KeyError, ValueError):
+            continue
+        found = jsonrpc.Names(*names).second_spelling(span)
+        if found is not None:
+            return ".".join((*parent, found))
+    return None
 
 
 def check_param_headers(found: Mapping[bytes, bytes], annotations: Annotations, arguments: msgspec.Raw | bytes) -> None:

@@ -14,7 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import ANYBODY, Call, Caller, Era
 from gateway.eras import meta
 from gateway.eras.asks import BRIDGEABLE
-from gateway.eras.tasks import with_extension
+from gateway.eras.tasks import RELATED, with_extension
 from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
 from gateway.errors import InvalidParams, RequestError
 
@@ -43,6 +43,33 @@ REMOVED_IN_MODERN: Final = frozenset({
 })
 """Methods of the legacy era that a modern request must not find (changelog of 2026-07-28)."""
 
+_MCP_METHODS: Final = frozenset({"initialize", "ping"})
+_MCP_FAMILIES: Final = frozenset({
+    "completion", "elicitation", "logging", "notifications", "prompts", "resources", "roots", "sampling", "server",
+    "subscriptions", "tasks", "tools",
+})  # fmt: skip
+MCP_NOTIFICATIONS: Final = frozenset({
+    "notifications/cancelled", "notifications/initialized", "notifications/progress",
+    "notifications/roots/list_changed", "notifications/tasks/status",
+})  # fmt: skip
+"""The notifications of clients that end at the gateway or are passed on by its own rules."""
+_ENVELOPE: Final = jsonrpc.Names("jsonrpc", "id", "method", "params", "result", "error")
+_PARAMS: Final = jsonrpc.Names(
+    "_meta", "arguments", "capabilities", "clientInfo", "cursor", "inputResponses", "level", "name", "notifications",
+    "progressToken", "protocolVersion", "ref", "requestId", "requestState", "task", "taskId", "uri",
+)  # fmt: skip
+_FOREIGN_PARAMS: Final = jsonrpc.Names("_meta")
+"""Of methods that MCP does not have, for the other members mean what the server says."""
+_WITHIN: Final = {
+    "_meta": jsonrpc.Names(*meta.REQUEST_HOP_KEYS, RELATED),
+    "ref": jsonrpc.Names("type", "name", "uri"),
+    "notifications": jsonrpc.Names(
+        "toolsListChanged", "promptsListChanged", "resourcesListChanged", "resourceSubscriptions"
+    ),
+    "inputResponses": jsonrpc.Names(),
+}
+"""Members of params that are looked into, and the members of theirs that decide something."""
+
 
 class UnsupportedVersion(RequestError):
     """The request declares a protocol version that the gateway does not speak; -32022 on the wire."""
@@ -54,6 +81,54 @@ class UnsupportedVersion(RequestError):
     def data(self) -> bytes:
         """The error's `data` (basic/versioning, "Protocol Version Negotiation")."""
         return jsonrpc.encode({"supported": list(SUPPORTED_VERSIONS), "requested": self.requested})
+
+
+def find_second_spelling(data: bytes, message: Message) -> str | None:
+    """Find a member on which the gateway decides and which this message holds in two spellings.
+
+    `data` is the message as it came. A server may read the one where the gateway has decided on the other, so such a
+    message is refused wherever something depends on the decision. Returns the error's text, or None.
+    """
+    found = _ENVELOPE.second_spelling(data)
+    if found is not None:
+        return ambiguous(found)
+    if message.params is jsonrpc.ABSENT:
+        return None
+    is_foreign = message.method is not msgspec.UNSET and not is_mcp_method(message.method)
+    found = (_FOREIGN_PARAMS if is_foreign else _PARAMS).second_spelling(message.params)
+    if found is not None:
+        return ambiguous(f"params.{found}")
+    try:
+        members = jsonrpc.decode_object(message.params)
+    except ValueError:
+        return None  # refused where it is read
+    for name, names in _WITHIN.items():
+        if name not in members or (is_foreign and name != "_meta"):
+            continue
+        found = names.second_spelling(members[name])
+        if found is not None:
+            return ambiguous(f"params.{name}.{found}")
+    return None
+
+
+def ambiguous(where: str) -> str:
+    """The text of the error for a member that is there in two spellings."""
+    return (
+        f"{where!r} appears twice or differs from a member of MCP only in case; send each member once, spelled as in"
+        " the specification"
+    )
+
+
+def is_mcp_method(method: str) -> bool:
+    """Whether a method is MCP's own, in any case: those are served or refused, never passed on."""
+    folded = jsonrpc.fold(method)
+    return folded in _MCP_METHODS or folded.partition("/")[0] in _MCP_FAMILIES
+
+
+def is_foreign_notification(method: str) -> bool:
+    """Whether a notification may be passed on as it is: none of MCP's own, in any case, and no request of MCP."""
+    folded = jsonrpc.fold(method)
+    return folded not in MCP_NOTIFICATIONS and (folded.startswith("notifications/") or not is_mcp_method(method))
 
 
 def params_of(message: Message) -> dict[str, msgspec.Raw]:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import ANYBODY, Ask, Call, Complete, Era, Failure, InputRequired, Notice, StreamClosed, Withdrawn
+from gateway.calls import (
+    ANYBODY,
+    Ask,
+    Call,
+    Caller,
+    Complete,
+    Era,
+    Failure,
+    InputRequired,
+    Notice,
+    StreamClosed,
+    Withdrawn,
+)
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.pages import encode_list
 from gateway.catalog.parts import has_capability, merge_instructions
@@ -23,10 +35,10 @@ from gateway.errors import BackendProtocol, GatewayError, InvalidParams, Unknown
 from gateway.frontends import watching
 from gateway.frontends.flow import Flow
 from gateway.frontends.parking import PARKABLE
-from gateway.router import ROUTED_METHODS, WATCH_METHODS, is_mcp_method, unknown
+from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
 
 if TYPE_CHECKING:
-    from gateway.calls import Caller, Identity, Outcome, Scope
+    from gateway.calls import Identity, Outcome, Scope
     from gateway.config import GatewaySettings
     from gateway.frontends.listen import Subscription
     from gateway.frontends.parking import Parking
@@ -68,6 +80,29 @@ class Answers:
         """The subscriptions of modern clients that are open."""
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
+
+    def decode(self, data: bytes, identity: Identity = ANYBODY) -> Message:
+        """Decode one message of a client.
+
+        Where rules, a view or an exclusion limit what this client may use, a message that spells a member twice is
+        refused (`requests.find_second_spelling`).
+
+        Raises:
+            jsonrpc.Malformed: it is refused; the message has had no effect.
+        """
+        message = jsonrpc.decode(data)
+        if not self.fleet.is_limited(identity.scope):
+            return message
+        problem = requests.find_second_spelling(data, message)
+        if problem is None:
+            return message
+        if message.method is msgspec.UNSET or not isinstance(message.id, int | str):
+            request_id = None  # a response's id is one of the gateway's own
+        else:
+            request_id = message.id
+            caller = Caller(era=Era.LEGACY, version="", principal=identity.principal, scope=identity.scope)
+            self.turn_away(message, caller, InvalidParams(problem))
+        raise jsonrpc.Malformed(jsonrpc.INVALID_PARAMS, problem, request_id)
 
     # The legacy era.
 
@@ -201,7 +236,7 @@ class Answers:
             return await self._list(BY_METHOD[call.method], call.params, call.caller)
         if call.method == "server/discover":
             return self._discover(call.caller.scope)
-        if call.method in ROUTED_METHODS or not is_mcp_method(call.method):
+        if call.method in ROUTED_METHODS or not requests.is_mcp_method(call.method):
             level = call.caller.log_level
             if level is not None and self.fleet.wish_list.lend_level(level):
                 self.fleet.wish()

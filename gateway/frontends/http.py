@@ -99,7 +99,7 @@ class McpEndpoint:
             await self._batch(exchange, body)
             return
         try:
-            message = jsonrpc.decode(body)
+            message = self._answers.decode(body, exchange.identity)
         except jsonrpc.Malformed as exc:
             await exchange.json(400, jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return

@@ -14,7 +14,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import errors, headers, requests
-from gateway.eras.param_headers import check_param_headers
+from gateway.eras.param_headers import check_param_headers, find_second_argument
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.answers import LISTEN, Answers
 from gateway.frontends.exchange import ClientGone, Exchange
@@ -90,7 +90,12 @@ class ModernFace:
         if call.method == "tools/call":
             annotations = self._answers.fleet.snapshot(call.caller.scope).mirrored_params(call.name)
             if annotations:
-                check_param_headers(found, annotations, call.params.get("arguments", jsonrpc.EMPTY_OBJECT))
+                arguments = call.params.get("arguments", jsonrpc.EMPTY_OBJECT)
+                if self._answers.fleet.is_limited(call.caller.scope):
+                    twice = find_second_argument(annotations, arguments)
+                    if twice is not None:
+                        raise InvalidParams(requests.ambiguous(f"params.arguments.{twice}"))
+                check_param_headers(found, annotations, arguments)
         return call
 
     async def _refuse(self, exchange: Exchange, request_id: Id, problem: GatewayError) -> None:

@@ -365,7 +365,7 @@ class SseFace:
         if body is None:
             return
         try:
-            messages = _decode(body, stream)
+            messages = self._decode(body, stream, exchange.identity)
         except jsonrpc.Malformed as exc:
             await exchange.json(400, _error(exc.code, exc.reason, exc.id))
             return
@@ -375,16 +375,15 @@ class SseFace:
         else:
             await exchange.empty(202)
 
+    def _decode(self, body: bytes, stream: SseStream, identity: Identity) -> list[Message]:
+        """The messages of a POST: one, or in the one version that has them a batch.
 
-def _decode(body: bytes, stream: SseStream) -> list[Message]:
-    """The messages of a POST: one, or in the one version that has them a batch.
-
-    Raises:
-        jsonrpc.Malformed: it is neither.
-    """
-    if not jsonrpc.is_batch(body):
-        return [jsonrpc.decode(body)]
-    if stream.session is None or stream.session.caller.version != versions.BATCH_VERSION:
-        text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
-        raise jsonrpc.Malformed(jsonrpc.INVALID_REQUEST, text, None)
-    return [jsonrpc.decode(part) for part in jsonrpc.decode_batch(body, most=MAX_BATCH)]
+        Raises:
+            jsonrpc.Malformed: it is neither.
+        """
+        if not jsonrpc.is_batch(body):
+            return [self._answers.decode(body, identity)]
+        if stream.session is None or stream.session.caller.version != versions.BATCH_VERSION:
+            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
+            raise jsonrpc.Malformed(jsonrpc.INVALID_REQUEST, text, None)
+        return [self._answers.decode(part, identity) for part in jsonrpc.decode_batch(body, most=MAX_BATCH)]

@@ -163,7 +163,7 @@ class StdioFace:
             self._nursery.start_soon(self._batch, line)
             return
         try:
-            message = jsonrpc.decode(line)
+            message = self._answers.decode(line, self._identity)
         except jsonrpc.Malformed as exc:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
@@ -260,7 +260,8 @@ class StdioFace:
                 self._post(jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
                 return
             try:
-                messages = [jsonrpc.decode(part) for part in jsonrpc.decode_batch(line, most=MAX_BATCH)]
+                parts = jsonrpc.decode_batch(line, most=MAX_BATCH)
+                messages = [self._answers.decode(part, self._identity) for part in parts]
             except jsonrpc.Malformed as exc:
                 self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
                 return

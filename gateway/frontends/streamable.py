@@ -67,7 +67,8 @@ class StreamableFace:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return
         try:
-            messages = [jsonrpc.decode(part) for part in jsonrpc.decode_batch(body, most=MAX_BATCH)]
+            parts = jsonrpc.decode_batch(body, most=MAX_BATCH)
+            messages = [self._answers.decode(part, exchange.identity) for part in parts]
         except jsonrpc.Malformed as exc:
             await exchange.json(400, _error(exc.code, exc.reason, exc.id))
             return

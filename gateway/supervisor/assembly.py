@@ -34,6 +34,8 @@ class Assembly:
         self._supervisors = supervisors
         self._parts: dict[str, Part] = {}
         self._offers: Mapping[str, Offer] | None = None
+        self.leaves_out = _excludes(config)
+        """Whether a tool of some backend may be kept from all callers."""
         self._snapshot = Snapshot()
         self._is_stale = True
 
@@ -51,6 +53,7 @@ class Assembly:
         naming = _naming_of(config)
         self._parts = {name: part for name, part in self._parts.items() if name in kept and naming == self._naming}
         self._config, self._naming, self._supervisors = config, naming, supervisors
+        self.leaves_out = self._offers is not None or _excludes(config)
         self._is_stale = True
 
     def snapshot(self) -> Snapshot:
@@ -66,6 +69,7 @@ class Assembly:
         unknown = [name for name in offers or () if whole.route(Kind.TOOLS, name) is None]
         if not unknown:
             self._offers = offers
+            self.leaves_out = offers is not None or _excludes(self._config)
             self._is_stale = True
         return unknown
 
@@ -102,6 +106,10 @@ def _note_loose_ends(supervisor: Supervisor, part: Part) -> None:
         if text not in supervisor.loose_ends:
             log.warning("server %r: %s", supervisor.name, text)
     supervisor.loose_ends = loose_ends
+
+
+def _excludes(config: Config) -> bool:
+    return any(server.tools.excludes for server in config.servers.values() if not server.disabled)
 
 
 def _naming_of(config: Config) -> Naming:

@@ -122,6 +122,10 @@ class Fleet:
         snapshot = self._assembly.snapshot()
         return snapshot if scope is None else snapshot.within(scope)
 
+    def is_limited(self, scope: Scope | None) -> bool:
+        """Whether a caller of this scope may use less than all that the backends have."""
+        return scope is not None or self._assembly.leaves_out
+
     def seen(self, scope: Scope | None) -> list[Supervisor]:
         """The supervisors of the backends of which a caller of this scope may see anything."""
         if scope is None:
