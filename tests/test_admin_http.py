@@ -13,12 +13,13 @@ import trio
 from trio.testing import MockClock
 
 from gateway.admin.access import AdminAccess, find_token
-from gateway.admin.events import MAX_EVENTS, MAX_READERS
+from gateway.admin.events import KEEP_ALIVE, MAX_EVENTS, MAX_READERS
 from gateway.admin.http import make_admin_app
 from gateway.admin.openapi import OPERATIONS, openapi_document
 from gateway.admin.servers import Management
 from gateway.calls import Failure
 from gateway.catalog.kinds import Kind
+from gateway.config import parse_config
 from gateway.errors import BackendExited, ConfigError
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
@@ -42,6 +43,8 @@ CONFIG = {
         "off": {"command": "run-off", "disabled": True},
     }
 }
+
+GUARDED = {"keys": [{"name": "alice", "hash": "sha256:" + "0" * 64}]}
 
 
 class House:
@@ -240,6 +243,28 @@ async def test_open_lets_json_through_without_a_token(tmp_path: Path, autojump_c
         AdminAccess("open", host="0.0.0.0", token=TOKEN)
 
 
+async def test_open_asks_for_the_token_where_access_is_configured(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, mode="open", config={**CONFIG, "access": GUARDED}) as house:
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
+        assert (await house.ask("POST", "/servers/a/restart"))[0] == 200
+
+
+async def test_reading_follows_the_config_that_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        exchange = FakeExchange(method="GET")
+        exchange.scope["path"] = "/events"
+        nursery.start_soon(house.app, exchange.scope, exchange.receive, exchange.send)
+        await settle()
+        assert exchange.status == 200
+        await house.fleet.apply(parse_config({**CONFIG, "access": GUARDED}, environ={}))
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        await trio.sleep(2 * KEEP_ALIVE)
+        assert exchange.ended
+        await house.fleet.apply(parse_config({**CONFIG}, environ={}))
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 200
+
+
 async def test_off_leaves_the_probes(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path, mode="off") as house:
         assert await house.ask("GET", "/health") == (200, {"status": "ok"})
@@ -291,7 +316,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
 async def test_without_any_token_nobody_may_change(tmp_path: Path, autojump_clock: MockClock) -> None:
     access = AdminAccess("token", host="127.0.0.1")
     for value in (b"Bearer ", b"Bearer None", b""):
-        assert not access.may_change({b"authorization": value})
+        assert not access.may_change({b"authorization": value}, guarded=False)
     await trio.lowlevel.checkpoint()
 
 

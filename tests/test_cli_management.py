@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from gateway import open_gateway
+from gateway.access.keys import hash_key
 from gateway.cli import main
 from gateway.cli.main import COMMANDS, find_command
 from gateway.errors import ConfigError
@@ -35,16 +36,27 @@ def run(*args):
         sys.stdout = before
 
 
-async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path):
+KEY = "mcpgw_key-of-the-command-line"
+ACCESS = {"keys": [{"name": "me", "hash": hash_key(KEY)}]}
+
+
+@pytest.mark.parametrize("access", [None, ACCESS], ids=["open", "with keys"])
+async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path, access, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_KEY", KEY)
     state = tmp_path / "state"
     where = ["--state-dir", str(state)]
 
     async def do(*args):
         return await trio.to_thread.run_sync(partial(run, *args, *where))
 
-    config = {"mcpServers": {"one": echo_backend() | QUICK, "two": echo_backend() | QUICK}}
+    config = {"mcpServers": {"one": echo_backend() | QUICK, "two": echo_backend() | QUICK}, "access": access}
     async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}) as gateway:
         with trio.fail_after(30):
+            status, out = await do("ps", "--json")
+            assert (status, [one["name"] for one in json.loads(out)[0]["backends"]]) == (0, ["one", "two"])
+            status, out = await do("list", "--json")
+            assert (status, "one.echo" in out) == (0, True)
+            assert await do("call", "one.echo", "text=hi") == (0, "hi\n")
             assert await do("disable", "two") == (0, "two: disabled\n")
             assert await do("enable", "two") == (0, "two: enabled\n")
             status, out = await do("restart", "one", "--json")

@@ -1,8 +1,9 @@
 """Who may use the management API. The HTTP face has checked Host and Origin before.
 
-Reading is open where the gateway listens on loopback, to those who come from there themselves and not through a proxy;
-everything else needs the admin token. `open` lets changes through without one, on loopback only: there a JSON content
-type is what keeps web pages from sending them.
+Everything needs the admin token, with two exceptions, both on loopback only, and only as long as the config has no
+section `access`: reading by clients that do not come through a proxy, and with `open` changes too, which a JSON
+content type keeps web pages from sending. Once `access` is configured the gateway is meant to serve others, and a
+request that a reverse proxy passes on with `proxy_pass` alone looks exactly like one of a local client.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ Mode = Literal["token", "open", "off"]
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 MIN_TOKEN: Final = 16
 """Characters of a token that a person gives; what can be guessed protects nothing."""
-FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
+FORWARDED: Final = frozenset({
+    b"cf-connecting-ip", b"forwarded", b"true-client-ip", b"via", b"x-client-ip", b"x-forwarded-for",
+    b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-forwarded-server", b"x-real-ip",
+})  # fmt: skip
+"""Headers that reverse proxies add."""
 HINT: Final = (
     "send it as 'Authorization: Bearer TOKEN'; it is what --admin-token or MCP_GATEWAY_ADMIN_TOKEN says, else what the"
     " file 'admin-token' in the gateway's state directory holds"
@@ -52,16 +57,17 @@ class AdminAccess:
             return False
         return hmac.compare_digest(given.strip(), self._token)
 
-    def may_read(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the request may see what the gateway does.
+    def may_read(self, headers: Mapping[bytes, bytes], *, guarded: bool) -> bool:
+        """Whether the request may see what the gateway does; `guarded` says whether `access` is configured."""
+        return (self.on_loopback and self._is_local(headers, guarded)) or self.has_token(headers)
 
-        On loopback everybody may, but whoever comes through a reverse proxy is not there: then only with the token.
-        """
-        return (self.on_loopback and not _is_forwarded(headers)) or self.has_token(headers)
-
-    def may_change(self, headers: Mapping[bytes, bytes]) -> bool:
+    def may_change(self, headers: Mapping[bytes, bytes], *, guarded: bool) -> bool:
         """Whether the request may change what the gateway does."""
-        return (self.mode == "open" and not _is_forwarded(headers)) or self.has_token(headers)
+        return (self.mode == "open" and self._is_local(headers, guarded)) or self.has_token(headers)
+
+    @staticmethod
+    def _is_local(headers: Mapping[bytes, bytes], guarded: bool) -> bool:
+        return not guarded and not _is_forwarded(headers)
 
 
 def _is_forwarded(headers: Mapping[bytes, bytes]) -> bool:

@@ -18,7 +18,7 @@ from gateway.frontends.exchange import ClientGone
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from gateway.backends.ticket import Ticket
     from gateway.frontends.exchange import Exchange
@@ -129,8 +129,11 @@ def _call(server: str, ticket: Ticket, seconds: float) -> dict[str, Any]:
     }
 
 
-async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event) -> None:
-    """Send the feed until the client hangs up or the gateway closes. Raises Busy before anything is sent."""
+async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_read: Callable[[], bool]) -> None:
+    """Send the feed until the client hangs up, may not read it any longer, or the gateway closes.
+
+    Raises Busy before anything is sent.
+    """
     with feed.read() as reader:
         try:
             async with trio.open_nursery() as nursery:
@@ -150,7 +153,10 @@ async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event) -> N
                     frame = b": keep-alive\r\n\r\n"
                     with trio.move_on_after(KEEP_ALIVE):
                         frame = await reader.receive.receive()
+                    if not may_read():  # the config requires the token by now
+                        break
                     await exchange.frames(frame)
+                nursery.cancel_scope.cancel(reason="the stream has ended")
             await exchange.end_stream()
         except* ClientGone:
             log.debug("a reader of the events has hung up")

@@ -21,7 +21,7 @@ from gateway.frontends.exchange import ClientGone, Exchange
 from gateway.reload.reloader import NotChangeable, UnknownServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     import msgspec
 
@@ -98,7 +98,8 @@ class Endpoint:
         try:
             self._check(exchange)
             if self._operation.name == "read_events" and exchange.method == "GET":
-                await serve_events(exchange, self._management.feed, self._management.closing)
+                may_read = partial(self._may_read, exchange.headers)
+                await serve_events(exchange, self._management.feed, self._management.closing, may_read)
                 return
             if self._operation.name == "read_metrics":
                 await exchange.text(await self._management.metrics.text(), CONTENT_TYPE)
@@ -113,10 +114,16 @@ class Endpoint:
         except ClientGone:
             return
 
+    def _may_read(self, headers: Mapping[bytes, bytes]) -> bool:
+        return self._access.may_read(headers, guarded=self._management.is_guarded)
+
     def _check(self, exchange: Exchange) -> None:
         access, headers = self._operation.access, exchange.headers
-        may = self._access.may_change if access == "change" else self._access.may_read
-        if access != "open" and not may(headers):
+        if access == "change":
+            may = self._access.may_change(headers, guarded=self._management.is_guarded)
+        else:
+            may = access == "open" or self._may_read(headers)
+        if not may:
             wrong = b"authorization" in headers
             error = "The admin token is wrong." if wrong else "This needs the admin token."
             raise Refused(401, doc.Problem(error, hint=HINT), (b"www-authenticate", b"Bearer"))
@@ -137,7 +144,7 @@ class Endpoint:
                 return (200, doc.Probe("ready")) if ready else (503, doc.Probe("not ready"))
             case "health":
                 health = management.health()
-                details = self._access.mode != "off" and self._access.may_read(exchange.headers)
+                details = self._access.mode != "off" and self._may_read(exchange.headers)
                 return 200, health if details else doc.Probe(health.status)
             case "show_openapi":
                 return 200, openapi_document(gateway.__version__)

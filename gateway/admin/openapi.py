@@ -32,8 +32,8 @@ class Operation(msgspec.Struct, frozen=True):
 OPERATIONS: Final = (
     Operation("GET", "/livez", "livez", "Whether the process works at all.", doc.Probe, "open"),
     Operation("GET", "/readyz", "readyz", "Whether all required servers are ready.", doc.Probe, "open", (503,)),
-    Operation("GET", "/health", "health", "The gateway and its servers; elsewhere than on loopback details"
-              " only with the token.", doc.Health, "open"),
+    Operation("GET", "/health", "health", "The gateway and its servers; details only to those who may read.",
+              doc.Health, "open"),
     Operation("GET", "/servers", "list_servers", "All servers.", doc.ServerList),
     Operation("POST", "/servers", "add_servers", "Add or replace servers; the body is a config.", doc.Added,
               "change", (400, 413, 415, 422, 503)),

@@ -72,6 +72,12 @@ class Management:
 
     # Reading.
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the config that holds now says who may use the gateway (section `access`)."""
+        access = self._fleet.config.access
+        return access is not None and access.says_something
+
     def is_ready(self) -> bool:
         """Whether clients should be sent here: every required server works, or starts with its next call."""
         if self._draining():

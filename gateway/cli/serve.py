@@ -54,6 +54,8 @@ def run(values: Values) -> int:
     for warning in config.warnings:
         warn(warning)
     _check_view(values, config)
+    if values.admin == "open" and config.access is not None and config.access.says_something:
+        warn("--admin open does not apply while the config has a section 'access'; send the admin token")
     stdin, stdout = app.set_stdio_apart() if "stdio" in values.transport else (0, 1)
     options = app.Options(
         transports=values.transport,
@@ -140,8 +142,8 @@ FLAGS = (
     STATE,
     Flag(
         "--admin",
-        "the management API beside the endpoint: changes need the admin token (default), need none (loopback only),"
-        " or there is none",
+        "the management API beside the endpoint: changes need the admin token (default), need none (loopback only,"
+        " and not with a section 'access'), or there is none",
         default="token",
         choices=("token", "open", "off"),
     ),
