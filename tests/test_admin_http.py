@@ -174,6 +174,8 @@ async def test_seed_g9_bad_json_is_400_and_changes_nothing(
         ({"mcpServers": {"c": {"command": "x"}, "d e": {"command": "x"}}}, "'d e'"),
         ({"mcpServers": {"c": {"command": "x", "call_timeout": -1}}}, "call_timeout"),
         ({"mcpServers": {"c": {"command": "${NOT_SET}"}}}, "NOT_SET"),
+        ({"mcpServers": {"c": {"command": "x"}}, "acess": {}}, "'access'"),
+        ({"mcpServers": {"c": {"command": "x"}}, "Views": {}}, "'views'"),
         (b'{"mcpServers": {"c": {"command": "x"}, "c": {"command": "y"}}}', "more than once"),
         (b'{"mcpServers": {"c": {"command": "x", "call_timeout": NaN}}}', "NaN"),
     ],
@@ -248,6 +250,14 @@ async def test_open_asks_for_the_token_where_access_is_configured(tmp_path: Path
         assert (await house.ask("GET", "/servers", headers={}))[0] == 401
         assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
         assert (await house.ask("POST", "/servers/a/restart"))[0] == 200
+
+
+async def test_a_reload_with_a_misspelled_section_keeps_the_config(tmp_path: Path) -> None:
+    async with open_house(tmp_path, config={**CONFIG, "access": GUARDED}) as house:
+        house.path.write_text(json.dumps({**CONFIG, "acces": GUARDED}), encoding="utf-8")
+        status, answer = await house.ask("POST", "/reload")
+        assert (status, "'acces'" in answer["details"][0]) == (422, True)
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
 
 
 async def test_reading_follows_the_config_that_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:

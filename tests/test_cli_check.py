@@ -81,6 +81,13 @@ def test_a_misspelled_key_is_told_beside_the_error_that_it_leads_to(check):
     assert len(json.loads(check(text, "--json")[1])["warnings"]) == 1
 
 
+@pytest.mark.parametrize(("key", "meant"), [("acess", "access"), ("Access", "access"), ("veiws", "views")])
+def test_a_misspelled_section_that_limits_is_an_error(check, key, meant):
+    status, _, err = check(json.dumps({"mcpServers": {"a": {"command": "x"}}, key: {}}))
+    assert status == 2
+    assert f"error: c.json: section {key!r} is unknown; write {meant!r}" in err
+
+
 def test_as_json(check):
     status, out, err = check(BAD, "--json")
     assert (status, err) == (2, "")

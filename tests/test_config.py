@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.config import NEVER_RESTART, Config, RestartPolicy, StopLadder, parse_config, parse_server
+from gateway.config.findings import edit_distance
 from gateway.errors import ConfigError
 
 SECRET = "s3cr3t-value"
@@ -253,6 +254,44 @@ WARNED_SECTIONS = [
 @pytest.mark.parametrize(("sections", "line"), WARNED_SECTIONS)
 def test_warned_section(sections: dict[str, Any], line: str) -> None:
     assert parse({"mcpServers": {}} | sections).warnings == (line,)
+
+
+def edits(word: str) -> set[str]:
+    """Every word that is one edit away."""
+    cuts = [(word[:index], word[index:]) for index in range(len(word) + 1)]
+    return {
+        *(a + b[1:] for a, b in cuts if b),
+        *(a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1),
+        *(a + letter + b[skip:] for a, b in cuts for skip in (0, 1) for letter in "asvxS-_ "),
+    }
+
+
+@pytest.mark.parametrize("name", ["access", "views"])
+def test_a_section_that_is_nearly_one_that_limits_is_refused(name: str) -> None:
+    near = edits(name)
+    far = {twice for once in near for twice in edits(once)}
+    assert far > near
+    for key in {name.upper(), name.capitalize(), *far} - {name, "access", "views"}:
+        with pytest.raises(ConfigError) as caught:
+            parse({"mcpServers": {}, key: {}})
+        assert f"section {key!r} is unknown; write" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "distance"),
+    [("acss", 2), ("ca", 5), ("acecss", 1), ("caces", 2), ("accessed", 2), ("axxxss", 3), ("xxaccess", 2), ("", 6)],
+)
+def test_the_distance_of_a_misspelling(key: str, distance: int) -> None:
+    assert edit_distance(key, "access") == edit_distance("access", key) == distance
+    assert edit_distance("ca", "abc") == 2  # letters between those that were swapped
+
+
+@pytest.mark.parametrize(
+    "key", ["accounts", "process", "axxess1", "reviews1", "items", "plugins", "v", "acc", "xaxcxcess"]
+)
+def test_other_sections_are_warned_of_only(key: str) -> None:
+    (warning,) = parse({"mcpServers": {}, key: {}}).warnings
+    assert repr(key) in warning
 
 
 def test_shared_namespaces_are_warned_of_unless_disabled() -> None:

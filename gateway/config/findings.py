@@ -163,5 +163,24 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {plain[near[0]]!r}?" if near else ""
 
 
+def edit_distance(one: str, other: str) -> int:
+    """How many letters must be added, removed, replaced or swapped with their neighbour (Damerau-Levenshtein)."""
+    far = len(one) + len(other)
+    rows = [[far] * (len(other) + 2), [far, *range(len(other) + 1)]]
+    last_row: dict[str, int] = {}
+    for i, letter in enumerate(one, 1):
+        row, match = [far, i], 0
+        for j, opposite in enumerate(other, 1):
+            k, before = last_row.get(opposite, 0), match
+            if letter == opposite:
+                match = j
+            swapped = rows[k][before] + (i - k - 1) + 1 + (j - before - 1)
+            replaced = rows[-1][j] + (letter != opposite)
+            row.append(min(replaced, row[-1] + 1, rows[-1][j + 1] + 1, swapped))
+        rows.append(row)
+        last_row[letter] = i
+    return rows[-1][-1]
+
+
 def _plain(key: str) -> str:
     return key.replace("_", "").replace("-", "").lower()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config.access import read_access
 from gateway.config.files import reader
-from gateway.config.findings import Findings, Scope, did_you_mean, is_object, kind, shown
+from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_object, kind, shown
 from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
 from gateway.config.servers import read_server
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 _SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
+_LIMITING = ("access", "views")
+SLIPS = 2
+"""Edits within which an unknown section counts as a misspelling of one that limits what clients may use."""
 # What other clients keep in the same file.
 _FOREIGN_SECTIONS = frozenset({"globalShortcut", "inputs", "preferences", "sandbox"})
 
@@ -92,9 +95,21 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
             continue
         if key in _FOREIGN_SECTIONS:
             findings.warnings.append(f"{source}: section {shown(key)} belongs to another client and is ignored")
+        elif isinstance(key, str) and (meant := _limiting_section(key)) is not None:
+            findings.problems.append(
+                f"{source}: section {shown(key)} is unknown; write {meant!r} if it is meant, else choose a name that is"
+                " less like it: without that section more is open to clients"
+            )
         else:
             hint = did_you_mean(key, _SECTIONS) if isinstance(key, str) else ""
             findings.warnings.append(f"{source}: section {shown(key)} is unknown and ignored{hint}")
+
+
+def _limiting_section(key: str) -> str | None:
+    """The section that limits what clients may use and that this key is probably a misspelling of, or None."""
+    plain = key.casefold()
+    near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
+    return next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
 
 
 def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict[str, ServerConfig]:
