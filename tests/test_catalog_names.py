@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ texts = st.text(max_size=40)
         ("a", ".", "x" * 15, 16, "a.xxxxx_c886bcdc"),  # pinned: clients keep names in their settings
         ("git", ".", "search_commits_by_message_and_author", 32, "git.search_commits_by_m_d76c98ef"),
         ("a", ".", "x\ny\0", 64, "a.x_y__53cfefbd"),
+        ("a", ".", "delete\u200b", 64, f"a.delete__{names._digest('a.delete' + chr(0x200B))}"),
         ("a", ".", "\u2028" + "x" * 99, 16, "a._xxxx_a6a036fe"),
     ],
 )
@@ -46,3 +50,24 @@ def test_a_distinct_name_is_another_one(taken: str, backend: str, own: str, most
     assert other != taken
     assert other == names.distinct_name(taken, backend, own, most)
     assert other != names.distinct_name(taken, backend, own + "x", most)
+
+
+UNSEEN = [
+    *(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in {"Cc", "Cf", "Zl", "Zp"}),
+    *map(chr, [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180F, 0x2065, 0x3164, 0xFFA0, 0xFFF0]),
+    *map(chr, [*range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080), *range(0xE0100, 0xE01F0)]),
+]
+
+
+def test_characters_that_are_not_seen_are_replaced() -> None:
+    for letter in UNSEEN:
+        public = names.public_name("a", ".", f"x{letter}y", 64)
+        assert public.startswith("a.x_y_"), hex(ord(letter))
+        assert public != names.public_name("a", ".", "x_y", 64)
+
+
+@pytest.mark.parametrize(
+    "letter", [" ", "\u00a0", "\u00ac", "\u00ae", "\u0606", "\u2010", "\u2070", "\u05d0", "\u0627", "\U0001f600"]
+)
+def test_characters_that_are_seen_are_kept(letter: str) -> None:
+    assert names.public_name("a", ".", f"x{letter}y", 64) == f"a.x{letter}y"

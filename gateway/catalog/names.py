@@ -16,8 +16,14 @@ MIN_LENGTH: Final = 16
 """A maximum below this could not hold a hash and still be recognised."""
 
 
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""What breaks the lists that people are shown, and log lines: control characters and line ends."""
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""What breaks the lists that people are shown, and log lines, or makes two names look alike: control characters, line
+ends, format characters such as those that reverse the direction of text, tags, and what is not displayed at all
+(Unicode 16: Cc, Cf, Zl, Zp and Default_Ignorable_Code_Point)."""
 
 
 def _digest(text: str) -> str:
@@ -27,10 +33,10 @@ def _digest(text: str) -> str:
 def public_name(namespace: str, separator: str, own: str, max_length: int) -> str:
     """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole.
 
-    Control characters are served as `_`, with such a hash, too: the backend still gets the name that it gave.
+    Control and format characters are served as `_`, with such a hash: the backend still gets the name that it gave.
     """
     full = f"{namespace}{separator}{own}" if namespace else own
-    printable = _CONTROLS.sub("_", full)
+    printable = _UNSEEN.sub("_", full)
     if printable != full:
         tail = f"_{_digest(full)}"
         return f"{printable[: max_length - len(tail)]}{tail}"
