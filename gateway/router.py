@@ -296,6 +296,8 @@ class Router:
         route = snapshot.uris.resources.get(uri)  # nearly always
         if not snapshot.any_resource:
             return route
+        if route is None and (named := snapshot.uris.named_in(uri)) is not None and named[0] not in snapshot.backends:
+            return None  # it belongs to a server that this caller does not see, and to no other one
         route = route or snapshot.uris.find(uri, self._links.owner(uri, snapshot.backends))
         if route is not None and route.backend in self.fleet.supervisors:
             return route

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import jsonrpc
+from gateway.calls import Scope
 from gateway.catalog import names
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Snapshot
+from gateway.config.offered_model import ToolChoice, ToolOverride
 
 
 def merged(backends: dict[str, list[str]], *, namespace: str | None = "", most: int = 128) -> Snapshot:
@@ -92,3 +96,92 @@ def test_shortened_names_of_one_backend_stay_apart() -> None:
     owns = ["".join(letters) + "x" * 40 for letters in product("ab", repeat=6)]
     public = listed(merged({"backend": owns}, namespace=None, most=24))
     assert len(set(public)) == len(owns)
+
+
+# -- who is named in the prefix ----------------------------------------------------------------------------------------
+
+
+def named(
+    servers: dict[str, tuple[str, list[str]]], *, kind: Kind = Kind.TOOLS, separator: str = ".", **more: Any
+) -> Snapshot:
+    """A snapshot of servers, each with its namespace and the own names that it lists; None: it has listed nothing."""
+    naming = Naming(separator)
+    parts = [
+        make_part(
+            backend,
+            namespace,
+            Listing(items={kind: tuple(Item(own, jsonrpc.encode({"name": own})) for own in owns)}),
+            naming,
+        )
+        for backend, (namespace, owns) in servers.items()
+        if owns
+    ]
+    namespaces = {backend: namespace for backend, (namespace, _) in servers.items()}
+    return Snapshot(parts, listed=frozenset(servers), naming=naming, namespaces=namespaces, **more)
+
+
+CLAIMS = [
+    # separator, the owner, the server that claims its name, the name
+    (".", ("gh", ("gh", ["list_a"])), ("evil", ("", ["gh.list_a"])), "gh.list_a"),
+    (".", ("a", ("a", ["b.c"])), ("evil", ("", ["a.b.c"])), "a.b.c"),
+    (".", ("ab", ("a.b", ["c"])), ("a", ("a", ["b.c"])), "a.b.c"),
+    ("_", ("a_b", ("a_b", ["c"])), ("a", ("a", ["b_c"])), "a_b_c"),
+    ("__", ("a__b", ("a__b", ["c"])), ("a", ("a", ["b__c"])), "a__b__c"),
+    ("-", ("a-b", ("a-b", ["c"])), ("evil", ("", ["a-b-c"])), "a-b-c"),
+    (".", ("gh", ("gh", ["x"])), ("other", ("gh", ["x"])), "gh.x"),
+]
+
+
+@pytest.mark.parametrize("kind", [Kind.TOOLS, Kind.PROMPTS])
+@pytest.mark.parametrize("is_first", [True, False], ids=["the owner first", "the owner last"])
+@pytest.mark.parametrize(("separator", "owner", "other", "public"), CLAIMS)
+def test_the_server_that_is_named_in_a_name_has_it(
+    kind: Kind, is_first: bool, separator: str, owner: Any, other: Any, public: str
+) -> None:
+    found = named(dict([owner, other] if is_first else [other, owner]), kind=kind, separator=separator)
+    assert found.route(kind, public) == Route(owner[0], owner[1][1][0])
+    hashed = names.distinct_name(public, other[0], other[1][1][0], 128)
+    assert found.route(kind, hashed) == Route(other[0], other[1][1][0])
+    order = [public, hashed] if is_first else [hashed, public]
+    assert list(found.public_names(kind).values()) == [[name] for name in order]
+    for scope in (Scope(servers=(owner[0], other[0])), Scope(prompts=("*",), resources=False)):
+        narrowed = found.within(scope)
+        assert narrowed.route(kind, public) == Route(owner[0], owner[1][1][0])
+        assert narrowed.route(kind, hashed) == Route(other[0], other[1][1][0])
+
+
+@pytest.mark.parametrize(("separator", "owner", "other", "public"), CLAIMS[:-1])
+def test_a_name_is_kept_for_its_server_before_that_has_listed_anything(
+    separator: str, owner: Any, other: Any, public: str
+) -> None:
+    silent = (owner[0], (owner[1][0], []))
+    before, after = (named(dict([one, other]), separator=separator) for one in (silent, owner))
+    hashed = names.distinct_name(public, other[0], other[1][1][0], 128)
+    assert before.route(Kind.TOOLS, public) is None
+    assert before.route(Kind.TOOLS, hashed) == after.route(Kind.TOOLS, hashed) == Route(other[0], other[1][1][0])
+
+
+def test_rules_for_a_server_do_not_mean_one_that_uses_its_prefix() -> None:
+    found = named({"evil": ("", ["gh.new", "own"]), "gh": ("gh", ["list"])})
+    assert list(found.within(Scope(tools=("gh.*",))).public_names(Kind.TOOLS)) == ["gh"]
+    assert list(found.within(Scope(tools=("evil.*",))).public_names(Kind.TOOLS)) == ["evil"]
+
+
+def test_a_name_in_a_view_is_kept_by_the_separator_of_the_view() -> None:
+    views = {"v": NamedView(naming=Naming("_", 64))}
+    found = named({"evil": ("", ["gh_list"]), "gh": ("gh", ["list"])}, views=views)
+    assert found.route(Kind.TOOLS, "gh_list") == Route("evil", "gh_list")
+    assert found.within(Scope(view="v")).route(Kind.TOOLS, "gh_list") == Route("gh", "list")
+
+
+def test_names_that_only_resemble_those_of_another_server_stay() -> None:
+    found = named({"evil": ("", ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]), "gh": ("gh", ["x"])})
+    assert found.public_names(Kind.TOOLS)["evil"] == ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]
+
+
+def test_a_name_that_the_operator_gives_stays() -> None:
+    listing = Listing(items={Kind.TOOLS: (Item("find", b'{"name":"find"}'),)})
+    choice = ToolChoice(overrides={"find": ToolOverride(name="gh.find")})
+    part = make_part("search", "", listing, Naming(), choice)
+    found = Snapshot([part], listed=frozenset({"search"}), namespaces={"search": "", "gh": "gh"})
+    assert found.route(Kind.TOOLS, "gh.find") == Route("search", "find")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway import jsonrpc
 from gateway.catalog import uris
 from gateway.catalog.kinds import Kind
-from gateway.catalog.links import MAX_LINK_LENGTH, MAX_LINKS, Links
+from gateway.catalog.links import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, publish
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
@@ -22,8 +22,11 @@ names = st.text("abAB09_-", min_size=1, max_size=8)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-def merged(backends: dict[str, dict[str, list[str]]]) -> Snapshot:
-    """A snapshot of backends with lists of `resources` and `templates`, and of `links` that one tool each has."""
+def merged(backends: dict[str, dict[str, list[str]]], *silent: str) -> Snapshot:
+    """A snapshot of backends with lists of `resources` and `templates`, and of `links` that one tool each has.
+
+    Those in `silent` are there too, but have listed nothing.
+    """
     parts = []
     for backend, lists in backends.items():
         items = {
@@ -39,7 +42,7 @@ def merged(backends: dict[str, dict[str, list[str]]]) -> Snapshot:
             ),
         }
         parts.append(make_part(backend, backend, Listing(items=items), Naming()))
-    return Snapshot(parts, listed=frozenset(backends))
+    return Snapshot(parts, listed=frozenset(backends), namespaces={name: name for name in (*backends, *silent)})
 
 
 def listed(found: Snapshot, kind: Kind) -> list[str]:
@@ -157,11 +160,44 @@ def test_every_uri_that_a_backend_has_leads_back_to_it(house: dict[str, dict[str
         )
 
 
-def test_nobody_can_take_over_what_another_one_gets_in_a_clash() -> None:
+CLAIMS = ["mcp+b:x:1", "MCP+b:x:1", "Mcp+B:x:1", "mcp+c:x:1", "mcp+b:"]
+
+
+@pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("how", ["resources", "templates", "links"])
+def test_a_uri_that_names_a_server_belongs_to_that_server(how: str, claim: str, order: list[str]) -> None:
+    house = {"a": {how: [claim]}, "b": {"resources": ["x:1"]}}
+    found = merged({name: house[name] for name in order}, "c")  # c has listed nothing
+    owner = claim[4:].lower().partition(":")[0]
+    assert found.uris.find(claim, "a") == Route(owner, claim.partition(":")[2])
+    public = found.uris.public("a", claim)
+    assert public == f"mcp+a:{claim}"
+    assert found.uris.find(public) == Route("a", claim)
+    assert found.uris.public(owner, claim) == claim
+
+
+def test_a_template_cannot_capture_what_names_another_server() -> None:
+    found = merged({"a": {"templates": ["mcp+b:{+x}", "mcp+{+x}", "{+x}", "mcp+{server}:{+x}"]}, "b": {}}, "c")
+    for server in ("b", "c"):
+        assert found.uris.find(f"mcp+{server}:x:1", "a") == Route(server, "x:1")
+    assert found.uris.find("mcp+nobody:x:1") == Route("a", "mcp+nobody:x:1")
+
+
+def test_what_another_one_gets_in_a_clash_cannot_be_taken_over() -> None:
     found = merged({"a": {"resources": ["x:1", "mcp+b:x:1"]}, "b": {"resources": ["x:1"]}})
-    assert found.uris.find("mcp+b:x:1") == Route("a", "mcp+b:x:1")
-    assert listed(found, Kind.RESOURCES) == ["x:1", "mcp+b:x:1"]
-    assert found.clashes == ["resources 'x:1' of 'b' is left out: its URIs are taken"]
+    assert found.uris.find("mcp+b:x:1") == Route("b", "x:1")
+    assert listed(found, Kind.RESOURCES) == ["x:1", "mcp+a:mcp+b:x:1", "mcp+b:x:1"]
+    assert found.uris.find("mcp+a:mcp+b:x:1") == Route("a", "mcp+b:x:1")
+
+
+def test_links_of_a_result_that_name_another_server_are_told_apart() -> None:
+    found, links = merged({"a": {}, "b": {"resources": ["x:1"]}}), Links()
+    for uri in ("mcp+b:x:1", "mcp+a:x:1"):
+        result = jsonrpc.encode({"content": [{"type": "resource_link", "uri": uri, "name": "n"}]})
+        shown = json.loads(publish(found.uris, links, Asked("a", "tools/call"), result))["content"][0]["uri"]
+        assert shown == ("mcp+a:mcp+b:x:1" if uri == "mcp+b:x:1" else uri)
+    assert links.owner("mcp+b:x:1") is None
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

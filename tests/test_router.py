@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Era, Failure
+from gateway.calls import Call, Complete, Era, Failure, Scope
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import Config, RestartPolicy, ServerConfig
@@ -169,6 +169,23 @@ async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: M
         ticket = await router.submit(make_call("any:thing", "resources/read"))
         assert ticket.backend == "b"
         router.release(ticket)
+
+
+async def test_a_uri_that_names_a_server_is_sent_to_no_other(autojump_clock: MockClock) -> None:
+    fakes = {"a": offers(Kind.RESOURCES, "mcp+b:x:1", resources={}), "b": FakeBackend(make_listing("x"))}
+    only_a = msgspec.structs.replace(LEGACY_CALLER, scope=Scope(servers=("a",)))
+    async with running(fakes) as router:
+        for uri, expected in {
+            "mcp+b:x:1": ("b", "x:1"),
+            "MCP+b:x:2": ("b", "x:2"),
+            "mcp+a:mcp+b:x:1": ("a", "mcp+b:x:1"),
+        }.items():
+            ticket = await router.submit(make_call(uri, "resources/read"))
+            assert (ticket.backend, ticket.own_name) == expected
+            router.release(ticket)
+        for uri in ("mcp+b:x:1", "MCP+b:x:2"):
+            with pytest.raises(UnknownName):
+                await router.submit(make_call(uri, "resources/read", caller=only_a))
 
 
 async def test_completions_find_their_owner(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from gateway.calls import EVERYTHING
 from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
-from gateway.catalog.ownership import Ownership, Route
+from gateway.catalog.ownership import Claims, Ownership, Route, rank
 from gateway.catalog.pages import Page, decode_cursor, encode_cursor
 from gateway.catalog.parts import Entry, Naming, Part, hint_of_part, join_entries, join_part, plain_routes, renamed
 from gateway.catalog.scopes import may_see, narrowed, renamed_part
@@ -48,10 +48,14 @@ class Snapshot:
         offers: Mapping[str, Offer] | None = None,
         backends: Iterable[str] | None = None,
         views: Mapping[str, NamedView] | None = None,
+        namespaces: Mapping[str, str] | None = None,
+        is_named: bool = False,
     ):
         """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed.
 
-        With `offers` there are no tools but these. `backends` are all there are, also those that never listed anything.
+        With `offers` there are no tools but these. `backends` are all that can be seen in it, also those that never
+        listed anything. `namespaces` are those of all servers, whose prefixes are kept for them. `is_named` says that
+        the entries of the parts bear their public names already.
         """
         self.parts = tuple(parts)
         self.listed = listed
@@ -64,7 +68,9 @@ class Snapshot:
         self._is_personal = False
         self._everywhere = self.naming  # a reference to itself would hold a snapshot until the collector comes by
         self._scoped: dict[Scope, Snapshot] = {}
-        self.uris = Ownership()
+        self._namespaces = {part.backend: part.namespace for part in parts} if namespaces is None else namespaces
+        self._claims = Claims(() if is_named else self._namespaces.values(), self.naming.separator)
+        self.uris = Ownership(self._namespaces)
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
         self._mirrored: dict[str, Annotations] = {}
@@ -72,8 +78,9 @@ class Snapshot:
         self._hints: dict[Kind, Hint] = {}
         self._pages: dict[tuple[Kind, int, int | None, View], Page] = {}
         # URIs first: tools may link to them.
+        ranked = sorted(self.parts, key=rank)
         for kind in sorted(Kind, key=lambda one: one.namespaced):
-            for part in self.parts:
+            for part in ranked if kind.namespaced else self.parts:
                 if kind in part.entries:
                     self._add(part, kind)
         if offers is not None:
@@ -129,7 +136,9 @@ class Snapshot:
         if view.naming is None or view.naming == self.naming:
             return seen
         parts = [renamed_part(part, view.naming) for part in seen.parts]
-        found = Snapshot(parts, listed=self.listed, naming=view.naming, backends=seen.backends)
+        found = Snapshot(
+            parts, listed=self.listed, naming=view.naming, backends=seen.backends, namespaces=self._namespaces
+        )
         found.limits, found._everywhere = seen.limits, self._everywhere
         return found
 
@@ -137,7 +146,14 @@ class Snapshot:
         """Without what is out of scope; names that are left are the same ones."""
         backends = [name for name in self.backends if scope.sees_server(name)]
         parts = [narrowed(self, part, scope) for part in self.parts if scope.sees_server(part.backend)]
-        found = Snapshot(parts, listed=self.listed, naming=self.naming, backends=backends)
+        found = Snapshot(
+            parts,
+            listed=self.listed,
+            naming=self.naming,
+            backends=backends,
+            namespaces=self._namespaces,
+            is_named=True,
+        )
         found.limits, found._everywhere = (*self.limits, scope), self._everywhere
         return found
 
@@ -166,12 +182,20 @@ class Snapshot:
     def _add(self, part: Part, kind: Kind) -> None:
         entries, routes = part.entries.get(kind, ()), self._routes[kind]
         plain = plain_routes(part, kind) if kind.namespaced else None
-        if plain is not None and routes.keys().isdisjoint(plain):
+        others = self._claims.within(part.namespace) if kind.namespaced else ()
+        is_free = plain is not None and routes.keys().isdisjoint(plain)
+        if plain is not None and is_free and not (others and any(name.startswith(others) for name in plain)):
             routes.update(plain)
             self._placed[kind, part.backend] = entries
             return
-        place = self._place_named if kind.namespaced else self._place_resource
-        placed = [found for entry in entries if (found := place(part.backend, kind, entry)) is not None]
+        placed: list[Entry] = []
+        for entry in entries:
+            if kind.namespaced:
+                found = self._place_named(part.backend, kind, entry, others)
+            else:
+                found = self._place_resource(part.backend, kind, entry)
+            if found is not None:
+                placed.append(found)
         is_plain = len(placed) == len(entries) and all(map(operator.is_, placed, entries))
         self._placed[kind, part.backend] = entries if is_plain else placed  # what is known of a part holds if it is
 
@@ -187,9 +211,11 @@ class Snapshot:
         self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {public!r}")
         return Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public))
 
-    def _place_named(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
+    def _place_named(self, backend: str, kind: Kind, entry: Entry, others: tuple[str, ...]) -> Entry | None:
+        """Route a tool or prompt; `others` are prefixes of other servers that its name may begin with."""
         routes, placed = self._routes[kind], entry
-        if entry.public in routes:
+        is_claim = not entry.local and entry.public.startswith(others)  # a name from the config is the operator's wish
+        if is_claim or entry.public in routes:
             other = names.distinct_name(entry.public, backend, entry.own, self.naming.max_length)
             if other in routes:  # no accident: somebody lists the very name that this one would get
                 self.clashes.append(
@@ -198,7 +224,9 @@ class Snapshot:
                 return None
             self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
             raw = renamed(kind, entry.raw, entry.public, other)
-            placed = msgspec.structs.replace(entry, public=other, raw=raw)
+            # Rules and views that name the other server must not mean this one.
+            known_as = f"{backend}.{entry.own}" if is_claim else entry.known_as
+            placed = msgspec.structs.replace(entry, public=other, raw=raw, known_as=known_as)
         if entry.link:
             self.uris.claim(backend, entry.link)
             raw = uris.change_item(placed.raw, lambda uri: self.uris.public(backend, uri))

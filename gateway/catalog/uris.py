@@ -45,6 +45,14 @@ def split(uri: str) -> tuple[str, str] | None:
     return (name, match[2]) if _token(name) == match[1] else None
 
 
+def split_any_case(uri: str) -> tuple[str, str] | None:
+    """The same for a URI whose scheme may be in any case, as RFC 3986 section 3.1 has it."""
+    if uri[: len(PREFIX)].lower() != PREFIX:  # nearly always
+        return None
+    scheme, colon, rest = uri.partition(":")
+    return split(f"{scheme.lower()}{colon}{rest}")
+
+
 def _token(backend: str) -> str:
     return "".join(
         chr(byte) if chr(byte) in "abcdefghijklmnopqrstuvwxyz0123456789-" else f".{byte:02x}"

@@ -82,6 +82,7 @@ class Assembly:
             offers=offers,
             backends=self._supervisors,
             views=make_views(self._config),
+            namespaces={name: one.config.effective_namespace for name, one in self._supervisors.items()},
         )
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:
