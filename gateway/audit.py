@@ -53,6 +53,10 @@ class _Result(msgspec.Struct):
     isError: bool = False  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 
 
+_clients = msgspec.json.Decoder(_Client)
+_results = msgspec.json.Decoder(_Result)
+
+
 class Audit:
     """What is noted of calls, by the settings that hold now; None notes nothing, and costs nothing."""
 
@@ -243,7 +247,7 @@ def _is_tool_error(result: bytes) -> bool:
     if _TOOL_ERROR not in result:  # nearly always
         return False
     try:
-        return msgspec.json.decode(result, type=_Result).isError
+        return jsonrpc.read(_results, result).isError
     except jsonrpc.UNDECODABLE:
         return False
 
@@ -257,7 +261,7 @@ def _size(outcome: Outcome | None) -> int:
 @lru_cache(maxsize=1024)
 def _client_name(client_info: bytes) -> str | None:
     try:
-        return msgspec.json.decode(client_info, type=_Client).name[:MAX_NAME] or None
+        return jsonrpc.read(_clients, client_info).name[:MAX_NAME] or None
     except jsonrpc.UNDECODABLE:
         return None
 

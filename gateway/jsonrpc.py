@@ -1,16 +1,26 @@
-"""JSON-RPC 2.0 envelopes: the only part of a message that every room may look into.
+r"""JSON-RPC 2.0 envelopes: the only part of a message that every package may read.
 
 `params`, `result` and `error` stay `msgspec.Raw`, byte for byte as they came. Invariant: bytes that leave this module
 are UTF-8 and hold no CR or LF, so they can be framed as a JSON line or as an SSE `data:` line without another look.
 Pure: no I/O, no state.
+
+Two things that JSON's grammar and most parsers allow, and msgspec refuses, are read in the path of its failure, so that
+other messages do not pay: a byte order mark before a text (RFC 8259, 8.1), and the escape of half a surrogate pair
+(`"\ud83d"`, RFC 8259, 8.2), which JavaScript writes for text cut inside an emoji. Raw spans keep such an escape as it
+came; in a `str` it is a lone surrogate, as in Python's own json, and `encode` writes it as an escape again.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, Final, Self
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Id = int | str
 """A request id: MCP allows strings and integers, never null (basic/index, "Requests")."""
@@ -33,7 +43,7 @@ EDGE_BYTES: Final = 65_536
 _DOTTED_I: Final = str.maketrans({0x130: "i", 0x131: "i"})
 _ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
-_ID_AT_START = re.compile(rb"^\s*\{\s*(?:" + _VERSION + rb",\s*)?" + _ID + rb"[,}]")
+_ID_AT_START = re.compile(rb"^(?:\s|\xef\xbb\xbf)*\{\s*(?:" + _VERSION + rb",\s*)?" + _ID + rb"[,}]")
 _ID_AT_END = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*$")
 
 
@@ -138,11 +148,185 @@ _errors = msgspec.json.Decoder(ErrorBody)
 _ids = msgspec.json.Decoder(int | str)
 _floats = msgspec.json.Decoder(float)
 _strings = msgspec.json.Decoder(str)
+_anything = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
-encode = _encoder.encode
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding of hostile bytes can raise (deep nesting is a RecursionError)."""
+
+BOM: Final = b"\xef\xbb\xbf"
+_LEADING = re.compile(rb"(?:\s|\xef\xbb\xbf)+")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_MARKS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+"""Noncharacters, which no text should hold (Unicode 23.7); one that a message does not hold marks its lone escapes."""
+
+ESCAPE_BYTES: Final = 6
+"""Length of an escape with four hexadecimal digits."""
+REPLACEMENT: Final = rb"\ufffd"
+MAX_SURROGATES: Final = 200_000
+"""Escapes of surrogates in one message that are looked at for lone ones (0.1 s); one with more is refused as before."""
+_LONE = re.compile(r"[\ud800-\udfff]")
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """Encode a value; a lone surrogate in a string becomes its escape."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encode_with_surrogates(value)
+
+
+def _encode_with_surrogates(value: object) -> bytes:
+    match value:
+        case str():
+            return json.dumps(value).encode("ascii")
+        case msgspec.Struct():
+            config, members = value.__struct_config__, dict[object, object]()
+            for field in msgspec.structs.fields(value):
+                member: object = getattr(value, field.name)
+                is_default = field.default_factory() if callable(field.default_factory) else field.default
+                if member is not msgspec.UNSET and not (config.omit_defaults and member == is_default):
+                    members[field.encode_name] = member
+            return _encode_with_surrogates(members)
+        case dict():
+            pairs = cast("dict[object, object]", value).items()
+            texts = [
+                _encode_with_surrogates(key if isinstance(key, str) else str(key)) + b":" + encode(member)
+                for key, member in pairs
+            ]
+            return b"{" + b",".join(texts) + b"}"
+        case list() | tuple():
+            return b"[" + b",".join(map(encode, cast("list[object]", value))) + b"]"
+        case _:
+            return _encoder.encode(value)
+
+
+def read(decoder: msgspec.json.Decoder[T], data: msgspec.Raw | bytes) -> T:
+    """Decode what a peer wrote, with lone surrogate escapes and a byte order mark before it.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON, or not of the decoder's type; see also `UNDECODABLE`.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        text = without_bom(bytes(data))
+        mark = _unused_mark(text)
+        masked = text if mark is None else _marked(text, _lone_escapes(text), mark.encode())
+        if masked is text:
+            if len(text) == len(bytes(data)):
+                raise
+            return decoder.decode(text)
+        # With marks for the backslashes it can be decoded; then spans and strings get back what stood there.
+        return cast("T", _unmasked(decoder.decode(masked), str(mark)))
+
+
+def _unmasked(value: object, mark: str) -> object:
+    """What a decoder has made of a masked message, with the escapes in spans and lone surrogates in strings."""
+    match value:
+        case str():
+            return re.sub(mark + "u(....)", lambda found: chr(int(found[1], 16)), value) if mark in value else value
+        case msgspec.Raw():
+            span, masked = bytes(value), mark.encode()
+            return msgspec.Raw(span.replace(masked, b"\\")) if masked in span else value
+        case dict():
+            members = cast("dict[str, object]", value).items()
+            return {str(_unmasked(key, mark)): _unmasked(member, mark) for key, member in members}
+        case list():
+            return [_unmasked(member, mark) for member in cast("list[object]", value)]
+        case tuple():
+            return tuple(_unmasked(member, mark) for member in cast("tuple[object, ...]", value))
+        case msgspec.Struct():
+            for name in value.__struct_fields__:
+                msgspec.structs.force_setattr(value, name, _unmasked(getattr(value, name), mark))
+            return value
+        case _:
+            return value
+
+
+def _lone_escapes(data: bytes) -> Iterator[int]:
+    """Where the escapes of surrogates begin that belong to no pair; none at all if there are too many surrogates."""
+    matches = [match.start() for match in islice(_SURROGATE.finditer(data), MAX_SURROGATES + 1)]
+    if len(matches) > MAX_SURROGATES:
+        return
+    high = -1  # the last high surrogate, until it is known whether a low one follows
+    for start in matches:
+        if data[start - 1 : start] == b"\\" and _backslashes(data, start) % 2:
+            continue  # it is the text "\\ud83d", whose backslash is escaped
+        is_low = data[start + 3] in b"cdefCDEF"
+        if is_low and 0 <= high == start - ESCAPE_BYTES:
+            high = -1
+            continue
+        if high >= 0:
+            yield high
+        high = -1 if is_low else start
+        if is_low:
+            yield start
+    if high >= 0:
+        yield high
+
+
+def _backslashes(data: bytes, end: int) -> int:
+    """How many backslashes stand before a place, in one run."""
+    begin, step = end, 64
+    while begin:
+        part = data[max(begin - step, 0) : begin]
+        left = part.rstrip(b"\\")
+        begin -= len(part) - len(left)
+        if left:
+            break
+        step *= 2
+    return end - begin
+
+
+def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) -> bytes:
+    """The data with a mark for the `length` bytes at each of these places; the very same object if there are none."""
+    parts = bytearray()
+    end = 0
+    for place in places:
+        parts += data[end:place]
+        parts += mark
+        end = place + length
+    return bytes(parts + data[end:]) if end else data
+
+
+def _unused_mark(data: bytes) -> str | None:
+    """A mark that the data holds neither as it is nor escaped."""
+    for mark in _MARKS:
+        if mark.encode() not in data and not re.search(rb"(?i)\\u%04x" % ord(mark), data):
+            return mark
+    return None
+
+
+def find_lone_surrogate(data: bytes) -> int | None:
+    """Where the first escape of half a surrogate pair begins; None if there is none."""
+    return next(_lone_escapes(data), None)
+
+
+def without_lone_surrogates(data: bytes) -> bytes:
+    r"""The same JSON with each lone surrogate escape as `\ufffd`; the very same object if it holds none.
+
+    For what a client is shown in a list or in an answer to `initialize`: one parser that refuses such an escape would
+    lose all of it.
+    """
+    if b"\\ud" not in data and b"\\uD" not in data:
+        return data
+    return _marked(data, _lone_escapes(data), REPLACEMENT, ESCAPE_BYTES)
+
+
+def text_without_surrogates(text: str) -> str:
+    """A text that can be encoded: lone surrogates become U+FFFD, as in a browser's TextEncoder."""
+    return text if text.isascii() else _LONE.sub("\ufffd", text)
+
+
+def without_bom(data: bytes) -> bytes:
+    """The text without byte order marks before it (and white space, where there is a mark among it)."""
+    leading = _LEADING.match(data)
+    return data[leading.end() :] if leading is not None and BOM in leading[0] else data
 
 
 def decode(data: bytes) -> Message:
@@ -154,7 +338,7 @@ def decode(data: bytes) -> Message:
     try:
         if not data.isascii():
             data.decode()
-        message = _messages.decode(data)
+        message = read(_messages, data)
     except msgspec.ValidationError as exc:
         message = _with_float_id(data)
         if message is None:
@@ -169,7 +353,7 @@ def decode(data: bytes) -> Message:
 def _with_float_id(data: bytes) -> Message | None:
     """A message whose id is written like 2.0, which is the integer 2 to JSON; None if that is not what is wrong."""
     try:
-        found = _float_ids.decode(data)
+        found = read(_float_ids, data)
     except UNDECODABLE:
         return None
     if abs(found.id) > MAX_EXACT or not found.id.is_integer():
@@ -182,7 +366,7 @@ def recover_id(data: bytes) -> Id | None:
     for match in (_ID_AT_START.search(data[:EDGE_BYTES]), _ID_AT_END.search(data[-EDGE_BYTES:])):
         if match is not None:
             try:
-                return _ids.decode(match[1])
+                return read(_ids, match[1])
             except UNDECODABLE:
                 return None
     return None
@@ -190,7 +374,8 @@ def recover_id(data: bytes) -> Id | None:
 
 def is_batch(data: bytes) -> bool:
     """Whether the body is a JSON array, which only protocol version 2025-03-26 allows."""
-    return data.lstrip()[:1] == b"["
+    start = data.lstrip()[:1]
+    return start == b"[" or (start == BOM[:1] and without_bom(data).startswith(b"["))
 
 
 def decode_batch(data: bytes, *, most: int) -> list[bytes]:
@@ -202,7 +387,7 @@ def decode_batch(data: bytes, *, most: int) -> list[bytes]:
     try:
         if not data.isascii():
             data.decode()
-        parts = [bytes(part) for part in _arrays.decode(data)]
+        parts = [bytes(part) for part in read(_arrays, data)]
     except UNDECODABLE as exc:
         raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", None) from None
     if not 1 <= len(parts) <= most:
@@ -219,7 +404,7 @@ def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
     if raw is ABSENT:
         return {}
     try:
-        return _objects.decode(raw)
+        return read(_objects, raw)
     except UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
 
@@ -227,7 +412,7 @@ def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
 def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
     """Decode the top level of an array; ValueError if it is none."""
     try:
-        return _arrays.decode(raw)
+        return read(_arrays, raw)
     except UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
 
@@ -235,7 +420,7 @@ def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
 def decode_string(raw: msgspec.Raw | bytes) -> str:
     """Decode a string; ValueError if it is none."""
     try:
-        return _strings.decode(raw)
+        return read(_strings, raw)
     except UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
 
@@ -243,7 +428,7 @@ def decode_string(raw: msgspec.Raw | bytes) -> str:
 def decode_id(raw: msgspec.Raw | bytes) -> Id:
     """Decode an id or a progress token (2.0 is the integer 2); ValueError if it is neither a string nor an integer."""
     try:
-        return _ids.decode(raw)
+        return read(_ids, raw)
     except UNDECODABLE as exc:
         try:
             number = _floats.decode(raw)
@@ -257,19 +442,19 @@ def decode_id(raw: msgspec.Raw | bytes) -> Id:
 def decode_error(raw: msgspec.Raw) -> ErrorBody:
     """Decode an `error` member; one without the form that JSON-RPC demands becomes -32603 with itself as data."""
     try:
-        return _errors.decode(raw)
+        return read(_errors, raw)
     except UNDECODABLE:
         return ErrorBody(INTERNAL_ERROR, "the server sent an error without code and message", raw)
 
 
 def decode_any(raw: msgspec.Raw | bytes) -> Any:
     """Decode a value wholly; only for small values that the gateway itself must understand."""
-    return msgspec.json.decode(raw)
+    return read(_anything, raw)
 
 
 def raw(value: object) -> msgspec.Raw:
     """Encode a value to a raw span."""
-    return msgspec.Raw(_encoder.encode(value))
+    return msgspec.Raw(encode(value))
 
 
 def one_line(span: msgspec.Raw | bytes) -> bytes:
@@ -281,7 +466,7 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
     if b"\n" in data or b"\r" in data:
         try:
             return msgspec.json.format(data, indent=-1)
-        except RecursionError:  # called from further down the stack than where it was decoded
+        except (RecursionError, msgspec.DecodeError):  # further down the stack than the decoder was; a lone surrogate
             return data.translate(None, b"\r\n")
     return data
 
@@ -289,8 +474,8 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
 def request(request_id: Id, method: str, params: bytes) -> bytes:
     """Encode a request; `params` is an encoded object."""
     return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (
-        _encoder.encode(request_id),
-        _encoder.encode(method),
+        encode(request_id),
+        encode(method),
         one_line(params),
     )
 
@@ -298,22 +483,22 @@ def request(request_id: Id, method: str, params: bytes) -> bytes:
 def notification(method: str, params: bytes | None = None) -> bytes:
     """Encode a notification; `params` is an encoded object or None for a message without the member."""
     if params is None:
-        return b'{"jsonrpc":"2.0","method":%b}' % _encoder.encode(method)
-    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (_encoder.encode(method), one_line(params))
+        return b'{"jsonrpc":"2.0","method":%b}' % encode(method)
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), one_line(params))
 
 
 def response(request_id: Id, result: bytes) -> bytes:
     """Encode a result response; `result` is an encoded value and is spliced in as it is."""
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (_encoder.encode(request_id), one_line(result))
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(request_id), one_line(result))
 
 
 def error_response(request_id: Id | None, code: int, message: str, data: bytes | None = None) -> bytes:
     """Encode an error response; `data` is an encoded value. An unknown id is null, as JSON-RPC 2.0 section 5 says."""
-    encoded_id = b"null" if request_id is None else _encoder.encode(request_id)
+    encoded_id = b"null" if request_id is None else encode(request_id)
     tail = b"" if data is None else b',"data":' + one_line(data)
     return b'{"jsonrpc":"2.0","id":%b,"error":{"code":%d,"message":%b%b}}' % (
         encoded_id,
         code,
-        _encoder.encode(message),
+        encode(message),
         tail,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from gateway.jsonrpc import EDGE_BYTES
+from gateway.jsonrpc import BOM, EDGE_BYTES
 
 if TYPE_CHECKING:
     from trio.lowlevel import FdStream
@@ -22,6 +22,7 @@ READ_BYTES: Final = 65_536
 """How much one read may bring: what a pipe holds. From 128 KiB on glibc maps and unmaps the memory for each read."""
 MAX_PARTS: Final = 4_096
 """Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
+_EMPTY: Final = (b"", b"\r", BOM, BOM + b"\r")
 DEFAULT_OUTBOX_BYTES: Final = 1_048_576
 """How much may wait for a slow reader before posters are held back."""
 
@@ -35,7 +36,7 @@ class Overlong(msgspec.Struct, frozen=True):
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines (without their ends). Empty lines are dropped.
+    """Cuts a byte stream into lines (without their ends). Empty lines are dropped, also behind a byte order mark.
 
     At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `Overlong`.
     """
@@ -62,7 +63,7 @@ class LineSplitter:
         for line in middle:
             if len(line) > self._max:
                 lines.append(Overlong(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
-            elif line and line != b"\r":
+            elif not _is_empty(line):
                 lines.append(line)
         self._hold(last)
         return lines
@@ -96,7 +97,7 @@ class LineSplitter:
             self._head, self._tail = None, b""
             return done
         line = self._take_held()
-        return line if line and line != b"\r" else None
+        return None if _is_empty(line) else line
 
     def _take_held(self) -> bytes:
         parts = self._parts
@@ -105,6 +106,10 @@ class LineSplitter:
         if self._front:
             held, self._front = bytes(self._front) + held, bytearray()
         return held
+
+
+def _is_empty(line: bytes) -> bool:
+    return len(line) <= len(_EMPTY[-1]) and line in _EMPTY
 
 
 async def read_some(stream: FdStream) -> bytes:

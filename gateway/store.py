@@ -59,6 +59,9 @@ class _CatalogFile(msgspec.Struct):
     instructions: str | None = None
 
 
+_catalogs = msgspec.json.Decoder(_CatalogFile)
+
+
 class EraRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What opening a session with a server has found."""
 
@@ -85,6 +88,9 @@ class _EraFile(msgspec.Struct):
     format: int
     server: str
     record: EraRecord
+
+
+_eras = msgspec.json.Decoder(_EraFile)
 
 
 def eras_of(offered: Collection[str], used: Era) -> list[Era]:
@@ -188,7 +194,7 @@ class Store:
         """What this server listed last, under the same configuration; None if that is not known."""
         path = self._catalog_path(config)
         try:
-            found = msgspec.json.decode(read_plain(path), type=_CatalogFile)
+            found = jsonrpc.read(_catalogs, read_plain(path))
             if found.format != FORMAT or found.server != config.name:
                 return None
             items = {
@@ -214,7 +220,7 @@ class Store:
     def load_era(self, config: ServerConfig) -> EraRecord | None:
         """What opening this server's session has found last; None if that is not known."""
         try:
-            found = msgspec.json.decode(read_plain(self._era_path(config)), type=_EraFile)
+            found = jsonrpc.read(_eras, read_plain(self._era_path(config)))
         except FileNotFoundError:
             return None
         except (OSError, *jsonrpc.UNDECODABLE) as exc:

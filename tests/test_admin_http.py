@@ -146,6 +146,34 @@ async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_
         assert answer == (200, {"added": ["c"], "not_ready": {"c": "exited with status 1"}})
 
 
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
+async def test_a_byte_order_mark_before_a_body_is_skipped(
+    before: bytes, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        body = before + json.dumps({"mcpServers": {"c": {"command": "run-c"}}}).encode()
+        assert (await house.ask("POST", "/servers", body))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"command": "\ud83d"},
+        {"command": "x", "args": ["\ud83d"]},
+        {"command": "x", "\ud83d": 1},
+        {"command": "x", "y": "\ud83d"},
+    ],
+    ids=repr,
+)
+async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway(
+    server: dict[str, object], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        status, answer = await house.ask("POST", "/servers", json.dumps({"mcpServers": {"c": server}}).encode())
+        assert status == 422
+        assert "holds half of a surrogate pair" in answer["details"][0]
+
+
 # -- G9 ----------------------------------------------------------------------------------------------------------------
 
 

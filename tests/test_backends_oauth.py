@@ -33,6 +33,7 @@ from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.store import Store
 from tests.fakes import SOON, make_call
+from tests.peers import oauth_peer
 from tests.peers.oauth_peer import OAuthPeer, open_oauth_peer, page
 from tests.support import bare_nursery
 
@@ -167,6 +168,20 @@ async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> Non
             assert isinstance(await call(session), Complete)
         assert len(house.pages) == 1
         assert None not in {token for _, token in house.peer.calls}
+
+
+async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = oauth_peer.page
+
+    def page(status: int, value: Any = None, **headers: str) -> oauth_peer.Reply:
+        status, named, body = plain(status, value, **headers)
+        return status, named, b"\xef\xbb\xbf" + body if body else body
+
+    monkeypatch.setattr(oauth_peer, "page", page)
+    async with open_house(tmp_path) as house, house.open() as session:
+        assert isinstance(await call(session), Complete)
 
 
 async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> None:

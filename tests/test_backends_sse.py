@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.http_sessions import call, open_session, outcome, start_call, text_of
+from tests.peers import http_peer
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 
 pytestmark = pytest.mark.leak_check
@@ -57,6 +59,17 @@ async def test_a_session_from_the_endpoint_event_to_the_end() -> None:
         assert {request.target for request in peer.requests} == {"/sse", "/messages/?session_id=1"}
         assert all(request.headers["x-key"] == "k" for request in peer.requests)
         await peer.wait(lambda: peer.open_connections == 0)
+
+
+@pytest.mark.parametrize(
+    ("server", "path"), [(LegacyServer(), "/mcp"), (ModernServer(), "/mcp"), (SseServer(), "/sse")], ids=["l", "m", "s"]
+)
+async def test_a_byte_order_mark_before_every_message_is_skipped(
+    server: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_peer, "dump", lambda value: b"\xef\xbb\xbf" + json.dumps(value).encode())
+    async with open_peer(server, path=path) as peer, open_session(peer.url) as session:
+        assert text_of(await call(session, "echo", {"text": "x"})) == "x"
 
 
 @pytest.mark.parametrize(

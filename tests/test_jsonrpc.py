@@ -55,7 +55,10 @@ def test_an_integer_written_as_a_float_is_that_integer(spelled: str) -> None:
         (b"hello", jsonrpc.PARSE_ERROR, None),
         (b'{"jsonrpc":"2.0","id":5,"method":"x",', jsonrpc.PARSE_ERROR, 5),
         (b'{"id":5,"result":{"a":NaN}}', jsonrpc.PARSE_ERROR, 5),
-        (b'{"id":"five","result":{"a":"\\ud800"}}', jsonrpc.PARSE_ERROR, "five"),
+        (b'{"id":"five","result":{"a":"\\ud80"}}', jsonrpc.PARSE_ERROR, "five"),
+        (b'{"id":"five","result":{"a":"\\ud800","b":NaN}}', jsonrpc.PARSE_ERROR, "five"),
+        (b'\xef\xbb\xbf{"id":"\\ud83d","result":NaN}', jsonrpc.PARSE_ERROR, "\ud83d"),
+        (b'{"id":5,"result":["\\ud800' + b"\\ud83d" * 200_000 + b'"]}', jsonrpc.PARSE_ERROR, 5),
         (b'{"jsonrpc":"2.0","result":{"a":"\xff"},"id":5}', jsonrpc.PARSE_ERROR, 5),
         (b'{"result":{"a":"\xff"},"id":-5,"jsonrpc":"2.0"}\r', jsonrpc.PARSE_ERROR, -5),
         (b'{"method":"x","params":{"id":3,"a":NaN}}', jsonrpc.PARSE_ERROR, None),  # that id is not the message's
@@ -217,3 +220,129 @@ def test_an_error_to_nobody_has_a_null_id() -> None:
         "id": None,
         "error": {"code": -32700, "message": "no"},
     }
+
+
+# -- what msgspec refuses and peers write ------------------------------------------------------------------------------
+
+LONE = [
+    r"\ud83d",
+    r"\uD83D",
+    r"\uDbFf tail",
+    r"cut \ude00",
+    r"\ude00\ud83d",  # the right two in the wrong order
+    r"\ud83d\ud83d",
+    r"\ud83d\n",
+    r"\ud83d\u0041",
+    r"\ud83dude00",
+    r"\\\ud83d",  # a backslash, then the escape
+    r"\ud83d\\ude00",  # the escape, then a backslash and text
+    r"\\ud83d\ude00",  # text, then the escape
+    r"u\ud83d",
+    r"\ufdd0 \ud83d",
+    "\ufdd0\ufdd1 " + r"\uFDD2 \ud83d",  # noncharacters, which may serve as marks
+    r"\ud83d\ud83d\ude00",
+    r"\ud83d\ude00\ude00",
+]
+WHOLE = [
+    r"\ud83d\ude00",
+    r"\uD83D\uDE00\ud83d\ude00",
+    r"\\ud83d",
+    r"\\\\ude00",
+    r"\ud7ff\ue000",
+    r"\ufffd",
+    "\U0001f600",
+]
+
+
+def same_everywhere(message: dict[str, object], value: str) -> bool:
+    """Whether a message's id, method and error message, as far as it has them, are this text."""
+    error = message.get("error")
+    found = [
+        message.get("id", value),
+        message.get("method", value),
+        error["message"] if isinstance(error, dict) else value,
+    ]
+    return found == [value] * 3
+
+
+@pytest.mark.parametrize("text", LONE + WHOLE)
+def test_surrogates_pass_in_every_member(text: str) -> None:
+    """Spans keep their bytes, strings are those of Python's own parser, and encoding gives the same value back."""
+    span = f'{{"{text}" : ["{text}", {{"a":"{text}"}}]}}'.encode()
+    value = json.loads(f'"{text}"')
+    message = jsonrpc.decode(
+        b'{"id":"%b","method":"%b","params":%b,"result":%b,"error":{"code":1,"message":"%b","data":%b}}'
+        % (text.encode(), text.encode(), span, span, text.encode(), span)
+    )
+    assert (message.id, message.method) == (value, value)
+    assert bytes(message.params) == bytes(message.result) == span
+    error = jsonrpc.decode_error(message.error)
+    assert (error.message, bytes(error.data)) == (value, span)
+    members = jsonrpc.decode_object(message.params)
+    assert {name: bytes(member) for name, member in members.items()} == {
+        value: span.partition(b" : ")[2].removesuffix(b"}")
+    }
+    (first, _), string = jsonrpc.decode_array(members[value]), f'"{text}"'.encode()
+    assert bytes(first) == string
+    assert jsonrpc.decode_string(first) == jsonrpc.decode_id(first) == jsonrpc.decode_any(first) == value
+    assert jsonrpc.decode_batch(b"[%b]" % span, most=1) == [span]
+    assert jsonrpc.recover_id(b'{"id":"%b","x' % text.encode()) in {value, None}
+    for encoded in (
+        jsonrpc.response(value, span),
+        jsonrpc.request(value, value, span),
+        jsonrpc.notification(value, span),
+        jsonrpc.error_response(value, 1, value, span),
+    ):
+        assert span in encoded
+        assert same_everywhere(json.loads(encoded), value)
+    assert json.loads(jsonrpc.encode({value: [value, (value, 1), msgspec.Raw(span), None]})) == {
+        value: [value, [value, 1], json.loads(span), None]
+    }
+
+
+@pytest.mark.parametrize("text", LONE + WHOLE)
+def test_lone_surrogates_are_replaced_in_place(text: str) -> None:
+    data = f'{{"{text}":"{text}"}}'.encode()
+    found = jsonrpc.without_lone_surrogates(data)
+    expected = json.loads(f'"{text}"').encode(errors="replace").replace(b"?", b"\xef\xbf\xbd").decode()
+    assert json.loads(found) == msgspec.json.decode(found) == {expected: expected}
+    assert len(found) == len(data)
+    assert (found is data) == (text in WHOLE)
+    assert jsonrpc.text_without_surrogates(json.loads(f'"{text}"')) == expected
+
+
+PIECES = ["\\", '"', "u", "d83d", "\ud83d", "\udc00", "\U0001f600", "\n", "x", "\ufdd0"]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_any_text_of_surrogates_and_backslashes_arrives(text: str) -> None:
+    data = json.dumps({text: text}).encode()
+    assert jsonrpc.decode_any(data) == json.loads(data)
+    assert json.loads(jsonrpc.encode(jsonrpc.decode_object(data))) == json.loads(data)
+    assert json.loads(jsonrpc.one_line(b"\n" + data)) == json.loads(data)
+
+
+def test_a_struct_with_a_lone_surrogate_is_encoded_as_any_other() -> None:
+    error = jsonrpc.ErrorBody(1, "\ud83d", msgspec.Raw(b"[1]"))
+    assert json.loads(jsonrpc.encode(error)) == {"code": 1, "message": "\ud83d", "data": [1]}
+
+
+BOM = jsonrpc.BOM
+MESSAGE = b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"a":"\\ud83d"}}'
+
+
+@pytest.mark.parametrize("before", [BOM, BOM + b" ", b" \r" + BOM, BOM * 2])
+def test_a_byte_order_mark_before_a_message_is_skipped(before: bytes) -> None:
+    message = jsonrpc.decode(before + MESSAGE)
+    assert (message.id, message.method, bytes(message.params)) == (5, "x", b'{"a":"\\ud83d"}')
+    assert jsonrpc.is_batch(before + b"[")
+    assert not jsonrpc.is_batch(before + MESSAGE)
+    assert jsonrpc.decode_batch(before + b"[%b]" % MESSAGE, most=1) == [MESSAGE]
+    assert jsonrpc.recover_id(before + MESSAGE[:30]) == 5
+
+
+def test_a_byte_order_mark_anywhere_else_is_text_or_an_error() -> None:
+    assert jsonrpc.decode_string(b'"' + BOM + b'x"') == "\ufeffx"
+    with pytest.raises(Malformed):
+        jsonrpc.decode(MESSAGE[:-1] + BOM + b"}")

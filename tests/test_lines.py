@@ -39,6 +39,7 @@ def split(chunks: list[bytes], most: int) -> list[bytes | Overlong]:
         ([b"12345\n123456\n12\n"], [b"12345", Overlong(b"123456", b"123456", 6), b"12"], 0),
         ([b"123", b"456", b"789", b"\nok\n"], [Overlong(b"123456789", b"123456789", 9), b"ok"], 0),
         ([b"1234567"], [], 7),
+        ([b"\xef\xbb\xbf\na\n\xef\xbb", b"\xbf\r\n", b"\xef\xbb\xbfb\n"], [b"a", b"\xef\xbb\xbfb"], 0),
     ],
 )
 def test_lines_are_cut(chunks: list[bytes], lines: list[bytes | Overlong], unfinished: int) -> None:

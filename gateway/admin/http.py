@@ -174,9 +174,10 @@ class Endpoint:
 
 
 def parse_body(body: bytes) -> bytes:
-    """The body of `POST /servers`, if it is JSON at all."""
+    """The body of `POST /servers` without a byte order mark, if it is JSON at all."""
     import json
 
+    body = jsonrpc.without_bom(body)
     try:
         json.loads(body)
     except (ValueError, RecursionError) as exc:

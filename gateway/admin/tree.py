@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
 from gateway.supervisor.states import State
 
@@ -24,6 +25,9 @@ _MAX_SHOWN = 200  # characters of a name that a client gives
 
 class _Client(msgspec.Struct):
     name: str = ""
+
+
+_clients = msgspec.json.Decoder(_Client)
 
 
 def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
@@ -42,7 +46,7 @@ def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
 
 def _session(caller: Caller, calls: list[CallNode]) -> SessionNode:
     try:
-        client = msgspec.json.decode(caller.client_info, type=_Client).name[:_MAX_SHOWN] or None
+        client = jsonrpc.read(_clients, caller.client_info).name[:_MAX_SHOWN] or None
     except (ValueError, RecursionError):
         client = None
     return SessionNode(caller.label, caller.era, client, caller.principal, calls)

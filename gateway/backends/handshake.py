@@ -73,6 +73,10 @@ class _Refusal(msgspec.Struct):
     error: msgspec.Raw
 
 
+_hellos = msgspec.json.Decoder(_Hello)
+_unsupported = msgspec.json.Decoder(_Unsupported)
+
+
 async def greet(
     conversation: Conversation,
     *,
@@ -135,7 +139,7 @@ def _may_try_again(outcome: Outcome | None) -> bool:
 
 def _offered(failure: Failure) -> list[str]:
     try:
-        return msgspec.json.decode(failure.data or b"{}", type=_Unsupported).supported
+        return jsonrpc.read(_unsupported, failure.data or b"{}").supported
     except jsonrpc.UNDECODABLE:
         return []
 
@@ -224,8 +228,13 @@ def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol
 
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
+    # What clients are told of it must not break the parsers that refuse halves of surrogate pairs.
+    result = jsonrpc.without_lone_surrogates(outcome.result)
+    if result is not outcome.result:
+        text = "backend %r: its introduction holds halves of surrogate pairs, served as U+FFFD"
+        log.warning(text, conversation.backend, extra={"backend": conversation.backend})
     try:
-        return msgspec.json.decode(outcome.result, type=_Hello)
+        return _hellos.decode(result)
     except jsonrpc.UNDECODABLE as exc:
         raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
 

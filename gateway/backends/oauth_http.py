@@ -19,6 +19,7 @@ import trio
 from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, explain, read_body, same_origin
 from gateway.backends.oauth_answers import describe
 from gateway.errors import BackendUnavailable
+from gateway.jsonrpc import without_bom
 
 if TYPE_CHECKING:
     import ssl
@@ -89,7 +90,7 @@ class OAuthHttp:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
                 await response.aclose()
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _DROPPED]
-        answer = httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+        answer = httpx2.Response(response.status_code, headers=headers, content=without_bom(body), request=request)
         answer.next_request = response.next_request
         return answer
 

@@ -85,7 +85,10 @@ class RequestHeaders:
         """For a request's POST."""
         if hop.era is Era.LEGACY:
             return self.legacy
-        own: HeaderList = [(VERSION_HEADER, hop.version.encode()), (METHOD_HEADER, method.encode())]
+        own: HeaderList = [
+            (VERSION_HEADER, hop.version.encode()),
+            (METHOD_HEADER, jsonrpc.text_without_surrogates(method).encode()),
+        ]
         if ticket is not None and method in TASK_METHODS:
             own.append((NAME_HEADER, encode_value(ticket.task_id).encode()))
         elif ticket is not None and method in NAME_MEMBER:

@@ -145,7 +145,7 @@ class SseSession(HttpSession):
         if self._endpoint is not None:
             return
         try:
-            endpoint = self.http.url.join(data.decode().strip())
+            endpoint = self.http.url.join(data.decode("utf-8-sig").strip())
         except (httpx2.InvalidURL, UnicodeDecodeError):
             endpoint = None
         if endpoint is None or not same_origin(endpoint, self.http.url):

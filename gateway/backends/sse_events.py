@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.jsonrpc import EDGE_BYTES
+from gateway.jsonrpc import BOM, EDGE_BYTES
 from gateway.lines import Overlong
 
 MAX_ID_BYTES: Final = 4_096
@@ -20,8 +20,6 @@ MAX_RETRY: Final = 300.0
 """Seconds; a server that asks for a longer pause before reconnecting gets this one."""
 LONGEST_FIELD_NAME: Final = 16
 """Room beside the data in a line's allowance."""
-
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -86,7 +84,9 @@ class EventParser:
         if self._at_start:
             self._at_start = False
             if isinstance(line, bytes):
-                line = line.removeprefix(_BOM)
+                line = line.removeprefix(BOM)
+            else:
+                line = Overlong(line.head.removeprefix(BOM), line.tail, line.size)
         if isinstance(line, Overlong):
             if line.head.startswith(b"data:"):
                 self._has_data = True

@@ -115,7 +115,7 @@ _schemas = msgspec.json.Decoder(_Schema)
 def clean(
     kind: Kind, raws: Iterable[msgspec.Raw], hint: Hint = KEEP_NOTHING
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Turn the members of a list result into items; returns (items, what was left out and why)."""
+    """Turn the members of a list result into items; returns (items, what was changed or left out, and why)."""
     items: dict[str, Item] = {}
     problems: list[str] = []
     for index, span in enumerate(raws):
@@ -127,6 +127,11 @@ def clean(
         except ValueError as exc:
             problems.append(f"{kind.member}[{index}] left out: {exc}")
             continue
+        shown = jsonrpc.without_lone_surrogates(item.raw)
+        if shown is not item.raw:
+            # Many clients use parsers that refuse a whole list for one such escape.
+            item = msgspec.structs.replace(item, raw=shown)
+            problems.append(f"{kind.member}[{index}] ({item.own!r}) holds halves of surrogate pairs, served as U+FFFD")
         if item.own in items:
             problems.append(f"{kind.member}[{index}] left out: {item.own!r} is listed twice")
             continue
@@ -160,7 +165,7 @@ def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:
 def _check_schema(own: str, members: dict[str, msgspec.Raw]) -> None:
     """SDK clients refuse the whole list if one tool's inputSchema is not `{"type": "object", ...}`."""
     try:
-        kind = _schemas.decode(members.get("inputSchema", jsonrpc.ABSENT)).type
+        kind = jsonrpc.read(_schemas, members.get("inputSchema", jsonrpc.ABSENT)).type
     except jsonrpc.UNDECODABLE:
         kind = ""
     if kind != "object":

@@ -10,6 +10,8 @@ import hashlib
 import re
 from typing import Final
 
+from gateway import jsonrpc
+
 HASH_LENGTH: Final = 8
 """Hex digits of the hash that replaces what was cut off; 32 bits keep thousands of names apart."""
 MIN_LENGTH: Final = 16
@@ -33,8 +35,10 @@ def _digest(text: str) -> str:
 def public_name(namespace: str, separator: str, own: str, max_length: int) -> str:
     """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole.
 
-    Control and format characters are served as `_`, with such a hash: the backend still gets the name that it gave.
+    Control and format characters are served as `_`, with such a hash, too, and lone surrogates as U+FFFD: the backend
+    still gets the name that it gave.
     """
+    own = jsonrpc.text_without_surrogates(own)
     full = f"{namespace}{separator}{own}" if namespace else own
     printable = _UNSEEN.sub("_", full)
     if printable != full:

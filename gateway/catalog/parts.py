@@ -76,7 +76,9 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
     has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
     for kind, items in listing.items.items():
         if not kind.namespaced:
-            entries[kind] = tuple(Entry(item.own, item.own, item.raw) for item in items)
+            entries[kind] = tuple(
+                Entry(jsonrpc.text_without_surrogates(item.own), item.own, item.raw) for item in items
+            )
             continue
         made: list[Entry] = []
         for curated in curate(items, choice if kind is Kind.TOOLS else ALL_TOOLS):

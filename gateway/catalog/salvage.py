@@ -118,7 +118,7 @@ def _sort(scanner: _Scanner, kind: Kind, pieces: list[tuple[int, int]]) -> tuple
             break  # an empty array
         try:
             item.decode()
-            _items.decode(item)
+            jsonrpc.read(_items, item)
         except jsonrpc.UNDECODABLE as exc:
             problems.append(
                 f"{kind.member}[{index}]{_name_of(scanner, kind, begin, end)} left out: no valid JSON: {exc}"

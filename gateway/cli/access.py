@@ -78,7 +78,7 @@ def hash_key(values: Values) -> int:
 
     key = None
     if values.stdin:
-        key = sys.stdin.readline().strip()
+        key = sys.stdin.readline().strip().removeprefix("\ufeff")
         if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
             message = f"a key must be at least {MIN_KEY} visible ASCII characters, at random"
             raise UsageError(message, "leave --stdin out and one is made")

@@ -44,6 +44,7 @@ COMPLETION = "_" + PROGRAM.upper().replace("-", "_") + "_COMPLETE"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     _open_missing_stdio()
+    _print_what_cannot_be_encoded()
     words = list(sys.argv[1:] if argv is None else argv)
     # Before the command or right after it, where no other thing of this name can stand.
     debug = "--debug" in words[:2] and len(words) > 1
@@ -121,6 +122,13 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
         else:
             leaves.append(one)
     return leaves
+
+
+def _print_what_cannot_be_encoded() -> None:
+    """Print a lone surrogate, or what the terminal's encoding lacks, as its escape, which in JSON means the same."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # nothing that stands in its place has this
+        reconfigure(errors="backslashreplace")
 
 
 def _open_missing_stdio() -> None:

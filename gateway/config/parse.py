@@ -10,7 +10,7 @@ from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance
 from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
 from gateway.config.servers import read_server
-from gateway.config.text import SHAPE, decode
+from gateway.config.text import SHAPE, check_surrogates, decode
 from gateway.config.views import read_views
 from gateway.errors import ConfigError
 
@@ -55,6 +55,8 @@ def parse_config(
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
     findings.check()
+    if not isinstance(data, dict):
+        check_surrogates(data, source)
     return Config(servers, gateway, tuple(findings.warnings), source, access, views, findings.secrets)
 
 

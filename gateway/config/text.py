@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config.findings import is_list, is_object, shown
 from gateway.errors import ConfigError
+from gateway.jsonrpc import find_lone_surrogate
 
 if TYPE_CHECKING:
     from gateway.config.findings import Findings
@@ -67,6 +68,19 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
     if pairs.repeated:
         _note_repeated(root, "", pairs, findings, source)
     return root
+
+
+def check_surrogates(data: bytes | str, source: str) -> None:
+    """Refuse halves of surrogate pairs also where no field is read: what is kept of a config must be text.
+
+    Raises ConfigError.
+    """
+    encoded = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    place = find_lone_surrogate(encoded)
+    if place is not None:
+        line = encoded.count(b"\n", 0, place) + 1
+        fault = "holds half of a surrogate pair, which is no text; write the character itself"
+        raise ConfigError([f"{source}: line {line}: {fault}"])
 
 
 def _text(data: bytes | str, source: str) -> str:

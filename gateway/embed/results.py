@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mcp_types import CallToolResult, Tool
 from pydantic import ValidationError
 
+from gateway import jsonrpc
 from gateway.calls import Complete, Failure
 from gateway.embed.errors import CallFailed, CallTimeout
 from gateway.errors import BackendError, BackendTooSlow, GatewayError
@@ -39,7 +40,8 @@ def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
     match outcome:
         case Complete():
             try:
-                return CallToolResult.model_validate_json(outcome.result)
+                # The SDK's types hold no lone surrogates: where a text was cut inside an emoji, U+FFFD stands.
+                return CallToolResult.model_validate_json(jsonrpc.without_lone_surrogates(outcome.result))
             except ValidationError as exc:
                 text = f"{what}: its result has not the form that MCP demands: {_first_line(exc)}"
                 raise CallFailed(text) from None

@@ -164,10 +164,13 @@ class InputRequiredBody(msgspec.Struct):
     requestState: msgspec.Raw = jsonrpc.ABSENT  # noqa: N815 - the wire's name
 
 
+_input_required = msgspec.json.Decoder(InputRequiredBody)
+
+
 def read_input_required(result: bytes) -> InputRequiredBody:
     """Read an `input_required` result; ValueError if it has not the form that MCP gives it."""
     try:
-        return msgspec.json.decode(result, type=InputRequiredBody)
+        return jsonrpc.read(_input_required, result)
     except jsonrpc.UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
 
@@ -261,9 +264,12 @@ class _Elicitations(msgspec.Struct):
     elicitations: list[dict[str, msgspec.Raw]] = []
 
 
+_elicitation_lists = msgspec.json.Decoder(_Elicitations)
+
+
 def _elicitations(failure: Failure) -> list[dict[str, msgspec.Raw]]:
     try:
-        return msgspec.json.decode(failure.data or b"{}", type=_Elicitations).elicitations
+        return jsonrpc.read(_elicitation_lists, failure.data or b"{}").elicitations
     except jsonrpc.UNDECODABLE:
         return []
 

@@ -36,7 +36,7 @@ _result_types = msgspec.json.Decoder(ResultType)
 def read_modern_result(result: bytes) -> Complete | InputRequired | None:
     """Class a modern backend's result by its `resultType`; None if that is one nobody declared (it is invalid then)."""
     try:
-        kind = _result_types.decode(result).resultType
+        kind = jsonrpc.read(_result_types, result).resultType
     except jsonrpc.UNDECODABLE:
         return None
     match kind:

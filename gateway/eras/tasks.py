@@ -60,13 +60,18 @@ class _ModernCreated(msgspec.Struct):
     resultType: str  # noqa: N815 - the wire's name
 
 
+_states = msgspec.json.Decoder(State)
+_legacy_created = msgspec.json.Decoder(_LegacyCreated)
+_modern_created = msgspec.json.Decoder(_ModernCreated)
+
+
 def read_created(result: msgspec.Raw | bytes, era: Era) -> State | None:
     """The task that an answer to a call stands for; None if the answer is the call's own result."""
     try:
         if era is Era.LEGACY:
-            state = msgspec.json.decode(result, type=_LegacyCreated).task
-        elif msgspec.json.decode(result, type=_ModernCreated).resultType == "task":
-            state = msgspec.json.decode(result, type=State)
+            state = jsonrpc.read(_legacy_created, result).task
+        elif jsonrpc.read(_modern_created, result).resultType == "task":
+            state = jsonrpc.read(_states, result)
         else:
             return None
     except jsonrpc.UNDECODABLE:
@@ -77,7 +82,7 @@ def read_created(result: msgspec.Raw | bytes, era: Era) -> State | None:
 def read_state(result: bytes) -> State | None:
     """The answer to `tasks/get`; None if it is none."""
     try:
-        state = msgspec.json.decode(result, type=State)
+        state = jsonrpc.read(_states, result)
     except jsonrpc.UNDECODABLE:
         return None
     return state if state.status else None

@@ -59,6 +59,9 @@ class _InitializeParams(msgspec.Struct):
     clientInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 
 
+_initialize_params = msgspec.json.Decoder(_InitializeParams)
+
+
 class Introduction(msgspec.Struct, frozen=True):
     """What a legacy client said in `initialize`, and the version it was given."""
 
@@ -113,7 +116,7 @@ class Answers:
             InvalidParams: the params are none of an initialize request.
         """
         try:
-            params = msgspec.json.decode(message.params, type=_InitializeParams)
+            params = jsonrpc.read(_initialize_params, message.params)
         except jsonrpc.UNDECODABLE as exc:
             text = f"initialize: {exc}"
             raise InvalidParams(text) from None
@@ -415,9 +418,12 @@ class _Cancelled(msgspec.Struct):
     requestId: int | str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 
 
+_cancelled = msgspec.json.Decoder(_Cancelled)
+
+
 def cancelled_id(message: Message) -> jsonrpc.Id | None:
     """The id that a `notifications/cancelled` names; None if it names none (malformed ones are ignored)."""
     try:
-        return msgspec.json.decode(message.params, type=_Cancelled).requestId
+        return jsonrpc.read(_cancelled, message.params).requestId
     except jsonrpc.UNDECODABLE:
         return None

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -52,11 +53,13 @@ class State(msgspec.Struct, omit_defaults=True):
     inner: msgspec.Raw = jsonrpc.ABSENT
 
 
+_states = msgspec.json.Decoder(State)
+
+
 def digest_of(call: Call) -> str:
     """A digest of the method and of all params that must be the same in a retry, however they are written."""
     params = {name: _canonical(span) for name, span in call.params.items() if name not in UNSEALED}
-    canonical = msgspec.json.encode([call.method, call.name, params], order="deterministic")
-    return hashlib.sha256(canonical).hexdigest()
+    return hashlib.sha256(_sorted([call.method, call.name, params])).hexdigest()
 
 
 def _canonical(span: msgspec.Raw) -> str:
@@ -65,10 +68,17 @@ def _canonical(span: msgspec.Raw) -> str:
     What nobody can decode, for it nests too deep or holds numbers beyond all bounds, must come back letter by letter.
     """
     try:
-        data = msgspec.json.encode(jsonrpc.decode_any(span), order="deterministic")
+        data = _sorted(jsonrpc.decode_any(span))
     except jsonrpc.UNDECODABLE:
         data = b"as it is: " + bytes(span)
     return hashlib.sha256(data).hexdigest()
+
+
+def _sorted(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value, order="deterministic")
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(value, sort_keys=True).encode("ascii")
 
 
 class Sealer:
@@ -123,7 +133,7 @@ class Sealer:
         for key in self._keys:
             try:
                 plain = AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], PURPOSE)
-                return msgspec.json.decode(plain, type=State)
+                return jsonrpc.read(_states, plain)
             except (InvalidTag, ValueError):
                 continue
         raise InvalidParams(_refusal("is not one that this server gave"))

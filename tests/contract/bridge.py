@@ -146,24 +146,26 @@ def stdio_servers(eras=ERAS):
 
 # -- conversations -----------------------------------------------------------------------------------------------------
 
+CUT = "cut \ud83d"
+"""Text cut inside an emoji."""
 FORM = {
-    "message": "Who are you?",
+    "message": "Who are you? \ude00",
     "requestedSchema": {"type": "object", "properties": {"name": {"type": "string", "title": "Name"}}},
 }
 SAMPLE = {
     "messages": [{"role": "user", "content": {"type": "text", "text": "2 + 2?"}}],
     "maxTokens": 10,
-    "x-extra": None,
+    "x-extra": [None, {CUT: CUT}],
 }
 WITH_TOOLS = {**SAMPLE, "tools": [{"name": "add", "inputSchema": {"type": "object"}}], "toolChoice": {"mode": "auto"}}
-ROOT_ANSWER = {"roots": [{"uri": "file:///home/ada", "name": "ada", "x-extra": None}]}
-FORM_ANSWER = {"action": "accept", "content": {"name": "Ada"}}
+ROOT_ANSWER = {"roots": [{"uri": "file:///home/ada", "name": CUT, "x-extra": None}]}
+FORM_ANSWER = {"action": "accept", "content": {"name": "Ada", CUT: CUT}}
 SAMPLE_ANSWER = {
     "role": "assistant",
     "content": {"type": "text", "text": "4"},
     "model": "m",
     "stopReason": "endTurn",
-    "x-extra": None,
+    "x-extra": [None, {CUT: CUT}],
 }
 TOOL_USE = {"type": "tool_use", "id": "use-1", "name": "add", "input": {"a": 2, "b": 2}}
 TOOL_ANSWER = {**SAMPLE_ANSWER, "content": [TOOL_USE], "stopReason": "toolUse"}

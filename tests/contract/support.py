@@ -267,6 +267,7 @@ class Client:
 def header_value(value):
     """The value as a header: what would not arrive as it is goes in the Base64 sentinel."""
     text = value if isinstance(value, str) else json.dumps(value)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as a browser's TextEncoder does
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
     return f"=?base64?{base64.b64encode(text.encode()).decode()}?="

@@ -33,7 +33,7 @@ from tests.contract.bridge import (
     url_form,
 )
 from tests.contract.support import FAST, LADDER, Client, check_leaks, open_gateways, with_token
-from tests.support import META, ROOT, HttpClient, open_gateway_process
+from tests.support import META, ROOT, HttpClient, make_request, open_gateway_process
 
 SETTINGS = {"start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
@@ -74,6 +74,7 @@ ODD = {
     ],
     "x-number": 1e300,
     "x-null": None,
+    "cut \ud83d": ["\ude00\ud83d", "\ud83d\ud83d", "\\ud83d", {"\udc00": "\ud83d\n"}],
 }
 
 
@@ -86,13 +87,40 @@ async def test_unknown_fields(gateways, cell):
         assert page["_meta"]["ui"]["x"] is None
         result = (await talker.call("content", {"result": ODD})).result
         assert plain(result) == ODD
-        own = {"com.example/x": None, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-        seen = await talker.call("params", {"big": 2**70, "none": None}, **{"x-extra": [None], "_meta": own})
+        own = {"com.example/x": "\ud83d", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        seen = await talker.call(
+            "params", {"big": 2**70, "none": None, "\ud83d": "\ude00"}, **{"x-extra": [None], "_meta": own}
+        )
         params = seen.result["structuredContent"]
-        assert params["arguments"] == {"big": 2**70, "none": None}
+        assert params["arguments"] == {"big": 2**70, "none": None, "\ud83d": "\ude00"}
         assert params["x-extra"] == [None]
         assert own.items() <= params["_meta"].items()
     return YES
+
+
+@pytest.mark.parametrize("cell", bridge.CELLS, ids="-".join)
+async def test_text_cut_inside_an_emoji_where_the_gateway_reads_it(gateways, cell):
+    """Ids and tokens come back as they were; a name, cursor or URI of nothing is unknown, in an error one can read."""
+    cut = bridge.CUT
+    async with open_talker(gateways, cell) as talker:
+        client = talker.client
+        message = make_request(cut, "tools/list", client.params({}))
+        if client.stdio is not None:
+            await client.stdio.send(message)
+            answer = await client.stdio.response(cut)
+        else:
+            own = client.http.modern_headers("tools/list") if client.modern else {}
+            answer = (await client.http.post(message, headers=own)).json()
+            assert answer["id"] == cut
+        assert "tools" in answer["result"]
+        params = {"name": cell.tool("progress"), "arguments": {"n": 1}, "_meta": {cut: cut}}
+        talk = await talker.converse("tools/call", with_token(params, cut))
+        assert [one["params"]["progressToken"] for one in talk.notices] == [cut]
+        assert (await talker.call(cut)).error["code"] == -32602
+        assert (await talker.converse("tools/list", {"cursor": cut})).error["code"] == -32602
+        assert (await talker.converse("prompts/get", {"name": cut})).error["code"] == -32602
+        missing = await talker.converse("resources/read", {"uri": f"nothing:{cut}"})
+        assert missing.error["data"]["uri"] == f"nothing:{cut}"
 
 
 @row("structured result that is no object")

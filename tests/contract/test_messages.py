@@ -42,8 +42,13 @@ NOTE, NOTICE = "client notification", "server notification"
 NAME = "rich"
 URI = f"memo://{NAME}/one"
 SERVER = [sys.executable, str(PEERS / "bridge_server.py"), "--name", NAME, "--transport"]
-ODD = {"x-extra": None, "big": 2**70, "é": ["\u2028", 1.5, {}]}
-"""What no model knows; it must arrive as it is."""
+ODD = {
+    "x-extra": None,
+    "big": 2**70,
+    "é": ["\u2028", 1.5, {}],
+    "cut \ud83d": ["\ude00\ud83d", "\ud83d\ud83d\ude00", "\\ud83d"],
+}
+"""What no model knows, and text cut inside an emoji; it must arrive as it is."""
 BESIDE = ("list_changed", "resources/updated", "elicitation/complete")
 """Notifications that belong to no call, though they come on the same pipe."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
 
@@ -18,7 +20,7 @@ from tests.contract.support import (
     text_of,
     wait_health,
 )
-from tests.support import ANSWER_WITHIN, echo_backend, faulty_backend
+from tests.support import ANSWER_WITHIN, echo_backend, faulty_backend, initialize_params, make_request
 
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
 ODD = ("nan", "surrogate", "latin1", "number", "huge_float")
@@ -38,6 +40,7 @@ CONFIG = {
         "string_id": faulty_backend("string_id") | EXTRA,
         "asks": faulty_backend("asks") | EXTRA,
         "crlf": faulty_backend("crlf") | EXTRA,
+        "bom": faulty_backend("bom") | EXTRA,
         "pretty": faulty_backend("pretty") | EXTRA,
         "floods_stderr": faulty_backend("floods_stderr", "--size", 4_000_000) | EXTRA,
         "flood_stdout": faulty_backend("flood_stdout") | EXTRA,
@@ -119,12 +122,31 @@ async def test_one_that_hangs_costs_its_call_the_timeout_and_others_nothing(gate
         ("asks", "asked"),
         ("crlf", "crlf"),
         ("pretty", "pretty"),
+        ("bom", "marked"),
         ("floods_stderr", "flooded"),
         ("bad_tool", "fine"),
     ],
 )
 async def test_nonsense_around_the_answer_is_skipped(gateways, cell, backend, text):
     await check_nonsense_is_skipped(gateways, cell, backend, text)
+
+
+@every_cell
+async def test_a_client_may_write_a_byte_order_mark_before_every_message(gateways, cell):
+    async with open_client(gateways, cell, initialize=False) as client:
+        params = initialize_params()
+        methods = ["tools/list"] if client.modern else ["initialize", "tools/list"]
+        for number, method in enumerate(methods, 1000):
+            message = make_request(number, method, client.params(params if method == "initialize" else {}))
+            data = b"\xef\xbb\xbf" + json.dumps(message).encode()
+            if client.stdio is not None:
+                await client.stdio.send_raw(b"\xef\xbb\xbf\n" + data + b"\n")
+                assert "result" in await client.stdio.response(number)
+                continue
+            headers = client.http.modern_headers(method) if client.modern else {}
+            response = await client.http.post(data, headers=headers)
+            assert "result" in response.json(), response
+            client.http.session_id = response.headers.get("mcp-session-id", client.http.session_id)
 
 
 async def test_a_flood_of_nonsense_before_the_answer_is_skipped(gateways):
@@ -142,12 +164,19 @@ async def check_nonsense_is_skipped(gateways, cell, backend, text):
 
 
 @every_cell
-@pytest.mark.parametrize("backend", ["nan", "surrogate", "latin1", "number", "no_result"])
+@pytest.mark.parametrize("backend", ["nan", "latin1", "number", "no_result"])
 async def test_an_answer_that_is_none_is_an_error_at_once(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         with trio.fail_after(ANSWER_WITHIN):
             assert backend_of(await client.call(f"{backend}.go")) == backend
             assert text_of(await client.call(f"{backend}.echo", {"text": "it lives"})) == "it lives"
+
+
+@every_cell
+async def test_half_of_a_surrogate_pair_arrives_as_it_is(gateways, cell):
+    async with open_client(gateways, cell) as client:
+        got = await client.exact("tools/call", {"name": "surrogate.go"})
+        assert b'"text":"\\ud800"' in got
 
 
 @every_cell
@@ -182,10 +211,11 @@ async def test_a_malformed_tool_is_left_out_and_the_others_stay(gateways):
         tools = (await client.request("tools/list"))["result"]["tools"]
         ours = {tool["name"] for tool in tools if tool["name"].startswith("bad_tool.")}
         assert {"bad_tool.echo", "bad_tool.go", "bad_tool.params"} <= ours
-        assert len(ours) == len({tool["name"] for tool in tools if tool["name"].startswith("good.")}) + 1
+        assert len(ours) == len({tool["name"] for tool in tools if tool["name"].startswith("good.")}) + 2
+        assert next(tool for tool in tools if tool["name"].endswith("half_a_character"))["description"] == "\ufffd"
         assert all(isinstance(tool, dict) and tool["inputSchema"]["type"] == "object" for tool in tools)
     log = gateways["stdio"].log()
-    assert all(text in log for text in ("tools[0] left out", "('not_a_number') left out", "('half_a_character') left"))
+    assert all(text in log for text in ("tools[0] left out", "('not_a_number') left out", "('half_a_character') holds"))
 
 
 async def test_a_name_listed_twice_is_listed_once(gateways):

@@ -193,6 +193,15 @@ class Faulty(Server):
         r"""Ends every line with \r\n."""
         return text_result("crlf")
 
+    def prepare_bom(self):
+        write = self.write
+        self.write = lambda data: write(b"".join(b"\xef\xbb\xbf" + line for line in data.splitlines(keepends=True)))
+        write(b"\xef\xbb\xbf\r\n")
+
+    def fault_bom(self, _message, _params):
+        """Writes a byte order mark before every line, and one alone at first."""
+        return text_result("marked")
+
     def prepare_pretty(self):
         def send(message):
             self.write(json.dumps(message, indent=2).replace("\n", "\r").encode() + b"\n")
