@@ -18,6 +18,7 @@ from gateway.admin.access import AdminAccess
 from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.config import Config, ServerConfig
+from gateway.config.access_model import AccessKey, AccessSettings
 from gateway.frontends.answers import Answers
 from gateway.frontends.binding import Binding
 from gateway.frontends.http import HttpFace
@@ -38,13 +39,16 @@ TOKEN = "a-token-for-the-tests"
 EXAMPLES = 12
 """Requests for each operation: two hundred in all, in a few seconds."""
 STREAMS = {"/events"}
+OPEN = {"/livez", "/readyz", "/health"}
+ACCESS = AccessSettings(keys=(AccessKey(name="alice", hash="sha256:" + "0" * 64),))
 
 
 class Server:
     """A gateway of fakes behind real HTTP."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: AccessSettings | None) -> None:
         self.url = ""
+        self._access = access
         self.listening = threading.Event()
         self.opened: list[str] = []
         self._stop: Any = None
@@ -63,7 +67,7 @@ class Server:
         closing = trio.Event()
         self._stop = partial(trio.from_thread.run_sync, closing.set, trio_token=trio.lowlevel.current_trio_token())
         servers = {name: ServerConfig(name=name, command="x") for name in ("a", "0")}
-        config = Config(servers)
+        config = Config(servers, access=self._access)
         fleet = Fleet(config, self._open)
         router = Router(fleet)
         reloader = Reloader(ConfigSource(None, environ={}, given=config), fleet)
@@ -83,8 +87,8 @@ class Server:
 
 
 @contextmanager
-def serving() -> Generator[Server]:
-    server = Server()
+def serving(access: AccessSettings | None) -> Generator[Server]:
+    server = Server(access)
     thread = threading.Thread(target=server.run, name="gateway of fakes")
     thread.start()
     try:
@@ -96,13 +100,16 @@ def serving() -> Generator[Server]:
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("access", [None, ACCESS], ids=["without access", "with access"])
 @pytest.mark.parametrize("token", [TOKEN, None], ids=["with the token", "without"])
 @pytest.mark.filterwarnings("default")  # of the tool's own dependencies
-def test_no_request_gets_an_undeclared_answer(token: str | None) -> None:
+def test_no_request_gets_an_undeclared_answer(token: str | None, access: AccessSettings | None) -> None:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     statuses: set[int] = set()
-    with serving() as server:
-        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    with serving(access) as server:
+        schema = schemathesis.openapi.from_url(
+            f"{server.url}/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
         tried: set[str] = set()
         for result in schema.get_all_operations():
             operation = result.ok()
@@ -122,6 +129,8 @@ def test_no_request_gets_an_undeclared_answer(token: str | None) -> None:
             def check(case: Any) -> None:
                 answer = case.call(headers=headers)
                 statuses.add(answer.status_code)
+                if token is None and access is not None and case.operation.path not in OPEN:
+                    assert answer.status_code == 401
                 # The rules of a config are more than a schema can say, so that 422 may be the right answer.
                 case.validate_response(answer, excluded_checks=[schemathesis.checks.positive_data_acceptance])
 
