@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from gateway.admin.control import _accept
 from gateway.cli.ps import ask_all
 from tests.children.support import marked, new_mark
 from tests.support import (
@@ -242,3 +244,31 @@ async def test_without_a_place_for_the_socket_the_gateway_serves_all_the_same(tm
         assert answer["result"]["content"][0]["text"] == "here"
         assert sockets(far) == []
         assert await ps(far) == "no gateway is running\n"
+
+
+async def test_the_control_socket_outlives_a_lack_of_descriptors(autojump_clock):
+    class Listener:
+        def __init__(self):
+            self.mine, theirs = trio.socket.socketpair()
+            self.turns = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "the same"), (theirs, "")]
+
+        async def accept(self):
+            await trio.lowlevel.checkpoint()
+            if not self.turns:
+                await trio.sleep_forever()
+            turn = self.turns.pop(0)
+            if isinstance(turn, OSError):
+                raise turn
+            return turn
+
+    async def report():
+        await trio.lowlevel.checkpoint()
+        return b"{}"
+
+    listener = Listener()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_accept, listener, report)
+        with listener.mine as sock:
+            await sock.send(b"ps\n")
+            assert await sock.recv(10) == b"{}"
+        nursery.cancel_scope.cancel()

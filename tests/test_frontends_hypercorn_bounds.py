@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,22 @@ async def test_a_slow_upload_at_the_least_rate_arrives() -> None:
             await client.send(b"x" * 100)
             await trio.sleep(0.015)  # the slowness itself: nine windows
         assert (await client.answer())[2] == b"POST / " + b"x" * 6000
+
+
+async def test_a_body_that_waits_for_its_app_is_not_held_against_the_client() -> None:
+    release = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await release.wait()
+        await respond(send, await read_body(receive))
+
+    async with serving("ours", app, limits=QUICK) as server, connected(server) as client:
+        await client.send(CHUNKS + b"1\r\nx\r\n")
+        await trio.sleep(0.05)  # so that the body has begun to be awaited
+        await client.send(b"1\r\nx\r\n" * 50 + b"0\r\n\r\n")  # more than the app's queue holds, and all there is
+        await trio.sleep(0.5)  # five windows
+        release.set()
+        assert (await client.answer())[2] == b"x" * 51
 
 
 async def test_an_app_that_does_not_read_is_not_held_against_the_client() -> None:
@@ -378,3 +395,29 @@ async def test_many_silent_ones_are_ended_at_one_look(autojump_clock: trio.testi
     with trio.move_on_after(0.1):  # nobody leaves here
         await places.enter(None)
     assert [slot.ended for slot in slots] == [*[False] * 500, *[True] * 20, *[False] * 480]
+
+
+async def test_without_descriptors_the_silent_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = 3
+    accept = trio.SocketListener.accept
+
+    async def fail_first(listener: trio.SocketListener) -> trio.SocketStream:
+        nonlocal failures
+        stream = await accept(listener)
+        if stream_count and failures:
+            failures -= 1
+            await stream.aclose()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return stream
+
+    stream_count = 0
+    monkeypatch.setattr(trio.SocketListener, "accept", fail_first)
+    async with serving("ours", echo, limits=Limits(settle=0.0, head=LONG)) as server, connected(server) as silent:
+        stream_count = 1
+        await trio.testing.wait_all_tasks_blocked()
+        async with connected(server):
+            assert await silent.rest() == b""
+        failures = 0
+        async with connected(server) as newcomer:
+            await newcomer.send(get())
+            assert (await newcomer.answer())[0] == 200

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN: Final = 5.0
 """Seconds that one connection may take, so that a client which says nothing holds nothing."""
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try where the process has no more descriptors."""
 MAX_QUESTION: Final = 1_024
 """Bytes of a question."""
 MAX_CONNECTIONS: Final = 16
@@ -83,7 +85,14 @@ async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitab
     async with trio.open_nursery() as nursery:
         while True:
             await places.acquire()
-            sock, _ = await listener.accept()
+            try:
+                sock, _ = await listener.accept()
+            except OSError as exc:
+                if exc.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    raise
+                places.release()
+                await trio.sleep(ACCEPT_PAUSE)
+                continue
             nursery.start_soon(serve, sock)
 
 

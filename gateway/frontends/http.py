@@ -50,6 +50,16 @@ GRACEFUL_TIMEOUT: Final = 1.0
 log = logging.getLogger("gateway.http")
 
 
+def find_descriptor_limit() -> int | None:
+    """Return how many files this process may have open; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 class McpEndpoint:
     """The MCP endpoint as an ASGI app."""
 
@@ -206,7 +216,13 @@ class HttpFace:
         from gateway.frontends.hypercorn_places import Limits
 
         settings = self._answers.settings
-        return Limits(connections=settings.max_connections, per_address=settings.max_silent_connections, probes=PROBES)
+        connections = settings.max_connections
+        if (descriptors := find_descriptor_limit()) is not None:
+            # Backends, the control socket and files need some, too; silent clients must not take them all.
+            connections = max(1, min(connections, descriptors - descriptors // 4 - Limits().reserve))
+        if connections < settings.max_connections:
+            log.info("max_connections is lowered to %d: at most %d files may be open", connections, descriptors)
+        return Limits(connections=connections, per_address=settings.max_silent_connections, probes=PROBES)
 
     async def _end_streams(self) -> None:
         await self._closing.wait()

@@ -234,8 +234,6 @@ class Connection:
         if exchange is not None:
             if exchange.complete or exchange.full:
                 self._ahead += data
-                if self._paused_at is None and not exchange.complete:
-                    self._paused_at = trio.current_time()
                 return
             self._since = trio.current_time()
         self._parser.receive_data(data)
@@ -265,6 +263,8 @@ class Connection:
         while not self._deaf:
             exchange = self._exchange
             if exchange is not None and (exchange.complete or exchange.full):
+                if not exchange.complete and self._paused_at is None:
+                    self._paused_at = trio.current_time()
                 return
             try:
                 event = self._parser.next_event()

@@ -141,6 +141,7 @@ class _Server:
                     if error.errno not in ACCEPT_CAPACITY_ERRNOS:
                         raise
                     await self._config.log.error("no connection can be accepted: %s", error)
+                    self._places.make_room()
                     await trio.sleep(ACCEPT_PAUSE)
                     continue
                 try:

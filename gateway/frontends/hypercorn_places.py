@@ -93,7 +93,7 @@ class Places:
         """Count one more connection, in a place or in the reserve; waits until there is one of these."""
         limits = self._limits
         while self._taken >= limits.connections:
-            if not self._make_room():
+            if not self.make_room():
                 if len(self._slots) - self._taken < limits.reserve:
                     break
                 self._refuse_first()
@@ -160,7 +160,7 @@ class Places:
                     if self._taken < self._limits.connections:
                         self._give_place(slot)
                         break
-                    self._make_room()
+                    self.make_room()
                     with trio.move_on_after(RECHECK_INTERVAL):
                         await slot.changed.wait()
         finally:
@@ -168,7 +168,7 @@ class Places:
         await trio.lowlevel.checkpoint()
         return slot.placed
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """End connections that wait for their client, those of the lowest rank first; False if there is none."""
         now = trio.current_time()
         found = [
