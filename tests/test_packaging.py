@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 LOCKS = {"run": ROOT / "requirements.lock", "dev": ROOT / "tests" / "requirements-dev.lock"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOP_LEVEL = {"pyproject.toml", "gateway", "bin", "tests", "benchmarks", "requirements.lock"}
-TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md"}
+TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md"}
 PRINTER = "import os, sys\nprint(sys.argv[1:], os.getpid(), sys.stdin.read())"
 WAIT = 60.0  # seconds for a command, most of them for ensurepip on a busy machine
 
@@ -83,6 +83,18 @@ def test_the_top_level_holds_nothing_else() -> None:
         pytest.skip("not a git repository")
     top = {name.partition("/")[0] for name in listing.stdout.split("\0") if name}
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_each_claim_of_the_threat_model_names_a_test_that_is_there() -> None:
+    claims = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(claims) > 20
+    missing = [
+        f"{file}::{name}"
+        for file, name in claims
+        if not (path := ROOT / "tests" / file).is_file()
+        or not re.search(rf"^(async )?def {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert not missing
 
 
 @pytest.mark.parametrize(
