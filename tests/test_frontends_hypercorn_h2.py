@@ -247,6 +247,61 @@ async def test_a_body_that_goes_on_after_the_response_harms_nobody(certificate: 
             await receive_frames(other, peer(), h2.events.StreamEnded)
 
 
+def odd_request(*pairs: tuple[str, str | bytes], stream: int = 1) -> bytes:
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream, hpack.Encoder().encode(list(pairs), huffman=False))
+
+
+METHOD, SCHEME, HOST = (":method", "GET"), (":scheme", "https"), (":authority", "localhost")
+ODD = {
+    "no preface": b"GET / HTTP/1.1\r\n\r\n",
+    "path beyond ASCII": OPEN + odd_request(METHOD, SCHEME, HOST, (":path", b"/\xff")),
+    "no path": OPEN + odd_request(METHOD, SCHEME, HOST),
+    "empty path": OPEN + odd_request(METHOD, SCHEME, HOST, (":path", "")),
+    "method beyond ASCII": OPEN + odd_request((":method", b"\xff"), SCHEME, HOST, (":path", "/")),
+    "CONNECT": OPEN + odd_request((":method", "CONNECT"), HOST),
+    "CONNECT to a web socket": OPEN
+    + odd_request((":method", "CONNECT"), SCHEME, HOST, (":path", "/"), (":protocol", "websocket")),
+    "no headers": OPEN + frame(HEADERS, END_HEADERS | END_STREAM, 1),
+    "garbage in the block": OPEN + frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\xff" * 40),
+    "an even stream": OPEN + whole(2),
+    "a stream twice": OPEN + whole() + whole(),
+    "data of no stream": OPEN + frame(DATA, 0, 0, b"x"),
+    "data of an idle stream": OPEN + frame(DATA, 0, 7, b"x"),
+    "data after the end": OPEN + whole() + frame(DATA, 0, 1, b"x"),
+    "reset of an idle stream": OPEN + frame(RST_STREAM, 0, 9, b"\0\0\0\0"),
+    "reset at once": OPEN + b"".join(whole(n) + frame(RST_STREAM, 0, n, b"\0\0\0\x08") for n in range(1, 400, 2)),
+    "a window of nothing": OPEN + frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\0"),
+    "a window too large": OPEN + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2,
+    "settings of half a value": OPEN + frame(SETTINGS, 0, 0, b"\0\1\0"),
+    "a stream that depends on itself": OPEN + frame(2, 0, 1, b"\0\0\0\1\x10"),
+    "streams that depend on one another": OPEN
+    + frame(2, 0, 1, b"\0\0\0\3\x10")
+    + frame(2, 0, 3, b"\0\0\0\1\x10")
+    + frame(2, 0, 1, b"\x80\0\0\3\x10"),
+    "priorities of many streams": OPEN + b"".join(frame(2, 0, n, b"\0\0\0\0\x10") for n in range(1, 4001, 2)),
+    "a stream that depends on none": OPEN + frame(2, 0, 1, b"\0\0\0\x63\x10"),
+    "a push": OPEN + frame(5, END_HEADERS, 1, b"\0\0\0\2" + block()),
+    "the end": OPEN + frame(7, 0, 0, bytes(8)),
+    "a frame of no kind": OPEN + frame(99, 255, 1, b"x"),
+    "a frame too long": OPEN + frame(DATA, 0, 1, length=2**24 - 1),
+}
+
+
+@pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
+async def test_whatever_one_client_sends_the_others_are_served(sent: bytes, certificate: dict[str, str]) -> None:
+    served = serving("ours", echo, limits=replace(QUICK, head=1.0), **certificate)
+    async with served as server, by_tls(server, certificate, "h2") as steady, by_tls(server, certificate, "h2") as odd:
+        await odd.send(sent)
+        with trio.move_on_after(0.1):  # some of these are answered, some close, some do neither
+            while await odd.stream.receive_some():
+                pass
+        await steady.send(OPEN + whole())
+        await receive_frames(steady, peer(), h2.events.StreamEnded)
+        async with by_tls(server, certificate, "h2") as newcomer:
+            await newcomer.send(OPEN + whole())
+            await receive_frames(newcomer, peer(), h2.events.StreamEnded)
+
+
 async def test_a_request_in_the_reserve_waits_and_a_probe_does_not(certificate: dict[str, str]) -> None:
     release = trio.Event()
 

@@ -160,6 +160,8 @@ class _Server:
             else:
                 with slot.scope:
                     await self._handle_tls(stream, slot)
+        except* Exception as group:  # ruff: ignore[blind-except] - what one client sends must not end the server
+            await self._config.log.error("a connection ended with an error", exc_info=group)
         finally:
             self._places.leave(slot)
             await trio.aclose_forcefully(stream)
