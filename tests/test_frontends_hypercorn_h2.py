@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -289,10 +290,10 @@ ODD = {
 
 @pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
 async def test_whatever_one_client_sends_the_others_are_served(sent: bytes, certificate: dict[str, str]) -> None:
-    served = serving("ours", echo, limits=replace(QUICK, head=1.0), **certificate)
+    served = serving("ours", echo, limits=replace(QUICK, handshake=LONG, head=LONG), **certificate)
     async with served as server, by_tls(server, certificate, "h2") as steady, by_tls(server, certificate, "h2") as odd:
         await odd.send(sent)
-        with trio.move_on_after(0.1):  # some of these are answered, some close, some do neither
+        with trio.move_on_after(0.1), suppress(trio.BrokenResourceError):  # answered, closed, or neither
             while await odd.stream.receive_some():
                 pass
         await steady.send(OPEN + whole())
