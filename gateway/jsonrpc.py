@@ -28,6 +28,8 @@ Id = int | str
 ABSENT: Final = msgspec.Raw(b"")
 """Stands for a member that the message did not have."""
 EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
+NULL: Final = msgspec.Raw(b"null")
+"""How many peers write that a member is absent."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -48,7 +50,10 @@ _ID_AT_END = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*$")
 
 
 class Message(msgspec.Struct, gc=False):
-    """One envelope. Absent members are UNSET (id, method) or `ABSENT` (the others)."""
+    """One envelope. Absent members are UNSET (id, method) or `ABSENT` (the others).
+
+    Null in the place of `params`, `error` or `method` is absence.
+    """
 
     id: int | str | msgspec.UnsetType | None = msgspec.UNSET
     method: str | msgspec.UnsetType = msgspec.UNSET
@@ -57,11 +62,11 @@ class Message(msgspec.Struct, gc=False):
     error: msgspec.Raw = ABSENT
 
 
-class _FloatIdMessage(msgspec.Struct, gc=False):
-    """`Message` as some servers echo it, that know no integers."""
+class _OddMessage(msgspec.Struct, gc=False):
+    """`Message` as peers write it that know no integers, or that write every member which they know."""
 
-    id: float
-    method: str | msgspec.UnsetType = msgspec.UNSET
+    id: float | str | msgspec.UnsetType | None = msgspec.UNSET
+    method: str | msgspec.UnsetType | None = msgspec.UNSET
     params: msgspec.Raw = ABSENT
     result: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
@@ -71,8 +76,13 @@ class ErrorBody(msgspec.Struct, gc=False):
     """The members of an error response's `error` object."""
 
     code: int
-    message: str = ""
+    given: str | None = msgspec.field(name="message", default=None)
     data: msgspec.Raw = ABSENT
+
+    @property
+    def message(self) -> str:
+        """The message; empty where there is none."""
+        return self.given or ""
 
 
 class _Key:
@@ -140,7 +150,7 @@ class Malformed(ValueError):
 
 
 _messages = msgspec.json.Decoder(Message)
-_float_ids = msgspec.json.Decoder(_FloatIdMessage)
+_odd_messages = msgspec.json.Decoder(_OddMessage)
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _members = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=_Key.read)
 _arrays = msgspec.json.Decoder(list[msgspec.Raw])
@@ -340,25 +350,33 @@ def decode(data: bytes) -> Message:
             data.decode()
         message = read(_messages, data)
     except msgspec.ValidationError as exc:
-        message = _with_float_id(data)
+        message = _decode_odd(data)
         if message is None:
             raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data)) from None
     except UNDECODABLE as exc:
         raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", recover_id(data)) from None
+    if message.params == NULL:
+        message.params = ABSENT
+    if message.error is not ABSENT and message.error == NULL:
+        message.error = ABSENT
     if message.id is None and message.error is ABSENT:
         raise Malformed(INVALID_REQUEST, "the id must be a string or an integer, not null", None)
     return message
 
 
-def _with_float_id(data: bytes) -> Message | None:
-    """A message whose id is written like 2.0, which is the integer 2 to JSON; None if that is not what is wrong."""
+def _decode_odd(data: bytes) -> Message | None:
+    """A message whose id is written like 2.0, which is the integer 2 to JSON, or whose method is null; None if none."""
     try:
-        found = read(_float_ids, data)
+        found = read(_odd_messages, data)
     except UNDECODABLE:
         return None
-    if abs(found.id) > MAX_EXACT or not found.id.is_integer():
-        return None
-    return Message(int(found.id), found.method, found.params, found.result, found.error)
+    request_id = found.id
+    if isinstance(request_id, float):
+        if abs(request_id) > MAX_EXACT or not request_id.is_integer():
+            return None
+        request_id = int(request_id)
+    method = msgspec.UNSET if found.method is None else found.method
+    return Message(request_id, method, found.params, found.result, found.error)
 
 
 def recover_id(data: bytes) -> Id | None:

@@ -7,18 +7,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway import jsonrpc
 from gateway.backends.conversation import MAX_BATCH, MAX_WITHDRAWN, SUSPECT_FOR
 from gateway.backends.log_rate import BURST, LINES_PER_SECOND
-from gateway.calls import Complete, Era, Failure, InputRequired, Notice
+from gateway.calls import Ask, Complete, Era, Failure, InputRequired, Notice
+from gateway.eras import asks
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import Overlong
-from tests.fakes import MODERN_CALLER, SOON, Script, make_ticket, settle
+from tests.fakes import LEGACY_CALLER, MODERN_CALLER, SOON, Script, make_ticket, settle
 
 GONE = BackendExited("b", "exited with status 3")
 
@@ -404,3 +407,89 @@ async def test_a_batch_without_end_is_skipped() -> None:
     answer = {"jsonrpc": "2.0", "id": request_id, "result": {}}
     script.conversation.feed(json.dumps([answer] * (MAX_BATCH + 1)).encode())
     assert waiter.outcome is None
+
+
+# -- nulls in the place of what is absent ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("era", Era)
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"result": {"content": []}, "error": None}, "Complete"),
+        ({"result": {"content": []}, "error": None, "method": None, "params": None}, "Complete"),
+        ({"result": None, "error": {"code": -5, "message": None, "data": None}}, "Failure"),
+        ({"result": None, "error": {"code": -5, "message": "no"}, "method": None}, "Failure"),
+        ({"result": {"content": [], "resultType": None, "_meta": None}}, "Complete"),
+        ({"result": {"content": None, "isError": None, "structuredContent": None}}, "Complete"),
+        ({"result": None, "error": None}, "BackendProtocol"),
+        ({"result": None}, "BackendProtocol"),
+    ],
+)
+async def test_nulls_beside_an_answer_are_absence(era: Era, answer: dict[str, Any], expected: str) -> None:
+    script, ticket = Script(era=era), make_ticket()
+    number = script.send(ticket)
+    script.feed({"id": number, **answer})
+    with trio.fail_after(SOON):
+        outcome = await ticket.next()
+    assert type(outcome).__name__ == expected
+    if isinstance(outcome, Complete):
+        assert json.loads(outcome.result) == answer["result"]  # what it says by null is the client's to read
+    if isinstance(outcome, Failure):
+        assert (outcome.code, outcome.message) == (-5, answer["error"]["message"] or "")
+
+
+async def test_nulls_in_input_requests_are_absence() -> None:
+    body = {"resultType": "input_required", "requestState": None, "inputRequests": None}
+    found = asks.read_input_required(json.dumps(body).encode())
+    assert (found.wanted, found.state) == (None, jsonrpc.NULL)
+    wanted = {"r": {"method": asks.ROOTS, "params": None}, "s": {"method": asks.SAMPLING, "params": {"tools": None}}}
+    found = asks.read_input_required(json.dumps({**body, "inputRequests": wanted}).encode())
+    assert [one.params for one in (found.wanted or {}).values()] == [{}, {}]
+
+
+@pytest.mark.parametrize("params", [None, {"_meta": None}], ids=["params", "_meta"])
+@pytest.mark.parametrize(
+    ("method", "optional"),
+    [
+        ("roots/list", {}),
+        ("sampling/createMessage", {"tools": None, "toolChoice": None, "systemPrompt": None, "temperature": None}),
+        ("elicitation/create", {"mode": None, "task": None}),
+    ],
+)
+async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, optional: Any, params: Any) -> None:
+    capabilities = jsonrpc.raw({"roots": {}, "sampling": {}, "elicitation": {}})
+    caller = msgspec.structs.replace(LEGACY_CALLER, capabilities=capabilities)
+    script, ticket = Script(), make_ticket(caller=caller)
+    script.send(ticket)
+    given = {**params, **optional, "x": None} if params is not None else None
+    script.feed({"id": "r", "method": method, "params": given})
+    with trio.fail_after(SOON):
+        found = await ticket.next()
+    assert isinstance(found, Ask), script.posted
+    assert {name: bytes(span) for name, span in found.params.items()} == ({} if given is None else {"x": b"null"})
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "arrives"),
+    [
+        ("notifications/progress", {"progress": 1, "total": None, "message": None, "_meta": None}, {"progress": 1}),
+        (
+            "notifications/message",
+            {"level": "info", "logger": None, "data": None, "_meta": None},
+            {"level": "info", "data": None},
+        ),
+        ("vendor/note", None, {}),
+        ("vendor/note", {"total": None, "_meta": None}, {"total": None}),
+    ],
+)
+async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, params: Any, arrives: Any) -> None:
+    script, ticket = Script(), make_ticket(token="t")
+    number = script.send(ticket)
+    if method == "notifications/progress":
+        params, arrives = {"progressToken": number, **params}, {"progressToken": "t", **arrives}
+    script.feed({"method": method, "params": params})
+    with trio.fail_after(SOON):
+        found = await ticket.next()
+    assert isinstance(found, Notice)
+    assert {name: json.loads(bytes(span)) for name, span in found.params.items()} == arrives

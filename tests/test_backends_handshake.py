@@ -149,3 +149,17 @@ async def test_capabilities_that_are_no_object_are_none(declared: Any, era: str,
     bare = {name: value for name, value in hello.items() if name != "capabilities"} | declared
     _, greeting = await open_with({"initialize": bare, "server/discover": bare}, era=era)
     assert greeting.capabilities == {}
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_backend_that_introduces_itself_with_nulls_has_none_of_that(era: str) -> None:
+    capabilities = {"tools": {}, "prompts": None, "resources": None}
+    hello = {
+        "legacy": {"protocolVersion": "2025-06-18", "serverInfo": None, "instructions": None, "_meta": None},
+        "modern": {"supportedVersions": ["2026-07-28"], "instructions": None, "ttlMs": None},
+    }[era]
+    method = "initialize" if era == "legacy" else "server/discover"
+    for given, expected in ((capabilities, {"tools"}), (None, set[str]())):
+        script = Script({method: {**hello, "capabilities": given}})
+        greeting = await greet(script.conversation, era=era, probe_timeout=1, timeout=1)
+        assert greeting.capabilities.keys() == expected

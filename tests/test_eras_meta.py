@@ -51,8 +51,9 @@ def test_other_progress_tokens_are_refused(span: bytes) -> None:
 
 def test_log_levels() -> None:
     assert meta.log_level({}) is None
+    assert meta.log_level({meta.LOG_LEVEL: jsonrpc.NULL}) is None
     for level in meta.LOG_LEVELS:
         assert meta.log_level({meta.LOG_LEVEL: jsonrpc.raw(level)}) == level
-    for bad in ("DEBUG", "", "warn", 3, None):
+    for bad in ("DEBUG", "", "warn", 3, [None]):
         with pytest.raises(InvalidParams, match="logLevel"):
             meta.log_level({meta.LOG_LEVEL: jsonrpc.raw(bad)})

@@ -142,7 +142,7 @@ def test_input_required_passes_with_our_stamp() -> None:
         (b'{"x":1}', Complete),
         (b'{"resultType":"input_required"}', InputRequired),
         (b'{"resultType":"task"}', type(None)),
-        (b'{"resultType":null}', type(None)),
+        (b'{"resultType":null}', Complete),
         (b"[]", type(None)),
         (b"{", type(None)),
     ],

@@ -61,6 +61,7 @@ async def taken(subscription: Subscription) -> list[Any]:
     ("wanted", "honoured"),
     [
         ({}, {}),
+        ({"toolsListChanged": None, "promptsListChanged": None, "resourceSubscriptions": None}, {}),
         (ALL, ALL),
         ({"toolsListChanged": True, "promptsListChanged": False}, {"toolsListChanged": True}),
         ({"toolsListChanged": True, "somethingNew": {"x": 1}}, {"toolsListChanged": True}),
@@ -82,9 +83,7 @@ async def test_only_what_is_honoured_is_acknowledged(wanted: Any, honoured: Any,
     }
 
 
-@pytest.mark.parametrize(
-    "wanted", [None, [], 3, "all", {"toolsListChanged": 1}, {"toolsListChanged": None}, {"resourceSubscriptions": [1]}]
-)
+@pytest.mark.parametrize("wanted", [None, [], 3, "all", {"toolsListChanged": 1}, {"resourceSubscriptions": [1]}])
 async def test_a_malformed_filter_is_refused(wanted: object) -> None:
     with pytest.raises(InvalidParams, match="notifications"):
         listen(wanted)

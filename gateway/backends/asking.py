@@ -88,6 +88,7 @@ class Asking:
             return
         try:
             params = jsonrpc.decode_object(message.params)
+            meta.drop_nulls(method, params)
             wants_progress = meta.progress_token(meta.split_request_meta(dict(params))[1]) is not None
         except (ValueError, InvalidParams) as exc:
             self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
@@ -148,6 +149,7 @@ class Asking:
         try:
             members = jsonrpc.decode_object(params)
             key = self._elicited.pop(jsonrpc.decode_string(members["elicitationId"]), None)
+            meta.drop_nulls("notifications/elicitation/complete", members)
         except (KeyError, ValueError):
             return
         if key is not None:
@@ -171,6 +173,7 @@ class Asking:
             members = jsonrpc.decode_object(params)
         except ValueError:
             return
+        meta.drop_nulls(method, members)
         if owner is None:
             log.debug("backend %r sent %s, for nobody in particular", self._backend, method)
         else:
@@ -183,6 +186,7 @@ class Asking:
             members = jsonrpc.decode_object(params)
         except ValueError:
             return
+        meta.drop_nulls("notifications/message", members)
         if owner is not None:
             owner.notify(Notice("notifications/message", members))
             return

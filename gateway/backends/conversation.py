@@ -429,7 +429,7 @@ class Conversation:
     def outcome_of(self, message: jsonrpc.Message) -> Outcome:
         """Read an answer in the era of this hop."""
         era = self.hop.era
-        if message.error is not jsonrpc.ABSENT and bytes(message.error) != b"null":
+        if message.error is not jsonrpc.ABSENT:
             body = jsonrpc.decode_error(message.error)
             data = None if body.data is jsonrpc.ABSENT else bytes(body.data)
             return Failure(body.code, body.message, data, era)
@@ -472,6 +472,7 @@ class Conversation:
         try:
             members = jsonrpc.decode_object(params)
             uri = jsonrpc.decode_string(members["uri"])
+            meta.drop_nulls("notifications/resources/updated", members)
         except (ValueError, KeyError):
             log.debug("backend %r sent an update without a uri", self.backend)
             return
@@ -493,6 +494,7 @@ class Conversation:
         try:
             members = jsonrpc.decode_object(params)
             token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+            meta.drop_nulls("notifications/progress", members)
         except (ValueError, KeyError):
             log.debug("backend %r sent progress without a token", self.backend)
             return

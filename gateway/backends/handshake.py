@@ -56,15 +56,20 @@ class _Hello(msgspec.Struct, kw_only=True):
     """The members of an initialize or discover result that the gateway reads."""
 
     protocolVersion: str = ""  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
-    supportedVersions: list[str] = []  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    given_versions: list[str] | None = msgspec.field(name="supportedVersions", default=None)
     capabilities: msgspec.Raw = jsonrpc.ABSENT
     serverInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
     instructions: str | None = None
     meta: msgspec.Raw = msgspec.field(default=jsonrpc.ABSENT, name="_meta")
 
+    @property
+    def supported_versions(self) -> list[str]:
+        """The versions; null is none."""
+        return self.given_versions or []
+
 
 class _Unsupported(msgspec.Struct):
-    supported: list[str] = []
+    supported: list[str] | None = None
 
 
 class _Refusal(msgspec.Struct):
@@ -139,7 +144,7 @@ def _may_try_again(outcome: Outcome | None) -> bool:
 
 def _offered(failure: Failure) -> list[str]:
     try:
-        return jsonrpc.read(_unsupported, failure.data or b"{}").supported
+        return jsonrpc.read(_unsupported, failure.data or b"{}").supported or []
     except jsonrpc.UNDECODABLE:
         return []
 
@@ -179,10 +184,10 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
     except BackendProtocol as problem:
         log.debug("%s; it counts as legacy", problem)
         return None
-    attempts.offered = tuple(hello.supportedVersions)
-    version = versions.choose_modern(hello.supportedVersions)
+    attempts.offered = tuple(hello.supported_versions)
+    version = versions.choose_modern(hello.supported_versions)
     if version is None:
-        _prefer(attempts, hello.supportedVersions)
+        _prefer(attempts, hello.supported_versions)
         return None
     attempts.answered(is_open=True)
     conversation.hop = _modern(conversation.hop, version)
@@ -242,9 +247,10 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
 def _capabilities(hello: _Hello) -> dict[str, msgspec.Raw]:
     """What the backend declares; null and anything else that is no object count as nothing, as if left out."""
     try:
-        return jsonrpc.decode_object(hello.capabilities)
+        declared = jsonrpc.decode_object(hello.capabilities)
     except ValueError:
         return {}
+    return {name: span for name, span in declared.items() if span != jsonrpc.NULL}
 
 
 async def _initialize(

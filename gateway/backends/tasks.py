@@ -178,7 +178,7 @@ class TaskDriver:
                 return found
             if found.status in tasks.ENDED:
                 return tasks.modern_outcome(found, self._conversation.backend)
-            wanted = {key: one for key, one in found.inputRequests.items() if key not in answered}
+            wanted = {key: one for key, one in (found.inputRequests or {}).items() if key not in answered}
             if wanted:
                 answered |= wanted.keys()
                 problem = await self._give(ticket, wanted)

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Era
-from gateway.eras import blocks, contents
+from gateway.eras import blocks, contents, meta
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
 def unsafe_elicitation(result: bytes) -> str | None:
     """Why an `input_required` result must not reach a client; None if it may, as far as its URLs go."""
     try:
-        wanted = read_input_required(result).inputRequests.values()
+        wanted = (read_input_required(result).wanted or {}).values()
     except ValueError:
         return None  # no form that anybody knows: nothing in there will be visited
     if any(one.method == ELICITATION for one in wanted) and _is_unclear_required(result):
@@ -154,14 +154,21 @@ class InputRequest(msgspec.Struct):
     """One entry of `inputRequests`."""
 
     method: str
-    params: dict[str, msgspec.Raw] = {}
+    given: dict[str, msgspec.Raw] | None = msgspec.field(name="params", default=None)
+
+    @property
+    def params(self) -> dict[str, msgspec.Raw]:
+        """Its params, without optional ones that are null."""
+        found = dict(self.given or {})
+        meta.drop_nulls(self.method, found)
+        return found
 
 
 class InputRequiredBody(msgspec.Struct):
-    """What the gateway reads of an `input_required` result."""
+    """What the gateway reads of an `input_required` result; null is absence."""
 
-    inputRequests: dict[str, InputRequest] = {}  # noqa: N815 - the wire's name
-    requestState: msgspec.Raw = jsonrpc.ABSENT  # noqa: N815 - the wire's name
+    wanted: dict[str, InputRequest] | None = msgspec.field(name="inputRequests", default=None)
+    state: msgspec.Raw = msgspec.field(name="requestState", default=jsonrpc.NULL)
 
 
 _input_required = msgspec.json.Decoder(InputRequiredBody)

@@ -11,6 +11,8 @@ from gateway import jsonrpc
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
     import msgspec
 
 PREFIX: Final = "io.modelcontextprotocol/"
@@ -34,7 +36,40 @@ REQUEST_HOP_KEYS: Final = frozenset({
 })
 """Keys of a request's `_meta` that are never copied to the next hop."""
 
+_RETRY: Final = frozenset({"inputResponses", "requestState"})
+OPTIONAL: Final[Mapping[str, Container[str]]] = {
+    "tools/list": {"cursor"},
+    "prompts/list": {"cursor"},
+    "resources/list": {"cursor"},
+    "resources/templates/list": {"cursor"},
+    "tools/call": _RETRY | {"arguments", "task"},
+    "prompts/get": _RETRY | {"arguments"},
+    "resources/read": _RETRY,
+    "completion/complete": {"context"},
+    "sampling/createMessage": {
+        "modelPreferences", "systemPrompt", "includeContext", "temperature", "stopSequences", "metadata", "tools",
+        "toolChoice", "task",
+    },
+    "elicitation/create": {"mode", "requestedSchema", "url", "elicitationId", "task"},
+    "notifications/progress": {"total", "message"},
+    "notifications/message": {"logger"},
+    "notifications/cancelled": {"reason"},
+}  # fmt: skip
+"""Members of params that MCP lets a sender leave out, beside `_meta`, by method (schemas of 2025-11-25, 2026-07-28)."""
+
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+
+def drop_nulls(method: str, params: dict[str, msgspec.Raw]) -> None:
+    """Take the optional members out that are null, in place: many peers write so what is absent, and others refuse it.
+
+    What a vendor's method or member may be is not known here, so it stays.
+    """
+    if jsonrpc.NULL in params.values():
+        optional = OPTIONAL.get(method, ())
+        for name in [name for name, span in params.items() if span == jsonrpc.NULL]:
+            if name == "_meta" or name in optional:
+                del params[name]
 
 
 def split_request_meta(
@@ -64,7 +99,7 @@ def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:
         InvalidParams: it is neither a string nor an integer.
     """
     span = hop.get(PROGRESS_TOKEN)
-    if span is None or bytes(span) == b"null":
+    if span is None or span == jsonrpc.NULL:
         return None
     try:
         return jsonrpc.decode_id(span)
@@ -80,7 +115,7 @@ def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
         InvalidParams: it is no level (server/utilities/logging).
     """
     span = hop.get(LOG_LEVEL)
-    if span is None:
+    if span is None or span == jsonrpc.NULL:
         return None
     try:
         level = jsonrpc.decode_string(span)

@@ -132,16 +132,18 @@ def is_foreign_notification(method: str) -> bool:
 
 
 def params_of(message: Message) -> dict[str, msgspec.Raw]:
-    """The members of a request's params.
+    """The members of a request's params, without optional ones that are null.
 
     Raises:
         InvalidParams: params are there and are no object (MCP has no positional params).
     """
     try:
-        return jsonrpc.decode_object(message.params)
+        params = jsonrpc.decode_object(message.params)
     except ValueError:
         text = "params must be an object"
         raise InvalidParams(text) from None
+    meta.drop_nulls(str(message.method), params)
+    return params
 
 
 def _name(method: str, params: dict[str, msgspec.Raw]) -> str:
@@ -205,7 +207,7 @@ def modern_call(
         era=Era.MODERN,
         version=version,
         capabilities=capabilities,
-        client_info=hop.get(meta.CLIENT_INFO, jsonrpc.ABSENT),
+        client_info=_unless_null(hop.get(meta.CLIENT_INFO), jsonrpc.ABSENT),
         log_level=meta.log_level(hop),
         principal=identity.principal,
         scope=identity.scope,
@@ -221,6 +223,10 @@ def modern_call(
         caller=caller,
         progress_token=meta.progress_token(hop),
     )
+
+
+def _unless_null(span: msgspec.Raw | None, otherwise: msgspec.Raw) -> msgspec.Raw:
+    return otherwise if span is None or span == jsonrpc.NULL else span
 
 
 def _version(hop: dict[str, msgspec.Raw]) -> str:

@@ -27,20 +27,20 @@ CACHEABLE: Final = frozenset({"resources/read"})
 class ResultType(msgspec.Struct, gc=False):
     """Reads one member of a modern backend's result."""
 
-    resultType: str = "complete"  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    resultType: str | None = None  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
 
 
 _result_types = msgspec.json.Decoder(ResultType)
 
 
 def read_modern_result(result: bytes) -> Complete | InputRequired | None:
-    """Class a modern backend's result by its `resultType`; None if that is one nobody declared (it is invalid then)."""
+    """Class a modern backend's result by its `resultType`; None if nobody has declared that, which is invalid."""
     try:
         kind = jsonrpc.read(_result_types, result).resultType
     except jsonrpc.UNDECODABLE:
         return None
     match kind:
-        case "complete":
+        case "complete" | None:
             return Complete(result, Era.MODERN)
         case "input_required":
             return InputRequired(result)
@@ -85,8 +85,9 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
             members = {"resultType": _COMPLETE, **members}
         members["resultType"] = _COMPLETE  # a legacy backend's own member of that name means nothing
     if method in CACHEABLE and not isinstance(outcome, InputRequired):
-        members.setdefault("ttlMs", _ZERO)
-        members.setdefault("cacheScope", _PRIVATE)
+        for name, otherwise in (("ttlMs", _ZERO), ("cacheScope", _PRIVATE)):
+            if members.get(name, jsonrpc.NULL) == jsonrpc.NULL:
+                members[name] = otherwise
     own = _meta_of(members)
     theirs = own.get(meta.SERVER_INFO)
     if theirs is not None:

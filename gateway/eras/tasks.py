@@ -43,7 +43,7 @@ class State(msgspec.Struct, kw_only=True):
     pollIntervalMs: float | None = None  # noqa: N815 - the wire's name
     result: msgspec.Raw = jsonrpc.ABSENT
     error: msgspec.Raw = jsonrpc.ABSENT
-    inputRequests: dict[str, InputRequest] = {}  # noqa: N815 - the wire's name
+    inputRequests: dict[str, InputRequest] | None = None  # noqa: N815 - the wire's name
 
     @property
     def pause(self) -> float:

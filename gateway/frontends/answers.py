@@ -121,7 +121,9 @@ class Answers:
             text = f"initialize: {exc}"
             raise InvalidParams(text) from None
         version = versions.negotiate_legacy(params.protocolVersion)
-        return Introduction(version, params.capabilities, params.clientInfo, identity)
+        capabilities = jsonrpc.EMPTY_OBJECT if params.capabilities == jsonrpc.NULL else params.capabilities
+        client_info = jsonrpc.ABSENT if params.clientInfo == jsonrpc.NULL else params.clientInfo
+        return Introduction(version, capabilities, client_info, identity)
 
     def greeting(self, introduction: Introduction) -> bytes:
         """Answer `initialize` as this client sees the gateway now: it never asks again."""
@@ -345,7 +347,7 @@ class Answers:
         """Bind a modern backend's `requestState` to this principal and request; the backend gets its own back."""
         members = jsonrpc.decode_object(result)
         inner = members.get("requestState")
-        if inner is None:
+        if inner is None or inner == jsonrpc.NULL:
             return result
         members["requestState"] = jsonrpc.raw(self.parking.sealer.seal(call, inner=inner))
         return jsonrpc.encode(members)
@@ -367,7 +369,7 @@ class Answers:
 def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
     """The error for a backend that asks for what the client has not declared, which the client must not see."""
     try:
-        wanted = asks.read_input_required(required.result).inputRequests.values()
+        wanted = (asks.read_input_required(required.result).wanted or {}).values()
     except ValueError:
         return None  # a form that nobody knows yet: the client may
     for one in wanted:

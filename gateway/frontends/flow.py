@@ -55,7 +55,7 @@ class Flow:
         self._open = 0
         self._answers_by = self._send_again_at = 0.0
         self._answered = trio.Event()
-        self._state = jsonrpc.ABSENT
+        self._state = jsonrpc.NULL
 
     def watch(self, ring: Callable[[], None]) -> bool:
         """Have `ring` called when `next` would have something, perhaps now; False: somebody has to wait in `next`.
@@ -153,8 +153,9 @@ class Flow:
             return BackendProtocol(backend, f"asked for input in a form that MCP does not have: {exc}")
         now = trio.current_time()
         self._answers_by, self._send_again_at = now + self._ticket.timeout, now + EMPTY_ROUND_DELAY * self._rounds
-        self._state, self._answers, self._open = body.requestState, {}, len(body.inputRequests)
-        for key, wanted in body.inputRequests.items():
+        requests = body.wanted or {}
+        self._state, self._answers, self._open = body.state, {}, len(requests)
+        for key, wanted in requests.items():
             if wanted.method not in asks.CAPABILITY:
                 return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
             try:
@@ -207,7 +208,7 @@ class Flow:
         params = dict(self.call.params)
         if self._answers:
             params["inputResponses"] = jsonrpc.raw(self._answers)
-        if self._state is not jsonrpc.ABSENT:
+        if self._state != jsonrpc.NULL:
             params["requestState"] = self._state
         call = self.call
         return Call(

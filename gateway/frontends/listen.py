@@ -122,6 +122,8 @@ class Subscription:
 
 def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
     try:
+        if wanted["resourceSubscriptions"] == jsonrpc.NULL:
+            return []
         spans = jsonrpc.decode_array(wanted["resourceSubscriptions"])
         return list(dict.fromkeys(jsonrpc.decode_string(span) for span in spans))
     except KeyError:
@@ -134,7 +136,7 @@ def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
 def _is_wanted(key: str, value: msgspec.Raw) -> bool:
     if key not in _FILTERS:
         return False
-    if bytes(value) not in {b"true", b"false"}:
+    if bytes(value) not in {b"true", b"false", b"null"}:
         text = f"params.notifications.{key} must be true or false"
         raise InvalidParams(text)
     return bytes(value) == b"true"

@@ -142,7 +142,7 @@ class Desk:
         ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
         if ask is None:
             return
-        if message.error is not jsonrpc.ABSENT and bytes(message.error) != b"null":
+        if message.error is not jsonrpc.ABSENT:
             body = jsonrpc.decode_error(message.error)
             ask.refuse(body.code, body.message, None if body.data is jsonrpc.ABSENT else bytes(body.data))
         elif message.result is jsonrpc.ABSENT:
@@ -155,6 +155,7 @@ class Desk:
         try:
             members = jsonrpc.decode_object(message.params)
             token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+            meta.drop_nulls("notifications/progress", members)
         except (KeyError, ValueError):
             return
         ask = self._open.get(token)
