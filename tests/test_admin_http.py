@@ -329,7 +329,7 @@ async def test_other_methods_and_paths_are_refused_in_json(tmp_path: Path, autoj
     async with open_house(tmp_path) as house:
         exchange = await house.exchange("PUT", "/servers/a")
         assert (exchange.status, exchange.headers["allow"]) == (405, "DELETE, GET, HEAD")
-        for path in ("/nothing", "/servers/", "/servers/a/b/c"):
+        for path in ("/nothing", "/", "/servers/a/b/c", "/servers/a/b/c/"):
             assert (await house.ask("GET", path))[0] == 404
 
 

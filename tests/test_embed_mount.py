@@ -143,6 +143,27 @@ def test_seed_m2_both_eras_and_the_older_transport_are_served(loop: str) -> None
 
 
 @both_loops
+def test_a_slash_at_the_end_of_a_path_changes_nothing(loop: str) -> None:
+    async def body() -> None:
+        for path, sse_path, message_path in (("/tools", "/sse", "/messages"), ("/tools/", "/sse/", "/messages/")):
+            manager, app = gateway.ProxyManager(config=config_of()), make_app()
+            await manager.mount_to_app(app, path=path, sse_path=sse_path, message_path=message_path)
+            async with open_server(app) as url, open_http(url) as http:
+                for place in ("/tools", "/tools/"):
+                    wire = Wire(http, place)
+                    await wire.introduce()
+                    assert "a.echo" in await wire.tools()
+                for place in ("/sse", "/sse/"):
+                    async with http.stream("GET", place) as stream:
+                        assert (stream.status_code, stream.headers["content-type"]) == (200, "text/event-stream")
+                for place in ("/messages", "/messages/"):
+                    assert (await http.post(place, json={})).status_code == 400  # it names no session
+            await manager.shutdown()
+
+    run_on(loop, body)
+
+
+@both_loops
 def test_seed_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())

@@ -17,6 +17,7 @@ from gateway.admin.events import serve_events
 from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.openapi import OPERATIONS, Operation, openapi_document
 from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
+from gateway.frontends.doors import without_slash
 from gateway.frontends.exchange import ClientGone, Exchange
 from gateway.reload.reloader import NotChangeable, UnknownServer
 
@@ -64,7 +65,14 @@ def make_admin_app(management: Management, access: AdminAccess) -> Any:
         exception_handlers={404: not_found},
     )
     app.router.redirect_slashes = False
-    return app
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a path with a slash at its end as the one without: not every client follows a redirect."""
+        if scope["type"] == "http":
+            scope = {**scope, "path": without_slash(scope["path"])}
+        await app(scope, receive, send)
+
+    return serve
 
 
 class Methods:

@@ -61,8 +61,8 @@ class Paths:
     __slots__ = ("mcp", "messages", "sse")
 
     def __init__(self, mcp: str | None = "/mcp", sse: str | None = "/sse", messages: str = "/messages/") -> None:
-        self.mcp = mcp
-        self.sse = sse
+        self.mcp = None if mcp is None else doors.without_slash(mcp)
+        self.sse = None if sse is None else doors.without_slash(sse)
         self.messages = messages
 
     def all(self) -> list[str]:
@@ -140,7 +140,7 @@ class Faces:
                 self._quiet.unpark_all()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).rstrip("/")
+        path = doors.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
         view = doors.view_in(path, self.paths.mcp, self._answers.fleet.config.views)
         if path == self.paths.mcp or view is not None:
             await self._endpoint(scope, receive, send, view)

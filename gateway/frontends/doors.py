@@ -17,6 +17,11 @@ NO_VIEW: Final = (
 )
 
 
+def without_slash(path: str) -> str:
+    """A path without the slash that many clients and guides write at its end."""
+    return path.rstrip("/") or "/"
+
+
 def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | None:
     """The view that a path below an endpoint names; None where it names none.
 

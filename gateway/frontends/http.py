@@ -158,6 +158,7 @@ class HttpFace:
         self._access = access
         self._policy = HostPolicy(binding.policy_host)
         self._path = path
+        self._place = None if path is None else doors.without_slash(path)
         self._others = others
         self._closing = closing
         self._entrance = Entrance(self._policy, access)
@@ -166,8 +167,10 @@ class HttpFace:
         self._sse_path = sse_path
         self._sse_routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {}
         if sse_path is not None:
-            bare = message_path.rstrip("/")
-            self._sse_routes = {bare: self._sse.post, bare + "/": self._sse.post, sse_path: self._sse.open}
+            self._sse_routes = {
+                doors.without_slash(message_path): self._sse.post,
+                doors.without_slash(sse_path): self._sse.open,
+            }
 
     @property
     def sessions(self) -> int:
@@ -252,24 +255,27 @@ class HttpFace:
         self._sse.tell(news)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == self._path:
+        if scope["type"] != "http":
+            return
+        path = doors.without_slash(scope["path"])
+        if path == self._place:
             await self._endpoint(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in self._sse_routes:
-            await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[scope["path"]])
-        elif scope["type"] == "http" and scope["path"].startswith(WELL_KNOWN):
+        elif path in self._sse_routes:
+            await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[path])
+        elif path.startswith(WELL_KNOWN):
             await show_resource(Exchange(scope, receive, send), self._policy, self._access)
-        elif scope["type"] == "http":
-            await self._route_view(scope, receive, send)
+        else:
+            await self._route_view(path, scope, receive, send)
 
-    async def _route_view(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _route_view(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """What lies below one of the endpoints is a view's, all else the management app's."""
         views = self._answers.fleet.config.views
-        view = doors.view_in(scope["path"], self._path, views)
+        view = doors.view_in(path, self._place, views)
         if view is not None:
             await self._endpoint(scope, receive, send, view)
             return
-        for path, handle in self._sse_routes.items():
-            view = doors.view_in(scope["path"], path, views)
+        for place, handle in self._sse_routes.items():
+            view = doors.view_in(path, place, views)
             if view is not None:
                 exchange = Exchange(scope, receive, send, view)
                 await self._entrance.serve(exchange, handle if view in views else doors.refuse)
