@@ -53,6 +53,21 @@ async def test_a_client_that_goes_before_its_body_is_complete() -> None:
         ("text/*", False, True),
         ("application/*", True, False),
         ("text/html", False, False),
+        ("APPLICATION/JSON", True, False),
+        ("Text/Event-Stream, Application/Json", True, True),
+        ("application/json;charset=utf-8", True, False),
+        ("application/json ; q=0.5 , text/event-stream;q=1", True, True),
+        ("application/json;q=0, text/event-stream", False, True),
+        ("application/json;q=0.000, */*;q=0.1", False, True),
+        ("*/*;q=0", False, False),
+        ("*/*;q=0.001", True, True),
+        ("*/*;Q=0, text/*", False, True),
+        ("text/*;q=0, */*", True, False),
+        ("text/html, image/gif, *; q=.2, */*; q=.2", True, True),
+        ("application/jsonx, application/json-seq", False, False),
+        ("xapplication/json", False, False),
+        ("", True, True),
+        (" , ,", True, True),
     ],
 )
 def test_what_the_client_takes(accept: str | None, json: bool, stream: bool) -> None:
@@ -148,3 +163,12 @@ async def test_a_document_that_is_cut_off_is_not_taken_for_a_whole_one(taken: in
             with pytest.raises(ClientGone):
                 await exchange.end_stream()
     assert (len(fake.sent), fake.ended) == (taken, taken == 2)
+
+
+def test_accept_may_be_there_on_several_lines() -> None:
+    fake = FakeExchange()
+    fake.scope["headers"] = [(b"accept", b"application/json"), (b"accept", b"text/event-stream")]
+    exchange = made(fake)
+    assert exchange.accepts(b"application/json")
+    assert exchange.accepts(b"text/event-stream")
+    assert not exchange.accepts(b"text/html")

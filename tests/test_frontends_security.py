@@ -41,7 +41,9 @@ LOOPBACK = "127.0.0.1"
 def test_hosts(bound: str, host: bytes, ours: bool) -> None:
     refusal = HostPolicy(bound).refusal({b"host": host})
     assert (refusal is None) is ours
-    assert ours or refusal == "the Host header names another host than this gateway"
+    if refusal is not None:
+        assert repr(host.decode("latin-1")) in refusal
+        assert "access.allow_hosts" in refusal
 
 
 @pytest.mark.parametrize("bound", [LOOPBACK, "0.0.0.0"])
@@ -65,12 +67,20 @@ def test_hosts(bound: str, host: bytes, ours: bool) -> None:
 def test_origins(bound: str, origin: bytes, ours: bool) -> None:
     refusal = HostPolicy(bound).refusal({b"host": b"localhost", b"origin": origin})
     assert (refusal is None) is ours
-    assert ours or refusal == "the Origin header names a web page that may not use this gateway"
+    if refusal is not None:
+        assert repr(origin.decode("latin-1")) in refusal
+        assert "access.allow_origins" in refusal
 
 
 def test_a_missing_host_is_refused_and_a_missing_origin_is_none() -> None:
     assert HostPolicy(LOOPBACK).refusal({}) is not None
     assert HostPolicy(LOOPBACK).refusal({b"host": b"localhost"}) is None
+
+
+def test_a_refusal_repeats_only_so_much() -> None:
+    refusal = HostPolicy(LOOPBACK).refusal({b"host": b"x" * 10_000})
+    assert refusal is not None
+    assert len(refusal) < 300
 
 
 def test_no_more_verdicts_are_remembered_than_said() -> None:

@@ -18,7 +18,7 @@ from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.openapi import OPERATIONS, Operation, openapi_document
 from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
 from gateway.frontends.doors import without_slash
-from gateway.frontends.exchange import ClientGone, Exchange
+from gateway.frontends.exchange import UNCOMPRESSED, ClientGone, Exchange, compressed, explain_compressed
 from gateway.reload.reloader import NotChangeable, UnknownServer
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class Endpoint:
             wrong = b"authorization" in headers
             error = "The admin token is wrong." if wrong else "This needs the admin token."
             raise Refused(401, doc.Problem(error, hint=HINT), (b"www-authenticate", b"Bearer"))
+        if self._operation.name == "add_servers" and (encoding := compressed(exchange)) is not None:
+            raise Refused(415, doc.Problem(explain_compressed(encoding)), UNCOMPRESSED)
         if access == "change" and exchange.method == "POST":
             given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             # Without a token a web page could send what browsers call a simple request.

@@ -63,7 +63,7 @@ _WORDS: Final = {
     404: "There is no such server.",
     409: "The server is disabled.",
     413: "The body is too large.",
-    415: "The Content-Type is not application/json.",
+    415: "The Content-Type is not application/json, or the body is compressed.",
     422: "The configuration is not valid; nothing has changed.",
     503: "Not now.",
 }

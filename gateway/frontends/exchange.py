@@ -7,7 +7,9 @@ cross a process boundary. A client that has gone raises `ClientGone`; nothing is
 from __future__ import annotations
 
 import math
+import re
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import jsonrpc
@@ -33,6 +35,13 @@ SSE_HEADERS: Final = (
 )
 INVALID_TOKEN: Final = (b"www-authenticate", b'Bearer error="invalid_token"')
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
+UNCOMPRESSED: Final = (b"accept-encoding", b"identity")
+"""Tells a client that its compressed body was refused which one is not (RFC 9110, 12.5.3)."""
+REMEMBERED: Final = 256
+"""Accept headers whose meaning is kept."""
+MAX_SHOWN: Final = 100
+"""Characters of a header's value that an error repeats."""
+_NO_WEIGHT = re.compile(rb"0(?:\.0*)?")
 
 
 class ClientGone(Exception):
@@ -104,9 +113,9 @@ class Exchange:
     def accepts(self, media_type: bytes) -> bool:
         """Whether the client says it takes this media type; one that says nothing takes all."""
         accept = self.headers.get(b"accept")
-        if accept is None or b"*/*" in accept:
-            return True
-        return media_type in accept or media_type.partition(b"/")[0] + b"/*" in accept
+        if accept is not None and len(self.headers) != len(self.scope["headers"]):  # it may be there on several lines
+            accept = b",".join(value for name, value in self.scope["headers"] if name == b"accept")
+        return accept is None or _accepts(accept, media_type)
 
     async def read_body(self, most: int) -> bytes | None:
         """The whole body; None if it is larger than `most` bytes.
@@ -135,6 +144,15 @@ class Exchange:
         """Wait until the client has gone. The body must have been read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def message(self, message: bytes, *headers: tuple[bytes, bytes]) -> None:
+        """Answer 200 with one JSON-RPC message: as JSON, or as an event where the client takes nothing else."""
+        if self.accepts(b"application/json") or not self.accepts(b"text/event-stream"):
+            await self.json(200, message, *headers)
+            return
+        await self._open_stream(*headers)
+        await self.event(message)
+        await self.end_stream()
 
     async def json(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         """Answer with one JSON document."""
@@ -190,9 +208,9 @@ class Exchange:
         self._complete = True
         await self._emit({"type": "http.response.body", "body": b""})
 
-    async def _open_stream(self) -> None:
+    async def _open_stream(self, *headers: tuple[bytes, bytes]) -> None:
         self._streaming = True
-        await self._start(200, *SSE_HEADERS, *self.always)
+        await self._start(200, *SSE_HEADERS, *headers, *self.always)
 
     async def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         self._begun = True
@@ -205,8 +223,39 @@ class Exchange:
             raise ClientGone from None
 
 
+@lru_cache(REMEMBERED)
+def _accepts(accept: bytes, media_type: bytes) -> bool:
+    """Whether an Accept header takes a media type: the most specific range decides (RFC 9110, 12.5.1)."""
+    found: dict[bytes, bool] = {}
+    for element in accept.lower().split(b","):
+        media_range, *parameters = (part.strip() for part in element.split(b";"))
+        if media_range:
+            media_range = b"*/*" if media_range == b"*" else media_range  # as Java's own client writes it
+            weight = next((part[2:].strip() for part in parameters if part.startswith(b"q=")), b"1")
+            found[media_range] = found.get(media_range, False) or _NO_WEIGHT.fullmatch(weight) is None
+    ranges = (media_type, media_type.partition(b"/")[0] + b"/*", b"*/*")
+    return next((found[one] for one in ranges if one in found), not found)
+
+
+def compressed(exchange: Exchange) -> str | None:
+    """How a request's body is compressed (RFC 9110, 8.4); None if it is not."""
+    value = exchange.headers.get(b"content-encoding", b"").decode("latin-1")
+    names = [name for name in map(str.strip, value.split(",")) if name and name.lower() != "identity"]
+    return ", ".join(names)[:MAX_SHOWN] or None
+
+
+def explain_compressed(encoding: str) -> str:
+    """Why a compressed body is refused."""
+    return f"the Content-Encoding {encoding!r} is not supported; send the body uncompressed"
+
+
 async def read_json(exchange: Exchange, most: int) -> bytes | None:
     """The body of a POST that must hold JSON; None if it was refused, which has been answered. Raises ClientGone."""
+    encoding = compressed(exchange)
+    if encoding is not None:
+        text = explain_compressed(encoding)
+        await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text), UNCOMPRESSED)
+        return None
     if not exchange.headers.get(b"content-type", b"").lower().startswith(b"application/json"):
         text = "the Content-Type must be application/json"
         await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))

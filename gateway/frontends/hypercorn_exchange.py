@@ -9,6 +9,7 @@ The response side does without h11 (its events cost as much as parsing the reque
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import deque
 from enum import Enum
@@ -31,6 +32,9 @@ KNOWN_HEADERS = 1024
 
 COPIED = 2**16
 """Bytes up to which joining parts costs less than another send."""
+
+ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
+"""A request target in absolute form, as a client sends it to a proxy."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -94,8 +98,13 @@ class Exchange:
     def _make_scope(self, request: h11.Request) -> dict[str, Any]:
         connection = self._connection
         path, _, query = request.target.partition(b"?")
-        text = path.decode("ascii")
         items = request.headers.raw_items()
+        absolute = ABSOLUTE.match(path)
+        if absolute is not None:  # its authority counts, and not the Host header (RFC 9112, 3.2.2)
+            path = path[absolute.end() :] or b"/"
+            items = [(name, value) for name, value in items if name.lower() != b"host"]
+            items.append((b"Host", absolute[1]))
+        text = path.decode("ascii")
         raw = connection.config.h11_pass_raw_headers
         return {
             "type": "http",

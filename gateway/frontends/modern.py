@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gateway.calls import Call
     from gateway.jsonrpc import Id, Message
 
+_OK = 200
+
 
 class ModernFace:
     """Answers modern POSTs."""
@@ -65,7 +67,7 @@ class ModernFace:
             await self._refuse(exchange, request_id, exc)
             return
         if isinstance(answer, bytes):
-            await exchange.json(200, jsonrpc.response(request_id, answer))
+            await exchange.message(jsonrpc.response(request_id, answer))
             return
         holder = answer.take()
         try:
@@ -100,7 +102,8 @@ class ModernFace:
 
     async def _refuse(self, exchange: Exchange, request_id: Id, problem: GatewayError) -> None:
         body, code = self._answers.encode_error(request_id, problem, Era.MODERN)
-        await exchange.json(errors.http_status(code), body)
+        status = errors.http_status(code)
+        await (exchange.message(body) if status == _OK else exchange.json(status, body))
 
     async def _listen(self, exchange: Exchange, subscription: Subscription) -> None:
         """Keep a subscription's stream open until the client goes or the gateway stops."""

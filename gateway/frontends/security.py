@@ -21,6 +21,8 @@ WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # ruff: ignore[hardcoded-bi
 ANY_PAGE: Final = (b"access-control-allow-origin", b"*")
 EXPOSED: Final = (b"access-control-expose-headers", b"Mcp-Session-Id, WWW-Authenticate, Retry-After")
 VARY: Final = (b"vary", b"Origin")
+MAX_SHOWN: Final = 100
+"""Characters of a header's value that an error repeats."""
 REMEMBERED: Final = 256
 """Header values whose verdict is kept."""
 
@@ -62,11 +64,18 @@ class HostPolicy:
 
     def refusal(self, headers: dict[bytes, bytes]) -> str | None:
         """Why a request with these headers is refused, or None."""
-        if not self.host_is_ours(headers.get(b"host", b"")):
-            return "the Host header names another host than this gateway"
+        host = headers.get(b"host", b"")
+        if not self.host_is_ours(host):
+            return (
+                f"the Host {_shown(host)} is not a name of this gateway (access.allow_hosts);"
+                " add it there if clients are to reach the gateway under it"
+            )
         origin = headers.get(b"origin")
         if origin is not None and not self.origin_is_ours(origin):
-            return "the Origin header names a web page that may not use this gateway"
+            return (
+                f"the Origin {_shown(origin)} is a web page that may not use this gateway (access.allow_origins);"
+                " add it there if it is yours"
+            )
         return None
 
     def cors_headers(self, origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -88,3 +97,7 @@ class HostPolicy:
             return True
         origin = parse_origin(value.decode("latin-1"))
         return origin is not None and (origin in self._pages or origin.host in self._hosts)
+
+
+def _shown(value: bytes) -> str:
+    return repr(value.decode("latin-1")[:MAX_SHOWN])

@@ -92,7 +92,7 @@ class StreamableFace:
         async with trio.open_nursery() as nursery:
             for request_id, message in wanted:
                 nursery.start_soon(answer, request_id, message)
-        await exchange.json(200, b"[" + b",".join(answers) + b"]")
+        await exchange.message(b"[" + b",".join(answers) + b"]")
 
     async def _answer_alone(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
         """One response of a batch; its notices have no stream of their own and are dropped."""
@@ -212,8 +212,7 @@ class StreamableFace:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
             await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
             return
-        await exchange.json(
-            200,
+        await exchange.message(
             jsonrpc.response(request_id, self._answers.greeting(introduction)),
             (headers.SESSION_HEADER, session.id.encode("ascii")),
         )
@@ -247,7 +246,7 @@ class StreamableFace:
             return
         except GatewayError as exc:
             self._answers.turn_away(message, session.caller, exc)
-            await exchange.json(200, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            await exchange.message(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
         reply: LegacyReply | None = None  # which takes care of the call, its scope and its id
         body = b""
@@ -269,7 +268,7 @@ class StreamableFace:
                 session.in_flight.leave(request_id)
                 session.touch()
         if body:
-            await exchange.json(200, body)
+            await exchange.message(body)
         elif scope.cancelled_caught:
             # No answer must follow (basic/utilities/cancellation), or another one does; but the exchange needs an end.
             await exchange.end_stream()
