@@ -171,6 +171,10 @@ class FakeSession:
         """Say that a resource was updated."""
         self._listener.resource_updated(uri, {})
 
+    def write_stderr(self, line: str) -> None:
+        """Write a line to stderr."""
+        self._listener.wrote_stderr(line)
+
     def crash(self, problem: BaseException) -> None:
         """Go away."""
         self._problem = problem
@@ -279,6 +283,9 @@ class Ears:
 
     def freed(self) -> None:
         self.heard.append("freed")
+
+    def wrote_stderr(self, line: str) -> None:
+        self.heard.append(f"stderr: {line}")
 
 
 class Script:

@@ -1,15 +1,16 @@
-"""A child's stderr in the log: under its name, bounded, and never in anybody's way."""
+"""A child's stderr: in the log under its name, bounded, and the line of it that says what went wrong."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
 from gateway.backends.log_rate import BURST, LINES_PER_SECOND
-from gateway.backends.stderr import MAX_LINE, SHOWN, StderrLog
+from gateway.backends.stderr import MAX_LINE, SEARCHED_LINES, SHOWN, StderrLog, informative
 from gateway.lines import Overlong
 
 
@@ -50,7 +51,8 @@ async def test_lines_are_logged_under_the_backends_name(
     assert logged.messages == ["one", "two", "\ufffd", "Traceback: no newline at the end"]
     assert {record.name for record in logged.records} == {"gateway.backend.time"}
     assert {getattr(record, "backend", None) for record in logged.records} == {"time"}
-    assert stderr.last_line == "Traceback: no newline at the end"  # the most important words are the last ones
+    assert list(stderr.tail) == ["one", "two", "\ufffd", "Traceback: no newline at the end"]
+    assert stderr.ended.is_set()
 
 
 def test_a_flood_costs_the_flooder_its_lines(logged: pytest.LogCaptureFixture) -> None:
@@ -60,7 +62,7 @@ def test_a_flood_costs_the_flooder_its_lines(logged: pytest.LogCaptureFixture) -
         stderr.take(b"line %d" % number)
     assert logged.messages == [f"line {number}" for number in range(BURST)]
     assert stderr.suppressed == 30
-    assert stderr.last_line == f"line {BURST + 29}"
+    assert list(stderr.tail) == [f"line {BURST + 30 - back}" for back in range(SEARCHED_LINES, 0, -1)]
     clock.now = 1.0
     logged.clear()
     for number in range(LINES_PER_SECOND + 5):
@@ -80,10 +82,85 @@ def test_long_lines_are_cut(logged: pytest.LogCaptureFixture) -> None:
     stderr.take(b"x" * MAX_LINE)
     stderr.take(Overlong(b"y" * MAX_LINE, b"z", 10**9))
     assert [len(message) for message in logged.messages] == [MAX_LINE, SHOWN]
-    assert stderr.last_line == "y" * SHOWN
+    assert list(stderr.tail) == ["x" * SHOWN, "y" * SHOWN]
 
 
 async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+    stderr = StderrLog("time")
     with trio.fail_after(5):
-        await StderrLog("time").run(Broken())
+        await stderr.run(Broken())
+    assert stderr.ended.is_set()
     assert logged.messages == ["reading stderr failed"]
+
+
+def test_each_line_is_handed_on_once() -> None:
+    heard: list[str] = []
+    stderr = StderrLog("time", on_line=heard.append, clock=Clock())
+    for number in range(BURST + 30):  # more than are logged
+        stderr.take(b"line %d\r" % number)
+    stderr.take(b" \t")
+    stderr.take(b"z" * MAX_LINE)
+    assert heard == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
+
+
+# -- the informative line ----------------------------------------------------------------------------------------------
+
+TRANSCRIPTS = Path(__file__).parent / "faults" / "corpus" / "transcripts.txt"
+
+
+def read_transcripts() -> dict[str, tuple[str, list[str]]]:
+    """What is to be shown of each transcript, and its lines as `StderrLog` keeps them."""
+    _, *blocks = TRANSCRIPTS.read_text(encoding="utf-8").replace("\u241b", "\x1b").split("\n=== ")
+    found: dict[str, tuple[str, list[str]]] = {}
+    for block in blocks:
+        name, shown, *lines = block.split("\n")
+        found[name] = shown.removeprefix("-> "), [line for line in lines if line.strip()]
+    return found
+
+
+@pytest.mark.parametrize("name", read_transcripts())
+def test_the_informative_line_of_a_transcript_is_shown(name: str) -> None:
+    shown, lines = read_transcripts()[name]
+    assert len(shown) > 10
+    assert informative(lines) == shown
+    assert informative(["Starting server...", "Listening for clients", *lines]) == shown
+    assert informative(["Error: an earlier one", *lines][-len(lines) :]) == shown
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ([], ""),
+        (["", "  "], ""),
+        (["Node.js v20.20.2"], "Node.js v20.20.2"),  # nothing better
+        (["the port is taken", "}", "Node.js v20.20.2"], "the port is taken"),
+        (["cannot open the database", "shutting down", "bye"], "cannot open the database"),
+        (["all is well", "bye"], "bye"),
+        (["0 errors found", "bye"], "bye"),
+        (["Error: first", "Error: second", "bye"], "Error: second"),
+        (["error: no solution", "  cause: offline", "", "hint: try --offline"], "error: no solution; cause: offline"),
+        (["  cause: of nothing"], "cause: of nothing"),
+        (["npm ERR! code E404", "npm ERR! 404 Not Found - x", "npm ERR! 404", "npm ERR!     /var/0.log"],
+         "npm ERR! 404 Not Found - x"),
+        (["TypeError: x is not a function", "    at f (x.js:1:1)", "npm error Lifecycle script `start` failed"],
+         "TypeError: x is not a function"),
+        (["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "KeyError: 'API_KEY'", "",
+          "ERROR:    Application startup failed. Exiting."], "KeyError: 'API_KEY'"),
+        (["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "    f()", "mylib.NotConfigured"],
+         "mylib.NotConfigured"),  # no name that ends in Error, no message
+        (["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "ValueError: a", "b", "c", "d"],
+         "ValueError: a; b; c"),
+        (["panic: open x: no such file", "goroutine 1 [running]:", "main.main()", "exit status 2"],
+         "panic: open x: no such file"),
+        (["Error: one of a | b + c is missing"], "Error: one of a | b + c is missing"),
+        (["\x1b[31mError:\x1b[0m red"], "Error: red"),
+        (["x" * 600], "x" * SHOWN),
+    ],
+)  # fmt: skip
+def test_the_informative_line(lines: list[str], shown: str) -> None:
+    assert informative(lines) == shown
+
+
+def test_lines_that_are_hard_to_match_cost_little() -> None:
+    hard = [" " * SHOWN + "!", "a." * (SHOWN // 2), "\x1b[" * (SHOWN // 2), "| " * (SHOWN // 2), "-" * SHOWN + "x"]
+    assert informative(hard * (SEARCHED_LINES // len(hard)))

@@ -27,7 +27,7 @@ PINGS = 1_000
 
 def make_session(stdin: trio.lowlevel.FdStream) -> StdioSession:
     config = parse_config(json.dumps({"mcpServers": {"box": {"command": "none"}}}), environ={}).servers["box"]
-    listener: Any = SimpleNamespace(freed=lambda: None)
+    listener: Any = SimpleNamespace(freed=lambda: None, wrote_stderr=lambda line: None)
     return StdioSession(
         config,
         cast("Child", SimpleNamespace(stdin=stdin)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +170,22 @@ def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):
     assert (kept["era"], kept["eras_offered"], kept["server_info"]) == ("modern", ["legacy", "modern"], {"name": "old"})
     _, out, _ = cli("doctor", "c.json")
     assert "server: player 1; offers: legacy" in out
+
+
+def test_the_doctor_shows_what_a_server_wrote_to_stderr(cli, tmp_path):
+    script = (
+        "import sys\nfor n in range(30): print('line', n, file=sys.stderr)\nraise RuntimeError('API_KEY is not set')"
+    )
+    crashes = {"command": sys.executable, "args": ["-c", script]}
+    config = {"mcpServers": {"crashes": crashes, "good": echo_backend() | QUICK}}
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    found = json.loads(cli("doctor", "c.json", "--json")[1])
+    assert "exited with status 1; stderr: RuntimeError: API_KEY is not set" in found["crashes"]["problem"]
+    assert len(found["crashes"]["stderr"]) == 20
+    assert found["crashes"]["stderr"][-1] == "RuntimeError: API_KEY is not set"
+    assert found["good"]["stderr"] == []
+    _, out, _ = cli("doctor", "c.json")
+    assert [line for line in out.splitlines() if line.startswith("  stderr: line")][-1] == "  stderr: line 29"
 
 
 def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_path):

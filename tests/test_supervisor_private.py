@@ -148,6 +148,16 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
             router.release(ticket)
 
 
+async def test_what_its_sessions_write_to_stderr_is_kept_together(autojump_clock: MockClock) -> None:
+    async with open_house("client") as (router, fake):
+        ticket = await router.submit(make_call(URI, "resources/read", caller=caller("one")))
+        await settle()
+        for number, session in enumerate(fake.sessions):
+            session.write_stderr(f"session {number}")
+        assert list(router.fleet.supervisors["a"].stderr) == ["session 0", "session 1"]
+        router.release(ticket)
+
+
 async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockClock) -> None:
     async with open_house("call") as (router, fake):
         told: list[str] = []

@@ -83,6 +83,8 @@ class ServerDetail(msgspec.Struct, frozen=True):
     failed: int
     latency: Latency
     errors: list[Mishap]
+    stderr: list[str]
+    """The last lines that its children have written to stderr, 20 at most."""
 
 
 class Tools(msgspec.Struct, frozen=True):

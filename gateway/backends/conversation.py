@@ -69,6 +69,10 @@ class Listener(Protocol):
         """Hear that a call has ended, so that another may be sent."""
         ...
 
+    def wrote_stderr(self, line: str) -> None:
+        """Receive a line that a child has written to stderr, cut to a length that can be shown."""
+        ...
+
 
 class Exchanges(Protocol):
     """A transport that gives each request an exchange of its own. Methods return at once."""

@@ -1,13 +1,16 @@
-"""A child's stderr, line by line into the log under the backend's name: bounded, rate-limited, never blocking.
+"""What a child writes besides MCP messages: its stderr, and stray lines on its stdout.
 
-A child may print its own key: secrets are masked here, once, before a line is kept or logged.
-2026-07-28 basic/transports/stdio: stderr is free text and no sign of an error. Flooding costs the flooder its lines,
-which are counted, and nobody else anything.
+A child may print its own key: secrets are masked here, once, before a line is kept or logged. 2026-07-28
+basic/transports/stdio: stderr is free text and no sign of an error. Each line goes into the log under the backend's
+name: bounded, rate-limited, never blocking; flooding costs the flooder its lines, which are counted. The last lines
+explain an end or a failed start: `informative` picks the one that says what went wrong.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,21 +20,114 @@ from gateway.lines import LineSplitter, Overlong
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MAX_LINE: Final = 8_192
 """Longest line that is logged whole."""
 SHOWN: Final = 500
-"""How much of a longer line, or of the last words in an error, is shown."""
+"""How much of a longer line, or of a line in an error, is shown."""
 READ_BYTES: Final = 65_536
+SHOWN_LINES: Final = 20
+"""Last lines that the management API and `doctor` show."""
+SEARCHED_LINES: Final = 60
+"""Last lines among which the informative one is sought: the stack trace below an exception is long."""
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_GROUP: Final = re.compile(r"^ *[|+] ?")
+"""What stands before each line of a Python exception group."""
+_FRAME: Final = re.compile(r"(?:Exception Group )?Traceback \(most recent|\s*File \".*\", line \d+")
+"""Lines of Python after which the first one without indentation is the exception, whatever its name."""
+_NOISE: Final = re.compile(
+    r"""
+    [\s~^|+\-=*.\d]*$                                           # marks below code, rulers
+    | [\s\[\](){},;]+$                                          # brackets of a printed object
+    | \s+at\s | \s+\w+:\s(?:'.*'|-?\d+|\[.*\]),?$              # frames and properties of a JavaScript error
+    | Node\.js\sv\d | Bun\sv\d | Require\sstack:$ | -\s/ | Emitted\s'error'\sevent | \(Use\s`node\s
+    | During\shandling\sof\s | The\sabove\sexception\swas\s
+    | npm\s(?:error|ERR!)\s*$ | npm\s(?:error|ERR!)\sA\scomplete\slog\s | npm\s(?:notice|warn|WARN)\s
+    | npm\s(?:error|ERR!)\s(?:code|errno|syscall|path|dest|file|cwd|signal|command)\s
+    | (?:Installed|Resolved|Prepared|Audited|Uninstalled)\s\d+\spackage | (?:Download|Build)(?:ing|ed)\s
+    | \s*hint:\s | \s*note:\s | \s*For\s(?:more|further)\sinformation | (?:Run|See)\s'.*--help' | [Uu]sage:\s
+    | goroutine\s\d+\s\[ | exit\sstatus\s\d+$ | Stack\sbacktrace:$
+    """,
+    re.VERBOSE,
+)
+_NPM: Final = re.compile(r"npm (?:error|ERR!) ")
+_EXCEPTION: Final = re.compile(
+    r"(?:Uncaught )?(?:Exception in thread \"[^\"]*\" )?(?:[\w$]+\.)*[\w$]*"
+    r"(?:Error|Exception|Exit|Interrupt|Rejection)(?: \[\w+\])?(?::|$)"
+)
+_STATEMENT: Final = re.compile(
+    r"\s*\u00d7 |(?:[\w./-]+: )?(?:fatal )?error(?:\[\w+\])?:|docker: |Error response from |panic: ",
+    re.IGNORECASE,
+)
+_CAUSE: Final = re.compile(r"\s*(?:\[cause\]: |cause: |Caused by: |╰─▶ )")
+_WEAK: Final = re.compile(
+    r"\b(?:error|fatal|critical|panic|failed|failure|cannot|can't|could not|unable|denied|refused|missing|required"
+    r"|invalid|unknown|no such|no module|not (?:found|set|installed|supported|valid))\b",
+    re.IGNORECASE,
+)
+_FURTHER_LINES: Final = 2
+"""Lines after the first one of an exception or cause that are shown, such as the fields that a validation misses."""
+
+
+def informative(lines: Sequence[str]) -> str:
+    """Return what the last lines of a program say went wrong, on one line.
+
+    That is the last exception or error statement with its causes, of npm's errors the first; else the last line with
+    a word like "failed", else the last one that is no ornament. The rules go by the form of the lines alone, and are
+    those of Python, Node, npm, npx, uv, uvx, docker, Java, Deno and Bun.
+    """
+    found: list[str] = []  # the statement and its causes, each with its further lines
+    further, sign = 0, " "
+    is_trace = was_traced = False
+    telling: list[str] = []
+    for line in (_GROUP.sub("", _ANSI.sub("", line)).rstrip() for line in lines):
+        if _FRAME.match(line):
+            further, is_trace = 0, True
+            continue
+        if not line or (is_trace and line[0].isspace()) or _NOISE.match(line):
+            further = 0
+            continue
+        telling.append(line.strip())
+        if found and _CAUSE.match(line):
+            found.append(line.strip())
+            further, sign = _FURTHER_LINES, " "  # some programs wrap them
+        elif is_trace or _EXCEPTION.match(line):
+            found = [line.strip()]
+            further, sign = _FURTHER_LINES if is_trace else 0, "; "
+            was_traced = is_trace
+        elif _STATEMENT.match(line):
+            further = 0
+            if not was_traced:  # else it most likely only says that something failed
+                found = [line.strip()]
+        elif _NPM.match(line):
+            found = found or [line.strip()]
+        elif further:
+            found[-1] += sign + line.strip()
+            further -= 1
+        is_trace = False
+    if not found:
+        weak = [line for line in telling if _WEAK.search(line)]
+        found = (weak or telling or [line.strip() for line in lines if line.strip()] or [""])[-1:]
+    return "; ".join(part.removesuffix(":") for part in found)[:SHOWN]
 
 
 class StderrLog:
-    """Reads one child's stderr and logs it; remembers the last line for error messages."""
+    """Reads one child's stderr and logs it; `tail` has the last lines."""
 
-    def __init__(self, backend: str, *, clock: Callable[[], float] = trio.current_time) -> None:
-        self.last_line = ""
+    def __init__(
+        self,
+        backend: str,
+        *,
+        on_line: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.tail: deque[str] = deque(maxlen=SEARCHED_LINES)
+        self.ended = trio.Event()
+        """Set when the stream has been read to its end."""
         self._backend = backend
+        self._on_line = on_line
         self._log = logging.getLogger(f"gateway.backend.{backend}")
         self._rate = LogRate(clock=clock)
 
@@ -42,20 +138,25 @@ class StderrLog:
             while data := await stream.receive_some(READ_BYTES):
                 for line in splitter.feed(bytes(data)):
                     self.take(line)
-            for line in splitter.feed(b"\n"):  # last words often have no newline
+            for line in splitter.feed(b"\n"):  # the last line often has no newline
                 self.take(line)
         except trio.BrokenResourceError:
             self._log.debug("reading stderr failed")
+        finally:
+            self.ended.set()
 
     def take(self, line: bytes | Overlong) -> None:
-        """Log one line, if the rate allows."""
+        """Keep one line, and log it if the rate allows."""
         data = line.head if isinstance(line, Overlong) else line
         text = SECRETS.mask(data.decode(errors="replace").rstrip("\r"))
         if isinstance(line, Overlong):
             text = text[:SHOWN]
         if not text.strip():
             return
-        self.last_line = text[:SHOWN]
+        shown = text[:SHOWN]
+        self.tail.append(shown)
+        if self._on_line is not None:
+            self._on_line(shown)
         if not self._rate.allows():
             return
         if unreported := self._rate.take_unreported():

@@ -19,7 +19,7 @@ from gateway.backends import handshake, lists
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
 from gateway.backends.opening import Attempts
-from gateway.backends.stderr import StderrLog
+from gateway.backends.stderr import StderrLog, informative
 from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendExited, BackendProtocol
 from gateway.lines import LineSplitter, Outbox, Overlong, read_some
@@ -60,8 +60,8 @@ EXIT_STATUS_WAIT: Final = 0.02
 MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
 """Bytes of replies to a backend's own requests that may wait for it to read; of one that asks and asks, and reads none
 of it, later requests go unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
-LAST_WORDS_WAIT: Final = 0.2
-"""Seconds that stdout is read on after the child has exited: a grandchild may hold the pipe open for ever."""
+LAST_OUTPUT_WAIT: Final = 0.2
+"""Seconds that stdout and stderr are read after the child has exited: a grandchild may hold the pipes open for ever."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -83,7 +83,7 @@ class StdioSession:
         self._config = config
         self._child = child
         self._outbox = Outbox(child.stdin)
-        self._stderr = StderrLog(config.name)
+        self._stderr = StderrLog(config.name, on_line=listener.wrote_stderr)
         self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, reply=self._reply)
         self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
         self._replied = self._unanswered = 0
@@ -177,7 +177,7 @@ class StdioSession:
             log.warning("backend %r ended in the middle of a message", self._config.name)
         with trio.move_on_after(EXIT_STATUS_WAIT):
             await self._child.wait()
-        self._gone("closed its stdout" if self._child.returncode is None else self._child.describe_exit())
+        await self._gone("closed its stdout")
 
     def _take(self, line: bytes | Overlong) -> None:
         if isinstance(line, Overlong):
@@ -193,14 +193,19 @@ class StdioSession:
 
     async def _watch(self) -> None:
         await self._child.wait()
-        with trio.move_on_after(LAST_WORDS_WAIT):
+        with trio.move_on_after(LAST_OUTPUT_WAIT):
             await self._read_to_end.wait()
-        self._gone(self._child.describe_exit())
+        await self._gone("")
 
-    def _gone(self, how: str) -> None:
+    async def _gone(self, how: str) -> None:
+        """End the session, with the child's exit status as the reason, if it has exited, and what stderr says of it."""
+        if self._child.returncode is not None:
+            how = self._child.describe_exit()
+            with trio.move_on_after(LAST_OUTPUT_WAIT):
+                await self._stderr.ended.wait()
         if self._problem is None:
-            said = self._stderr.last_line
-            text = f"{how}; its last words: {said}" if said else how
+            said = informative(self._stderr.tail)
+            text = f"{how}; stderr: {said}" if said else how
             self._problem = BackendExited(self._config.name, text, self._conversation.suspects())
             self._conversation.close(self._problem)
         raise self._problem

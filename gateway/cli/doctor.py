@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.stderr import SHOWN_LINES
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
@@ -56,8 +58,11 @@ def run(values: Values) -> int:
     return 0 if all(one["ok"] for one in found.values()) else 1
 
 
-class _Deaf:
-    """Takes what a server says on its own, which nobody needs here."""
+class _Listener:
+    """Keeps the last lines of a server's stderr; what else it sends on its own is not needed here."""
+
+    def __init__(self) -> None:
+        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
 
     def list_changed(self, feature: str) -> None:
         pass
@@ -70,6 +75,9 @@ class _Deaf:
 
     def freed(self) -> None:
         pass
+
+    def wrote_stderr(self, line: str) -> None:
+        self.stderr.append(line)
 
 
 async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]]:
@@ -112,6 +120,7 @@ def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
 
 async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, config: Config) -> dict[str, Any]:
     report: dict[str, Any] = {"ok": False, "problem": None, "hints": []}
+    listener = _Listener()
     if server.command is not None:
         report["command"] = shutil.which(server.command, path=server.env.get("PATH") or os.environ.get("PATH"))
         own = shutil.which(server.command)
@@ -122,11 +131,12 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
     bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
     try:
         with trio.move_on_after(bound) as scope:
-            await _meet(server, openers, report, config, began)
+            await _meet(server, openers, listener, report, config)
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
     except* (GatewayError, OSError, trio.TooSlowError) as group:
         report["problem"] = _first(group)
+    report["stderr"] = list(listener.stderr)
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.census()
     report["children_left"] = [each.pid for each in guard.snapshot() if each.backend == server.name]
@@ -141,12 +151,15 @@ def _ladder(server: ServerConfig) -> float:
     return ladder.close_stdin + ladder.terminate + ladder.kill
 
 
-async def _meet(server: ServerConfig, openers: Openers, report: dict[str, Any], config: Config, began: float) -> None:
+async def _meet(
+    server: ServerConfig, openers: Openers, listener: _Listener, report: dict[str, Any], config: Config
+) -> None:
     from gateway.catalog.kinds import Kind
     from gateway.catalog.names import public_name
 
+    began = trio.current_time()
     with trio.fail_after(server.connect_timeout) as patience:
-        async with openers(server, _Deaf()) as session:
+        async with openers(server, listener) as session:
             patience.deadline = float("inf")
             items = session.listing.items.get(Kind.TOOLS, ())
             report |= {
@@ -202,6 +215,8 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
             print(f"  {_describe(one)}")
         else:
             print(f"{name}: {painted(str(one['problem']), RED, sys.stdout)}")
+            for line in one["stderr"]:
+                print(f"  stderr: {line}")
         for hint in one["hints"]:
             print(f"  hint: {hint}")
         if one["children_left"]:

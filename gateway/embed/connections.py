@@ -160,6 +160,9 @@ class Connection:
     def freed(self) -> None:
         """Hear that a call has ended."""
 
+    def wrote_stderr(self, line: str) -> None:
+        """Receive a line of stderr, which is in the log already."""
+
 
 class _Counted:
     """Counts a call for as long as it is under way."""

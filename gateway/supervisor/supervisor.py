@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import deque
 from types import NoneType
 from typing import TYPE_CHECKING, cast
 
 import trio
 
+from gateway.backends.stderr import SHOWN_LINES
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing, keep_entries
@@ -75,6 +77,8 @@ class Supervisor:
         """What its config says of tools that the server does not list."""
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
+        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
+        """The last lines that its children have written to stderr."""
         self.settled = trio.Event()
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()
@@ -289,6 +293,10 @@ class Supervisor:
         """Note that a call has ended."""
         self._used_at = trio.current_time()
         self._freed.unpark_all()
+
+    def wrote_stderr(self, line: str) -> None:
+        """Keep a line of its child's stderr, for people."""
+        self.stderr.append(line)
 
     # The task.
 
