@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -75,6 +76,20 @@ class Child:
                 except trio.ClosedResourceError:  # its ladder ended meanwhile
                     self._pidfd = -1
         return status
+
+    async def wait_stdin_closed(self) -> None:
+        """Wait until no process can read the child's stdin any more; for ever where the system does not say so.
+
+        Writing would say so too, by EPIPE, but what was written before that is lost in silence.
+        """
+        if sys.platform != "linux":
+            await trio.sleep_forever()
+        with select.epoll() as poll:
+            poll.register(self.stdin.fileno(), 0)  # no event but EPOLLERR, which is always reported
+            try:
+                await trio.lowlevel.wait_readable(poll.fileno())
+            finally:
+                trio.lowlevel.notify_closing(poll.fileno())
 
     def describe_exit(self) -> str:
         """For a sentence that begins with its name: "exited with status 3", "was killed by SIGKILL"."""

@@ -1,8 +1,8 @@
 """A backend over a child's pipes: one JSON message a line (2026-07-28 basic/transports/stdio).
 
 The session owns four tasks: it reads stdout, writes stdin, logs stderr and watches for the child's end. When the child
-is gone or has closed its stdout, every call in flight is answered at once, before the stop ladder begins. Garbage on
-stdout is logged and skipped; a line over the cap costs its own call, not the backend.
+is gone or has closed its stdout or its stdin, every call in flight is answered at once, before the stop ladder begins.
+Garbage on stdout is logged and skipped; a line over the cap costs its own call, not the backend.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gateway.errors import BackendExited, BackendProtocol
 from gateway.lines import LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from gateway.backends.conversation import Listener
     from gateway.backends.guard import ChildGuard
@@ -61,7 +61,8 @@ MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
 """Bytes of replies to a backend's own requests that may wait for it to read; of one that asks and asks, and reads none
 of it, later requests go unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
 LAST_OUTPUT_WAIT: Final = 0.2
-"""Seconds that stdout and stderr are read after the child has exited: a grandchild may hold the pipes open for ever."""
+"""Seconds that stdout and stderr are read on after the child has exited, for a grandchild may hold the pipes open for
+ever, and after it has closed its stdin, for answers that are under way."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -117,7 +118,7 @@ class StdioSession:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Carry the session; never returns, but raises BackendExited when the child is gone."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._outbox.run)
+            nursery.start_soon(self._write)
             nursery.start_soon(self._stderr.run, self._child.stderr)
             nursery.start_soon(self._watch)
             nursery.start_soon(self._read)
@@ -161,6 +162,21 @@ class StdioSession:
             text = "backend %r does not read the replies to its own requests; some get none"
             log.warning(text, self._config.name, extra={"backend": self._config.name})
         self._unanswered += 1
+
+    async def _write(self) -> None:
+        """Write what is posted; a child that takes no more is gone, though it may go on living and writing."""
+        async with trio.open_nursery() as nursery:
+
+            async def until_end(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel(reason="the child does not read any more")
+
+            nursery.start_soon(until_end, self._outbox.run)
+            nursery.start_soon(until_end, self._child.wait_stdin_closed)
+        with trio.move_on_after(LAST_OUTPUT_WAIT):
+            await self._read_to_end.wait()
+            return  # the reader of stdout reports the end
+        await self._gone("closed its stdin")
 
     async def _read(self) -> None:
         splitter = LineSplitter(self._config.max_line_bytes)
