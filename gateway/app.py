@@ -51,12 +51,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.access.principals import Principal
-    from gateway.backends.conversation import Listener
     from gateway.backends.detect import HttpOpener
     from gateway.backends.guard import ChildGuard
     from gateway.backends.oauth import Logins
     from gateway.backends.opening import Attempts
-    from gateway.backends.session import Opener, Session
+    from gateway.backends.session import Listener, Opener, Session
     from gateway.backends.stdio import StdioSession
     from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig

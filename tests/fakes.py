@@ -32,7 +32,7 @@ from gateway.errors import BackendError, BackendExited, BackendTooSlow
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
-    from gateway.backends.conversation import Listener
+    from gateway.backends.session import Listener
     from gateway.calls import Outcome
 
 SOON = 10.0
@@ -267,7 +267,7 @@ def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
 
 
 class Ears:
-    """Implements `gateway.backends.conversation.Listener`."""
+    """Implements `gateway.backends.session.Listener`."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []

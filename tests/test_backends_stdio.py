@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
     from gateway.backends.children import Child
-    from gateway.backends.conversation import Listener
+    from gateway.backends.session import Listener
 
 PINGS = 1_000
 WITHIN = 5.0  # seconds within which what happens at once must have happened, on a machine that is busy

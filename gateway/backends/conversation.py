@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
@@ -30,6 +30,7 @@ from gateway.masking import SECRETS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from gateway.backends.session import Exchanges, Listener
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
     from gateway.catalog.kinds import Kind
@@ -48,42 +49,6 @@ MAX_LOGGED: Final = 200
 _OPENING: Final = frozenset({"server/discover", "initialize"})
 
 log = logging.getLogger("gateway.backend")
-
-
-class Listener(Protocol):
-    """Who hears what a backend says on its own. Methods are called in order and must return at once."""
-
-    def list_changed(self, feature: str) -> None:
-        """Hear that the backend's tools, prompts or resources have changed."""
-        ...
-
-    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear that a resource was updated; `params` are those of the notification."""
-        ...
-
-    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear something that is for one client alone, also when its call is over; `key` is its session's."""
-        ...
-
-    def freed(self) -> None:
-        """Hear that a call has ended, so that another may be sent."""
-        ...
-
-    def wrote_stderr(self, line: str) -> None:
-        """Receive a line that a child has written to stderr, cut to a length that can be shown."""
-        ...
-
-
-class Exchanges(Protocol):
-    """A transport that gives each request an exchange of its own. Methods return at once."""
-
-    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
-        """Send a request of the gateway's own; `ticket` is the call that it is about, if it is about one."""
-        ...
-
-    def drop(self, request_id: int, cancelled: bytes | None) -> None:
-        """Learn that nobody waits for this answer any more; `cancelled` is the notification that tells the backend."""
-        ...
 
 
 class Waiter:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.opening import Attempts
-    from gateway.backends.session import Session
+    from gateway.backends.session import Listener, Session
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 

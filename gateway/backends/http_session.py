@@ -22,9 +22,9 @@ from gateway.errors import BackendExited
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.handshake import Greeting
     from gateway.backends.http_client import HttpClient
+    from gateway.backends.session import Listener
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop

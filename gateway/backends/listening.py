@@ -16,8 +16,9 @@ from gateway.backends import handshake
 from gateway.calls import Failure
 
 if TYPE_CHECKING:
-    from gateway.backends.conversation import Conversation, Listener
+    from gateway.backends.conversation import Conversation
     from gateway.backends.handshake import Greeting
+    from gateway.backends.session import Listener
     from gateway.backends.upkeep import Upkeep
     from gateway.calls import Outcome
 

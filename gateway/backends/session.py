@@ -1,4 +1,4 @@
-"""What every transport gives its supervisor: one opened, listed session with a backend.
+"""What every transport gives its supervisor: one opened, listed session with a backend; and whom it reports to.
 
 A session lives inside an `async with` of the supervisor's task and of no other. When the backend goes away, the
 session's own tasks first finish every call with an error and then end the `async with` body with that BackendError.
@@ -13,12 +13,47 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Upkeep
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
+
+
+class Listener(Protocol):
+    """Who hears what a backend says on its own. Methods are called in order and must return at once."""
+
+    def list_changed(self, feature: str) -> None:
+        """Hear that the backend's tools, prompts or resources have changed."""
+        ...
+
+    def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear that a resource was updated; `params` are those of the notification."""
+        ...
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hear something that is for one client alone, also when its call is over; `key` is its session's."""
+        ...
+
+    def freed(self) -> None:
+        """Hear that a call has ended, so that another may be sent."""
+        ...
+
+    def wrote_stderr(self, line: str) -> None:
+        """Receive a line that a child has written to stderr, cut to a length that can be shown."""
+        ...
+
+
+class Exchanges(Protocol):
+    """A transport that gives each request an exchange of its own. Methods return at once."""
+
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+        """Send a request of the gateway's own; `ticket` is the call that it is about, if it is about one."""
+        ...
+
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Learn that nobody waits for this answer any more; `cancelled` is the notification that tells the backend."""
+        ...
 
 
 class Session(Protocol):

@@ -36,8 +36,8 @@ from gateway.lines import Overlong
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.http_client import HttpClient
+    from gateway.backends.session import Listener
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop

@@ -27,9 +27,9 @@ from gateway.lines import LineSplitter, Outbox, Overlong, read_some
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.guard import ChildGuard
     from gateway.backends.handshake import Greeting
+    from gateway.backends.session import Listener
     from gateway.backends.ticket import Ticket
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig

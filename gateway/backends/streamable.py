@@ -28,9 +28,9 @@ from gateway.errors import BackendError, BackendExited, BackendUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.handshake import Greeting
     from gateway.backends.http_client import AnyHeaders, HttpClient
+    from gateway.backends.session import Listener
     from gateway.backends.ticket import Ticket
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig

@@ -17,8 +17,9 @@ from gateway.backends.listening import keep_listening
 from gateway.calls import Complete, Era
 
 if TYPE_CHECKING:
-    from gateway.backends.conversation import Conversation, Listener
+    from gateway.backends.conversation import Conversation
     from gateway.backends.handshake import Greeting
+    from gateway.backends.session import Listener
     from gateway.calls import Outcome
 
 log = logging.getLogger("gateway.backend")

@@ -146,7 +146,7 @@ class Connection:
             return BackendTooSlow(self.config.name, text)
         return BackendUnavailable(self.config.name, f"failed: {problem}")
 
-    # `gateway.backends.conversation.Listener`: what a server says on its own concerns nobody here.
+    # `gateway.backends.session.Listener`: what a server says on its own concerns nobody here.
 
     def list_changed(self, feature: str) -> None:
         """Hear that a list has changed."""

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.conversation import Listener
     from gateway.backends.guard import ChildGuard
     from gateway.backends.oauth import Logins
-    from gateway.backends.session import Opener, Session
+    from gateway.backends.session import Listener, Opener, Session
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
     from gateway.store import Store

@@ -275,7 +275,7 @@ class Supervisor:
             breaker=None if self.gate.breaker is None else self.gate.breaker.state,
         )
 
-    # `gateway.backends.conversation.Listener`: called by the session, synchronously.
+    # `gateway.backends.session.Listener`: called by the session, synchronously.
 
     def list_changed(self, feature: str) -> None:
         """Note that a feature's lists must be read again."""

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.conversation import Listener
-    from gateway.backends.session import Opener, Session
+    from gateway.backends.session import Listener, Opener, Session
     from gateway.config import ServerConfig
 
 MOST: Final = max(16, 4 * (os.cpu_count() or 1))
