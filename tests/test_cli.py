@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -80,6 +81,17 @@ def test_a_missing_config_is_named(cli, tmp_path, command):
 @commands
 def test_a_directory_is_no_config(cli, tmp_path, command):
     assert_refused(cli(*command, tmp_path), str(tmp_path), "is a directory")
+
+
+def test_a_config_in_a_pipe_is_checked(cli, tmp_path):
+    path = tmp_path / "config.json"
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(path.write_text, json.dumps(GOOD))
+        status, out, _ = cli("check", path)
+        written.result(10)
+    assert status == 0
+    assert out.endswith(": ok, 2 servers\n")
 
 
 @commands

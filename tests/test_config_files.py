@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -21,7 +24,10 @@ from gateway.config import (
     load_config,
     parse_config,
 )
+from gateway.config.files import SpecialFile, read_at_most
 from gateway.errors import ConfigError
+from gateway.reload.source import ConfigSource
+from gateway.reload.watch import mark_of
 
 EXAMPLES = Path(__file__).parent / "examples"
 ENVIRON = {"HOME": "/home/u"}
@@ -90,6 +96,58 @@ def test_directory(tmp_path: Path) -> None:
     assert problem(tmp_path) == f"{tmp_path}: is a directory; name the file in it"
 
 
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_537, 400_000])
+def test_a_named_pipe_is_read_to_its_end(pipe: Path, size: int) -> None:
+    text = b" " * size
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.write_bytes, text)
+        assert read_at_most(pipe, 10**6, timeout=10) == (text, True)
+        assert written.result(10) == size
+
+
+def test_a_pipe_without_a_writer_or_without_an_end_is_a_clear_error(pipe: Path) -> None:
+    with pytest.raises(SpecialFile, match="is a pipe whose writer has written nothing within"):
+        read_at_most(pipe, 100, timeout=0.05)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pipe.open("wb", buffering=0) as writer:
+        writer.write(b"half")
+        with pytest.raises(SpecialFile, match="is a pipe whose writer has not closed it within"):
+            read_at_most(pipe, 100, timeout=0.05)
+        writer.write(b"x" * 200)
+        assert len(read_at_most(pipe, 100, timeout=0.05)[0]) == 101  # no more is read than shows that it is too much
+    os.close(reading)
+
+
+def test_special_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    assert problem(Path("/dev/zero")) == "/dev/zero: is a device; name a file"
+    with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(tmp_path):
+        unix.bind("s")
+    assert problem(tmp_path / "s") == f"{tmp_path / 's'}: is a socket; name a file"
+
+
+def test_a_config_in_a_pipe_is_not_read_again(pipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = ConfigSource(pipe, environ={})
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.write_bytes, b'{"mcpServers": {"a": {"command": "x"}}}')
+        assert list(source.open().servers) == ["a"]
+        written.result(10)
+    mark = source.mark
+    assert mark_of(pipe) == mark  # what is written into it, or read from it, is no change
+    assert source.read() is source.base
+    assert "was read at the start" in caplog.text
+    pipe.unlink()
+    pipe.write_bytes(b'{"mcpServers": {"b": {"command": "x"}}}')  # a file takes its place
+    assert mark_of(pipe) != mark
+    assert list(source.read().config.servers) == ["b"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_file(tmp_path: Path) -> None:
     path = tmp_path / "secret.json"
@@ -101,7 +159,7 @@ def test_permission_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "stat", refuse)
     assert problem(Path("x.json")) == "x.json: permission denied; make it readable for this user"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,7 +101,9 @@ def test_a_line_that_is_none_is_counted_and_not_repeated(text, line):
         ({"command": "x", "env_file": "nowhere"}, ["'env_file'", "there is no file 'nowhere'"]),
         ({"command": "x", "env": {"A": "${file:nowhere}"}}, ["'env.A'", "there is no file 'nowhere'"]),
         ({"command": "x", "args": ["${file:.}"]}, ["'args[0]'", "'.'"]),
-        ({"command": "x", "args": ["${file:fifo}"]}, ["'args[0]'", "no plain file"]),
+        ({"command": "x", "args": ["${file:/dev/null}"]}, ["'args[0]'", "the file '/dev/null' is a device"]),
+        ({"command": "x", "args": ["${file:folder}"]}, ["'args[0]'", "the file 'folder' is a directory"]),
+        ({"command": "x", "env_file": "socket"}, ["'env_file'", "the file 'socket' is a socket"]),
         ({"command": "x", "args": ["${file:large}"]}, ["'args[0]'", "larger than 64 KiB"]),
         ({"command": "x", "args": ["${file:binary}"]}, ["'args[0]'", "not UTF-8"]),
         ({"command": "x", "env_file": "token"}, ["'env_file'", "line 1 of the file 'token' is not NAME=VALUE"]),
@@ -106,7 +111,9 @@ def test_a_line_that_is_none_is_counted_and_not_repeated(text, line):
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, server, parts):
-    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(tmp_path):
+        unix.bind("socket")  # by a short path: a socket's may be no longer than 107 characters
     (tmp_path / "binary").write_bytes(b"\xff\x00")
     path = write(tmp_path, server, large="x" * 70_000, two="a\nb\n")
     with pytest.raises(ConfigError) as caught:
@@ -115,6 +122,17 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, server, parts):
     for part in parts:
         assert part in line
     assert SECRET not in line
+
+
+def test_a_named_pipe_is_read_once_however_often_it_is_named(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    server = {"command": "x", "env": {"A": "${file:fifo}", "B": "${file:fifo}"}, "args": ["${file:fifo}"]}
+    path = write(tmp_path, server)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit((tmp_path / "fifo").write_bytes, b"\xef\xbb\xbfs3cret\n")
+        found = load(path).servers["one"]
+        assert written.result(10) == 10
+    assert (found.env, found.args) == ({"A": "s3cret", "B": "s3cret"}, ("s3cret",))
 
 
 def test_a_disabled_server_may_miss_its_files(tmp_path):

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import error, print_json, say, warn
 from gateway.cli.places import Places
-from gateway.config import load_config
 from gateway.config.access_model import Rules
-from gateway.config.parse import read_file
+from gateway.config.parse import files_of, parse_config, read_file
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
 from gateway.masking import Masker
@@ -26,8 +25,12 @@ def run(values: Values) -> int:
     """Say it for every server; 2 if the file is not valid."""
     config: Config | None = None
     problems: tuple[str, ...] = ()
+    places = Places("")
     try:
-        config = load_config(values.file, environ=os.environ)
+        data = read_file(values.file)  # once: it may be a pipe
+        places = Places(data.decode("utf-8", errors="replace"))
+        files = files_of(values.file, os.environ)
+        config = parse_config(data, environ=os.environ, source=str(values.file), files=files)
         warnings = config.warnings
     except ConfigError as exc:
         problems, warnings = exc.lines, exc.warnings
@@ -35,7 +38,6 @@ def run(values: Values) -> int:
             import traceback
 
             traceback.print_exception(exc)
-    places = _places(values.file)
     spell = Masker({} if config is None else config.masked).mask
     if values.json:
         print_json({
@@ -59,13 +61,6 @@ def run(values: Values) -> int:
     print(f"access: {spell(_access(config))}")
     print(f"{values.file}: ok, {len(config.servers)} servers")
     return 0
-
-
-def _places(path: Path) -> Places:
-    try:
-        return Places(read_file(path).decode("utf-8", errors="replace"))
-    except ConfigError:
-        return Places("")
 
 
 def _show(path: Path, places: Places, lines: Iterable[str], tell: Callable[[str], None], *, key: bool = False) -> None:

@@ -73,7 +73,10 @@ def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
     from gateway.errors import ConfigError
 
     try:
-        config = json.loads(read_file(Path(given.get("config") or "")))
+        path = Path(given.get("config") or "")
+        if not path.is_file():  # a pipe is read only once, and not by a shell
+            return ()
+        config = json.loads(read_file(path))
         return [*config.get("mcpServers", config.get("servers", {}))]
     except (ConfigError, ValueError, AttributeError, TypeError):
         return ()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from gateway.config.findings import shown
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 64 * 1024
 """A key, a token or a list of variables is smaller by far; whatever is larger is another file."""
+PIPE_TIMEOUT = 5.0
+"""Seconds within which the writer of a named pipe must have written and closed it: nobody waits longer for a start."""
+FAILURE_KEPT = 60.0
+"""Seconds for which a pipe that nobody has written into is not waited for again."""
+READ_BYTES = 65_536
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _VARIABLE = re.compile(
     r"""[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*
@@ -37,33 +44,109 @@ _NOTHING = re.compile(r"[ \t]*(?:\#[^\r\n]*)?(?:\r?\n|\Z)")
 class UnreadableFile(ValueError):
     """A file cannot be used; the message says why and names it, but nothing of what it holds."""
 
+    is_pipe = False
+    """Whether it is a pipe that had to be waited for in vain."""
+
+
+class SpecialFile(OSError):
+    """What is no file that can be read to an end; `reason` says what it is."""
+
+    def __init__(self, reason: str, *, is_pipe: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_pipe = is_pipe
+
+
+def read_at_most(path: Path, most: int, *, timeout: float = PIPE_TIMEOUT) -> tuple[bytes, bool]:
+    """Read a file, or a named pipe to its end; returns `most` + 1 bytes at most, and whether it is a pipe.
+
+    Raises:
+        SpecialFile: it is a directory, a device or a socket, or a pipe that has no end within `timeout`.
+        OSError: it cannot be read.
+    """
+    kind = _special(os.stat(path).st_mode)  # noqa: PTH116 - before it is opened, which may do something to a device
+    if kind:
+        raise SpecialFile(f"is {kind}")
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(fd).st_mode
+        if kind := _special(mode):
+            raise SpecialFile(f"is {kind}")
+        if stat.S_ISFIFO(mode):
+            return _read_pipe(fd, most, timeout), True
+        parts = bytearray()
+        while len(parts) <= most and (part := os.read(fd, most + 1 - len(parts))):
+            parts += part
+        return bytes(parts), False
+    finally:
+        os.close(fd)
+
+
+def _special(mode: int) -> str:
+    """What a file is that is neither a plain one nor a pipe; empty for these two."""
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "")
+
+
+def _read_pipe(fd: int, most: int, timeout: float) -> bytes:
+    """Read to the end, which is when the last writer has closed it. Raises SpecialFile."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + timeout
+    parts = bytearray()
+    while len(parts) <= most:
+        events = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
+        if not events:
+            done = "has not closed it" if parts else "has written nothing"
+            raise SpecialFile(f"is a pipe whose writer {done} within {timeout:g} s", is_pipe=True)
+        part = os.read(fd, min(READ_BYTES, most + 1 - len(parts)))
+        parts += part
+        if not part and events[0][1] & select.POLLHUP:
+            break
+        if not part:  # no writer yet, on systems that say so by an end
+            time.sleep(0.01)
+    return bytes(parts)
+
 
 def reader(base: Path, home: str | None) -> Files:
-    """Make a reader of small text files; relative paths are relative to `base`, `~/` is `home`."""
+    """Make a reader of small text files; relative paths are relative to `base`, `~/` is `home`.
+
+    What was in a pipe is kept, since a pipe can be read only once; and for a while that nothing was in it, so that a
+    config that names it often does not wait each time.
+    """
+    pipes: dict[Path, bytes] = {}
+    failed: dict[Path, tuple[float, str]] = {}
 
     def read(name: str) -> str:
         """The text without one newline at its end. Raises UnreadableFile."""
         path = base / (home or "~") / name[2:] if name.startswith("~/") else base / name
-        text = _decode(name, _read(name, path))
+        until, problem = failed.get(path, (0.0, ""))
+        if time.monotonic() < until:
+            raise UnreadableFile(problem)
+        try:
+            text = _decode(name, pipes[path] if path in pipes else _read(name, path, pipes))
+        except UnreadableFile as exc:
+            if exc.is_pipe:
+                failed[path] = (time.monotonic() + FAILURE_KEPT, str(exc))
+            raise
         return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
     return read
 
 
-def _read(name: str, path: Path) -> bytes:
+def _read(name: str, path: Path, pipes: dict[Path, bytes]) -> bytes:
     try:
-        # Not blocking: what is no plain file must not hold up the gateway until somebody writes into it.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UnreadableFile(f"the file {shown(name)} is no plain file")
-            data = file.read(MAX_FILE_BYTES + 1)
+        data, is_pipe = read_at_most(path, MAX_FILE_BYTES)
+        if is_pipe:
+            pipes[path] = data
+    except SpecialFile as exc:
+        problem = UnreadableFile(f"the file {shown(name)} {exc.reason}")
+        problem.is_pipe = exc.is_pipe
+        raise problem from None
     except FileNotFoundError:
         raise UnreadableFile(f"there is no file {shown(name)}; a path is relative to the config file") from None
     except (OSError, ValueError) as exc:
         why = (exc.strerror if isinstance(exc, OSError) else None) or "not a path"
-        if isinstance(exc, UnreadableFile):
-            raise
         raise UnreadableFile(f"the file {shown(name)} cannot be read: {why.lower()}") from None
     if len(data) > MAX_FILE_BYTES:
         raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")

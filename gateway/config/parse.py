@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.access import read_access
-from gateway.config.files import reader
+from gateway.config.files import SpecialFile, read_at_most, reader
 from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_object, kind, shown
 from gateway.config.model import Config, ServerConfig
 from gateway.config.sections import read_gateway
@@ -75,12 +75,13 @@ def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) ->
 def read_file(path: Path) -> bytes:
     """The bytes of a config file. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
+        data, _ = read_at_most(path, MAX_CONFIG_BYTES)
+    except SpecialFile as error:
+        hint = "write the config into it, or name a file" if error.is_pipe else "name a file"
+        hint = "name the file in it" if path.is_dir() else hint
+        raise ConfigError([f"{path}: {error.reason}; {hint}"]) from None
     except FileNotFoundError:
         raise ConfigError([f"{path}: no such file; check the path given with --config"]) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: is a directory; name the file in it"]) from None
     except PermissionError:
         raise ConfigError([f"{path}: permission denied; make it readable for this user"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import stat
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -49,6 +50,9 @@ class ConfigSource:
         self.overlay = Overlay()
         self.mark: Mark = ()
         """What the file was like when it was read last; see `watch`."""
+        self._files = None if path is None else files_of(path, environ)
+        self._pipe: tuple[int, int] | None = None
+        """Which pipe the config was read from, which can be done only once."""
         self._name = name
         self._store = store
 
@@ -72,15 +76,18 @@ class ConfigSource:
         """What the file says now. Raises ConfigError."""
         if self.path is None:
             return self.base
+        if self._pipe is not None and self._pipe == _pipe_at(self.path):
+            log.warning("config %s is a pipe, which was read at the start; restart the gateway to read it", self.path)
+            return self.base
         self.mark = mark_of(self.path)
+        self._pipe = _pipe_at(self.path)
         data = read_file(self.path)
-        files = files_of(self.path, self.environ)
-        config = parse_config(data, environ=self.environ, source=str(self.path), files=files)
+        config = parse_config(data, environ=self.environ, source=str(self.path), files=self._files)
         if self._name is not None:
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
         root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))  # valid, or `parse_config` had raised
         section = root.get("mcpServers", root.get("servers"))
-        return Base(config, cast("dict[str, dict[str, Any]]", section), files)
+        return Base(config, cast("dict[str, dict[str, Any]]", section), self._files)
 
     @property
     def keeps(self) -> bool:
@@ -108,3 +115,12 @@ class ConfigSource:
         except (OSError, ValueError) as exc:
             log.warning("what was changed over the API cannot be read and is left out: %s: %s", path, exc)
             return Overlay()
+
+
+def _pipe_at(path: Path) -> tuple[int, int] | None:
+    """Which pipe stands at a path; None if none does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISFIFO(found.st_mode) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 from typing import TYPE_CHECKING, Final, Never
 
@@ -36,6 +37,8 @@ def mark_of(path: Path) -> Mark:
     """What changes whenever the file becomes another one; empty while it is not there."""
     try:
         found = path.stat()
+        if stat.S_ISFIFO(found.st_mode):  # whatever is written into it, it is the same one
+            return (os.path.realpath(path), found.st_ino)
         return (os.path.realpath(path), found.st_ino, found.st_mtime_ns, found.st_size)
     except OSError:
         return ()
