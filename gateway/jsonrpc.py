@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from gateway import surrogates
 
 Id = int | str
 """A request id: MCP allows strings and integers, never null (basic/index, "Requests")."""
@@ -164,19 +162,6 @@ _encoder = msgspec.json.Encoder()
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding of hostile bytes can raise (deep nesting is a RecursionError)."""
 
-BOM: Final = b"\xef\xbb\xbf"
-_LEADING = re.compile(rb"(?:\s|\xef\xbb\xbf)+")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_MARKS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
-"""Noncharacters, which no text should hold (Unicode 23.7); one that a message does not hold marks its lone escapes."""
-
-ESCAPE_BYTES: Final = 6
-"""Length of an escape with four hexadecimal digits."""
-REPLACEMENT: Final = rb"\ufffd"
-MAX_SURROGATES: Final = 200_000
-"""Escapes of surrogates in one message that are looked at for lone ones (0.1 s); one with more is refused as before."""
-_LONE = re.compile(r"[\ud800-\udfff]")
-
 T = TypeVar("T")
 
 
@@ -224,119 +209,13 @@ def read(decoder: msgspec.json.Decoder[T], data: msgspec.Raw | bytes) -> T:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        text = without_bom(bytes(data))
-        mark = _unused_mark(text)
-        masked = text if mark is None else _marked(text, _lone_escapes(text), mark.encode())
-        if masked is text:
+        text = surrogates.without_bom(bytes(data))
+        masked, mark = surrogates.masked(text)
+        if mark is None:
             if len(text) == len(bytes(data)):
                 raise
             return decoder.decode(text)
-        # With marks for the backslashes it can be decoded; then spans and strings get back what stood there.
-        return cast("T", _unmasked(decoder.decode(masked), str(mark)))
-
-
-def _unmasked(value: object, mark: str) -> object:
-    """What a decoder has made of a masked message, with the escapes in spans and lone surrogates in strings."""
-    match value:
-        case str():
-            return re.sub(mark + "u(....)", lambda found: chr(int(found[1], 16)), value) if mark in value else value
-        case msgspec.Raw():
-            span, masked = bytes(value), mark.encode()
-            return msgspec.Raw(span.replace(masked, b"\\")) if masked in span else value
-        case dict():
-            members = cast("dict[str, object]", value).items()
-            return {str(_unmasked(key, mark)): _unmasked(member, mark) for key, member in members}
-        case list():
-            return [_unmasked(member, mark) for member in cast("list[object]", value)]
-        case tuple():
-            return tuple(_unmasked(member, mark) for member in cast("tuple[object, ...]", value))
-        case msgspec.Struct():
-            for name in value.__struct_fields__:
-                msgspec.structs.force_setattr(value, name, _unmasked(getattr(value, name), mark))
-            return value
-        case _:
-            return value
-
-
-def _lone_escapes(data: bytes) -> Iterator[int]:
-    """Where the escapes of surrogates begin that belong to no pair; none at all if there are too many surrogates."""
-    matches = [match.start() for match in islice(_SURROGATE.finditer(data), MAX_SURROGATES + 1)]
-    if len(matches) > MAX_SURROGATES:
-        return
-    high = -1  # the last high surrogate, until it is known whether a low one follows
-    for start in matches:
-        if data[start - 1 : start] == b"\\" and _backslashes(data, start) % 2:
-            continue  # it is the text "\\ud83d", whose backslash is escaped
-        is_low = data[start + 3] in b"cdefCDEF"
-        if is_low and 0 <= high == start - ESCAPE_BYTES:
-            high = -1
-            continue
-        if high >= 0:
-            yield high
-        high = -1 if is_low else start
-        if is_low:
-            yield start
-    if high >= 0:
-        yield high
-
-
-def _backslashes(data: bytes, end: int) -> int:
-    """How many backslashes stand before a place, in one run."""
-    begin, step = end, 64
-    while begin:
-        part = data[max(begin - step, 0) : begin]
-        left = part.rstrip(b"\\")
-        begin -= len(part) - len(left)
-        if left:
-            break
-        step *= 2
-    return end - begin
-
-
-def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) -> bytes:
-    """The data with a mark for the `length` bytes at each of these places; the very same object if there are none."""
-    parts = bytearray()
-    end = 0
-    for place in places:
-        parts += data[end:place]
-        parts += mark
-        end = place + length
-    return bytes(parts + data[end:]) if end else data
-
-
-def _unused_mark(data: bytes) -> str | None:
-    """A mark that the data holds neither as it is nor escaped."""
-    for mark in _MARKS:
-        if mark.encode() not in data and not re.search(rb"(?i)\\u%04x" % ord(mark), data):
-            return mark
-    return None
-
-
-def find_lone_surrogate(data: bytes) -> int | None:
-    """Where the first escape of half a surrogate pair begins; None if there is none."""
-    return next(_lone_escapes(data), None)
-
-
-def without_lone_surrogates(data: bytes) -> bytes:
-    r"""The same JSON with each lone surrogate escape as `\ufffd`; the very same object if it holds none.
-
-    For what a client is shown in a list or in an answer to `initialize`: one parser that refuses such an escape would
-    lose all of it.
-    """
-    if b"\\ud" not in data and b"\\uD" not in data:
-        return data
-    return _marked(data, _lone_escapes(data), REPLACEMENT, ESCAPE_BYTES)
-
-
-def text_without_surrogates(text: str) -> str:
-    """A text that can be encoded: lone surrogates become U+FFFD, as in a browser's TextEncoder."""
-    return text if text.isascii() else _LONE.sub("\ufffd", text)
-
-
-def without_bom(data: bytes) -> bytes:
-    """The text without byte order marks before it (and white space, where there is a mark among it)."""
-    leading = _LEADING.match(data)
-    return data[leading.end() :] if leading is not None and BOM in leading[0] else data
+        return cast("T", surrogates.unmasked(decoder.decode(masked), mark))
 
 
 def decode(data: bytes) -> Message:
@@ -393,7 +272,7 @@ def recover_id(data: bytes) -> Id | None:
 def is_batch(data: bytes) -> bool:
     """Whether the body is a JSON array, which only protocol version 2025-03-26 allows."""
     start = data.lstrip()[:1]
-    return start == b"[" or (start == BOM[:1] and without_bom(data).startswith(b"["))
+    return start == b"[" or (start == surrogates.BOM[:1] and surrogates.without_bom(data).startswith(b"["))
 
 
 def decode_batch(data: bytes, *, most: int) -> list[bytes]:

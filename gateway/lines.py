@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from gateway.jsonrpc import BOM, EDGE_BYTES
+from gateway.jsonrpc import EDGE_BYTES
+from gateway.surrogates import BOM
 
 if TYPE_CHECKING:
     from trio.lowlevel import FdStream

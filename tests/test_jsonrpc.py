@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.jsonrpc import ABSENT, Malformed
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -303,12 +303,12 @@ def test_surrogates_pass_in_every_member(text: str) -> None:
 @pytest.mark.parametrize("text", LONE + WHOLE)
 def test_lone_surrogates_are_replaced_in_place(text: str) -> None:
     data = f'{{"{text}":"{text}"}}'.encode()
-    found = jsonrpc.without_lone_surrogates(data)
+    found = surrogates.without_lone_surrogates(data)
     expected = json.loads(f'"{text}"').encode(errors="replace").replace(b"?", b"\xef\xbf\xbd").decode()
     assert json.loads(found) == msgspec.json.decode(found) == {expected: expected}
     assert len(found) == len(data)
     assert (found is data) == (text in WHOLE)
-    assert jsonrpc.text_without_surrogates(json.loads(f'"{text}"')) == expected
+    assert surrogates.text_without_surrogates(json.loads(f'"{text}"')) == expected
 
 
 PIECES = ["\\", '"', "u", "d83d", "\ud83d", "\udc00", "\U0001f600", "\n", "x", "\ufdd0"]
@@ -328,7 +328,7 @@ def test_a_struct_with_a_lone_surrogate_is_encoded_as_any_other() -> None:
     assert json.loads(jsonrpc.encode(error)) == {"code": 1, "message": "\ud83d", "data": [1]}
 
 
-BOM = jsonrpc.BOM
+BOM = surrogates.BOM
 MESSAGE = b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"a":"\\ud83d"}}'
 
 

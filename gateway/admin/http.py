@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gateway
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.admin import documents as doc
 from gateway.admin.access import HINT, AdminAccess
 from gateway.admin.events import serve_events
@@ -187,7 +187,7 @@ def parse_body(body: bytes) -> bytes:
     """The body of `POST /servers` without a byte order mark, if it is JSON at all."""
     import json
 
-    body = jsonrpc.without_bom(body)
+    body = surrogates.without_bom(body)
     try:
         json.loads(body)
     except (ValueError, RecursionError) as exc:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 import trio
 
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.backends.opening import Attempts
 from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES
@@ -234,7 +234,7 @@ def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
     # What clients are told of it must not break the parsers that refuse halves of surrogate pairs.
-    result = jsonrpc.without_lone_surrogates(outcome.result)
+    result = surrogates.without_lone_surrogates(outcome.result)
     if result is not outcome.result:
         text = "backend %r: its introduction holds halves of surrogate pairs, served as U+FFFD"
         log.warning(text, conversation.backend, extra={"backend": conversation.backend})

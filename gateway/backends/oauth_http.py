@@ -19,7 +19,7 @@ import trio
 from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, explain, read_body, same_origin
 from gateway.backends.oauth_answers import describe
 from gateway.errors import BackendUnavailable
-from gateway.jsonrpc import without_bom
+from gateway.surrogates import without_bom
 
 if TYPE_CHECKING:
     import ssl

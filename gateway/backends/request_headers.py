@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 import msgspec
 
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import MAX_PROBLEMS, bound_problems
@@ -87,7 +87,7 @@ class RequestHeaders:
             return self.legacy
         own: HeaderList = [
             (VERSION_HEADER, hop.version.encode()),
-            (METHOD_HEADER, jsonrpc.text_without_surrogates(method).encode()),
+            (METHOD_HEADER, surrogates.text_without_surrogates(method).encode()),
         ]
         if ticket is not None and method in TASK_METHODS:
             own.append((NAME_HEADER, encode_value(ticket.task_id).encode()))

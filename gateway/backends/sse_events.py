@@ -11,8 +11,9 @@ from typing import Final
 
 import msgspec
 
-from gateway.jsonrpc import BOM, EDGE_BYTES
+from gateway.jsonrpc import EDGE_BYTES
 from gateway.lines import Overlong
+from gateway.surrogates import BOM
 
 MAX_ID_BYTES: Final = 4_096
 """An event id is sent back in a header; one that no server would take there is as good as none."""

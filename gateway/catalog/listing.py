@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.catalog.kinds import Kind
 from gateway.eras.caching import KEEP_NOTHING, Hint
 
@@ -127,7 +127,7 @@ def clean(
         except ValueError as exc:
             problems.append(f"{kind.member}[{index}] left out: {exc}")
             continue
-        shown = jsonrpc.without_lone_surrogates(item.raw)
+        shown = surrogates.without_lone_surrogates(item.raw)
         if shown is not item.raw:
             # Many clients use parsers that refuse a whole list for one such escape.
             item = msgspec.structs.replace(item, raw=shown)

@@ -10,7 +10,7 @@ import hashlib
 import re
 from typing import Final
 
-from gateway import jsonrpc
+from gateway import surrogates
 
 HASH_LENGTH: Final = 8
 """Hex digits of the hash that replaces what was cut off; 32 bits keep thousands of names apart."""
@@ -38,7 +38,7 @@ def public_name(namespace: str, separator: str, own: str, max_length: int) -> st
     Control and format characters are served as `_`, with such a hash, too, and lone surrogates as U+FFFD: the backend
     still gets the name that it gave.
     """
-    own = jsonrpc.text_without_surrogates(own)
+    own = surrogates.text_without_surrogates(own)
     full = f"{namespace}{separator}{own}" if namespace else own
     printable = _UNSEEN.sub("_", full)
     if printable != full:

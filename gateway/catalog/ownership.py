@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway import jsonrpc
+from gateway import surrogates
 from gateway.catalog import uris
 from gateway.catalog.templates import template_weight
 
@@ -94,7 +94,7 @@ class Ownership:
 
     def _claim(self, table: dict[str, Route], backend: str, own: str) -> str | None:
         self._schemes.setdefault(own.partition(":")[0], set()).add(backend)
-        shown = jsonrpc.text_without_surrogates(own)
+        shown = surrogates.text_without_surrogates(own)
         other = uris.public(backend, shown)
         candidates = (other,) if self._names_another(backend, own) else (shown, other)
         for candidate in candidates:

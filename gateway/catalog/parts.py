@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway import jsonrpc
+from gateway import jsonrpc, surrogates
 from gateway.catalog import names, uris
 from gateway.catalog.curation import curate, loose_ends
 from gateway.catalog.kinds import Kind
@@ -77,7 +77,7 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
     for kind, items in listing.items.items():
         if not kind.namespaced:
             entries[kind] = tuple(
-                Entry(jsonrpc.text_without_surrogates(item.own), item.own, item.raw) for item in items
+                Entry(surrogates.text_without_surrogates(item.own), item.own, item.raw) for item in items
             )
             continue
         made: list[Entry] = []

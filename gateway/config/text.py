@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config.findings import is_list, is_object, shown
 from gateway.errors import ConfigError
-from gateway.jsonrpc import find_lone_surrogate
+from gateway.surrogates import find_lone_surrogate
 
 if TYPE_CHECKING:
     from gateway.config.findings import Findings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mcp_types import CallToolResult, Tool
 from pydantic import ValidationError
 
-from gateway import jsonrpc
+from gateway import surrogates
 from gateway.calls import Complete, Failure
 from gateway.embed.errors import CallFailed, CallTimeout
 from gateway.errors import BackendError, BackendTooSlow, GatewayError
@@ -41,7 +41,7 @@ def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
         case Complete():
             try:
                 # The SDK's types hold no lone surrogates: where a text was cut inside an emoji, U+FFFD stands.
-                return CallToolResult.model_validate_json(jsonrpc.without_lone_surrogates(outcome.result))
+                return CallToolResult.model_validate_json(surrogates.without_lone_surrogates(outcome.result))
             except ValidationError as exc:
                 text = f"{what}: its result has not the form that MCP demands: {_first_line(exc)}"
                 raise CallFailed(text) from None

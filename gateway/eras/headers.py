@@ -12,7 +12,7 @@ import binascii
 import re
 from typing import TYPE_CHECKING, Final
 
-from gateway import jsonrpc
+from gateway import surrogates
 from gateway.errors import RequestError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def decode_value(name: str, value: bytes) -> str:
 
 def encode_value(value: str) -> str:
     """Encode a header value: as it is where that is safe, else in the Base64 sentinel."""
-    value = jsonrpc.text_without_surrogates(value)
+    value = surrogates.text_without_surrogates(value)
     plain = value.encode()
     safe = value.isascii() and _VALUE.fullmatch(plain) is not None and value == value.strip(" \t")
     if safe and not (plain.startswith(_SENTINEL_START) and plain.endswith(_SENTINEL_END)):
@@ -105,7 +105,7 @@ def _expect(found: dict[bytes, bytes], key: bytes, name: str, expected: str, *, 
     if value is None:
         text = f"Header mismatch: the {name} header is required (body value {expected!r})"
         raise HeaderMismatch(text)
-    expected = jsonrpc.text_without_surrogates(expected)  # which no header can carry
+    expected = surrogates.text_without_surrogates(expected)  # which no header can carry
     got = decode_value(name, value) if encoded else value.decode("latin-1")
     if got != expected:
         text = f"Header mismatch: {name} header value {got!r} does not match body value {expected!r}"
