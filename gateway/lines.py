@@ -74,6 +74,10 @@ class LineSplitter:
         """Bytes of a line whose end has not come."""
         return self._size
 
+    def peek(self, most: int) -> bytes:
+        """The beginning of a line whose end has not come, at most so many bytes."""
+        return (self._head or bytes(self._front[:most]) + b"".join(self._parts[:most]))[:most]
+
     def _hold(self, data: bytes) -> None:
         if not data:
             return

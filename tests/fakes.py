@@ -109,6 +109,7 @@ class FakeSession:
         self.greeting = Greeting(era=Era.LEGACY, version="2025-11-25", capabilities={})
         self.listing = listing
         self.pid: int | None = 4711
+        self.stray_output = ""
         self.batches: list[list[str]] = []
         """The names of the calls of each `send`."""
         self.working: list[Ticket] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
 from gateway.backends.log_rate import BURST, LINES_PER_SECOND
-from gateway.backends.stderr import MAX_LINE, SEARCHED_LINES, SHOWN, StderrLog, informative
+from gateway.backends.stderr import MAX_LINE, MAX_SPREAD, SEARCHED_LINES, SHOWN, StderrLog, StrayLines, informative
 from gateway.lines import Overlong
 
 
@@ -164,3 +165,59 @@ def test_the_informative_line(lines: list[str], shown: str) -> None:
 def test_lines_that_are_hard_to_match_cost_little() -> None:
     hard = [" " * SHOWN + "!", "a." * (SHOWN // 2), "\x1b[" * (SHOWN // 2), "| " * (SHOWN // 2), "-" * SHOWN + "x"]
     assert informative(hard * (SEARCHED_LINES // len(hard)))
+
+
+# -- stray lines on stdout ---------------------------------------------------------------------------------------------
+
+MESSAGE = {"jsonrpc": "2.0", "id": 7, "result": {"text": 'a "{[" \\', "list": [1, {"x": []}, {}], "none": {}}}
+PRETTY = json.dumps(MESSAGE, indent=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRETTY,
+        json.dumps(MESSAGE, indent="\t"),
+        json.dumps(MESSAGE, indent=0),
+        PRETTY.replace("\n", "\r\n"),
+        PRETTY.replace("\n", " \n"),
+        "  " + PRETTY.replace("\n", "\n  "),
+        '{"jsonrpc": "2.0", "id": 7,\n"result": {}}',
+        '{"jsonrpc": "2.0", "id": 7, "result": {\n}\n}',
+        json.dumps([MESSAGE, MESSAGE], indent=1),
+        "Starting {...}\nlisting [\n" + PRETTY,
+        "{\n  not the end\n" + PRETTY,
+        PRETTY + "\n" + PRETTY,
+    ],
+)
+def test_an_object_spread_over_lines_is_put_together(text: str) -> None:
+    stray = StrayLines()
+    joined = [whole for line in text.split("\n") if (whole := stray.join(line.encode())) is not None]
+    assert joined
+    assert all(json.loads(whole) in (MESSAGE, [MESSAGE] * 2, MESSAGE | {"result": {}}) for whole in joined)
+    assert not stray.is_open
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Starting server...", "{}", "[]", "[INFO] ready", '{"level": "info"}', "}", "]", '"x"', "null"],
+        ["function f() {", "  return 1;", "}"],
+        ["{", "x" * MAX_SPREAD, "}"],
+        ["[", "]]", "}"],
+    ],
+)
+def test_other_lines_make_up_no_object(lines: list[str]) -> None:
+    stray = StrayLines()
+    assert [stray.join(line.encode()) for line in lines] == [None] * len(lines)
+    assert not stray.is_open
+
+
+def test_stray_lines_are_described() -> None:
+    stray = StrayLines()
+    assert not stray.describe()
+    stray.note(b"Starting\r")
+    assert stray.describe() == "it wrote a line to stdout that is not an MCP message: 'Starting'"
+    stray.note(b"\xff" + b"x" * MAX_LINE)
+    assert stray.describe().startswith("it wrote 2 lines to stdout that are not MCP messages, the last: '\ufffdxxx")
+    assert len(stray.describe()) < 2 * SHOWN

@@ -19,7 +19,7 @@ from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession, child_envir
 from gateway.calls import Complete, Era
 from gateway.config import parse_config, parse_server
 from gateway.eras.requests import Hop
-from gateway.errors import BackendExited, BackendTooSlow
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
 from gateway.jsonrpc import raw
 from tests.http_sessions import HOP, Heard, first, outcome, start_call
 
@@ -233,3 +233,85 @@ async def test_calls_to_a_child_that_reads_no_more_end_by_their_deadline(size: i
                 assert trio.current_time() - began < WITHIN
             assert session.in_flight == 0
             assert isinstance(await session.upkeep.ask_alive(timeout=0.1), BackendTooSlow)
+
+
+# -- children that write what is not MCP -------------------------------------------------------------------------------
+
+PRETTY = """
+def send(**message):
+    write(json.dumps({"jsonrpc": "2.0", **message}, indent=%s).replace("\\n", %r) + "\\n")
+for message in messages():
+    answer(message)
+"""
+SPREAD = "wrote a JSON message spread over several lines; on stdout each message must be on one line"
+
+
+async def problem_at_start(script: str, **fields: Any) -> str:
+    with trio.fail_after(2 * WITHIN), pytest.raises(BackendError) as caught:
+        async with open_child(script, **fields):
+            pass
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("era", ["legacy", "auto"])
+@pytest.mark.parametrize("indent", ["2", "0", "'\\t'"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+async def test_a_message_spread_over_lines_fails_the_start_at_once(era: str, indent: str, end: str) -> None:
+    began = trio.current_time()
+    assert (await problem_at_start(PRETTY % (indent, end), era=era)).startswith(SPREAD)
+    assert trio.current_time() - began < WITHIN
+
+
+@pytest.mark.parametrize("begin", ["", '{"jsonrpc": "2.0", "id": %d, "result": {\\n'])
+async def test_a_message_spread_over_lines_costs_its_own_call(begin: str) -> None:
+    text = json.dumps({"jsonrpc": "2.0", "id": 0, "result": {"content": []}}, indent=2).replace("0,", "%d,")
+    text = begin + '"content": []\\n}}' if begin else text.replace("\n", "\\n")
+    script = f"""
+serve()
+for message in messages():
+    if "id" in message:
+        write({text!r}.replace("\\\\n", "\\n") % message["id"] + "\\n")
+"""
+    with trio.fail_after(WITHIN):
+        async with open_child(script) as session:
+            for _ in range(2):
+                problem = await outcome(start_call(session, "t"))
+                assert isinstance(problem, BackendProtocol)
+                assert "on stdout each message must be on one line" in problem.reason
+            assert "lines to stdout that are not MCP messages, the last:" in session.stray_output
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("time.sleep(1000)", ""),
+        ("print('log 1'); write('log 2\\n'); time.sleep(1000)",
+         "; it wrote 2 lines to stdout that are not MCP messages, the last: 'log 2'"),
+        ("write('banner\\n'); time.sleep(1000)", "; it wrote a line to stdout that is not an MCP message: 'banner'"),
+        ("write('Licence key: '); sys.stdin.readline(); time.sleep(1000)",
+         "; its stdout ends with an unfinished line: 'Licence key:'"),
+        ("write('b'); print('Error: no database', file=sys.stderr, flush=True); time.sleep(1000)",
+         "; its stdout ends with an unfinished line: 'b'; stderr: Error: no database"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("era", ["legacy", "auto", "modern"])
+async def test_a_start_that_takes_too_long_is_explained(era: str, script: str, said: str) -> None:
+    reason = await problem_at_start(script, era=era, connect_timeout=1.0, probe_timeout=0.5)
+    if era == "modern" and "connect_timeout" not in reason:
+        assert reason.startswith("does not speak a modern protocol version")
+        return
+    assert reason == f"was not ready within 1 s (connect_timeout){said}"
+
+
+async def test_an_end_before_the_start_is_explained_by_stdout_too() -> None:
+    reason = await problem_at_start("print('API_KEY is not set'); sys.exit(4)")
+    assert reason == "exited with status 4; it wrote a line to stdout that is not an MCP message: 'API_KEY is not set'"
+
+
+async def test_an_end_later_is_not_explained_by_old_lines_on_stdout() -> None:
+    async def use(session: StdioSession, _listener: Heard) -> None:
+        await trio.lowlevel.checkpoint()
+        start_call(session, "t")
+
+    problem = await end_of("write('banner\\n')\nserve()\nnext(messages())\nsys.exit(4)", use)
+    assert problem.reason == "exited with status 4"

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from gateway.calls import Era
 from gateway.cli import main
 from gateway.cli.clients import CLIENTS, places
 from gateway.config import parse_server
+from gateway.errors import BackendProtocol
 from gateway.store import EraRecord, Store
 from tests.faults.corpus.player import server
 from tests.support import echo_backend, faulty_backend
@@ -144,7 +146,36 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert "'good.echo'" in good["hints"][0]
     assert "no-such-command-anywhere" in found["missing"]["problem"]
     assert found["missing"]["command"] is None
-    assert not found["silent"]["ok"]
+    assert found["silent"]["problem"] == "was not ready within 0.5 s (connect_timeout)"
+
+
+def test_the_doctor_counts_the_lines_on_stdout_that_are_not_mcp(cli, tmp_path):
+    noisy = faulty_backend("garbage") | QUICK
+    silent = {"command": "sh", "args": ["-c", "echo one; echo two; exec sleep 60"], "connect_timeout": 0.5} | QUICK
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"noisy": noisy, "silent": silent}}), encoding="utf-8")
+    found = json.loads(cli("doctor", "c.json", "--json")[1])
+    assert any("lines to stdout that are not MCP messages, the last:" in hint for hint in found["noisy"]["hints"])
+    text = "it wrote 2 lines to stdout that are not MCP messages, the last: 'two'"
+    assert found["silent"]["problem"] == f"was not ready within 0.5 s (connect_timeout); {text}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (trio.TooSlowError(), "was not ready in time (connect_timeout)"),
+        (OSError(), "failed with OSError, which says no more"),
+        (OSError(2, "No such file"), "failed: [Errno 2] No such file"),
+        (BackendProtocol("x", "is odd"), "is odd"),
+    ],
+)
+def test_the_doctor_never_shows_a_bare_exception(cli, tmp_path, monkeypatch, problem, said):
+    def fail(*_, **__):
+        raise problem
+
+    monkeypatch.setattr("gateway.embed.openers.Openers.__call__", fail)
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"x": {"url": "http://127.0.0.1:1"}}}), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json")
+    assert (status, out) == (1, f"x: {said}\n")
 
 
 def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):

@@ -19,6 +19,7 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.asking import Asking
 from gateway.backends.log_rate import LogRate
+from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.backends.tasks import TaskDriver
 from gateway.calls import Complete, Era, Failure, Notice
 from gateway.catalog.kinds import BY_METHOD
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from gateway.backends.session import Exchanges, Listener
+    from gateway.backends.stderr import StrayLines
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
     from gateway.catalog.kinds import Kind
@@ -88,6 +90,7 @@ class Conversation:
         hop: Hop,
         exchanges: Exchanges | None = None,
         reply: Callable[[bytes], None] | None = None,
+        stray: StrayLines | None = None,
     ) -> None:
         self.backend = backend
         self.hop = hop
@@ -95,6 +98,7 @@ class Conversation:
         """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
         self._post = post
         self._reply = reply or post
+        self._stray = stray
         self._exchanges = exchanges
         self._listener = listener
         self._calls: dict[int, Ticket] = {}
@@ -294,6 +298,8 @@ class Conversation:
         if found is not None and self._finish(found, problem):
             return
         if found is None:
+            if self._stray is not None:
+                self._stray.note(line.head)
             for request_id in list(self._calls):
                 self._finish(request_id, problem)
 
@@ -316,10 +322,17 @@ class Conversation:
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
         if problem.id is not None and self._salvage(problem.id, data):
             return
-        if problem.id is not None and self._finish(
-            problem.id, BackendProtocol(self.backend, f"answered with a message that is {problem.reason}")
-        ):
+        stray = self._stray
+        if stray is not None and (whole := stray.join(data)) is not None and self._spread(whole):
+            stray.note(data)
             return
+        reason = f"answered with a message that is {problem.reason}"
+        if stray is not None and stray.is_open:
+            reason = f"{reason}; {ONE_LINE}"
+        if problem.id is not None and self._finish(problem.id, BackendProtocol(self.backend, reason)):
+            return
+        if stray is not None:
+            stray.note(data)
         shown = data[:MAX_LOGGED].decode(errors="replace")
         self._warn(
             "backend %r wrote %d bytes that are no MCP message, skipped: %r",
@@ -327,6 +340,18 @@ class Conversation:
             len(data),
             shown,
         )
+
+    def _spread(self, whole: bytes) -> bool:
+        """End the request that a message spread over several lines answers; False if it is no message."""
+        try:
+            message = jsonrpc.decode(whole)
+        except jsonrpc.Malformed:
+            return False
+        problem = BackendProtocol(self.backend, SPREAD)
+        self._warn("%s", problem)
+        if message.method is msgspec.UNSET and message.id is not msgspec.UNSET and message.id is not None:
+            self._finish(message.id, problem)
+        return True
 
     def _salvage(self, request_id: jsonrpc.Id, data: bytes) -> bool:
         """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""

@@ -54,7 +54,6 @@ class HttpOpener:
 
         Raises:
             BackendError: as the transports do; where both were tried, the error names both.
-            trio.TooSlowError: not ready within `connect_timeout`.
         """
         attempt = partial(_open_http, config, listener, hop, auth)
         async with self._records.open(config, attempt) as session:

@@ -17,7 +17,7 @@ from gateway.backends.conversation import Conversation
 from gateway.backends.http_posts import HttpPosts
 from gateway.backends.upkeep import Upkeep
 from gateway.catalog.listing import Listing
-from gateway.errors import BackendExited
+from gateway.errors import BackendExited, BackendTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -55,6 +55,11 @@ class HttpSession(ABC):
     def pid(self) -> int | None:
         """None: the server is nobody's child here."""
         return None
+
+    @property
+    def stray_output(self) -> str:
+        """Empty: there is no stdout."""
+        return ""
 
     def send(self, tickets: list[Ticket]) -> None:
         """Send each call in a request of its own."""
@@ -118,8 +123,10 @@ async def carried(session: _S, start: Callable[[], Awaitable[None]], deadline: f
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(session.run)
-            with trio.fail_at(trio.current_time() + wait if deadline is None else deadline):
+            with trio.move_on_at(trio.current_time() + wait if deadline is None else deadline) as scope:
                 await start()
+            if scope.cancelled_caught:
+                raise BackendTooSlow(session.config.name, f"was not ready within {wait:g} s (connect_timeout)")
             yield session
             nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
     finally:

@@ -73,6 +73,11 @@ class Session(Protocol):
         """The child's process id, or None where there is no child."""
         ...
 
+    @property
+    def stray_output(self) -> str:
+        """What the child has written to stdout that is not MCP, for people; empty if nothing."""
+        ...
+
     def send(self, tickets: list[Ticket]) -> None:
         """Send calls, in order, without waiting."""
         ...

@@ -32,6 +32,14 @@ SHOWN_LINES: Final = 20
 SEARCHED_LINES: Final = 60
 """Last lines among which the informative one is sought: the stack trace below an exception is long."""
 
+MAX_SPREAD: Final = 4 * 1_048_576
+"""Bytes of an object spread over lines that are kept to recognize it."""
+ONE_LINE: Final = "on stdout each message must be on one line, so print it without indentation"
+SPREAD: Final = f"wrote a JSON message spread over several lines; {ONE_LINE}"
+
+_JSON_LINE: Final = re.compile(rb'\s*(?:["{}\[\],:\-0-9]|true|false|null)')
+"""How a line within an indented object begins."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _GROUP: Final = re.compile(r"^ *[|+] ?")
 """What stands before each line of a Python exception group."""
@@ -167,3 +175,51 @@ class StderrLog:
     def suppressed(self) -> int:
         """Lines that were not logged, in all."""
         return self._rate.suppressed
+
+
+class StrayLines:
+    """Lines of a child's stdout that are no MCP messages: how many, the last one, and objects that they make up."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = ""
+        self.is_open = False
+        """Whether an object has begun that has no end yet."""
+        self._parts: list[bytes] = []
+        self._size = self._depth = 0
+
+    def note(self, line: bytes) -> None:
+        """Count a line."""
+        self.count += 1
+        self.last = line[:SHOWN].decode(errors="replace").strip()
+
+    def join(self, line: bytes) -> bytes | None:
+        """Return the object or array that ends with this line, if it is spread over several lines."""
+        if not _JSON_LINE.match(line):
+            self._reset()
+        if not self._parts and line.lstrip()[:1] not in {b"{", b"["}:
+            return None
+        outside = _STRING.sub(b"", line)
+        self._depth += sum(outside.count(sign) for sign in (b"{", b"["))
+        self._depth -= sum(outside.count(sign) for sign in (b"}", b"]"))
+        self._parts.append(line)
+        self._size += len(line)
+        self.is_open = self._depth > 0 and self._size <= MAX_SPREAD
+        if self.is_open:
+            return None
+        whole = b"\n".join(self._parts) if self._depth == 0 and len(self._parts) > 1 else None
+        self._reset()
+        return whole
+
+    def _reset(self) -> None:
+        self._parts.clear()
+        self._size = self._depth = 0
+        self.is_open = False
+
+    def describe(self) -> str:
+        """What there is, as the end of a sentence; empty if there is nothing."""
+        if not self.count:
+            return ""
+        if self.count == 1:
+            return f"it wrote a line to stdout that is not an MCP message: {self.last!r}"
+        return f"it wrote {self.count} lines to stdout that are not MCP messages, the last: {self.last!r}"

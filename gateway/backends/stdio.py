@@ -19,9 +19,9 @@ from gateway.backends import handshake, lists
 from gateway.backends.children import Child, ChildCommand, open_child
 from gateway.backends.conversation import Conversation
 from gateway.backends.opening import Attempts
-from gateway.backends.stderr import StderrLog, informative
+from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
 from gateway.backends.upkeep import Upkeep
-from gateway.errors import BackendExited, BackendProtocol
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ class StdioSession:
         self._child = child
         self._outbox = Outbox(child.stdin)
         self._stderr = StderrLog(config.name, on_line=listener.wrote_stderr)
-        self._conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, reply=self._reply)
+        self._stray = StrayLines()
+        self._splitter = LineSplitter(config.max_line_bytes)
+        self._conversation = Conversation(
+            config.name, post=self._post, listener=listener, hop=hop, reply=self._reply, stray=self._stray
+        )
+        self._is_open = False
         self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
         self._replied = self._unanswered = 0
         self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
@@ -101,6 +106,11 @@ class StdioSession:
     def pid(self) -> int | None:
         """The child's process id."""
         return self._child.pid
+
+    @property
+    def stray_output(self) -> str:
+        """What the child has written to stdout that is not MCP, for people; empty if nothing."""
+        return self._stray.describe()
 
     def send(self, tickets: list[Ticket]) -> None:
         """Send calls with one write."""
@@ -131,7 +141,19 @@ class StdioSession:
         return self._outbox.written > _unread(self._child.stdin.fileno())
 
     async def open(self, attempts: Attempts) -> None:
-        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+        """Shake hands and list, within `connect_timeout`. Raises BackendError."""
+        config = self._config
+        try:
+            with trio.move_on_at(attempts.deadline(config.connect_timeout)) as scope:
+                await self._open(attempts)
+        except BackendTooSlow as problem:
+            raise BackendTooSlow(config.name, self._explain(problem.reason)) from None
+        if scope.cancelled_caught:
+            text = f"was not ready within {config.connect_timeout:g} s (connect_timeout)"
+            raise BackendTooSlow(config.name, self._explain(text))
+        self._is_open = True
+
+    async def _open(self, attempts: Attempts) -> None:
         config = self._config
         self.greeting = await handshake.greet(
             self._conversation,
@@ -179,8 +201,7 @@ class StdioSession:
         await self._gone("closed its stdin")
 
     async def _read(self) -> None:
-        splitter = LineSplitter(self._config.max_line_bytes)
-        stdout = self._child.stdout
+        splitter, stdout = self._splitter, self._child.stdout
         try:
             while data := await read_some(stdout):
                 for line in splitter.feed(data):
@@ -220,11 +241,20 @@ class StdioSession:
             with trio.move_on_after(LAST_OUTPUT_WAIT):
                 await self._stderr.ended.wait()
         if self._problem is None:
-            said = informative(self._stderr.tail)
-            text = f"{how}; stderr: {said}" if said else how
-            self._problem = BackendExited(self._config.name, text, self._conversation.suspects())
+            self._problem = BackendExited(self._config.name, self._explain(how), self._conversation.suspects())
             self._conversation.close(self._problem)
         raise self._problem
+
+    def _explain(self, problem: str) -> str:
+        """The problem with what the child has written of it: on stderr, and, until the session is open, on stdout."""
+        parts = [problem]
+        if not self._is_open:
+            parts.append(self._stray.describe())
+            if unfinished := self._splitter.peek(SHOWN).decode(errors="replace").strip():
+                parts.append(f"its stdout ends with an unfinished line: {unfinished!r}")
+        if said := informative(self._stderr.tail):
+            parts.append(f"stderr: {said}")
+        return "; ".join(part for part in parts if part)
 
 
 def _unread(fd: int) -> int:
@@ -256,8 +286,8 @@ async def open_stdio(
     """Start the child, shake hands, list; on leaving, run the stop ladder. `attempts` says how to begin.
 
     Raises:
-        BackendError: the child cannot be started, or does not speak MCP, or (in the body, grouped) went away.
-        trio.TooSlowError: not ready within `connect_timeout`.
+        BackendError: the child cannot be started, does not speak MCP, is not ready within `connect_timeout`, or (in the
+            body, grouped) went away.
     """
     if config.command is None:
         raise BackendProtocol(config.name, "has no command")
@@ -269,8 +299,7 @@ async def open_stdio(
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(session.run)
-                with trio.fail_at(attempts.deadline(config.connect_timeout)):
-                    await session.open(attempts)
+                await session.open(attempts)
                 nursery.start_soon(session.upkeep.run, session.greeting)
                 yield session
                 nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")

@@ -252,8 +252,8 @@ async def open_streamable(
     `auth` signs every request; `attempts` says how to begin, else the config does.
 
     Raises:
-        BackendError: the server cannot be reached or does not speak MCP, or (in the body, grouped) went away.
-        trio.TooSlowError: not ready in time.
+        BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
+            went away.
     """
     async with open_http_client(config, auth) as http:
         session = StreamableSession(config, http, listener, hop)

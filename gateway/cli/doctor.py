@@ -22,7 +22,7 @@ from gateway.backends.stderr import SHOWN_LINES
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
-from gateway.errors import GatewayError
+from gateway.errors import BackendError, GatewayError
 from gateway.masking import SECRETS
 from gateway.store import ERA_MAX_AGE, Store, eras_of
 
@@ -135,7 +135,7 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
     except* (GatewayError, OSError, trio.TooSlowError) as group:
-        report["problem"] = _first(group)
+        report["problem"] = _explain(_first(group))
     report["stderr"] = list(listener.stderr)
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.census()
@@ -158,23 +158,21 @@ async def _meet(
     from gateway.catalog.names import public_name
 
     began = trio.current_time()
-    with trio.fail_after(server.connect_timeout) as patience:
-        async with openers(server, listener) as session:
-            patience.deadline = float("inf")
-            items = session.listing.items.get(Kind.TOOLS, ())
-            report |= {
-                "ready_after": round(trio.current_time() - began, 3),
-                "era": str(session.greeting.era),
-                "version": session.greeting.version,
-                "eras_offered": eras_of(session.greeting.offered, session.greeting.era),
-                "versions_offered": list(session.greeting.offered) or [session.greeting.version],
-                "server_info": jsonrpc.decode_any(session.greeting.server_info or b"null"),
-                "tools": len(items),
-            }
-            names = [
-                public_name(server.effective_namespace, config.gateway.separator, item.own, 1 << 20) for item in items
-            ]
-            report["hints"] += [*session.listing.warnings, *_name_hints(names)]
+    async with openers(server, listener) as session:
+        items = session.listing.items.get(Kind.TOOLS, ())
+        report |= {
+            "ready_after": round(trio.current_time() - began, 3),
+            "era": str(session.greeting.era),
+            "version": session.greeting.version,
+            "eras_offered": eras_of(session.greeting.offered, session.greeting.era),
+            "versions_offered": list(session.greeting.offered) or [session.greeting.version],
+            "server_info": jsonrpc.decode_any(session.greeting.server_info or b"null"),
+            "tools": len(items),
+        }
+        names = [public_name(server.effective_namespace, config.gateway.separator, item.own, 1 << 20) for item in items]
+        report["hints"] += [*session.listing.warnings, *_name_hints(names)]
+        if session.stray_output:
+            report["hints"].append(session.stray_output)
 
 
 def _name_hints(names: list[str]) -> list[str]:
@@ -198,11 +196,20 @@ def _describe(report: dict[str, Any]) -> str:
     return f"server: {' '.join(known) or 'unnamed'}; offers: {' and '.join(report['eras_offered'])}"
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     one = group.exceptions[0]
     if isinstance(one, BaseExceptionGroup):
         return _first(cast("BaseExceptionGroup[BaseException]", one))
-    return str(one) or type(one).__name__
+    return one
+
+
+def _explain(problem: BaseException) -> str:
+    """A sentence about the server; its name stands before it already."""
+    if isinstance(problem, BackendError):
+        return problem.reason
+    if isinstance(problem, trio.TooSlowError):
+        return "was not ready in time (connect_timeout)"
+    return f"failed: {problem}" if str(problem) else f"failed with {type(problem).__name__}, which says no more"
 
 
 def _show(found: dict[str, dict[str, Any]]) -> None:
