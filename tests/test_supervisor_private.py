@@ -154,7 +154,7 @@ async def test_what_its_sessions_write_to_stderr_is_kept_together(autojump_clock
         await settle()
         for number, session in enumerate(fake.sessions):
             session.write_stderr(f"session {number}")
-        assert list(router.fleet.supervisors["a"].stderr) == ["session 0", "session 1"]
+        assert list(router.fleet.supervisors["a"].history.stderr) == ["session 0", "session 1"]
         router.release(ticket)
 
 

@@ -155,7 +155,7 @@ class Management:
             failed=history.failed,
             latency=history.latency(),
             errors=list(history.errors),
-            stderr=[] if supervisor is None else list(supervisor.stderr),
+            stderr=list(history.stderr),
         )
 
     # Changing. All raise ConfigError, Busy and ShuttingDown, and have changed nothing then.

@@ -191,7 +191,7 @@ class StrayLines:
     def note(self, line: bytes) -> None:
         """Count a line."""
         self.count += 1
-        self.last = line[:SHOWN].decode(errors="replace").strip()
+        self.last = SECRETS.mask(line[:MAX_LINE].decode(errors="replace"))[:SHOWN].strip()
 
     def join(self, line: bytes) -> bytes | None:
         """Return the object or array that ends with this line, if it is spread over several lines."""

@@ -53,6 +53,12 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         """The problems of all lists."""
         return tuple(text for kind in Kind for text in self.problems.get(kind, ()))
 
+    def after(self, previous: Listing | None) -> Listing:
+        """Return this listing of a new session with previous entries where another try may still bring them."""
+        if previous is None:
+            return self
+        return keep_entries(self, previous, [kind for kind, again in self.unread.items() if again])
+
     def relisted(self, fresh: Listing) -> Listing:
         """Return this listing with the lists of `fresh`, which is from the same session, in place of its own."""
         kept = keep_entries(fresh, self, fresh.unread)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from gateway.backends.stderr import SHOWN_LINES
 from gateway.calls import Complete, Failure
 from gateway.errors import BackendError, GatewayError
 from gateway.masking import SECRETS
@@ -70,9 +71,12 @@ class History:
         "observer",
         "refused",
         "seconds",
+        "stderr",
     )
 
     def __init__(self) -> None:
+        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
+        """The last lines that its children have written to stderr."""
         self.calls = 0
         """Calls that have ended, cancelled ones included."""
         self.failed = 0

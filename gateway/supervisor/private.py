@@ -110,7 +110,6 @@ class PrivateFleet(Supervisor):
         )
         private.alone = alone
         private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
-        private.stderr = self.stderr
         self._private[key] = private
         self.nursery.start_soon(private.run, name=f"session of {self.name}")
         private.kick()

@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections import deque
 from types import NoneType
 from typing import TYPE_CHECKING, cast
 
 import trio
 
-from gateway.backends.stderr import SHOWN_LINES
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing, keep_entries
@@ -77,8 +75,6 @@ class Supervisor:
         """What its config says of tools that the server does not list."""
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
-        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
-        """The last lines that its children have written to stderr."""
         self.settled = trio.Event()
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()
@@ -296,7 +292,7 @@ class Supervisor:
 
     def wrote_stderr(self, line: str) -> None:
         """Keep a line of its child's stderr, for people."""
-        self.stderr.append(line)
+        self.history.stderr.append(line)
 
     # The task.
 
@@ -416,9 +412,7 @@ class Supervisor:
     async def _serve(self, session: Session) -> None:
         """Feed the session until `stop`, then let its calls finish."""
         self._session = session
-        if self.listing is not None:
-            unread = [kind for kind, again in session.listing.unread.items() if again]
-            session.listing = keep_entries(session.listing, self.listing, unread)
+        session.listing = session.listing.after(self.listing)
         self._listed(session.listing)
         self._to(State.READY)
         self.wish()
