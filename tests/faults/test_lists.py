@@ -75,12 +75,13 @@ def names(gw: EmbeddedGateway, kind: Kind) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 async def test_what_is_well_is_served_and_the_rest_is_a_warning(way: tuple[str, str]) -> None:
+    rows = lists.ROWS | lists.HTTP_ROWS if way[0] == "http" else lists.ROWS
     with trio.fail_after(ANSWER_WITHIN * 2):
-        async with open_rows(lists.ROWS, *way) as gw:
+        async with open_rows(rows, *way) as gw:
             await gw.fleet.first_starts()
             status = gw.status()
             tools, prompts = names(gw, Kind.TOOLS), names(gw, Kind.PROMPTS)
-    for name, row in lists.ROWS.items():
+    for name, row in rows.items():
         assert status[name].state == "ready", (name, status[name].last_error)
         assert (name, tools.get(name, [])) == (name, row["tools"])
         assert (name, prompts.get(name, [])) == (name, row["prompts"])

@@ -105,6 +105,22 @@ ROWS: dict[str, dict[str, Any]] = {
     "other_capabilities": {"declares": {"logging": {}}, "rules": [], "tools": ["t"], "prompts": ["p"], "warnings": []},
 }
 
+HTTP_ROWS: dict[str, dict[str, Any]] = {
+    "cut": {
+        "rules": [{"method": "tools/list", "then": "cut"}],
+        "tools": [],
+        "prompts": ["p"],
+        "warnings": ["broke the connection"],
+    },
+    "status": {
+        "rules": [{"method": "tools/list", "status": 500, "body": "oops", "type": "text/html"}],
+        "tools": [],
+        "prompts": ["p"],
+        "warnings": ["answered tools/list with HTTP 500 and text/html"],
+    },
+}
+"""What only a server over streamable HTTP can do."""
+
 
 def rules(row: dict[str, Any], era: str) -> list[dict[str, Any]]:
     """The rules of a whole server of this era that plays a row."""
