@@ -19,6 +19,7 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.asking import Asking
 from gateway.backends.log_rate import LogRate
+from gateway.backends.session import Waiter
 from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.backends.tasks import TaskDriver
 from gateway.calls import Complete, Era, Failure, Notice
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from gateway.backends.stderr import StrayLines
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
-    from gateway.catalog.kinds import Kind
     from gateway.eras.requests import Hop
     from gateway.errors import Suspect
     from gateway.lines import Overlong
@@ -51,31 +51,6 @@ MAX_LOGGED: Final = 200
 _OPENING: Final = frozenset({"server/discover", "initialize"})
 
 log = logging.getLogger("gateway.backend")
-
-
-class Waiter:
-    """Somebody inside the gateway who waits for the answer to a request of the gateway's own."""
-
-    __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
-
-    def __init__(
-        self, kind: Kind | None, on_problem: Callable[[str], None] | None = None, *, opens: bool = False
-    ) -> None:
-        self.on_problem = on_problem
-        """Called with what is left out of a list, and why."""
-        self.opens = opens
-        """Whether the request opens the session: then an error without an id can only be about it."""
-        self.kind = kind
-        """What is to be listed, if anything: then single items that are no JSON are left out, and the rest is taken."""
-        self.event = trio.Event()
-        self.acknowledged = trio.Event()
-        """Set when a subscription has been acknowledged."""
-        self.outcome: Outcome | None = None
-
-    def finish(self, outcome: Outcome) -> None:
-        """Set the answer."""
-        self.outcome = outcome
-        self.event.set()
 
 
 class Conversation:
@@ -470,7 +445,7 @@ class Conversation:
         except (ValueError, KeyError):
             log.debug("backend %r sent an update without a uri", self.backend)
             return
-        _without_subscription(members)
+        meta.drop_subscription(members)
         self._listener.resource_updated(uri, members)
 
     def _acknowledged(self, params: msgspec.Raw) -> None:
@@ -498,18 +473,6 @@ class Conversation:
             return
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
         ticket.notify(Notice("notifications/progress", members))
-
-
-def _without_subscription(members: dict[str, msgspec.Raw]) -> None:
-    """Take out which subscription a notification belongs to: that is about this hop only."""
-    try:
-        own = jsonrpc.decode_object(members["_meta"])
-    except (ValueError, KeyError):
-        return
-    if own.pop(meta.SUBSCRIPTION_ID, None) is not None:
-        del members["_meta"]
-        if own:
-            members["_meta"] = jsonrpc.raw(own)
 
 
 def _number(request_id: jsonrpc.Id) -> int:

@@ -22,7 +22,8 @@ from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 
 if TYPE_CHECKING:
-    from gateway.backends.conversation import Conversation, Waiter
+    from gateway.backends.conversation import Conversation
+    from gateway.backends.session import Waiter
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     import msgspec
@@ -16,8 +19,35 @@ if TYPE_CHECKING:
     from gateway.backends.handshake import Greeting
     from gateway.backends.ticket import Ticket
     from gateway.backends.upkeep import Upkeep
+    from gateway.calls import Outcome
+    from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
+
+
+class Waiter:
+    """A request of the gateway's own that waits for its answer."""
+
+    __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
+
+    def __init__(
+        self, kind: Kind | None, on_problem: Callable[[str], None] | None = None, *, opens: bool = False
+    ) -> None:
+        self.on_problem = on_problem
+        """Called with what is left out of a list, and why."""
+        self.opens = opens
+        """Whether the request opens the session: then an error without an id can only be about it."""
+        self.kind = kind
+        """What is to be listed, if anything: then single items that are no JSON are left out, and the rest is taken."""
+        self.event = trio.Event()
+        self.acknowledged = trio.Event()
+        """Set when a subscription has been acknowledged."""
+        self.outcome: Outcome | None = None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Set the answer."""
+        self.outcome = outcome
+        self.event.set()
 
 
 class Listener(Protocol):

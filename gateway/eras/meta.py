@@ -125,3 +125,15 @@ def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
         message = f"params._meta[{LOG_LEVEL!r}] must be one of {', '.join(LOG_LEVELS)}"
         raise InvalidParams(message)
     return level
+
+
+def drop_subscription(members: dict[str, msgspec.Raw]) -> None:
+    """Remove the subscription that a notification belongs to from its params: its id is valid on one hop only."""
+    try:
+        own = jsonrpc.decode_object(members["_meta"])
+    except (ValueError, KeyError):
+        return
+    if own.pop(SUBSCRIPTION_ID, None) is not None:
+        del members["_meta"]
+        if own:
+            members["_meta"] = jsonrpc.raw(own)

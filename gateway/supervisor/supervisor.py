@@ -17,7 +17,7 @@ import trio
 
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
-from gateway.catalog.listing import Listing, keep_entries
+from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
 from gateway.errors import (
     BackendError,
