@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.http_client import MAX_ERROR_BYTES, BodyTooLong, HttpRefused, media_type, read_body
+from gateway.backends.http_client import MAX_ERROR_BYTES, BodyTooLong, HttpRefused, media_type, read_body, read_pieces
 from gateway.backends.sse_events import EventParser
 from gateway.calls import Era
 from gateway.eras.errors import HEADER_MISMATCH
@@ -181,15 +181,17 @@ class Exchange:
         return BackendProtocol(self._link.config.name, f"answered {self._method} with no answer to it")
 
     async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
-        async for data in response.aiter_raw():
+        def take(data: bytes) -> None:
             if self._answered:
-                continue  # to the stream's end, so that the connection can be used again; LINGER bounds it
+                return  # to the stream's end, so that the connection can be used again; LINGER bounds it
             for event in parser.feed(data):
                 self._take(event)
                 if not self._link.conversation.waits_for(self.request_id):
                     self._answered = True
                     self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
                     break
+
+        await read_pieces(response, take)
 
     def _take(self, event: Event) -> None:
         if isinstance(event.data, Overlong):

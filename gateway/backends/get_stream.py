@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from gateway.backends.http_client import media_type
+from gateway.backends.http_client import media_type, read_pieces
 from gateway.backends.sse_events import EventParser
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
 from gateway.lines import Overlong
@@ -105,12 +105,15 @@ class GetStream:
 
     async def _read(self, response: httpx2.Response, parser: EventParser) -> None:
         link = self._link
-        async for data in response.aiter_raw():
+
+        def take(data: bytes) -> None:
             for event in parser.feed(data):
                 if isinstance(event.data, Overlong):
                     log.warning("backend %r sent an event of %d bytes, skipped", link.config.name, event.data.size)
                 elif event.event == "message":
                     link.conversation.feed(event.data)
+
+        await read_pieces(response, take)
 
     def _refused(self, status: int, session_id: str) -> bool:
         if status == _NOT_FOUND and session_id and self._was_open:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import ssl
+import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol, Backend
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
@@ -43,6 +44,14 @@ TICKET: Final = "gateway.ticket"
 """The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
 MAX_TEXT: Final = 200
 """Characters of a library's error text that are shown."""
+
+PIECE_BYTES: Final = 65_536
+"""Most bytes that are decompressed at once: what a body may grow to is bounded by its reader, piece by piece."""
+_NO_CODING: Final = frozenset({"", "identity", "none", "utf-8", "utf8"})
+"""Content codings that are none; some servers name a charset there."""
+_GZIP_WINDOW: Final = zlib.MAX_WBITS | 16
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZLIB_HEADER: Final = 2
 
 HeaderList = list[tuple[bytes, bytes]]
 AnyHeaders = HeaderList | httpx2.Headers
@@ -89,7 +98,7 @@ class HttpClient:
         self.base_headers: HeaderList = [(name.encode(), value.encode()) for name, value in config.headers.items()]
         if not any(name.lower() == b"user-agent" for name, _ in self.base_headers):
             self.base_headers.append((b"user-agent", b"trio-mcp-gateway"))
-        # Compression would hide how large a body grows, and delays events.
+        # Compression costs time and delays events.
         self.base_headers.append((b"accept-encoding", b"identity"))
         timeout = config.connect_timeout
         # Reading has no timeout of its own: calls end by their deadline, and streams may be silent for hours.
@@ -233,6 +242,8 @@ def explain(backend: str, problem: Exception) -> BackendError:
             return BackendExited(backend, f"broke the connection: {text}")
         case httpx2.RemoteProtocolError() if "disconnected" in text or "closed connection" in text:
             return BackendExited(backend, f"broke the connection: {text}")
+        case httpx2.DecodingError():
+            return BackendProtocol(backend, text)
         case _:
             return BackendProtocol(backend, f"does not speak HTTP as it should: {text}")
 
@@ -252,27 +263,133 @@ def media_type(response: httpx2.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+class Undecodable(httpx2.DecodingError):
+    """A body that cannot be decoded as its Content-Encoding demands."""
+
+
+class BodyDecoder:
+    """Decodes one body by its Content-Encoding (RFC 9110, 8.4), in pieces of at most `PIECE_BYTES`.
+
+    The gateway asks for no compression, but some servers and edges compress all the same. Only gzip and deflate are
+    decoded; a body of any other coding raises `Undecodable` with its first bytes, so that an empty one passes.
+    """
+
+    def __init__(self, header: str) -> None:
+        self.coding = _coding(header)
+        """`gzip` or `deflate`, empty where nothing is to be decoded, None where the gateway cannot decode it."""
+        self._header = header
+        self._pending = b""
+        self._inflater = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body may end here."""
+        return not self._pending and (self._inflater is None or self._inflater.eof)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Decode more of the body. Raises Undecodable."""
+        if self.coding is None:
+            text = f"answered with Content-Encoding {self._header[:MAX_TEXT]!r}"
+            raise Undecodable(f"{text}; the gateway decodes gzip and deflate only")
+        if not self.coding:
+            yield data
+            return
+        self._pending += data
+        try:
+            yield from self._inflate()
+        except zlib.error as exc:
+            raise Undecodable(f"answered with a body that is not {self.coding}, its Content-Encoding: {exc}") from None
+
+    def _inflate(self) -> Iterator[bytes]:
+        piece = b""
+        while self._pending or len(piece) == PIECE_BYTES:  # a full piece may have left output inside
+            if self._inflater is None:
+                if self.coding == "deflate" and len(self._pending) < _ZLIB_HEADER:
+                    return
+                self._inflater = zlib.decompressobj(self._window())
+            elif self._inflater.eof:
+                if self.coding != "gzip" or not self._pending.startswith(_GZIP_MAGIC):
+                    self._pending = b""  # padding behind the data
+                    return
+                self._inflater = zlib.decompressobj(_GZIP_WINDOW)  # another member (RFC 1952, 2.2)
+            piece = self._inflater.decompress(self._pending, PIECE_BYTES)
+            self._pending = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            if piece:
+                yield piece
+
+    def _window(self) -> int:
+        """The window bits that tell zlib the format: RFC 9110 demands a zlib header of `deflate`, many send none."""
+        if self.coding == "gzip":
+            return _GZIP_WINDOW
+        first, second = self._pending[:_ZLIB_HEADER]
+        has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
+        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
+def _coding(header: str) -> str | None:
+    codings = [part.strip().lower() for part in header.split(",")]
+    match [part for part in codings if part not in _NO_CODING]:
+        case []:
+            return ""
+        case ["gzip" | "x-gzip"]:
+            return "gzip"
+        case ["deflate"]:
+            return "deflate"
+        case _:
+            return None
+
+
+async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:
+    """Call `take` with each decoded piece of the body; return whether its coding came to its end.
+
+    `take` may raise BodyTooLong to have no more read.
+
+    Raises:
+        BodyTooLong: `take` raised it. The connection is closed.
+        Undecodable: the body has a Content-Encoding that the gateway does not decode, or is no such body.
+    """
+    header = response.headers.get("content-encoding")
+    decoder = None if header is None else BodyDecoder(header)
+    problem: BodyTooLong | Undecodable | None = None
+    with trio.CancelScope() as scope:
+        # Never leave this loop but by its end or by cancellation: see `HttpClient.exchange`.
+        async for data in response.aiter_raw():
+            if problem is not None:
+                continue
+            try:
+                if decoder is None:
+                    take(data)
+                    continue
+                for piece in decoder.feed(data):
+                    take(piece)
+            except (BodyTooLong, Undecodable) as exc:
+                problem = exc
+                scope.cancel(reason="the rest of the body is not needed")
+    if problem is not None:
+        raise problem
+    return decoder is None or decoder.complete
+
+
 async def read_body(response: httpx2.Response, most: int) -> bytes:
-    """Read a body of at most `most` bytes.
+    """Read a body of at most `most` bytes, decoded.
 
     Raises:
         BodyTooLong: it is longer. The rest is not read, and the connection is closed.
+        Undecodable: it cannot be decoded.
     """
     parts: list[bytes] = []
     size = 0
     declared = response.headers.get("content-length", "")
-    too_long = declared.isdigit() and len(declared) < MAX_TEXT and int(declared) > most
-    with trio.CancelScope() as scope:
-        if too_long:
-            scope.cancel(reason="the body is too long")
-        async for part in response.aiter_raw():
-            size += len(part)
-            if size > most:
-                too_long = True
-                parts.clear()
-                scope.cancel(reason="the body is too long")
-            if not too_long:
-                parts.append(part)
-    if too_long:
+    if declared.isdigit() and len(declared) < MAX_TEXT and int(declared) > most:
         raise BodyTooLong
+
+    def take(part: bytes) -> None:
+        nonlocal size
+        size += len(part)
+        if size > most:
+            raise BodyTooLong
+        parts.append(part)
+
+    if not await read_pieces(response, take):
+        raise Undecodable("answered with a compressed body that ends too early")
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -24,6 +24,7 @@ from gateway.backends.http_client import (
     media_type,
     open_http_client,
     read_body,
+    read_pieces,
     same_origin,
 )
 from gateway.backends.http_session import HttpSession, carried
@@ -128,9 +129,12 @@ class SseSession(HttpSession):
             text = f"answered GET with HTTP {status} and {kind or 'no content type'}, which is no event stream"
             raise HttpRefused(self.config.name, text, status)
         parser = EventParser(self.config.max_line_bytes)
-        async for data in response.aiter_raw():
+
+        def take(data: bytes) -> None:
             for event in parser.feed(data):
                 self._take(event)
+
+        await read_pieces(response, take)
 
     def _take(self, event: Event) -> None:
         if isinstance(event.data, Overlong):
