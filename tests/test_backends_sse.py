@@ -186,7 +186,7 @@ async def test_a_refused_post_ends_its_call() -> None:
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
 
 
-async def test_a_session_that_the_server_has_forgotten_ends() -> None:
+async def test_a_lost_session_that_cannot_be_replaced_ends() -> None:
     server = SseServer()
 
     async def forgotten(request: Request, reply: Reply) -> None:
@@ -194,7 +194,7 @@ async def test_a_session_that_the_server_has_forgotten_ends() -> None:
 
     async def use() -> None:
         async with open_session(peer.url, transport="sse") as session:
-            server.on["tools/call"] = forgotten
+            server.on |= {"tools/call": forgotten, "GET": forgotten}
             assert isinstance(await call(session), BackendError)
             await trio.sleep_forever()
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.backends import exchange, get_stream, http_client, listening, streamable
+from gateway.backends import exchange, get_stream, http_client, listening, recovery, streamable
 from gateway.backends.detect import HttpOpener
 from gateway.backends.http_client import HttpRefused
 from gateway.calls import Era, Failure, Notice
@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "RESUME_PAUSE", 0.02)
     monkeypatch.setattr(exchange, "LEAST_PAUSE", 0.01)
     monkeypatch.setattr(get_stream, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(streamable, "ALARM_PAUSE", 0.02)
+    monkeypatch.setattr(recovery, "ALARM_PAUSE", 0.02)
     monkeypatch.setattr(listening, "RELISTEN_DELAY", 0.02)
 
 

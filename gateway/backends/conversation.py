@@ -117,6 +117,11 @@ class Conversation:
         waiter = self._waiters.get(request_id)
         return request_id in self._calls or (waiter is not None and waiter.outcome is None)
 
+    def pending(self) -> set[int]:
+        """The ids of all requests that wait for their answers."""
+        own = {request_id for request_id, waiter in self._waiters.items() if waiter.outcome is None}
+        return own | self._calls.keys()
+
     def encode_call(self, ticket: Ticket) -> bytes:
         """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
         request_id = self._last_id = self._last_id + 1
@@ -358,6 +363,8 @@ class Conversation:
             if self.tasks.wants(ticket, outcome):
                 self._resend(ticket)
                 return True
+            if self._exchanges is not None and not isinstance(outcome, Complete):
+                self._exchanges.call_failed(outcome)
             ticket.finish(outcome)
             self._listener.freed()
             return True

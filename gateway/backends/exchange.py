@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.http_client import MAX_ERROR_BYTES, BodyTooLong, HttpRefused, media_type, read_body, read_pieces
+from gateway.backends.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces
+from gateway.backends.recovery import Standing, Verdict, read_refusal
 from gateway.backends.sse_events import EventParser
 from gateway.calls import Era
 from gateway.eras.errors import HEADER_MISMATCH
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.conversation import Conversation
     from gateway.backends.http_client import AnyHeaders, HttpClient
+    from gateway.backends.recovery import Recovery, Refusal
     from gateway.backends.sse_events import Event
     from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
@@ -39,10 +41,6 @@ LEAST_PAUSE: Final = 0.1
 MAX_RESUMES: Final = 5
 """Attempts in a row to take up a stream that do not even connect."""
 _OK: Final = 200
-_UNAUTHORIZED: Final = 401
-_FORBIDDEN: Final = 403
-_NOT_FOUND: Final = 404
-_BAD_REQUEST: Final = 400
 
 
 class Link(Protocol):
@@ -51,13 +49,7 @@ class Link(Protocol):
     config: ServerConfig
     http: HttpClient
     conversation: Conversation
-    ready: trio.Event
-    """Set while there is a session that requests may go to."""
-
-    @property
-    def session_id(self) -> str:
-        """The legacy session; empty where the server keeps none."""
-        ...
+    recovery: Recovery
 
     def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
         """The headers of a POST."""
@@ -69,14 +61,6 @@ class Link(Protocol):
 
     def assigned(self, session_id: str) -> None:
         """Learn the session id that came with the answer to `initialize`."""
-        ...
-
-    def lost(self, session_id: str) -> None:
-        """Learn that the server does not know this session any more; `ready` is set when there is a new one."""
-        ...
-
-    def doubt(self) -> None:
-        """Learn that a connection failed: is the server still there?"""
         ...
 
     async def say_cancelled(self, notification: bytes) -> None:
@@ -122,22 +106,22 @@ class Exchange:
         except BackendError as problem:
             conversation.fail(self.request_id, problem)
             if isinstance(problem, (BackendExited, BackendUnavailable)):
-                self._link.doubt()
+                self._link.recovery.doubt()
         if self._scope.cancelled_caught and self._cancelled is not None:
             await self._link.say_cancelled(self._cancelled)
 
     async def _attempt(self, *, first: bool) -> bool:
         """One POST; returns whether there should be another."""
-        link = self._link
-        if not link.ready.is_set() and self._method != "initialize":
-            await link.ready.wait()
-        session_id, era = link.session_id, link.conversation.hop.era
+        link, recovery = self._link, self._link.recovery
+        if recovery.standing is not Standing.SOUND:
+            await recovery.admitted(self._method, is_call=self._ticket is not None)
+        generation, era = recovery.generation, link.conversation.hop.era
         parser: EventParser | None = None
         try:
             headers = link.headers(self._method, self._ticket)
             async with link.http.exchange("POST", headers, self._body, ticket=self._ticket) as response:
                 if response.status_code != _OK:
-                    again = await self._refused(response, session_id if first else "", first=first)
+                    again = await self._refused(response, generation, era, first=first)
                 elif media_type(response) == "text/event-stream":
                     self._note_session(response, era)
                     parser = EventParser(link.config.max_line_bytes)
@@ -175,10 +159,15 @@ class Exchange:
 
     def _read_misfit(self, data: bytes) -> Outcome:
         """What to make of a message that was no answer to this request: an error without an id is one."""
-        message = _decode(data)
-        if message is not None and message.error is not jsonrpc.ABSENT:
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed:
+            message = None
+        if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
             return self._link.conversation.outcome_of(message)
-        return BackendProtocol(self._link.config.name, f"answered {self._method} with no answer to it")
+        misfit = BackendProtocol(self._link.config.name, f"answered {self._method} with no answer to it")
+        misfit.status = _OK
+        return misfit
 
     async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
         def take(data: bytes) -> None:
@@ -224,25 +213,24 @@ class Exchange:
                 text = f"ended the stream of {self._method} before it had answered, and does not resume it"
                 raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
 
-    async def _refused(self, response: httpx2.Response, session_id: str, *, first: bool) -> bool:
-        """Deal with any status but 200; returns whether to try again."""
-        link, status = self._link, response.status_code
-        if status in {_UNAUTHORIZED, _FORBIDDEN}:
-            raise self._no_answer(response)
-        try:
-            body = await read_body(response, MAX_ERROR_BYTES)
-        except BodyTooLong:
-            body = b""
-        message = _decode(body)
-        if session_id and _is_lost(status, body, message, str(self.request_id)):
-            link.lost(session_id)
+    async def _refused(self, response: httpx2.Response, generation: int, era: Era, *, first: bool) -> bool:
+        """Deal with any status but 200; returns whether to try again. `era` is that in which the request was sent."""
+        link = self._link
+        refusal = await read_refusal(response, self.request_id)
+        modern = era is Era.MODERN
+        if refusal.verdict is Verdict.REFUSED and not modern and self._method != "initialize":
+            key = self._method if self._ticket is None else self._ticket.own_name
+            if not first:
+                link.recovery.refused_again(key)
+            elif link.recovery.refused(generation, key, is_call=self._ticket is not None):
+                return True
+        if self._ticket is not None and refusal.verdict is not Verdict.UNRELATED:
+            link.recovery.suspect()
+        if refusal.message is None:
+            raise self._no_answer(response, refusal)
+        if first and modern and self._ticket is not None and _code(refusal.message) == HEADER_MISMATCH:
             return True
-        if message is None or message.error is jsonrpc.ABSENT:
-            raise self._no_answer(response, body)
-        modern = link.conversation.hop.era is Era.MODERN
-        if first and modern and self._ticket is not None and _code(message) == HEADER_MISMATCH:
-            return True
-        link.conversation.fail(self.request_id, link.conversation.outcome_of(message))
+        link.conversation.fail(self.request_id, link.conversation.outcome_of(refusal.message))
         return False
 
     def _too_long(self, size: int | None = None) -> BackendProtocol:
@@ -250,9 +238,11 @@ class Exchange:
         sent = f"more than {limit} bytes" if size is None else f"{size} bytes; the limit is {limit}"
         return BackendProtocol(self._link.config.name, f"answered {self._method} with {sent} (max_line_bytes)")
 
-    def _no_answer(self, response: httpx2.Response, body: bytes = b"") -> HttpRefused:
+    def _no_answer(self, response: httpx2.Response, refusal: Refusal | None = None) -> HttpRefused:
         status, kind = response.status_code, media_type(response)
         match status:
+            case _ if refusal is not None and refusal.undecodable is not None:
+                text = f"answered {self._method} with HTTP {status}: it {refusal.undecodable}"
             case 401:
                 text = "wants authorization (HTTP 401): put an 'Authorization' entry into 'headers'"
             case 403:
@@ -261,29 +251,8 @@ class Exchange:
                 text = f"accepted {self._method} without answering it (HTTP 202)"
             case _:
                 text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
-        return HttpRefused(self._link.config.name, text, status, body)
-
-
-def _decode(body: bytes) -> jsonrpc.Message | None:
-    """A JSON-RPC answer, be its id null; None if it is none. Servers refuse with errors of any content type."""
-    try:
-        message = jsonrpc.decode(body)
-    except jsonrpc.Malformed:
-        return None
-    return message if message.method is msgspec.UNSET else None
+        return HttpRefused(self._link.config.name, text, status, b"" if refusal is None else refusal.body)
 
 
 def _code(message: jsonrpc.Message) -> int | None:
     return None if message.error is jsonrpc.ABSENT else jsonrpc.decode_error(message.error).code
-
-
-def _is_lost(status: int, body: bytes, message: jsonrpc.Message | None, request_id: str) -> bool:
-    """Whether a refusal means that the session is gone.
-
-    404 says so (2025-11-25 basic/transports, "Session Management"), unless it says that the method is unknown. Many
-    servers that were restarted say 400 and something about a session, without a look at the request and its id.
-    """
-    if status == _NOT_FOUND:
-        return message is None or _code(message) != jsonrpc.METHOD_NOT_FOUND
-    own = message is not None and str(message.id) == request_id
-    return status == _BAD_REQUEST and not own and b"session" in body.lower()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from gateway.backends.http_client import media_type, read_pieces
+from gateway.backends.recovery import Verdict, judge
 from gateway.backends.sse_events import EventParser
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
 from gateway.lines import Overlong
@@ -29,8 +30,7 @@ LONGEST_PAUSE: Final = 30.0
 SOUND_AFTER: Final = 5.0
 """A stream that lived for so many seconds was no failure."""
 _OK: Final = 200
-_NOT_FOUND: Final = 404
-_NO_STREAM: Final = frozenset({400, 404, 405, 406, 410, 415, 501})
+_NO_STREAM: Final = frozenset({400, 404, 405, 406, 410, 415, 422, 501})
 """Statuses of servers that have no such stream; 405 is the right one."""
 
 log = logging.getLogger("gateway.backend")
@@ -52,6 +52,7 @@ class GetStream:
         self._owner = owner
         self._scope = trio.CancelScope()
         self._was_open = False
+        self.is_running = False
 
     def reopen(self) -> None:
         """Let go of the stream and open one in the new session."""
@@ -59,14 +60,21 @@ class GetStream:
 
     async def run(self) -> None:
         """Keep it open until cancelled; returns if the server has no such stream."""
+        self.is_running = True
+        try:
+            await self._run()
+        finally:
+            self.is_running = False
+
+    async def _run(self) -> None:
         link, pause = self._link, FIRST_PAUSE
         parser = EventParser(link.config.max_line_bytes)
         while True:
-            await link.ready.wait()
-            session_id, opened_at = link.session_id, trio.current_time()
+            await link.recovery.admitted("GET", is_call=False)
+            generation, opened_at = link.recovery.generation, trio.current_time()
             goes_on = True
             with trio.CancelScope() as self._scope:
-                goes_on = await self._read_one(parser, session_id)
+                goes_on = await self._read_one(parser)
             if not goes_on:
                 return
             lived = trio.current_time() - opened_at
@@ -74,16 +82,17 @@ class GetStream:
             if not self._scope.cancelled_caught:
                 await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
                 pause = min(pause * 2, LONGEST_PAUSE)
-            parser = parser.successor() if session_id == link.session_id else EventParser(link.config.max_line_bytes)
+            same = generation == link.recovery.generation
+            parser = parser.successor() if same else EventParser(link.config.max_line_bytes)
 
-    async def _read_one(self, parser: EventParser, session_id: str) -> bool:
+    async def _read_one(self, parser: EventParser) -> bool:
         """One connection; returns whether to go on."""
         link, name = self._link, self._link.config.name
         resumed = bool(parser.last_id)
         try:
             async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
                 if response.status_code != _OK:
-                    return self._refused(response.status_code, session_id)
+                    return self._refused(response.status_code)
                 if media_type(response) != "text/event-stream":
                     log.debug("backend %r answers GET with %s: no stream", name, media_type(response))
                     return False
@@ -94,10 +103,10 @@ class GetStream:
                 log.debug("backend %r closed its stream", name)
         except BackendExited as problem:
             log.debug("%s", problem)
-            link.doubt()
+            link.recovery.doubt()
         except BackendUnavailable as problem:
             log.debug("%s", problem)
-            link.doubt()
+            link.recovery.doubt()
         except BackendProtocol as problem:
             log.warning("%s: no stream for its messages", problem, extra={"backend": name})
             return False
@@ -115,9 +124,9 @@ class GetStream:
 
         await read_pieces(response, take)
 
-    def _refused(self, status: int, session_id: str) -> bool:
-        if status == _NOT_FOUND and session_id and self._was_open:
-            self._link.lost(session_id)
+    def _refused(self, status: int) -> bool:
+        if self._was_open and judge(status, None, "", answered=False) is not Verdict.UNRELATED:
+            self._link.recovery.suspect()
             return True
         if status in _NO_STREAM:
             log.debug("backend %r has no GET stream (HTTP %d)", self._link.config.name, status)

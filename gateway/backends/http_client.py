@@ -12,7 +12,7 @@ import functools
 import logging
 import ssl
 import zlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -393,3 +393,9 @@ async def read_body(response: httpx2.Response, most: int) -> bytes:
     if not await read_pieces(response, take):
         raise Undecodable("answered with a compressed body that ends too early")
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def skip_body(response: httpx2.Response) -> None:
+    """Read a body that does not matter, so that its connection can be used again; a long one costs the connection."""
+    with suppress(BodyTooLong, Undecodable):
+        await read_body(response, MAX_ERROR_BYTES)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import trio
 
+from gateway import jsonrpc
 from gateway.backends import lists
 from gateway.backends.conversation import Conversation
 from gateway.backends.http_posts import HttpPosts
+from gateway.backends.recovery import MAX_HINT, OTHER_CAUSES, Recovery, Verdict, judge
 from gateway.backends.upkeep import Upkeep
+from gateway.calls import Era, Failure
 from gateway.catalog.listing import Listing
-from gateway.errors import BackendExited, BackendTooSlow
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -26,9 +29,14 @@ if TYPE_CHECKING:
     from gateway.backends.http_client import HttpClient
     from gateway.backends.session import Listener
     from gateway.backends.ticket import Ticket
+    from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.errors import BackendError
+
+CHECK_WAIT: Final = 5.0
+"""Seconds for the answer to a probe; silence counts as life."""
+_OK: Final = 200
 
 _S = TypeVar("_S", bound="HttpSession")
 
@@ -41,8 +49,12 @@ class HttpSession(ABC):
         self.listing = Listing()
         self.config = config
         self.http = http
+        self._listener = listener
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
         self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
+        self.recovery = Recovery(self)
+        self.is_greeted = False
+        """Whether the server has answered the handshake."""
         self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._problem: BackendError | None = None
 
@@ -78,6 +90,70 @@ class HttpSession(ABC):
         return await lists.list_feature(
             self.conversation, feature, timeout=self.config.connect_timeout, known=self.listing.warnings
         )
+
+    # `Renewable`
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the server may keep something of this conversation that it can lose."""
+        return self.conversation.hop.era is Era.LEGACY
+
+    @property
+    @abstractmethod
+    def has_id(self) -> bool:
+        """Whether the session has an id that requests carry."""
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """Open another session in place of this one."""
+
+    async def probe(self) -> bool:
+        """Send `ping`, and where that is refused `tools/list`; return whether the server refuses both.
+
+        Silence is no refusal, nor is a status that has another cause. Raises BackendExited if the server is gone.
+        """
+        methods = ("ping", "tools/list") if self.is_stateful else ("server/discover",)
+        has_tools = "tools" in self.greeting.capabilities or "tools" in self.listing.capabilities
+        for method in methods[: None if has_tools else 1]:
+            outcome = await self.conversation.request(method, timeout=CHECK_WAIT)
+            match outcome:
+                case BackendExited() | BackendUnavailable():
+                    self.give_up(outcome.reason)
+                case Failure() if has_tools or outcome.code != jsonrpc.METHOD_NOT_FOUND:
+                    continue
+                case BackendProtocol() if outcome.status and outcome.status not in OTHER_CAUSES:
+                    continue
+                case _:
+                    return False
+        return self.is_stateful
+
+    def give_up(self, how: str) -> NoReturn:
+        """End the session."""
+        problem = BackendExited(self.config.name, how)
+        self.close(problem)
+        raise problem
+
+    def call_failed(self, outcome: Outcome) -> None:
+        """Probe the session if the end of a call may mean that it is lost (`conversation.Exchanges`)."""
+        match outcome:
+            case BackendProtocol() if outcome.status:
+                verdict = judge(outcome.status, None, "", answered=False)
+            case Failure():
+                text = outcome.message + (outcome.data or b"")[:MAX_HINT].decode(errors="replace")
+                verdict = judge(_OK, outcome.code, text, answered=True)
+            case _:
+                return
+        if verdict is not Verdict.UNRELATED:
+            self.recovery.suspect()
+
+    def _adopt(self, greeting: Greeting) -> None:
+        self.greeting = greeting
+        self.is_greeted = True
+
+    def missed(self) -> None:
+        """Have all lists read: the server may have changed them without a notice."""
+        for feature in {*self.greeting.capabilities, *self.listing.capabilities}:
+            self._listener.list_changed(feature)
 
     @abstractmethod
     def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:

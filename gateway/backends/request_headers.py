@@ -64,9 +64,15 @@ class RequestHeaders:
         self._version = version
         self._prepare()
 
-    def forget(self) -> None:
-        """Begin anew, without session and version."""
-        self.session_id = self._version = ""
+    def forget(self) -> tuple[str, str]:
+        """Drop session and version, and return them."""
+        before = self.session_id, self._version
+        self.restore(("", ""))
+        return before
+
+    def restore(self, before: tuple[str, str]) -> None:
+        """Take back what `forget` has returned."""
+        self.session_id, self._version = before
         self._prepare()
 
     def _prepare(self) -> None:

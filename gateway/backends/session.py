@@ -85,6 +85,10 @@ class Exchanges(Protocol):
         """Learn that nobody waits for this answer any more; `cancelled` is the notification that tells the backend."""
         ...
 
+    def call_failed(self, outcome: Outcome) -> None:
+        """Note that a client's call ends without a result."""
+        ...
+
 
 class Session(Protocol):
     """One initialized conversation with a backend."""

@@ -18,12 +18,13 @@ import trio
 from gateway.backends import handshake, lists
 from gateway.backends.exchange import Exchange
 from gateway.backends.get_stream import GetStream
-from gateway.backends.http_client import CLOSE_WAIT, MAX_ERROR_BYTES, HttpRefused, open_http_client, read_body
+from gateway.backends.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_body
 from gateway.backends.http_session import HttpSession, carried
 from gateway.backends.opening import Attempts
+from gateway.backends.recovery import Verdict, read_refusal
 from gateway.backends.request_headers import RequestHeaders
 from gateway.calls import Era
-from gateway.errors import BackendError, BackendExited, BackendUnavailable
+from gateway.errors import BackendError, BackendTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -36,12 +37,8 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
-CHECK_WAIT: Final = 5.0
-"""Seconds for the answer to the question whether the server is still there; silence counts as yes."""
 MAX_FAREWELLS: Final = 1_000
 """Cancels on their way at once; a server that takes none is told of no more."""
-ALARM_PAUSE: Final = 1.0
-"""Least seconds between two checks, or two new sessions: a server that knows none of ours must not be flooded."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -51,16 +48,10 @@ class StreamableSession(HttpSession):
 
     def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
         super().__init__(config, http, listener, hop)
-        self.ready = trio.Event()
-        self.ready.set()
-        self._listener = listener
         self._get_stream = GetStream(self, self)
         self._exchanges: dict[int, Exchange] = {}
         self._farewells = 0
-        self._has_met = False
         self._headers = RequestHeaders(config.name, http.base_headers)
-        self._alarm = trio.Event()
-        self._check_scope = trio.CancelScope()
 
     async def relist(self, feature: str) -> Listing:
         """Read the lists of one feature again."""
@@ -103,11 +94,6 @@ class StreamableSession(HttpSession):
 
     # `gateway.backends.exchange.Link`
 
-    @property
-    def session_id(self) -> str:
-        """The legacy session; empty where the server keeps none."""
-        return self._headers.session_id
-
     def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
         """The headers of a request's POST."""
         return self._headers.post(self.conversation.hop, method, ticket)
@@ -120,27 +106,10 @@ class StreamableSession(HttpSession):
         """Keep the session id that the server gave."""
         self._headers.assign(session_id)
 
-    def lost(self, session_id: str) -> None:
-        """Get a new session, unless there is one already."""
-        if session_id == self.session_id and self.ready.is_set():
-            self.ready = trio.Event()
-            self._check_scope.cancel(reason="the session is lost")
-            self._alarm.set()
-
-    def doubt(self) -> None:
-        """Look whether the server is still there; one that cuts off its probe is, and is yet to be greeted."""
-        if self._has_met:
-            self._alarm.set()
-
     async def refresh_tools(self) -> None:
         """Read the tools anew for their annotations, and have the supervisor do so for the catalog."""
         await self.relist("tools")
         self._listener.list_changed("tools")
-
-    def missed(self) -> None:
-        """Have all lists read anew: the server may have said that they changed while nobody listened."""
-        for feature in {*self.greeting.capabilities, *self.listing.capabilities}:
-            self._listener.list_changed(feature)
 
     def _post(self, data: bytes) -> None:
         """Send a notification or an answer. The modern era knows neither from client to server over HTTP."""
@@ -151,9 +120,14 @@ class StreamableSession(HttpSession):
 
     async def _deliver(self, data: bytes) -> None:
         async with self.http.exchange("POST", self._headers.legacy, data) as response:
-            await read_body(response, MAX_ERROR_BYTES)
-            if response.status_code >= httpx2.codes.BAD_REQUEST:
-                raise HttpRefused(self.config.name, f"answered HTTP {response.status_code}", response.status_code)
+            status = response.status_code
+            if status < httpx2.codes.BAD_REQUEST:
+                await skip_body(response)
+                return
+            refusal = await read_refusal(response, None)
+            if refusal.verdict is not Verdict.UNRELATED:
+                self.recovery.suspect()
+            raise HttpRefused(self.config.name, f"answered HTTP {status}", status)
 
     # The session's life.
 
@@ -170,10 +144,9 @@ class StreamableSession(HttpSession):
                 attempts=attempts,
             )
         )
-        self._has_met = True
         if self.greeting.era is Era.LEGACY:
             await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
-            if self.session_id:
+            if self.has_id:
                 self._nursery.start_soon(self._get_stream.run)
         self.listing = self._learn(
             await lists.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
@@ -182,58 +155,51 @@ class StreamableSession(HttpSession):
 
     def _adopt(self, greeting: Greeting) -> None:
         # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
-        self.greeting = greeting
+        super()._adopt(greeting)
         self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
 
     async def _carry(self) -> None:
-        """Deal with alarms, one at a time."""
-        while True:
-            await self._alarm.wait()
-            self._alarm = trio.Event()
-            if self.ready.is_set():
-                await self._check()
-            if not self.ready.is_set():
-                await self._renew()
-            await trio.sleep(ALARM_PAUSE)
+        await self.recovery.run()
 
-    async def _check(self) -> None:
-        method = "ping" if self.conversation.hop.era is Era.LEGACY else "server/discover"
-        outcome = None
-        with trio.CancelScope() as self._check_scope:
-            outcome = await self.conversation.request(method, timeout=CHECK_WAIT)
-        if isinstance(outcome, (BackendExited, BackendUnavailable)):
-            self._gone(outcome.reason)
+    @property
+    def has_id(self) -> bool:
+        """Whether the server has given a session id."""
+        return bool(self._headers.session_id)
 
-    async def _renew(self) -> None:
-        """Start a new session (2025-11-25 basic/transports, "Session Management", 4)."""
+    async def renew(self) -> None:
+        """Start another session (2025-11-25 basic/transports, "Session Management", 4)."""
         log.warning("backend %r has forgotten the session; starting another", self.config.name)
-        self._headers.forget()
+        lost = self._headers.forget()
         wait = self.config.connect_timeout
         try:
             with trio.fail_after(wait):
-                self._adopt(await handshake.greet(self.conversation, era="legacy", probe_timeout=wait, timeout=wait))
+                attempts = Attempts("legacy", version=self.greeting.asked)
+                self._adopt(
+                    await handshake.greet(
+                        self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
+                    )
+                )
                 await self._posts.flushed()
         except (BackendError, trio.TooSlowError) as problem:
-            why = problem.reason if isinstance(problem, BackendError) else f"no answer within {wait:g} s"
-            self._gone(f"has forgotten the session, and starting another failed: {why}")
-        self.ready.set()
-        self._get_stream.reopen()
+            self._headers.restore(lost)
+            if isinstance(problem, BackendError):
+                raise
+            raise BackendTooSlow(self.config.name, f"did not answer within {wait:g} s") from None
+        if self._get_stream.is_running:
+            self._get_stream.reopen()
+        elif self.has_id:
+            self._nursery.start_soon(self._get_stream.run)
         self.upkeep.forget()
         self.missed()
 
-    def _gone(self, how: str) -> None:
-        problem = BackendExited(self.config.name, how)
-        self.close(problem)
-        raise problem
-
     async def aclose(self) -> None:
         """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
-        if not self.session_id:
+        if not self.has_id:
             return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
             try:
                 async with self.http.exchange("DELETE", self._headers.delete()) as response:
-                    await read_body(response, MAX_ERROR_BYTES)
+                    await skip_body(response)
             except BackendError as problem:
                 log.debug("ending the session: %s", problem)
 

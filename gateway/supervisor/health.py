@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,5 +82,5 @@ async def keep_asking(session: Session, config: ServerConfig, interval: float) -
         outcome = await session.upkeep.ask_alive(timeout=config.connect_timeout)
         if isinstance(outcome, BackendTooSlow) and not session.in_flight:
             raise BackendTooSlow(config.name, f"did not answer a ping within {config.connect_timeout:g} s")
-        if isinstance(outcome, BackendError) and not isinstance(outcome, BackendTooSlow):
+        if isinstance(outcome, (BackendExited, BackendUnavailable)):
             return  # the session is ending by itself
