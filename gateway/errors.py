@@ -37,13 +37,15 @@ class BackendError(GatewayError):
     """A backend did not do what it should; the client sees -32603 with the backend's name in `data`.
 
     The reason often repeats what the backend has said, so secrets are masked in it here, whoever raises the error.
+    `retry_after` is in how many seconds the backend wants to be asked again, where it says so.
     """
 
-    def __init__(self, backend: str, reason: str) -> None:
+    def __init__(self, backend: str, reason: str, *, retry_after: float | None = None) -> None:
         reason = SECRETS.mask(reason)
         super().__init__(f"backend {backend!r} {reason}")
         self.backend = backend
         self.reason = reason
+        self.retry_after = retry_after
 
 
 class BackendUnavailable(BackendError):

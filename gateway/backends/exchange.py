@@ -13,11 +13,11 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces
+from gateway.backends.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces, retry_after
 from gateway.backends.recovery import Standing, Verdict, read_refusal
 from gateway.backends.sse_events import EventParser
-from gateway.calls import Era
-from gateway.eras.errors import HEADER_MISMATCH
+from gateway.calls import Era, Failure
+from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
 from gateway.lines import Overlong
 
@@ -230,7 +230,10 @@ class Exchange:
             raise self._no_answer(response, refusal)
         if first and modern and self._ticket is not None and _code(refusal.message) == HEADER_MISMATCH:
             return True
-        link.conversation.fail(self.request_id, link.conversation.outcome_of(refusal.message))
+        outcome = link.conversation.outcome_of(refusal.message)
+        if isinstance(outcome, Failure):
+            outcome = with_retry_hint(outcome, retry_after(response))
+        link.conversation.fail(self.request_id, outcome)
         return False
 
     def _too_long(self, size: int | None = None) -> BackendProtocol:
@@ -251,7 +254,10 @@ class Exchange:
                 text = f"accepted {self._method} without answering it (HTTP 202)"
             case _:
                 text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
-        return HttpRefused(self._link.config.name, text, status, b"" if refusal is None else refusal.body)
+        pause = retry_after(response)
+        text += "" if pause is None else f"; it asks to retry in {pause:g} s"
+        body = b"" if refusal is None else refusal.body
+        return HttpRefused(self._link.config.name, text, status, body, retry_after=pause)
 
 
 def _code(message: jsonrpc.Message) -> int | None:

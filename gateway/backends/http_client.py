@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import ssl
 import zlib
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -53,6 +56,11 @@ _GZIP_WINDOW: Final = zlib.MAX_WBITS | 16
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZLIB_HEADER: Final = 2
 
+MAX_RETRY_AFTER: Final = 1e9
+"""Seconds; no server means a longer time."""
+_BUSY: Final = frozenset({429, 503})
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
+
 HeaderList = list[tuple[bytes, bytes]]
 AnyHeaders = HeaderList | httpx2.Headers
 
@@ -64,8 +72,10 @@ for _name in ("httpx2", "httpcore2"):
 class HttpRefused(BackendProtocol):
     """The server answered with an HTTP status that carries no MCP answer."""
 
-    def __init__(self, backend: str, reason: str, status: int, body: bytes = b"") -> None:
-        super().__init__(backend, reason)
+    def __init__(
+        self, backend: str, reason: str, status: int, body: bytes = b"", *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(backend, reason, retry_after=retry_after)
         self.status = status
         self.body = body
 
@@ -393,6 +403,20 @@ async def read_body(response: httpx2.Response, most: int) -> bytes:
     if not await read_pieces(response, take):
         raise Undecodable("answered with a compressed body that ends too early")
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """In how many seconds a busy server wants to be asked again (RFC 9110, 10.2.3); None if it does not say."""
+    value = response.headers.get("retry-after", "").strip() if response.status_code in _BUSY else ""
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value[:MAX_TEXT])
+    except (ValueError, OverflowError):
+        return None
+    if date.tzinfo is None:  # "-0000", which is UTC as well
+        date = date.replace(tzinfo=UTC)
+    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER)
 
 
 async def skip_body(response: httpx2.Response) -> None:

@@ -18,12 +18,22 @@ import httpx2
 import trio
 
 from gateway.backends import handshake, lists
-from gateway.backends.http_client import HttpRefused, media_type, open_http_client, read_pieces, same_origin, skip_body
+from gateway.backends.http_client import (
+    HttpRefused,
+    media_type,
+    open_http_client,
+    read_pieces,
+    retry_after,
+    same_origin,
+    skip_body,
+)
 from gateway.backends.http_session import HttpSession, carried
 from gateway.backends.opening import Attempts
 from gateway.backends.recovery import Refusal, Standing, Verdict, read_refusal
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
+from gateway.calls import Failure
+from gateway.eras.errors import with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 from gateway.lines import Overlong
 
@@ -118,7 +128,10 @@ class SseSession(HttpSession):
             recovery.suspect()
         if refusal.message is None:
             raise self._refused(response, refusal)
-        self.conversation.fail(request_id, self.conversation.outcome_of(refusal.message))
+        outcome = self.conversation.outcome_of(refusal.message)
+        if isinstance(outcome, Failure):
+            outcome = with_retry_hint(outcome, retry_after(response))
+        self.conversation.fail(request_id, outcome)
         return False
 
     def _refused(self, response: httpx2.Response, refusal: Refusal) -> HttpRefused:
@@ -126,7 +139,9 @@ class SseSession(HttpSession):
         text = f"answered a POST with HTTP {status} and {kind or 'no content type'}"
         if refusal.undecodable is not None:
             text = f"answered a POST with HTTP {status}: it {refusal.undecodable}"
-        return HttpRefused(self.config.name, text, status, refusal.body)
+        pause = retry_after(response)
+        text += "" if pause is None else f"; it asks to retry in {pause:g} s"
+        return HttpRefused(self.config.name, text, status, refusal.body, retry_after=pause)
 
     async def _deliver(self, data: bytes) -> None:
         async with self.http.exchange("POST", self._headers, data, url=self._stream.endpoint) as response:

@@ -33,6 +33,8 @@ HEADER_MISMATCH: Final = -32020
 MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 RESOURCE_NOT_FOUND: Final = -32002
+RETRY_AFTER: Final = "retryAfterMs"
+"""The member of an error's data that says in how many milliseconds to try again."""
 _RESERVED: Final = range(-32099, -32019)
 _MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 
@@ -63,16 +65,34 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
         case Busy():
-            hint = {} if problem.retry_after is None else {"retryAfterMs": math.ceil(problem.retry_after * 1000)}
+            hint = _retry_hint(problem.retry_after)
             code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "busy", "retry": True, **hint})
         case ShuttingDown():
             code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "shutting down", "retry": True})
         case BackendError():
-            code = jsonrpc.INTERNAL_ERROR
-            data = jsonrpc.encode({"backend": problem.backend, "reason": type(problem).__name__})
+            code, hint = jsonrpc.INTERNAL_ERROR, _retry_hint(problem.retry_after)
+            data = jsonrpc.encode({"backend": problem.backend, "reason": type(problem).__name__, **hint})
         case _:
             code = jsonrpc.INTERNAL_ERROR
     return WireError(code, str(problem), data)
+
+
+def _retry_hint(seconds: float | None) -> dict[str, int]:
+    return {} if seconds is None else {RETRY_AFTER: math.ceil(seconds * 1000)}
+
+
+def with_retry_hint(failure: Failure, seconds: float | None) -> Failure:
+    """Say in a backend's own error when to try again, unless its data says so or is no object."""
+    if seconds is None:
+        return failure
+    try:
+        members = jsonrpc.decode_object(b"{}" if failure.data is None or failure.data == b"null" else failure.data)
+    except ValueError:
+        return failure
+    if RETRY_AFTER in members:
+        return failure
+    data = jsonrpc.encode({**members, **_retry_hint(seconds)})
+    return Failure(failure.code, failure.message, data, failure.era)
 
 
 def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
