@@ -54,10 +54,11 @@ async def fetch(
     """Send one request; returns its status and body. Raises AuthorityDown."""
     import httpx2
 
-    from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, read_body
+    from gateway.backends.http_client import CLOSE_WAIT, BodyTooLong, read_body
+    from gateway.backends.proxies import EnvironmentTransport, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-    client = httpx2.AsyncClient(verify=_tls(), mounts={f"all://{host}": None for host in LOOPBACK})
+    client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
     try:
         with trio.fail_after(REQUEST_WAIT):
             given = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}
@@ -72,7 +73,8 @@ async def fetch(
         text = f"{where} did not answer within {REQUEST_WAIT:g} s"
         raise AuthorityDown(text) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, BodyTooLong, OSError) as exc:
-        text = f"{where} cannot be asked: {type(exc).__name__}"
+        proxy = proxy_variable(httpx2.URL(where)) if isinstance(exc, httpx2.TransportError) else ""
+        text = f"{where} cannot be asked{via(proxy)}: {type(exc).__name__}"
         raise AuthorityDown(text) from exc
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):

@@ -14,6 +14,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces, retry_after
+from gateway.backends.proxies import via
 from gateway.backends.recovery import Standing, Verdict, read_refusal
 from gateway.backends.sse_events import EventParser
 from gateway.calls import Era, Failure
@@ -254,6 +255,7 @@ class Exchange:
                 text = f"accepted {self._method} without answering it (HTTP 202)"
             case _:
                 text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
+                text += via(self._link.http.proxy)
         pause = retry_after(response)
         text += "" if pause is None else f"; it asks to retry in {pause:g} s"
         body = b"" if refusal is None else refusal.body

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 import trio
 
+from gateway.backends.proxies import BadProxy, find_proxy, via
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
+    from gateway.backends.proxies import ProxyChoice
     from gateway.backends.ticket import Ticket
     from gateway.config import ServerConfig
 
@@ -40,8 +42,6 @@ MAX_ERROR_BYTES: Final = 65_536
 """How much of an error response's body is read."""
 CLOSE_WAIT: Final = 1.0
 """Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
-LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
-"""Hosts that are reached directly whatever proxy the environment names: a proxy has a loopback of its own."""
 SEE_OTHER: Final = 303
 TICKET: Final = "gateway.ticket"
 """The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
@@ -58,6 +58,7 @@ _ZLIB_HEADER: Final = 2
 
 MAX_RETRY_AFTER: Final = 1e9
 """Seconds; no server means a longer time."""
+_PROXY_LOGIN: Final = 407
 _BUSY: Final = frozenset({429, 503})
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
@@ -100,9 +101,11 @@ def _tls(ca_file: str | None, client_cert: str | None, client_key: str | None) -
 class HttpClient:
     """The connections to one backend."""
 
-    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig) -> None:
+    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig, *, proxy: str = "") -> None:
         self._client = client
         self._backend = config.name
+        self.proxy = proxy
+        """The variable that names the proxy on the way; empty if there is none."""
         self.url = httpx2.URL(config.url or "")
         """Where requests go; a permanent redirect within the origin moves it."""
         self.base_headers: HeaderList = [(name.encode(), value.encode()) for name, value in config.headers.items()]
@@ -136,14 +139,13 @@ class HttpClient:
             BackendExited: the connection broke after it may have been sent, before the response's head or in its body.
             BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
         """
-        with _Translated(self._backend):
+        with _Translated(self._backend, self.proxy):
             response = await self._send(method, headers, content, url, ticket)
             try:
                 yield response
             finally:
                 if not response.is_closed:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-                        await response.aclose()
+                    await _close(response)
 
     async def _send(
         self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None, ticket: Ticket | None
@@ -156,6 +158,10 @@ class HttpClient:
             if self._client.cookies.jar:  # load balancers keep a session at its server by cookie
                 self._client.cookies.set_cookie_header(request)
             response = await self._client.send(request, stream=True)
+            if response.status_code == _PROXY_LOGIN and self.proxy:
+                await _close(response)
+                text = f"cannot be reached{via(self.proxy)}: it asks for a user name and password (HTTP 407)"
+                raise BackendUnavailable(self._backend, text)
             if not response.has_redirect_location:
                 if permanent and target is not self.url:
                     self.url = target
@@ -166,8 +172,7 @@ class HttpClient:
 
     async def _follow(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
         """Where a redirect leads, if it may be followed. The method stays: a POST that became a GET says nothing."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-            await response.aclose()
+        await _close(response)
         status = response.status_code
         target = source.join(response.headers["location"])
         if not same_origin(source, target):
@@ -179,6 +184,11 @@ class HttpClient:
         return target
 
 
+async def _close(response: httpx2.Response) -> None:
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+        await response.aclose()
+
+
 def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
     """Whether both have the same scheme, host and port."""
     return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
@@ -188,13 +198,13 @@ def _port(url: httpx2.URL) -> int | None:
     return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _unix_transport(
-    config: ServerConfig, tls: ssl.SSLContext, limits: httpx2.Limits
-) -> httpx2.AsyncHTTPTransport | None:
-    """What goes through a Unix socket, past all proxies; None where the address says where to go."""
-    if config.unix_socket is None:
-        return None
-    return httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
+def _transport(
+    config: ServerConfig, choice: ProxyChoice | None, tls: ssl.SSLContext, limits: httpx2.Limits
+) -> httpx2.AsyncHTTPTransport:
+    """Return what requests go through: the Unix socket, the proxy, or neither."""
+    if choice is None:
+        return httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
+    return choice.transport(tls, limits)
 
 
 @asynccontextmanager
@@ -204,18 +214,16 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
     limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
     try:
         tls = _tls(config.ca_file, config.client_cert, config.client_key)
-        client = httpx2.AsyncClient(
-            auth=auth,
-            verify=tls,
-            transport=_unix_transport(config, tls, limits),
-            limits=limits,
-            mounts={f"all://{host}": None for host in LOOPBACK},
-            follow_redirects=False,
-        )
-        http = HttpClient(client, config)
+        # Redirects stay within the origin, so that the first address decides for all.
+        choice = None if config.unix_socket is not None else find_proxy(httpx2.URL(config.url or ""))
+        transport = _transport(config, choice, tls, limits)
+        client = httpx2.AsyncClient(auth=auth, transport=transport, follow_redirects=False)
+        http = HttpClient(client, config, proxy="" if choice is None else choice.variable)
+    except BadProxy as exc:
+        text = f"cannot be reached{via(exc.variable)}: {exc.why}"
+        raise BackendUnavailable(config.name, text) from None
     except (httpx2.InvalidURL, ValueError, ImportError, OSError) as exc:
-        hint = "check 'url', the files of its TLS options, and the proxies in the environment"
-        text = f"cannot be reached over HTTP: {_brief(exc)} ({hint})"
+        text = f"cannot be reached over HTTP: {_brief(exc)} (check 'url' and the files of its TLS options)"
         raise BackendUnavailable(config.name, text) from exc
     try:
         yield http
@@ -227,31 +235,33 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
 class _Translated:
     """Turns the library's errors into the gateway's; a class, since a generator would cost each call twice as much."""
 
-    __slots__ = ("_backend",)
+    __slots__ = ("_backend", "_proxy")
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, proxy: str) -> None:
         self._backend = backend
+        self._proxy = proxy
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _type: object, problem: BaseException | None, _traceback: object) -> None:
         if isinstance(problem, (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError)):
-            raise explain(self._backend, problem) from problem
+            raise explain(self._backend, problem, self._proxy) from problem
 
 
-def explain(backend: str, problem: Exception) -> BackendError:
-    """The gateway's own error for one of the library's."""
+def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
+    """The gateway's own error for one of the library's; `proxy` is the variable that names the proxy on the way."""
     text = _brief(problem)
     match problem:
         case httpx2.ConnectTimeout():
-            return BackendUnavailable(backend, "cannot be reached: connecting takes longer than connect_timeout")
+            text = "connecting takes longer than connect_timeout"
+            return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
         case httpx2.ConnectError() | httpx2.ProxyError() | httpx2.PoolTimeout() | httpx2.UnsupportedProtocol():
-            return BackendUnavailable(backend, f"cannot be reached: {text}")
+            return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
         case httpx2.NetworkError() | httpx2.TimeoutException():
-            return BackendExited(backend, f"broke the connection: {text}")
+            return BackendExited(backend, f"broke the connection{via(proxy)}: {text}")
         case httpx2.RemoteProtocolError() if "disconnected" in text or "closed connection" in text:
-            return BackendExited(backend, f"broke the connection: {text}")
+            return BackendExited(backend, f"broke the connection{via(proxy)}: {text}")
         case httpx2.DecodingError():
             return BackendProtocol(backend, text)
         case _:

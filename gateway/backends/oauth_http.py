@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 import trio
 
-from gateway.backends.http_client import CLOSE_WAIT, LOOPBACK, BodyTooLong, explain, read_body, same_origin
+from gateway.backends.http_client import CLOSE_WAIT, BodyTooLong, explain, read_body, same_origin
 from gateway.backends.oauth_answers import describe
+from gateway.backends.proxies import EnvironmentTransport, is_loopback, proxy_variable
 from gateway.errors import BackendUnavailable
 from gateway.surrogates import without_bom
 
@@ -74,7 +75,7 @@ class OAuthHttp:
             text = f"needs a login, and {where} answered with more than {MAX_BODY} bytes"
             raise BackendUnavailable(self._name, text) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
-            text = f"needs a login, and {where} {explain(self._name, exc).reason}"
+            text = f"needs a login, and {where} {explain(self._name, exc, proxy_variable(url)).reason}"
             raise BackendUnavailable(self._name, text) from exc
         if answer.status_code >= _SERVER_ERROR and request.method == "POST":
             # No verdict on what was sent: a refresh token is not used up by a server that is down.
@@ -116,17 +117,6 @@ class OAuthHttp:
         return BackendUnavailable(self._name, f"needs a login at {url.scheme}://{url.host}, which {text}")
 
 
-def is_loopback(url: httpx2.URL) -> bool:
-    """Whether the address is this machine's own, by its spelling."""
-    host = url.host
-    if host in LOOPBACK or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def _is_private(url: httpx2.URL) -> bool:
     """Whether an address of the host is one that only this network knows. An unknown host is left to the connection."""
     try:
@@ -140,7 +130,7 @@ async def _is_private(url: httpx2.URL) -> bool:
 @asynccontextmanager
 async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
     """Open the connections of one flow; on leaving they are closed."""
-    client = httpx2.AsyncClient(verify=_tls(), mounts={f"all://{host}": None for host in LOOPBACK})
+    client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
     try:
         yield OAuthHttp(client, config)
     finally:

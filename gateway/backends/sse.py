@@ -29,6 +29,7 @@ from gateway.backends.http_client import (
 )
 from gateway.backends.http_session import HttpSession, carried
 from gateway.backends.opening import Attempts
+from gateway.backends.proxies import via
 from gateway.backends.recovery import Refusal, Standing, Verdict, read_refusal
 from gateway.backends.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.sse_events import Event, EventParser
@@ -136,7 +137,7 @@ class SseSession(HttpSession):
 
     def _refused(self, response: httpx2.Response, refusal: Refusal) -> HttpRefused:
         status, kind = response.status_code, media_type(response)
-        text = f"answered a POST with HTTP {status} and {kind or 'no content type'}"
+        text = f"answered a POST with HTTP {status} and {kind or 'no content type'}{via(self.http.proxy)}"
         if refusal.undecodable is not None:
             text = f"answered a POST with HTTP {status}: it {refusal.undecodable}"
         pause = retry_after(response)
@@ -243,6 +244,7 @@ class SseSession(HttpSession):
         status, kind = response.status_code, media_type(response)
         if status != _OK or kind != "text/event-stream":
             text = f"answered GET with HTTP {status} and {kind or 'no content type'}, which is no event stream"
+            text += via(self.http.proxy)
             raise HttpRefused(self.config.name, text, status)
         parser = EventParser(self.config.max_line_bytes)
 
