@@ -166,7 +166,12 @@ class Exchange:
             message = None
         if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
             return self._link.conversation.outcome_of(message)
-        misfit = BackendProtocol(self._link.config.name, f"answered {self._method} with no answer to it")
+        text = f"answered {self._method} with no answer to it"
+        if jsonrpc.is_batch(data):
+            hop = self._link.conversation.hop
+            text += ": with a JSON array"
+            text += f", which protocol version {hop.version} does not have" if hop.era is Era.MODERN else ""
+        misfit = BackendProtocol(self._link.config.name, text)
         misfit.status = _OK
         return misfit
 
