@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
 import pytest
 import trio
 
 from gateway.backends import get_stream
+from gateway.backends.handshake import Greeting
+from gateway.backends.http_client import open_http_client
 from gateway.backends.recovery import RENEW_INTERVAL, Recovery, Standing, Verdict, judge
+from gateway.backends.streamable import StreamableSession
 from gateway.backends.upkeep import Wishes
 from gateway.calls import Complete, Era, Failure
 from gateway.errors import BackendError, BackendExited, BackendProtocol
 from tests.faults.corpus.sessions import LOSSES, UNRELATED, Loss
-from tests.http_sessions import Heard, call, open_session, outcome, start_call, text_of
+from tests.http_sessions import HOP, Heard, call, make_config, open_session, outcome, start_call, text_of
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 
 if TYPE_CHECKING:
@@ -401,6 +405,50 @@ async def test_tools_are_listed_before_a_session_is_replaced(declared: dict[str,
         assert len(peer.all("initialize")) == 1
 
 
+@pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "410-text", "422-detail"])
+async def test_a_session_that_is_lost_before_it_has_listed(name: str) -> None:
+    server, first = Forgetful(BY_NAME[name]), True
+
+    async def forget(request: Request, reply: Reply) -> None:
+        nonlocal first
+        server.lost, first = first, False
+        await reply.send(202)
+
+    server.on["notifications/initialized"] = forget
+    async with open_peer(server) as peer, open_session(peer.url) as session:
+        assert text_of(await call(session, "echo", {"text": "x"})) == "x"
+        assert len(peer.all("initialize")) == 2
+
+
+@pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "200-session-not-found", "500-page"])
+async def test_a_server_that_refuses_everything_is_asked_for_two_sessions_at_once_at_most(name: str) -> None:
+    server = Forgetful(BY_NAME[name])
+
+    async def forget(request: Request, reply: Reply) -> None:
+        await server.on_initialize(request, reply)
+        server.lost = len(peer.all("initialize")) > 1
+
+    server.on["initialize"] = forget
+    async with open_peer(server) as peer, open_session(peer.url) as session:
+        server.lost = True
+        for _ in range(20):
+            ticket = start_call(session, "echo", {"text": "x"})
+            ticket.deadline = trio.current_time() + 0.2
+            assert not isinstance(await outcome(ticket), Complete)
+        assert len(peer.all("initialize")) == 2
+
+
+async def test_nothing_is_lost_before_the_handshake() -> None:
+    config = make_config("http://127.0.0.1:9/mcp")
+    async with open_http_client(config) as http:
+        session = StreamableSession(config, http, Heard(), HOP)
+        assert not session.is_stateful
+        for era in Era:
+            session.conversation.hop = msgspec.structs.replace(HOP, era=era)
+            session._adopt(Greeting(era=era, version="2025-11-25", capabilities={}))
+            assert session.is_stateful is (era is Era.LEGACY)
+
+
 # -- SSE ---------------------------------------------------------------------------------------------------------------
 
 
@@ -617,6 +665,19 @@ async def test_a_call_that_is_refused_again_too_soon_waits(autojump_clock: MockC
             await session.recovery.admitted("tools/call", is_call=True)
             assert trio.current_time() == pytest.approx(wanted, abs=0.01) if wanted < 1 else True
         assert session.renewals[1] - session.renewals[0] == pytest.approx(RENEW_INTERVAL)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_late_refusal_of_the_old_session_is_no_loss_of_the_new_one(autojump_clock: MockClock) -> None:
+    session = Session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.recovery.run)
+        assert session.recovery.refused(0, "echo", is_call=True)
+        await session.recovery.admitted("tools/call", is_call=True)
+        assert session.recovery.refused(0, "echo", is_call=True)
+        assert session.recovery.standing is Standing.SOUND
+        await trio.sleep(10 * RENEW_INTERVAL)
+        assert len(session.renewals) == 1
         nursery.cancel_scope.cancel()
 
 

@@ -30,7 +30,8 @@ LONGEST_PAUSE: Final = 30.0
 SOUND_AFTER: Final = 5.0
 """A stream that lived for so many seconds was no failure."""
 _OK: Final = 200
-_NO_STREAM: Final = frozenset({400, 404, 405, 406, 410, 415, 422, 501})
+_NOT_SERVED: Final = frozenset({405, 406, 415, 501})
+_NO_STREAM: Final = _NOT_SERVED | {400, 404, 410, 422}
 """Statuses of servers that have no such stream; 405 is the right one."""
 
 log = logging.getLogger("gateway.backend")
@@ -125,7 +126,8 @@ class GetStream:
         await read_pieces(response, take)
 
     def _refused(self, status: int) -> bool:
-        if self._was_open and judge(status, None, "", answered=False) is not Verdict.UNRELATED:
+        verdict = judge(status, None, "", answered=False)
+        if self._was_open and verdict is not Verdict.UNRELATED and status not in _NOT_SERVED:
             self._link.recovery.suspect()
             return True
         if status in _NO_STREAM:

@@ -96,7 +96,7 @@ class HttpSession(ABC):
     @property
     def is_stateful(self) -> bool:
         """Whether the server may keep something of this conversation that it can lose."""
-        return self.conversation.hop.era is Era.LEGACY
+        return self.is_greeted and self.conversation.hop.era is Era.LEGACY
 
     @property
     @abstractmethod
