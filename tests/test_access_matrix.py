@@ -135,7 +135,6 @@ MANAGEMENT = [
 OPEN = [
     Endpoint("GET", "/.well-known/oauth-protected-resource/mcp", 200, "open"),
     Endpoint("GET", "/no-such-path", 404, "open"),
-    Endpoint("GET", "/servers/", 404, "open"),
 ]
 ENDPOINTS = [*MCP, *MANAGEMENT, *OPEN]
 

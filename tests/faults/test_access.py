@@ -61,10 +61,10 @@ CREDENTIALS: dict[str, dict[str, str]] = {
     "of the management": {"authorization": f"Bearer {ADMIN_TOKEN}"},
 }
 FOREIGN: dict[str, tuple[dict[str, str], str]] = {
-    "a page": ({"origin": "https://evil.example"}, "the Origin header"),
-    "a file": ({"origin": "null"}, "the Origin header"),
-    "another host": ({"host": "evil.example"}, "the Host header"),
-    "no host": ({"host": ""}, "the Host header"),
+    "a page": ({"origin": "https://evil.example"}, "the Origin "),
+    "a file": ({"origin": "null"}, "the Origin "),
+    "another host": ({"host": "evil.example"}, "the Host "),
+    "no host": ({"host": ""}, "the Host "),
 }
 
 
@@ -168,13 +168,10 @@ async def test_another_principals_session_is_an_unknown_one(autojump_clock: Mock
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.7"])
 async def test_a_clients_key_opens_nothing_of_the_management(host: str, autojump_clock: MockClock) -> None:
-    remote = host != "127.0.0.1"
     async with open_house(keys(), host=host) as house:
         for operation in OPERATIONS:
-            if operation.name in LONG and not remote:
-                continue  # open to read here
             path = operation.path.replace("{name}", "a")
-            needs = operation.access == "change" or (operation.access == "read" and remote)
+            needs = operation.access in {"change", "read"}  # keys are configured: reading needs the token too
             for headers in ({}, {"authorization": f"Bearer {ALICE}"}, {"x_api_key": ALICE}):
                 exchange = await refuse(house, (operation.method, path, {"mcpServers": {}}, {}), **headers)
                 assert (exchange.status == 401) is needs, (operation.name, headers)

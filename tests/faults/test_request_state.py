@@ -96,7 +96,7 @@ async def test_a_forged_state_is_refused_and_the_true_one_still_resumes() -> Non
             "A" * 400,
         ]
         forged += [flipped(state, bit) for bit in (0, 7, 96, 97, size * 4, size * 8 - 1)]
-        forged += [base64.urlsafe_b64encode(os.urandom(size)).decode(), None, 1, {}, [state]]
+        forged += [base64.urlsafe_b64encode(os.urandom(size)).decode(), 1, {}, [state]]
         for one in forged:
             assert (await house.retry(one))["error"]["code"] == INVALID, one
         assert answers(await house.retry(state)) == {"one": ANSWER}
