@@ -438,6 +438,33 @@ async def test_a_server_that_refuses_everything_is_asked_for_two_sessions_at_onc
         assert len(peer.all("initialize")) == 2
 
 
+@pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "410-text", "422-detail"])
+async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
+    server, heard = LegacyServer(sessions=False), Heard()
+    greeted, refused = trio.Event(), trio.Event()
+
+    async def refuse(request: Request, reply: Reply) -> None:
+        await greeted.wait()
+        await say(reply, BY_NAME[name])
+        refused.set()
+
+    async def greet(request: Request, reply: Reply) -> None:
+        await reply.begin(mcp_session_id="one")
+        greeted.set()
+        await refused.wait()
+        await reply.event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        await heard.change()  # so the refusal, which was sent before, has been heard too
+        info = {"name": "peer", "version": "1"}
+        await reply.answer_event({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": info})
+        await reply.end()
+
+    server.on |= {"server/discover": refuse, "initialize": greet}
+    fields = {"listener": heard, "probe_timeout": 0.05}
+    async with open_peer(server) as peer, open_session(peer.url, **fields) as session:
+        assert text_of(await call(session, "echo", {"text": "x"})) == "x"
+        assert (len(peer.all("initialize")), len(peer.all("ping"))) == (1, 0)
+
+
 async def test_nothing_is_lost_before_the_handshake() -> None:
     config = make_config("http://127.0.0.1:9/mcp")
     async with open_http_client(config) as http:
