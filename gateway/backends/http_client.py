@@ -145,7 +145,8 @@ class HttpClient:
                 yield response
             finally:
                 if not response.is_closed:
-                    await _close(response)
+                    with trio.move_on_after(CLOSE_WAIT, shield=True):
+                        await response.aclose()
 
     async def _send(
         self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None, ticket: Ticket | None

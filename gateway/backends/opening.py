@@ -186,21 +186,22 @@ class EraRecords:
             walks=record is None and not known.has_walked,
         )
         while True:
-            opened = again = False
+            opened = False
+            failure: BaseExceptionGroup[BaseException] | None = None
             try:
                 async with attempt(attempts) as session:
                     opened = True
                     await self._succeeded(config, known, record, session.greeting, attempts)
                     yield session
             except* (BackendError, OSError, trio.TooSlowError) as group:
-                if not opened:
-                    again = group.subgroup(BackendExited) is not None and attempts.prepare_restart()
-                    if not again:
-                        await self._failed(config, known, attempts, group)
-                if not again:
+                if opened:
                     raise
-            if not again:
+                failure = group
+            if failure is None:
                 return
+            if failure.subgroup(BackendExited) is None or not attempts.prepare_restart():
+                await self._failed(config, known, attempts, failure)
+                raise failure
             text = "backend %r ended before it had shown its era; it is started again at once, with initialize %s"
             log.info(text, config.name, attempts.next_version(), extra={"backend": config.name})
 

@@ -173,7 +173,7 @@ class EmbeddedGateway(LoginBook):
 
     # The task.
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 - `_serve` calls `started`
         """Serve until `stop`."""
         SECRETS.hold(self, secrets_of_config(self._config))
         try:
