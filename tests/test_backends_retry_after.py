@@ -71,7 +71,7 @@ async def test_the_error_of_a_busy_backend_says_it_in_words_too() -> None:
 
 
 def in_seconds(seconds: float) -> str:
-    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True).removesuffix(" GMT")
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def in_seconds(seconds: float) -> str:
         ("120", 120),
         (" 7 ", 7),
         ("0.25", 0.25),
-        (in_seconds(3600), 3600),
-        (in_seconds(-3600), 0),
-        (in_seconds(3600).replace("GMT", "-0000"), 3600),
+        ("{in an hour} GMT", 3600),
+        ("{an hour ago} GMT", 0),
+        ("{in an hour} -0000", 3600),
         ("Sunday, 06-Nov-94 08:49:37 GMT", 0),
         ("Sun Nov  6 08:49:37 1994", 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
@@ -99,8 +99,9 @@ def in_seconds(seconds: float) -> str:
     ],
 )
 def test_forms_of_the_header(value: str, expected: float | None) -> None:
+    value = value.replace("{in an hour}", in_seconds(3600)).replace("{an hour ago}", in_seconds(-3600))
     headers = [(b"retry-after", value.encode())]
     found = retry_after(httpx2.Response(503, headers=headers))
-    assert found == (None if expected is None else pytest.approx(expected, abs=900))
+    assert found == (None if expected is None else pytest.approx(expected, abs=60))
     assert retry_after(httpx2.Response(500, headers=headers)) is None
     assert retry_after(httpx2.Response(503)) is None
