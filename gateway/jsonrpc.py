@@ -40,6 +40,9 @@ MAX_EXACT: Final = 2**53
 EDGE_BYTES: Final = 65_536
 """How much of each end of a message that cannot be decoded is searched for its id."""
 
+UNREADABLE: Final = "(unreadable)"
+"""Stands for the keys of an object that cannot be read, so that a decision on them can only be a refusal."""
+
 _DOTTED_I: Final = str.maketrans({0x130: "i", 0x131: "i"})
 _ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
@@ -111,12 +114,14 @@ class Names:
         """Name the first key of an object that is there twice, or is one of these names in another case; else None.
 
         Parsers disagree about both: of two equal members some take the first and some the last, and Go's encoding/json
-        takes `NAME` for `name`. What is no object has no keys.
+        takes `NAME` for `name`. Other values have no keys. Lone surrogates in keys count as equal.
         """
         try:
-            members = _members.decode(span)
-        except UNDECODABLE:
+            members = _members.decode(without_lone_surrogates(without_bom(bytes(span))))
+        except msgspec.ValidationError:
             return None
+        except UNDECODABLE:
+            return UNREADABLE
         seen: set[str] = set()
         for key in members:
             text = key.text

@@ -104,6 +104,27 @@ def test_envelopes_in_a_second_spelling_are_found(name: str) -> None:
         assert find(f'{{{members},"{other}":{values[name]}}}') is not None, other
 
 
+COMPANY = {
+    "a lone surrogate": ',"x":"\\ud83d"',
+    "a lone surrogate as a key": ',"\\ud83d":1',
+    "a lone surrogate further in": ',"arguments":{"\\udc00":["\\uD83D"]}',
+    "a number beyond all bounds": ',"x":1e999',
+    "deep nesting": ',"x":' + "[" * 500 + "]" * 500,
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff", " \ufeff\n"], ids=["no mark", "a mark", "a mark in white space"])
+@pytest.mark.parametrize("company", COMPANY)
+def test_odd_members_and_byte_order_marks_hide_no_second_spelling(company: str, mark: str) -> None:
+    odd = COMPANY[company]
+    for other in spellings("name"):
+        assert find(f'{mark}{{"id":1,"method":"tools/call","params":{{"name":"x","{other}":"y"{odd}}}}}'), other
+        inner = f'"ref":{{"name":"x","{other}":"y"{odd}}}'
+        assert find(f'{mark}{{"id":1,"method":"completion/complete","params":{{{inner}}}}}'), other
+    for other in spellings("method"):
+        assert find(f'{mark}{{"id":1,"method":"tools/call","{other}":"x","params":{{}}{odd}}}'), other
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -112,6 +133,7 @@ def test_envelopes_in_a_second_spelling_are_found(name: str) -> None:
         '{"na\\u006de":"x"}',
         '{"_meta":{"NAME":1,"vendor/x":1,"vendor/X":2},"name":"x"}',
         '{"name":"x","ref":{"title":1,"TITLE":2}}',
+        '{"name":"\\ud83d","arguments":{"x":"\\ude00"}}',
         "{}",
         "[]",
         "null",
@@ -140,6 +162,7 @@ TWICE = [
     b'"name":"a.x","na\\u006de":"a.x"',
     b'"name":"a.x","_MeTa":{}',
     '"name":"a.x","ta\u017f\u212a":{}'.encode(),
+    b'"name":"a.x","NAME":"y","x":"\\ud83d"',
 ]
 
 
