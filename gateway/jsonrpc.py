@@ -117,7 +117,7 @@ class Names:
         takes `NAME` for `name`. Other values have no keys. Lone surrogates in keys count as equal.
         """
         try:
-            members = _members.decode(without_lone_surrogates(without_bom(bytes(span))))
+            members = _members.decode(surrogates.without_lone_surrogates(surrogates.without_bom(bytes(span))))
         except msgspec.ValidationError:
             return None
         except UNDECODABLE:

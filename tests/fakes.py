@@ -172,7 +172,7 @@ class FakeSession:
         """Say that a resource was updated."""
         self._listener.resource_updated(uri, {})
 
-    def write_stderr(self, line: str) -> None:
+    def write_stderr(self, line: bytes) -> None:
         """Write a line to stderr."""
         self._listener.wrote_stderr(line)
 
@@ -285,7 +285,7 @@ class Ears:
     def freed(self) -> None:
         self.heard.append("freed")
 
-    def wrote_stderr(self, line: str) -> None:
+    def wrote_stderr(self, line: bytes) -> None:
         self.heard.append(f"stderr: {line}")
 
 

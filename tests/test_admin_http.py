@@ -594,7 +594,7 @@ async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, aut
 async def test_the_last_lines_of_stderr_show(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path) as house:
         for number in range(30):
-            house.fakes["a"].session.write_stderr(f"line {number}")
+            house.fakes["a"].session.write_stderr(f"line {number}".encode())
         house.fakes["a"].session.crash(BackendExited("a", "exited with status 1"))
         await trio.sleep(5)  # they outlive the process that wrote them
         assert (await house.ask("GET", "/servers/a"))[1]["stderr"] == [f"line {number}" for number in range(10, 30)]

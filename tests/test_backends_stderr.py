@@ -11,8 +11,19 @@ import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
 from gateway.backends.log_rate import BURST, LINES_PER_SECOND
-from gateway.backends.stderr import MAX_LINE, MAX_SPREAD, SEARCHED_LINES, SHOWN, StderrLog, StrayLines, informative
+from gateway.backends.stderr import (
+    MAX_LINE,
+    MAX_SPREAD,
+    SEARCHED_LINES,
+    SHOWN,
+    StderrLog,
+    StrayLines,
+    informative,
+    shown,
+)
+from gateway.jsonrpc import EDGE_BYTES
 from gateway.lines import Overlong
+from gateway.masking import MASK, SECRETS
 
 
 class Clock:
@@ -86,6 +97,32 @@ def test_long_lines_are_cut(logged: pytest.LogCaptureFixture) -> None:
     assert list(stderr.tail) == ["x" * SHOWN, "y" * SHOWN]
 
 
+def test_only_lines_that_are_shown_are_masked(
+    logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masking takes time in proportion to the text: a flood of lines must not take it from the calls of others."""
+    masked: list[int] = []
+
+    class Counting:
+        def mask(self, text: str) -> str:
+            masked.append(len(text))
+            return SECRETS.mask(text)
+
+    monkeypatch.setattr("gateway.backends.stderr.SECRETS", Counting())
+    stderr = StderrLog("time", clock=Clock())
+    SECRETS.hold(stderr, ["00001-secret"])
+    try:
+        for _ in range(5_000):
+            stderr.take(b"x" * MAX_LINE)
+            stderr.take(Overlong(b"y" * EDGE_BYTES, b"z", 10**9))
+        assert len(masked) == len(logged.messages) == BURST
+        assert max(masked) == MAX_LINE
+        stderr.take(b"z" * (SHOWN - 5) + b"00001-secret")
+        assert stderr.tail[-1] == "z" * (SHOWN - 5) + MASK
+    finally:
+        SECRETS.release(stderr)
+
+
 async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
     stderr = StderrLog("time")
     with trio.fail_after(5):
@@ -95,13 +132,13 @@ async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_
 
 
 def test_each_line_is_handed_on_once() -> None:
-    heard: list[str] = []
+    heard: list[bytes] = []
     stderr = StderrLog("time", on_line=heard.append, clock=Clock())
     for number in range(BURST + 30):  # more than are logged
         stderr.take(b"line %d\r" % number)
     stderr.take(b" \t")
     stderr.take(b"z" * MAX_LINE)
-    assert heard == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
+    assert [shown(line) for line in heard] == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
 
 
 # -- the informative line ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gateway.admin import documents as doc
 from gateway.admin.events import Feed
 from gateway.admin.metrics import Metrics
 from gateway.admin.tree import make_tree
+from gateway.backends.stderr import shown
 from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
 from gateway.config.shown import shown_config
@@ -155,7 +156,7 @@ class Management:
             failed=history.failed,
             latency=history.latency(),
             errors=list(history.errors),
-            stderr=list(history.stderr),
+            stderr=[shown(line) for line in history.stderr],
         )
 
     # Changing. All raise ConfigError, Busy and ShuttingDown, and have changed nothing then.

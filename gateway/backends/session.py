@@ -69,7 +69,7 @@ class Listener(Protocol):
         """Hear that a call has ended, so that another may be sent."""
         ...
 
-    def wrote_stderr(self, line: str) -> None:
+    def wrote_stderr(self, line: bytes) -> None:
         """Receive a line that a child has written to stderr, cut to a length that can be shown."""
         ...
 

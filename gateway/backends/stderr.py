@@ -1,9 +1,10 @@
 """What a child writes besides MCP messages: its stderr, and stray lines on its stdout.
 
-A child may print its own key: secrets are masked here, once, before a line is kept or logged. 2026-07-28
-basic/transports/stdio: stderr is free text and no sign of an error. Each line goes into the log under the backend's
-name: bounded, rate-limited, never blocking; flooding costs the flooder its lines, which are counted. The last lines
-explain an end or a failed start: `informative` picks the one that says what went wrong.
+A child may print its own key: secrets are masked in the lines that are shown. Masking costs more than reading a line,
+so lines that are not shown are kept as they are. 2026-07-28 basic/transports/stdio: stderr is free text and no sign of
+an error. Each line goes into the log under the backend's name: bounded, rate-limited, never blocking; flooding costs
+the flooder its lines, which are counted. The last lines explain an end or a failed start: `informative` picks the one
+that says what went wrong.
 """
 
 from __future__ import annotations
@@ -128,10 +129,10 @@ class StderrLog:
         self,
         backend: str,
         *,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Callable[[bytes], None] | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        self.tail: deque[str] = deque(maxlen=SEARCHED_LINES)
+        self._tail: deque[bytes] = deque(maxlen=SEARCHED_LINES)
         self.ended = trio.Event()
         """Set when the stream has been read to its end."""
         self._backend = backend
@@ -155,26 +156,38 @@ class StderrLog:
 
     def take(self, line: bytes | Overlong) -> None:
         """Keep one line, and log it if the rate allows."""
-        data = line.head if isinstance(line, Overlong) else line
-        text = SECRETS.mask(data.decode(errors="replace").rstrip("\r"))
-        if isinstance(line, Overlong):
-            text = text[:SHOWN]
-        if not text.strip():
+        data = line.head[:MAX_LINE] if isinstance(line, Overlong) else line
+        if not data.strip():
             return
-        shown = text[:SHOWN]
-        self.tail.append(shown)
+        kept = data[: 2 * SHOWN]
+        self._tail.append(kept)
         if self._on_line is not None:
-            self._on_line(shown)
+            self._on_line(kept)
         if not self._rate.allows():
             return
         if unreported := self._rate.take_unreported():
             self._log.warning("%d lines of stderr not logged: too many", unreported)
-        self._log.info("%s", text, extra={"backend": self._backend})
+        text = _masked(data)
+        self._log.info("%s", text[:SHOWN] if isinstance(line, Overlong) else text, extra={"backend": self._backend})
+
+    @property
+    def tail(self) -> list[str]:
+        """The beginnings of the last lines, with secrets masked."""
+        return [shown(line) for line in self._tail]
 
     @property
     def suppressed(self) -> int:
         """Lines that were not logged, in all."""
         return self._rate.suppressed
+
+
+def shown(line: bytes) -> str:
+    """Return the beginning of a line as it may be shown, with secrets masked."""
+    return _masked(line)[:SHOWN]
+
+
+def _masked(line: bytes) -> str:
+    return SECRETS.mask(line.decode(errors="replace").rstrip("\r"))
 
 
 class StrayLines:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.stderr import SHOWN_LINES
+from gateway.backends.stderr import SHOWN_LINES, shown
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
@@ -62,7 +62,7 @@ class _Listener:
     """Keeps the last lines of a server's stderr; what else it sends on its own is not needed here."""
 
     def __init__(self) -> None:
-        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
+        self.stderr: deque[bytes] = deque(maxlen=SHOWN_LINES)
 
     def list_changed(self, feature: str) -> None:
         pass
@@ -76,7 +76,7 @@ class _Listener:
     def freed(self) -> None:
         pass
 
-    def wrote_stderr(self, line: str) -> None:
+    def wrote_stderr(self, line: bytes) -> None:
         self.stderr.append(line)
 
 
@@ -136,7 +136,7 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
     except* (GatewayError, OSError, trio.TooSlowError) as group:
         report["problem"] = _explain(_first(group))
-    report["stderr"] = list(listener.stderr)
+    report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.census()
     report["children_left"] = [each.pid for each in guard.snapshot() if each.backend == server.name]

@@ -160,7 +160,7 @@ class Connection:
     def freed(self) -> None:
         """Hear that a call has ended."""
 
-    def wrote_stderr(self, line: str) -> None:
+    def wrote_stderr(self, line: bytes) -> None:
         """Receive a line of stderr, which is in the log already."""
 
 

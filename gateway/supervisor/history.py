@@ -75,8 +75,8 @@ class History:
     )
 
     def __init__(self) -> None:
-        self.stderr: deque[str] = deque(maxlen=SHOWN_LINES)
-        """The last lines that its children have written to stderr."""
+        self.stderr: deque[bytes] = deque(maxlen=SHOWN_LINES)
+        """The last lines that its children have written to stderr; `stderr.shown` masks them."""
         self.calls = 0
         """Calls that have ended, cancelled ones included."""
         self.failed = 0

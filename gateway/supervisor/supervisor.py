@@ -290,7 +290,7 @@ class Supervisor:
         self._used_at = trio.current_time()
         self._freed.unpark_all()
 
-    def wrote_stderr(self, line: str) -> None:
+    def wrote_stderr(self, line: bytes) -> None:
         """Keep a line of its child's stderr, for people."""
         self.history.stderr.append(line)
 
