@@ -20,6 +20,8 @@ MIN_SECRET: Final = 6
 """Characters of a value that is masked wherever it stands: shorter ones occur by chance."""
 PIECE: Final = 64
 """Characters of a long value that are looked for at once, so that a part of it is found too."""
+MANY_KEYS: Final = 100
+"""Keys of one length from which it is faster to look up each part of a text than to search it for each key."""
 PLAIN: Final = frozenset({
     "127.0.0.1", "critical", "default", "development", "disabled", "enabled", "localhost", "production", "staging",
     "warning",
@@ -51,28 +53,31 @@ class _Needle:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where the value stands in a text in lower case; overlapping places too."""
+        cut = len(text.rstrip(_AFTER_CUT))
         units = self._units
         if units is None:
             units = self._units = [_spellings(part) for part in re.findall(r"\\+|[^\\]", self._text)]
         for opening in (self.key,) if self.is_head else units[0]:
             start = text.find(opening)
             while start >= 0:
-                end = _match(units, text, start)
+                end = _match(units, text, start, cut)
                 if end is not None:
                     yield start, end
                 start = text.find(opening, start + 1)
 
 
-def _match(units: list[tuple[str, ...]], text: str, at: int) -> int | None:
-    """Where the value ends that begins here, or, after at least `MIN_SECRET` characters of it, the text's cut."""
+def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | None:
+    """Where the value ends that begins here, or, after at least `MIN_SECRET` characters of it, the text's cut.
+
+    `cut` is where the text may have been cut off last; it may hold earlier cuts, with marks.
+    """
     places = {at}  # more than one where it is open which backslash belongs to which character
     for count, spellings in enumerate(units):
         following = {at + len(one) for at in places for one in spellings if text.startswith(one, at)}
         if not following:
             if count < MIN_SECRET:
                 return None
-            end = len(text.rstrip(_AFTER_CUT))
-            return max((at for at in places if at >= end or text.startswith(_CUT_MARKS, at)), default=None)
+            return max((at for at in places if at >= cut or text.startswith(_CUT_MARKS, at)), default=None)
         places = following
     return max(places)
 
@@ -130,11 +135,16 @@ class Masker:
         """Make one of values, each with what is to stand for it; `known` lends what it has prepared."""
         lent = {} if known is None else known._needles
         self._needles: dict[str, _Needle] = {}
+        self._by_key: dict[str, list[str]] = {}
         self._shown: dict[str, str] = {}
         for value, instead in values.items():
             for piece in _pieces(value):
-                self._needles[piece] = lent.get(piece) or _Needle(piece)
-                self._shown.setdefault(piece, instead)
+                if piece in self._needles:
+                    continue
+                needle = self._needles[piece] = lent.get(piece) or _Needle(piece)
+                self._by_key.setdefault(needle.key, []).append(piece)
+                self._shown[piece] = instead
+        self._key_lengths = sorted(set(map(len, self._by_key)))
 
     def mask(self, text: str) -> str:
         """A text without the values."""
@@ -143,11 +153,18 @@ class Masker:
         lowered = _lower(text)
         spans = [
             (start, end, self._shown[piece])
-            for piece, needle in self._needles.items()
-            if needle.key in lowered
-            for start, end in needle.spans(lowered)
+            for key in self._keys_in(lowered)
+            for piece in self._by_key[key]
+            for start, end in self._needles[piece].spans(lowered)
         ]
         return _replaced(text, sorted(spans)) if spans else text
+
+    def _keys_in(self, text: str) -> Iterable[str]:
+        """The keys that a text in lower case holds."""
+        if len(self._by_key) < MANY_KEYS * len(self._key_lengths):
+            return [key for key in self._by_key if key in text]
+        ends = ((length, len(text) - length + 1) for length in self._key_lengths)
+        return self._by_key.keys() & {text[at : at + length] for length, end in ends for at in range(end)}
 
     def mask_all(self, value: object) -> object:
         """A value as JSON has it, with the values taken out of every text in it; keys stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -70,6 +71,28 @@ def test_no_value_survives_any_encoding(value: str, encoding: str, before: str, 
 )
 def test_what_is_masked_and_what_is_not(values: list[str], text: str, shown: str) -> None:
     assert masker(*values).mask(text) == shown
+    assert masker(*(f"{number:05}-other" for number in range(1_000)), *values).mask(text) == shown
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_value_is_found_among_thousands(encoding: str) -> None:
+    others = [f"{number:04}{mark}-other" for number in range(1_000) for mark in ("", "/", "\n", "$$")]
+    spelled = ENCODINGS[encoding](SECRET)
+    assert masker(*others, SECRET).mask(f"bad key [{spelled}] given") == f"bad key [{MASK}] given"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([f"{number:05}-secret" for number in range(10_000)], "x" * 500_000),
+        (["abcdefghij"], "abcdefgh " * 10_000 + "." * 100_000),
+    ],
+    ids=["many values", "many beginnings"],
+)
+def test_long_texts_take_little_time(values: list[str], text: str) -> None:
+    began = time.process_time()
+    assert masker(*values).mask(text) == text
+    assert time.process_time() - began < 1.5  # 3 s and more if the text is searched for one after the other
 
 
 def test_a_part_of_a_long_value_is_found_too() -> None:
