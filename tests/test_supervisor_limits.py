@@ -54,6 +54,30 @@ def test_strikes_count_within_a_time(limit: CrashLimit, crashes: list[float], no
     assert strikes.wait("alice", now) == 0
 
 
+@pytest.mark.parametrize(
+    ("crashes", "is_refused"),
+    [
+        ("???", True),
+        ("!!!", True),
+        ("??=?", False),
+        ("??=???", True),
+        ("!!=!", True),
+        ("!?=!", False),
+        ("!?=!!", True),
+        ("???=", False),
+    ],
+)
+def test_an_answer_clears_the_crashes_that_are_not_sure(crashes: str, is_refused: bool) -> None:
+    strikes = Strikes(CrashLimit(3, 600))
+    for at, what in enumerate(crashes):
+        if what == "=":
+            strikes.answered("alice")
+            strikes.answered("somebody else")
+        else:
+            strikes.add("alice", at, is_sure=what == "!")
+    assert bool(strikes.wait("alice", 10)) is is_refused
+
+
 def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
     strikes = Strikes(CrashLimit(1, 100))
     for number in range(MAX_ORIGINS + 10):
@@ -93,6 +117,16 @@ async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(auto
         assert isinstance(await outcome(ticket), Complete)
         await trio.sleep(600)
         rig.call(caller=MALLORY).close()
+
+
+async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+        for _ in range(6):
+            await crash(rig, MALLORY, ALICE)  # alice's is sent last, but mallory's has its effect later
+            ticket = rig.call(caller=ALICE)
+            await settle()
+            rig.backend.session.answer()
+            assert isinstance(await outcome(ticket), Complete)
 
 
 async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockClock) -> None:

@@ -108,28 +108,42 @@ class Strikes:
 
     def __init__(self, limit: CrashLimit) -> None:
         self._limit = limit
-        self._at: dict[str, deque[float]] = {}  # the client with the latest crash last
+        self._at: dict[str, deque[tuple[float, bool]]] = {}  # the client with the latest crash last
 
     def __len__(self) -> int:
         """Clients with a crash that may count."""
         return len(self._at)
 
-    def add(self, origin: str, now: float) -> None:
-        """Count a crash to a client."""
-        for other in [one for one, times in self._at.items() if times[-1] + self._limit.within <= now]:
+    def add(self, origin: str, now: float, *, is_sure: bool = True) -> None:
+        """Count a crash to a client; `is_sure` says that no other client had calls in flight."""
+        for other in [one for one, crashes in self._at.items() if crashes[-1][0] + self._limit.within <= now]:
             del self._at[other]
-        times = self._at.pop(origin, None) or deque(maxlen=self._limit.crashes)
-        times.append(now)
-        self._at[origin] = times
+        crashes = self._at.pop(origin, None) or deque(maxlen=self._limit.crashes)
+        crashes.append((now, is_sure))
+        self._at[origin] = crashes
         if len(self._at) > MAX_ORIGINS:
             del self._at[next(iter(self._at))]
 
+    def answered(self, origin: str) -> None:
+        """Forget the crashes that are not sure: a client that gets answers may just have been the busiest one.
+
+        Else a client whose calls crash the backend after a while could have another one refused.
+        """
+        crashes = self._at.get(origin)
+        if crashes is None or all(is_sure for _, is_sure in crashes):
+            return
+        sure = [crash for crash in crashes if crash[1]]
+        if sure:
+            self._at[origin] = deque(sure, maxlen=self._limit.crashes)
+        else:
+            del self._at[origin]
+
     def wait(self, origin: str, now: float) -> float:
         """Return 0 if a client may have calls, else the seconds until it may."""
-        times = self._at.get(origin)
-        if times is None or len(times) < self._limit.crashes:
+        crashes = self._at.get(origin)
+        if crashes is None or len(crashes) < self._limit.crashes:
             return 0.0
-        return max(0.0, times[0] + self._limit.within - now)
+        return max(0.0, crashes[0][0] + self._limit.within - now)
 
 
 def _named(suspects: Sequence[Suspect]) -> str:
@@ -169,7 +183,8 @@ class Gate:
         self._crash = crash
         log.warning("backend %r died with calls in flight, last first: %s", self._name, _named(crash.suspects))
         if self.strikes is not None:
-            self.strikes.add(crash.suspects[0].origin, now)
+            origin = crash.suspects[0].origin
+            self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))
 
     def check_strikes(self, ticket: Ticket, now: float) -> None:
         """Let a call pass unless calls of its client keep crashing the backend. Raises Busy."""

@@ -138,8 +138,11 @@ class Supervisor:
         if isinstance(ticket.outcome, BackendExited):
             self.gate.blame(ticket.outcome, now)  # at once: its client may call again before the session is closed
         self.history.ended(ticket, now - ticket.opened_at)
-        if not self._has_served:
-            self._has_served = not isinstance(ticket.outcome, (GatewayError, NoneType))  # the backend has answered
+        if (strikes := self.gate.strikes) or not self._has_served:
+            is_answered = not isinstance(ticket.outcome, (GatewayError, NoneType))
+            self._has_served = self._has_served or is_answered
+            if strikes and is_answered:
+                strikes.answered(ticket.call.caller.origin)
         if self.gate.limits:
             self.gate.ended(ticket, ticket.outcome, now)
 
