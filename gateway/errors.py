@@ -6,12 +6,16 @@ JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+MAX_REASON: Final = 2_000
+"""Characters of a backend's words in an error or a warning, which are kept, logged, and sent to clients."""
 
 
 class GatewayError(Exception):
@@ -36,12 +40,12 @@ class ConfigError(GatewayError):
 class BackendError(GatewayError):
     """A backend did not do what it should; the client sees -32603 with the backend's name in `data`.
 
-    The reason often repeats what the backend has said, so secrets are masked in it here, whoever raises the error.
-    `retry_after` is in how many seconds the backend wants to be asked again, where it says so.
+    The reason often repeats what the backend has said, so it is cut and secrets are masked in it here, whatever raises
+    the error. `retry_after` is the time in seconds after which the backend asks to be called again, where it says so.
     """
 
     def __init__(self, backend: str, reason: str, *, retry_after: float | None = None) -> None:
-        reason = SECRETS.mask(reason)
+        reason = SECRETS.mask_briefly(reason, MAX_REASON)
         super().__init__(f"backend {backend!r} {reason}")
         self.backend = backend
         self.reason = reason

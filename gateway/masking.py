@@ -236,6 +236,10 @@ class Secrets:
         text = self._masker.mask(text)
         return _FORMS.sub(MASK, text) if "://" in text or "bearer " in text.lower() else text
 
+    def mask_briefly(self, text: str, most: int) -> str:
+        """Return at most about so many characters of a text, masked; a longer one ends in `...`."""
+        return self.mask(text if len(text) <= most else f"{text[:most]}...")
+
     def mask_all(self, value: object) -> object:
         """A value as JSON has it, with every text in it masked; keys stay."""
         return mask_texts(value, self.mask)

@@ -15,7 +15,7 @@ from gateway.backends.lists import LIST_SHARE, UNDECLARED_WAIT, list_all, list_f
 from gateway.calls import Era
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import Listing
-from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
+from gateway.errors import MAX_REASON, BackendExited, BackendProtocol, BackendTooSlow
 from tests.fakes import Script
 
 METHOD_NOT_FOUND = {"code": -32601, "message": "what?"}
@@ -104,6 +104,33 @@ async def test_a_list_that_fails_costs_only_itself(
     assert warning.endswith(f"no {kind.member} are served")
     assert caplog.messages == [f"backend 'b': {warning}"]
     assert listing.unread == {kind: again}
+
+
+LONG = "long " * 200_000
+LONG_ANSWERS: dict[str, Any] = {
+    "error": {"code": -32000, "message": LONG},
+    "entry without a schema": {"$": [{"name": LONG, "inputSchema": 5}]},
+    "entry listed twice": {"$": entries(Kind.TOOLS, LONG, LONG)},
+}
+
+
+@pytest.mark.parametrize("answer", LONG_ANSWERS)
+async def test_warnings_are_short_whatever_a_backend_says(
+    answer: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = await list_everything(make_script({Kind.TOOLS: [LONG_ANSWERS[answer]]}))
+    (warning,) = listing.warnings
+    assert len(warning) < 3 * MAX_REASON
+    assert "long long" in warning
+    assert all(len(message) < 3 * MAX_REASON for message in caplog.messages)
+
+
+def test_errors_are_short_whatever_a_backend_says() -> None:
+    for kind in (BackendExited, BackendProtocol, BackendTooSlow):
+        problem = kind("b", f"said: {LONG}")
+        assert str(problem).startswith("backend 'b' said: long long")
+        assert str(problem).endswith("...")
+        assert len(str(problem)) < MAX_REASON + 50
 
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)

@@ -114,6 +114,22 @@ def test_a_text_of_backslashes_takes_no_time() -> None:
     assert masker('"\\"\\"\\"\\x12').mask(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("bad shared-key", "bad ***"),
+        ("abcdefghij" * 2, "abcdefghij" * 2),
+        ("abcdefghij" * 2 + "1", "abcdefghij" * 2 + "..."),
+        ("01234567890 shared-key", "01234567890 ***..."),
+        ("shared-key" * 100_000, "***..."),
+    ],
+)
+def test_long_texts_are_cut_and_show_no_part_of_a_value(text: str, shown: str) -> None:
+    secrets = Secrets()
+    secrets.hold("all", ["shared-key"])
+    assert secrets.mask_briefly(text, 20) == shown
+
+
 def test_secrets_are_masked_for_as_long_as_somebody_holds_them() -> None:
     secrets = Secrets()
     secrets.hold("old", ["shared-key", "old-value"])

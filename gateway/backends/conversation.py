@@ -379,7 +379,7 @@ class Conversation:
         if request_id is msgspec.UNSET or request_id is None:
             if message.error is not jsonrpc.ABSENT and not self._refuse_opening(message):
                 error = jsonrpc.decode_error(message.error)
-                self._warn("backend %r reported an error without an id: %s", self.backend, error.message)
+                self._warn("backend %r reported an error without an id: %s", self.backend, error.message[:MAX_LOGGED])
             return
         if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
             return

@@ -18,7 +18,7 @@ from gateway.calls import Failure
 from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean, declares, offered_capabilities
 from gateway.eras.caching import Hint, merge_hints, read_hint
-from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class _Reading:
             text = f"did not answer {self.kind.list_method} in time"
             self.fail(BackendTooSlow(self._conversation.backend, text), again=True)
         items, problems = clean(self.kind, self._spans, merge_hints(self._hints))
-        return items, tuple(map(SECRETS.mask, (*self._problems, *problems)))
+        # Twice: a problem may hold the reason of an error.
+        return items, tuple(SECRETS.mask_briefly(text, 2 * MAX_REASON) for text in (*self._problems, *problems))
 
 
 async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:
