@@ -87,7 +87,11 @@ def _spellings(part: str) -> tuple[str, ...]:
     if part.isascii() and _RUN.fullmatch(part):
         return (part.lower(),)
     if part[0] == "\\":
-        return ("%5c" * len(part), *("\\" * count for count in range(len(part), 4 * len(part) + 1)))
+        return (
+            "%5c" * len(part),
+            "%255c" * len(part),
+            *("\\" * count for count in range(len(part), 4 * len(part) + 1)),
+        )
     quoted = "".join(f"%{byte:02x}" for byte in part.encode(errors="surrogatepass"))
     code = ord(part)
     escapes = [f"u{code:04x}"] if code < 0x10000 else [f"u{code:08x}"]
@@ -95,7 +99,8 @@ def _spellings(part: str) -> tuple[str, ...]:
         escapes.append(f"x{code:02x}")
     if part in _SHORT:
         escapes.append(_SHORT[part])
-    found = {_lower(part), quoted, *({"+"} if part == " " else set[str]())}
+    twice = quoted.replace("%", "%25")  # an address in the query of another one
+    found = {_lower(part), quoted, twice, *({"+", "%2b"} if part == " " else set[str]())}
     for slash in ("\\" * count for count in range(1, _ESCAPED_AT_MOST + 1)):
         found.update(slash + escape for escape in escapes)
         if code >= 0x10000:  # in JSON a pair, each half with a backslash of its own
