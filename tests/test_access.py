@@ -15,6 +15,7 @@ from gateway.catalog.snapshot import Route
 from gateway.config import parse_config
 from gateway.embed.native import open_gateway
 from gateway.errors import ConfigError
+from gateway.frontends.exchange import MAX_ADDRESS
 from tests.access import ALICE, BOB, HELLO, House, keys, make_config, modern_headers, open_house, running, tool_call
 from tests.fakes import SOON, FakeExchange, settle
 from tests.peers.http_peer import LegacyServer, ModernServer, open_peer
@@ -46,6 +47,27 @@ async def test_without_keys_nobody_is_anybody(autojump_clock: MockClock) -> None
         assert house.fakes["a"].session.working[0].call.caller.principal is None
         await house.answer()
         assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ({"address": "192.0.2.1"}, "address 192.0.2.1"),
+        ({"address": "192.0.2.1", "x_forwarded_for": "192.0.2.9"}, "address 192.0.2.1"),
+        ({"address": "127.0.0.1", "x_forwarded_for": "192.0.2.1"}, "address 192.0.2.1"),
+        ({"address": "127.0.0.1", "x_forwarded_for": "9.9.9.9, 192.0.2.1"}, "address 192.0.2.1"),
+        ({"address": "::1", "x_forwarded_for": " "}, "address ::1"),
+        ({"address": "127.0.0.1", "x_forwarded_for": "9" * 1000}, f"address {'9' * MAX_ADDRESS}"),
+        ({"address": "127.0.0.1"}, "address 127.0.0.1"),
+    ],
+)
+async def test_calls_of_anonymous_clients_count_to_their_address(
+    headers: dict[str, str], origin: str, autojump_clock: MockClock
+) -> None:
+    async with open_house(None) as house:
+        await house.call(None, key=None, **headers)
+        assert house.fakes["a"].session.working[0].call.caller.origin == origin
+        await house.answer()
 
 
 async def test_a_session_is_its_principals_alone(autojump_clock: MockClock) -> None:

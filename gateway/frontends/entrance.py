@@ -33,8 +33,6 @@ USUAL_HEADERS: Final = (
 )
 """What clients of both eras send; beyond these each tool may have header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
-LOCAL: Final = frozenset({None, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
-"""Peers on this machine; a Unix socket has no address."""
 CUT_OFF: Final = Refusal(
     401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
 )
@@ -91,7 +89,7 @@ class Entrance:
     async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         found = access.find(exchange.headers)
         if found is None:
-            asked = await access.ask(exchange.headers, _client_of(exchange))
+            asked = await access.ask(exchange.headers, exchange.counted_address)
             if isinstance(asked, Refusal):
                 self._note(exchange, asked.status, asked.text)
                 await _refuse(exchange, asked)
@@ -114,19 +112,6 @@ class Entrance:
             await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
-
-
-def _client_of(exchange: Exchange) -> str | None:
-    """Return the address whose fair share a request counts to.
-
-    Behind a reverse proxy on this machine that is the one that the proxy has added. A client may forge it where the
-    proxy adds none, which only takes it out of the share of all others that come through the proxy.
-    """
-    address = exchange.address
-    if address in LOCAL:
-        given = exchange.headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        return given.rpartition(",")[2].strip() or address
-    return address
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:

@@ -34,6 +34,10 @@ SSE_HEADERS: Final = (
     (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
 )
 INVALID_TOKEN: Final = (b"www-authenticate", b'Bearer error="invalid_token"')
+LOCAL: Final = frozenset({None, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
+"""Peers on this machine; a Unix socket has no address."""
+MAX_ADDRESS: Final = 64
+"""Characters of an address that a proxy names; IPv6 with a zone fits."""
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
 UNCOMPRESSED: Final = (b"accept-encoding", b"identity")
 """Tells a client that its compressed body was refused which one is not (RFC 9110, 12.5.3)."""
@@ -95,6 +99,19 @@ class Exchange:
         """The client's network address; None over a Unix socket."""
         peer = self.scope.get("client")
         return (str(peer[0]) or None) if peer else None
+
+    @property
+    def counted_address(self) -> str | None:
+        """The address to which limits count a request.
+
+        Behind a reverse proxy on this machine that is the one that the proxy has added. A client may forge it where the
+        proxy adds none, which only takes it out of the share of all others that come through the proxy.
+        """
+        address = self.address
+        if address in LOCAL:
+            given = self.headers.get(b"x-forwarded-for", b"").decode("latin-1")
+            return given.rpartition(",")[2].strip()[:MAX_ADDRESS] or address
+        return address
 
     def while_valid(self) -> AbstractContextManager[object]:
         """A block that ends as soon as the client's key or token is no good any more, if it has one."""

@@ -78,7 +78,7 @@ class ModernFace:
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])
         try:
-            call = requests.modern_call(message, identity=exchange.identity, address=exchange.address)
+            call = requests.modern_call(message, identity=exchange.identity, address=exchange.counted_address)
         except requests.UnsupportedVersion as exc:
             said = found.get(headers.VERSION_HEADER, b"").decode("latin-1")
             if said != exc.requested:
