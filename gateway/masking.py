@@ -1,9 +1,9 @@
-"""Secrets taken out of text, by value, wherever they stand: the values that a config has substituted, and others.
+"""Masking of secrets in text, by value: those that a config has substituted, and others.
 
 A `Masker` knows a set of values. It finds each as it is, percent-encoded and JSON-escaped, in any mixture of these and
-in any case, also where the text was cut off in the middle of one. Values that overlap are masked as one. `SECRETS` is
-the process's own: whoever has a config in use holds its secrets there, and every text that the gateway writes itself
-(errors about backends, log lines, listings) goes through it. What backends and clients send each other never does.
+in any case, also where the text was cut off in the middle of one. Values that overlap are masked as one. `SECRETS`
+belongs to the process: the owner of a config in use holds its secrets there, and every text that the gateway writes
+itself (errors about backends, log lines, listings) is masked with it. Messages between backends and clients never are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN: Final = frozenset({
     "127.0.0.1", "critical", "default", "development", "disabled", "enabled", "localhost", "production", "staging",
     "warning",
 })  # fmt: skip
-"""Values that anybody can guess: to mask them protects nothing and makes lines unreadable."""
+"""Common values: masking them protects nothing and makes lines unreadable."""
 _FORMS: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?i:(?<=\bbearer )[\w.~+/=-]{6,})")
 _RUN: Final = re.compile(r"[A-Za-z0-9_.-]+")
 """Characters that no encoding changes."""
@@ -134,10 +134,10 @@ def is_maskable(value: str) -> bool:
 
 
 class Masker:
-    """Takes some values out of texts. Immutable."""
+    """Masks a set of values in texts. Immutable."""
 
     def __init__(self, values: Mapping[str, str], known: Masker | None = None) -> None:
-        """Make one of values, each with what is to stand for it; `known` lends what it has prepared."""
+        """Take the values, each with its replacement; what `known` has prepared for the same values is reused."""
         lent = {} if known is None else known._needles
         self._needles: dict[str, _Needle] = {}
         self._by_key: dict[str, list[str]] = {}
@@ -152,7 +152,7 @@ class Masker:
         self._key_lengths = sorted(set(map(len, self._by_key)))
 
     def mask(self, text: str) -> str:
-        """A text without the values."""
+        """Return a text with each value replaced."""
         if len(text) < MIN_SECRET:
             return text
         lowered = _lower(text)
@@ -170,10 +170,6 @@ class Masker:
             return [key for key in self._by_key if key in text]
         ends = ((length, len(text) - length + 1) for length in self._key_lengths)
         return self._by_key.keys() & {text[at : at + length] for length, end in ends for at in range(end)}
-
-    def mask_all(self, value: object) -> object:
-        """A value as JSON has it, with the values taken out of every text in it; keys stay."""
-        return mask_texts(value, self.mask)
 
 
 def _replaced(text: str, spans: list[tuple[int, int, str]]) -> str:
@@ -222,13 +218,13 @@ class Secrets:
                 self._change()
 
     def release(self, holder: object) -> None:
-        """Let go of what a holder holds; what another one holds too stays masked. Safe to repeat."""
+        """Forget the values of one holder; those that another one holds too stay masked. Safe to repeat."""
         with self._lock:
             self._held.pop(holder, None)
             self._change()
 
     def replace(self, values: Iterable[str]) -> None:
-        """Mask the values of the config that the process as a whole goes by."""
+        """Mask the values of the config of the process as a whole, in place of those before."""
         self.hold(Secrets, values)
 
     def _change(self) -> None:
@@ -237,7 +233,7 @@ class Secrets:
             self._known, self._masker = known, Masker(dict.fromkeys(known, MASK), self._masker)
 
     def mask(self, text: str) -> str:
-        """A text without them, and without what usually is one: a user in an address, a bearer token."""
+        """Return a text without them and without usual forms of secrets: a user in an address, a bearer token."""
         text = self._masker.mask(text)
         return _FORMS.sub(MASK, text) if "://" in text or "bearer " in text.lower() else text
 
