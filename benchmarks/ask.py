@@ -219,13 +219,13 @@ def bytes_of_parked(count):
 
 async def _count_parked(count):
     from gateway import jsonrpc
-    from gateway.backends.conversation import Conversation
-    from gateway.backends.ticket import Ticket
+    from gateway.backends.session.conversation import Conversation
     from gateway.calls import Era, Identity
     from gateway.eras.requests import Hop, modern_call
-    from gateway.frontends import parking as room
-    from gateway.frontends.flow import Flow
-    from gateway.frontends.seal import Sealer
+    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.modern import suspended_calls as room
+    from gateway.frontends.modern.request_state import Sealer
+    from gateway.inflight.pending import Ticket
 
     def drop(_data):
         pass

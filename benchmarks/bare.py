@@ -33,7 +33,7 @@ def choose(own, signals):
     """What serves: a function of app and config for `nursery.start`."""
     if not own:
         return serve
-    from gateway.frontends.hypercorn_override import serve_http
+    from gateway.httpd.server import serve_http
 
     return partial(serve_http, shutdown_trigger=lambda: anext(signals))
 

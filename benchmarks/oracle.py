@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-SENTINEL = b"backends/sentinel.py"
+SENTINEL = b"processes/sentinel.py"
 END_WITHIN = 5.0  # seconds that SIGKILL may take
 
 

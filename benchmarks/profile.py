@@ -23,7 +23,7 @@ from benchmarks.table import Claim, Figure, Table
 MANY = 16
 NAMES = {"stdio": "stdlib echo on pipes", "http": "small HTTP server", "sse": "small SSE server"}
 SERVER, CLIENT = "HTTP: sockets, parsing, framing", "backend: HTTP client"  # both have h11 do their parsing
-CLIENT_CODE = ("gateway/backends/http", "gateway/backends/exchange.py", "httpx", "httpcore", "anyio/")
+CLIENT_CODE = ("gateway/backends/http", "gateway/backends/http/exchange.py", "httpx", "httpcore", "anyio/")
 ROWS = {
     SERVER: ("gateway/frontends/hypercorn_", "hypercorn/", "h11/"),
     "faces: routing, checks, sessions": ("gateway/frontends/", "gateway/access", "gateway/admin"),

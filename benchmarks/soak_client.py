@@ -15,7 +15,7 @@ from random import Random
 import h11
 import trio
 
-from tests.wire_http import HttpClient
+from tests.support.wire_http import HttpClient
 
 WITHIN = 25.0  # seconds in which whatever was not cancelled must be answered, with all clients on the same cores
 THINK = 0.25  # seconds between two calls of one client, on average

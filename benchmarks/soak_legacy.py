@@ -14,7 +14,7 @@ from random import Random
 import trio
 
 from benchmarks.soak_client import BREAKAGES, CAN, ODDITIES, WITHIN, Client, nonce_of, receive
-from tests.wire import make_notification, make_request
+from tests.support.wire import make_notification, make_request
 
 
 class Reading:

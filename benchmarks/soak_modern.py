@@ -11,7 +11,7 @@ import json
 import trio
 
 from benchmarks.soak_client import CAN, WITHIN, Client, nonce_of
-from tests.wire import modern_params
+from tests.support.wire import modern_params
 
 
 class ModernClient(Client):

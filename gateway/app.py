@@ -25,20 +25,20 @@ from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.audit import Audit
-from gateway.backends.guard import open_guard
 from gateway.backends.opening import EraRecords
-from gateway.backends.spawning import raise_nofile_limit
 from gateway.backends.stdio import open_stdio
 from gateway.calls import ANYBODY, Era, at_view
 from gateway.config.access_model import NO_ACCESS
 from gateway.config.shown import secrets_of_config
 from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
-from gateway.frontends.answers import Answers
-from gateway.frontends.binding import Binding, Exposed
-from gateway.frontends.parking import Parking
-from gateway.frontends.seal import Sealer
+from gateway.frontends.http.listen_address import Binding, Exposed
+from gateway.frontends.modern.request_state import Sealer
+from gateway.frontends.modern.suspended_calls import Parking
+from gateway.frontends.request_handler import Answers
 from gateway.masking import SECRETS
+from gateway.processes.guard import open_guard
+from gateway.processes.spawn import raise_nofile_limit
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
 from gateway.router import Router
@@ -51,15 +51,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.access.principals import Principal
-    from gateway.backends.detect import HttpOpener
-    from gateway.backends.guard import ChildGuard
-    from gateway.backends.oauth import Logins
+    from gateway.backends.http.detect import HttpOpener
     from gateway.backends.opening import Attempts
-    from gateway.backends.session import Listener, Opener, Session
+    from gateway.backends.session.interface import Listener, Opener, Session
     from gateway.backends.stdio import StdioSession
-    from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
-    from gateway.frontends.binding import Bound
+    from gateway.frontends.http.listen_address import Bound
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.logins import Logins
+    from gateway.processes.guard import ChildGuard
 
 YOUNG: Final = 5_000
 """Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
@@ -151,7 +151,7 @@ def make_opener(
 
             return records.open(config, attempt)
         if http is None:
-            from gateway.backends.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
+            from gateway.backends.http.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
 
             http = HttpOpener(records)
         if logins is not None and config.uses_oauth:
@@ -231,7 +231,7 @@ class Gateway:
         return clean and self._all_answered
 
     def _make_logins(self) -> Logins:
-        from gateway.backends.oauth import Logins  # as with `HttpOpener`
+        from gateway.oauth_client.logins import Logins  # as with `HttpOpener`
 
         def waiting(name: str) -> list[Ticket]:
             return self.router.waiting(name)
@@ -310,7 +310,7 @@ class Gateway:
     def _make_http_face(self) -> Any:
         from gateway.admin.http import make_admin_app
         from gateway.admin.servers import Management
-        from gateway.frontends.http import HttpFace
+        from gateway.frontends.http.endpoint import HttpFace
 
         options = self._options
         management = Management(
@@ -369,7 +369,7 @@ class Gateway:
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run a gateway until it is told to stop; `ready` is called with each URL once an HTTP socket is open.
 
-    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.binding.ListenError`.
+    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.listen_address.ListenError`.
     For a program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:

@@ -1,7 +1,7 @@
 """One line for each call: who called what, how long it took, how it ended, how many bytes went each way.
 
 Told of calls by the fleet and the router, in whose tasks it runs; it only makes a line and queues it, for the log or
-for a file (`gateway.telemetry.trail`). A call is one line, however long it was parked: the line comes with its end.
+for a file (`gateway.telemetry.line_file`). A call is one line, however long it was parked: the line comes with its end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gateway.masking import SECRETS
 from gateway.supervisor.limits import TokenBucket
 from gateway.telemetry import now_iso
 from gateway.telemetry.formats import encode_line
-from gateway.telemetry.trail import Trail
+from gateway.telemetry.line_file import Trail
 
 if TYPE_CHECKING:
-    from gateway.backends.ticket import Ticket
     from gateway.calls import Call, Outcome
     from gateway.config import AuditSettings
     from gateway.errors import GatewayError
+    from gateway.inflight.pending import Ticket
     from gateway.router import Router
     from gateway.supervisor.supervisor import Supervisor
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.ticket import Counted, Ticket
 from gateway.calls import Complete, Failure
 from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.links import Asked, Links, publish, publish_error
@@ -31,6 +30,7 @@ from gateway.errors import (
     UnknownMethod,
     UnknownName,
 )
+from gateway.inflight.pending import Counted, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"}
 WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
-"""Routed too, but counted over all clients: see `gateway.frontends.watching`."""
+"""Routed too, but counted over all clients: see `gateway.frontends.resource_subscriptions`."""
 ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
 
 log = logging.getLogger("gateway.router")

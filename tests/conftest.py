@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import leaks
+from tests.support import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

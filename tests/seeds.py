@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 
-from tests.support import ROOT
+from tests.support.gateway_process import ROOT
 
 ROWS = {
     "G1": "Several backends of one config file are merged into one MCP server",

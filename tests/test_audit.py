@@ -19,8 +19,8 @@ from gateway.config.model import Config, ServerConfig
 from gateway.errors import BackendExited, Busy, Denied, GatewayError, UnknownName
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from gateway.telemetry import trail
-from tests.fakes import RESULT, FakeBackend, backends, make_call, make_listing, settle
+from gateway.telemetry import line_file
+from tests.support.fakes import RESULT, FakeBackend, backends, make_call, make_listing, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -43,7 +43,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.lowlevel.checkpoint()
         work(*arguments)
 
-    monkeypatch.setattr(trail, "in_thread", at_once)
+    monkeypatch.setattr(line_file, "in_thread", at_once)
 
 
 class Shut:

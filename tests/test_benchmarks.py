@@ -28,7 +28,7 @@ from benchmarks import (
     wire,
 )
 from benchmarks.peers import compare, roster
-from tests.support import PEERS, ROOT
+from tests.support.gateway_process import PEERS, ROOT
 
 RIGHT = answers.CONSTANT
 
@@ -267,8 +267,8 @@ def test_a_profile_adds_up():
 
     stacks = [
         [stack(), 2],
-        [stack("gateway/frontends/http.py:f"), 3],
-        [stack("gateway/frontends/hypercorn_h11.py:f", "h11/_connection.py:g", "3.11/json/decoder.py:h"), 4],
+        [stack("gateway/frontends/http/endpoint.py:f"), 3],
+        [stack("gateway/httpd/connection.py:f", "h11/_connection.py:g", "3.11/json/decoder.py:h"), 4],
         [stack("httpcore2/_async/http11.py:f", "h11/_connection.py:g"), 1],
     ]
     rows = profile.add_up(stacks, 100e-6)

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests import leaks
+from tests.support import leaks
 
 ROOT = Path(__file__).parent.parent
 SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.read()"]
@@ -85,7 +85,7 @@ def test_tidy():
 
 def test_the_fixture_fails_a_leaky_test(tmp_path: Path) -> None:
     (tmp_path / "tests" / "children").mkdir(parents=True)
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/leaks.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/support/leaks.py"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("GRACE = 10.0", "GRACE = 0.05")
         (tmp_path / name).write_text(text, encoding="utf-8")
     for name in ("tests/test_asking.py", "tests/children/test_always.py"):

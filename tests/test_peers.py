@@ -8,7 +8,7 @@ import sys
 import pytest
 import trio
 
-from tests.support import (
+from tests.support.gateway_process import (
     META,
     MODERN,
     PEERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import HttpClient, echo_backend, open_gateway_process
+from tests.support.gateway_process import HttpClient, echo_backend, open_gateway_process
 
 pytestmark = pytest.mark.leak_check
 

@@ -54,8 +54,8 @@ async def fetch(
     """Send one request; returns its status and body. Raises AuthorityDown."""
     import httpx2
 
-    from gateway.backends.http_client import CLOSE_WAIT, BodyTooLong, read_body
-    from gateway.backends.proxies import EnvironmentTransport, proxy_variable, via
+    from gateway.http_client import CLOSE_WAIT, BodyTooLong, read_body
+    from gateway.proxies import EnvironmentTransport, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from gateway.config.hosts import parse_authority
 from gateway.errors import ConfigError
-from gateway.frontends.security import LOOPBACK, is_loopback
+from gateway.frontends.http.host_policy import LOOPBACK, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,14 +14,14 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Failure
 from gateway.errors import Busy, GatewayError
-from gateway.frontends.exchange import ClientGone
+from gateway.frontends.http.exchange import ClientGone
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from gateway.backends.ticket import Ticket
-    from gateway.frontends.exchange import Exchange
+    from gateway.frontends.http.exchange import Exchange
+    from gateway.inflight.pending import Ticket
     from gateway.supervisor.fleet import Fleet
     from gateway.supervisor.supervisor import Supervisor
 

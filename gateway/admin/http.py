@@ -17,8 +17,8 @@ from gateway.admin.events import serve_events
 from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.openapi import OPERATIONS, Operation, openapi_document
 from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
-from gateway.frontends.doors import without_slash
-from gateway.frontends.exchange import UNCOMPRESSED, ClientGone, Exchange, compressed, explain_compressed
+from gateway.frontends.http.exchange import UNCOMPRESSED, ClientGone, Exchange, compressed, explain_compressed
+from gateway.frontends.http.view_routing import without_slash
 from gateway.reload.reloader import NotChangeable, UnknownServer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.admin.servers import Management
-    from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Scope, Send
 
     Handler = Callable[[Exchange], Awaitable[tuple[int, msgspec.Struct]]]
 

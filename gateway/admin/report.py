@@ -11,7 +11,7 @@ from gateway import jsonrpc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.backends.guard import ChildGuard
+    from gateway.processes.guard import ChildGuard
     from gateway.supervisor.fleet import Fleet
 
 _STARTED = time.monotonic()

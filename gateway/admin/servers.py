@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from gateway.backends.guard import ChildGuard
+    from gateway.processes.guard import ChildGuard
     from gateway.reload.reloader import Reloader
     from gateway.router import Router
     from gateway.supervisor.supervisor import Supervisor

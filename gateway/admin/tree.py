@@ -14,9 +14,9 @@ from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
 from gateway.supervisor.states import State
 
 if TYPE_CHECKING:
-    from gateway.backends.guard import ChildGuard
-    from gateway.backends.ticket import Ticket
     from gateway.calls import Caller
+    from gateway.inflight.pending import Ticket
+    from gateway.processes.guard import ChildGuard
     from gateway.router import Router
     from gateway.supervisor.fleet import Fleet
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from gateway.backends.handshake import Greeting
-    from gateway.backends.session import Session
+    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
     from gateway.store import Store
 

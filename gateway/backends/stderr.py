@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends.log_rate import LogRate
 from gateway.lines import LineSplitter, Overlong
 from gateway.masking import SECRETS
+from gateway.rates import LogRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

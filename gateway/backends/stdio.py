@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends import handshake, lists
-from gateway.backends.children import Child, ChildCommand, open_child
-from gateway.backends.conversation import Conversation
 from gateway.backends.opening import Attempts
+from gateway.backends.session import handshake, lists
+from gateway.backends.session.conversation import Conversation
+from gateway.backends.session.session_state import Upkeep
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
-from gateway.backends.upkeep import Upkeep
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import LineSplitter, Outbox, Overlong, read_some
+from gateway.processes.child import Child, ChildCommand, open_child
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from gateway.backends.guard import ChildGuard
-    from gateway.backends.handshake import Greeting
-    from gateway.backends.session import Listener
-    from gateway.backends.ticket import Ticket
+    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.interface import Listener
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
+    from gateway.inflight.pending import Ticket
+    from gateway.processes.guard import ChildGuard
 
 try:
     import fcntl
@@ -76,7 +76,7 @@ def child_environment(config: ServerConfig, environ: Mapping[str, str]) -> dict[
 
 
 class StdioSession:
-    """Implements `gateway.backends.session.Session` over a child's pipes."""
+    """Implements `gateway.backends.session.interface.Session` over a child's pipes."""
 
     def __init__(self, config: ServerConfig, child: Child, listener: Listener, hop: Hop) -> None:
         self.greeting: Greeting

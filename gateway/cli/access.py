@@ -13,7 +13,7 @@ from gateway.cli.flags import JSON, Command, Flag
 from gateway.cli.output import UsageError, print_json, warn
 from gateway.config.access_model import AccessKey
 from gateway.config.scalars import specs_of
-from gateway.frontends.binding import Exposed
+from gateway.frontends.http.listen_address import Exposed
 
 if TYPE_CHECKING:
     from gateway.app import Options

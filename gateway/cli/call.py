@@ -31,7 +31,7 @@ def run(values: Values) -> int:
 
 
 async def _call(values: Values, texts: dict[str, str]) -> dict[str, Any]:
-    from gateway.cli.desk import Desk
+    from gateway.cli.terminal import Desk
 
     async with open_target(values, values.tool) as target:
         arguments = values.args or typed(texts, await _schema(target, values.tool) if texts else {})

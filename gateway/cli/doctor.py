@@ -29,9 +29,9 @@ from gateway.store import ERA_MAX_AGE, Store, eras_of
 if TYPE_CHECKING:
     import msgspec
 
-    from gateway.backends.guard import ChildGuard
     from gateway.config import Config, ServerConfig
     from gateway.embed.openers import Openers
+    from gateway.processes.guard import ChildGuard
 
 MAX_NAME: Final = 64
 """Characters that the strictest clients take in a tool's name."""
@@ -81,8 +81,8 @@ class _Listener:
 
 
 async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]]:
-    from gateway.backends.guard import open_guard
     from gateway.embed.openers import LoginBook, Openers
+    from gateway.processes.guard import open_guard
 
     found: dict[str, dict[str, Any]] = {}
     async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from gateway.backends.oauth_authorizer import Challenge
-    from gateway.backends.oauth_redirect import RedirectListener
-    from gateway.backends.ticket import Ticket
     from gateway.config import Config, ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.redirect_listener import RedirectListener
+    from gateway.oauth_client.token_manager import Challenge
 
 _NOT_FOUND: Final = frozenset({404, 405})
 _REFUSED: Final = 400
@@ -48,7 +48,7 @@ def log_in(config: Config, name: str, state_directory: Path, *, browser: bool, t
 
 def log_out(config: Config, name: str, state_directory: Path) -> bool:
     """Forget what is kept of one server; whether there was anything. Raises ConfigError as `log_in` does."""
-    from gateway.backends.oauth_storage import TokenFiles
+    from gateway.oauth_client.token_store import TokenFiles
 
     store = Store(state_directory)
     store.check()
@@ -70,9 +70,9 @@ def _find(config: Config, name: str) -> ServerConfig:
 
 
 async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Callable[[str], None]) -> bool:
-    from gateway.backends.oauth import Logins
-    from gateway.backends.oauth_authorizer import RENEWED
-    from gateway.backends.oauth_ways import Ways, can_open, open_page
+    from gateway.oauth_client.login_prompt import Ways, can_open, open_page
+    from gateway.oauth_client.logins import Logins
+    from gateway.oauth_client.token_manager import RENEWED
 
     class Printed(Ways):
         async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
@@ -104,8 +104,8 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
 
 async def _challenge(server: ServerConfig) -> Challenge | None:
     """Ask the server for something, and return what it demands first."""
-    from gateway.backends.http_client import HttpRefused, open_http_client
-    from gateway.backends.oauth_authorizer import challenge_of
+    from gateway.http_client import HttpRefused, open_http_client
+    from gateway.oauth_client.token_manager import challenge_of
 
     info = {"name": "trio-mcp-gateway", "version": gateway.__version__}
     params = {"protocolVersion": LATEST_LEGACY, "capabilities": {}, "clientInfo": info}

@@ -30,7 +30,7 @@ def run(values: Values) -> int:
 
 
 async def _get(values: Values, arguments: dict[str, str]) -> dict[str, Any]:
-    from gateway.cli.desk import Desk
+    from gateway.cli.terminal import Desk
 
     async with open_target(values, values.name) as target:
         with Desk(values.name) as desk:

@@ -33,7 +33,7 @@ def run(values: Values) -> int:
 
 async def _read(values: Values) -> dict[str, Any]:
     from gateway.catalog.kinds import Kind
-    from gateway.cli.desk import Desk
+    from gateway.cli.terminal import Desk
 
     async with open_target(values) as target:
         await target.list(Kind.RESOURCES)  # until then nobody owns the URI

@@ -26,12 +26,12 @@ from gateway.embed.native import open_gateway
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import GatewayError, UnknownName
-from gateway.frontends.flow import Flow
+from gateway.frontends.call_stream import Flow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from gateway.cli.desk import Desk
+    from gateway.cli.terminal import Desk
     from gateway.embed.native import EmbeddedGateway
 
 CALLER: Final = Caller(

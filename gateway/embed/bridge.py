@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.embed.faces import Faces
     from gateway.embed.thread import LoopThread
-    from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Scope, Send
 
 MAX_UNSENT: Final = 262_144
 """Bytes of one exchange that may be on their way to its client (and one frame more); then the gateway's side waits."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, cast
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.ticket import Ticket
 from gateway.calls import Ask, Call, Caller, Era, Notice, StreamClosed, Withdrawn
 from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, make_part
@@ -22,6 +21,7 @@ from gateway.embed.errors import CallFailed
 from gateway.embed.openers import LoginBook
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
+from gateway.inflight.pending import Ticket
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session import Opener, Session
+    from gateway.backends.session.interface import Opener, Session
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.embed.records import Record
@@ -146,7 +146,7 @@ class Connection:
             return BackendTooSlow(self.config.name, text)
         return BackendUnavailable(self.config.name, f"failed: {problem}")
 
-    # `gateway.backends.session.Listener`: what a server says on its own concerns nobody here.
+    # `gateway.backends.session.interface.Listener`: what a server says on its own concerns nobody here.
 
     def list_changed(self, feature: str) -> None:
         """Hear that a list has changed."""

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends.guard import open_guard
 from gateway.embed.connections import Connections
 from gateway.embed.errors import CallFailed, Closed, InvalidTools
 from gateway.embed.native import EmbeddedGateway
 from gateway.embed.openers import Openers
 from gateway.errors import BackendError, GatewayError
+from gateway.processes.guard import open_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gateway.backends.guard import ChildGuard
     from gateway.calls import Outcome
     from gateway.catalog.offers import Offer
     from gateway.embed.connections import Connection
     from gateway.embed.faces import Faces, Paths
     from gateway.embed.records import Record, Registry
+    from gateway.processes.guard import ChildGuard
 
 FIRST_RETRY: Final = 0.5
 """Seconds between the first two attempts of a connection test; each further wait is twice as long."""

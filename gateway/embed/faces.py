@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.access.resource import WELL_KNOWN
-from gateway.frontends import doors
-from gateway.frontends.entrance import Entrance
-from gateway.frontends.exchange import Exchange
-from gateway.frontends.http import McpEndpoint
-from gateway.frontends.metadata import show_resource
-from gateway.frontends.security import HostPolicy
-from gateway.frontends.sse import SseFace
+from gateway.frontends.http import view_routing
+from gateway.frontends.http.authentication import Entrance
+from gateway.frontends.http.endpoint import McpEndpoint
+from gateway.frontends.http.exchange import Exchange
+from gateway.frontends.http.host_policy import HostPolicy
+from gateway.frontends.http.metadata import show_resource
+from gateway.frontends.legacy.sse import SseFace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.access.table import Access
     from gateway.catalog.news import ListNews
-    from gateway.frontends.answers import Answers
-    from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.request_handler import Answers
 
 LAST_WORDS: Final = 2.0
 """Seconds that exchanges get to write their last answers and end, once all calls have ended."""
@@ -61,8 +61,8 @@ class Paths:
     __slots__ = ("mcp", "messages", "sse")
 
     def __init__(self, mcp: str | None = "/mcp", sse: str | None = "/sse", messages: str = "/messages/") -> None:
-        self.mcp = None if mcp is None else doors.without_slash(mcp)
-        self.sse = None if sse is None else doors.without_slash(sse)
+        self.mcp = None if mcp is None else view_routing.without_slash(mcp)
+        self.sse = None if sse is None else view_routing.without_slash(sse)
         self.messages = messages
 
     def all(self) -> list[str]:
@@ -140,8 +140,8 @@ class Faces:
                 self._quiet.unpark_all()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = doors.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
-        view = doors.view_in(path, self.paths.mcp, self._answers.fleet.config.views)
+        path = view_routing.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
+        view = view_routing.view_in(path, self.paths.mcp, self._answers.fleet.config.views)
         if path == self.paths.mcp or view is not None:
             await self._endpoint(scope, receive, send, view)
             return
@@ -158,9 +158,9 @@ class Faces:
         for place, handle in places:
             if path == place:
                 return handle
-            exchange.view = doors.view_in(path, place, views)
+            exchange.view = view_routing.view_in(path, place, views)
             if exchange.view is not None:
-                return handle if exchange.view in views else doors.refuse
+                return handle if exchange.view in views else view_routing.refuse
         return _not_found
 
     def _permit(self) -> None:

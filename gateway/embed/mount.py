@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.embed.faces import Paths
-    from gateway.frontends.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Scope, Send
 
     AsgiApp = Any
 

@@ -16,7 +16,6 @@ import trio
 import gateway
 from gateway import jsonrpc
 from gateway.access.table import Access
-from gateway.backends.guard import open_guard
 from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
@@ -30,10 +29,11 @@ from gateway.embed.records import read_registry
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import ConfigError, GatewayError
-from gateway.frontends.answers import Answers
-from gateway.frontends.parking import Parking
-from gateway.frontends.seal import Sealer
+from gateway.frontends.modern.request_state import Sealer
+from gateway.frontends.modern.suspended_calls import Parking
+from gateway.frontends.request_handler import Answers
 from gateway.masking import SECRETS
+from gateway.processes.guard import open_guard
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from mcp_types import CallToolResult, Tool
 
     from gateway.access.principals import Principal
-    from gateway.backends.guard import ChildGuard
-    from gateway.backends.ticket import Ticket
     from gateway.catalog.offers import Offer
+    from gateway.inflight.pending import Ticket
+    from gateway.processes.guard import ChildGuard
     from gateway.supervisor.supervisor import Status
 
 PROGRAM: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY, session="program")

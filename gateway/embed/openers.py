@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.guard import ChildGuard
-    from gateway.backends.oauth import Logins
-    from gateway.backends.session import Listener, Opener, Session
-    from gateway.backends.ticket import Ticket
+    from gateway.backends.session.interface import Listener, Opener, Session
     from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.logins import Logins
+    from gateway.processes.guard import ChildGuard
     from gateway.store import Store
 
 
@@ -36,7 +36,7 @@ class LoginBook:
 
 
 class Openers:
-    """Implements `gateway.backends.session.Opener`. Owns the tasks in which tokens are renewed."""
+    """Implements `gateway.backends.session.interface.Opener`. Owns the tasks in which tokens are renewed."""
 
     def __init__(self, guard: ChildGuard, name: str, book: LoginBook, store: Store | None = None) -> None:
         self._guard = guard
@@ -58,14 +58,14 @@ class Openers:
     async def __call__(
         self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
     ) -> AsyncGenerator[Session]:
-        """Open a session; see `gateway.backends.session.Opener`."""
+        """Open a session; see `gateway.backends.session.interface.Opener`."""
         if config.uses_oauth and self._logins is None:
             await self._add_logins()
         async with self._opener(config, listener, capabilities=capabilities) as session:
             yield session
 
     async def _add_logins(self) -> None:
-        from gateway.backends.oauth import Logins
+        from gateway.oauth_client.logins import Logins
 
         async with self._lock:
             if self._logins is None:

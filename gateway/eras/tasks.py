@@ -2,7 +2,7 @@
 
 Legacy: 2025-11-25 basic/utilities/tasks, where the client asks for a task. Modern: the extension
 `io.modelcontextprotocol/tasks` (SEP-2663), where the server decides and the client must have declared it. Nothing of
-either is shown to clients. Pure: how tasks are spelled; `gateway.backends.tasks` does the driving.
+either is shown to clients. Pure: how tasks are spelled; `gateway.backends.session.tasks` does the driving.
 """
 
 from __future__ import annotations

@@ -21,18 +21,18 @@ from gateway import jsonrpc
 from gateway.calls import ANYBODY, Ask, Era, Notice, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
-from gateway.frontends.answers import (
+from gateway.frontends.completion_queue import Waiting, WaitingCalls
+from gateway.frontends.legacy.notifications import take_note
+from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
+from gateway.frontends.modern.subscriptions import Subscription
+from gateway.frontends.notification_queue import Changes
+from gateway.frontends.request_handler import (
     LISTEN,
     MAX_BATCH,
     Answers,
     encode_notice,
     is_wanted,
 )
-from gateway.frontends.changes import Changes
-from gateway.frontends.listen import Subscription
-from gateway.frontends.notes import take_note
-from gateway.frontends.sessions import STDIO, DuplicateId, InFlight, LegacySession
-from gateway.frontends.waiting import Waiting, WaitingCalls
 from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong, read_some
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from gateway.calls import Event, Identity, Outcome
     from gateway.catalog.news import ListNews
-    from gateway.frontends.answers import Introduction
-    from gateway.frontends.flow import Flow
+    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.request_handler import Introduction
     from gateway.jsonrpc import Id, Message
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024

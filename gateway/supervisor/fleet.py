@@ -15,34 +15,34 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.deadlines import Deadlines
 from gateway.catalog.news import ListNews
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs
 from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown
+from gateway.inflight.deadlines import Deadlines
 from gateway.masking import SECRETS
-from gateway.supervisor.assembly import Assembly
-from gateway.supervisor.keeping import CatalogKeeper
-from gateway.supervisor.mailboxes import Mailboxes
-from gateway.supervisor.private import PrivateFleet
+from gateway.supervisor.catalog_builder import Assembly
+from gateway.supervisor.catalog_cache import CatalogKeeper
+from gateway.supervisor.client_notifications import Mailboxes
+from gateway.supervisor.per_client import PrivateFleet
+from gateway.supervisor.start_limiter import Turns
 from gateway.supervisor.states import State
+from gateway.supervisor.subscriptions import WishList
 from gateway.supervisor.supervisor import Supervisor
-from gateway.supervisor.turns import Turns
-from gateway.supervisor.wishes import WishList
 from gateway.telemetry import works_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
-    from gateway.backends.session import Opener
-    from gateway.backends.ticket import Ticket
-    from gateway.backends.upkeep import Wishes
+    from gateway.backends.session.interface import Opener
+    from gateway.backends.session.session_state import Wishes
     from gateway.calls import Scope
     from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
+    from gateway.inflight.pending import Ticket
     from gateway.store import Store
     from gateway.supervisor.status import Status
 
@@ -69,7 +69,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Implements `gateway.supervisor.upward.Upward` for every backend of one config."""
+    """Implements `gateway.supervisor.events.Upward` for every backend of one config."""
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         self.config = config

@@ -17,7 +17,7 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, Backe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.backends.session import Session
+    from gateway.backends.session.interface import Session
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
 

@@ -22,8 +22,8 @@ from gateway.telemetry import now_iso
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
+    from gateway.inflight.pending import Ticket
 
 MAX_TIMES: Final = 512
 """Calls whose time is kept: enough for a p99 that five calls decide, 4 kB a backend."""

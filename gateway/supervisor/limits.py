@@ -20,10 +20,10 @@ from gateway.errors import BackendError, BackendUnavailable, Busy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
     from gateway.config import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
     from gateway.errors import BackendExited, Suspect
+    from gateway.inflight.pending import Ticket
 
 log = logging.getLogger("gateway.supervisor")
 

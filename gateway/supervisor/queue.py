@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from gateway.errors import BackendUnavailable, Busy
-from gateway.supervisor.repeats import Repeats
+from gateway.supervisor.retry_queue import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from gateway.backends.ticket import Ticket
     from gateway.calls import Outcome
+    from gateway.inflight.pending import Ticket
 
 
 class CallQueue:

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.handshake import Greeting
-    from gateway.backends.session import Opener, Session
-    from gateway.backends.ticket import Ticket
-    from gateway.backends.upkeep import Wishes
+    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.interface import Opener, Session
+    from gateway.backends.session.session_state import Wishes
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
-    from gateway.supervisor.upward import Upward
+    from gateway.inflight.pending import Ticket
+    from gateway.supervisor.events import Upward
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -274,7 +274,7 @@ class Supervisor:
             breaker=None if self.gate.breaker is None else self.gate.breaker.state,
         )
 
-    # `gateway.backends.session.Listener`: called by the session, synchronously.
+    # `gateway.backends.session.interface.Listener`: called by the session, synchronously.
 
     def list_changed(self, feature: str) -> None:
         """Note that a feature's lists must be read again."""

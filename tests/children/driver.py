@@ -11,7 +11,7 @@ import trio
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
-from gateway.backends.guard import ChildGuard, open_guard
+from gateway.processes.guard import ChildGuard, open_guard
 from tests.children.support import QUICK, ready_child
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import trio
 
-from gateway.backends.children import Child, ChildCommand, open_child
-from gateway.backends.guard import ChildGuard
 from gateway.config import StopLadder
+from gateway.processes.child import Child, ChildCommand, open_child
+from gateway.processes.guard import ChildGuard
 
 ZOO = str(Path(__file__).with_name("zoo.py"))
 DRIVER = str(Path(__file__).with_name("driver.py"))

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from gateway.backends.descendants import Family, Row, Survey, claim, parse_stat, read_brand, read_row, send
-from gateway.backends.sentinel import Watch, rungs
+from gateway.processes.process_tree import Family, Row, Survey, claim, parse_stat, read_brand, read_row, send
+from gateway.processes.sentinel import Watch, rungs
 
 INSTANCE = "cafe"
 GATEWAY = 10

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from gateway.backends.descendants import read_row
-from gateway.backends.guard import open_guard
 from gateway.config import StopLadder
+from gateway.processes.guard import open_guard
+from gateway.processes.process_tree import read_row
 from tests.children.support import (
     DRIVER,
     PATIENT,
@@ -154,7 +154,7 @@ async def test_well_behaved_children_need_no_sentinel_to_go() -> None:
 
 
 def sentinel_of(gateway: int, not_pid: int) -> int | None:
-    for pid in marked("backends/sentinel.py"):
+    for pid in marked("processes/sentinel.py"):
         row = read_row(pid)
         if row is not None and row.ppid == gateway and pid != not_pid:
             return pid

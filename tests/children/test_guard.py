@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.backends import children, descendants, spawning
-from gateway.backends.children import Child, ChildCommand, open_child
-from gateway.backends.guard import ChildGuard, open_guard
 from gateway.errors import BackendUnavailable
+from gateway.processes import child, process_tree, spawn
+from gateway.processes.child import Child, ChildCommand, open_child
+from gateway.processes.guard import ChildGuard, open_guard
 from tests.children.support import (
     PATIENT,
     QUICK,
@@ -62,8 +62,8 @@ async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(c
 
 
 async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("gateway.backends.sentinel_link.STUCK_AFTER", 0.1)
-    monkeypatch.setattr("gateway.backends.sentinel_link.PIPE_SIZE", 4096)
+    monkeypatch.setattr("gateway.processes.sentinel_client.STUCK_AFTER", 0.1)
+    monkeypatch.setattr("gateway.processes.sentinel_client.PIPE_SIZE", 4096)
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
@@ -79,7 +79,7 @@ async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) ->
 async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypatch, tmp_path, caplog) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(7)")
-    monkeypatch.setattr("gateway.backends.sentinel_link.PROGRAM", broken)
+    monkeypatch.setattr("gateway.processes.sentinel_client.PROGRAM", broken)
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
@@ -91,7 +91,7 @@ async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, c
     def fail(_stdin: int) -> None:
         raise FileNotFoundError("no python here")
 
-    monkeypatch.setattr("gateway.backends.sentinel_link._spawn_sentinel", fail)
+    monkeypatch.setattr("gateway.processes.sentinel_client._spawn_sentinel", fail)
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
@@ -160,7 +160,7 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
 
 
 async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn(monkeypatch) -> None:
-    monkeypatch.setattr("gateway.backends.guard.STRANGER_PATIENCE", 0.0)
+    monkeypatch.setattr("gateway.processes.guard.STRANGER_PATIENCE", 0.0)
     with trio.fail_after(20):
         async with open_guard(subreaper=True, sentinel=False) as guard:
             pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
@@ -191,7 +191,7 @@ async def test_a_status_taken_by_others_is_said_to_be(caplog) -> None:
             exits = open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x")
             async with exits as child:
                 await trio.to_thread.run_sync(os.waitpid, child.pid, 0)
-                assert await child.wait() == children.STATUS_TAKEN
+                assert await child.wait() == child.STATUS_TAKEN
                 assert "was taken by other code" in caplog.text
 
 
@@ -266,12 +266,12 @@ async def test_a_child_has_three_descriptors_and_its_own_session() -> None:
 
 async def test_the_raised_limit_of_open_files_is_the_gateways_alone(monkeypatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(spawning, "_children_nofile", None)
+    monkeypatch.setattr(spawn, "_children_nofile", None)
     mark = new_mark()
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
-        assert spawning.raise_nofile_limit() == (300, min(before[1], 65536))
-        assert spawning.raise_nofile_limit() == (min(before[1], 65536),) * 2
+        assert spawn.raise_nofile_limit() == (300, min(before[1], 65536))
+        assert spawn.raise_nofile_limit() == (min(before[1], 65536),) * 2
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(before[1], 65536), before[1])
         with trio.fail_after(20), nothing_left(mark):
             async with open_guard(subreaper=False) as guard:
@@ -342,9 +342,9 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
 
 @pytest.mark.parametrize("temper", ["echo", "ignores_eof", "ignores_term", "grandchild_pipes", "shell"])
 async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeypatch) -> None:
-    monkeypatch.setattr(descendants, "CAN_SCAN", False)
-    monkeypatch.setattr(spawning, "open_pidfd", lambda _: -1)
-    monkeypatch.setattr(children, "open_pidfd", lambda _: -1)
+    monkeypatch.setattr(process_tree, "CAN_SCAN", False)
+    monkeypatch.setattr(spawn, "open_pidfd", lambda _: -1)
+    monkeypatch.setattr(child, "open_pidfd", lambda _: -1)
     mark = new_mark()
     with trio.fail_after(20):
         async with open_guard(subreaper=False) as guard:
@@ -355,7 +355,7 @@ async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeyp
 
 def test_importing_the_room_starts_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys, trio; before = set(sys.modules); import gateway.backends.children, gateway.backends.guard;"
+        "import sys, trio; before = set(sys.modules); import gateway.processes.child, gateway.processes.guard;"
         "print([m for m in ('ctypes', 'mcp', 'anyio', 'fcntl') if m in set(sys.modules) - before])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)

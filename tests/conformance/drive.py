@@ -18,7 +18,7 @@ import trio
 from mcp.client.client import Client
 from mcp.shared.exceptions import MCPError
 
-from tests.support import open_gateway_process
+from tests.support.gateway_process import open_gateway_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -21,7 +21,7 @@ import trio
 from tests.conformance import suite as suites
 from tests.conformance.suite import NEXT, STABLE, VERSIONS, Scenario, Suite
 from tests.interop.cached import CACHE, ROOT, InstallError
-from tests.support import HttpClient, open_gateway_process, run_process
+from tests.support.gateway_process import HttpClient, open_gateway_process, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

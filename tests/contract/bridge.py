@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.contract.support import ERAS, FACES, open_client, text_of
-from tests.support import ANSWER_WITHIN, META, PEERS, ROOT, peer
+from tests.support.gateway_process import ANSWER_WITHIN, META, PEERS, ROOT, peer
 
 TRANSPORTS = ("stdio", "http")
 SERVER = "bridge_server.py"

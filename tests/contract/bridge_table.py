@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.contract import bridge
-from tests.support import ROOT
+from tests.support.gateway_process import ROOT
 
 MATRIX = ROOT / "tests" / "contract" / "test_bridge.py"
 README_TEST = f"{MATRIX.relative_to(ROOT)}::test_the_table_in_readme_is_what_this_run_gave"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.support import FAST, LADDER, check_leaks, open_gateways
-from tests.support import echo_backend, faulty_backend
+from tests.support.gateway_process import echo_backend, faulty_backend
 
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
 CONFIG = {

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from mcp_types import methods
 
-from tests.support import LATEST_LEGACY, PEERS
+from tests.support.gateway_process import LATEST_LEGACY, PEERS
 
 FACES = TRANSPORTS = ("stdio", "sse", "http")
 VENDOR = "vendor/*"

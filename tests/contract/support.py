@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests import leaks
-from tests.support import (
+from tests.support import leaks
+from tests.support.gateway_process import (
     ANSWER_WITHIN,
     ROOT,
     START_WITHIN,

@@ -33,7 +33,7 @@ from tests.contract.bridge import (
     url_form,
 )
 from tests.contract.support import FAST, LADDER, Client, check_leaks, open_gateways, with_token
-from tests.support import META, ROOT, HttpClient, make_request, open_gateway_process
+from tests.support.gateway_process import META, ROOT, HttpClient, make_request, open_gateway_process
 
 SETTINGS = {"start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}

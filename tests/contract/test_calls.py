@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.contract.support import CELLS, every_cell, open_client, structured_of, text_of
-from tests.support import LATEST_LEGACY, META, MODERN, PEERS
+from tests.support.gateway_process import LATEST_LEGACY, META, MODERN, PEERS
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.contract.support import every_cell, open_client, structured_of, text_of
-from tests.support import ANSWER_WITHIN
+from tests.support.gateway_process import ANSWER_WITHIN
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.contract.support import CELLS, open_client, text_of
-from tests.support import ANSWER_WITHIN, META
+from tests.support.gateway_process import ANSWER_WITHIN, META
 
 CHANGED = "notifications/tools/list_changed"
 CASES = [(cell, "changing") for cell in CELLS] + [(cell, "changing_modern") for cell in CELLS[1:3]]

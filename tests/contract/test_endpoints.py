@@ -14,9 +14,16 @@ import pytest
 import trio
 
 from gateway.admin.openapi import OPERATIONS
-from tests.access import ALICE, keys
 from tests.contract.support import FAST, LADDER, check_leaks
-from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, initialize_params, make_request, open_gateway_process
+from tests.support.access import ALICE, keys
+from tests.support.gateway_process import (
+    ANSWER_WITHIN,
+    HttpClient,
+    echo_backend,
+    initialize_params,
+    make_request,
+    open_gateway_process,
+)
 
 TOKEN = "correct-horse-battery-staple"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

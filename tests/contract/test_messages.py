@@ -34,7 +34,7 @@ from tests.contract.bridge import (
 from tests.contract.messages import TASKS, TRANSPORTS, VENDOR, covers
 from tests.contract.support import FAST, LADDER, check_leaks, open_client, open_gateways, text_of
 from tests.contract.test_bridge import until
-from tests.support import ANSWER_WITHIN, PEERS, ROOT, make_notification, peer
+from tests.support.gateway_process import ANSWER_WITHIN, PEERS, ROOT, make_notification, peer
 
 SETTINGS = {"name": "house", "start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
 REQUEST, ASK = "client request", "server request"

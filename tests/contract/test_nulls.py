@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.contract.support import CELLS, FAST, LADDER, SSE, check_leaks, open_client, open_gateways, structured_of
-from tests.support import ANSWER_WITHIN, META, initialize_params, make_request, modern_params, peer
+from tests.support.gateway_process import ANSWER_WITHIN, META, initialize_params, make_request, modern_params, peer
 
 NAME = "rich"
 URI = f"memo://{NAME}/one"

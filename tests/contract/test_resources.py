@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.contract.support import CELLS, every_cell, open_client, open_gateways, structured_of
-from tests.support import ANSWER_WITHIN, META, modern_params, peer
+from tests.support.gateway_process import ANSWER_WITHIN, META, modern_params, peer
 
 CONFIG = {
     "mcpServers": {

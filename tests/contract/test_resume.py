@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.contract.support import open_client, structured_of, text_of
-from tests.support import ANSWER_WITHIN, make_notification, make_request
+from tests.support.gateway_process import ANSWER_WITHIN, make_notification, make_request
 
 CHANGED = "notifications/tools/list_changed"
 

@@ -14,7 +14,7 @@ from mcp.client.sse import sse_client
 
 from tests.contract import test_calls, test_cancel
 from tests.contract.support import FAST, LADDER, SSE, open_client, structured_of, text_of
-from tests.support import echo_backend, make_request, open_gateway_process, open_sse
+from tests.support.gateway_process import echo_backend, make_request, open_gateway_process, open_sse
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 CHANGED = "notifications/tools/list_changed"

@@ -19,8 +19,8 @@ from gateway.access.principals import Principal
 from gateway.access.table import Access
 from gateway.admin.openapi import OPERATIONS
 from gateway.config import parse_config
-from tests.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, modern_headers, open_house, tool_call
-from tests.fakes import FakeExchange, settle
+from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, modern_headers, open_house, tool_call
+from tests.support.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +198,7 @@ async def test_no_secret_is_shown(autojump_clock: MockClock, caplog: pytest.LogC
 
 async def test_a_parked_call_is_its_principals(autojump_clock: MockClock) -> None:
     """The attacks on `requestState` have a file of their own; here it comes with the key of somebody else."""
-    from tests.access import MODERN_META
+    from tests.support.access import MODERN_META
 
     capable = {**MODERN_META, "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
     call = tool_call(modern=True)

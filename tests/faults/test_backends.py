@@ -20,7 +20,7 @@ from tests.contract.support import (
     text_of,
     wait_health,
 )
-from tests.support import ANSWER_WITHIN, echo_backend, faulty_backend, initialize_params, make_request
+from tests.support.gateway_process import ANSWER_WITHIN, echo_backend, faulty_backend, initialize_params, make_request
 
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
 ODD = ("nan", "surrogate", "latin1", "number", "huge_float")

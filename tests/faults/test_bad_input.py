@@ -13,13 +13,13 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.ticket import Ticket
 from gateway.calls import Ask, Era, Failure
-from gateway.frontends.sessions import Desk
-from tests.fakes import Script
-from tests.http_sessions import WITHIN, call, open_session, text_of
-from tests.parked import make_call, make_caller
+from gateway.frontends.legacy.sessions import Desk
+from gateway.inflight.pending import Ticket
 from tests.peers.http_peer import LegacyServer, Reply, Request, SseServer, open_peer
+from tests.support.fakes import Script
+from tests.support.http_sessions import WITHIN, call, open_session, text_of
+from tests.support.suspended import make_call, make_caller
 
 BAD_INPUT = {
     "a backend answers HTML": ["test_backends_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error"],

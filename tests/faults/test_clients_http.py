@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.contract.support import LADDER, open_gateways, text_of
-from tests.support import (
+from tests.support.gateway_process import (
     ANSWER_WITHIN,
     LATEST_LEGACY,
     META,

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.contract.support import LADDER, kilobytes, open_client, open_gateways, open_raw, structured_of, text_of
-from tests.support import (
+from tests.support.gateway_process import (
     LATEST_LEGACY,
     META,
     MODERN,

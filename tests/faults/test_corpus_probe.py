@@ -10,23 +10,23 @@ import pytest
 import trio
 
 from gateway.app import make_opener
-from gateway.backends.detect import HttpOpener
-from gateway.backends.guard import open_guard
+from gateway.backends.http.detect import HttpOpener
 from gateway.backends.opening import EraRecords
 from gateway.calls import Era
 from gateway.config import parse_server
 from gateway.errors import BackendError, BackendExited, BackendProtocol
+from gateway.processes.guard import open_guard
 from tests.faults.corpus import probe
 from tests.faults.corpus.http_player import HttpPlayer, SsePlayer
 from tests.faults.corpus.player import read_log, server
-from tests.http_sessions import Heard, call, first, open_session, text_of
 from tests.peers.http_peer import open_peer
+from tests.support.http_sessions import Heard, call, first, open_session, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
     from pathlib import Path
 
-    from gateway.backends.session import Session
+    from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
 
 LADDER = [0.2, 0.2, 0.5]

@@ -10,13 +10,13 @@ import pytest
 import trio
 
 from gateway.access.keys import hash_key
-from tests.support import ANSWER_WITHIN, HttpClient, faulty_backend, open_gateway_process, open_sse
+from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, faulty_backend, open_gateway_process, open_sse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.support import Message
+    from tests.support.gateway_process import Message
 
 MALLORY, ALICE = "mcpgw_mallory_0123456789", "mcpgw_alice_0123456789"
 KEYS = [{"name": "mallory", "hash": hash_key(MALLORY)}, {"name": "alice", "hash": hash_key(ALICE)}]

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.contract.support import LADDER, kilobytes, open_gateways, structured_of, text_of, wait_health
-from tests.support import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
+from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
 
 CONFIG = {
     "mcpServers": {

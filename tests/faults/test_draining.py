@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.contract.support import FAST, LADDER, structured_of, wait_health
-from tests.support import STOP_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
+from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
 EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
 AT_EOF = ("hang", "garbage", "half_line", "floods_stderr", "flood_stdout", "closes_stdout", "dies_mid_call")

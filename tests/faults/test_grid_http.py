@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from gateway.backends.detect import HttpOpener
+from gateway.backends.http.detect import HttpOpener
 from gateway.calls import Complete, Notice
 from gateway.config import parse_server
 from gateway.config.model import Config, ServerConfig
@@ -25,14 +25,14 @@ from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.states import State
 from tests.contract.support import FAST
-from tests.fakes import FakeBackend, make_call
-from tests.http_sessions import HOP, WITHIN
 from tests.peers.http_peer import Cut, LegacyServer, Reply, Request, SseServer, open_peer, text, tool
+from tests.support.fakes import FakeBackend, make_call
+from tests.support.http_sessions import HOP, WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.ticket import Ticket
+    from gateway.inflight.pending import Ticket
     from tests.peers.http_peer import HttpPeer
 
 FAULTS = ("exit", "hang", "garbage", "half line", "flood", "closes stdout only")

@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from gateway.supervisor.states import State
-from tests.fakes import RESULT, FakeBackend, settle
-from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
-from tests.test_supervisor_supervisor import outcome, running
+from tests.supervisor.test_supervisor import outcome, running
+from tests.support.fakes import RESULT, FakeBackend, settle
+from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
 
 POLL = 0.01  # seconds between two looks at /health
 LAZY = {"start": "lazy", "shutdown_grace": [1, 1, 1]}

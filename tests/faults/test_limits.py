@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, structured_of, text_of
-from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
+from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
 
 QUICK = {"shutdown_grace": LADDER}
 CONFIG = {

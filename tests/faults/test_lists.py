@@ -15,13 +15,13 @@ from tests.faults.corpus import lists
 from tests.faults.corpus.http_player import HttpPlayer, SsePlayer
 from tests.faults.corpus.player import server
 from tests.peers.http_peer import HttpPeer
-from tests.support import ANSWER_WITHIN
+from tests.support.gateway_process import ANSWER_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from gateway.backends.ticket import Ticket
     from gateway.embed.native import EmbeddedGateway
+    from gateway.inflight.pending import Ticket
     from gateway.supervisor.supervisor import Supervisor
 
 WAYS = [("stdio", "legacy"), ("stdio", "modern"), ("http", "legacy"), ("http", "modern"), ("sse", "legacy")]

@@ -15,7 +15,7 @@ import trio
 
 from benchmarks import reload
 from tests.contract.support import FAST, LADDER, structured_of
-from tests.support import (
+from tests.support.gateway_process import (
     ANSWER_WITHIN,
     START_WITHIN,
     HttpClient,

@@ -1,6 +1,6 @@
 """Attacks on `requestState`, and everything else that can go wrong with a parked call: nothing is resumed or run twice.
 
-What needs other principals or another clock is in tests/test_frontends_seal.py and tests/test_frontends_parking.py.
+What needs other principals or another clock is in tests/frontends/modern/test_request_state.py and tests/frontends/modern/test_suspended_calls.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from gateway.frontends.parking import MAX_PARKED_EACH
+from gateway.frontends.modern.suspended_calls import MAX_PARKED_EACH
 from tests.contract.bridge import open_http_servers
-from tests.support import META, HttpClient, open_gateway_process, peer
+from tests.support.gateway_process import META, HttpClient, open_gateway_process, peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from tests.support import GatewayProcess, Message
+    from tests.support.gateway_process import GatewayProcess, Message
 
 CAN = {"_meta": {META + "clientCapabilities": {"elicitation": {"form": {}, "url": {}}, "roots": {}}}}
 ROOTS = {"one": {"method": "roots/list", "params": {}}}

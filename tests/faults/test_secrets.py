@@ -23,7 +23,7 @@ from gateway.config.model import (
 )
 from gateway.embed.native import open_gateway
 from gateway.errors import ConfigError, GatewayError
-from tests.support import PEERS, HttpClient, open_gateway_process, open_sse, run_process
+from tests.support.gateway_process import PEERS, HttpClient, open_gateway_process, open_sse, run_process
 
 if TYPE_CHECKING:
     from pathlib import Path

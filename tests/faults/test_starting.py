@@ -7,7 +7,7 @@ import trio
 
 from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, text_of, wait_health
 from tests.contract.test_changes import CHANGED, open_ear
-from tests.support import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
+from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
 QUICK = {"shutdown_grace": LADDER}
 GIVES_UP = {"restart": {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 2}}

@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support import (
+from tests.support.gateway_process import (
     ANSWER_WITHIN,
     STOP_WITHIN,
     HttpClient,

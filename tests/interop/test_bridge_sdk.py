@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support import LATEST_LEGACY, MODERN, ROOT, open_gateway_process, peer
+from tests.support.gateway_process import LATEST_LEGACY, MODERN, ROOT, open_gateway_process, peer
 
 CLIENT = Path(__file__).parent / "clients" / "sdk2_asked.py"
 CONVERSE_WITHIN = 90.0  # seconds, of which the client gives itself 60

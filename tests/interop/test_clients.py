@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from tests.support import LATEST_LEGACY, MODERN, ROOT, open_gateway_process, run_process
-from tests.wire import StdioClient
+from tests.support.gateway_process import LATEST_LEGACY, MODERN, ROOT, open_gateway_process, run_process
+from tests.support.wire import StdioClient
 
 if TYPE_CHECKING:
     from pathlib import Path

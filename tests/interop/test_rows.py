@@ -21,7 +21,7 @@ import trio
 from tests.contract import bridge
 from tests.contract.bridge import ELICITATION, ROOTS, SAMPLING
 from tests.interop.conftest import Peers
-from tests.support import ROOT, START_WITHIN, bare_nursery, open_gateway_process, peer, run_process
+from tests.support.gateway_process import ROOT, START_WITHIN, bare_nursery, open_gateway_process, peer, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

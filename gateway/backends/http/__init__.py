@@ -1,0 +1,1 @@
+"""Backends over HTTP: streamable HTTP and the older SSE transport."""

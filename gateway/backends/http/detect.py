@@ -1,0 +1,107 @@
+"""Which transport a `url` speaks, where neither the config nor the server's era record says it.
+
+2026-07-28 basic/transports/streamable-http, "Backward Compatibility": a modern request first, then `initialize`; a
+server that refuses both with 400, 404 or 405, or by closing the connection, is asked for the event stream of the SSE
+transport.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from gateway.backends.http.sse import open_sse
+from gateway.backends.http.streamable import open_streamable
+from gateway.backends.opening import EraRecords
+from gateway.backends.session.handshake import AUTO_HINT
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
+from gateway.http_client import HttpRefused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    import httpx2
+
+    from gateway.backends.opening import Attempts
+    from gateway.backends.session.interface import Listener, Session
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+
+NOT_STREAMABLE: Final = frozenset({400, 404, 405})
+"""Statuses that a server of the SSE transport gives to a POST."""
+
+_NO_MODERN_SERVER: Final = frozenset({400, 405})
+"""Those of them that no modern server gives to `server/discover`; 404 may come from whatever stands before it."""
+
+_E = TypeVar("_E", bound=BackendError)
+
+log = logging.getLogger("gateway.backend")
+
+
+class HttpOpener:
+    """Opens sessions over HTTP, on whichever transport it is; `records` says what was found of each server before."""
+
+    def __init__(self, records: EraRecords | None = None) -> None:
+        self._records = records or EraRecords()
+
+    @asynccontextmanager
+    async def open(
+        self, config: ServerConfig, listener: Listener, *, hop: Hop, auth: httpx2.Auth | None = None
+    ) -> AsyncGenerator[Session]:
+        """Open a session as the config says, or as the server answers.
+
+        Raises:
+            BackendError: as the transports do; where both were tried, the error names both.
+        """
+        attempt = partial(_open_http, config, listener, hop, auth)
+        async with self._records.open(config, attempt) as session:
+            yield session
+
+
+@asynccontextmanager
+async def _open_http(
+    config: ServerConfig, listener: Listener, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
+) -> AsyncGenerator[Session]:
+    transport = config.transport or attempts.transport
+    refused: BackendError | None = None
+    if transport != "sse":
+        opened = False
+        try:
+            async with open_streamable(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
+                opened = True
+                attempts.transport = "streamable-http"
+                yield session
+        except* (HttpRefused, BackendExited) as group:
+            refused = _first(group)
+            status = refused.status if isinstance(refused, HttpRefused) else None
+            if not opened and config.era == "modern" and status in _NO_MODERN_SERVER:
+                text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
+                raise BackendUnfit(config.name, text) from refused
+            if opened or transport is not None or config.era == "modern" or status not in {*NOT_STREAMABLE, None}:
+                raise
+        if refused is None:
+            return
+        log.debug("%s; trying the SSE transport", refused)
+        attempts.start_over()
+    opened = False
+    try:
+        async with open_sse(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
+            opened = True
+            attempts.transport = "sse"
+            yield session
+    except* BackendError as group:
+        if opened or refused is None:
+            raise
+        problem = _first(group)
+        text = f"speaks neither streamable HTTP (it {refused.reason}) nor SSE (it {problem.reason})"
+        raise BackendProtocol(config.name, text) from problem
+
+
+def _first(group: BaseExceptionGroup[_E]) -> _E:
+    """The first error of a group, however deep."""
+    first: _E | BaseExceptionGroup[_E] = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

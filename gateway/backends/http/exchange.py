@@ -1,0 +1,271 @@
+"""One request over streamable HTTP: its POST, and its answer as JSON or as a stream of events.
+
+Runs in a task of its own in its session's nursery. Whatever happens, the request is ended exactly once: by its answer,
+or by what went wrong. A stream that was cut is taken up again where the server gave event ids (2025-11-25
+basic/transports, "Resumability and Redelivery"); a request that never reached a session is sent once more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.http.recovery import Standing, Verdict, read_refusal
+from gateway.backends.http.sse_events import EventParser
+from gateway.calls import Era, Failure
+from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces, retry_after
+from gateway.lines import Overlong
+from gateway.proxies import via
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from gateway.backends.http.recovery import Recovery, Refusal
+    from gateway.backends.http.sse_events import Event
+    from gateway.backends.session.conversation import Conversation
+    from gateway.calls import Outcome
+    from gateway.config import ServerConfig
+    from gateway.http_client import AnyHeaders, HttpClient
+    from gateway.inflight.pending import Ticket
+
+LINGER: Final = 0.5
+"""Seconds that a stream may stay open after its answer; one that ends in time gives its connection back."""
+RESUME_PAUSE: Final = 1.0
+"""Seconds before a cut stream is taken up again, where the server asks for no other pause."""
+LEAST_PAUSE: Final = 0.1
+"""Seconds; a server that asks for none at all must not make us spin."""
+MAX_RESUMES: Final = 5
+"""Attempts in a row to take up a stream that do not even connect."""
+_OK: Final = 200
+
+
+class Link(Protocol):
+    """What an exchange needs of its session."""
+
+    config: ServerConfig
+    http: HttpClient
+    conversation: Conversation
+    recovery: Recovery
+
+    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+        """The headers of a POST."""
+        ...
+
+    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+        """The headers of a GET."""
+        ...
+
+    def assigned(self, session_id: str) -> None:
+        """Learn the session id that came with the answer to `initialize`."""
+        ...
+
+    async def say_cancelled(self, notification: bytes) -> None:
+        """Tell the server that a request is cancelled whose stream is closed already."""
+        ...
+
+    async def refresh_tools(self) -> None:
+        """Read the list of tools anew, for the headers that their parameters go into."""
+        ...
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_scope", "_ticket", "request_id")
+
+    def __init__(self, link: Link, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+        self.request_id = request_id
+        self._scope = trio.CancelScope()
+        self._cancelled: bytes | None = None
+        self._link = link
+        self._method = method
+        self._body = body
+        self._ticket = ticket
+        self._answered = False
+
+    def cancel(self, notification: bytes | None) -> None:
+        """Close the request's stream, and then say so by `notification`, unless closing says it (modern era).
+
+        In this order, since the connection is then free for the next request at once. A legacy server must not take
+        the closing for a cancel, so nothing is lost by it.
+        """
+        self._cancelled = notification
+        self._scope.cancel(reason="nobody waits for the answer")
+
+    async def run(self) -> None:
+        """Send, and read until the answer has come."""
+        conversation = self._link.conversation
+        try:
+            with self._scope:
+                if await self._attempt(first=True):
+                    await self._attempt(first=False)
+        except BackendError as problem:
+            conversation.fail(self.request_id, problem)
+            if isinstance(problem, (BackendExited, BackendUnavailable)):
+                self._link.recovery.doubt()
+        if self._scope.cancelled_caught and self._cancelled is not None:
+            await self._link.say_cancelled(self._cancelled)
+
+    async def _attempt(self, *, first: bool) -> bool:
+        """One POST; returns whether there should be another."""
+        link, recovery = self._link, self._link.recovery
+        if recovery.standing is not Standing.SOUND:
+            await recovery.admitted(self._method, is_call=self._ticket is not None)
+        generation, era = recovery.generation, link.conversation.hop.era
+        parser: EventParser | None = None
+        try:
+            headers = link.headers(self._method, self._ticket)
+            async with link.http.exchange("POST", headers, self._body, ticket=self._ticket) as response:
+                if response.status_code != _OK:
+                    again = await self._refused(response, generation, era, first=first)
+                elif media_type(response) == "text/event-stream":
+                    self._note_session(response, era)
+                    parser = EventParser(link.config.max_line_bytes)
+                    await self._read_events(response, parser)
+                    again = False
+                else:
+                    await self._read_json(response, era)
+                    return False
+        except BackendExited:
+            if parser is None:
+                raise
+            again = False
+        if parser is not None and not self._answered:
+            await self._resume(parser, era)
+        elif again and era is Era.MODERN:
+            await link.refresh_tools()
+        return again
+
+    def _note_session(self, response: httpx2.Response, era: Era) -> None:
+        if self._method == "initialize" and era is Era.LEGACY:
+            self._link.assigned(response.headers.get("mcp-session-id", ""))
+
+    async def _read_json(self, response: httpx2.Response, era: Era) -> None:
+        link = self._link
+        if media_type(response) != "application/json":
+            raise self._no_answer(response)
+        try:
+            data = await read_body(response, link.config.max_line_bytes)
+        except BodyTooLong:
+            raise self._too_long() from None
+        self._note_session(response, era)
+        link.conversation.feed(data, self._ticket)
+        if link.conversation.waits_for(self.request_id):
+            link.conversation.fail(self.request_id, self._read_misfit(data))
+
+    def _read_misfit(self, data: bytes) -> Outcome:
+        """What to make of a message that was no answer to this request: an error without an id is one."""
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed:
+            message = None
+        if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
+            return self._link.conversation.outcome_of(message)
+        text = f"answered {self._method} with no answer to it"
+        if jsonrpc.is_batch(data):
+            hop = self._link.conversation.hop
+            text += ": with a JSON array"
+            text += f", which protocol version {hop.version} does not have" if hop.era is Era.MODERN else ""
+        misfit = BackendProtocol(self._link.config.name, text)
+        misfit.status = _OK
+        return misfit
+
+    async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
+        def take(data: bytes) -> None:
+            if self._answered:
+                return  # to the stream's end, so that the connection can be used again; LINGER bounds it
+            for event in parser.feed(data):
+                self._take(event)
+                if not self._link.conversation.waits_for(self.request_id):
+                    self._answered = True
+                    self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
+                    break
+
+        await read_pieces(response, take)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event.data, Overlong):
+            self._link.conversation.fail(self.request_id, self._too_long(event.data.size))
+        elif event.event == "message":
+            self._link.conversation.feed(event.data, self._ticket)
+
+    async def _resume(self, parser: EventParser, era: Era) -> None:
+        """Take up a stream that ended before the answer."""
+        link, failures = self._link, 0
+        while not self._answered:
+            if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
+                raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
+            pause = RESUME_PAUSE if parser.retry is None else parser.retry
+            if self._ticket is not None and not failures:
+                self._ticket.close_stream(int(pause * 1000))  # the client's stream closes with ours, and is resumed too
+            await trio.sleep(max(pause, LEAST_PAUSE))
+            parser = parser.successor()
+            refused = 0
+            try:
+                async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
+                    if response.status_code == _OK and media_type(response) == "text/event-stream":
+                        failures = 0
+                        await self._read_events(response, parser)
+                    else:
+                        refused = response.status_code
+            except (BackendExited, BackendUnavailable):
+                failures += 1
+            if refused:
+                text = f"ended the stream of {self._method} before it had answered, and does not resume it"
+                raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
+
+    async def _refused(self, response: httpx2.Response, generation: int, era: Era, *, first: bool) -> bool:
+        """Deal with any status but 200; returns whether to try again. `era` is that in which the request was sent."""
+        link = self._link
+        refusal = await read_refusal(response, self.request_id)
+        modern = era is Era.MODERN
+        if refusal.verdict is Verdict.REFUSED and not modern and self._method != "initialize":
+            key = self._method if self._ticket is None else self._ticket.own_name
+            if not first:
+                link.recovery.refused_again(key)
+            elif link.recovery.refused(generation, key, is_call=self._ticket is not None):
+                return True
+        if self._ticket is not None and refusal.verdict is not Verdict.UNRELATED:
+            link.recovery.suspect()
+        if refusal.message is None:
+            raise self._no_answer(response, refusal)
+        if first and modern and self._ticket is not None and _code(refusal.message) == HEADER_MISMATCH:
+            return True
+        outcome = link.conversation.outcome_of(refusal.message)
+        if isinstance(outcome, Failure):
+            outcome = with_retry_hint(outcome, retry_after(response))
+        link.conversation.fail(self.request_id, outcome)
+        return False
+
+    def _too_long(self, size: int | None = None) -> BackendProtocol:
+        limit = self._link.config.max_line_bytes
+        sent = f"more than {limit} bytes" if size is None else f"{size} bytes; the limit is {limit}"
+        return BackendProtocol(self._link.config.name, f"answered {self._method} with {sent} (max_line_bytes)")
+
+    def _no_answer(self, response: httpx2.Response, refusal: Refusal | None = None) -> HttpRefused:
+        status, kind = response.status_code, media_type(response)
+        match status:
+            case _ if refusal is not None and refusal.undecodable is not None:
+                text = f"answered {self._method} with HTTP {status}: it {refusal.undecodable}"
+            case 401:
+                text = "wants authorization (HTTP 401): put an 'Authorization' entry into 'headers'"
+            case 403:
+                text = f"refuses {self._method} (HTTP 403): its 'headers' do not allow it"
+            case 202:
+                text = f"accepted {self._method} without answering it (HTTP 202)"
+            case _:
+                text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
+                text += via(self._link.http.proxy)
+        pause = retry_after(response)
+        text += "" if pause is None else f"; it asks to retry in {pause:g} s"
+        body = b"" if refusal is None else refusal.body
+        return HttpRefused(self._link.config.name, text, status, body, retry_after=pause)
+
+
+def _code(message: jsonrpc.Message) -> int | None:
+    return None if message.error is jsonrpc.ABSENT else jsonrpc.decode_error(message.error).code

@@ -1,0 +1,209 @@
+"""What the sessions of both HTTP transports have in common: calls go out in requests of their own, posts in order.
+
+The session owns, in one nursery: the task of its transport (`_carry`), one for notifications (`HttpPosts`), one for
+tasks, and whatever the transport starts for each request. When the transport's task raises, the session is over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.http.outgoing_queue import HttpPosts
+from gateway.backends.http.recovery import MAX_HINT, OTHER_CAUSES, Recovery, Verdict, judge
+from gateway.backends.session import lists
+from gateway.backends.session.conversation import Conversation
+from gateway.backends.session.session_state import Upkeep
+from gateway.calls import Era, Failure
+from gateway.catalog.listing import Listing
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.interface import Listener
+    from gateway.calls import Outcome
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+    from gateway.errors import BackendError
+    from gateway.http_client import HttpClient
+    from gateway.inflight.pending import Ticket
+
+CHECK_WAIT: Final = 5.0
+"""Seconds for the answer to a probe; silence counts as life."""
+_OK: Final = 200
+
+_S = TypeVar("_S", bound="HttpSession")
+
+
+class HttpSession(ABC):
+    """Implements `gateway.backends.session.interface.Session`; a transport adds `conversation.Exchanges` and its own life."""
+
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+        self.greeting: Greeting
+        self.listing = Listing()
+        self.config = config
+        self.http = http
+        self._listener = listener
+        self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
+        self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
+        self.recovery = Recovery(self)
+        self.is_greeted = False
+        """Whether the server has answered the handshake."""
+        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
+        self._problem: BackendError | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        return self.conversation.in_flight
+
+    @property
+    def pid(self) -> int | None:
+        """None: the server is nobody's child here."""
+        return None
+
+    @property
+    def stray_output(self) -> str:
+        """Empty: there is no stdout."""
+        return ""
+
+    def send(self, tickets: list[Ticket]) -> None:
+        """Send each call in a request of its own."""
+        for ticket in tickets:
+            if self._problem is not None:
+                ticket.finish(self._problem)
+                continue
+            body = self.conversation.encode_call(ticket)
+            self.open(self.conversation.last_id, ticket.call.method, body, ticket)
+
+    async def room(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
+        """Return at once: `max_concurrency` bounds what is on its way."""
+
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again."""
+        return await lists.list_feature(
+            self.conversation, feature, timeout=self.config.connect_timeout, known=self.listing.warnings
+        )
+
+    # `Renewable`
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the server may keep something of this conversation that it can lose."""
+        return self.is_greeted and self.conversation.hop.era is Era.LEGACY
+
+    @property
+    @abstractmethod
+    def has_id(self) -> bool:
+        """Whether the session has an id that requests carry."""
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """Open another session in place of this one."""
+
+    async def probe(self) -> bool:
+        """Send `ping`, and where that is refused `tools/list`; return whether the server refuses both.
+
+        Silence is no refusal, nor is a status that has another cause. Raises BackendExited if the server is gone.
+        """
+        methods = ("ping", "tools/list") if self.is_stateful else ("server/discover",)
+        has_tools = "tools" in self.greeting.capabilities or "tools" in self.listing.capabilities
+        for method in methods[: None if has_tools else 1]:
+            outcome = await self.conversation.request(method, timeout=CHECK_WAIT)
+            match outcome:
+                case BackendExited() | BackendUnavailable():
+                    self.give_up(outcome.reason)
+                case Failure() if has_tools or outcome.code != jsonrpc.METHOD_NOT_FOUND:
+                    continue
+                case BackendProtocol() if outcome.status and outcome.status not in OTHER_CAUSES:
+                    continue
+                case _:
+                    return False
+        return self.is_stateful
+
+    def give_up(self, how: str) -> NoReturn:
+        """End the session."""
+        problem = BackendExited(self.config.name, how)
+        self.close(problem)
+        raise problem
+
+    def call_failed(self, outcome: Outcome) -> None:
+        """Probe the session if the end of a call may mean that it is lost (`conversation.Exchanges`)."""
+        match outcome:
+            case BackendProtocol() if outcome.status:
+                verdict = judge(outcome.status, None, "", answered=False)
+            case Failure():
+                text = outcome.message + (outcome.data or b"")[:MAX_HINT].decode(errors="replace")
+                verdict = judge(_OK, outcome.code, text, answered=True)
+            case _:
+                return
+        if verdict is not Verdict.UNRELATED:
+            self.recovery.suspect()
+
+    def _adopt(self, greeting: Greeting) -> None:
+        self.greeting = greeting
+        self.is_greeted = True
+
+    def missed(self) -> None:
+        """Have all lists read: the server may have changed them without a notice."""
+        for feature in {*self.greeting.capabilities, *self.listing.capabilities}:
+            self._listener.list_changed(feature)
+
+    @abstractmethod
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+        """Send a request, a call or one of the gateway's own; returns at once."""
+
+    @abstractmethod
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Cancel a request."""
+
+    def _post(self, data: bytes) -> None:
+        """Send a notification or an answer, after those before it."""
+        self._posts.post(data)
+
+    @abstractmethod
+    async def _deliver(self, data: bytes) -> None:
+        """POST one of them now. Raises BackendError."""
+
+    @abstractmethod
+    async def _carry(self) -> None:
+        """Do the transport's part of the session; raises BackendError when the server is gone."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Carry the session; never returns, but raises BackendError when it is over."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._posts.run)
+            self._nursery.start_soon(self._carry)
+            self._nursery.start_soon(self.conversation.tasks.run)
+            task_status.started()
+
+    def close(self, problem: BackendError) -> None:
+        """Finish everything that waits, and what is sent from now on."""
+        self._problem = self._problem or problem
+        self.conversation.close(problem)
+
+
+@asynccontextmanager
+async def carried(session: _S, start: Callable[[], Awaitable[None]], deadline: float | None) -> AsyncGenerator[_S]:
+    """Run a session around the block, once `start` has shaken hands and listed; that must be done by `deadline`.
+
+    Without one it is `connect_timeout` from now. On leaving, whatever the reason, nobody waits for an answer any more.
+    """
+    wait = session.config.connect_timeout
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(session.run)
+            with trio.move_on_at(trio.current_time() + wait if deadline is None else deadline) as scope:
+                await start()
+            if scope.cancelled_caught:
+                raise BackendTooSlow(session.config.name, f"was not ready within {wait:g} s (connect_timeout)")
+            yield session
+            nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+    finally:
+        session.close(BackendExited(session.config.name, "was stopped"))

@@ -1,0 +1,302 @@
+"""A backend over HTTP+SSE, the transport of 2024-11-05 (basic/transports): one stream comes, POSTs go.
+
+The stream is the session: when it ends, the backend is gone. Its first event names the address for POSTs, which must be
+of the same origin, since all headers go there too. The session owns a task for each stream and one for each request on
+its way, besides those of `HttpSession`; answers come on the stream, on which nothing says whose call a server request
+belongs to. When the server refuses POSTs because it does not know the session, a new stream replaces the old one, which
+is read until it has brought the answers that it still owes.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import trio
+
+from gateway.backends.http.recovery import Refusal, Standing, Verdict, read_refusal
+from gateway.backends.http.request_headers import EVENT_STREAM, JSON_BODY
+from gateway.backends.http.session import HttpSession, carried
+from gateway.backends.http.sse_events import Event, EventParser
+from gateway.backends.opening import Attempts
+from gateway.backends.session import handshake, lists
+from gateway.calls import Failure
+from gateway.eras.errors import with_retry_hint
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
+from gateway.http_client import (
+    HttpRefused,
+    media_type,
+    open_http_client,
+    read_pieces,
+    retry_after,
+    same_origin,
+    skip_body,
+)
+from gateway.lines import Overlong
+from gateway.proxies import via
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.backends.session.interface import Listener
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+    from gateway.http_client import HttpClient
+    from gateway.inflight.pending import Ticket
+
+_OK: Final = 200
+_REDIRECT: Final = 300
+
+log = logging.getLogger("gateway.backend")
+
+
+class _Stream:
+    """One event stream, and the address for POSTs that it names."""
+
+    def __init__(self) -> None:
+        self.endpoint: httpx2.URL | None = None
+        self.connected = trio.Event()
+        """Set when the address is known, or when the stream has ended."""
+        self.scope = trio.CancelScope()
+        self.problem: BackendError | None = None
+        """Why it has ended."""
+        self.owed: set[int] = set()
+        """After another stream has taken its place: the requests whose answers are still to come on this one."""
+
+
+class SseSession(HttpSession):
+    """A session over one event stream at a time."""
+
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+        super().__init__(config, http, listener, hop)
+        self._stream = _Stream()
+        self._replaced = _Stream()
+        self._is_renewing = False
+        self._waiting: set[int] = set()
+        self._headers = httpx2.Headers([*http.base_headers, JSON_BODY])
+
+    # `gateway.backends.session.conversation.Exchanges`
+
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+        """Send a request in a POST of its own."""
+        self._nursery.start_soon(self._send, request_id, method, data, ticket)
+
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Cancel a request."""
+        if cancelled is not None:
+            self._posts.post(cancelled)
+        if request_id in self._replaced.owed:
+            self._settle(request_id)
+
+    async def _send(self, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+        """POST a request; its answer comes on the stream, and only a refusal ends it here."""
+        try:
+            if await self._attempt(request_id, method, body, ticket, first=True):
+                await self._attempt(request_id, method, body, ticket, first=False)
+        except BackendError as problem:
+            self.conversation.fail(request_id, problem)
+
+    async def _attempt(self, request_id: int, method: str, body: bytes, ticket: Ticket | None, *, first: bool) -> bool:
+        """One POST; returns whether there should be another."""
+        recovery, is_call = self.recovery, ticket is not None
+        if recovery.standing is not Standing.SOUND:
+            self._waiting.add(request_id)
+            try:
+                await recovery.admitted(method, is_call=is_call)
+            finally:
+                self._waiting.discard(request_id)
+            if not self.conversation.waits_for(request_id):
+                return False
+        generation, stream = recovery.generation, self._stream
+        async with self.http.exchange("POST", self._headers, body, url=stream.endpoint, ticket=ticket) as response:
+            if response.status_code < _REDIRECT:
+                await skip_body(response)
+                return False
+            refusal = await read_refusal(response, request_id)
+        if not self.conversation.waits_for(request_id):
+            return False
+        if refusal.verdict is Verdict.REFUSED and method != "initialize":
+            key = method if ticket is None else ticket.own_name
+            if not first:
+                recovery.refused_again(key)
+            elif recovery.refused(generation, key, is_call=is_call):
+                self._settle(request_id)
+                return True
+        if is_call and refusal.verdict is not Verdict.UNRELATED:
+            recovery.suspect()
+        if refusal.message is None:
+            raise self._refused(response, refusal)
+        outcome = self.conversation.outcome_of(refusal.message)
+        if isinstance(outcome, Failure):
+            outcome = with_retry_hint(outcome, retry_after(response))
+        self.conversation.fail(request_id, outcome)
+        return False
+
+    def _refused(self, response: httpx2.Response, refusal: Refusal) -> HttpRefused:
+        status, kind = response.status_code, media_type(response)
+        text = f"answered a POST with HTTP {status} and {kind or 'no content type'}{via(self.http.proxy)}"
+        if refusal.undecodable is not None:
+            text = f"answered a POST with HTTP {status}: it {refusal.undecodable}"
+        pause = retry_after(response)
+        text += "" if pause is None else f"; it asks to retry in {pause:g} s"
+        return HttpRefused(self.config.name, text, status, refusal.body, retry_after=pause)
+
+    async def _deliver(self, data: bytes) -> None:
+        async with self.http.exchange("POST", self._headers, data, url=self._stream.endpoint) as response:
+            if response.status_code < _REDIRECT:
+                await skip_body(response)
+                return
+            refusal = await read_refusal(response, None)
+        if refusal.verdict is not Verdict.UNRELATED:
+            self.recovery.suspect()
+        raise self._refused(response, refusal)
+
+    # The session's life.
+
+    async def start(self, attempts: Attempts) -> None:
+        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+        wait = self.config.connect_timeout
+        await self._greet(wait, attempts)
+        self.listing = await lists.list_all(self.conversation, self.greeting, timeout=wait)
+        self._nursery.start_soon(self.upkeep.run, self.greeting)
+
+    async def _greet(self, wait: float, attempts: Attempts) -> None:
+        await self._stream.connected.wait()
+        if self._stream.problem is not None:
+            raise self._stream.problem
+        self._adopt(
+            await handshake.greet(self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts)
+        )
+        await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
+
+    async def _carry(self) -> None:
+        self._nursery.start_soon(self._run_stream, self._stream)
+        await self.recovery.run()
+
+    @property
+    def has_id(self) -> bool:
+        """The stream's address stands for the session."""
+        return True
+
+    async def renew(self) -> None:
+        """Open another stream, and have the old one read as long as answers are owed on it."""
+        name, wait = self.config.name, self.config.connect_timeout
+        log.warning("backend %r has forgotten the session; opening another stream", name)
+        self._replaced.scope.cancel(reason="a second stream has been replaced")
+        old = self._replaced = self._stream
+        old.owed = self.conversation.pending() - self._waiting
+        self._stream = _Stream()
+        self._nursery.start_soon(self._run_stream, self._stream)
+        self._is_renewing = True
+        self._settle()
+        try:
+            with trio.fail_after(wait):
+                await self._greet(wait, Attempts("legacy", version=self.greeting.asked))
+                if self._stream.problem is not None:
+                    raise self._stream.problem
+        except (BackendError, trio.TooSlowError) as problem:
+            self._stream.scope.cancel(reason="no session came of it")
+            self._stream, self._replaced = old, _Stream()
+            if old.problem is not None:
+                raise BackendExited(name, old.problem.reason) from None
+            if isinstance(problem, BackendError):
+                raise
+            raise BackendTooSlow(name, f"did not answer within {wait:g} s") from None
+        finally:
+            self._is_renewing = False
+        self._settle()
+        self.upkeep.forget()
+        self.missed()
+
+    def _settle(self, request_id: int | None = None) -> None:
+        """Note that the replaced stream owes no answer to this request; close it when it owes none."""
+        stream = self._replaced
+        stream.owed = {each for each in stream.owed if each != request_id and self.conversation.waits_for(each)}
+        if stream.problem is not None:
+            self._fail_owed(stream)
+        elif not stream.owed and not self._is_renewing:
+            stream.scope.cancel(reason="the stream owes no answer")
+
+    def _fail_owed(self, stream: _Stream) -> None:
+        owed, stream.owed = stream.owed, set()
+        for request_id in owed:
+            self.conversation.fail(request_id, BackendExited(self.config.name, "closed the event stream of its call"))
+
+    async def _run_stream(self, stream: _Stream) -> None:
+        try:
+            with stream.scope:
+                async with self.http.exchange("GET", [*self.http.base_headers, EVENT_STREAM]) as response:
+                    await self._read_stream(stream, response)
+        except BackendError as problem:
+            stream.problem = stream.problem or problem
+        stream.problem = stream.problem or BackendExited(self.config.name, "closed its event stream")
+        stream.connected.set()
+        if stream is self._stream and self.recovery.standing is not Standing.LOST:
+            self.close(stream.problem)
+            raise stream.problem
+        if stream is self._replaced:
+            self._fail_owed(stream)
+
+    async def _read_stream(self, stream: _Stream, response: httpx2.Response) -> None:
+        status, kind = response.status_code, media_type(response)
+        if status != _OK or kind != "text/event-stream":
+            text = f"answered GET with HTTP {status} and {kind or 'no content type'}, which is no event stream"
+            text += via(self.http.proxy)
+            raise HttpRefused(self.config.name, text, status)
+        parser = EventParser(self.config.max_line_bytes)
+
+        def take(data: bytes) -> None:
+            for event in parser.feed(data):
+                self._take(stream, event)
+            if stream is self._replaced:
+                self._settle()
+
+        await read_pieces(response, take)
+
+    def _take(self, stream: _Stream, event: Event) -> None:
+        if isinstance(event.data, Overlong):
+            self.conversation.feed_overlong(event.data, self.config.max_line_bytes)
+        elif event.event == "endpoint":
+            self._connect(stream, event.data)
+        elif event.event == "message":
+            self.conversation.feed(event.data)
+
+    def _connect(self, stream: _Stream, data: bytes) -> None:
+        """Take the address for POSTs; only the first one counts."""
+        if stream.endpoint is not None:
+            return
+        try:
+            endpoint = self.http.url.join(data.decode("utf-8-sig").strip())
+        except (httpx2.InvalidURL, UnicodeDecodeError):
+            endpoint = None
+        if endpoint is None or not same_origin(endpoint, self.http.url):
+            where = "nowhere" if endpoint is None else f"to {endpoint.scheme}://{endpoint.host}"
+            text = f"wants its messages sent {where}, which is not the origin of its 'url'"
+            stream.problem = BackendProtocol(self.config.name, text)
+            stream.scope.cancel(reason=text)
+            return
+        stream.endpoint = endpoint
+        stream.connected.set()
+
+
+@asynccontextmanager
+async def open_sse(
+    config: ServerConfig,
+    listener: Listener,
+    *,
+    hop: Hop,
+    auth: httpx2.Auth | None = None,
+    attempts: Attempts | None = None,
+) -> AsyncGenerator[SseSession]:
+    """Connect, shake hands, list; on leaving, close the stream. Arguments and errors are those of `open_streamable`."""
+    if config.era == "modern":
+        raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
+    async with open_http_client(config, auth) as http:
+        session = SseSession(config, http, listener, hop)
+        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        deadline = attempts.deadline(config.connect_timeout)
+        async with carried(session, partial(session.start, attempts), deadline):
+            yield session

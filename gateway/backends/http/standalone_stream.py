@@ -1,0 +1,137 @@
+"""The standalone GET stream of a legacy session, on which a server says what belongs to no request.
+
+2025-11-25 basic/transports, "Listening for Messages from the Server". It is kept open for as long as the session
+lives: taken up with `Last-Event-ID` where the server gives ids, after the pause that the server asks for, at least
+after a backoff. A server that has no such stream (405) is left in peace.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from gateway.backends.http.recovery import Verdict, judge
+from gateway.backends.http.sse_events import EventParser
+from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
+from gateway.http_client import media_type, read_pieces
+from gateway.lines import Overlong
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from gateway.backends.http.exchange import Link
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds before the stream is opened again, where the server asks for no other pause."""
+LONGEST_PAUSE: Final = 30.0
+"""Seconds between two attempts at a server that keeps failing."""
+SOUND_AFTER: Final = 5.0
+"""A stream that lived for so many seconds was no failure."""
+_OK: Final = 200
+_NOT_SERVED: Final = frozenset({405, 406, 415, 501})
+_NO_STREAM: Final = _NOT_SERVED | {400, 404, 410, 422}
+"""Statuses of servers that have no such stream; 405 is the right one."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class StreamOwner(Protocol):
+    """Who is told when messages may have been missed."""
+
+    def missed(self) -> None:
+        """Learn that the stream was down and could not be taken up where it ended."""
+        ...
+
+
+class GetStream:
+    """Keeps one session's stream open."""
+
+    def __init__(self, link: Link, owner: StreamOwner) -> None:
+        self._link = link
+        self._owner = owner
+        self._scope = trio.CancelScope()
+        self._was_open = False
+        self.is_running = False
+
+    def reopen(self) -> None:
+        """Let go of the stream and open one in the new session."""
+        self._scope.cancel(reason="the session is another one now")
+
+    async def run(self) -> None:
+        """Keep it open until cancelled; returns if the server has no such stream."""
+        self.is_running = True
+        try:
+            await self._run()
+        finally:
+            self.is_running = False
+
+    async def _run(self) -> None:
+        link, pause = self._link, FIRST_PAUSE
+        parser = EventParser(link.config.max_line_bytes)
+        while True:
+            await link.recovery.admitted("GET", is_call=False)
+            generation, opened_at = link.recovery.generation, trio.current_time()
+            goes_on = True
+            with trio.CancelScope() as self._scope:
+                goes_on = await self._read_one(parser)
+            if not goes_on:
+                return
+            lived = trio.current_time() - opened_at
+            pause = FIRST_PAUSE if lived >= SOUND_AFTER or self._scope.cancelled_caught else pause
+            if not self._scope.cancelled_caught:
+                await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
+                pause = min(pause * 2, LONGEST_PAUSE)
+            same = generation == link.recovery.generation
+            parser = parser.successor() if same else EventParser(link.config.max_line_bytes)
+
+    async def _read_one(self, parser: EventParser) -> bool:
+        """One connection; returns whether to go on."""
+        link, name = self._link, self._link.config.name
+        resumed = bool(parser.last_id)
+        try:
+            async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
+                if response.status_code != _OK:
+                    return self._refused(response.status_code)
+                if media_type(response) != "text/event-stream":
+                    log.debug("backend %r answers GET with %s: no stream", name, media_type(response))
+                    return False
+                if self._was_open and not resumed:
+                    self._owner.missed()
+                self._was_open = True
+                await self._read(response, parser)
+                log.debug("backend %r closed its stream", name)
+        except BackendExited as problem:
+            log.debug("%s", problem)
+            link.recovery.doubt()
+        except BackendUnavailable as problem:
+            log.debug("%s", problem)
+            link.recovery.doubt()
+        except BackendProtocol as problem:
+            log.warning("%s: no stream for its messages", problem, extra={"backend": name})
+            return False
+        return True
+
+    async def _read(self, response: httpx2.Response, parser: EventParser) -> None:
+        link = self._link
+
+        def take(data: bytes) -> None:
+            for event in parser.feed(data):
+                if isinstance(event.data, Overlong):
+                    log.warning("backend %r sent an event of %d bytes, skipped", link.config.name, event.data.size)
+                elif event.event == "message":
+                    link.conversation.feed(event.data)
+
+        await read_pieces(response, take)
+
+    def _refused(self, status: int) -> bool:
+        verdict = judge(status, None, "", answered=False)
+        if self._was_open and verdict is not Verdict.UNRELATED and status not in _NOT_SERVED:
+            self._link.recovery.suspect()
+            return True
+        if status in _NO_STREAM:
+            log.debug("backend %r has no GET stream (HTTP %d)", self._link.config.name, status)
+            return False
+        log.debug("backend %r answered GET with HTTP %d", self._link.config.name, status)
+        return True

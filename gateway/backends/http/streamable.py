@@ -1,0 +1,232 @@
+"""A backend over streamable HTTP, in both eras (2026-07-28 and 2025-11-25 basic/transports).
+
+The session owns a task for each request (`Exchange`), one for the legacy GET stream, and the watch, besides those of
+`HttpSession`. The watch gets a new session when the server has forgotten the old one, which no call notices but by its
+delay, and looks whether the server is still there when a connection fails; only when it is not, the session ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import trio
+
+from gateway.backends.http.exchange import Exchange
+from gateway.backends.http.recovery import Verdict, read_refusal
+from gateway.backends.http.request_headers import RequestHeaders
+from gateway.backends.http.session import HttpSession, carried
+from gateway.backends.http.standalone_stream import GetStream
+from gateway.backends.opening import Attempts
+from gateway.backends.session import handshake, lists
+from gateway.calls import Era
+from gateway.errors import BackendError, BackendTooSlow
+from gateway.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_body
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.interface import Listener
+    from gateway.catalog.listing import Listing
+    from gateway.config import ServerConfig
+    from gateway.eras.requests import Hop
+    from gateway.http_client import AnyHeaders, HttpClient
+    from gateway.inflight.pending import Ticket
+
+MAX_FAREWELLS: Final = 1_000
+"""Cancels on their way at once; a server that takes none is told of no more."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class StreamableSession(HttpSession):
+    """A session over streamable HTTP; also implements `exchange.Link`."""
+
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+        super().__init__(config, http, listener, hop)
+        self._get_stream = GetStream(self, self)
+        self._exchanges: dict[int, Exchange] = {}
+        self._farewells = 0
+        self._headers = RequestHeaders(config.name, http.base_headers)
+
+    async def relist(self, feature: str) -> Listing:
+        """Read the lists of one feature again."""
+        return self._learn(await super().relist(feature))
+
+    def _learn(self, listing: Listing) -> Listing:
+        return self._headers.learn(listing) if self.conversation.hop.era is Era.MODERN else listing
+
+    # `gateway.backends.session.conversation.Exchanges`
+
+    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+        """Send a request in an exchange of its own."""
+        if method == "initialize":
+            self._headers.forget()  # a refused one may have brought a session id
+        exchange = self._exchanges[request_id] = Exchange(self, request_id, method, data, ticket)
+        self._nursery.start_soon(self._run_exchange, exchange)
+
+    def drop(self, request_id: int, cancelled: bytes | None) -> None:
+        """Cancel a request: its stream is closed, which says it all in the modern era."""
+        exchange = self._exchanges.get(request_id)
+        if exchange is not None:
+            exchange.cancel(cancelled if self.conversation.hop.era is Era.LEGACY else None)
+
+    async def say_cancelled(self, notification: bytes) -> None:
+        """Tell a legacy server of a cancel, past the queue."""
+        if self._farewells >= MAX_FAREWELLS:
+            log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._farewells)
+            return
+        self._farewells += 1
+        try:
+            await self._posts.deliver(notification)
+        finally:
+            self._farewells -= 1
+
+    async def _run_exchange(self, exchange: Exchange) -> None:
+        try:
+            await exchange.run()
+        finally:
+            del self._exchanges[exchange.request_id]
+
+    # `gateway.backends.http.exchange.Link`
+
+    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+        """The headers of a request's POST."""
+        return self._headers.post(self.conversation.hop, method, ticket)
+
+    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+        """The headers of a legacy GET."""
+        return self._headers.get(last_id)
+
+    def assigned(self, session_id: str) -> None:
+        """Keep the session id that the server gave."""
+        self._headers.assign(session_id)
+
+    async def refresh_tools(self) -> None:
+        """Read the tools anew for their annotations, and have the supervisor do so for the catalog."""
+        await self.relist("tools")
+        self._listener.list_changed("tools")
+
+    def _post(self, data: bytes) -> None:
+        """Send a notification or an answer. The modern era knows neither from client to server over HTTP."""
+        if self.conversation.hop.era is Era.LEGACY:
+            super()._post(data)
+        else:
+            log.debug("backend %r asked something that modern servers must not ask", self.config.name)
+
+    async def _deliver(self, data: bytes) -> None:
+        async with self.http.exchange("POST", self._headers.legacy, data) as response:
+            status = response.status_code
+            if status < httpx2.codes.BAD_REQUEST:
+                await skip_body(response)
+                return
+            refusal = await read_refusal(response, None)
+            if refusal.verdict is not Verdict.UNRELATED:
+                self.recovery.suspect()
+            raise HttpRefused(self.config.name, f"answered HTTP {status}", status)
+
+    # The session's life.
+
+    async def start(self, attempts: Attempts) -> None:
+        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+        config = self.config
+        self._adopt(
+            await handshake.greet(
+                self.conversation,
+                era=attempts.era,
+                probe_timeout=config.probe_timeout,
+                timeout=config.connect_timeout,
+                pinned=attempts.pinned,
+                attempts=attempts,
+            )
+        )
+        if self.greeting.era is Era.LEGACY:
+            await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
+            if self.has_id:
+                self._nursery.start_soon(self._get_stream.run)
+        self.listing = self._learn(
+            await lists.list_all(self.conversation, self.greeting, timeout=config.connect_timeout)
+        )
+        self._nursery.start_soon(self.upkeep.run, self.greeting)
+
+    def _adopt(self, greeting: Greeting) -> None:
+        # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
+        super()._adopt(greeting)
+        self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
+
+    async def _carry(self) -> None:
+        await self.recovery.run()
+
+    @property
+    def has_id(self) -> bool:
+        """Whether the server has given a session id."""
+        return bool(self._headers.session_id)
+
+    async def renew(self) -> None:
+        """Start another session (2025-11-25 basic/transports, "Session Management", 4)."""
+        log.warning("backend %r has forgotten the session; starting another", self.config.name)
+        lost = self._headers.forget()
+        wait = self.config.connect_timeout
+        try:
+            with trio.fail_after(wait):
+                attempts = Attempts("legacy", version=self.greeting.asked)
+                self._adopt(
+                    await handshake.greet(
+                        self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
+                    )
+                )
+                await self._posts.flushed()
+        except (BackendError, trio.TooSlowError) as problem:
+            self._headers.restore(lost)
+            if isinstance(problem, BackendError):
+                raise
+            raise BackendTooSlow(self.config.name, f"did not answer within {wait:g} s") from None
+        if self._get_stream.is_running:
+            self._get_stream.reopen()
+        elif self.has_id:
+            self._nursery.start_soon(self._get_stream.run)
+        self.upkeep.forget()
+        self.missed()
+
+    async def aclose(self) -> None:
+        """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
+        if not self.has_id:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            try:
+                async with self.http.exchange("DELETE", self._headers.delete()) as response:
+                    await skip_body(response)
+            except BackendError as problem:
+                log.debug("ending the session: %s", problem)
+
+
+@asynccontextmanager
+async def open_streamable(
+    config: ServerConfig,
+    listener: Listener,
+    *,
+    hop: Hop,
+    auth: httpx2.Auth | None = None,
+    attempts: Attempts | None = None,
+) -> AsyncGenerator[StreamableSession]:
+    """Shake hands and list; on leaving, end the session at the server.
+
+    `auth` signs every request; `attempts` says how to begin, else the config does.
+
+    Raises:
+        BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
+            went away.
+    """
+    async with open_http_client(config, auth) as http:
+        session = StreamableSession(config, http, listener, hop)
+        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        deadline = attempts.deadline(config.connect_timeout)
+        try:
+            async with carried(session, partial(session.start, attempts), deadline):
+                yield session
+        finally:
+            await session.aclose()

@@ -1,0 +1,489 @@
+"""One session's messages: ids and progress tokens of this hop, and who waits for which answer.
+
+Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
+comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`,
+where replies to the backend's own requests go another way. Nothing in here waits but `request`. Invariant: every call
+that was sent is finished exactly once, by its answer, by its ticket's withdrawal, by `fail`, or by `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.session.interface import Waiter
+from gateway.backends.session.server_requests import Asking
+from gateway.backends.session.tasks import TaskDriver
+from gateway.backends.stderr import ONE_LINE, SPREAD
+from gateway.calls import Complete, Era, Failure, Notice
+from gateway.catalog.kinds import BY_METHOD
+from gateway.catalog.salvage import salvage
+from gateway.eras import meta, requests, results
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.masking import SECRETS
+from gateway.rates import LogRate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from gateway.backends.session.interface import Exchanges, Listener
+    from gateway.backends.stderr import StrayLines
+    from gateway.calls import Outcome
+    from gateway.eras.requests import Hop
+    from gateway.errors import Suspect
+    from gateway.inflight.pending import Ticket
+    from gateway.lines import Overlong
+
+MAX_BATCH: Final = 1_000
+"""Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
+MAX_WITHDRAWN: Final = 64
+"""Calls that nobody waits for any more but that the backend may still work on, remembered as suspects if it dies."""
+SUSPECT_FOR: Final = 10.0
+"""Seconds for which they are: a client that cancels a call, or hangs up, must not be out of suspicion by that."""
+MAX_LOGGED: Final = 200
+"""How much of a message that is no MCP message is shown in the log."""
+_OPENING: Final = frozenset({"server/discover", "initialize"})
+
+log = logging.getLogger("gateway.backend")
+
+
+class Conversation:
+    """Correlates requests and answers of one backend session."""
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        post: Callable[[bytes], None],
+        listener: Listener,
+        hop: Hop,
+        exchanges: Exchanges | None = None,
+        reply: Callable[[bytes], None] | None = None,
+        stray: StrayLines | None = None,
+    ) -> None:
+        self.backend = backend
+        self.hop = hop
+        self.unmatched = 0
+        """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
+        self._post = post
+        self._reply = reply or post
+        self._stray = stray
+        self._exchanges = exchanges
+        self._listener = listener
+        self._calls: dict[int, Ticket] = {}
+        self._withdrawn: dict[int, tuple[Suspect, float]] = {}
+        self._waiters: dict[int, Waiter] = {}
+        self._last_id = 0
+        self._closed: BackendError | None = None
+        self._rate = LogRate()
+        self.tasks = TaskDriver(self, listener.freed)
+        """What the session must `run`."""
+        self._asking = Asking(backend, post=self._reply, calls=self._calls_now, for_client=self._for_client)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were sent and have not ended."""
+        return len(self._calls) + len(self.tasks.driven)
+
+    @property
+    def last_id(self) -> int:
+        """The id given last."""
+        return self._last_id
+
+    @property
+    def shares_pipe(self) -> bool:
+        """Whether all messages go through one pipe, so that they end together."""
+        return self._exchanges is None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process or connection has ended, so that no request is answered any more."""
+        return self._closed is not None
+
+    def _for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        self._listener.for_client(key, method, params)
+
+    def _calls_now(self) -> Collection[Ticket]:
+        return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
+
+    def waits_for(self, request_id: int) -> bool:
+        """Whether a request was sent under this id and has not ended."""
+        waiter = self._waiters.get(request_id)
+        return request_id in self._calls or (waiter is not None and waiter.outcome is None)
+
+    def pending(self) -> set[int]:
+        """The ids of all requests that wait for their answers."""
+        own = {request_id for request_id, waiter in self._waiters.items() if waiter.outcome is None}
+        return own | self._calls.keys()
+
+    def encode_call(self, ticket: Ticket) -> bytes:
+        """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
+        request_id = self._last_id = self._last_id + 1
+        call = ticket.call
+        # The id serves as progress token too: both must be unique among this sender's active requests.
+        token = request_id if call.progress_token is not None else None
+        params = requests.backend_params(call, ticket.own_name, token, self.hop, as_task=self.tasks.needs_task(ticket))
+        self._calls[request_id] = ticket
+        ticket.on_close = partial(self._withdraw, request_id)
+        return jsonrpc.request(request_id, call.method, params) + b"\n"
+
+    def _resend(self, ticket: Ticket) -> None:
+        ticket.as_task = True
+        line = self.encode_call(ticket)
+        if self._exchanges is None:
+            self._post(line)
+        else:
+            self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
+
+    def suspects(self) -> list[Suspect]:
+        """The calls that were sent and not answered, the last one sent first."""
+        since = trio.current_time() - SUSPECT_FOR
+        found = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
+        found |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
+        return [found[number] for number in sorted(found, reverse=True)]
+
+    def _withdraw(self, request_id: int, ticket: Ticket, reason: str) -> None:
+        if self._calls.pop(request_id, None) is None:
+            return
+        self._withdrawn[request_id] = ticket.as_suspect(), trio.current_time()
+        if len(self._withdrawn) > MAX_WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
+        if ticket.as_task and self.hop.era is Era.LEGACY:
+            self.tasks.orphan(request_id)
+        else:
+            self._cancel(request_id, reason)
+        self._listener.freed()
+
+    def _cancel(self, request_id: int, reason: str) -> None:
+        params = jsonrpc.encode({"requestId": request_id, "reason": reason})
+        line = jsonrpc.notification("notifications/cancelled", params) + b"\n"
+        if self._exchanges is None:
+            self._post(line)
+        else:
+            self._exchanges.drop(request_id, line)
+
+    def begin(
+        self,
+        method: str,
+        params: dict[str, object] | None = None,
+        *,
+        ticket: Ticket | None = None,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> tuple[int, Waiter]:
+        """Send a request of the gateway's own; returns its id and whom its answer will reach.
+
+        `ticket` is the call whose task the request is about.
+        """
+        request_id = self._last_id = self._last_id + 1
+        waiter = Waiter(BY_METHOD.get(method), on_problem, opens=method in _OPENING)
+        self._waiters[request_id] = waiter
+        if self._closed is not None:
+            waiter.finish(self._closed)
+        members = dict(params or {})
+        if self.hop.era is Era.MODERN:
+            caller = None if ticket is None else ticket.call.caller
+            members["_meta"] = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
+        line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
+        if self._exchanges is None:
+            self._post(line)
+        elif self._closed is None:
+            self._exchanges.open(request_id, method, line, ticket)
+        return request_id, waiter
+
+    def end(self, request_id: int, *, reason: str | None = None) -> None:
+        """Stop waiting for an answer; with a reason, the backend is told to cancel."""
+        waiter = self._waiters.pop(request_id, None)
+        if waiter is None or self._closed is not None:
+            return
+        if reason is not None:
+            self._cancel(request_id, reason)
+        elif self._exchanges is not None and waiter.outcome is None:
+            self._exchanges.drop(request_id, None)
+
+    async def request(
+        self,
+        method: str,
+        params: dict[str, object] | None = None,
+        *,
+        timeout: float,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> Outcome:
+        """Send a request of the gateway's own and wait for its answer, at most `timeout` seconds.
+
+        When the time is up the outcome is `BackendTooSlow`; cancelled or too late, the backend is told to stop
+        (except for `initialize`, which must not be cancelled). `on_problem` receives what is left out of a list.
+        """
+        request_id, waiter = self.begin(method, params, on_problem=on_problem)
+        try:
+            with trio.move_on_after(timeout):
+                await waiter.event.wait()
+        finally:
+            answered = waiter.outcome is not None
+            reason = None if answered or method == "initialize" else "the gateway gave up waiting"
+            self.end(request_id, reason=reason)
+        return waiter.outcome or BackendTooSlow(self.backend, f"did not answer {method} within {timeout:g} s")
+
+    def notify(self, method: str, params: dict[str, object] | None = None) -> None:
+        """Send a notification."""
+        self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
+
+    def pass_on(self, method: str, params: msgspec.Raw) -> None:
+        """Send a notification of a client's; bounded as replies are, since clients may send as many as they like."""
+        self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
+
+    def feed(self, data: bytes, ticket: Ticket | None = None) -> None:
+        """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell.
+
+        In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
+        """
+        if self.hop.era is Era.LEGACY and jsonrpc.is_batch(data):
+            try:
+                parts = jsonrpc.decode_batch(data, most=MAX_BATCH)
+            except jsonrpc.Malformed as exc:
+                self._malformed(exc, data)
+                return
+            for part in parts:
+                self._take(part, ticket)
+        else:
+            self._take(data, ticket)
+
+    def _take(self, data: bytes, ticket: Ticket | None) -> None:
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed as exc:
+            self._malformed(exc, data)
+            return
+        if message.method is msgspec.UNSET:
+            self._answer(message)
+        elif message.id is msgspec.UNSET:
+            self._notification(message.method, message.params, ticket)
+        else:
+            self._asking.request(message, ticket or self.tasks.owner(message.params))
+
+    def feed_overlong(self, line: Overlong, limit: int) -> None:
+        """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
+        found = jsonrpc.recover_id(line.head)
+        if found is None:
+            found = jsonrpc.recover_id(line.tail)
+        problem = BackendProtocol(
+            self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
+        )
+        self._warn("%s", problem)
+        if found is not None and self._finish(found, problem):
+            return
+        if found is None:
+            if self._stray is not None:
+                self._stray.note(line.head)
+            for request_id in list(self._calls):
+                self._finish(request_id, problem)
+
+    def fail(self, request_id: int, outcome: Outcome) -> bool:
+        """End a request that will get no other answer; False if nobody waits for it."""
+        return self._finish(request_id, outcome)
+
+    def close(self, problem: BackendError) -> None:
+        """Finish whatever is still waiting with this error; later requests get it at once."""
+        self._closed = problem
+        self._asking.close()
+        self.tasks.close(problem)
+        calls, self._calls = self._calls, {}
+        for ticket in calls.values():
+            ticket.on_close = None
+            ticket.finish(problem)
+        for waiter in list(self._waiters.values()):
+            waiter.finish(problem)
+
+    def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
+        if problem.id is not None and self._salvage(problem.id, data):
+            return
+        stray = self._stray
+        if stray is not None and (whole := stray.join(data)) is not None and self._spread(whole):
+            stray.note(data)
+            return
+        reason = f"answered with a message that is {problem.reason}"
+        if stray is not None and stray.is_open:
+            reason = f"{reason}; {ONE_LINE}"
+        if problem.id is not None and self._finish(problem.id, BackendProtocol(self.backend, reason)):
+            return
+        if stray is not None:
+            stray.note(data)
+        shown = data[:MAX_LOGGED].decode(errors="replace")
+        self._warn(
+            "backend %r wrote %d bytes that are no MCP message, skipped: %r",
+            self.backend,
+            len(data),
+            shown,
+        )
+
+    def _spread(self, whole: bytes) -> bool:
+        """End the request that a message spread over several lines answers; False if it is no message."""
+        try:
+            message = jsonrpc.decode(whole)
+        except jsonrpc.Malformed:
+            return False
+        problem = BackendProtocol(self.backend, SPREAD)
+        self._warn("%s", problem)
+        if message.method is msgspec.UNSET and message.id is not msgspec.UNSET and message.id is not None:
+            self._finish(message.id, problem)
+        return True
+
+    def _salvage(self, request_id: jsonrpc.Id, data: bytes) -> bool:
+        """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""
+        waiter = self._waiters.get(_number(request_id))
+        kept = None if waiter is None or waiter.kind is None else salvage(data, waiter.kind)
+        if waiter is None or kept is None:
+            return False
+        for text in kept[1]:
+            if waiter.on_problem is not None:
+                waiter.on_problem(text)
+        self._answer(jsonrpc.decode(kept[0]))
+        return True
+
+    def _warn(self, text: str, *args: object) -> None:
+        """Log what the backend does wrong, if the rate allows: it may go on doing so without end."""
+        if not self._rate.allows():
+            return
+        extra = {"backend": self.backend}
+        if unreported := self._rate.take_unreported():
+            log.warning("backend %r: %d warnings not logged: too many", self.backend, unreported, extra=extra)
+        log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
+
+    def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
+        """Hand an answer to whoever waits for it; False if nobody does."""
+        request_id = _number(request_id)
+        ticket = self._calls.pop(request_id, None)
+        if ticket is not None:
+            ticket.on_close = None
+            if self.tasks.wants(ticket, outcome):
+                self._resend(ticket)
+                return True
+            if self._exchanges is not None and not isinstance(outcome, Complete):
+                self._exchanges.call_failed(outcome)
+            ticket.finish(outcome)
+            self._listener.freed()
+            return True
+        waiter = self._waiters.get(request_id)
+        if waiter is not None:
+            waiter.finish(outcome)
+            return True
+        return False
+
+    def _answer(self, message: jsonrpc.Message) -> None:
+        request_id = message.id
+        if request_id is msgspec.UNSET or request_id is None:
+            if message.error is not jsonrpc.ABSENT and not self._refuse_opening(message):
+                error = jsonrpc.decode_error(message.error)
+                self._warn("backend %r reported an error without an id: %s", self.backend, error.message[:MAX_LOGGED])
+            return
+        if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
+            return
+        if not self._finish(request_id, self.outcome_of(message)):
+            self._withdrawn.pop(_number(request_id), None)
+            self.unmatched += 1
+            log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
+
+    def _refuse_opening(self, message: jsonrpc.Message) -> bool:
+        """End the oldest request that opens the session with an error that has no id; False if there is none."""
+        waiter = next((one for one in self._waiters.values() if one.opens and one.outcome is None), None)
+        if waiter is not None:
+            waiter.finish(self.outcome_of(message))
+        return waiter is not None
+
+    def _became_task(self, request_id: jsonrpc.Id, result: msgspec.Raw) -> bool:
+        number = _number(request_id)
+        taken = self.tasks.adopt(number, self._calls.get(number), result)
+        if taken:
+            self._calls.pop(number, None)
+        return taken
+
+    def outcome_of(self, message: jsonrpc.Message) -> Outcome:
+        """Read an answer in the era of this hop."""
+        era = self.hop.era
+        if message.error is not jsonrpc.ABSENT:
+            body = jsonrpc.decode_error(message.error)
+            data = None if body.data is jsonrpc.ABSENT else bytes(body.data)
+            return Failure(body.code, body.message, data, era)
+        result = bytes(message.result)
+        if not result.startswith(b"{"):
+            return BackendProtocol(self.backend, "answered with a result that is no object")
+        if era is Era.LEGACY:
+            return Complete(result, era)
+        outcome = results.read_modern_result(result)
+        if outcome is None:
+            return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
+        return outcome
+
+    def _notification(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
+        match method:
+            case "notifications/progress":
+                self._progress(params)
+            case "notifications/message":
+                self._asking.message(params, ticket)
+            case "notifications/resources/updated":
+                self._updated(params)
+            case "notifications/subscriptions/acknowledged":
+                self._acknowledged(params)
+            case "notifications/elicitation/complete":
+                self._asking.completed(params)
+            case "notifications/cancelled":
+                self._asking.cancelled(params)
+            case "notifications/tasks/status":
+                pass  # the gateway drives tasks by asking for their state; no client knows of any
+            case (
+                "notifications/tools/list_changed"
+                | "notifications/prompts/list_changed"
+                | "notifications/resources/list_changed"
+            ):
+                self._listener.list_changed(method.split("/")[1])
+            case _:
+                self._asking.vendor(method, params, ticket)
+
+    def _updated(self, params: msgspec.Raw) -> None:
+        try:
+            members = jsonrpc.decode_object(params)
+            uri = jsonrpc.decode_string(members["uri"])
+            meta.drop_nulls("notifications/resources/updated", members)
+        except (ValueError, KeyError):
+            log.debug("backend %r sent an update without a uri", self.backend)
+            return
+        meta.drop_subscription(members)
+        self._listener.resource_updated(uri, members)
+
+    def _acknowledged(self, params: msgspec.Raw) -> None:
+        try:
+            own = jsonrpc.decode_object(jsonrpc.decode_object(params)["_meta"])
+            request_id = jsonrpc.decode_id(own[meta.SUBSCRIPTION_ID])
+        except (ValueError, KeyError):
+            return
+        waiter = self._waiters.get(request_id) if isinstance(request_id, int) else None
+        if waiter is not None:
+            waiter.acknowledged.set()
+
+    def _progress(self, params: msgspec.Raw) -> None:
+        """Route progress to the call that asked for it, under the token that its client gave."""
+        try:
+            members = jsonrpc.decode_object(params)
+            token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+            meta.drop_nulls("notifications/progress", members)
+        except (ValueError, KeyError):
+            log.debug("backend %r sent progress without a token", self.backend)
+            return
+        ticket = self._calls.get(token) or self.tasks.driven.get(token) if isinstance(token, int) else None
+        if ticket is None or ticket.call.progress_token is None:
+            self.unmatched += 1
+            return
+        members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
+        ticket.notify(Notice("notifications/progress", members))
+
+
+def _number(request_id: jsonrpc.Id) -> int:
+    """An id of ours, which some servers turn into a string; -1 for one that is none of ours."""
+    if isinstance(request_id, str):
+        return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
+    return request_id

@@ -1,0 +1,381 @@
+"""Opening a conversation: which era the backend speaks, and who it is.
+
+2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
+error means modern, anything else (silence and a closed connection included) means legacy. A server that refuses
+`initialize` for its version is sent another one. All waits are bounded by the caller's scope and by `probe_timeout`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+import trio
+
+from gateway import jsonrpc, surrogates
+from gateway.backends.opening import Attempts
+from gateway.calls import Complete, Era, Failure
+from gateway.catalog.kinds import FEATURES
+from gateway.eras import meta, versions
+from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
+
+if TYPE_CHECKING:
+    from gateway.backends.session.conversation import Conversation
+    from gateway.backends.session.interface import Waiter
+    from gateway.calls import Outcome
+    from gateway.eras.requests import Hop
+
+_MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+_NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
+"""How a server that knows the modern era alone refuses `initialize`; any other error may be over at the next start."""
+
+_UNFIT_STATUSES: Final = frozenset({400, 422, 500})
+"""HTTP statuses that servers give to an `initialize` whose version they do not know, without saying so."""
+
+AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
+
+log = logging.getLogger("gateway.backend")
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend said of itself."""
+
+    era: Era
+    version: str
+    capabilities: dict[str, msgspec.Raw]
+    server_info: msgspec.Raw = jsonrpc.ABSENT
+    instructions: str | None = None
+    asked: str = ""
+    """The version that `initialize` named; empty in the modern era."""
+    offered: tuple[str, ...] = ()
+    """The versions that the answer to `server/discover` lists; empty where it was not sent, or lists none."""
+
+
+class _Hello(msgspec.Struct, kw_only=True):
+    """The members of an initialize or discover result that the gateway reads."""
+
+    protocolVersion: str = ""  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    given_versions: list[str] | None = msgspec.field(name="supportedVersions", default=None)
+    capabilities: msgspec.Raw = jsonrpc.ABSENT
+    serverInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    instructions: str | None = None
+    meta: msgspec.Raw = msgspec.field(default=jsonrpc.ABSENT, name="_meta")
+
+    @property
+    def supported_versions(self) -> list[str]:
+        """The versions; null is none."""
+        return self.given_versions or []
+
+
+class _Unsupported(msgspec.Struct):
+    supported: list[str] | None = None
+
+
+class _Refusal(msgspec.Struct):
+    """A JSON-RPC error as the body of an HTTP response, whatever its id."""
+
+    error: msgspec.Raw
+
+
+_hellos = msgspec.json.Decoder(_Hello)
+_unsupported = msgspec.json.Decoder(_Unsupported)
+
+
+async def greet(
+    conversation: Conversation,
+    *,
+    era: str,
+    probe_timeout: float,
+    timeout: float,
+    pinned: bool = False,
+    attempts: Attempts | None = None,
+) -> Greeting:
+    """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
+
+    `pinned` says that the config has named the era, and not what was found out before. `attempts` is told what is
+    sent, for another process or connection where this one ends.
+
+    Raises:
+        BackendUnfit: the server is not of the era that the config names.
+        BackendError: no answer in time, or none that MCP allows.
+    """
+    attempts = attempts or Attempts(era, pinned=pinned)
+    if era == "legacy":
+        return await _initialize(conversation, timeout, attempts, pinned=pinned)
+    legacy = conversation.hop
+    is_pinned = pinned and era == "modern"
+    attempts.probing(shares_pipe=conversation.shares_pipe)
+    conversation.hop = _modern(legacy, versions.LATEST_MODERN)
+    request_id, waiter = conversation.begin("server/discover")
+    try:
+        patience = timeout if era == "modern" else probe_timeout
+        await _wait(waiter, patience)
+        if _may_try_again(waiter.outcome):
+            conversation.end(request_id)
+            request_id, waiter = conversation.begin("server/discover")
+            await _wait(waiter, patience)
+        found = _discovered(conversation, waiter.outcome, attempts)
+        if found is not None or is_pinned:
+            return found or _refuse(conversation, waiter.outcome)
+        # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
+        conversation.hop = legacy
+        try:
+            return await _initialize(conversation, timeout, attempts)
+        except BackendError:
+            late = None if conversation.is_closed else _discovered(conversation, waiter.outcome, attempts)
+            if late is None:
+                raise
+            return late
+    finally:
+        conversation.end(request_id)
+
+
+def _modern(hop: Hop, version: str) -> Hop:
+    return msgspec.structs.replace(hop, era=Era.MODERN, version=version)
+
+
+def _may_try_again(outcome: Outcome | None) -> bool:
+    """Whether the backend refuses the version and yet offers it: the spec says to choose from the list and retry."""
+    if not isinstance(outcome, Failure) or outcome.code != UNSUPPORTED_VERSION:
+        return False
+    return versions.choose_modern(_offered(outcome)) is not None
+
+
+def _offered(failure: Failure) -> list[str]:
+    try:
+        return jsonrpc.read(_unsupported, failure.data or b"{}").supported or []
+    except jsonrpc.UNDECODABLE:
+        return []
+
+
+async def _wait(waiter: Waiter, timeout: float) -> None:
+    with trio.move_on_after(timeout):
+        await waiter.event.wait()
+
+
+def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
+    """Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start."""
+    if isinstance(outcome, BackendError):
+        raise outcome
+    said = outcome.message if isinstance(outcome, Failure) else "nothing usable"
+    text = f"does not speak a modern protocol version (era: modern): {said}"
+    if outcome is None or (isinstance(outcome, Failure) and outcome.code == jsonrpc.INTERNAL_ERROR):
+        raise BackendProtocol(conversation.backend, text)
+    raise BackendUnfit(conversation.backend, f"{text}; {AUTO_HINT}")
+
+
+def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: Attempts) -> Greeting | None:
+    """Read the answer to the probe; None means that the backend is legacy.
+
+    A server that answers the probe with something that is no valid answer is legacy too: it may refuse an unknown
+    request with any status and any page, or by closing the connection.
+    """
+    if isinstance(outcome, BackendError):
+        if isinstance(outcome, (BackendProtocol, BackendExited)):
+            return None
+        raise outcome
+    if isinstance(outcome, Failure):
+        return _from_error(conversation, outcome, attempts)
+    if not isinstance(outcome, Complete):
+        return None
+    try:
+        hello = _read_hello(conversation, outcome)
+    except BackendProtocol as problem:
+        log.debug("%s; it counts as legacy", problem)
+        return None
+    attempts.offered = tuple(hello.supported_versions)
+    version = versions.choose_modern(hello.supported_versions)
+    if version is None:
+        _prefer(attempts, hello.supported_versions)
+        return None
+    attempts.answered(is_open=True)
+    conversation.hop = _modern(conversation.hop, version)
+    return Greeting(
+        era=Era.MODERN,
+        version=version,
+        capabilities=_capabilities(hello),
+        server_info=_server_info(hello),
+        instructions=hello.instructions,
+        offered=attempts.offered,
+    )
+
+
+def _server_info(hello: _Hello) -> msgspec.Raw:
+    """Who a modern server says it is (2026-07-28 basic/index, "_meta")."""
+    try:
+        return jsonrpc.decode_object(hello.meta).get(meta.SERVER_INFO, jsonrpc.ABSENT)
+    except ValueError:
+        return jsonrpc.ABSENT
+
+
+def _from_error(conversation: Conversation, failure: Failure, attempts: Attempts) -> Greeting | None:
+    """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
+    if failure.code not in _MODERN_ERRORS:
+        return None
+    offered = _offered(failure)
+    if versions.choose_legacy(offered) is not None:
+        attempts.offered = tuple(offered)
+        _prefer(attempts, offered)
+        return None
+    attempts.answered(is_open=True)  # it is modern: no other process need be asked
+    raise _no_common_version(conversation, failure.message)
+
+
+def _prefer(attempts: Attempts, offered: list[str]) -> None:
+    if versions.choose_legacy(offered) is not None:
+        attempts.narrow(offered)
+
+
+def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol:
+    spoken = ", ".join(versions.SUPPORTED_VERSIONS)
+    return BackendProtocol(conversation.backend, f"speaks none of our protocol versions ({spoken}): {said}")
+
+
+def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
+    # What clients are told of it must not break the parsers that refuse halves of surrogate pairs.
+    result = surrogates.without_lone_surrogates(outcome.result)
+    if result is not outcome.result:
+        text = "backend %r: its introduction holds halves of surrogate pairs, served as U+FFFD"
+        log.warning(text, conversation.backend, extra={"backend": conversation.backend})
+    try:
+        return _hellos.decode(result)
+    except jsonrpc.UNDECODABLE as exc:
+        raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
+
+
+def _capabilities(hello: _Hello) -> dict[str, msgspec.Raw]:
+    """What the backend declares; null and anything else that is no object count as nothing, as if left out."""
+    try:
+        declared = jsonrpc.decode_object(hello.capabilities)
+    except ValueError:
+        return {}
+    return {name: span for name, span in declared.items() if span != jsonrpc.NULL}
+
+
+async def _initialize(
+    conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
+) -> Greeting:
+    """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
+
+    A server that refuses one version is sent the next that it may know, each at most once.
+    """
+    first: Outcome | None = None
+    while True:
+        asked = attempts.next_version() or versions.LATEST_LEGACY
+        attempts.asking(asked)
+        params: dict[str, object] = {
+            "protocolVersion": asked,
+            "capabilities": conversation.hop.capabilities,
+            "clientInfo": conversation.hop.client_info,
+        }
+        outcome = await conversation.request("initialize", params, timeout=timeout)
+        if not isinstance(outcome, (BackendExited, BackendTooSlow)):
+            attempts.answered(is_open=isinstance(outcome, Complete))
+        first = first or outcome
+        if isinstance(outcome, Complete) or (isinstance(outcome, BackendExited) and conversation.is_closed):
+            break
+        attempts.is_due = _may_ask_again(outcome, attempts)
+        if not attempts.is_due or conversation.is_closed:
+            break
+        log.info("backend %r does not take %s; trying %s", conversation.backend, asked, attempts.next_version())
+    if not isinstance(outcome, Complete):
+        _raise_refusal(conversation, first, pinned=pinned)
+    hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
+    if hello.protocolVersion not in versions.LEGACY_VERSIONS:
+        spoken = ", ".join(versions.LEGACY_VERSIONS)
+        text = f"wants protocol version {hello.protocolVersion!r}; the gateway speaks {spoken}"
+        raise BackendProtocol(conversation.backend, text)
+    conversation.notify("notifications/initialized")
+    return Greeting(
+        era=Era.LEGACY,
+        version=hello.protocolVersion,
+        capabilities=_capabilities(hello),
+        server_info=hello.serverInfo,
+        instructions=hello.instructions,
+        asked=asked,
+        offered=attempts.offered,
+    )
+
+
+def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
+    """Whether `initialize` may be sent with another version; notes which versions are left.
+
+    What a server lists as `data.supported` counts; without it the versions that its text names; without those any
+    older one.
+    """
+    failure = _refusal(outcome)
+    if failure is not None:
+        if offered := _offered(failure):
+            attempts.narrow(offered)
+            return attempts.next_version() is not None
+        text = f"{failure.message} {(failure.data or b'').decode(errors='replace')}"
+        may_be_older = failure.code not in _MODERN_ERRORS and failure.code != jsonrpc.METHOD_NOT_FOUND
+    elif isinstance(outcome, BackendProtocol):
+        text, may_be_older = outcome.body.decode(errors="replace"), outcome.status in _UNFIT_STATUSES
+    else:
+        return isinstance(outcome, BackendExited) and attempts.cut_off()
+    named = [version for version in versions.find_legacy(text) if version not in attempts.refused]
+    if named:
+        attempts.narrow(named)
+    return attempts.next_version() is not None if named or may_be_older else False
+
+
+def _refusal(outcome: Outcome | None) -> Failure | None:
+    """The JSON-RPC error in an outcome, or in the body of the HTTP response that it came in."""
+    if isinstance(outcome, Failure):
+        return outcome
+    if not isinstance(outcome, BackendProtocol):
+        return None
+    try:
+        error = jsonrpc.decode_error(msgspec.json.decode(outcome.body, type=_Refusal).error)
+    except jsonrpc.UNDECODABLE:
+        return None
+    return Failure(error.code, error.message, None if error.data is jsonrpc.ABSENT else bytes(error.data), Era.LEGACY)
+
+
+def _raise_refusal(conversation: Conversation, outcome: Outcome, *, pinned: bool) -> NoReturn:
+    """Explain why no `initialize` was accepted; `outcome` is that of the first. Raises BackendError."""
+    failure = _refusal(outcome)
+    offered = [] if failure is None else _offered(failure)
+    if failure is not None and not versions.choose_legacy(offered):
+        if pinned and failure.code in _NO_HANDSHAKE and (not offered or versions.choose_modern(offered)):
+            text = f"does not speak the legacy era (era: legacy): {failure.message}; {AUTO_HINT}"
+            raise BackendUnfit(conversation.backend, text)
+        if offered:
+            raise _no_common_version(conversation, f"{failure.message} (it offers {', '.join(offered)[:200]})")
+    expect_result(conversation, "initialize", outcome)
+    raise BackendProtocol(conversation.backend, "answered initialize with no result")
+
+
+def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> Complete:
+    """The outcome's result.
+
+    Raises:
+        BackendError: the outcome is none.
+    """
+    match outcome:
+        case Complete():
+            return outcome
+        case Failure():
+            text = f"answered {method} with error {outcome.code}: {outcome.message}"
+            raise BackendProtocol(conversation.backend, text)
+        case BackendError():
+            raise outcome
+        case _:
+            raise BackendProtocol(conversation.backend, f"answered {method} with no complete result")
+
+
+def change_filter(greeting: Greeting) -> dict[str, object]:
+    """The `subscriptions/listen` filter for every list that the backend says can change."""
+    return {f"{feature}ListChanged": True for feature in FEATURES if has_flag(greeting, feature, "listChanged")}
+
+
+def has_flag(greeting: Greeting, feature: str, name: str) -> bool:
+    """Whether the backend declares e.g. `{"resources": {"subscribe": true}}`."""
+    try:
+        settings = jsonrpc.decode_object(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT))
+    except ValueError:
+        return False
+    return bytes(settings.get(name, b"")) == b"true"

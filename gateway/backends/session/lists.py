@@ -1,0 +1,266 @@
+"""What a backend lists: tools, prompts, resources and templates, each read on its own.
+
+A list that fails costs only itself: it is empty, or has the entries of the pages that were read, and its problem is
+part of the `Listing`. Only the end of the session, and no answer to any list, fail a start. As long as a server answers
+promptly it is sent one list request at a time, since many are written for a client that does so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.session.handshake import expect_result
+from gateway.calls import Failure
+from gateway.catalog.kinds import FEATURES, Kind
+from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean, declares, offered_capabilities
+from gateway.eras.caching import Hint, merge_hints, read_hint
+from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow
+from gateway.masking import SECRETS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    import msgspec
+
+    from gateway.backends.session.conversation import Conversation
+    from gateway.backends.session.handshake import Greeting
+
+MAX_PAGES: Final = 1_000
+"""Most pages of one list that are read: the cursors of a backend may never end."""
+LIST_PATIENCE: Final = 1.0
+"""Seconds after which the next list is requested although the last one has not been answered."""
+LIST_SHARE: Final = 0.5
+"""Part of the time left for a start after which unanswered lists are dropped, if others were answered."""
+UNDECLARED_WAIT: Final = 5.0
+"""Seconds for the lists of a server that declares none: many servers do not answer methods that they do not know."""
+UNDECLARED_LINGER: Final = 1.0
+"""Seconds that the other lists of such a server get once it has answered one."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class _Reading:
+    """One list while it is being read."""
+
+    def __init__(self, conversation: Conversation, kind: Kind, *, timeout: float, quiet: bool) -> None:
+        self.kind = kind
+        self.unread: bool | None = None
+        """Whether reading the list again may help, where it was not read to its end."""
+        self.failure: BackendError | None = None
+        self.is_answered = False
+        """Whether the backend has answered, be it with an error."""
+        self.done = trio.Event()
+        self._conversation = conversation
+        self._timeout = timeout
+        self._quiet = quiet
+        self._spans: list[msgspec.Raw] = []
+        self._hints: list[Hint] = []
+        self._problems: list[str] = []
+
+    async def run(self) -> None:
+        """Read all pages (server/utilities/pagination: an empty string is a cursor, only absence is the end)."""
+        seen: set[str] = set()
+        params: dict[str, object] = {}
+        for number in range(MAX_PAGES):
+            page = await self._page(params)
+            if page is None:
+                break
+            spans, cursor = page
+            if cursor is not None and cursor in seen:
+                self._note(f"the cursors of {self.kind.list_method} go in a circle; the list ends there")
+                if spans != self._spans[-len(spans) :]:  # else it is the last page once more
+                    self._spans += spans
+                break
+            self._spans += spans
+            if cursor is None or len(self._spans) > MAX_ITEMS:
+                break
+            if number == MAX_PAGES - 1:
+                self._note(f"{self.kind.member}: over {MAX_PAGES} pages; the rest is left out")
+            seen.add(cursor)
+            params = {"cursor": cursor}
+        self.done.set()
+
+    async def _page(self, params: dict[str, object]) -> tuple[list[msgspec.Raw], str | None] | None:
+        """Return one page's entries and the next cursor; None if there is no such page."""
+        method, member = self.kind.list_method, self.kind.member
+        outcome = await self._conversation.request(
+            method, params, timeout=self._timeout, on_problem=self._problems.append
+        )
+        # Of the gateway's own errors only an invalid answer is one; a refusal over HTTP is a subclass of it, and none.
+        self.is_answered |= not isinstance(outcome, BackendError) or type(outcome) is BackendProtocol
+        try:
+            members = jsonrpc.decode_object(expect_result(self._conversation, method, outcome).result)
+        except BackendError as problem:
+            is_unknown = isinstance(outcome, Failure) and outcome.code == jsonrpc.METHOD_NOT_FOUND
+            self.fail(problem, again=not is_unknown, expected=is_unknown and self.kind is Kind.TEMPLATES)
+            return None
+        except ValueError:
+            text = f"answered {method} with a result that is no object"
+            self.fail(BackendProtocol(self._conversation.backend, text), again=False)
+            return None
+        self._hints.append(read_hint(members))
+        span = bytes(members.get(member, b""))
+        if span in {b"", b"null"}:  # how some languages write an empty list
+            self._note(f"answered {method} without {member!r}; it counts as an empty list")
+            span = b"[]"
+        try:
+            return jsonrpc.decode_array(span), self._cursor(members)
+        except ValueError:
+            text = f"answered {method} without a valid {member!r} array"
+            self.fail(BackendProtocol(self._conversation.backend, text), again=False)
+            return None
+
+    def _cursor(self, members: dict[str, msgspec.Raw]) -> str | None:
+        span = members.get("nextCursor")
+        if span is None or bytes(span) == b"null":
+            return None
+        try:
+            return jsonrpc.decode_string(span)
+        except ValueError:
+            self._note(f"answered {self.kind.list_method} with a nextCursor that is no string; the list ends there")
+            return None
+
+    def _note(self, problem: str) -> None:
+        if not self._quiet:
+            self._problems.append(problem)
+
+    def fail(self, problem: BackendError, *, again: bool, expected: bool = False) -> None:
+        """Note that the list cannot be read, or not to its end; `again`: another try may help."""
+        self.failure = problem
+        self.unread = again
+        if self._spans:
+            self._problems.append(f"{problem.reason}; the {len(self._spans)} {self.kind.member} before that are served")
+        elif self._quiet or expected:
+            self.unread = None
+            log.debug("%s", problem, extra={"backend": self._conversation.backend})
+        else:
+            self._problems.append(f"{problem.reason}; no {self.kind.member} are served")
+        self.done.set()
+
+    def finish(self) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+        """Return the entries, and the problems with them and with the list."""
+        if not self.done.is_set():
+            text = f"did not answer {self.kind.list_method} in time"
+            self.fail(BackendTooSlow(self._conversation.backend, text), again=True)
+        items, problems = clean(self.kind, self._spans, merge_hints(self._hints))
+        # Twice: a problem may hold the reason of an error.
+        return items, tuple(SECRETS.mask_briefly(text, 2 * MAX_REASON) for text in (*self._problems, *problems))
+
+
+async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:
+    """Read every list that the backend declares; one that declares none is asked once for each.
+
+    Errors of undeclared lists mean that there is no such list. Problems are logged, and kept in the listing.
+
+    Raises:
+        BackendError: the session has ended, or no list that the backend declares was answered in time.
+    """
+    declared = [feature for feature in FEATURES if declares(greeting.capabilities, (feature,))]
+    wanted = [feature for feature in FEATURES if feature in greeting.capabilities] if declared else FEATURES
+    left = min(timeout, trio.current_effective_deadline() - trio.current_time()) * LIST_SHARE
+    wait = timeout if declared else min(UNDECLARED_WAIT, left)
+    readings = [
+        _Reading(conversation, kind, timeout=wait, quiet=kind.feature not in declared)
+        for kind in Kind
+        if kind.feature in wanted
+    ]
+    if declared:
+        await _read_all(readings, LIST_PATIENCE, left, 0.0)
+    else:
+        await _read_all(readings, 0.0, 0.0, UNDECLARED_LINGER)
+    _raise_if_gone(conversation, readings)
+    found = _collect(readings)
+    failures = [reading.failure for reading in readings if reading.failure is not None and not reading.is_answered]
+    if declared and len(failures) == len(readings):
+        raise failures[0]
+    _log(conversation, found.warnings)
+    return Listing(
+        items=found.items,
+        capabilities=offered_capabilities(greeting.capabilities, found.items),
+        instructions=greeting.instructions,
+        problems=found.problems,
+        unread=found.unread,
+    )
+
+
+async def _read_all(readings: list[_Reading], patience: float, least: float, linger: float) -> None:
+    """Read lists, each `patience` seconds after the one before at the latest.
+
+    They get `least` seconds in all, then until one of them is answered, and then `linger` seconds more.
+    """
+    deadline = trio.current_time() + least
+    async with trio.open_nursery() as nursery:
+        for reading in readings:
+            nursery.start_soon(reading.run)
+            with trio.move_on_after(patience):
+                await reading.done.wait()
+        with trio.move_on_at(deadline):
+            await _wait_done(readings)
+        while not any(reading.is_answered for reading in readings) and not all(r.done.is_set() for r in readings):
+            await _wait_any(readings)
+        with trio.move_on_after(linger):
+            await _wait_done(readings)
+        nursery.cancel_scope.cancel(reason="the other lists were answered")
+
+
+async def _wait_done(readings: Iterable[_Reading]) -> None:
+    for reading in readings:
+        await reading.done.wait()
+
+
+async def _wait_any(readings: Iterable[_Reading]) -> None:
+    """Wait until one more list has been read, or has failed."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(reading: _Reading) -> None:
+            await reading.done.wait()
+            nursery.cancel_scope.cancel(reason="one is done")
+
+        for reading in readings:
+            if not reading.done.is_set():
+                nursery.start_soon(wait, reading)
+
+
+async def list_feature(
+    conversation: Conversation, feature: str, *, timeout: float, known: Collection[str] = ()
+) -> Listing:
+    """Read the lists of one feature again; problems that are `known` are not logged again.
+
+    Raises:
+        BackendError: the session has ended.
+    """
+    readings = [_Reading(conversation, kind, timeout=timeout, quiet=False) for kind in Kind if kind.feature == feature]
+    for reading in readings:
+        await reading.run()
+    _raise_if_gone(conversation, readings)
+    found = _collect(readings)
+    _log(conversation, [text for text in found.warnings if text not in known])
+    return found
+
+
+def _collect(readings: Iterable[_Reading]) -> Listing:
+    items: dict[Kind, tuple[Item, ...]] = {}
+    problems: dict[Kind, tuple[str, ...]] = {}
+    unread: dict[Kind, bool] = {}
+    for reading in readings:
+        kind = reading.kind
+        items[kind], problems[kind] = reading.finish()
+        if reading.unread is not None:
+            unread[kind] = reading.unread
+    return Listing(items=items, problems=problems, unread=unread)
+
+
+def _raise_if_gone(conversation: Conversation, readings: Iterable[_Reading]) -> None:
+    """Raise what ended the session, if it has ended."""
+    for reading in readings:
+        if conversation.is_closed and reading.failure is not None:
+            raise reading.failure
+
+
+def _log(conversation: Conversation, problems: Iterable[str]) -> None:
+    for problem in problems:
+        log.warning("backend %r: %s", conversation.backend, problem, extra={"backend": conversation.backend})

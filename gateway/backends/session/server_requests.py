@@ -1,0 +1,197 @@
+"""Whose is it? What a backend says or asks, without saying for which client, is brought to the right one or to none.
+
+A message that came on a call's own stream belongs to that call. On a shared pipe it belongs to the only client that has
+a call in flight there; where there are several, or none, a request is refused with an error that says which option
+helps, and a log line goes to the gateway's own log. Nothing ever reaches a client that may not be meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Failure, Notice
+from gateway.eras import asks, meta, tasks
+from gateway.errors import InvalidParams
+from gateway.masking import SECRETS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    import msgspec
+
+    from gateway.calls import Caller
+    from gateway.inflight.pending import Ticket
+
+MAX_OPEN: Final = 1_024
+"""Requests of one backend session that clients have not answered."""
+MAX_ELICITED: Final = 1_000
+"""URL elicitations whose client is remembered; the oldest is forgotten."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class Asking:
+    """The requests that one backend session has sent to clients and that are not answered yet."""
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        post: Callable[[bytes], None],
+        calls: Callable[[], Collection[Ticket]],
+        for_client: Callable[[str, str, dict[str, msgspec.Raw]], None],
+    ) -> None:
+        self._backend = backend
+        self._for_client = for_client
+        self._elicited: dict[str, str] = {}
+        self._post = post
+        self._calls = calls
+        self._open: dict[jsonrpc.Id, tuple[Ask, Ticket]] = {}
+
+    def owner(self, ticket: Ticket | None) -> Ticket | None:
+        """The call that a message belongs to: the one on whose stream it came, else the latest of the only client."""
+        if ticket is not None:
+            return ticket
+        latest: Ticket | None = None
+        for candidate in self._calls():
+            if latest is not None and not latest.call.caller.same_client(candidate.call.caller):
+                return None
+            latest = candidate
+        return latest
+
+    def request(self, message: jsonrpc.Message, ticket: Ticket | None) -> None:
+        """Take in a request of the backend."""
+        request_id, method = message.id, message.method
+        if not isinstance(request_id, int | str) or not isinstance(method, str):
+            return
+        if method == "ping":
+            self._post(jsonrpc.response(request_id, b"{}") + b"\n")
+        elif method not in asks.CAPABILITY:
+            self._refuse(request_id, jsonrpc.METHOD_NOT_FOUND, f"the gateway serves no {method}")
+        elif request_id in self._open:
+            self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")
+        else:
+            self._bring(request_id, method, message, self.owner(ticket))
+
+    def _bring(self, request_id: jsonrpc.Id, method: str, message: jsonrpc.Message, owner: Ticket | None) -> None:
+        if owner is None:
+            in_flight = len(self._calls())
+            text = (
+                f"{method} has no client to go to: {in_flight} calls are in flight here, and nothing says whose it is;"
+                f" give server {self._backend!r} the option session: client (or call)"
+                if in_flight
+                else f"{method} has no client to go to: no call is in flight here"
+            )
+            self._refuse(request_id, jsonrpc.INTERNAL_ERROR, text)
+            return
+        try:
+            params = jsonrpc.decode_object(message.params)
+            meta.drop_nulls(method, params)
+            wants_progress = meta.progress_token(meta.split_request_meta(dict(params))[1]) is not None
+        except (ValueError, InvalidParams) as exc:
+            self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
+            return
+        related = tasks.related(params)
+        tasks.without_related(params)
+        params.pop("task", None)  # a client is offered no tasks, neither its own nor the backend's
+        missing = asks.missing_capability(owner.call.caller, method, params)
+        if missing is not None:
+            code = jsonrpc.INVALID_PARAMS if "." in missing else jsonrpc.METHOD_NOT_FOUND
+            self._refuse(request_id, code, f"the client has not declared the capability {missing}")
+            return
+        try:
+            params = asks.for_version(method, params, owner.call.caller.version)
+        except ValueError as exc:
+            self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
+            return
+
+        def settle(reply: bytes | Failure) -> None:
+            if self._open.pop(request_id, None) is None:
+                return
+            if isinstance(reply, Failure):
+                self._refuse(request_id, reply.code, reply.message, reply.data)
+            else:
+                reply = tasks.relate(reply, related) if related else reply
+                self._post(jsonrpc.response(request_id, reply) + b"\n")
+
+        self._remember(params, owner.call.caller)
+        ask = Ask(method, params, settle, self._progress if wants_progress else None)
+        if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
+            oldest, _ = self._open[next(iter(self._open))]
+            oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")
+        self._open[request_id] = (ask, owner)
+        owner.ask(ask)
+
+    def _progress(self, params: dict[str, msgspec.Raw]) -> None:
+        if not self._open:  # the session is over, or at least has nothing that this could be about
+            return
+        self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(params)) + b"\n")
+
+    def cancelled(self, params: msgspec.Raw) -> None:
+        """Take in the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
+        try:
+            request_id = jsonrpc.decode_id(jsonrpc.decode_object(params)["requestId"])
+        except (KeyError, ValueError):
+            return
+        found = self._open.pop(request_id, None)
+        if found is not None:
+            ask, owner = found
+            owner.withdraw_ask(ask)
+
+    def close(self) -> None:
+        """Forget what is open: the session is over, and where it wrote somebody else may be read by now."""
+        self._open.clear()
+
+    def completed(self, params: msgspec.Raw) -> None:
+        """Take in `notifications/elicitation/complete`: only the client that was shown the URL gets it."""
+        try:
+            members = jsonrpc.decode_object(params)
+            key = self._elicited.pop(jsonrpc.decode_string(members["elicitationId"]), None)
+            meta.drop_nulls("notifications/elicitation/complete", members)
+        except (KeyError, ValueError):
+            return
+        if key is not None:
+            self._for_client(key, "notifications/elicitation/complete", members)
+
+    def _remember(self, params: dict[str, msgspec.Raw], caller: Caller) -> None:
+        """Note which client is shown a URL; its call may be over when the server says that it is done with it."""
+        if "elicitationId" not in params or caller.session is None:
+            return
+        try:
+            self._elicited[jsonrpc.decode_string(params["elicitationId"])] = caller.session
+        except ValueError:
+            return
+        if len(self._elicited) > MAX_ELICITED:
+            del self._elicited[next(iter(self._elicited))]
+
+    def vendor(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
+        """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""
+        owner = self.owner(ticket)
+        try:
+            members = jsonrpc.decode_object(params)
+        except ValueError:
+            return
+        meta.drop_nulls(method, members)
+        if owner is None:
+            log.debug("backend %r sent %s, for nobody in particular", self._backend, method)
+        else:
+            owner.notify(Notice(method, members))
+
+    def message(self, params: msgspec.Raw, ticket: Ticket | None) -> None:
+        """Take in a log line: its client gets it, if there is exactly one that it can be for."""
+        owner = self.owner(ticket)
+        try:
+            members = jsonrpc.decode_object(params)
+        except ValueError:
+            return
+        meta.drop_nulls("notifications/message", members)
+        if owner is not None:
+            owner.notify(Notice("notifications/message", members))
+            return
+        data = bytes(members.get("data", jsonrpc.ABSENT))[:500]
+        log.info("%s", SECRETS.mask(data.decode(errors="replace")), extra={"backend": self._backend})
+
+    def _refuse(self, request_id: jsonrpc.Id, code: int, text: str, data: bytes | None = None) -> None:
+        self._post(jsonrpc.error_response(request_id, code, text, data) + b"\n")

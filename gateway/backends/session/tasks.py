@@ -1,0 +1,270 @@
+"""Drives the tasks of one backend session: a tool that is only done as a task works like any other.
+
+The call that began a task stays under way until the task has ended: it is asked about with `tasks/get`, what it wants
+from the client goes to that client, a cancelled call becomes `tasks/cancel`. Works through the conversation, so for
+every transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its
+ticket, whose deadline bounds every wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Complete, Era, Failure
+from gateway.eras import asks, tasks
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.backends.session.conversation import Conversation
+    from gateway.calls import Outcome
+    from gateway.inflight.pending import Ticket
+
+POLL_TIMEOUT: Final = 30.0
+"""Seconds for the answer to `tasks/get`, which must come at once whatever the task does."""
+CANCEL_TIMEOUT: Final = 5.0
+"""Seconds for the answer to `tasks/cancel`; nobody waits for it but our own bookkeeping."""
+MAX_ORPHANS: Final = 64
+"""Calls that were given up before their task had an id, remembered so that the task can be cancelled when it has."""
+MAX_JOBS: Final = 1_024
+"""Driven calls and cancels that may wait to be begun; calls in flight are bounded by `max_concurrency` anyway."""
+MAX_KNOWN: Final = 1_024
+"""Tools of a modern server remembered as done only as tasks."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class TaskDriver:
+    """The tasks of one session."""
+
+    def __init__(self, conversation: Conversation, freed: Callable[[], None]) -> None:
+        self.driven: dict[int, Ticket] = {}
+        """Calls that are tasks now, by the id (and progress token) that began them. Read only."""
+        self._conversation = conversation
+        self._freed = freed
+        self._by_task: dict[str, Ticket] = {}
+        self._orphans: dict[int, None] = {}
+        self._known: dict[str, None] = {}
+        self._send, self._receive = trio.open_memory_channel["Callable[[], Awaitable[object]]"](MAX_JOBS)
+
+    # What the conversation calls; none of it waits.
+
+    def needs_task(self, ticket: Ticket) -> bool:
+        """Whether this call must be sent as one that may become a task."""
+        if not ticket.as_task and ticket.call.method == "tools/call" and self._conversation.hop.era is Era.MODERN:
+            # A client may declare the extension, which nobody has offered it; its call may then become a task too.
+            declared = tasks.EXTENSION.encode() in bytes(ticket.call.caller.capabilities)
+            ticket.as_task = declared or ticket.own_name in self._known
+        return ticket.as_task
+
+    def orphan(self, request_id: int) -> None:
+        """Note that a call was given up before it was known which task it is (only `tasks/cancel` may cancel it)."""
+        while len(self._orphans) >= MAX_ORPHANS:
+            del self._orphans[next(iter(self._orphans))]
+        self._orphans[request_id] = None
+
+    def adopt(self, request_id: int, ticket: Ticket | None, result: msgspec.Raw) -> bool:
+        """Take over a call whose answer is a task; False if the answer is the call's own result."""
+        if ticket is None:
+            if request_id not in self._orphans:
+                return False
+            del self._orphans[request_id]
+        elif not ticket.as_task:
+            return False
+        state = tasks.read_created(result, self._conversation.hop.era)
+        if state is None:
+            return ticket is None
+        if ticket is None:
+            self._begin(partial(self._cancel, state.taskId, None))
+            return True
+        ticket.task_id = state.taskId
+        self.driven[request_id] = self._by_task[state.taskId] = ticket
+        scope = trio.CancelScope()
+        ticket.on_close = lambda _ticket, reason: scope.cancel(reason=reason)
+        if not self._begin(partial(self._drive, request_id, ticket, state, scope)):
+            self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks under way"))
+        return True
+
+    def wants(self, ticket: Ticket, outcome: Outcome) -> bool:
+        """Whether a modern backend refused a call that it would do as a task; then it is to be sent again."""
+        if (
+            ticket.as_task
+            or ticket.over
+            or self._conversation.hop.era is not Era.MODERN
+            or not tasks.is_wanted(outcome)
+        ):
+            return False
+        while len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[ticket.own_name] = None
+        return True
+
+    def owner(self, params: msgspec.Raw) -> Ticket | None:
+        """The call whose task a message belongs to."""
+        if not self.driven or b"related-task" not in bytes(params):
+            return None
+        try:
+            return self._by_task.get(tasks.related(jsonrpc.decode_object(params)))
+        except ValueError:
+            return None
+
+    def close(self, problem: BackendError) -> None:
+        """Finish every driven call: the session is over."""
+        for request_id in list(self.driven):
+            self._end(request_id, problem)
+
+    # The driving.
+
+    async def run(self) -> None:
+        """Begin what is to be done, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for job in self._receive:
+                nursery.start_soon(job)
+
+    def _begin(self, job: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            self._send.send_nowait(job)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def _end(self, request_id: int, outcome: Outcome) -> None:
+        ticket = self.driven.pop(request_id, None)
+        if ticket is None:
+            return
+        self._by_task.pop(ticket.task_id, None)
+        ticket.on_close = None
+        ticket.finish(outcome)
+        self._freed()
+
+    async def _drive(self, request_id: int, ticket: Ticket, state: tasks.State, scope: trio.CancelScope) -> None:
+        outcome: Outcome | None = None
+        backend = self._conversation.backend
+        with scope:
+            follow = self._follow_legacy if self._conversation.hop.era is Era.LEGACY else self._follow_modern
+            outcome = await follow(ticket, state)
+        if ticket.over or isinstance(outcome, GatewayError):
+            self._begin(partial(self._cancel, state.taskId, ticket))
+        self._end(request_id, outcome or BackendProtocol(backend, "was told to cancel the task of this call"))
+
+    async def _follow_legacy(self, ticket: Ticket, state: tasks.State) -> Outcome:
+        """Wait until the task has ended or wants something: then `tasks/result` waits, and carries what it asks."""
+        while state.status == "working":
+            await trio.sleep(state.pause)
+            found = await self._look(ticket)
+            if not isinstance(found, tasks.State):
+                return found
+            state = found
+        outcome = await self._request(ticket, "tasks/result")
+        if isinstance(outcome, Complete):
+            return Complete(tasks.unrelated_result(outcome.result), outcome.era)
+        return outcome
+
+    async def _follow_modern(self, ticket: Ticket, state: tasks.State) -> Outcome:
+        """Ask about the task until it has ended, and give it what it wants from the client."""
+        answered: set[str] = set()
+        if state.status == "working":
+            await trio.sleep(state.pause)
+        while True:
+            found = await self._look(ticket)
+            if not isinstance(found, tasks.State):
+                return found
+            if found.status in tasks.ENDED:
+                return tasks.modern_outcome(found, self._conversation.backend)
+            wanted = {key: one for key, one in (found.inputRequests or {}).items() if key not in answered}
+            if wanted:
+                answered |= wanted.keys()
+                problem = await self._give(ticket, wanted)
+                if problem is not None:
+                    return problem
+            else:
+                await trio.sleep(found.pause)
+
+    async def _look(self, ticket: Ticket) -> tasks.State | Outcome:
+        with trio.move_on_after(POLL_TIMEOUT):
+            outcome = await self._request(ticket, "tasks/get")
+            if not isinstance(outcome, Complete):
+                return outcome
+            state = tasks.read_state(outcome.result)
+            return state or BackendProtocol(self._conversation.backend, "answered tasks/get with no task")
+        return BackendTooSlow(self._conversation.backend, f"did not answer tasks/get within {POLL_TIMEOUT:g} s")
+
+    async def _request(self, ticket: Ticket, method: str, **params: object) -> Outcome:
+        """Send a request about a call's task, and wait as long as the call may."""
+        conversation = self._conversation
+        request_id, waiter = conversation.begin(method, {"taskId": ticket.task_id, **params}, ticket=ticket)
+        try:
+            while waiter.outcome is None and trio.current_time() < ticket.deadline:
+                with trio.move_on_at(ticket.deadline):  # which moves on while the client is asked
+                    await waiter.event.wait()
+        finally:
+            conversation.end(request_id, reason=None if waiter.outcome else "the call is over")
+        return waiter.outcome or BackendTooSlow(conversation.backend, f"did not answer {method} in time")
+
+    async def _give(self, ticket: Ticket, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
+        """Ask the client for what a modern task wants, and hand it over; returns what ends the call instead."""
+        answers: dict[str, msgspec.Raw] = {}
+        refused: list[Failure] = []
+        changed = trio.Event()
+
+        def taker(key: str, method: str) -> Callable[[bytes | Failure], None]:
+            def take(reply: bytes | Failure) -> None:
+                answer = asks.answer_to_refusal(method) if isinstance(reply, Failure) else reply
+                if answer is not None:
+                    answers[key] = msgspec.Raw(answer)
+                elif isinstance(reply, Failure):
+                    refused.append(reply)
+                if len(answers) + len(refused) == len(wanted):
+                    changed.set()
+
+            return take
+
+        for key, one in wanted.items():
+            self._bring(ticket, one, taker(key, one.method))
+        while not changed.is_set() and trio.current_time() < ticket.deadline:
+            with trio.move_on_at(ticket.deadline):
+                await changed.wait()
+        if refused:
+            self._begin(partial(self._cancel, ticket.task_id, ticket))  # it waits for what it will not get
+            return refused[0]
+        if not changed.is_set():
+            return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
+        outcome = await self._request(ticket, "tasks/update", inputResponses=answers)
+        return None if isinstance(outcome, Complete) else outcome
+
+    def _bring(self, ticket: Ticket, one: asks.InputRequest, take: Callable[[bytes | Failure], None]) -> None:
+        ask = Ask(one.method, one.params, take)
+        caller = ticket.call.caller
+        if one.method not in asks.CAPABILITY:
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"{one.method!r} is no input request")
+            return
+        missing = asks.missing_capability(caller, one.method, one.params)
+        if missing is not None:
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+            return
+        try:
+            ask.params = asks.for_version(one.method, one.params, caller.version)
+        except ValueError as exc:
+            ask.refuse(jsonrpc.INVALID_PARAMS, str(exc))
+            return
+        if caller.era is Era.LEGACY:
+            ask.params = asks.for_legacy_client(one.method, ask.params)
+        ticket.ask(ask)
+
+    async def _cancel(self, task_id: str, ticket: Ticket | None) -> None:
+        """Tell the backend that nobody waits for a task; that it has ended already is no news."""
+        with trio.move_on_after(CANCEL_TIMEOUT):
+            request_id, waiter = self._conversation.begin("tasks/cancel", {"taskId": task_id}, ticket=ticket)
+            try:
+                await waiter.event.wait()
+            finally:
+                self._conversation.end(request_id)
+            if isinstance(waiter.outcome, Failure):
+                log.debug("backend %r: tasks/cancel: %s", self._conversation.backend, waiter.outcome.message)

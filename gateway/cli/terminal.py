@@ -1,0 +1,172 @@
+"""Where a person at a terminal meets a call under way: progress, log messages, and what the server asks.
+
+Everything goes to stderr, for stdout is the result's. Questions are read from stdin, line by line; its end cancels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from gateway import jsonrpc
+from gateway.cli.elicitation_form import MAX_TRIES, WrongAnswer, describe, fields_of, read_answer
+from gateway.cli.output import say
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from rich.progress import Progress, TaskID
+
+    from gateway.calls import Ask, Notice
+    from gateway.cli.elicitation_form import Field
+
+    ReadLine = Callable[[str], Awaitable[str | None]]
+
+NO_MODEL = (
+    "the mcp-gateway command has no language model, so it cannot sample; call this tool from a client that has one"
+)
+
+
+class EndOfAnswers(Exception):
+    """Stdin has ended: nobody is there to answer."""
+
+
+class Desk:
+    """One call's; used as a context manager, which takes the progress bar down at the end."""
+
+    def __init__(self, title: str, read_line: ReadLine | None = None) -> None:
+        self._title = title
+        self._read_line = read_line or read_line_of_stdin
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hide()
+
+    def hear(self, notice: Notice) -> None:
+        """Show a notification."""
+        params = {name: jsonrpc.decode_any(raw) for name, raw in notice.params.items()}
+        if notice.method == "notifications/progress":
+            self._advance(params)
+        elif notice.method == "notifications/message":
+            data = params.get("data")
+            text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+            say(f"{params.get('level', 'info')}: {text}")
+
+    def _advance(self, params: dict[str, Any]) -> None:
+        """Move the bar; where nobody sees one, there is none."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            self._bar = _make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=None)
+        if self._task is not None:
+            text = f"{self._title} {params['message']}" if params.get("message") else self._title
+            self._bar.update(self._task, completed=params.get("progress"), total=params.get("total"), description=text)
+
+    def _hide(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    async def answer(self, ask: Ask) -> None:
+        """Have a request of the server answered by the person, or refuse it."""
+        self._hide()
+        params = {name: jsonrpc.decode_any(raw) for name, raw in ask.params.items()}
+        if ask.method == "sampling/createMessage":
+            say(f"note: {NO_MODEL}")
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, NO_MODEL)
+        elif ask.method == "roots/list":
+            ask.answer(b'{"roots":[]}')
+        elif ask.method == "elicitation/create":
+            ask.answer(jsonrpc.encode(await self._elicit(params)))
+        else:
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the mcp-gateway command does not know {ask.method}")
+
+    async def _elicit(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The result of an elicitation (2025-11-25 client/elicitation)."""
+        say(f"{self._title} asks: {params.get('message', '')}")
+        try:
+            if params.get("mode") == "url":
+                return await self._visit(str(params.get("url", "")))
+            return await self._fill_in(fields_of(params.get("requestedSchema") or {}))
+        except EndOfAnswers:
+            say("cancelled: nothing more can be read from stdin")
+            return {"action": "cancel"}
+
+    async def _visit(self, url: str) -> dict[str, Any]:
+        from gateway.oauth_client.login_prompt import can_open, open_page
+
+        say(f"  {url}")
+        if not await self._yes("open this address?"):
+            return {"action": "decline"}
+        if can_open():
+            await open_page(url)
+        else:
+            say("there is no browser here: open it yourself")
+        return {"action": "accept"}
+
+    async def _fill_in(self, fields: list[Field]) -> dict[str, Any]:
+        """Field by field; what is left empty is left out, or has its default."""
+        content: dict[str, Any] = {}
+        for field in fields:
+            for _ in range(MAX_TRIES):
+                text = await self._ask(describe(field))
+                try:
+                    value = read_answer(field, text)
+                except WrongAnswer as exc:
+                    say(f"  {exc}")
+                    continue
+                if value is not None:
+                    content[field.name] = value
+                break
+            else:
+                return {"action": "cancel"}
+        if not await self._yes("send this?", default=True):
+            return {"action": "decline"}
+        return {"action": "accept", "content": content}
+
+    async def _yes(self, question: str, *, default: bool = False) -> bool:
+        text = (await self._ask(f"{question} [{'Y/n' if default else 'y/N'}] ")).strip().lower()
+        return text in {"y", "yes"} if text else default
+
+    async def _ask(self, question: str) -> str:
+        text = await self._read_line(question)
+        if text is None:
+            raise EndOfAnswers
+        return text
+
+
+def _make_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+async def read_line_of_stdin(question: str) -> str | None:
+    """What the person types; None at the end of stdin."""
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    # Abandoned when the call ends first: the thread then waits for a line that nobody needs, and ends with the process.
+    line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+    return line.rstrip("\n") if line else None

@@ -1,0 +1,221 @@
+"""One call as its client sees it: events, then one outcome, however many rounds the backend needs.
+
+For a legacy client in front of a modern backend, `input_required` is not an outcome: the flow asks the client what the
+backend wants to know, and sends the call again with the answers, the same keys and the byte-exact `requestState`
+(2026-07-28 basic/patterns/mrtr). For all others it only hands on what its ticket says. Whoever holds a flow closes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Call, Era, Failure, InputRequired, Notice, StreamClosed
+from gateway.eras import asks
+from gateway.errors import BackendProtocol, GatewayError
+from gateway.inflight.pending import MAX_NOTICES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.calls import Event, Outcome, Withdrawn
+    from gateway.inflight.pending import Ticket
+    from gateway.router import Router
+
+MAX_ROUNDS: Final = 10
+"""Times that a backend may ask for input in one call."""
+EMPTY_ROUND_DELAY: Final = 0.2
+"""Seconds before a call is sent again that asked for nothing but to be sent again; grows with each round."""
+
+
+class Flow:
+    """A call under way, from the face's side."""
+
+    def __init__(self, router: Router, ticket: Ticket) -> None:
+        self.call = ticket.call
+        self._router = router
+        self._ticket = ticket
+        self._holder = object()
+        self.token = ticket.call.progress_token
+        self.level = ticket.call.caller.log_level
+        self.caller = ticket.call.caller
+        """Who waits now: each request of a modern client says anew what it can do."""
+        self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
+        self._asked = 0
+        self._rounds = 0
+        self._in_round = False
+        """Whether the backend waits for answers: its call has ended, and the next one is not sent yet."""
+        self._asks: list[Ask] = []
+        self._answers: dict[str, msgspec.Raw] = {}
+        self._refused: Failure | None = None
+        self._open = 0
+        self._answers_by = self._send_again_at = 0.0
+        self._answered = trio.Event()
+        self._state = jsonrpc.NULL
+
+    def watch(self, ring: Callable[[], None]) -> bool:
+        """Have `ring` called when `next` would have something, perhaps now; False: somebody has to wait in `next`.
+
+        With `settled` this is for whoever waits for nothing but the outcome; `unwatch` ends it.
+        """
+        return self._ticket.watch(ring)
+
+    def unwatch(self) -> None:
+        """Undo `watch`."""
+        self._ticket.unwatch()
+
+    @property
+    def settled(self) -> Outcome | None:
+        """The outcome, if that is all there is: no event before it, and nobody is to be asked."""
+        outcome = self._ticket.settled
+        is_round = isinstance(outcome, InputRequired) and self.call.caller.era is Era.LEGACY
+        return None if is_round else outcome
+
+    async def next(self) -> Event | Outcome | None:
+        """Wait for the next event or the outcome; None if the call was closed meanwhile.
+
+        Cancelling the wait leaves the flow open.
+        """
+        if self._kept:
+            return self._kept.popleft()
+        return await self.next_fresh()
+
+    async def next_fresh(self) -> Event | Outcome | None:
+        """Like `next`, without what was kept."""
+        if self._asks:
+            return self._asks.pop(0)
+        while True:
+            if self._in_round:
+                problem = await self._answer_round()
+                if problem is not None:
+                    return problem
+            item = await self._ticket.next()
+            if not isinstance(item, InputRequired) or self.call.caller.era is Era.MODERN:
+                return item
+            problem = self._begin_round(item)
+            if problem is not None:
+                return problem
+            self._in_round = True
+            if self._asks:
+                return self._asks.pop(0)
+
+    async def next_but_notices(self) -> Ask | Withdrawn | Outcome | None:
+        """Like `next`, but notices are kept for later, the newest `MAX_NOTICES` of them."""
+        while True:
+            item = await self.next_fresh()
+            if isinstance(item, Notice):
+                self._kept.append(item)
+            elif not isinstance(item, StreamClosed):
+                return item
+
+    def number_ask(self) -> int:
+        """A number, from 1 on, for a request that the client gets; none is given twice in the life of the call."""
+        self._asked += 1
+        return self._asked
+
+    def take(self) -> object:
+        """Become the holder of the flow, who must `let_go` with what this returns; whoever held it before is free.
+
+        The answer that parks a call is still being sent when its retry comes: each closes only what it holds.
+        """
+        self._holder = object()
+        return self._holder
+
+    def let_go(self, holder: object, reason: str = "the client cancelled the request") -> None:
+        """Close the flow, unless somebody else has taken it meanwhile."""
+        if self._holder is holder:
+            self.close(reason)
+
+    def resume(self, retry: Call) -> None:
+        """Go on with a call for which its client has sent another request, with a progress token of its own."""
+        self.token = retry.progress_token
+        self.level = retry.caller.log_level
+        self.caller = retry.caller
+        self._ticket.extend()
+
+    def close(self, reason: str = "the client cancelled the request") -> None:
+        """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to repeat."""
+        self._router.release(self._ticket, reason)
+
+    def _begin_round(self, required: InputRequired) -> GatewayError | None:
+        """Make what the backend wants to know into requests to the client."""
+        self._rounds += 1
+        backend = self._ticket.backend
+        if self._rounds > MAX_ROUNDS:
+            return BackendProtocol(backend, f"asked for input more than {MAX_ROUNDS} times in one call")
+        try:
+            body = asks.read_input_required(required.result)
+        except ValueError as exc:
+            return BackendProtocol(backend, f"asked for input in a form that MCP does not have: {exc}")
+        now = trio.current_time()
+        self._answers_by, self._send_again_at = now + self._ticket.timeout, now + EMPTY_ROUND_DELAY * self._rounds
+        requests = body.wanted or {}
+        self._state, self._answers, self._open = body.state, {}, len(requests)
+        for key, wanted in requests.items():
+            if wanted.method not in asks.CAPABILITY:
+                return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
+            try:
+                params = asks.for_version(wanted.method, wanted.params, self.call.caller.version)
+            except ValueError as exc:
+                return BackendProtocol(backend, f"asked for what this client cannot be asked: {exc}")
+            params = asks.for_legacy_client(wanted.method, params)
+            ask = Ask(wanted.method, params, self._taker(key, wanted.method))
+            missing = asks.missing_capability(self.call.caller, wanted.method, params)
+            if missing is not None:
+                ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+            else:
+                self._asks.append(ask)
+        return None
+
+    def _taker(self, key: str, method: str) -> Callable[[bytes | Failure], None]:
+        def take(reply: bytes | Failure) -> None:
+            answer = asks.answer_to_refusal(method) if isinstance(reply, Failure) else reply
+            if answer is None:
+                self._refused = self._refused or (reply if isinstance(reply, Failure) else None)
+            else:
+                self._answers[key] = msgspec.Raw(answer)
+            self._open -= 1
+            self._answered.set()
+
+        return take
+
+    async def _answer_round(self) -> Failure | GatewayError | None:
+        """Wait for the client's answers and send the call again with them; returns what ends the call instead."""
+        with trio.move_on_at(self._answers_by) as scope:
+            while self._open:
+                self._answered = trio.Event()
+                await self._answered.wait()
+        if scope.cancelled_caught and trio.current_time() >= self._answers_by:
+            return BackendProtocol(self._ticket.backend, "asked for input that the client did not give in time")
+        if self._refused is not None:
+            return self._refused
+        if not self._answers:
+            await trio.sleep_until(self._send_again_at)
+        try:
+            old, self._ticket = self._ticket, await self._router.submit(self._again(), again=True)
+        except GatewayError as problem:
+            return problem
+        self._in_round = False
+        self._router.release(old)
+        return None
+
+    def _again(self) -> Call:
+        """The same call with the answers; its id on the backend's hop is a new one, as it must be."""
+        params = dict(self.call.params)
+        if self._answers:
+            params["inputResponses"] = jsonrpc.raw(self._answers)
+        if self._state != jsonrpc.NULL:
+            params["requestState"] = self._state
+        call = self.call
+        return Call(
+            method=call.method,
+            name=call.name,
+            params=params,
+            meta=call.meta,
+            caller=call.caller,
+            progress_token=call.progress_token,
+        )

@@ -1,0 +1,101 @@
+"""Calls of one client that nobody but their outcome is waited for: they have no task each, but one for all.
+
+Most calls are put on their way, and then there is the outcome. Of those one task takes the outcomes that came in one
+turn of the loop, all together. Where anything else happens to a call (the backend says or asks something, the client
+cancels, the time is up, stdin ends) it gets a task of its own, in which it goes on as every other request does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.calls import Outcome
+    from gateway.frontends.call_stream import Flow
+    from gateway.jsonrpc import Id, Message
+
+
+class Waiting(NamedTuple):
+    """One such call."""
+
+    message: Message
+    scope: trio.CancelScope
+    flow: Flow
+
+
+class WaitingCalls:
+    """All of them, by request id.
+
+    `answer(request_id, waiting, outcome)` answers one, `start(waiting)` gives one its task; neither may wait, and the
+    call is in nobody's hands but theirs then.
+    """
+
+    def __init__(self, answer: Callable[[Id, Waiting, Outcome], None], start: Callable[[Waiting], None]) -> None:
+        self._answer = answer
+        self._start = start
+        self._calls: dict[Id, Waiting] = {}
+        self._rung: dict[Id, None] = {}
+        self._wake = trio.Event()
+        self._ended = False
+
+    def add(self, request_id: Id, waiting: Waiting) -> None:
+        """Take on a call that is on its way; at once its own task's, once `end` was called."""
+        if self._ended:
+            self._start(waiting)
+            return
+        self._calls[request_id] = waiting
+        if not waiting.flow.watch(partial(self._ring, request_id)):
+            self._begin_task(request_id)
+
+    def drop(self, request_id: Id) -> bool:
+        """Let go of a call that its client has cancelled; False: it is none of these."""
+        waiting = self._take(request_id)
+        if waiting is not None:
+            waiting.flow.close()
+        return waiting is not None
+
+    def end(self) -> None:
+        """Give all of them their tasks, and whatever comes. Afterwards `run` starts none."""
+        self._ended = True
+        for request_id in list(self._calls):
+            self._begin_task(request_id)
+
+    async def run(self) -> None:
+        """Answer them, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            rung, self._rung = self._rung, {}
+            for request_id in rung:
+                self._look(request_id)
+
+    def _take(self, request_id: Id) -> Waiting | None:
+        waiting = self._calls.pop(request_id, None)
+        if waiting is not None:
+            waiting.flow.unwatch()
+        return waiting
+
+    def _begin_task(self, request_id: Id) -> None:
+        waiting = self._take(request_id)
+        if waiting is not None:
+            self._start(waiting)
+
+    def _ring(self, request_id: Id) -> None:
+        self._rung[request_id] = None
+        self._wake.set()
+
+    def _look(self, request_id: Id) -> None:
+        waiting = self._calls.get(request_id)
+        if waiting is None:  # dropped, or its task has it
+            return
+        outcome = waiting.flow.settled
+        if outcome is None:
+            self._begin_task(request_id)
+            return
+        self._take(request_id)
+        self._answer(request_id, waiting, outcome)

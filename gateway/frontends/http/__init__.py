@@ -1,0 +1,1 @@
+"""The HTTP endpoint: routing, host policy, authentication, and one exchange."""

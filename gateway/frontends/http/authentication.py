@@ -1,0 +1,124 @@
+"""What every request to an MCP face passes first: Host and Origin, a page's preflight, and who sends it.
+
+Nothing is done for a request before it is through: its body is not read, nothing is looked up for it. The headers that
+let a page read an answer are put on all answers, refusals too, or the page could not tell why it was refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+from gateway.access.keys import repeated_header, repeated_text
+from gateway.access.refusal import Refusal
+from gateway.frontends.http.exchange import ClientGone, Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.access.principals import Principal
+    from gateway.access.table import Access
+    from gateway.frontends.http.host_policy import HostPolicy
+
+    Handler = Callable[[Exchange], Awaitable[None]]
+
+ALLOWED_METHODS: Final = (b"access-control-allow-methods", b"POST, GET, DELETE")
+PREFLIGHT_FOR: Final = (b"access-control-max-age", b"600")
+"""Seconds for which a browser may remember what a page is allowed to do."""
+USUAL_HEADERS: Final = (
+    b"accept, authorization, content-type, last-event-id, mcp-method, mcp-name, mcp-protocol-version, mcp-session-id,"
+    b" x-api-key"
+)
+"""What clients of both eras send; beyond these each tool may have header parameters of its own."""
+_HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
+CUT_OFF: Final = Refusal(
+    401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
+)
+
+log = logging.getLogger("gateway.http")
+
+
+class Entrance:
+    """The one way into the MCP faces."""
+
+    def __init__(self, policy: HostPolicy, access: Access | None = None) -> None:
+        self._policy = policy
+        self._access = access
+
+    async def serve(self, exchange: Exchange, handle: Handler) -> None:
+        """Let a request through to `handle`, or answer it here. Returns also where its client has gone."""
+        headers = exchange.headers
+        try:
+            pairs = exchange.scope["headers"]
+            if len(headers) != len(pairs) and (twice := repeated_header(pairs)):
+                text = repeated_text(twice)
+                self._note(exchange, 400, text)
+                await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+                return
+            refusal = self._policy.refusal(headers)
+            if refusal is not None:
+                self._note(exchange, 403, refusal)
+                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
+                return
+            if b"origin" in headers:
+                exchange.always = self._policy.cors_headers(headers[b"origin"])
+                if exchange.always and exchange.method == "OPTIONS" and b"access-control-request-method" in headers:
+                    await self._allow(exchange)
+                    return
+            if self._access is None or not self._access.guards:
+                await handle(exchange)
+            else:
+                await self._check(self._access, exchange, handle)
+        except* ClientGone:  # alone, or in the group of a nursery that watched for it
+            log.debug("a client hung up")
+
+    def _note(self, exchange: Exchange, status: int, text: str) -> None:
+        if self._access is not None and self._access.on_denied is not None:
+            principal = None if exchange.principal is None else exchange.principal.name
+            self._access.on_denied(status, text, principal, exchange.address, exchange.scope["path"])
+
+    async def _allow(self, exchange: Exchange) -> None:
+        """Answer a preflight, which by its nature bears no key (Fetch, "CORS-preflight request")."""
+        wanted = exchange.headers.get(b"access-control-request-headers", b"")
+        if _HEADER_LIST.fullmatch(wanted) is None:
+            wanted = USUAL_HEADERS
+        await exchange.empty(204, ALLOWED_METHODS, (b"access-control-allow-headers", wanted), PREFLIGHT_FOR)
+
+    async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
+        found = access.find(exchange.headers)
+        if found is None:
+            asked = await access.ask(exchange.headers, exchange.counted_address)
+            if isinstance(asked, Refusal):
+                self._note(exchange, asked.status, asked.text)
+                await _refuse(exchange, asked)
+                return
+            found, exchange.valid_until = asked
+        exchange.principal = found
+        if not found.opens(exchange.view):  # one that does not exist is none of its views either
+            text = f"this key is for the views {', '.join(found.rules.views or ())} only"
+            self._note(exchange, 403, text)
+            await _refuse(exchange, Refusal(403, text))
+            return
+        if exchange.method == "GET":
+            await self._stream(found, exchange, handle)
+        else:
+            await handle(exchange)  # what comes of it ends with its session or its call; see `Router.cut_off`
+
+    async def _stream(self, principal: Principal, exchange: Exchange, handle: Handler) -> None:
+        """Serve what may last for as long as the client likes: at most until its key or token is no good any more."""
+        with principal.visit(exchange.valid_until) as scope:
+            await handle(exchange)
+        if scope.cancelled_caught:
+            await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
+
+
+async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
+    headers: list[tuple[bytes, bytes]] = []
+    if refusal.challenge:
+        headers.append((b"www-authenticate", refusal.challenge.encode("latin-1")))
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    text = f"{refusal.text}; {refusal.hint}" if refusal.hint else refusal.text
+    await exchange.json(refusal.status, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text), *headers)

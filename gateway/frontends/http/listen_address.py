@@ -1,0 +1,195 @@
+"""Where the HTTP face listens: an address or a Unix socket, with or without TLS.
+
+A Unix socket's file has its mode before anybody can connect, takes the place of one that nobody listens on any more,
+and is removed at the end, unless another gateway has put its own there meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import stat
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from gateway.errors import GatewayError
+from gateway.frontends.http.host_policy import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from hypercorn.config import Config as HypercornConfig
+
+    from gateway.config.access_model import AccessSettings
+
+BACKLOG: Final = 1_024
+"""Connections that may wait to be accepted: a thousand clients may come at once."""
+KNOCK_WAIT: Final = 1.0
+"""Seconds for finding out whether somebody listens on a Unix socket that is there already."""
+
+
+class ListenError(GatewayError):
+    """The address cannot be bound; the message says which option to change."""
+
+
+class Exposed(ListenError):
+    """The gateway would be open to a network without asking anybody for a key; `hint` says what to do."""
+
+    hint = (
+        "give each client a key (`mcp-gateway hash-key NAME`; section 'access' of the config), or say --insecure if"
+        " that is meant"
+    )
+
+
+class Binding(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen. With `uds`, a path, there is no host and no port."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    uds: Path | None = None
+    uds_mode: int = 0o600
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine gets there: by loopback, or by a file whose mode says who may."""
+        return self.uds is not None or is_loopback(self.host)
+
+    @property
+    def policy_host(self) -> str:
+        """The host name that requests must bear; any where a Unix socket is served, which no web page gets to."""
+        return "" if self.uds is not None else self.host
+
+    @property
+    def admin_host(self) -> str:
+        """The host by which the management API tells whether reading is open."""
+        return "localhost" if self.is_private else self.host
+
+    def check(self, access: AccessSettings | None) -> None:
+        """Raise Exposed where others than this machine's users would be let in without a word."""
+        if not self.is_private and not (access is not None and access.guards):
+            text = f"with --host {self.host} and no keys everybody is let in who reaches this machine"
+            raise Exposed(text)
+
+    def open(self) -> Bound:
+        """Listen; what will not do (a taken port, an unreadable certificate) is told here. Raises ListenError."""
+        if self.tls_cert is not None:
+            from hypercorn.config import Config as HypercornConfig
+
+            self.set_tls(HypercornConfig())
+        sock = self._open_tcp() if self.uds is None else _open_unix(self.uds, self.uds_mode)
+        return Bound(self, sock)
+
+    def _open_tcp(self) -> socket.socket:
+        try:
+            infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = infos[0]
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        except OSError as exc:
+            reason, hint = exc.strerror or str(exc), "see --host"
+            if exc.errno == errno.EADDRINUSE:
+                reason, hint = "the port is in use", "choose another with --port (0 picks a free one)"
+            text = f"cannot listen on {self.host}:{self.port}: {reason}; {hint}"
+            raise ListenError(text) from None
+
+    def set_tls(self, config: HypercornConfig) -> bool:
+        """Have Hypercorn serve TLS, if that is wanted; returns whether it is. Raises ListenError."""
+        if self.tls_cert is None:
+            return False
+        config.certfile = str(self.tls_cert)
+        config.keyfile = str(self.tls_key or self.tls_cert)
+        try:
+            config.create_ssl_context()
+        except OSError as exc:  # of which those of TLS are some
+            text = f"--tls-cert {self.tls_cert}, --tls-key {config.keyfile}: {exc.strerror or exc}"
+            raise ListenError(text) from None
+        return True
+
+
+class Bound:
+    """A socket that listens, open as long as the `with` block; the file that it may have goes with it."""
+
+    def __init__(self, binding: Binding, sock: socket.socket) -> None:
+        self.binding = binding
+        self.socket = sock
+        self._mark = None if binding.uds is None else _mark(binding.uds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def urls(self, paths: Iterable[str]) -> list[str]:
+        """What to tell people, one for each path; for a Unix socket in the form that nginx has."""
+        binding = self.binding
+        scheme = "http" if binding.tls_cert is None else "https"
+        if binding.uds is not None:
+            return [f"{scheme}://unix:{binding.uds}:{path}" for path in paths]
+        host = f"[{binding.host}]" if ":" in binding.host else binding.host
+        return [f"{scheme}://{host}:{self.socket.getsockname()[1]}{path}" for path in paths]
+
+    def close(self) -> None:
+        """Listen no more, and remove the file of a Unix socket unless it is somebody else's by now."""
+        self.socket.close()
+        path, mark = self.binding.uds, self._mark
+        self._mark = None
+        if path is not None and mark is not None and _mark(path) == mark:
+            with contextlib.suppress(OSError):  # gone already, which is what was wanted
+                path.unlink()
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells the file of a Unix socket from another of the same name."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _open_unix(path: Path, mode: int) -> socket.socket:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _check_free(path)
+        before = os.umask(0o777 & ~mode)  # not `chmod`, which follows a link that another user may put in its place
+        try:
+            sock.bind(str(temporary))
+        finally:
+            os.umask(before)
+        sock.listen(BACKLOG)
+        temporary.replace(path)  # in one step: there is no moment without a socket, or with somebody else's file gone
+    except OSError as exc:
+        sock.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = "the path is too long for a socket" if exc.errno is None else exc.strerror
+        text = f"cannot listen on {path}: {reason or exc}; choose another path with --uds"
+        raise ListenError(text) from None
+    return sock
+
+
+def _check_free(path: Path) -> None:
+    """Raise OSError unless there is nothing at the path, or a socket that nobody listens on."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+        knock.settimeout(KNOCK_WAIT)
+        try:
+            knock.connect(str(path))
+        except ConnectionRefusedError:
+            return  # left behind by a gateway that was killed
+        except OSError as exc:
+            raise OSError(errno.EADDRINUSE, f"it is in use ({exc.strerror or exc})") from None
+    raise OSError(errno.EADDRINUSE, "another program listens on it")

@@ -1,0 +1,41 @@
+"""Where views are found: each below the path of the endpoint, under its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from gateway.frontends.http.exchange import Exchange
+
+NO_VIEW: Final = (
+    "there is no such view here: views stand in the section 'views' of the gateway's config, and each is found under"
+    " its name below the endpoint, as in /mcp/NAME"
+)
+
+
+def without_slash(path: str) -> str:
+    """A path without the slash that many clients and guides write at its end."""
+    return path.rstrip("/") or "/"
+
+
+def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | None:
+    """The view that a path below an endpoint names; None where it names none.
+
+    It need not exist, for what is asked of a view that is gone must be answered as such; but an endpoint at the root
+    has only the views that there are, since everything else is below it, too.
+    """
+    if endpoint is None or not path.startswith(endpoint):
+        return None
+    name = path.removeprefix(endpoint if endpoint.endswith("/") else endpoint + "/").removesuffix("/")
+    if not name or "/" in name or (endpoint == "/" and name not in views):
+        return None
+    return name
+
+
+async def refuse(exchange: Exchange) -> None:
+    """Answer who has come to the endpoint of a view that there is not. Raises ClientGone."""
+    await exchange.json(404, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, NO_VIEW))

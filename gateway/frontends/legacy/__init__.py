@@ -1,0 +1,1 @@
+"""The legacy era over HTTP: sessions, streamable HTTP, SSE, resumption."""

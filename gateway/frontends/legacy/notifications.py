@@ -1,0 +1,43 @@
+"""What a legacy client says without wanting an answer, whatever carries it.
+
+Replies to what servers have asked it, cancels, progress, changed roots; and notifications that MCP does not know, which
+go to the only backend, where there is only one (as methods do that MCP does not know), and to nobody where nothing says
+whose they are. Nothing in here waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway.frontends.request_handler import cancelled_id
+
+if TYPE_CHECKING:
+    from gateway.frontends.legacy.sessions import InFlight, LegacySession
+    from gateway.frontends.request_handler import Answers
+    from gateway.jsonrpc import Message
+
+_CONSUMED: Final = frozenset({"notifications/initialized", "notifications/tasks/status"})
+"""What ends here: the handshake is the gateway's own, and no server is offered tasks of clients."""
+
+
+def take_note(answers: Answers, session: LegacySession | None, message: Message, in_flight: InFlight) -> None:
+    """Take in a notification or a response; before `initialize` (no session) only cancels mean something."""
+    match message.method:
+        case "notifications/cancelled":
+            request_id = cancelled_id(message)
+            if request_id is not None:
+                in_flight.cancel(request_id)
+        case _ if session is None:
+            pass
+        case msgspec.UNSET:
+            session.desk.settle(message)
+        case "notifications/roots/list_changed":
+            answers.fleet.roots_changed(session.key)
+        case "notifications/progress":
+            session.desk.progress(message)
+        case method if method not in _CONSUMED:
+            answers.router.pass_on(str(method), message.params, session.caller)
+        case _:
+            pass

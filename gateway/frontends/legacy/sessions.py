@@ -1,0 +1,375 @@
+"""Legacy sessions: who is there, what is in flight for them, what they still have to be told.
+
+Bounded in number and in idle time. Invariant: what a session still has to be told is a set of features, so it cannot
+grow, and each client hears of a change once however often it happened.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import ANYBODY, Caller, Era
+from gateway.catalog.kinds import FEATURES
+from gateway.eras import meta
+from gateway.errors import Busy, RequestError
+from gateway.frontends.legacy.event_store import Budget, EventStore
+from gateway.frontends.notification_queue import Changes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from gateway.access.principals import Principal
+    from gateway.calls import Ask, Identity
+    from gateway.catalog.news import ListNews
+    from gateway.frontends.legacy.resumable import LegacyReply
+    from gateway.frontends.request_handler import Introduction
+    from gateway.jsonrpc import Id, Message
+
+STDIO: Final = "stdio"
+"""The session key of everything that comes over the process' own stdin: it is one client."""
+SESSION_ID_BYTES: Final = 24
+"""192 random bits: unguessable, and URL-safe Base64 keeps to the visible ASCII that the header allows."""
+MAX_ASKED: Final = 1_024
+"""Requests of servers that one client may have before it, unanswered."""
+EVICTABLE_AFTER: Final = 60.0
+"""Seconds without a request after which an abandoned session may make room for a new client."""
+SWEEP_INTERVAL: Final = 30.0
+"""Seconds between two looks for sessions that were idle too long."""
+
+
+class DuplicateId(RequestError):
+    """The client uses the id of a request that is still in flight."""
+
+
+class InFlight:
+    """The requests of one client that have not been answered; one cancel scope each."""
+
+    def __init__(self, most: int) -> None:
+        self._scopes: dict[Id, trio.CancelScope] = {}
+        self._most = most
+        self._deadline = math.inf
+        self.served = False
+        """Whether there has been a request at all."""
+        self.on_cancel: Callable[[Id], None] | None = None
+        """Told of a request that is cancelled, if somebody has requests without a task in their scope."""
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    def enter(self, request_id: Id) -> trio.CancelScope:
+        """Make the scope in which a request runs.
+
+        Raises:
+            DuplicateId: the id is in use.
+            Busy: too many requests of this client are in flight.
+        """
+        if request_id in self._scopes:
+            text = f"request id {request_id!r} is still in use"
+            raise DuplicateId(text)
+        if len(self._scopes) >= self._most:
+            text = f"{self._most} requests of this client are in flight (max_client_requests); try again"
+            raise Busy(text)
+        self.served = True
+        scope = self._scopes[request_id] = trio.CancelScope(deadline=self._deadline)
+        return scope
+
+    def replace(self, request_id: Id, scope: trio.CancelScope) -> None:
+        """Have a request go on in another scope."""
+        self._scopes[request_id] = scope
+
+    def leave(self, request_id: Id) -> None:
+        """Forget a request that has ended."""
+        self._scopes.pop(request_id, None)
+
+    def cancel(self, request_id: Id) -> None:
+        """Cancel exactly this request; an unknown one is ignored, as races demand (basic/utilities/cancellation)."""
+        scope = self._scopes.get(request_id)
+        if scope is not None:
+            scope.cancel(reason="the client cancelled the request")
+            if self.on_cancel is not None:
+                self.on_cancel(request_id)
+
+    def end_at(self, deadline: float) -> None:
+        """Give all requests, later ones too, until then."""
+        self._deadline = deadline
+        for scope in self._scopes.values():
+            scope.deadline = deadline
+
+    def cancel_all(self) -> None:
+        """Cancel everything: the session has ended."""
+        for scope in list(self._scopes.values()):
+            scope.cancel(reason="the session has ended")
+
+
+class Desk:
+    """The requests that servers have put to one legacy client and that it has not answered yet.
+
+    Bounded: of too many that the client does not answer, the oldest are refused.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Id, Ask] = {}
+        self._last_id = 0
+
+    def request(self, ask: Ask) -> bytes:
+        """Give a request its id on this hop and encode it; its answer will be found by `settle`."""
+        if len(self._open) >= MAX_ASKED:
+            self._make_room()
+        request_id = self._last_id = self._last_id + 1
+        self._open[request_id] = ask
+        params: dict[str, object] = dict(ask.params)
+        if ask.on_progress is not None:  # the id serves as progress token on this hop
+            params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
+        return jsonrpc.request(request_id, ask.method, jsonrpc.encode(params))
+
+    def withdraw(self, ask: Ask) -> bytes | None:
+        """Take back a request; returns what to tell the client, or None if there is nothing to take back."""
+        for request_id, open_ask in list(self._open.items()):
+            if open_ask is ask:
+                del self._open[request_id]
+                params = jsonrpc.encode({"requestId": request_id, "reason": "the server needs no answer any more"})
+                return jsonrpc.notification("notifications/cancelled", params)
+        return None
+
+    def settle(self, message: Message) -> None:
+        """Take in a response of the client; one to nothing, or a second one, is ignored."""
+        ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
+        if ask is None:
+            return
+        if message.error is not jsonrpc.ABSENT:
+            body = jsonrpc.decode_error(message.error)
+            ask.refuse(body.code, body.message, None if body.data is jsonrpc.ABSENT else bytes(body.data))
+        elif message.result is jsonrpc.ABSENT:
+            ask.refuse(jsonrpc.INTERNAL_ERROR, "the client answered with neither result nor error")
+        else:
+            ask.answer(bytes(message.result))
+
+    def progress(self, message: Message) -> None:
+        """Take in a progress notification of the client about one of these requests."""
+        try:
+            members = jsonrpc.decode_object(message.params)
+            token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
+            meta.drop_nulls("notifications/progress", members)
+        except (KeyError, ValueError):
+            return
+        ask = self._open.get(token)
+        if ask is not None and ask.on_progress is not None:
+            members[meta.PROGRESS_TOKEN] = jsonrpc.decode_object(ask.params["_meta"])[meta.PROGRESS_TOKEN]
+            ask.on_progress(members)
+
+    def _make_room(self) -> None:
+        """Forget requests that need no answer any more, since their calls have ended, and the oldest of the others."""
+        self._open = {request_id: ask for request_id, ask in self._open.items() if not ask.settled}
+        while len(self._open) >= MAX_ASKED:
+            oldest = self._open.pop(next(iter(self._open)))
+            oldest.refuse(jsonrpc.INTERNAL_ERROR, "the client has too many other requests to answer")
+
+
+class LegacySession:
+    """One initialized conversation with a legacy client."""
+
+    def __init__(
+        self,
+        session_id: str | None,
+        introduction: Introduction,
+        *,
+        max_requests: int,
+        budget: Budget | None = None,
+    ) -> None:
+        self.id = session_id
+        self.key = session_id or STDIO
+        """What tells this client from others, for backends that keep something for it alone."""
+        self.caller = Caller(
+            era=Era.LEGACY,
+            version=introduction.version,
+            capabilities=introduction.capabilities,
+            client_info=introduction.client_info,
+            session=self.key,
+            principal=introduction.identity.principal,
+            scope=introduction.identity.scope,
+        )
+        self.identity = introduction.identity
+        """Whose session it is, and at which endpoint it was made; nobody else finds it."""
+        self.in_flight = InFlight(max_requests)
+        self.changes = Changes()
+        self.desk = Desk()
+        self.log_level: str | None = None
+        """Least severe log messages that the client wants; None until it says so."""
+        self.on_end: list[Callable[[], None]] = []
+        """What to undo when the session ends: subscriptions, its say in log levels. Run once."""
+        self.ended = trio.Event()
+        self.stream: trio.CancelScope | None = None
+        """The scope of the open GET stream, if there is one."""
+        self.events = EventStore(Budget() if budget is None else budget)
+        """What was sent on streams that can be resumed."""
+        self.replies: dict[int, LegacyReply] = {}
+        """The calls whose streams can be resumed, by the number of the stream."""
+        self.last_used = trio.current_time()
+
+    def touch(self) -> None:
+        """Note that the client is alive."""
+        self.last_used = trio.current_time()
+
+    def admits(self, identity: Identity) -> bool:
+        """Whether a request of this identity is one of this session; what it may see now holds from now on."""
+        if identity is self.identity:
+            return True
+        if not self.identity.same_door(identity):
+            return False
+        if identity.scope != self.identity.scope:
+            self.caller = msgspec.structs.replace(self.caller, scope=identity.scope)
+            self.changes.add(FEATURES)
+        self.identity = identity
+        return True
+
+    def tell(self, news: ListNews) -> None:
+        """Note that lists changed, as far as this client sees them."""
+        self.changes.add(news.features(self.caller.scope))
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether an anonymous client has opened it and asked for nothing since."""
+        return self.identity.principal is None and not self.in_flight.served and self.stream is None
+
+    @property
+    def idle(self) -> float:
+        """Seconds without a sign of life; 0 while a request or a stream is open."""
+        if len(self.in_flight) or self.stream is not None:
+            return 0.0
+        return trio.current_time() - self.last_used
+
+    def end(self) -> None:
+        """End the session: its requests are cancelled, its stream closes. Safe to repeat."""
+        self.ended.set()
+        while self.on_end:
+            self.on_end.pop()()
+        self.in_flight.cancel_all()
+        if self.stream is not None:
+            self.stream.cancel(reason="the session has ended")
+        self.events.clear()
+
+
+def _take_no_notice(_session: LegacySession) -> None:
+    pass
+
+
+class SessionTable:
+    """All legacy sessions of the HTTP face."""
+
+    def __init__(self, *, most: int, idle_timeout: float, max_requests: int) -> None:
+        self._sessions: dict[str, LegacySession] = {}
+        self._most = most
+        self._idle_timeout = idle_timeout
+        self._max_requests = max_requests
+        self.welcome: Callable[[LegacySession], None] = _take_no_notice
+        """Called with each new session, so that what is kept for it elsewhere can end with it."""
+        self._budget = Budget()
+        self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def streams(self) -> int:
+        """Sessions whose own stream is open."""
+        return sum(session.stream is not None for session in self._sessions.values())
+
+    def open(self, introduction: Introduction) -> LegacySession | None:
+        """Make a session for this client; return None if the table is full and no session can make room."""
+        if len(self._sessions) >= self._most and not (self._evict_unused() or self._evict(self._sessions.values())):
+            return None
+        session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
+        session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
+        self._sessions[session_id] = session
+        self.welcome(session)
+        return session
+
+    def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
+        """This client's session with this id, or None if it never was, has ended, or belongs to somebody else."""
+        session = self._sessions.get(session_id)
+        if session is None or not session.admits(identity):
+            return None
+        session.touch()
+        return session
+
+    def close(self, session: LegacySession) -> None:
+        """End a session."""
+        if session.id is not None:
+            self._sessions.pop(session.id, None)
+        session.end()
+
+    def tell(self, news: ListNews) -> None:
+        """Note for every session that lists changed."""
+        for session in self._sessions.values():
+            session.tell(news)
+
+    def has_share(self, principal: Principal) -> bool:
+        """Whether somebody may have one more session; makes room among those that it has abandoned itself."""
+        mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
+        return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
+
+    def _evict_unused(self) -> bool:
+        """Make room by ending the oldest anonymous session that has served nothing, however recent it is.
+
+        Opening sessions costs a client nothing: without this, one that only does that shuts all others out.
+        """
+        oldest = next((session for session in self._sessions.values() if session.is_unused), None)
+        if oldest is None:
+            return False
+        self.close(oldest)
+        return True
+
+    def _evict(self, among: Iterable[LegacySession]) -> bool:
+        """Make room by ending the session that has been idle longest, if that is long enough."""
+        oldest = max(among, key=lambda session: session.idle)
+        if oldest.idle < EVICTABLE_AFTER:
+            return False
+        self.close(oldest)
+        return True
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the sessions: end those that were idle too long, be the owner of their calls; runs until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
+                self._sweep()
+
+    def keep(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
+        """Run a call's task in the nursery of the sessions; it ends with its session, which cancels its scope."""
+        self._nursery.start_soon(run, scope)
+
+    def _sweep(self) -> None:
+        now = trio.current_time()
+        for session in list(self._sessions.values()):
+            session.events.expire(now)
+            if session.idle >= self._idle_timeout:
+                self.close(session)
+
+    def follow(self, principal: Principal) -> None:
+        """Have every session of a principal go by its present rules; those at views that it may not use now end."""
+        for session in list(self._sessions.values()):
+            view = session.identity.view
+            if session.caller.principal != principal.name:
+                continue
+            if principal.opens(view):
+                session.admits(principal.identity_at(view))
+            else:
+                self.close(session)
+
+    def close_of(self, principal: str) -> None:
+        """End every session of a principal."""
+        for session in list(self._sessions.values()):
+            if session.caller.principal == principal:
+                self.close(session)
+
+    def close_all(self) -> None:
+        """End every session."""
+        for session in list(self._sessions.values()):
+            self.close(session)

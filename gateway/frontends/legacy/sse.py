@@ -1,0 +1,389 @@
+"""The HTTP+SSE transport of protocol version 2024-11-05: one stream to the client, and POSTs from it beside that.
+
+A session lives as long as its stream: the stream's task owns the tasks of all its requests, and when the client hangs
+up they are cancelled at the backends. Everything for the client goes through one bounded buffer, in order; a client
+that does not read while it is full is dropped, since here nothing can be sent again. Legacy only.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, quote
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Era, Notice, StreamClosed, Withdrawn
+from gateway.eras import errors, meta, versions
+from gateway.errors import GatewayError
+from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
+from gateway.frontends.legacy.notifications import take_note
+from gateway.frontends.legacy.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
+from gateway.frontends.request_handler import MAX_BATCH, Answers, encode_notice, is_wanted
+
+if TYPE_CHECKING:
+    from gateway.access.principals import Principal
+    from gateway.calls import Event, Identity
+    from gateway.catalog.news import ListNews
+    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.request_handler import Introduction
+    from gateway.jsonrpc import Id, Message
+
+MAX_WAITING_BYTES: Final = 1_048_576
+"""Bytes that may wait for one client (and one message more, so that there is none that can never be sent)."""
+MAX_WAITING_MESSAGES: Final = 4_096
+"""Messages that may wait for one client."""
+PATIENCE: Final = 10.0
+"""Seconds that a message waits for room in a full buffer; then the client counts as one that does not read."""
+WRITE_BYTES: Final = 65_536
+"""How much of what waits is sent at once; smaller writes would cost, larger ones would free the buffer late."""
+RETRY_AFTER: Final = (b"retry-after", b"30")
+
+log = logging.getLogger("gateway.http")
+
+
+def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
+    return jsonrpc.error_response(request_id, code, text)
+
+
+class SseStream:
+    """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
+
+    def __init__(self, answers: Answers, session_id: str, identity: Identity) -> None:
+        self.id = session_id
+        self.identity = identity
+        self.session: LegacySession | None = None
+        self._answers = answers
+        self._introduced = trio.Event()
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._news = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        self._ending = self._over = False
+        self._nursery: trio.Nursery  # of the requests and of what keeps the stream; opened and left by run
+
+    async def run(self, exchange: Exchange, endpoint: bytes) -> None:
+        """Serve until the client hangs up or does not read, or the gateway stops. Raises ClientGone, in a group."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._put(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
+                self._nursery.start_soon(self._watch, exchange)
+                self._nursery.start_soon(self._tell)
+                await self._write(exchange)
+                await exchange.end_stream()  # only here: a client that does not read takes no end either
+                self._nursery.cancel_scope.cancel(reason="the stream has ended")
+        finally:
+            self._over = True
+            self._room.unpark_all()
+            if self.session is not None:
+                self.session.end()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether an anonymous client has opened it and not sent `initialize`."""
+        return self.session is None and self.identity.principal is None
+
+    def admits(self, identity: Identity) -> bool:
+        """Whether a POST of this identity is one of this stream's client."""
+        if self.session is not None:
+            return self.session.admits(identity)
+        return self.identity.same_door(identity)
+
+    def follow(self, principal: Principal) -> None:
+        """Go by the present rules of its principal, if it is this one."""
+        view = self.identity.view
+        if self.identity.principal != principal.name:
+            return
+        if not principal.opens(view):
+            self.end()
+            return
+        self.identity = principal.identity_at(view)
+        if self.session is not None:
+            self.session.admits(self.identity)
+
+    def end(self) -> None:
+        """Close the stream as soon as what is under way has been answered and sent."""
+        self._ending = True
+        self._news.set()
+
+    async def _watch(self, exchange: Exchange) -> None:
+        await exchange.hung_up()
+        self._nursery.cancel_scope.cancel(reason="the client hung up")
+
+    async def _tell(self) -> None:
+        """Send what changes; before `initialize` the client has listed nothing that could change."""
+        await self._introduced.wait()
+        while self.session is not None:
+            for message in await self.session.changes.take():
+                await self.send(message)
+
+    # The buffer.
+
+    async def send(self, message: bytes) -> None:
+        """Add a message. Waits for room; a client that makes none in time is dropped."""
+        if self._is_full():
+            with trio.move_on_after(PATIENCE):
+                while self._is_full() and not self._over:
+                    await self._room.park()
+            if self._is_full() and not self._over:
+                text = "an SSE client was dropped: it does not read, and %d messages (%d bytes) wait for it"
+                log.warning(text, len(self._waiting), self._size)
+                self._over = True
+                self._nursery.cancel_scope.cancel(reason="the client does not read")
+        if not self._over:
+            self._put(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+            if not self._is_full():
+                self._room.unpark()  # who came first goes on first
+
+    def _is_full(self) -> bool:
+        return self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
+
+    def _put(self, frame: bytes) -> None:
+        self._waiting.append(frame)
+        self._size += len(frame)
+        self._news.set()
+
+    async def _write(self, exchange: Exchange) -> None:
+        """Send what waits, and comments while nothing does. Raises ClientGone."""
+        while True:
+            if self._waiting:
+                await exchange.frames(self._take_some())
+                continue
+            if self._ending and not (self.session is not None and len(self.session.in_flight)):
+                return
+            self._news = trio.Event()
+            with trio.move_on_after(self._answers.settings.keep_alive_interval) as silence:
+                await self._news.wait()
+            if silence.cancelled_caught:
+                await exchange.keep_alive()
+
+    def _take_some(self) -> bytes:
+        some = [self._waiting.popleft()]
+        size = len(some[0])
+        while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
+            some.append(self._waiting.popleft())
+            size += len(some[-1])
+        self._size -= size
+        self._room.unpark()
+        return b"".join(some)
+
+    # Messages of the client.
+
+    async def take(self, message: Message) -> bytes | None:
+        """Take in one message; returns the error that refuses it, where there can be no answer on the stream."""
+        request_id = message.id
+        if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
+            if self.session is not None:
+                take_note(self._answers, self.session, message, self.session.in_flight)
+        elif self.session is None or message.method == "initialize":
+            answer = self._first(message, request_id)
+            if answer is not None:
+                await self.send(answer)
+        else:
+            try:
+                scope = self.session.in_flight.enter(request_id)
+            except DuplicateId as exc:
+                self._answers.turn_away(message, self.session.caller, exc)
+                return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
+            except GatewayError as exc:
+                self._answers.turn_away(message, self.session.caller, exc)
+                await self.send(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            else:
+                self._nursery.start_soon(self._request, self.session, message, request_id, scope)
+        return None
+
+    def _first(self, message: Message, request_id: Id) -> bytes | None:
+        """Answer what can be asked before there is a session; None where a task does so."""
+        if message.method == "ping":
+            return jsonrpc.response(request_id, b"{}")
+        if message.method != "initialize" or self.session is not None:
+            again = self.session is not None
+            text = "this session is initialized: open another stream" if again else "send initialize first"
+            return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
+        try:
+            introduction = self._answers.introduce(message, self.identity)
+        except GatewayError as exc:
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        most = self._answers.settings.max_client_requests
+        self.session = LegacySession(self.id, introduction, max_requests=most)
+        self._answers.welcome(self.session)
+        scope = self.session.in_flight.enter(request_id)
+        self._nursery.start_soon(self._greet, self.session, introduction, request_id, scope)
+        return None
+
+    async def _greet(
+        self, session: LegacySession, introduction: Introduction, request_id: Id, scope: trio.CancelScope
+    ) -> None:
+        """Answer `initialize`, with what is known when first starts have had their time; it cannot be cancelled."""
+        try:
+            with scope:
+                await self._answers.fleet.first_starts(introduction.identity.scope)
+            await self.send(jsonrpc.response(request_id, self._answers.greeting(introduction)))
+            self._introduced.set()
+        finally:
+            session.in_flight.leave(request_id)
+            self._news.set()
+
+    async def _request(self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+        response: bytes | None = None  # stays so when cancelled: no answer must follow
+        try:
+            try:
+                with scope:
+                    response = await self._respond(session, message, request_id)
+            except GatewayError as exc:
+                response = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+            if response is not None:
+                await self.send(response)
+        finally:
+            session.in_flight.leave(request_id)
+            self._news.set()
+
+    async def _respond(self, session: LegacySession, message: Message, request_id: Id) -> bytes:
+        """The response to a request; what comes of its call before that is passed on."""
+        answer = await self._answers.legacy(message, session)
+        if isinstance(answer, bytes):
+            return jsonrpc.response(request_id, answer)
+        try:
+            while True:
+                item = await answer.next()
+                if item is None:
+                    return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
+                if not isinstance(item, Notice | Ask | Withdrawn | StreamClosed):
+                    return self._answers.encode_outcome(answer.call, request_id, item)[0]
+                await self._pass_on(session, answer, item)
+        finally:
+            answer.close()
+
+    async def _pass_on(self, session: LegacySession, flow: Flow, event: Event) -> None:
+        if isinstance(event, Notice):
+            if is_wanted(event, session.log_level or meta.LOG_LEVELS[0]):
+                await self.send(encode_notice(event, flow.token))
+        elif isinstance(event, Ask):
+            await self.send(session.desk.request(event))
+        elif isinstance(event, Withdrawn):
+            message = session.desk.withdraw(event.ask)
+            if message is not None:
+                await self.send(message)
+
+
+class SseFace:
+    """The two endpoints; `message_path` is where the client is told to POST."""
+
+    def __init__(self, answers: Answers, message_path: str, closing: trio.Event) -> None:
+        self._answers = answers
+        self._message_path = message_path
+        self._closing = closing
+        self._streams: dict[str, SseStream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def tell(self, news: ListNews) -> None:
+        """Note for every session that lists changed."""
+        for stream in self._streams.values():
+            if stream.session is not None:
+                stream.session.tell(news)
+
+    def follow(self, principal: Principal) -> None:
+        """Have every stream of a principal go by its present rules."""
+        for stream in self._streams.values():
+            stream.follow(principal)
+
+    def end_all(self) -> None:
+        """Let every stream end, in good order."""
+        for stream in self._streams.values():
+            stream.end()
+
+    async def open(self, exchange: Exchange) -> None:
+        """Serve a GET: a new client, as long as its stream lasts. Raises ClientGone."""
+        most = self._answers.settings.max_sessions
+        principal = exchange.principal
+        if exchange.method != "GET":
+            await exchange.empty(405, (b"allow", b"GET"))
+        elif not exchange.accepts(b"text/event-stream"):
+            await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
+        elif self._closing.is_set() or (len(self._streams) >= most and not self._evict_unused()):
+            text = "the gateway is shutting down"
+            if len(self._streams) >= most:
+                text = f"{most} streams are open (max_sessions); try again later"
+            await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
+        elif principal is not None and self._streams_of(principal.name) >= principal.most_sessions(most):
+            text = (
+                f"{principal.name!r} has too many streams open (max_sessions of its key); end one, or try again later"
+            )
+            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
+        else:
+            await self._serve(exchange)
+
+    def _evict_unused(self) -> bool:
+        """Make room by ending the oldest anonymous stream whose client has not even sent `initialize`."""
+        oldest = next((one for one in self._streams.values() if one.is_unused), None)
+        if oldest is None:
+            return False
+        del self._streams[oldest.id]
+        oldest.end()
+        return True
+
+    def _streams_of(self, principal: str) -> int:
+        return sum(stream.identity.principal == principal for stream in self._streams.values())
+
+    async def _serve(self, exchange: Exchange) -> None:
+        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
+        path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._path_for(exchange.view))
+        self._streams[stream.id] = stream
+        try:
+            await stream.run(exchange, f"{path}?session_id={stream.id}".encode("ascii"))
+        except* ClientGone:
+            log.debug("an SSE client hung up")
+        finally:
+            self._streams.pop(stream.id, None)
+
+    def _path_for(self, view: str | None) -> str:
+        """Where a client is told to POST; one of a view has a path of its own, by which its requests are known."""
+        return self._message_path if view is None else f"{self._message_path.rstrip('/')}/{view}"
+
+    async def post(self, exchange: Exchange) -> None:
+        """Take in the messages of a POST; their answers go over the client's stream. Raises ClientGone."""
+        if exchange.method != "POST":
+            await exchange.empty(405, (b"allow", b"POST"))
+            return
+        given = parse_qs(exchange.scope["query_string"].decode("latin-1")).get("session_id", [])
+        if len(given) != 1:
+            text = "session_id is missing: POST to the URI that the stream's endpoint event gave"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return
+        stream = self._streams.get(given[0])
+        if stream is None or not stream.admits(exchange.identity):
+            text = "this session does not exist or has ended with its stream: open another one"
+            await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
+            return
+        body = await read_json(exchange, self._answers.settings.max_body_bytes)
+        if body is None:
+            return
+        try:
+            messages = self._decode(body, stream, exchange.identity)
+        except jsonrpc.Malformed as exc:
+            await exchange.json(400, _error(exc.code, exc.reason, exc.id))
+            return
+        refusals = [refusal for message in messages if (refusal := await stream.take(message)) is not None]
+        if refusals:
+            await exchange.json(400, refusals[0])
+        else:
+            await exchange.empty(202)
+
+    def _decode(self, body: bytes, stream: SseStream, identity: Identity) -> list[Message]:
+        """The messages of a POST: one, or in the one version that has them a batch.
+
+        Raises:
+            jsonrpc.Malformed: it is neither.
+        """
+        if not jsonrpc.is_batch(body):
+            return [self._answers.decode(body, identity)]
+        if stream.session is None or stream.session.caller.version != versions.BATCH_VERSION:
+            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
+            raise jsonrpc.Malformed(jsonrpc.INVALID_REQUEST, text, None)
+        return [self._answers.decode(part, identity) for part in jsonrpc.decode_batch(body, most=MAX_BATCH)]

@@ -1,0 +1,274 @@
+"""The legacy era over streamable HTTP: sessions, POST, GET stream, DELETE (2025-11-25 basic/transports).
+
+A disconnect is no cancellation here: the call goes on (see `resumable`), and `notifications/cancelled` is how it ends
+early. What a session is told on its own (list changes) goes to its GET stream; a newer GET stream takes the place of
+the older one. A GET with `Last-Event-ID` goes on with the one stream that the id belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Era
+from gateway.eras import headers, versions
+from gateway.errors import GatewayError
+from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
+from gateway.frontends.legacy.notifications import take_note
+from gateway.frontends.legacy.resumable import FIRST_PRIMED, LegacyReply, replay
+from gateway.frontends.legacy.sessions import DuplicateId
+from gateway.frontends.request_handler import MAX_BATCH, Answers
+
+if TYPE_CHECKING:
+    from gateway.frontends.http.exchange import Exchange
+    from gateway.frontends.legacy.sessions import LegacySession, SessionTable
+    from gateway.jsonrpc import Id, Message
+
+LAST_EVENT_ID: Final = b"last-event-id"
+RETRY_AFTER: Final = (b"retry-after", b"30")
+"""Told to clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
+
+
+def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
+    return jsonrpc.error_response(request_id, code, text)
+
+
+class StreamableFace:
+    """Answers legacy requests on the MCP endpoint."""
+
+    def __init__(self, answers: Answers, sessions: SessionTable) -> None:
+        self._answers = answers
+        self._sessions = sessions
+
+    async def post(self, exchange: Exchange, message: Message) -> None:
+        """Answer one message. Raises ClientGone."""
+        if message.method == "initialize" and isinstance(message.id, int | str):
+            await self._initialize(exchange, message, message.id)
+            return
+        session = await self._session(exchange)
+        if session is None:
+            return
+        if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
+            await self._request(exchange, session, message, message.id)
+        else:
+            take_note(self._answers, session, message, session.in_flight)
+            await exchange.empty(202)
+
+    async def post_batch(self, exchange: Exchange, body: bytes) -> None:
+        """Answer a batch, on one stream in the order in which the answers come. Raises ClientGone."""
+        session = await self._session(exchange)
+        if session is None:
+            return
+        if session.caller.version != versions.BATCH_VERSION:
+            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return
+        try:
+            parts = jsonrpc.decode_batch(body, most=MAX_BATCH)
+            messages = [self._answers.decode(part, exchange.identity) for part in parts]
+        except jsonrpc.Malformed as exc:
+            await exchange.json(400, _error(exc.code, exc.reason, exc.id))
+            return
+        wanted: list[tuple[Id, Message]] = []
+        for message in messages:
+            if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
+                wanted.append((message.id, message))
+            else:
+                take_note(self._answers, session, message, session.in_flight)
+        if not wanted:
+            await exchange.empty(202)
+            return
+        await self._answer_batch(exchange, session, wanted)
+
+    async def _answer_batch(self, exchange: Exchange, session: LegacySession, wanted: list[tuple[Id, Message]]) -> None:
+        answers: list[bytes] = []
+
+        async def answer(request_id: Id, message: Message) -> None:
+            answers.append(await self._answer_alone(session, request_id, message))
+
+        async with trio.open_nursery() as nursery:
+            for request_id, message in wanted:
+                nursery.start_soon(answer, request_id, message)
+        await exchange.message(b"[" + b",".join(answers) + b"]")
+
+    async def _answer_alone(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
+        """One response of a batch; its notices have no stream of their own and are dropped."""
+        try:
+            scope = session.in_flight.enter(request_id)
+        except DuplicateId as exc:
+            self._answers.turn_away(message, session.caller, exc)
+            return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
+        except GatewayError as exc:
+            self._answers.turn_away(message, session.caller, exc)
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        try:
+            with scope:
+                answer = await self._answers.legacy(message, session)
+                if isinstance(answer, bytes):
+                    return jsonrpc.response(request_id, answer)
+                try:
+                    return await self._answers.wait(answer, request_id)
+                finally:
+                    answer.close()
+        except GatewayError as exc:
+            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        finally:
+            session.in_flight.leave(request_id)
+        return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
+
+    async def get(self, exchange: Exchange) -> None:
+        """Resume a stream, or carry the session's own: list changes, until the client goes or the session ends."""
+        session = await self._session(exchange)
+        if session is None:
+            return
+        if not exchange.accepts(b"text/event-stream"):
+            await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
+            return
+        last_event_id = exchange.headers.get(LAST_EVENT_ID)
+        if last_event_id is None:
+            # What could not be sent on the last stream of this kind is sent on this one.
+            await self._stand(exchange, session, session.events.standalone().sent)
+            return
+        found = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
+        if found is None:
+            text = f"Last-Event-ID names no stream of this session that is kept; they are for {RESUME_WITHIN:g} s"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return
+        log, after = found
+        if log.number == STANDALONE:
+            await self._stand(exchange, session, after)
+        elif log.number in session.replies:
+            await session.replies[log.number].resume(exchange, after)
+        else:
+            await replay(exchange, session.events, log, after)
+            await exchange.end_stream()
+
+    async def _stand(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+        """Carry the session's own stream, behind an event."""
+        if session.stream is not None:
+            session.stream.cancel(reason="a newer GET stream takes over")
+        with trio.CancelScope() as scope:
+            session.stream = scope
+            try:
+                await self._tell(exchange, session, after)
+            finally:
+                if session.stream is scope:
+                    session.stream = None
+                session.touch()
+        await exchange.end_stream()
+
+    async def _tell(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+        """Send what changes, and comments while nothing does."""
+        store, log = session.events, session.events.standalone()
+        await replay(exchange, store, log, after)  # opens the stream, so that the client sees at once that it stands
+        if session.caller.version >= FIRST_PRIMED:
+            await exchange.mark(store.mark(log))
+        log.sent = log.last
+        async with trio.open_nursery() as nursery:
+
+            async def watch_client() -> None:
+                await exchange.hung_up()
+                nursery.cancel_scope.cancel(reason="the client hung up")
+
+            nursery.start_soon(watch_client)
+            interval = self._answers.settings.keep_alive_interval
+            while True:
+                messages: list[bytes] = []
+                with trio.move_on_after(interval) as silence:
+                    messages = await session.changes.take()
+                if silence.cancelled_caught:
+                    await exchange.keep_alive()
+                for message, event_id in [(message, store.add(log, message)) for message in messages]:
+                    await exchange.event(message, event_id)
+                log.sent = log.last
+
+    async def delete(self, exchange: Exchange) -> None:
+        """End the session."""
+        session = await self._session(exchange)
+        if session is not None:
+            self._sessions.close(session)
+            await exchange.empty(200)
+
+    async def _initialize(self, exchange: Exchange, message: Message, request_id: Id) -> None:
+        try:
+            introduction = self._answers.introduce(message, exchange.identity)
+        except GatewayError as exc:
+            body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
+            await exchange.json(400, body)
+            return
+        await self._answers.fleet.first_starts(exchange.identity.scope)
+        principal = exchange.principal
+        if principal is not None and not self._sessions.has_share(principal):
+            text = (
+                f"{principal.name!r} has too many sessions open (max_sessions of its key); end one, or try again later"
+            )
+            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
+            return
+        session = self._sessions.open(introduction)
+        if session is None or session.id is None:
+            text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
+            await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
+            return
+        await exchange.message(
+            jsonrpc.response(request_id, self._answers.greeting(introduction)),
+            (headers.SESSION_HEADER, session.id.encode("ascii")),
+        )
+
+    async def _session(self, exchange: Exchange) -> LegacySession | None:
+        """The session that the request names; where there is none, the request has been answered."""
+        session_id = exchange.headers.get(headers.SESSION_HEADER)
+        if session_id is None:
+            text = "the Mcp-Session-Id header is missing: send initialize first, then its session id with each request"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return None
+        session = self._sessions.find(session_id.decode("latin-1"), exchange.identity)
+        if session is None:
+            text = "this session does not exist or has ended: initialize again without a session id"
+            await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
+            return None
+        version = exchange.headers.get(headers.VERSION_HEADER)
+        if version is not None and version.decode("latin-1") not in versions.LEGACY_VERSIONS:
+            spoken = ", ".join(versions.LEGACY_VERSIONS)
+            text = f"MCP-Protocol-Version {version.decode('latin-1')!r} is not supported in a session; use {spoken}"
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            return None
+        return session
+
+    async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
+        try:
+            scope = session.in_flight.enter(request_id)
+        except DuplicateId as exc:
+            self._answers.turn_away(message, session.caller, exc)
+            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, str(exc), request_id))
+            return
+        except GatewayError as exc:
+            self._answers.turn_away(message, session.caller, exc)
+            await exchange.message(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            return
+        reply: LegacyReply | None = None  # which takes care of the call, its scope and its id
+        body = b""
+        try:
+            with scope:
+                answer = await self._answers.legacy(message, session)
+                if isinstance(answer, bytes):
+                    body = jsonrpc.response(request_id, answer)
+                else:
+                    keep = self._sessions.keep
+                    reply = LegacyReply(
+                        exchange, self._answers, answer, request_id, session=session, scope=scope, keep=keep
+                    )
+                    await reply.carry()
+        except GatewayError as exc:
+            body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+        finally:
+            if reply is None:
+                session.in_flight.leave(request_id)
+                session.touch()
+        if body:
+            await exchange.message(body)
+        elif scope.cancelled_caught:
+            # No answer must follow (basic/utilities/cancellation), or another one does; but the exchange needs an end.
+            await exchange.end_stream()

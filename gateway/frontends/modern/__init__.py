@@ -1,0 +1,1 @@
+"""The modern era over HTTP: the stateless endpoint, subscriptions, suspended calls."""

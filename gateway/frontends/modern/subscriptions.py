@@ -1,0 +1,142 @@
+"""One `subscriptions/listen` of a modern client (2026-07-28 basic/patterns/subscriptions).
+
+The acknowledgement comes first and names only what is honoured; every message carries the subscription's id. What is
+still to be told is a set of features, so a slow client cannot make it grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.eras import meta, results
+from gateway.errors import InvalidParams
+from gateway.frontends import resource_subscriptions
+from gateway.frontends.notification_queue import Changes
+
+if TYPE_CHECKING:
+    from gateway.access.principals import Principal
+    from gateway.calls import Call, Scope
+    from gateway.catalog.news import ListNews
+    from gateway.frontends.request_handler import Answers
+
+_FILTERS: Final = {
+    "toolsListChanged": "tools",
+    "promptsListChanged": "prompts",
+    "resourcesListChanged": "resources",
+}
+
+
+class Subscription:
+    """What one client wants to hear, and what it still has to be told."""
+
+    def __init__(self, answers: Answers, request_id: jsonrpc.Id, call: Call) -> None:
+        """Read the filter.
+
+        Raises:
+            InvalidParams: `params.notifications` is missing or has the wrong form.
+        """
+        try:
+            wanted = jsonrpc.decode_object(call.params["notifications"])
+        except (KeyError, ValueError):
+            text = "subscriptions/listen needs params.notifications, an object"
+            raise InvalidParams(text) from None
+        self._answers = answers
+        self._id = request_id
+        self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
+        self._changes = Changes(request_id)
+        self._caller = call.caller
+        self.over = trio.Event()
+        """Set when its client may not use this endpoint any more."""
+        self._key = call.caller.session or call.caller.principal
+        self._uris = _uris(wanted)
+
+    async def open(self) -> bytes:
+        """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
+        fleet = self._answers.fleet
+        fleet.subscribe(self.tell)
+        if self._key is not None:
+            fleet.mailboxes.open(self._key, self.hear)
+        self._answers.listeners.add(self)
+        honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
+        if self._uris:
+            watched = await resource_subscriptions.watch_all(
+                self._answers.router, self, self._uris, self._caller, self._changes, self._scope
+            )
+            if watched:
+                honoured["resourceSubscriptions"] = watched
+        return jsonrpc.notification(
+            "notifications/subscriptions/acknowledged",
+            jsonrpc.encode({"_meta": {meta.SUBSCRIPTION_ID: self._id}, "notifications": honoured}),
+        )
+
+    def close(self) -> None:
+        """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
+        self._answers.listeners.discard(self)
+        self._answers.fleet.unsubscribe(self.tell)
+        if self._key is not None:
+            self._answers.fleet.mailboxes.close(self._key, self.hear)
+        self._answers.fleet.forget(self)
+
+    def follow(self, principal: Principal) -> None:
+        """Go by the present rules of its principal, if it is this one: what is out of scope is not told any more."""
+        view = None if self._caller.scope is None else self._caller.scope.view
+        if self._caller.principal != principal.name:
+            return
+        scope = principal.identity_at(view).scope
+        if not principal.opens(view):
+            self.over.set()
+        elif scope != self._caller.scope:
+            self._caller = msgspec.structs.replace(self._caller, scope=scope)
+            self._changes.add(self._features)
+
+    def _scope(self) -> Scope | None:
+        return self._caller.scope
+
+    def tell(self, news: ListNews) -> None:
+        """Note that lists changed."""
+        wanted = news.features(self._caller.scope) & self._features.keys()
+        if wanted:
+            self._changes.add(wanted)
+
+    def hear(self, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Note that lists changed in the client's own session with a backend; nothing else of it is listened for."""
+        del params
+        for feature in self._features:
+            if method == f"notifications/{feature}/list_changed":
+                self._changes.add([feature])
+
+    async def take(self) -> list[bytes]:
+        """Wait for changes; return the notifications to send."""
+        return await self._changes.take()
+
+    def result(self) -> bytes:
+        """The response that ends the subscription gracefully ("Graceful Closure")."""
+        own = {meta.SUBSCRIPTION_ID: self._id}
+        result = results.modern_result({}, server_info=self._answers.server_info, own_meta=dict(own))
+        return jsonrpc.response(self._id, result)
+
+
+def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
+    try:
+        if wanted["resourceSubscriptions"] == jsonrpc.NULL:
+            return []
+        spans = jsonrpc.decode_array(wanted["resourceSubscriptions"])
+        return list(dict.fromkeys(jsonrpc.decode_string(span) for span in spans))
+    except KeyError:
+        return []
+    except ValueError:
+        text = "params.notifications.resourceSubscriptions must be a list of strings"
+        raise InvalidParams(text) from None
+
+
+def _is_wanted(key: str, value: msgspec.Raw) -> bool:
+    if key not in _FILTERS:
+        return False
+    if bytes(value) not in {b"true", b"false", b"null"}:
+        text = f"params.notifications.{key} must be true or false"
+        raise InvalidParams(text)
+    return bytes(value) == b"true"

@@ -1,0 +1,167 @@
+"""Parked calls: a legacy backend asks, a modern client can only be asked by ending its request.
+
+2026-07-28 basic/patterns/mrtr: the call stays under way at its backend while the client gets `input_required` and a
+`requestState`; the retry, on whatever connection, brings the answers and goes on waiting. A parked call is resumed at
+most once per token, never run again, bounded in number per principal and in time, and when it expires its backend is
+told to cancel. The lot owns parked flows; `run` is the task that lets them expire.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Withdrawn
+from gateway.eras import asks
+from gateway.errors import InvalidParams
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from gateway.calls import Call, Outcome
+    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.modern.request_state import Sealer
+
+MAX_PARKED: Final = 1_024
+"""Parked calls in all; each holds a ticket of some kilobytes and a place at its backend."""
+MAX_PARKED_EACH: Final = 32
+"""Parked calls of one principal; anonymous clients together count as one. Each holds one of the places that its backend
+has for calls (`max_concurrency`, 64 if nothing is said), so they must not be able to take them all."""
+PARKED_FOR: Final = 300.0
+"""Seconds that a parked call waits for its client; people take their time."""
+GATHER_TURNS: Final = 12
+"""Turns of the loop for which the first request waits for others, and each of those for more, so that what is asked at
+once arrives together; what comes later is asked for in another round. No time: a timer cannot be shorter than 1 ms."""
+PARKABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""The methods that may be answered with `input_required`."""
+
+
+class Parked:
+    """One call that waits for its client."""
+
+    __slots__ = ("asks", "expires", "flow", "principal")
+
+    def __init__(self, flow: Flow, open_asks: dict[str, Ask]) -> None:
+        self.flow = flow
+        self.asks = open_asks
+        self.principal = flow.call.caller.principal
+        self.expires = trio.current_time() + PARKED_FOR
+
+
+class Parking:
+    """All parked calls."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self.sealer = sealer
+        self._parked: dict[str, Parked] = {}
+        self._changed = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    async def park(self, flow: Flow, first: Ask) -> bytes | Outcome | None:
+        """Park a call whose backend asks something; returns the `input_required` result for the client.
+
+        Where the call ends while further requests are gathered, its outcome is returned; None means to go on with the
+        flow, for there was no room and the requests were refused, or the backend has taken them back.
+        """
+        gathered = [first]
+        while not isinstance(item := await self._more(flow), bool):
+            if isinstance(item, Ask):
+                gathered.append(item)
+            elif isinstance(item, Withdrawn):
+                gathered = [ask for ask in gathered if ask is not item.ask]
+            else:
+                return item
+        # Never the same key twice in the life of a call: a late answer must not be taken for one to what came after it.
+        open_asks = {f"input-{flow.number_ask()}": ask for ask in gathered}
+        return self._keep(flow, open_asks) if open_asks else None
+
+    async def _more(self, flow: Flow) -> Ask | Withdrawn | Outcome | bool | None:
+        """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
+        for _ in range(GATHER_TURNS):
+            with trio.move_on_after(0):  # what is there by now
+                return await flow.next_but_notices()
+        return False
+
+    def _keep(self, flow: Flow, open_asks: dict[str, Ask]) -> bytes | None:
+        key = secrets.token_urlsafe(16)
+        entry = Parked(flow, open_asks)
+        if not self._has_room(entry.principal):
+            for ask in open_asks.values():
+                ask.refuse(jsonrpc.INTERNAL_ERROR, "too many calls wait for input of their clients")
+            return None
+        self._parked[key] = entry
+        flow.take()
+        self._changed.set()
+        wanted = {
+            name: {"method": ask.method, "params": asks.for_modern_client(ask.params)}
+            for name, ask in open_asks.items()
+            if not ask.settled
+        }
+        state = self.sealer.seal(flow.call, parked=key)
+        return jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted, "requestState": state})
+
+    def _has_room(self, principal: str | None) -> bool:
+        mine = sum(1 for entry in self._parked.values() if entry.principal == principal)
+        return len(self._parked) < MAX_PARKED and mine < MAX_PARKED_EACH
+
+    def resume(self, key: str, retry: Call) -> Flow | bytes:
+        """Go on with a parked call: the flow to wait on, or `input_required` again where an answer is missing.
+
+        Raises:
+            InvalidParams: the call is not parked (resumed before, expired, or ended), or an answer has a wrong form.
+        """
+        entry = self._parked.get(key)
+        if entry is None:
+            text = "params.requestState belongs to a call that has ended or was resumed before; it is not run again"
+            raise InvalidParams(text)
+        responses = _responses(retry)
+        del self._parked[key]
+        for name, ask in list(entry.asks.items()):
+            if name in responses:
+                ask.answer(bytes(responses[name]))
+        left = {name: ask for name, ask in entry.asks.items() if not ask.settled}
+        entry.flow.resume(retry)
+        return (self._keep(entry.flow, left) if left else None) or entry.flow
+
+    async def run(self) -> None:
+        """Let parked calls expire; runs until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            next_expiry = min((entry.expires for entry in self._parked.values()), default=float("inf"))
+            with trio.move_on_at(next_expiry):
+                await self._changed.wait()
+            now = trio.current_time()
+            for key, entry in list(self._parked.items()):
+                if entry.expires <= now:  # one whose backend has answered meanwhile keeps that for its client
+                    self._end(key, "the client did not come back with its input")
+
+    def close_of(self, principal: str) -> None:
+        """End every parked call of a principal that may not use the gateway any more."""
+        for key, entry in list(self._parked.items()):
+            if entry.principal == principal:
+                self._end(key, "the client may not use the gateway any more")
+
+    def close_all(self) -> None:
+        """End every parked call: no retry can come any more."""
+        for key in list(self._parked):
+            self._end(key, "the gateway is shutting down")
+
+    def _end(self, key: str, reason: str) -> None:
+        entry = self._parked.pop(key)
+        entry.flow.close(reason)
+
+
+def _responses(retry: Call) -> dict[str, msgspec.Raw]:
+    text = "params.inputResponses must be an object of objects"
+    try:
+        responses = jsonrpc.decode_object(retry.params.get("inputResponses", jsonrpc.ABSENT))
+    except ValueError:
+        raise InvalidParams(text) from None
+    if not all(bytes(answer).startswith(b"{") for answer in responses.values()):
+        raise InvalidParams(text)
+    return responses

@@ -1,0 +1,435 @@
+"""What the gateway says itself: who it is, what it can do, what it lists. For both eras, whatever carries it.
+
+A face hands in a request and gets back encoded bytes (an answer of the gateway's own) or a ticket (a call that a
+backend works on). Nothing in here knows about sockets or pipes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import (
+    ANYBODY,
+    Ask,
+    Call,
+    Caller,
+    Complete,
+    Era,
+    Failure,
+    InputRequired,
+    Notice,
+    StreamClosed,
+    Withdrawn,
+)
+from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
+from gateway.catalog.pages import encode_list
+from gateway.catalog.parts import has_capability, merge_instructions
+from gateway.eras import asks, errors, meta, requests, results, versions
+from gateway.eras.caching import KEEP_NOTHING
+from gateway.eras.tools import view_of
+from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
+from gateway.frontends import resource_subscriptions
+from gateway.frontends.call_stream import Flow
+from gateway.frontends.modern.suspended_calls import PARKABLE
+from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
+
+if TYPE_CHECKING:
+    from gateway.calls import Identity, Outcome, Scope
+    from gateway.config import GatewaySettings
+    from gateway.frontends.legacy.sessions import LegacySession
+    from gateway.frontends.modern.subscriptions import Subscription
+    from gateway.frontends.modern.suspended_calls import Parking
+    from gateway.jsonrpc import Message
+    from gateway.router import Router
+
+MAX_INSTRUCTIONS: Final = 32_768
+"""Characters of merged instructions; they end up in a model's context."""
+MAX_BATCH: Final = 64
+"""Most messages in one batch (only protocol version 2025-03-26 has batches)."""
+LISTEN: Final = "subscriptions/listen"
+
+
+class _InitializeParams(msgspec.Struct):
+    protocolVersion: str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    capabilities: msgspec.Raw = jsonrpc.EMPTY_OBJECT
+    clientInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+_initialize_params = msgspec.json.Decoder(_InitializeParams)
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What a legacy client said in `initialize`, and the version it was given."""
+
+    version: str
+    capabilities: msgspec.Raw
+    client_info: msgspec.Raw
+    identity: Identity = ANYBODY
+
+
+class Answers:
+    """The gateway's own voice, shared by all faces."""
+
+    def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: Parking) -> None:
+        self.router = router
+        self.parking = parking
+        self.fleet = router.fleet
+        self.settings = settings
+        self.listeners: set[Subscription] = set()
+        """The subscriptions of modern clients that are open."""
+        self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
+        self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
+
+    def decode(self, data: bytes, identity: Identity = ANYBODY) -> Message:
+        """Decode one message of a client.
+
+        Where rules, a view or an exclusion limit what this client may use, a message that spells a member twice is
+        refused (`requests.find_second_spelling`).
+
+        Raises:
+            jsonrpc.Malformed: it is refused; the message has had no effect.
+        """
+        message = jsonrpc.decode(data)
+        if not self.fleet.is_limited(identity.scope):
+            return message
+        problem = requests.find_second_spelling(data, message)
+        if problem is None:
+            return message
+        if message.method is msgspec.UNSET or not isinstance(message.id, int | str):
+            request_id = None  # a response's id is one of the gateway's own
+        else:
+            request_id = message.id
+            caller = Caller(era=Era.LEGACY, version="", principal=identity.principal, scope=identity.scope)
+            self.turn_away(message, caller, InvalidParams(problem))
+        raise jsonrpc.Malformed(jsonrpc.INVALID_PARAMS, problem, request_id)
+
+    # The legacy era.
+
+    def introduce(self, message: Message, identity: Identity = ANYBODY) -> Introduction:
+        """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.first_starts`.
+
+        Raises:
+            InvalidParams: the params are none of an initialize request.
+        """
+        try:
+            params = jsonrpc.read(_initialize_params, message.params)
+        except jsonrpc.UNDECODABLE as exc:
+            text = f"initialize: {exc}"
+            raise InvalidParams(text) from None
+        version = versions.negotiate_legacy(params.protocolVersion)
+        capabilities = jsonrpc.EMPTY_OBJECT if params.capabilities == jsonrpc.NULL else params.capabilities
+        client_info = jsonrpc.ABSENT if params.clientInfo == jsonrpc.NULL else params.clientInfo
+        return Introduction(version, capabilities, client_info, identity)
+
+    def greeting(self, introduction: Introduction) -> bytes:
+        """Answer `initialize` as this client sees the gateway now: it never asks again."""
+        scope = introduction.identity.scope
+        return results.initialize_result(
+            introduction.version,
+            server_info=self.server_info,
+            capabilities=self._capabilities(Era.LEGACY, scope),
+            instructions=merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS),
+        )
+
+    def welcome(self, session: LegacySession) -> None:
+        """Have everything that is kept for this client alone end with it."""
+        self.fleet.mailboxes.open(session.key, session.changes.direct)
+        session.on_end.append(partial(self.fleet.mailboxes.close, session.key, session.changes.direct))
+        session.on_end.append(partial(self.fleet.client_gone, session.key))
+
+    async def legacy(self, message: Message, session: LegacySession) -> bytes | Flow:
+        """Answer a legacy request that is not `initialize`, or put it on its way.
+
+        Raises:
+            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+        """
+        method = message.method
+        if method in BY_METHOD:
+            return await self._list(BY_METHOD[str(method)], requests.params_of(message), session.caller)
+        if method in ROUTED_METHODS:
+            ticket = await self.router.submit(requests.legacy_call(message, session.caller))
+            return Flow(self.router, ticket)
+        if method == "ping":
+            return b"{}"
+        if method == "logging/setLevel":
+            self._set_level(session, _level(requests.params_of(message)))
+            return b"{}"
+        if method in WATCH_METHODS:
+            act = (
+                resource_subscriptions.subscribe
+                if method == "resources/subscribe"
+                else resource_subscriptions.unsubscribe
+            )
+            return await act(self.router, session, requests.legacy_call(message, session.caller))
+        return Flow(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
+
+    def begin(self, call: Call) -> Flow | None:
+        """Put a tool call on its way before the task that waits for it has begun; None if only that task can.
+
+        Raises:
+            GatewayError: as `legacy` and `modern` do.
+        """
+        is_modern = call.caller.era is Era.MODERN
+        if is_modern and ("requestState" in call.params or call.caller.log_level is not None):
+            return None
+        ticket = self.router.submit_now(call)
+        return None if ticket is None else Flow(self.router, ticket)
+
+    def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
+        """Have a call noted that its face has refused, as the router's own refusals are."""
+        if message.method in ROUTED_METHODS:
+            try:
+                call = requests.legacy_call(message, caller)
+            except GatewayError:
+                return  # nothing that could be called a call
+            self.router.turn_away(call, problem)
+
+    def _set_level(self, session: LegacySession, level: str) -> None:
+        """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
+        session.log_level = level
+        session.caller = msgspec.structs.replace(session.caller, log_level=level)  # modern backends: with each request
+        if session not in self.fleet.wish_list:
+            session.on_end.append(lambda: self.fleet.forget(session))
+        self.fleet.wish_list.want_level(session, level)
+        self.fleet.wish()
+
+    # The modern era.
+
+    async def ask_modern(self, flow: Flow, ask: Ask) -> bytes | Outcome | None:
+        """Ask a modern client: the result that ends its request, the outcome, or None to go on with the flow."""
+        if flow.call.method not in PARKABLE:
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
+            return None
+        missing = asks.missing_capability(flow.caller, ask.method, ask.params)
+        if missing is not None:  # the first request had declared it, this one has not
+            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+            return None
+        answer = await self.parking.park(flow, ask)
+        if not isinstance(answer, bytes):
+            return answer
+        return results.for_modern(InputRequired(answer), self.server_info)
+
+    def _resume(self, call: Call) -> bytes | Flow | None:
+        """Go on with what a `requestState` stands for; None if the call is to be sent to its backend."""
+        try:
+            token = jsonrpc.decode_string(call.params["requestState"])
+        except ValueError:
+            text = "params.requestState must be a string"
+            raise InvalidParams(text) from None
+        state = self.parking.sealer.open(call, token)
+        if not state.parked:
+            del call.params["requestState"]
+            if state.inner is jsonrpc.ABSENT:  # the answers were for the gateway: the backend gets its call once more
+                call.params.pop("inputResponses", None)
+            else:
+                call.params["requestState"] = state.inner
+            return None
+        if call.caller.scope is not None and not self.router.knows(call):  # any more
+            raise unknown(call)
+        answer = self.parking.resume(state.parked, call)
+        if isinstance(answer, bytes):
+            return results.for_modern(InputRequired(answer), self.server_info)
+        return answer
+
+    async def modern(self, call: Call) -> bytes | Flow:
+        """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
+
+        Raises:
+            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+        """
+        if call.method in BY_METHOD:
+            return await self._list(BY_METHOD[call.method], call.params, call.caller)
+        if call.method == "server/discover":
+            return self._discover(call.caller.scope)
+        if call.method in ROUTED_METHODS or not requests.is_mcp_method(call.method):
+            level = call.caller.log_level
+            if level is not None and self.fleet.wish_list.lend_level(level):
+                self.fleet.wish()
+            answer = self._resume(call) if "requestState" in call.params else None
+            return answer or Flow(self.router, await self.router.submit(call))
+        text = f"method {call.method!r} is not served"
+        if call.method in requests.REMOVED_IN_MODERN:
+            text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
+        raise UnknownMethod(text)
+
+    def _discover(self, scope: Scope | None) -> bytes:
+        members: dict[str, object] = {
+            "supportedVersions": list(versions.SUPPORTED_VERSIONS),
+            "capabilities": self._capabilities(Era.MODERN, scope),
+            "ttlMs": 0,
+            "cacheScope": "private",
+        }
+        instructions = merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS)
+        if instructions is not None:
+            members["instructions"] = instructions
+        return results.modern_result(members, server_info=self.server_info)
+
+    # Both.
+
+    def _capabilities(self, era: Era, scope: Scope | None) -> dict[str, object]:
+        """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it.
+
+        While a backend starts that has never listed anything, what it may be able to do is declared too: a client that
+        asks for it in vain gets an error, but one that was not told never asks.
+        """
+        found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
+        parts = self.fleet.snapshot(scope).parts
+        perhaps = self.fleet.awaits_more(scope)
+        if perhaps or has_capability(parts, ["completions"]):
+            found["completions"] = {}
+        if perhaps or has_capability(parts, ["resources", "subscribe"]):
+            found["resources"] = {"listChanged": True, "subscribe": True}
+        if era is Era.LEGACY:
+            found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
+        return found
+
+    async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], caller: Caller) -> bytes:
+        cursor: str | None = None
+        if "cursor" in params:
+            try:
+                cursor = jsonrpc.decode_string(params["cursor"])
+            except ValueError:
+                text = "params.cursor must be a string"
+                raise InvalidParams(text) from None
+        await self.fleet.first_starts(caller.scope)
+        snapshot = self.fleet.snapshot(caller.scope)
+        page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
+        if caller.era is Era.LEGACY:
+            return encode_list(kind, page)
+        # While a backend is away, what it lists may come any moment.
+        everybody = all(one.offered and one.listing is not None for one in self.fleet.seen(caller.scope))
+        hint = snapshot.hint(kind) if everybody else KEEP_NOTHING
+        return encode_list(
+            kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), self._meta_tail)
+        )
+
+    def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
+        """The response to a call, and the error code if it is an error."""
+        era = call.caller.era
+        if isinstance(outcome, Complete):
+            if era is Era.LEGACY:
+                result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
+                return jsonrpc.response(request_id, result), None
+            return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
+        if isinstance(outcome, InputRequired):
+            unsafe = asks.unsafe_elicitation(outcome.result)
+            if unsafe is not None:
+                problem = BackendProtocol(call.name, f"asked for what no client may be asked: {unsafe}")
+                return self.encode_error(request_id, problem, era, call)
+            if era is Era.MODERN:
+                undeclared = _undeclared(call, outcome)
+                if undeclared is not None:
+                    return undeclared.encode(request_id), undeclared.code
+                wrapped = InputRequired(self._wrap_state(call, outcome.result))
+                return jsonrpc.response(request_id, results.for_modern(wrapped, self.server_info)), None
+            outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
+        if isinstance(outcome, Failure) and era is Era.MODERN and call.method in PARKABLE:
+            wanted = asks.url_input_requests(outcome, call.caller)
+            if wanted is not None:
+                state = self.parking.sealer.seal(call)
+                body = {"resultType": "input_required", "inputRequests": wanted, "requestState": state}
+                required = InputRequired(jsonrpc.encode(body))
+                return jsonrpc.response(request_id, results.for_modern(required, self.server_info)), None
+        return self.encode_error(request_id, outcome, era, call)
+
+    async def wait(self, flow: Flow, request_id: jsonrpc.Id) -> bytes:
+        """Wait for a call's outcome where its events have no way to the client; returns the response."""
+        while True:
+            item = await flow.next()
+            if item is None:
+                return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+            if isinstance(item, Ask):
+                item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
+            elif not isinstance(item, Notice | Withdrawn | StreamClosed):
+                return self.encode_outcome(flow.call, request_id, item)[0]
+
+    def _wrap_state(self, call: Call, result: bytes) -> bytes:
+        """Bind a modern backend's `requestState` to this principal and request; the backend gets its own back."""
+        members = jsonrpc.decode_object(result)
+        inner = members.get("requestState")
+        if inner is None or inner == jsonrpc.NULL:
+            return result
+        members["requestState"] = jsonrpc.raw(self.parking.sealer.seal(call, inner=inner))
+        return jsonrpc.encode(members)
+
+    def encode_error(
+        self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era, call: Call | None = None
+    ) -> tuple[bytes, int]:
+        """The error response to a request, and its code."""
+        match problem:
+            case resource_subscriptions.Refused():
+                wire = errors.to_wire(problem.failure, era)
+            case requests.UnsupportedVersion():
+                wire = errors.WireError(errors.UNSUPPORTED_VERSION, str(problem), problem.data())
+            case _:
+                wire = errors.to_wire(problem, era, call)
+        return wire.encode(request_id), wire.code
+
+
+def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
+    """The error for a backend that asks for what the client has not declared, which the client must not see."""
+    try:
+        wanted = (asks.read_input_required(required.result).wanted or {}).values()
+    except ValueError:
+        return None  # a form that nobody knows yet: the client may
+    for one in wanted:
+        missing = (
+            asks.missing_capability(call.caller, one.method, one.params) if one.method in asks.CAPABILITY else None
+        )
+        if missing is not None:
+            capability, _, member = missing.partition(".")
+            needed: dict[str, dict[str, object]] = {capability: {member: {}} if member else {}}
+            data = {"requiredCapabilities": needed}
+            text = f"this needs the capability {missing}, which the client has not declared"
+            return errors.WireError(errors.MISSING_CAPABILITY, text, jsonrpc.encode(data))
+    return None
+
+
+def encode_notice(notice: Notice, token: jsonrpc.Id | None) -> bytes:
+    """A notification that belongs to a call, as one JSON line without its end; progress under this token."""
+    if meta.PROGRESS_TOKEN in notice.params and token is not None:
+        notice.params[meta.PROGRESS_TOKEN] = jsonrpc.raw(token)
+    return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
+
+
+def is_wanted(notice: Notice, level: str | None) -> bool:
+    """Whether a client that asked for this log level gets this notice; all but log messages always pass."""
+    if notice.method != "notifications/message":
+        return True
+    if level is None:
+        return False
+    try:
+        severity = meta.LOG_LEVELS.index(jsonrpc.decode_string(notice.params["level"]))
+    except (KeyError, ValueError):
+        return True  # a level that nobody knows: better shown than lost
+    return severity >= meta.LOG_LEVELS.index(level)
+
+
+def _level(params: dict[str, msgspec.Raw]) -> str:
+    try:
+        level = jsonrpc.decode_string(params["level"])
+    except (KeyError, ValueError):
+        level = ""
+    if level not in meta.LOG_LEVELS:
+        text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
+        raise InvalidParams(text)
+    return level
+
+
+class _Cancelled(msgspec.Struct):
+    requestId: int | str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+_cancelled = msgspec.json.Decoder(_Cancelled)
+
+
+def cancelled_id(message: Message) -> jsonrpc.Id | None:
+    """The id that a `notifications/cancelled` names; None if it names none (malformed ones are ignored)."""
+    try:
+        return jsonrpc.read(_cancelled, message.params).requestId
+    except jsonrpc.UNDECODABLE:
+        return None

@@ -1,0 +1,155 @@
+"""Resource subscriptions of clients of both eras, counted: a backend is subscribed once, however many clients are.
+
+The first legacy client's own `resources/subscribe` is sent on, so that it gets the backend's own answer; what comes
+after it is the gateway's business. A client that goes takes its subscriptions with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway import jsonrpc
+from gateway.calls import Call, Complete, Failure
+from gateway.catalog.parts import has_capability
+from gateway.errors import Busy, GatewayError, RequestError, UnknownMethod
+from gateway.frontends.call_stream import Flow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msgspec
+
+    from gateway.calls import Caller, Scope
+    from gateway.catalog.ownership import Route
+    from gateway.frontends.legacy.sessions import LegacySession
+    from gateway.frontends.notification_queue import Changes
+    from gateway.router import Router
+
+MAX_WATCHED: Final = 1_000
+"""Resources that one client may be subscribed to."""
+
+
+class Refused(RequestError):
+    """The backend itself refused; its own error goes to the client."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def can_be_watched(router: Router, backend: str) -> bool:
+    """Whether a backend declares `resources.subscribe`."""
+    parts = [part for part in router.fleet.snapshot().parts if part.backend == backend]
+    return has_capability(parts, ("resources", "subscribe"))
+
+
+def watch(
+    router: Router,
+    client: object,
+    route: Route,
+    uri: str,
+    changes: Changes,
+    caller: Caller,
+    scope: Callable[[], Scope | None] | None = None,
+) -> None:
+    """Have a client told when a resource is updated, under the URI by which it knows it, while it may see it.
+
+    `scope` says what it may see at the time, where that may become another than the caller's.
+
+    Raises:
+        Busy: the client watches too many.
+    """
+    wish_list = router.fleet.wish_list
+    if len(wish_list.watched(client)) >= MAX_WATCHED:
+        text = f"{MAX_WATCHED} resources are subscribed to already"
+        raise Busy(text)
+
+    def may_see() -> bool:
+        now = caller.scope if scope is None else scope()
+        if now is None:
+            return True
+        seen = router.fleet.snapshot(now)
+        return seen.any_resource and route.backend in seen.backends
+
+    update = _teller(route.own, uri, changes, may_see)
+    wish_list.watch(client, route.backend, route.own, update, key=caller.session or caller.principal)
+    router.fleet.wish([route.backend])
+
+
+def _teller(
+    own: str, public: str, changes: Changes, may_see: Callable[[], bool]
+) -> Callable[[str, dict[str, msgspec.Raw]], None]:
+    def tell(updated: str, params: dict[str, msgspec.Raw]) -> None:
+        if not may_see():
+            return
+        shown = public + updated[len(own) :]  # the resource itself, or one that is part of it
+        changes.updated(shown, params if own == public else {**params, "uri": jsonrpc.raw(shown)})
+
+    return tell
+
+
+async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes:
+    """Answer a legacy `resources/subscribe`.
+
+    Raises:
+        UnknownMethod: the backend has no subscriptions.
+        Refused, GatewayError: the backend did not accept it.
+    """
+    route = await router.route(call)
+    if not can_be_watched(router, route.backend):
+        text = f"backend {route.backend!r} has no resource subscriptions"
+        raise UnknownMethod(text)
+    result = b"{}"
+    supervisor = router.fleet.supervisors[route.backend]
+    if supervisor.speaks_legacy and route.own not in router.fleet.wish_list.of(route.backend).uris:
+        result = await _send_on(router, call)
+        supervisor.subscribed(route.own)
+    if session not in router.fleet.wish_list:
+        session.on_end.append(lambda: router.fleet.forget(session))
+    watch(router, session, route, call.name, session.changes, call.caller, lambda: session.caller.scope)
+    return result
+
+
+async def unsubscribe(router: Router, session: LegacySession, call: Call) -> bytes:
+    """Answer a legacy `resources/unsubscribe`; one that was never subscribed to is fine."""
+    route = await router.route(call)
+    router.fleet.wish_list.unwatch(session, route.backend, route.own)
+    router.fleet.wish([route.backend])
+    return b"{}"
+
+
+async def _send_on(router: Router, call: Call) -> bytes:
+    flow = Flow(router, await router.submit(call))
+    try:
+        while True:
+            item = await flow.next_but_notices()
+            if isinstance(item, Complete):
+                return item.result
+            if isinstance(item, Failure):
+                raise Refused(item)
+            if isinstance(item, GatewayError):
+                raise item
+    finally:
+        flow.close()
+
+
+async def watch_all(
+    router: Router,
+    client: object,
+    uris: list[str],
+    caller: Caller,
+    changes: Changes,
+    scope: Callable[[], Scope | None] | None = None,
+) -> list[str]:
+    """Watch what can be watched of these resources for a modern client; returns which those are."""
+    honoured: list[str] = []
+    for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would hold up everybody
+        call = Call(method="resources/read", name=uri, params={}, meta={}, caller=caller)
+        try:
+            route = await router.route(call)
+            if can_be_watched(router, route.backend):
+                watch(router, client, route, uri, changes, caller, scope)
+                honoured.append(uri)
+        except GatewayError:
+            continue  # not honoured: the acknowledgement says so
+    return honoured

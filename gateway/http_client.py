@@ -1,0 +1,436 @@
+"""One pooled HTTP client a backend, and what may go wrong with it told in the gateway's own errors.
+
+The only module that touches httpx2, which costs 0.1 s to import: the HTTP transports are imported when a backend has
+a `url`, never for stdio alone. Invariant: whatever ends an exchange (answer, error, cancellation), its connection goes
+back to the pool or is closed before `exchange` returns. No redirect leaves the origin, since headers and credentials
+were given for that origin.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import ssl
+import zlib
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import trio
+
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.masking import SECRETS
+from gateway.proxies import BadProxy, find_proxy, via
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator
+
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.proxies import ProxyChoice
+
+SPARE_CONNECTIONS: Final = 2
+"""Connections beyond `max_concurrency`: one for the stream that stays open, one for all that is no call."""
+KEEP_ALIVE: Final = 4.0
+"""Seconds that an idle connection is kept: common servers close theirs after 5, and a request must not meet that."""
+MAX_REDIRECTS: Final = 5
+"""Redirects of one request; within one origin more can only be a circle."""
+MAX_ERROR_BYTES: Final = 65_536
+"""How much of an error response's body is read."""
+CLOSE_WAIT: Final = 1.0
+"""Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
+SEE_OTHER: Final = 303
+TICKET: Final = "gateway.ticket"
+"""The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
+MAX_TEXT: Final = 200
+"""Characters of a library's error text that are shown."""
+
+PIECE_BYTES: Final = 65_536
+"""Most bytes that are decompressed at once: what a body may grow to is bounded by its reader, piece by piece."""
+_NO_CODING: Final = frozenset({"", "identity", "none", "utf-8", "utf8"})
+"""Content codings that are none; some servers name a charset there."""
+_GZIP_WINDOW: Final = zlib.MAX_WBITS | 16
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZLIB_HEADER: Final = 2
+
+MAX_RETRY_AFTER: Final = 1e9
+"""Seconds; no server means a longer time."""
+_PROXY_LOGIN: Final = 407
+_BUSY: Final = frozenset({429, 503})
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
+
+HeaderList = list[tuple[bytes, bytes]]
+AnyHeaders = HeaderList | httpx2.Headers
+
+# Its INFO lines show whole URLs and its DEBUG lines whole headers: keys travel in both.
+for _name in ("httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class HttpRefused(BackendProtocol):
+    """The server answered with an HTTP status that carries no MCP answer."""
+
+    def __init__(
+        self, backend: str, reason: str, status: int, body: bytes = b"", *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(backend, reason, retry_after=retry_after)
+        self.status = status
+        self.body = body
+
+
+class BodyTooLong(Exception):
+    """A response's body is longer than allowed."""
+
+
+@functools.cache
+def _tls(ca_file: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
+    """The trust and the identity for one kind of server; loaded once, since that takes 15 ms.
+
+    Without `ca_file` the system's trust, or that of SSL_CERT_FILE and SSL_CERT_DIR. OSError (ssl.SSLError) for files
+    that cannot be read or do not fit together.
+    """
+    context = httpx2.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    if client_cert is not None:
+        context.load_cert_chain(client_cert, client_key)
+    return context
+
+
+class HttpClient:
+    """The connections to one backend."""
+
+    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig, *, proxy: str = "") -> None:
+        self._client = client
+        self._backend = config.name
+        self.proxy = proxy
+        """The variable that names the proxy on the way; empty if there is none."""
+        self.url = httpx2.URL(config.url or "")
+        """Where requests go; a permanent redirect within the origin moves it."""
+        self.base_headers: HeaderList = [(name.encode(), value.encode()) for name, value in config.headers.items()]
+        if not any(name.lower() == b"user-agent" for name, _ in self.base_headers):
+            self.base_headers.append((b"user-agent", b"trio-mcp-gateway"))
+        # Compression costs time and delays events.
+        self.base_headers.append((b"accept-encoding", b"identity"))
+        timeout = config.connect_timeout
+        # Reading has no timeout of its own: calls end by their deadline, and streams may be silent for hours.
+        self._timeout = {"connect": timeout, "write": timeout, "read": None, "pool": None}
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        headers: AnyHeaders,
+        content: bytes | None = None,
+        *,
+        url: httpx2.URL | None = None,
+        ticket: Ticket | None = None,
+    ) -> AsyncGenerator[httpx2.Response]:
+        """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
+
+        `ticket` is the call that it carries: `auth` may ask that call's client to log in.
+
+        `headers` are all there are, `base_headers` included. Leave the block only when the body has ended or by
+        cancellation, never by `break` out of the body: its nested generators would be left to the garbage collector.
+
+        Raises:
+            BackendUnavailable: the request was not sent.
+            BackendExited: the connection broke after it may have been sent, before the response's head or in its body.
+            BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
+        """
+        with _Translated(self._backend, self.proxy):
+            response = await self._send(method, headers, content, url, ticket)
+            try:
+                yield response
+            finally:
+                if not response.is_closed:
+                    with trio.move_on_after(CLOSE_WAIT, shield=True):
+                        await response.aclose()
+
+    async def _send(
+        self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None, ticket: Ticket | None
+    ) -> httpx2.Response:
+        target = url or self.url
+        permanent = url is None
+        for _ in range(MAX_REDIRECTS + 1):
+            extensions = {"timeout": self._timeout, TICKET: ticket}
+            request = httpx2.Request(method, target, headers=headers, content=content, extensions=extensions)
+            if self._client.cookies.jar:  # load balancers keep a session at its server by cookie
+                self._client.cookies.set_cookie_header(request)
+            response = await self._client.send(request, stream=True)
+            if response.status_code == _PROXY_LOGIN and self.proxy:
+                await _close(response)
+                text = f"cannot be reached{via(self.proxy)}: it asks for a user name and password (HTTP 407)"
+                raise BackendUnavailable(self._backend, text)
+            if not response.has_redirect_location:
+                if permanent and target is not self.url:
+                    self.url = target
+                return response
+            permanent = permanent and response.status_code in {301, 308}
+            target = await self._follow(response, target)
+        raise BackendProtocol(self._backend, f"redirects in a circle, or more than {MAX_REDIRECTS} times")
+
+    async def _follow(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
+        """Where a redirect leads, if it may be followed. The method stays: a POST that became a GET says nothing."""
+        await _close(response)
+        status = response.status_code
+        target = source.join(response.headers["location"])
+        if not same_origin(source, target):
+            where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace').rpartition('@')[2]}"
+            text = f"redirects to another origin, {where} (HTTP {status}), which is not followed; check 'url'"
+            raise HttpRefused(self._backend, text, status)
+        if status == SEE_OTHER or target.userinfo != source.userinfo:
+            raise HttpRefused(self._backend, f"answered with a redirect that is no answer (HTTP {status})", status)
+        return target
+
+
+async def _close(response: httpx2.Response) -> None:
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+        await response.aclose()
+
+
+def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
+    """Whether both have the same scheme, host and port."""
+    return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
+
+
+def _port(url: httpx2.URL) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _transport(
+    config: ServerConfig, choice: ProxyChoice | None, tls: ssl.SSLContext, limits: httpx2.Limits
+) -> httpx2.AsyncHTTPTransport:
+    """Return what requests go through: the Unix socket, the proxy, or neither."""
+    if choice is None:
+        return httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
+    return choice.transport(tls, limits)
+
+
+@asynccontextmanager
+async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None) -> AsyncGenerator[HttpClient]:
+    """Open a backend's client; on leaving, all its connections are closed. `auth` signs every request."""
+    most = config.max_concurrency + SPARE_CONNECTIONS
+    limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
+    try:
+        tls = _tls(config.ca_file, config.client_cert, config.client_key)
+        # Redirects stay within the origin, so that the first address decides for all.
+        choice = None if config.unix_socket is not None else find_proxy(httpx2.URL(config.url or ""))
+        transport = _transport(config, choice, tls, limits)
+        client = httpx2.AsyncClient(auth=auth, transport=transport, follow_redirects=False)
+        http = HttpClient(client, config, proxy="" if choice is None else choice.variable)
+    except BadProxy as exc:
+        text = f"cannot be reached{via(exc.variable)}: {exc.why}"
+        raise BackendUnavailable(config.name, text) from None
+    except (httpx2.InvalidURL, ValueError, ImportError, OSError) as exc:
+        text = f"cannot be reached over HTTP: {_brief(exc)} (check 'url' and the files of its TLS options)"
+        raise BackendUnavailable(config.name, text) from exc
+    try:
+        yield http
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            await client.aclose()
+
+
+class _Translated:
+    """Turns the library's errors into the gateway's; a class, since a generator would cost each call twice as much."""
+
+    __slots__ = ("_backend", "_proxy")
+
+    def __init__(self, backend: str, proxy: str) -> None:
+        self._backend = backend
+        self._proxy = proxy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, problem: BaseException | None, _traceback: object) -> None:
+        if isinstance(problem, (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError)):
+            raise explain(self._backend, problem, self._proxy) from problem
+
+
+def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
+    """The gateway's own error for one of the library's; `proxy` is the variable that names the proxy on the way."""
+    text = _brief(problem)
+    match problem:
+        case httpx2.ConnectTimeout():
+            text = "connecting takes longer than connect_timeout"
+            return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
+        case httpx2.ConnectError() | httpx2.ProxyError() | httpx2.PoolTimeout() | httpx2.UnsupportedProtocol():
+            return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
+        case httpx2.NetworkError() | httpx2.TimeoutException():
+            return BackendExited(backend, f"broke the connection{via(proxy)}: {text}")
+        case httpx2.RemoteProtocolError() if "disconnected" in text or "closed connection" in text:
+            return BackendExited(backend, f"broke the connection{via(proxy)}: {text}")
+        case httpx2.DecodingError():
+            return BackendProtocol(backend, text)
+        case _:
+            return BackendProtocol(backend, f"does not speak HTTP as it should: {text}")
+
+
+def _brief(problem: BaseException) -> str:
+    """The error's text, or its cause's if it has none: TLS problems come wrapped in errors without text."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        if text := str(seen).strip():
+            return SECRETS.mask(text)[:MAX_TEXT]
+        seen = seen.__cause__ or seen.__context__  # the library raises some of them "from None"
+    return type(problem).__name__
+
+
+def media_type(response: httpx2.Response) -> str:
+    """The response's media type in lower case, without parameters."""
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+class Undecodable(httpx2.DecodingError):
+    """A body that cannot be decoded as its Content-Encoding demands."""
+
+
+class BodyDecoder:
+    """Decodes one body by its Content-Encoding (RFC 9110, 8.4), in pieces of at most `PIECE_BYTES`.
+
+    The gateway asks for no compression, but some servers and edges compress all the same. Only gzip and deflate are
+    decoded; a body of any other coding raises `Undecodable` with its first bytes, so that an empty one passes.
+    """
+
+    def __init__(self, header: str) -> None:
+        self.coding = _coding(header)
+        """`gzip` or `deflate`, empty where nothing is to be decoded, None where the gateway cannot decode it."""
+        self._header = header
+        self._pending = b""
+        self._inflater = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body may end here."""
+        return not self._pending and (self._inflater is None or self._inflater.eof)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Decode more of the body. Raises Undecodable."""
+        if self.coding is None:
+            text = f"answered with Content-Encoding {self._header[:MAX_TEXT]!r}"
+            raise Undecodable(f"{text}; the gateway decodes gzip and deflate only")
+        if not self.coding:
+            yield data
+            return
+        self._pending += data
+        try:
+            yield from self._inflate()
+        except zlib.error as exc:
+            raise Undecodable(f"answered with a body that is not {self.coding}, its Content-Encoding: {exc}") from None
+
+    def _inflate(self) -> Iterator[bytes]:
+        piece = b""
+        while self._pending or len(piece) == PIECE_BYTES:  # a full piece may have left output inside
+            if self._inflater is None:
+                if self.coding == "deflate" and len(self._pending) < _ZLIB_HEADER:
+                    return
+                self._inflater = zlib.decompressobj(self._window())
+            elif self._inflater.eof:
+                if self.coding != "gzip" or not self._pending.startswith(_GZIP_MAGIC):
+                    self._pending = b""  # padding behind the data
+                    return
+                self._inflater = zlib.decompressobj(_GZIP_WINDOW)  # another member (RFC 1952, 2.2)
+            piece = self._inflater.decompress(self._pending, PIECE_BYTES)
+            self._pending = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            if piece:
+                yield piece
+
+    def _window(self) -> int:
+        """The window bits that tell zlib the format: RFC 9110 demands a zlib header of `deflate`, many send none."""
+        if self.coding == "gzip":
+            return _GZIP_WINDOW
+        first, second = self._pending[:_ZLIB_HEADER]
+        has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
+        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
+def _coding(header: str) -> str | None:
+    codings = [part.strip().lower() for part in header.split(",")]
+    match [part for part in codings if part not in _NO_CODING]:
+        case []:
+            return ""
+        case ["gzip" | "x-gzip"]:
+            return "gzip"
+        case ["deflate"]:
+            return "deflate"
+        case _:
+            return None
+
+
+async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:
+    """Call `take` with each decoded piece of the body; return whether its coding came to its end.
+
+    `take` may raise BodyTooLong to have no more read.
+
+    Raises:
+        BodyTooLong: `take` raised it. The connection is closed.
+        Undecodable: the body has a Content-Encoding that the gateway does not decode, or is no such body.
+    """
+    header = response.headers.get("content-encoding")
+    decoder = None if header is None else BodyDecoder(header)
+    problem: BodyTooLong | Undecodable | None = None
+    with trio.CancelScope() as scope:
+        # Never leave this loop but by its end or by cancellation: see `HttpClient.exchange`.
+        async for data in response.aiter_raw():
+            if problem is not None:
+                continue
+            try:
+                if decoder is None:
+                    take(data)
+                    continue
+                for piece in decoder.feed(data):
+                    take(piece)
+            except (BodyTooLong, Undecodable) as exc:
+                problem = exc
+                scope.cancel(reason="the rest of the body is not needed")
+    if problem is not None:
+        raise problem
+    return decoder is None or decoder.complete
+
+
+async def read_body(response: httpx2.Response, most: int) -> bytes:
+    """Read a body of at most `most` bytes, decoded.
+
+    Raises:
+        BodyTooLong: it is longer. The rest is not read, and the connection is closed.
+        Undecodable: it cannot be decoded.
+    """
+    parts: list[bytes] = []
+    size = 0
+    declared = response.headers.get("content-length", "")
+    if declared.isdigit() and len(declared) < MAX_TEXT and int(declared) > most:
+        raise BodyTooLong
+
+    def take(part: bytes) -> None:
+        nonlocal size
+        size += len(part)
+        if size > most:
+            raise BodyTooLong
+        parts.append(part)
+
+    if not await read_pieces(response, take):
+        raise Undecodable("answered with a compressed body that ends too early")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """In how many seconds a busy server wants to be asked again (RFC 9110, 10.2.3); None if it does not say."""
+    value = response.headers.get("retry-after", "").strip() if response.status_code in _BUSY else ""
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value[:MAX_TEXT])
+    except (ValueError, OverflowError):
+        return None
+    if date.tzinfo is None:  # "-0000", which is UTC as well
+        date = date.replace(tzinfo=UTC)
+    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER)
+
+
+async def skip_body(response: httpx2.Response) -> None:
+    """Read a body that does not matter, so that its connection can be used again; a long one costs the connection."""
+    with suppress(BodyTooLong, Undecodable):
+        await read_body(response, MAX_ERROR_BYTES)

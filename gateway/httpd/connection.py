@@ -1,0 +1,431 @@
+"""One HTTP/1.1 connection: h11 parses, the app answers through an ``Exchange``, and reading never stops for long.
+
+Invariant: at most one exchange is current; requests are served in the order in which they came. The connection's own
+task reads until the peer hangs up, so a hang-up is seen while an app works; what a client sends ahead waits in a
+buffer of ``MAX_AHEAD`` bytes. Each app runs in a task of the connection's nursery, which ends with the connection.
+What changes state is synchronous: between two checkpoints trio is a lock. ``hypercorn_override`` says why all this
+stands in place of Hypercorn's ``TCPServer``, ``H11Protocol`` and ``HTTPStream``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import h11
+import trio
+from hypercorn.logging import Logger
+from hypercorn.utils import valid_server_name
+
+from gateway.httpd.connection_limit import Rank
+from gateway.httpd.exchange import ClientGone, Exchange, ResponseState, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from hypercorn.config import Config
+
+    from gateway.httpd.connection_limit import Limits
+    from gateway.httpd.wire import Wire
+
+    Message: TypeAlias = dict[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MAX_AHEAD = 2**16
+"""Bytes that may wait unparsed (pipelined requests, or a body that the app does not read) before reading pauses.
+
+One more read (64 KiB) can come on top. While reading pauses a hang-up is not seen: the price of the bound."""
+
+LINGER = 2.0
+"""Seconds for which the rest of a request that nobody wants is read and dropped after the response.
+
+Closing with unread data sends RST, and a client that is still sending would lose the answer (a 413 for instance)."""
+
+SHORTEST_LOOK = 0.05
+"""Seconds; a busy connection's idle check comes no more often, however short ``keep_alive_timeout`` is."""
+
+
+def is_framed_twice(request: h11.Request) -> bool:
+    """Whether both headers say where the body ends: what follows it may be smuggled in (RFC 9112, 6.1)."""
+    names = {name for name, _ in request.headers}
+    return b"transfer-encoding" in names and b"content-length" in names
+
+
+class Service:
+    """What all connections of one server share: the config, the limits, and what is rendered once a second."""
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.config, self.limits = config, limits
+        log = config.log
+        self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
+        self._second = -1
+        self._lines = b""
+
+    def common_lines(self) -> bytes:
+        """Return the header lines that the config adds to every response (date, server, alt-svc)."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.config.response_headers("h11"))
+        return self._lines
+
+    async def note_end(self, exchange: Exchange) -> None:
+        """Write the access log's line; only for ``logs_access``, to save the call."""
+        access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
+        response = exchange.response if exchange.state is ResponseState.DONE else None
+        await access(exchange.scope, response, time.time() - exchange.started)
+
+
+class Connection:
+    """One client's connection. ``run`` serves it to its end; ``drain`` asks it to end; cancelling ``run`` aborts it."""
+
+    def __init__(
+        self,
+        service: Service,
+        wire: Wire,
+        *,
+        scheme: str,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        app: App,
+        on_request: Callable[[], None],
+    ) -> None:
+        """Make one; `app` is the service's or stands before it, `on_request` is called when the first head has come."""
+        self.service, self.config = service, service.config
+        self.scheme, self.client, self.server = scheme, client, server
+        self.keeps_alive = True
+        """False once the current exchange is to be the last one."""
+        self._wire = wire
+        self._limits = service.limits
+        self._app, self._on_request = app, on_request
+        self._nursery: trio.Nursery
+        self._parser = self._new_parser()
+        self._exchange: Exchange | None = None
+        self._requests = 0
+        self._continued = False
+        self._ahead = bytearray()
+        self._room = trio.Event()
+        self._sending = trio.Lock()
+        self._patience = trio.CancelScope()  # around the reader; `_read` renews it
+        self._since = trio.current_time()  # when the connection became idle, or a body last moved
+        self._head_since: float | None = self._since  # when a head began whose end has not come; the first one at once
+        self._window_end: float | None = None  # when it is checked that a body has brought enough
+        self._window_bytes = 0
+        self._body_since = 0.0
+        self._paused_at: float | None = None  # since when the app does not take the body
+        self._deaf = False  # the peer has broken the protocol: nothing more is parsed
+        self._ending = False  # the reader is to end
+        self._lingers = False  # ... and to drop what still comes
+        self._closed = False
+
+    def _new_parser(self) -> h11.Connection:
+        # A new one for each request costs 1 us; telling the old one about each step of the response costs 15.
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
+
+    # --- life and death
+
+    async def run(self) -> None:
+        """Serve until a hang-up, an idle deadline, ``drain`` or a fault; an app may take longer than its wire."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._read()
+                if self._lingers:
+                    await self._drop_the_rest()
+                self._shut(self._wire.close)
+        finally:
+            self._shut(self._wire.abort)
+
+    def waits(self) -> tuple[Rank, float] | None:
+        """Return what the connection waits for from its client, and since when; None while it is busy or ends."""
+        if self._ending or self._closed:
+            return None
+        exchange = self._exchange
+        if exchange is None:
+            return (Rank.IDLE, self._since) if self._head_since is None else (Rank.SILENT, self._head_since)
+        slow = self._window_end is not None and not exchange.complete and self._paused_at is None
+        if slow and trio.current_time() - self._body_since >= self._limits.window:
+            return Rank.SLOW, self._body_since
+        return None
+
+    def make_room(self) -> None:
+        """End a connection that waits for its client: nothing has been done for a request that is not complete."""
+        if self._exchange is None:
+            self.drain()
+        else:
+            self._shut(self._wire.abort)
+
+    def drain(self) -> None:
+        """End now when idle, else with the response that is under way."""
+        self.keeps_alive = False
+        if self._exchange is None and not self._deaf:
+            self._end(lingers=False)
+
+    def _end(self, *, lingers: bool) -> None:
+        """Let the reader end the connection in an orderly way."""
+        self._ending, self._lingers = True, lingers
+        self._patience.cancel(reason="the connection has served its last request")
+
+    def _shut(self, close: Callable[[], None]) -> None:
+        """Close the wire, wake the reader, tell the app; safe to repeat."""
+        if not self._closed:
+            self._closed = True
+            close()
+            self._end(lingers=False)
+            if self._exchange is not None:
+                self._exchange.put_disconnect()
+
+    # --- reading
+
+    async def _read(self) -> None:
+        while not self._ending:
+            with trio.CancelScope(deadline=self._next_look()) as self._patience:
+                await self._read_on()
+            if self._is_overdue():
+                break
+        await trio.lowlevel.checkpoint()
+
+    def _next_look(self) -> float:
+        """Return when reading may have to stop: one deadline a connection, looked at when it passes, never moved."""
+        exchange = self._exchange
+        if exchange is None:
+            idle = self._since + self.config.keep_alive_timeout
+            return idle if self._head_since is None else min(idle, self._head_since + self._limits.head)
+        if not exchange.complete:
+            silent = self._since + (self.config.read_timeout or math.inf)
+            return silent if self._window_end is None or self._paused_at is not None else min(silent, self._window_end)
+        # Busy: nothing can pass before the response has ended and the connection was idle for this long.
+        return trio.current_time() + max(self.config.keep_alive_timeout, SHORTEST_LOOK)
+
+    def _is_overdue(self) -> bool:
+        """Return whether the client has let a deadline pass."""
+        now = trio.current_time()
+        if self._next_look() > now:
+            return False
+        if self._exchange is None or self._window_end is None or self._window_end > now:
+            return True
+        first = self._window_end - self._body_since < 1.5 * self._limits.window
+        if not first and self._window_bytes < self._limits.rate * self._limits.window:
+            return True
+        self._window_end, self._window_bytes = now + self._limits.window, 0
+        return False
+
+    async def _read_on(self) -> None:
+        while not self._ending:
+            if len(self._ahead) >= MAX_AHEAD:
+                self._room = trio.Event()
+                await self._room.wait()
+                continue
+            data = await self._wire.receive()
+            if not data:
+                self._ending = True  # EOF is a hang-up, also after a complete request: see `hypercorn_override`
+            elif not (self._deaf or self._ending):
+                self._feed(data)
+                if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer
+                    self._patience.deadline = min(self._patience.deadline, self._next_look())
+        await trio.lowlevel.checkpoint()
+
+    def _feed(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is not None:
+            if exchange.complete or exchange.full:
+                self._ahead += data
+                return
+            self._since = trio.current_time()
+        self._parser.receive_data(data)
+        self._parse()
+
+    def resume(self) -> None:
+        """Continue to parse the body; the app has taken a piece."""
+        self._since = trio.current_time()
+        if self._paused_at is not None:
+            self._body_since += self._since - self._paused_at
+            if self._window_end is not None:
+                self._window_end += self._since - self._paused_at
+            self._paused_at = None
+        self._parse_ahead(b"")
+
+    def _parse_ahead(self, rest: bytes) -> None:
+        """Parse what the last parser left, and what came meanwhile."""
+        data = rest + self._ahead
+        if data:  # for h11, nothing is EOF
+            self._parser.receive_data(data)
+            self._ahead.clear()
+            self._room.set()
+        self._parse()
+
+    def _parse(self) -> None:
+        """Hand on what h11 makes of the bytes so far, up to the end of one request or a full queue."""
+        while not self._deaf:
+            exchange = self._exchange
+            if exchange is not None and (exchange.complete or exchange.full):
+                if not exchange.complete and self._paused_at is None:
+                    self._paused_at = trio.current_time()
+                return
+            try:
+                event = self._parser.next_event()
+            except h11.RemoteProtocolError as error:
+                self._refuse(error.error_status_hint)
+                return
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif exchange is None:
+                self._await_head()
+                return
+            elif isinstance(event, h11.Data):
+                self._window_bytes += len(event.data)
+                exchange.put(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                self._note_end(exchange)
+            else:
+                self._await_body()
+                return
+
+    def _await_head(self) -> None:
+        """Part of a head has come: see to it that the rest does."""
+        if self._head_since is None:
+            self._head_since = trio.current_time()
+        self._patience.deadline = min(self._patience.deadline, self._next_look())
+
+    def _await_body(self) -> None:
+        """Part of a body has come: see to it that the rest does, at a bearable rate."""
+        if self._window_end is None:
+            self._body_since = trio.current_time()
+            self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
+
+    def _begin(self, request: h11.Request) -> None:
+        self._head_since = self._window_end = self._paused_at = None
+        self._requests += 1
+        if self._requests == 1:
+            self._on_request()
+        self._continued = False
+        if self._requests >= self.config.keep_alive_max_requests or is_framed_twice(request):
+            self.keeps_alive = False
+        # Hypercorn's function takes its own event, but only iterates over its headers.
+        if self.config.server_names and not valid_server_name(self.config, cast("Any", request)):
+            self._refuse(404)
+            return
+        self._exchange = Exchange(self, request)
+        self._nursery.start_soon(self._run_app, self._exchange)
+
+    def _note_end(self, exchange: Exchange) -> None:
+        state = self._parser.their_state
+        if state is not h11.DONE:  # must close, or asks for another protocol, which is not granted
+            self.keeps_alive = self.keeps_alive and state is not h11.MUST_CLOSE and not exchange.asks_to_close()
+        exchange.put_end()
+
+    async def _drop_the_rest(self) -> None:
+        self._wire.send_eof()
+        with trio.move_on_after(LINGER):
+            while await self._wire.receive():
+                pass
+
+    # --- the app
+
+    async def _run_app(self, exchange: Exchange) -> None:  # noqa: ASYNC910 - nothing waits for this task
+        cancelled: BaseException | None = None
+        fault: BaseException | None = None
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
+            fault = error
+        except BaseExceptionGroup as group:  # an app that is cancelled and fails while it cleans up
+            cancelled, fault = group.split(trio.Cancelled)
+            if fault is not None and not isinstance(fault, Exception):
+                raise
+        if fault is not None and ExceptionGroup("", [fault]).split(ClientGone)[1] is not None:
+            await self.config.log.error("Error in ASGI Framework", exc_info=fault)
+        if cancelled is not None:
+            raise cancelled
+        if exchange.state is not ResponseState.DONE:
+            await self._give_up(exchange)
+
+    async def _give_up(self, exchange: Exchange) -> None:
+        """Answer for an app that did not; where the head is out, the client must see that the body is not whole."""
+        if self.service.logs_access:
+            await self.service.note_end(exchange)
+        if not exchange.gone:
+            if exchange.state is ResponseState.STREAMING:
+                self._break_off(exchange)
+            else:
+                await self._answer(500)
+        await trio.lowlevel.checkpoint()
+
+    def _break_off(self, exchange: Exchange) -> None:
+        """Close in the middle of a body so that the client notices, whichever way the body is framed."""
+        self._shut(self._wire.abort if exchange.ends_by_close else self._wire.close)
+
+    def _refuse(self, status: int) -> None:
+        """Answer a request that the protocol, not the app, refuses."""
+        self._deaf = True
+        exchange = self._exchange
+        if exchange is not None and exchange.state is ResponseState.STREAMING:
+            self._break_off(exchange)
+            return
+        if exchange is not None:
+            exchange.put_disconnect()
+            if exchange.state is ResponseState.DONE:
+                return  # its last bytes are on their way, and the connection ends after them
+        self._nursery.start_soon(self._answer, status)
+
+    async def _answer(self, status: int) -> None:
+        with contextlib.suppress(ClientGone):  # then there is nobody left to answer
+            await self.write(refusal(status, self.service.common_lines()))
+        await trio.lowlevel.checkpoint()
+        unread = self._exchange is not None and not self._exchange.complete
+        self._end(lingers=self._deaf or unread or bool(self._ahead))
+
+    def take_continue(self) -> bool:
+        """Return whether the client waits for ``100 Continue``; once a request."""
+        waits = not self._continued and self._parser.they_are_waiting_for_100_continue
+        self._continued = self._continued or waits
+        return waits
+
+    def finished(self, exchange: Exchange) -> None:
+        """Take note that the response is out: go on with what waits, or end."""
+        exchange.put_disconnect()
+        self._exchange = None
+        if self.keeps_alive and exchange.complete and not exchange.close_after:
+            self._since = trio.current_time()
+            rest = self._parser.trailing_data[0]
+            self._parser = self._new_parser()
+            if rest or self._ahead:
+                self._parse_ahead(rest)
+        else:
+            self._end(lingers=not exchange.complete or bool(self._ahead))
+
+    # --- writing
+
+    async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
+        """Send a message, waiting for the peer at most ``send_timeout`` s at a time; messages never interleave.
+
+        Raises ClientGone when the peer has gone or took nothing for so long (the connection is then aborted). A write
+        that is cancelled half-way aborts the connection too: nothing sensible can follow half a message. What fits
+        into the kernel's buffer is sent without a checkpoint.
+        """
+        if self._sending.locked():
+            await self._sending.acquire()
+        else:
+            self._sending.acquire_nowait()
+        try:
+            if self._closed:
+                raise ClientGone("the client has gone")
+            for data in pieces:
+                sent = self._wire.send_nowait(data) if data else 0
+                if sent != len(data):
+                    await self._wire.send_all(memoryview(data)[sent:])
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._shut(self._wire.abort)
+            raise ClientGone("the client has gone") from error
+        except trio.TooSlowError as error:
+            self._shut(self._wire.abort)
+            raise ClientGone("the client has stopped reading") from error
+        except trio.Cancelled:
+            self._shut(self._wire.abort)
+            raise
+        finally:
+            self._sending.release()

@@ -1,0 +1,299 @@
+"""One HTTP request and its response, as an ASGI app sees them: ``scope``, ``receive`` and ``send``.
+
+Invariant: the response head leaves together with the first body message (an empty one with ``more_body`` flushes it),
+a message is one write, and nothing empty is sent. The request body waits in a queue of ``max_app_queue_size`` chunks;
+when it is full the connection stops parsing. An exchange starts no tasks; its connection owns it and ends it.
+The response side does without h11 (its events cost as much as parsing the request), except that h11 checks each header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections import deque
+from enum import Enum
+from functools import lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import h11
+import trio
+from hypercorn.utils import UnexpectedMessageError, suppress_body
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.httpd.connection import Connection
+
+KNOWN_HEADERS = 1024
+"""Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
+
+COPIED = 2**16
+"""Bytes up to which joining parts costs less than another send."""
+
+ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
+"""A request target in absolute form, as a client sends it to a proxy."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+class ClientGone(ConnectionError):
+    """The client hung up, or stopped reading for too long: nobody's bug; nothing more can be sent.
+
+    ASGI asks for an OSError here, so that an app that streams without listening for ``http.disconnect`` ends too.
+    """
+
+
+class ResponseState(Enum):
+    """How far the response is; it only moves forward."""
+
+    AWAITED = 1
+    HELD = 2
+    """The app has given the head, which waits for the first body message."""
+    STREAMING = 3
+    """The head is on the wire (or about to be): there is no way back to an error response."""
+    DONE = 4
+
+
+@lru_cache(KNOWN_HEADERS)
+def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the line to send, the lower-case name and the value; h11.LocalProtocolError if they are not legal."""
+    name, value = name.strip(), value.strip()
+    h11.Response(status_code=200, headers=[(name, value)])
+    return b"%b: %b\r\n" % (name, value), name.lower(), value
+
+
+class Exchange:
+    """One request on its way to the app, and the response on its way back."""
+
+    def __init__(self, connection: Connection, request: h11.Request) -> None:
+        self._connection = connection
+        self.version = request.http_version
+        self.started = time.time()
+        self.scope = self._make_scope(request)
+        self.state = ResponseState.AWAITED
+        # the request side
+        self._chunks: deque[bytes] = deque()
+        self.complete = False
+        """The request has arrived to its end (the app need not have read it)."""
+        self.gone = False
+        """The client hung up or the response is complete: the app hears ``http.disconnect``."""
+        self._end_told = False
+        self._news: trio.Event | None = None
+        # the response side
+        self._status = 0
+        self._head: list[bytes] = []
+        self._chunked = False
+        self._left: int | None = None
+        """Bytes that the declared content-length still promises; None when the length is not declared."""
+        self._no_body = False
+        self.close_after = False
+        """The response itself demands that the connection ends with it."""
+        self.response: dict[str, Any] | None = None
+
+    def _make_scope(self, request: h11.Request) -> dict[str, Any]:
+        connection = self._connection
+        path, _, query = request.target.partition(b"?")
+        items = request.headers.raw_items()
+        absolute = ABSOLUTE.match(path)
+        if absolute is not None:  # its authority counts, and not the Host header (RFC 9112, 3.2.2)
+            path = path[absolute.end() :] or b"/"
+            items = [(name, value) for name, value in items if name.lower() != b"host"]
+            items.append((b"Host", absolute[1]))
+        text = path.decode("ascii")
+        raw = connection.config.h11_pass_raw_headers
+        return {
+            "type": "http",
+            "http_version": request.http_version.decode("ascii"),
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": request.method.decode("ascii").upper(),
+            "scheme": connection.scheme,
+            "path": unquote(text) if "%" in text else text,
+            "raw_path": path,
+            "query_string": query,
+            "root_path": connection.config.root_path,
+            "headers": items if raw else [(name.lower(), value) for name, value in items],
+            "client": connection.client,
+            "server": connection.server,
+            "state": {},
+            "extensions": {},
+        }
+
+    def asks_to_close(self) -> bool:
+        """Whether the request itself ends the connection; only asked where h11's state does not tell."""
+        headers: list[tuple[bytes, bytes]] = self.scope["headers"]
+        tokens = b",".join(value.lower() for name, value in headers if name.lower() == b"connection")
+        return self.version < b"1.1" or b"close" in tokens or self.scope["method"] == "CONNECT"
+
+    # --- the request side: filled by the connection's reader, emptied by the app
+
+    @property
+    def full(self) -> bool:
+        """Whether the app must read before more of the body is parsed."""
+        return len(self._chunks) >= self._connection.config.max_app_queue_size
+
+    def put(self, data: bytes) -> None:
+        """Queue one piece of the request's body."""
+        self._chunks.append(data)
+        self._wake()
+
+    def put_end(self) -> None:
+        """The request's body has ended."""
+        self.complete = True
+        self._wake()
+
+    def put_disconnect(self) -> None:
+        """From here on ``receive`` ends in ``http.disconnect``; safe to repeat."""
+        self.gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's ``receive``: the body, then a wait for ``http.disconnect``. Cancelled: nothing is lost."""
+        while True:
+            if self._chunks:
+                data = self._chunks.popleft()
+                if not self.complete:
+                    self._connection.resume()
+                more = bool(self._chunks) or not self.complete
+                self._end_told = not more
+                return {"type": "http.request", "body": data, "more_body": more}  # noqa: ASYNC910 - a reschedule costs 4 us
+            if self.complete and not self._end_told:
+                self._end_told = True
+                return {"type": "http.request", "body": b"", "more_body": False}  # noqa: ASYNC910 - the same
+            if self.gone:
+                await trio.lowlevel.checkpoint()  # an app that ignores the answer must not hold the loop
+                return {"type": "http.disconnect"}
+            if self.state in {ResponseState.AWAITED, ResponseState.HELD} and self._connection.take_continue():
+                with contextlib.suppress(ClientGone):  # the next round tells the app
+                    await self._connection.write(CONTINUE)
+                continue
+            if self._news is None:
+                self._news = trio.Event()
+            await self._news.wait()
+
+    # --- the response side
+
+    async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
+        """ASGI's ``send``; see ``Connection.write`` for its bound.
+
+        Raises ClientGone, UnexpectedMessageError for a message out of order, h11.LocalProtocolError or ValueError for
+        headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message
+        is on the wire: the connection is aborted.
+        """
+        kind = message["type"]
+        if self.gone and self.state is not ResponseState.DONE:
+            await trio.lowlevel.checkpoint()
+            raise ClientGone("the client has gone")
+        if kind == "http.response.body" and self.state in {ResponseState.HELD, ResponseState.STREAMING}:
+            await self._send_body(message.get("body", b""), message.get("more_body", False))
+        elif kind == "http.response.start" and self.state is ResponseState.AWAITED:
+            self._hold_head(int(message["status"]), message.get("headers", ()))
+            self.response = message
+        else:
+            raise UnexpectedMessageError(self.state, kind)
+
+    def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if not 200 <= status <= 999:
+            raise h11.LocalProtocolError(f"{status} is no final status")
+        length: bytes | None = None
+        chunked = False
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        for header in headers:
+            line, lower, value = header_line(*map(bytes, header))
+            if lower == b"content-length":
+                if length is not None and length != value:
+                    raise h11.LocalProtocolError("conflicting Content-Length headers")
+                if length is None:
+                    length = value
+                continue
+            if lower == b"transfer-encoding":
+                chunked = True
+                continue
+            if lower == b"connection" and b"close" in value.lower():
+                self.close_after = True
+            lines.append(line)
+        self._status, self._head = status, lines
+        self._frame(status, None if chunked else length)
+        self.state = ResponseState.HELD
+
+    def _frame(self, status: int, length: bytes | None) -> None:
+        """Choose how the end of the body is marked (RFC 9112, section 6)."""
+        self._no_body = suppress_body(self.scope["method"], status)
+        if length is not None:
+            self._head.append(header_line(b"content-length", length)[0])
+            self._left = int(length)
+        elif self._no_body and status in {204, 304}:
+            pass
+        elif self.version >= b"1.1":
+            self._chunked = True
+            self._head.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self.close_after = True
+
+    @property
+    def ends_by_close(self) -> bool:
+        """Whether only the end of the connection tells the client where the body ends."""
+        return self._left is None and not self._chunked and not self._no_body
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response is on the wire
+        if self.state is ResponseState.HELD:
+            parts = [*self._finished_head(more), *parts]
+        self.state = ResponseState.STREAMING if more else ResponseState.DONE
+        await self._connection.write(*joined(parts))
+        if more:
+            await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
+            return
+        self._connection.finished(self)
+        if self._connection.service.logs_access:
+            await self._connection.service.note_end(self)
+
+    def _framed(self, body: bytes, more: bool) -> list[bytes]:
+        if self._no_body:
+            return []
+        if self._chunked:
+            if not body:
+                return [] if more else [LAST_CHUNK]
+            return [b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n" + LAST_CHUNK]
+        if self._left is not None:
+            if len(body) > self._left:
+                raise h11.LocalProtocolError("Too much data for declared Content-Length")
+            self._left -= len(body)
+            if self._left and not more:
+                raise h11.LocalProtocolError("Too little data for declared Content-Length")
+        return [body] if body else []
+
+    def _finished_head(self, more: bool) -> list[bytes]:
+        if not more and not self.complete:
+            self.close_after = True  # the rest of the request is not waited for
+        lines = self._head
+        lines.append(self._connection.service.common_lines())
+        if self.close_after or not self._connection.keeps_alive:
+            self.close_after = True
+            lines = [line for line in lines if line[:11].lower() != b"connection:"]
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        return lines
+
+
+def joined(parts: list[bytes]) -> list[bytes]:
+    """The parts of a message in one piece, but for a large one, which is not copied."""
+    large = next((i for i, part in enumerate(parts) if len(part) > COPIED), None)
+    if large is None:
+        return [b"".join(parts)]
+    return [b"".join(parts[:large]), parts[large], b"".join(parts[large + 1 :])]
+
+
+def refusal(status: int, common: bytes) -> bytes:
+    """Return a whole response without a body that ends the connection."""
+    line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%bcontent-length: 0\r\nconnection: close\r\n%b\r\n" % (line, common)

@@ -1,0 +1,324 @@
+"""HTTP/2 connections: stock Hypercorn with deadlines for what its client owes, and sends that are bounded.
+
+Hypercorn hands on what `h2` has understood, so a client that sends a frame byte by byte shows in none of its events.
+`FrameWatch` reads the frame headers (RFC 9113, 4.1) beside it and knows what is incomplete and since when.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import UserDict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import trio
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h2 import StreamBuffer
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import EventWrapper
+from hypercorn.typing import ConnectionState
+from priority.priority import MissingStreamError
+
+from gateway.httpd.connection_limit import Rank
+from gateway.httpd.exchange import ClientGone
+from gateway.httpd.wire import MAX_RECEIVE, TLS_RECORDS, TLSWire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hypercorn.config import Config
+    from hypercorn.protocol.h2 import H2Protocol
+    from hypercorn.trio.worker_context import WorkerContext
+
+    from gateway.httpd.connection import App, Message, Receive, Send
+    from gateway.httpd.connection_limit import Limits
+
+PREFACE_BYTES: Final = 24
+FRAME_HEADER_BYTES: Final = 9
+DATA, HEADERS, RST_STREAM, CONTINUATION = 0, 1, 3, 9
+END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
+
+
+@dataclass
+class Body:
+    """The body of a request that has not arrived to its end."""
+
+    since: float
+    window_end: float
+    received: int = 0
+    is_first_window: bool = True
+
+
+class FrameWatch:
+    """What a client has begun to send and not ended, from the bytes of the connection alone."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._limits = limits
+        self.opened = now
+        self.requests = 0
+        """Heads that are complete."""
+        self.bodies: dict[int, Body] = {}
+        self.unit_since: float | None = None
+        """Since when a frame that is no body, or a block of headers, is incomplete."""
+        self._header = bytearray()
+        self._skip = PREFACE_BYTES
+        self._type = self._flags = self._stream = self._padding = -1
+        self._ends_stream = False
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take note of what has come."""
+        at = 0
+        while at < len(data):
+            if self._skip:
+                part = data[at : at + self._skip]
+                at += len(part)
+                self._skip -= len(part)
+                self._count(part)
+                if not self._skip:
+                    self._end_frame(now)
+                continue
+            if not self._header and self.unit_since is None:
+                self.unit_since = now
+            part = data[at : at + FRAME_HEADER_BYTES - len(self._header)]
+            at += len(part)
+            self._header += part
+            if len(self._header) == FRAME_HEADER_BYTES:
+                self._begin_frame(now)
+
+    def _begin_frame(self, now: float) -> None:
+        header = self._header
+        self._skip = int.from_bytes(header[:3], "big")
+        self._type, self._flags = header[3], header[4]
+        self._stream = int.from_bytes(header[5:9], "big") & 0x7FFF_FFFF
+        self._padding = -1
+        self._header = bytearray()
+        if self._type == HEADERS:
+            self._ends_stream = bool(self._flags & END_STREAM)
+        if not self._skip:
+            self._end_frame(now)
+
+    def _count(self, part: bytes) -> None:
+        """Count the bytes of a body; padding is none."""
+        if self._type != DATA or (body := self.bodies.get(self._stream)) is None:
+            return
+        body.received += len(part)
+        if self._flags & PADDED and self._padding < 0:
+            self._padding = part[0]
+            body.received -= 1 + self._padding
+
+    def _end_frame(self, now: float) -> None:
+        kind, flags, stream = self._type, self._flags, self._stream
+        ends_block = kind in {HEADERS, CONTINUATION} and flags & END_HEADERS
+        if kind not in {HEADERS, CONTINUATION} or ends_block:
+            self.unit_since = None
+        if ends_block:
+            self.requests += 1
+            if self._ends_stream:
+                self.bodies.pop(stream, None)  # trailers, or a request without a body
+            elif stream not in self.bodies:
+                self.bodies[stream] = Body(now, now + self._limits.window)
+        elif kind == RST_STREAM or (kind == DATA and flags & END_STREAM):
+            self.bodies.pop(stream, None)
+
+    @property
+    def head_since(self) -> float | None:
+        """Since when the client owes a head, or the rest of a frame that belongs to no body."""
+        if not self.requests:
+            return self.opened
+        in_body = self._type == DATA and self._skip and self._stream in self.bodies
+        return None if in_body else self.unit_since
+
+    def deadline(self) -> float:
+        """Return when the client must have sent more."""
+        since = self.head_since
+        head = math.inf if since is None else since + self._limits.head
+        return min([head, *(body.window_end for body in self.bodies.values())])
+
+    def pause(self, seconds: float) -> None:
+        """Extend all deadlines: the app did not take what has come."""
+        for body in self.bodies.values():
+            body.since += seconds
+            body.window_end += seconds
+        if self.unit_since is not None:
+            self.unit_since += seconds
+
+    def slow_bodies(self, now: float) -> list[int]:
+        """Return the streams whose bodies did not bring enough, and begin new windows for the others."""
+        late = [stream for stream, body in self.bodies.items() if body.window_end <= now]
+        least = self._limits.rate * self._limits.window
+        slow: list[int] = []
+        for stream in late:
+            body = self.bodies[stream]
+            if not body.is_first_window and body.received < least:
+                slow.append(stream)
+                del self.bodies[stream]
+            else:
+                body.window_end, body.received, body.is_first_window = now + self._limits.window, 0, False
+        return slow
+
+
+class _Ended:
+    """Stands for a stream that has been answered, while its client still sends: what comes is dropped."""
+
+    idle = True
+
+    async def handle(self, event: object) -> None:
+        """Drop it."""
+
+
+class _Streams(UserDict[int, Any]):
+    """The streams of a connection. Hypercorn looks one up for data that comes after the response, too."""
+
+    def __missing__(self, stream: int) -> _Ended:
+        return _Ended()
+
+
+class _Buffer(StreamBuffer):
+    """What waits for the client of one stream. Hypercorn's wakes the app also when the client has taken nothing."""
+
+    async def pop(self, max_length: int) -> bytes:
+        """Take up to so many bytes; nothing, and the app still waits, where the client's window is used up."""
+        if max_length <= 0 and self.buffer:
+            await trio.lowlevel.checkpoint()
+            return b""
+        return await super().pop(max_length)
+
+
+class _Buffers(UserDict[int, StreamBuffer]):
+    """The buffers of a connection, each made ours as Hypercorn puts its own in."""
+
+    def __setitem__(self, stream: int, buffer: StreamBuffer) -> None:
+        super().__setitem__(stream, _Buffer(EventWrapper))
+
+
+class BoundedTCPServer(TCPServer):
+    """Hypercorn's connection, for HTTP/2 only, that waits for its client only so long, in both directions."""
+
+    def __init__(
+        self,
+        app: App,
+        config: Config,
+        context: WorkerContext,
+        limits: Limits,
+        stream: trio.SSLStream[Any],
+        on_request: Callable[[], None],
+    ) -> None:
+        """Make one; `on_request` is called when the first head has come."""
+        super().__init__(ASGIWrapper(cast("Any", self._run_app)), config, context, ConnectionState({}), stream)
+        self._bounded_app = app
+        self._on_request = on_request
+        self._limits = limits
+        self._wire = TLSWire(stream, limits.send)
+        self._has_ended = False
+        self._idle_since = trio.current_time()
+        self._watch = FrameWatch(limits, self._idle_since)
+
+    @property
+    def _h2(self) -> H2Protocol:
+        return cast("H2Protocol", self.protocol.protocol)  # chosen by ALPN
+
+    def waits(self) -> tuple[Rank, float] | None:
+        """Return what the connection waits for from its client, and since when; None while it is busy."""
+        watch = self._watch
+        streams = self._h2.streams if watch.requests else {}  # Hypercorn makes it only once it runs
+        if not streams:
+            since = watch.head_since
+            return (Rank.IDLE, self._idle_since) if since is None else (Rank.SILENT, since)
+        begun = [watch.bodies[stream].since if stream in watch.bodies else math.inf for stream in streams]
+        latest = max(begun)
+        return (Rank.SLOW, latest) if latest + self._limits.window <= trio.current_time() else None
+
+    async def _read_data(self) -> None:
+        """Hand on what comes; what does not come in time ends its stream, or the connection."""
+        self._h2.streams = cast("Any", _Streams())
+        self._h2.stream_buffers = cast("Any", _Buffers())
+        while True:
+            data = b""
+            with trio.CancelScope(deadline=self._watch.deadline()) as scope:
+                try:
+                    data = bytes(await self.stream.receive_some(MAX_RECEIVE))
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+            now = trio.current_time()
+            if scope.cancelled_caught:
+                since = self._watch.head_since
+                if since is not None and since + self._limits.head <= now:
+                    break
+                with trio.move_on_after(self._limits.send) as patience:  # the app may be slow to take the end
+                    for stream in self._watch.slow_bodies(now):
+                        await self._reset(stream)
+                if patience.cancelled_caught:
+                    break
+                continue
+            had_request = self._watch.requests
+            self._watch.feed(data, now)
+            if self._watch.requests and not had_request:
+                self._on_request()
+            await self.protocol.handle(RawData(data))
+            self._watch.pause(trio.current_time() - now)
+            if not data:
+                break
+        self._has_ended = True
+        await self.idle_task.stop()  # Hypercorn would wait for it, as for a client that is still there
+        await self.protocol.handle(Closed())
+        self._wire.close()
+
+    async def _reset(self, stream: int) -> None:
+        """End one stream, and what serves it."""
+        h2 = self._h2
+        with suppress(ProtocolError):  # it has ended already
+            h2.connection.reset_stream(stream, ErrorCodes.CANCEL)
+        await h2.stream_send(StreamClosed(stream_id=stream))
+        with suppress(MissingStreamError):
+            h2.priority.unblock(stream)  # the sending task finds that it has ended, and drops what it was to be sent
+        await h2.has_data.set()
+        await self.protocol_send(RawData(h2.connection.data_to_send()))
+
+    async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the app with a `send` that raises ClientGone when the client takes nothing of its stream for too long."""
+
+        async def bounded_send(message: Message) -> None:
+            body = message.get("body", b"")
+            more = message.get("more_body", False)
+            for start in range(0, max(1, len(body)), TLS_RECORDS):
+                part = dict(message)
+                if message["type"] == "http.response.body":
+                    part |= {
+                        "body": body[start : start + TLS_RECORDS],
+                        "more_body": more or start + TLS_RECORDS < len(body),
+                    }
+                with trio.move_on_after(self._limits.send) as patience:
+                    await send(part)
+                if patience.cancelled_caught:
+                    await self._reset_scope(scope)
+                    raise ClientGone("the client has stopped reading")
+
+        with suppress(ClientGone):
+            await self._bounded_app(scope, receive, bounded_send)
+
+    async def _reset_scope(self, scope: Message) -> None:
+        streams = self._h2.streams.items()
+        for stream in [stream for stream, served in streams if getattr(served, "scope", None) is scope]:
+            await self._reset(stream)
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send within ``Limits.send`` s a slice, or close; everything but data is Hypercorn's business."""
+        if not isinstance(event, RawData):
+            if isinstance(event, Updated):
+                self._idle_since = trio.current_time()
+            if not (isinstance(event, Updated) and self._has_ended):
+                await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                await self._wire.send_all(memoryview(event.data))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.TooSlowError:
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())

@@ -1,0 +1,241 @@
+"""Serve an ASGI app with Hypercorn on trio, with the HTTP/1.1 side of it replaced where stock Hypercorn falls short.
+
+``serve_http`` stands in place of ``hypercorn.trio.run.worker_serve``. It is an equivalent built from Hypercorn's public
+parts (config, sockets, TLS, logging, its HTTP/2), not a patch: other users of Hypercorn in the process notice nothing.
+Its invariant: every connection is a task of its one nursery, which ends within ``graceful_timeout`` of the trigger.
+
+What differs from Hypercorn 0.18, and why (each has a test that fails on stock, so that one sees when it can go):
+
+- *A send is bounded.* Hypercorn sends in a shield without a deadline: against a client that stops reading, the app's
+  own timeouts never fire and shutdown never ends. Here a peer that takes nothing for ``send_timeout`` s is reset, the
+  app's ``send`` raises ``ClientGone`` (an OSError) and its ``receive`` says ``http.disconnect``.
+- *Reading goes on while a response is pending.* Hypercorn stops reading once a further request is pipelined, and so
+  misses the hang-up. Here up to 64 KiB (and one read of 64 KiB) wait, then reading pauses, and hang-ups wait with it.
+- *Speed.* One write a message, head included; no timer, channel or log call that a request does not need; one idle
+  deadline a connection; header lines are checked once and remembered. About four times Hypercorn's calls a second.
+- *A head without a body yet is held back*: a stream that wants its head out at once sends an empty body message with
+  ``more_body``. An app that fails while its head is held still gets to say 500.
+- *``100 Continue`` is sent when the app asks for the body*, so that an app can refuse first.
+- *The rest of an unread request is dropped for up to 2 s* before closing, or the client would lose the answer to RST.
+
+EOF is a hang-up, as for Hypercorn, also after a complete request: MCP clients do not half-close, and a vanished one
+must be seen. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not
+granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds
+(`hypercorn_h2`). There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for workers that a
+parent replaces.
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
+
+from gateway.httpd.connection import Connection, Service
+from gateway.httpd.connection_limit import Limits, Places, Slot
+from gateway.httpd.http2 import BoundedTCPServer
+from gateway.httpd.wire import PlainWire, TLSWire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from hypercorn.config import Config, Sockets
+
+    from gateway.httpd.connection import App, Message, Receive, Send
+
+    TLSStream = trio.SSLStream[trio.SocketStream]
+    Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
+
+ACCEPT_CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try where the system has no more descriptors."""
+LOOPBACK_PREFIXES: Final = ("127.", "::ffff:127.")
+OVERLOADED: Final = b"too many connections; retry in 1 s\n"
+OVERLOADED_HEADERS: Final = (
+    (b"content-type", b"text/plain"),
+    (b"content-length", b"%d" % len(OVERLOADED)),
+    (b"retry-after", b"1"),
+)
+
+
+async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be opened
+    app: App,
+    config: Config,
+    *,
+    sockets: Sockets | None = None,
+    shutdown_trigger: Callable[[], Awaitable[None]],
+    limits: Limits | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``app`` until ``shutdown_trigger`` returns, then end: idle connections at once, busy ones within the grace.
+
+    ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``limits`` says how many
+    connections may be open, and how long each of their states may last (`hypercorn_places`). OSError when an address
+    cannot be bound. Requests still busy ``config.graceful_timeout`` s after the trigger are cancelled and their
+    connections reset; cancelling ``serve_http`` does so at once. Sockets given are closed too.
+    """
+    if sockets is None:
+        sockets = config.create_sockets()
+    if sockets.quic_sockets:
+        raise ValueError("HTTP/3 is not served")
+    listeners, addresses = _listen(config, sockets)
+    async with trio.open_nursery() as connections:
+        server = _Server(app, config, Limits() if limits is None else limits, connections)
+        async with trio.open_nursery() as accepting:
+            for listener in listeners:
+                accepting.start_soon(server.accept, listener)
+            task_status.started(addresses)
+            await shutdown_trigger()
+            accepting.cancel_scope.cancel(reason="the server is shutting down")
+        connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
+        await server.drain()
+
+
+def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]]:
+    listeners: list[Listener] = []
+    addresses: list[str] = []
+    context = config.create_ssl_context()
+    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+        sock.listen(config.backlog)  # harmless where the caller did it already
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        address = repr_socket_addr(sock.family, sock.getsockname())
+        if context is not None and sock in sockets.secure_sockets:
+            listeners.append(trio.SSLListener(listener, context, https_compatible=True))
+            addresses.append(f"https://{address}")
+        else:
+            listeners.append(listener)
+            addresses.append(f"http://{address}")
+    return listeners, addresses
+
+
+class _Server:
+    """The connections of one server."""
+
+    def __init__(self, app: App, config: Config, limits: Limits, connections: trio.Nursery) -> None:
+        self._places = Places(limits)
+        self._app = app
+        self._service = Service(config, limits)
+        self._config = config
+        self._limits = limits
+        self._connections_nursery = connections
+        self._connections: set[Connection] = set()
+        self._stock_context = WorkerContext(None)
+
+    async def drain(self) -> None:
+        """End what is idle, and let the rest end with its response."""
+        await self._stock_context.terminated.set()
+        for connection in tuple(self._connections):
+            connection.drain()
+
+    async def accept(self, listener: Listener) -> None:
+        """Serve each client of a listener in a task of its own, until cancelled; the listener is closed then."""
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    if error.errno not in ACCEPT_CAPACITY_ERRNOS:
+                        raise
+                    await self._config.log.error("no connection can be accepted: %s", error)
+                    self._places.make_room()
+                    await trio.sleep(ACCEPT_PAUSE)
+                    continue
+                try:
+                    slot = await self._places.enter(_address_of(stream))
+                except trio.Cancelled:
+                    await trio.aclose_forcefully(stream)
+                    raise
+                self._connections_nursery.start_soon(self._handle, stream, slot)
+
+    async def _handle(self, stream: trio.SocketStream | TLSStream, slot: Slot) -> None:
+        """Serve one client to its end."""
+        try:
+            if isinstance(stream, trio.SocketStream):
+                wire = partial(PlainWire, stream, self._limits.send, self._limits.rate)
+                await self._handle_http1(stream.socket, "http", wire, slot)
+            else:
+                with slot.scope:
+                    await self._handle_tls(stream, slot)
+        except* Exception as group:  # ruff: ignore[blind-except] - what one client sends must not end the server
+            await self._config.log.error("a connection ended with an error", exc_info=group)
+        finally:
+            self._places.leave(slot)
+            await trio.aclose_forcefully(stream)
+
+    async def _handle_tls(self, stream: TLSStream, slot: Slot) -> None:
+        try:
+            with trio.fail_after(self._limits.handshake):
+                await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError):  # no TLS, or not ours
+            await trio.lowlevel.checkpoint()
+            return
+        if stream.selected_alpn_protocol() != "h2":
+            wire = partial(TLSWire, stream, self._limits.send)
+            await self._handle_http1(stream.transport_stream.socket, "https", wire, slot)
+            return
+        app = self._app if slot.placed else partial(self._run_in_reserve, slot)
+        on_request = partial(self._places.note_request, slot)
+        stock = BoundedTCPServer(app, self._config, self._stock_context, self._limits, stream, on_request)
+        slot.waits = stock.waits
+        await stock.run()
+
+    async def _handle_http1(
+        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], PlainWire | TLSWire], slot: Slot
+    ) -> None:
+        try:
+            client = parse_socket_addr(socket.family, socket.getpeername())
+            server = parse_socket_addr(socket.family, socket.getsockname())
+        except OSError:  # reset between accept and here
+            await trio.lowlevel.checkpoint()
+            return
+        connection = Connection(
+            self._service,
+            make_wire(),
+            scheme=scheme,
+            client=client,
+            server=server,
+            app=self._app if slot.placed else partial(self._run_in_reserve, slot),
+            on_request=partial(self._places.note_request, slot),
+        )
+        slot.waits, slot.end = connection.waits, connection.make_room
+        self._connections.add(connection)
+        try:
+            if self._stock_context.terminated.is_set():  # accepted just before, or its handshake took that long
+                connection.drain()
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    async def _run_in_reserve(self, slot: Slot, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the app for a probe at once, and for another request when its connection has got a place."""
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["http_version"] != "2":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        if slot.placed:
+            await self._app(scope, receive, send)
+        elif scope["path"] in self._limits.probes:
+            await self._app(scope, receive, send_last)  # and then the reserve is free again
+        elif await self._places.wait_for_place(slot):
+            await self._app(scope, receive, send)
+        else:
+            await send_last({"type": "http.response.start", "status": 503, "headers": OVERLOADED_HEADERS})
+            await send_last({"type": "http.response.body", "body": OVERLOADED})
+
+
+def _address_of(stream: trio.SocketStream | TLSStream) -> str | None:
+    """Return the address that a bound is for; None on this machine, where many programs share one."""
+    socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
+    if socket.family not in {trio.socket.AF_INET, trio.socket.AF_INET6}:
+        return None
+    try:
+        address = str(socket.getpeername()[0])
+    except OSError:  # it has gone already
+        return None
+    return None if address.startswith(LOOPBACK_PREFIXES) or address == "::1" else address

@@ -1,0 +1,1 @@
+"""Calls without an outcome yet, and their deadlines."""

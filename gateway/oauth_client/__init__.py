@@ -1,0 +1,1 @@
+"""Tokens for remote backends: discovery, login, refresh and storage."""

@@ -1,0 +1,138 @@
+"""The requests of an OAuth flow: to addresses that a server has named, so each is checked before anything is sent.
+
+HTTPS, or loopback where the backend itself is on loopback; nothing in a private network unless the backend is there too
+or the config names the issuer (2026-07-28 basic/authorization, "Server-Side Request Forgery"). A connection of its own,
+without the backend's headers and cookies; bodies and waits are bounded; redirects are never followed on their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import trio
+
+from gateway.errors import BackendUnavailable
+from gateway.http_client import CLOSE_WAIT, BodyTooLong, explain, read_body, same_origin
+from gateway.oauth_client.answers import describe
+from gateway.proxies import EnvironmentTransport, is_loopback, proxy_variable
+from gateway.surrogates import without_bom
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator
+
+    from gateway.config import ServerConfig
+
+REQUEST_WAIT: Final = 15.0
+"""Seconds for one request, its answer included."""
+RESOLVE_WAIT: Final = 5.0
+"""Seconds for looking a host up."""
+MAX_BODY: Final = 1024 * 1024
+"""Bytes of one answer; metadata has some thousands."""
+_DROPPED: Final = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_SERVER_ERROR: Final = 500
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
+
+
+class OAuthHttp:
+    """Sends what a flow wants sent, if it may be."""
+
+    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig) -> None:
+        self._client = client
+        self._name = config.name
+        self._backend = httpx2.URL(config.url or "")
+        issuer = config.oauth.issuer if config.oauth is not None else None
+        self._trusted = [self._backend, *([httpx2.URL(issuer)] if issuer else [])]
+
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request and read the answer.
+
+        Raises:
+            BackendUnavailable: the address may not be asked, cannot be reached, or fails with a status of 500 and up.
+        """
+        url = request.url
+        await self.check(url)
+        request.headers["accept-encoding"] = "identity"  # compression would hide how large a body grows
+        request.headers["user-agent"] = "trio-mcp-gateway"
+        request.headers.setdefault("accept", "application/json")
+        where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
+        try:
+            with trio.fail_after(REQUEST_WAIT):
+                answer = await self._exchange(request)
+        except trio.TooSlowError:
+            text = f"needs a login, and {where} did not answer within {REQUEST_WAIT:g} s"
+            raise BackendUnavailable(self._name, text) from None
+        except BodyTooLong:
+            text = f"needs a login, and {where} answered with more than {MAX_BODY} bytes"
+            raise BackendUnavailable(self._name, text) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
+            text = f"needs a login, and {where} {explain(self._name, exc, proxy_variable(url)).reason}"
+            raise BackendUnavailable(self._name, text) from exc
+        if answer.status_code >= _SERVER_ERROR and request.method == "POST":
+            # No verdict on what was sent: a refresh token is not used up by a server that is down.
+            said = describe(answer.status_code, answer.headers.get("content-type", ""), answer.content)
+            raise BackendUnavailable(self._name, f"needs a login, and {where}{url.path} answered {said}")
+        return answer
+
+    async def _exchange(self, request: httpx2.Request) -> httpx2.Response:
+        response = await self._client.send(request, stream=True)
+        try:
+            body = await read_body(response, MAX_BODY)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+                await response.aclose()
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in _DROPPED]
+        answer = httpx2.Response(response.status_code, headers=headers, content=without_bom(body), request=request)
+        answer.next_request = response.next_request
+        return answer
+
+    async def check(self, url: httpx2.URL) -> None:
+        """Refuse an address that no request may go to. Raises BackendUnavailable."""
+        self.check_page(url)
+        if any(same_origin(url, known) for known in self._trusted) or await _is_private(self._backend):
+            return
+        if await _is_private(url):
+            raise self._refusal(url, "is in a private network, and 'url' is not (oauth.issuer may name it)")
+
+    def check_page(self, url: httpx2.URL) -> None:
+        """Refuse an address that no person may be sent to. Raises BackendUnavailable."""
+        if url.userinfo:
+            raise self._refusal(url, "holds a user name or password")
+        if is_loopback(url):
+            if not is_loopback(self._backend):
+                raise self._refusal(url, "is on this machine, and 'url' is not")
+        elif url.scheme != "https":
+            raise self._refusal(url, "is not https")
+
+    def _refusal(self, url: httpx2.URL, text: str) -> BackendUnavailable:
+        return BackendUnavailable(self._name, f"needs a login at {url.scheme}://{url.host}, which {text}")
+
+
+async def _is_private(url: httpx2.URL) -> bool:
+    """Whether an address of the host is one that only this network knows. An unknown host is left to the connection."""
+    try:
+        with trio.fail_after(RESOLVE_WAIT):
+            found = await trio.socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, trio.TooSlowError):
+        return False
+    return any(not ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_global for entry in found)
+
+
+@asynccontextmanager
+async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
+    """Open the connections of one flow; on leaving they are closed."""
+    client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
+    try:
+        yield OAuthHttp(client, config)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+            await client.aclose()

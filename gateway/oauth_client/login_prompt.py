@@ -1,0 +1,154 @@
+"""How a person gets to a login page: asked by the client whose call needs it, or by a browser on this machine.
+
+`oauth.browser` says which (`gateway.config.model.OAuthSettings`). Where neither works the login is refused with the
+command that does it. Nobody waits here: what comes of a page is heard by the `RedirectListener`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+import webbrowser
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Failure
+from gateway.eras import asks
+from gateway.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    import msgspec
+
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.redirect_listener import RedirectListener
+
+OPEN_WAIT: Final = 10.0
+"""Seconds for the command that opens a browser; one that is still running then is taken to show the page itself."""
+OPEN_PAUSE: Final = 60.0
+"""Least seconds between two pages opened for one backend: a person who closed one must not be chased."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class LoginRequired(BackendUnavailable):
+    """The backend needs a person to log in, and none has; the client is told which command does it."""
+
+    def __init__(self, backend: str, why: str = "") -> None:
+        super().__init__(backend, f"needs a login: run `mcp-gateway login {backend}`" + (f" ({why})" if why else ""))
+
+
+def can_open() -> bool:
+    """Whether a browser of this machine would be seen by anybody. Without a display some take over the terminal."""
+    if sys.platform in {"win32", "darwin"} or os.environ.get("BROWSER"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+async def open_page(url: str) -> bool:
+    """Open a page in the default browser; returns whether that seems to have worked."""
+    with trio.move_on_after(OPEN_WAIT):
+        # May be abandoned: some browsers' commands run until the browser is closed.
+        return await trio.to_thread.run_sync(webbrowser.open, url, abandon_on_cancel=True)
+    return True
+
+
+class Ways:
+    """The ways of one backend's config."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        can_open: Callable[[], bool] = can_open,
+        open_page: Callable[[str], Awaitable[bool]] = open_page,
+    ) -> None:
+        self._name = config.name
+        self._mode = config.oauth.browser if config.oauth is not None else "print"
+        self._can_open = can_open
+        self._open_page = open_page
+        self._opened_at: float | None = None
+
+    def passable(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether there is a way now, with these calls waiting."""
+        return self._may_open(prompted=bool(tickets)) or (self._elicits and any(_askable(one) for one in tickets))
+
+    @property
+    def _elicits(self) -> bool:
+        return self._mode in {"auto", "elicit"}
+
+    def _may_open(self, *, prompted: bool) -> bool:
+        """Unprompted a page is opened once in the gateway's life."""
+        if self._mode not in {"auto", "open"} or not self._can_open():
+            return False
+        return self._opened_at is None or (prompted and trio.current_time() >= self._opened_at + OPEN_PAUSE)
+
+    async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
+        """Get a person to look at the page.
+
+        Raises:
+            LoginRequired: there is no way.
+        """
+        if self._elicits and elicit(self._name, url, listener, [one for one in tickets if _askable(one)]):
+            return
+        if self._may_open(prompted=bool(tickets)):
+            self._opened_at = trio.current_time()
+            log.warning("backend %r needs a login; its page has been opened in the browser", self._name)
+            if await self._open_page(url):
+                return
+        raise LoginRequired(self._name)
+
+
+def _params(backend: str, url: str) -> dict[str, msgspec.Raw]:
+    return {
+        "mode": jsonrpc.raw("url"),
+        "message": jsonrpc.raw(f"The server {backend!r} behind this gateway needs you to log in."),
+        "url": jsonrpc.raw(url),
+        "elicitationId": jsonrpc.raw(str(uuid.uuid4())),
+    }
+
+
+def _askable(ticket: Ticket) -> bool:
+    """Whether this call's client has declared that it can show a page (2026-07-28 client/elicitation, "URL mode")."""
+    missing = asks.missing_capability(ticket.call.caller, asks.ELICITATION, _params("", ""))
+    return missing is None and not ticket.over
+
+
+def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> bool:
+    """Ask the first of these calls' clients to open the page; the next one when that call ends before it answers.
+
+    Returns False if there is nobody to ask. A client that declines ends the login.
+    """
+    left = list(tickets)
+
+    def ask_next() -> bool:
+        ticket = next((one for one in left if not one.over), None)
+        if ticket is None:
+            return False
+        del left[: left.index(ticket) + 1]
+        ask = Ask(asks.ELICITATION, _params(backend, url), settle)
+        listener.on_settled = lambda: ticket.withdraw_ask(ask)
+        ticket.ask(ask)
+        return True
+
+    def settle(reply: bytes | Failure) -> None:
+        if isinstance(reply, Failure):
+            if not ask_next():
+                listener.refuse(f"the client could not be asked: {reply.message}")
+        elif _action(reply) != "accept":
+            listener.refuse("the client declined")
+
+    return ask_next()
+
+
+def _action(reply: bytes) -> str:
+    try:
+        return jsonrpc.decode_string(jsonrpc.decode_object(reply)["action"])
+    except (KeyError, ValueError):
+        return ""

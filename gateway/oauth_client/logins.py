@@ -1,0 +1,178 @@
+"""OAuth to a backend over HTTP: nothing until a server answers 401, then one login for everybody who waits.
+
+`BackendAuth` signs a backend's requests and, when one is refused, waits for another token. `Logins.open` opens a
+session with it: while a person has to log in first, the backend goes on starting, however long that takes; each call
+that comes meanwhile waits for the login, if one is under way, or is used to ask its client, or is told which command
+helps. `Logins` owns the tasks in which tokens are renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+import httpx2
+import trio
+
+from gateway.errors import BackendError, BackendUnavailable
+from gateway.http_client import CLOSE_WAIT, TICKET
+from gateway.oauth_client.login_prompt import LoginRequired, Ways
+from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, Authorizer, challenge_of
+from gateway.oauth_client.token_store import TokenFiles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from gateway.backends.session.interface import Session
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.token_manager import Challenge
+    from gateway.store import Store
+
+POLL: Final = 0.5
+"""Seconds between two looks whether somebody has logged in, or a call is waiting whose client can be asked."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class OpenSession(Protocol):
+    """Opens a session over HTTP whose requests `auth` signs; see `gateway.backends.http.detect.HttpOpener.open`."""
+
+    def __call__(self, *, auth: httpx2.Auth) -> AbstractAsyncContextManager[Session]:
+        """Connect, shake hands and list."""
+        ...
+
+
+class BackendAuth(httpx2.Auth):
+    """Signs a backend's requests, and sends one that was refused again with another token."""
+
+    def __init__(self, authorizer: Authorizer) -> None:
+        self._authorizer = authorizer
+
+    async def async_auth_flow(  # noqa: ASYNC900 - the form is httpx2's, whose client closes the generator
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """Implements `httpx2.Auth`. Raises what `Authorizer.renew` raises."""
+        authorizer = self._authorizer
+        if not authorizer.owns(request.url):
+            yield request
+            return
+        used, least = authorizer.token, STORED
+        ticket: Ticket | None = request.extensions.get(TICKET)
+        while True:
+            if used is not None:
+                request.headers["authorization"] = f"Bearer {used}"
+            response = yield request
+            challenge = challenge_of(response)
+            if challenge is None or (challenge.step_up and (ticket is None or least > BY_PERSON)):
+                return
+            if least > BY_PERSON:
+                raise BackendUnavailable(authorizer.config.name, REFUSED)
+            await _let_go(response)
+            used, way = await authorizer.renew(challenge, used, least, () if ticket is None else (ticket,))
+            least = way + 1
+
+
+async def _let_go(response: httpx2.Response) -> None:
+    """Close a refused response, whose connection must not wait for a person.
+
+    The client reads it to the end before it sends the request again: it finds nothing, instead of whatever a server
+    that refuses us wants us to hold.
+    """
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+        await response.aclose()
+    response.stream = httpx2.ByteStream(b"")
+    response.is_closed = False
+
+
+class Logins:
+    """The authorizers of all backends, and how their sessions are opened.
+
+    `waiting` names the calls that wait for a backend; `owed` hears that a backend waits for a person, and why.
+    """
+
+    def __init__(
+        self,
+        store: Store | None,
+        *,
+        waiting: Callable[[str], Sequence[Ticket]],
+        owed: Callable[[str, str], None],
+        make_ways: Callable[[ServerConfig], Ways] = Ways,
+    ) -> None:
+        self._store = store
+        self._waiting = waiting
+        self._owed = owed
+        self._make_ways = make_ways
+        self._authorizers: dict[str, Authorizer] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Carry out renewals until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def authorizer(self, config: ServerConfig) -> Authorizer:
+        """The one of this backend; it outlives sessions, and a change of the config replaces it. Needs `run`."""
+        known = self._authorizers.get(config.name)
+        if known is None or known.config != config:
+            known = Authorizer(config, TokenFiles(self._store, config), self._make_ways(config))
+            self._authorizers[config.name] = known
+            self._nursery.start_soon(known.run)
+        return known
+
+    @asynccontextmanager
+    async def open(self, config: ServerConfig, open_session: OpenSession) -> AsyncGenerator[Session]:
+        """Open a session with tokens, if the server wants them.
+
+        Raises:
+            BackendError, trio.TooSlowError: as `open_session`, perhaps grouped; and where no login can help.
+        """
+        authorizer = self.authorizer(config)
+        auth = BackendAuth(authorizer)
+        await authorizer.load()
+        way = STORED
+        while True:
+            opened = False
+            required: Challenge | None = None
+            try:
+                async with open_session(auth=auth) as session:
+                    opened = True
+                    yield session
+            except* LoginRequired:
+                required = authorizer.owed
+                if opened or required is None:
+                    raise
+            if required is None:
+                return
+            if way == BY_PERSON:
+                raise BackendUnavailable(config.name, REFUSED)
+            way = await self._settle(authorizer, required)
+
+    async def _settle(self, authorizer: Authorizer, challenge: Challenge) -> int:
+        """Wait for a login, as long as the backend is wanted; returns how the token was come by.
+
+        Raises:
+            BackendUnavailable: the server offers no login that could work.
+        """
+        name, used = authorizer.config.name, authorizer.token
+        calls = self._waiting(name)
+        try:
+            return (await authorizer.log_in(challenge, used, calls))[1]
+        except LoginRequired as required:
+            problem: BackendError = required
+        log.warning("backend %r %s", name, problem.reason)
+        while True:
+            self._owed(name, problem.reason)
+            for ticket in calls:
+                ticket.finish(problem)
+            await trio.sleep(POLL)
+            if await authorizer.load():
+                return STORED
+            calls = self._waiting(name)
+            if calls and authorizer.ways.passable(calls):
+                try:
+                    return (await authorizer.log_in(challenge, used, calls))[1]
+                except BackendUnavailable as again:
+                    problem = again

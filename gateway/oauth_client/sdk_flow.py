@@ -1,0 +1,494 @@
+"""One login or refresh, by the SDK's flow (`mcp.client.auth`), driven by hand.
+
+The SDK's auth object holds a lock while the request that it signs is on its way, so it never signs one here: it is
+given the challenge that the server has already made, everything that it wants sent goes through `OAuthHttp`, and when
+it comes back to its request the tokens are there. Importing this module loads the whole SDK (0.5 s, 64 MB), so it is
+imported in a thread, and only after a 401.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qs
+
+import httpx2
+import msgspec
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.auth.utils import union_scopes
+from mcp.shared.auth import (
+    AuthorizationCodeResult,
+    OAuthClientInformationFull,
+    OAuthClientMetadata,
+    OAuthMetadata,
+    OAuthToken,
+    ProtectedResourceMetadata,
+)
+from mcp.shared.exceptions import MCPDeprecationWarning
+from pydantic import AnyHttpUrl, AnyUrl, ConfigDict, TypeAdapter, ValidationError
+
+from gateway.config.oauth import is_same_issuer
+from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import BackendError, BackendUnavailable
+from gateway.http_client import same_origin
+from gateway.masking import SECRETS
+from gateway.oauth_client import answers as answers
+from gateway.oauth_client.answers import REDIRECT, SUCCESS, UnusableAnswer
+from gateway.oauth_client.http import OAuthHttp, open_oauth_http
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mcp.client.auth.oauth2 import OAuthContext
+
+    from gateway.config import OAuthSettings, ServerConfig
+    from gateway.oauth_client.token_manager import Challenge
+    from gateway.oauth_client.token_store import Saved
+
+    Keep = Callable[[Saved], Awaitable[None]]
+
+LONG_AGO: Final = 1.0
+"""A time of expiry (seconds since the epoch) that makes the SDK refresh."""
+MAX_PROBLEM: Final = 800
+"""Characters of a whole error."""
+MIN_SECRET: Final = 6
+"""Characters of an authorization code that is masked; a shorter one would be found in every word."""
+MAX_NOTES: Final = 2
+"""Odd metadata that are named in an error."""
+_URL: Final = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
+
+log = logging.getLogger("gateway.backend")
+# Its tracebacks and warnings repeat what servers answer; what a person must know is in our own errors.
+logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)
+
+
+class Visit(Protocol):
+    """A person's way to the login page and back."""
+
+    uri: str
+    """Where the browser comes back to."""
+
+    async def show(self, url: str, state: str) -> None:
+        """Get a person to look at this page. Raises BackendUnavailable where there is no way."""
+        ...
+
+    async def answer(self) -> dict[str, str]:
+        """Wait for the parameters with which the browser came back. Raises BackendUnavailable if it will not."""
+        ...
+
+
+class _Ledger:
+    """The SDK's `TokenStorage`: what is known of the login, and kept with each step."""
+
+    def __init__(self, saved: Saved, keep: Keep, *, with_tokens: bool) -> None:
+        self.saved = saved
+        self.context: OAuthContext
+        self._keep = keep
+        self._with_tokens = with_tokens
+
+    async def get_tokens(self) -> OAuthToken | None:
+        saved = self.saved
+        if not self._with_tokens or saved.access_token is None:
+            return None
+        return OAuthToken(access_token=saved.access_token, refresh_token=saved.refresh_token, scope=saved.scope)
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        if self.saved.client is None:
+            return None
+        try:
+            return OAuthClientInformationFull.model_validate_json(self.saved.client)
+        except ValidationError:
+            return None
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        client = client_info.model_dump_json(exclude_none=True)
+        if not is_same_issuer(self._issuer(), self.saved.issuer):
+            self.saved = type(self.saved)(issuer=self._issuer(), client=client)
+        else:
+            self.saved = msgspec.structs.replace(self.saved, client=client)
+        # With tokens it waits for the new ones: these were given to the client that was there before.
+        if self.saved.access_token is None:
+            await self._keep(self.saved)
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        context = self.context
+        metadata, resource = context.oauth_metadata, context.protected_resource_metadata
+        self.saved = type(self.saved)(
+            issuer=self._issuer(),
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            scope=tokens.scope,
+            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
+            client=self.saved.client,
+            server_metadata=None if metadata is None else metadata.model_dump_json(exclude_none=True),
+            resource_metadata=None if resource is None else resource.model_dump_json(exclude_none=True),
+        )
+        await self._keep(self.saved)
+
+    def _issuer(self) -> str:
+        metadata = self.context.oauth_metadata
+        return self.context.auth_server_url or "" if metadata is None else str(metadata.issuer)
+
+
+class _Flow(OAuthClientProvider):
+    """What both flows have in common: which authorization server they trust."""
+
+    _settings: OAuthSettings
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What was odd about metadata that were not used: it may be why a later step fails."""
+        return []
+
+    @cached_property
+    def codes(self) -> list[str]:
+        """Authorization codes of this login, which no text may show."""
+        return []
+
+    def read(self, answer: httpx2.Response) -> httpx2.Response:
+        """Return what the SDK gets in place of an answer to one of its requests.
+
+        Raises:
+            OAuthFlowError, UnusableAnswer: the login ends here.
+        """
+        request, status = answer.request, answer.status_code
+        content_type = answer.headers.get("content-type", "")
+        place = f"{request.url.scheme}://{request.url.netloc.decode('ascii', 'replace')}{request.url.path}"
+        if request.method == "GET":
+            return self._read_metadata(answer, f"the metadata at {place}") if status == 200 else answer
+        if status in REDIRECT:  # followed, or refused, by the SDK
+            return answer
+        if request.headers.get("content-type", "").startswith("application/json"):
+            where = f"the registration endpoint {place}"
+            if status not in SUCCESS:
+                said = answers.describe(status, content_type, answer.content).removeprefix("HTTP ")
+                suffix = "" if self.context.oauth_metadata is None else f", by {where}"
+                text = f"Registration failed: {said}{suffix}"
+                raise OAuthFlowError(text)
+            wanted: dict[str, list[str]] = msgspec.json.decode(request.content)
+            members = answers.read_object(answer.content, content_type, where)
+            content = answers.read_registration(members, where, wanted["redirect_uris"])
+            return httpx2.Response(201, json=content, request=request)
+        return self._read_token(answer, content_type, f"the token endpoint {place}")
+
+    def _read_token(self, answer: httpx2.Response, content_type: str, where: str) -> httpx2.Response:
+        is_refresh = b"grant_type=refresh_token" in answer.request.content
+        if answer.status_code not in SUCCESS:
+            if is_refresh:  # the SDK forgets the token, and a person is asked
+                return answer
+            said = answers.describe(answer.status_code, content_type, answer.content)
+            text = f"Token exchange failed ({answer.status_code}): {where} answered {said}"
+            raise OAuthFlowError(text)
+        try:
+            content = answers.read_token(answers.read_object(answer.content, content_type, where), where)
+        except UnusableAnswer as exc:
+            if not is_refresh:
+                raise
+            log.warning("a token could not be refreshed: %s", exc)
+            return httpx2.Response(400, request=answer.request)
+        return httpx2.Response(200, json=content, request=answer.request)
+
+    def _read_metadata(self, answer: httpx2.Response, where: str) -> httpx2.Response:
+        """Return metadata with the issuer in the spelling that the SDK compares; unusable ones count as absent."""
+        try:
+            members = answers.read_object(answer.content, answer.headers.get("content-type", ""), where)
+            if "authorization_servers" in members or "/oauth-protected-resource" in answer.request.url.path:
+                content = answers.read_resource(members, where)
+            else:
+                content = answers.read_server(members, where, is_visited=self._settings.grant != "client_credentials")
+        except UnusableAnswer as exc:
+            self.notes.append(str(exc))
+            return httpx2.Response(404, request=answer.request)
+        if "issuer" in content:
+            content["issuer"] = self.check_issuer(content)
+        return httpx2.Response(200, json=content, request=answer.request)
+
+    @property
+    def _named_issuer(self) -> str:
+        """The issuer that the MCP server names, or, where it names none, its own origin."""
+        return super()._expected_issuer()
+
+    def _select_authorization_server(self, advertised: list[str]) -> str:
+        """Return the configured issuer if the server names it, else the first that it names."""
+        issuer = self._settings.issuer
+        return next((one for one in advertised if issuer is not None and is_same_issuer(one, issuer)), advertised[0])
+
+    def _expected_issuer(self) -> str:
+        return self._named_issuer if self._settings.issuer is None else _spelled(self._settings.issuer)
+
+    def check_issuer(self, members: dict[str, object]) -> str:
+        """Return the spelling that the SDK expects of the issuer in the authorization server's metadata.
+
+        Raises:
+            OAuthFlowError: it is another issuer.
+        """
+        named, expected, given = self._named_issuer, self._expected_issuer(), members["issuer"]
+        issuer = self._settings.issuer
+        if is_same_issuer(given, expected):
+            if issuer is not None and not is_same_issuer(named, issuer):
+                self._check_secret(named, issuer, members.get("token_endpoint"))
+            return expected
+        text = f"metadata issuer mismatch: the server names the authorization server {named}"
+        if not is_same_issuer(given, named):
+            text += f", whose metadata give the issuer {str(given)[: answers.MAX_TEXT]}"
+        if issuer is not None:
+            text += f", and oauth.issuer is {issuer}, which alone is accepted"
+        else:
+            text += " (oauth.issuer); if that issuer is right, set oauth.issuer to it"
+        raise OAuthFlowError(text)
+
+    def _check_secret(self, named: str, issuer: str, token_endpoint: object) -> None:
+        """Keep a configured secret from a server that only says that it is the configured issuer."""
+        if self._settings.client_secret is None or same_origin(httpx2.URL(named), httpx2.URL(issuer)):
+            return
+        if not isinstance(token_endpoint, str) or not same_origin(httpx2.URL(token_endpoint), httpx2.URL(issuer)):
+            text = (
+                f"the server names the authorization server {named}, whose metadata give the issuer {issuer}"
+                " (oauth.issuer) and a token endpoint elsewhere; oauth.client_secret is not sent there"
+            )
+            raise OAuthFlowError(text)
+
+    def _check_discovered(self) -> None:
+        """Refuse the addresses that the SDK guesses without metadata, where the config names another issuer."""
+        named, issuer = self._named_issuer, self._settings.issuer
+        if self.context.oauth_metadata is None and issuer is not None and not is_same_issuer(named, issuer):
+            text = f"the server names the authorization server {named}, and oauth.issuer is {issuer}"
+            raise OAuthFlowError(text)
+
+
+class _CodeFlow(_Flow):
+    """A login by a person: authorization code with PKCE."""
+
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger, visit: Visit | None) -> None:
+        uri = visit.uri if visit is not None else "http://127.0.0.1/callback"  # a refresh sends nobody anywhere
+        metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(uri)], client_name="trio-mcp-gateway")
+        super().__init__(
+            config.url or "",
+            metadata,
+            ledger,
+            self._send_person,
+            self._await_person,
+            client_metadata_url=settings.client_metadata_url,
+        )
+        ledger.context = self.context
+        self._ledger = ledger
+        self._settings = settings
+        self._visit = visit
+
+    async def _initialize(self) -> None:
+        await super()._initialize()
+        saved, context, settings = self._ledger.saved, self.context, self._settings
+        if settings.client_id is not None:
+            context.client_info = OAuthClientInformationFull(
+                redirect_uris=context.client_metadata.redirect_uris,
+                client_id=settings.client_id,
+                client_secret=settings.client_secret,
+                token_endpoint_auth_method="none" if settings.client_secret is None else "client_secret_basic",
+            )
+        elif context.client_info is not None and self._visit is not None and not self._fits(context.client_info):
+            context.client_info = None  # registered for another port, which somebody else has now: register anew
+        if saved.server_metadata is not None:
+            context.oauth_metadata = OAuthMetadata.model_validate_json(saved.server_metadata)
+        if saved.resource_metadata is not None:
+            context.protected_resource_metadata = ProtectedResourceMetadata.model_validate_json(saved.resource_metadata)
+            context.auth_server_url = saved.issuer
+        _choose_method(context, settings)
+        context.token_expiry_time = LONG_AGO if self._visit is None else saved.expires_at
+
+    def _fits(self, client: OAuthClientInformationFull) -> bool:
+        wanted = self.context.client_metadata.redirect_uris or []
+        return client.client_id == self._settings.client_metadata_url or set(wanted) <= set(client.redirect_uris or [])
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        self._check_discovered()
+        metadata = self.context.oauth_metadata
+        if metadata is not None and "S256" not in (metadata.code_challenge_methods_supported or []):
+            text = f"the authorization server {metadata.issuer} does not say that it supports PKCE with S256"
+            raise OAuthFlowError(text)
+        _choose_method(self.context, self._settings)
+        return await super()._perform_authorization()
+
+    async def _send_person(self, url: str) -> None:
+        assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
+        endpoint, _, query = url.rpartition("?")
+        if "?" in endpoint:  # it may have a query of its own (RFC 6749, 3.1), which the SDK does not expect
+            url = f"{endpoint}&{query}"
+        state = parse_qs(httpx2.URL(url).query.decode()).get("state", [""])[0]
+        await self._visit.show(url, state)
+
+    async def _await_person(self) -> AuthorizationCodeResult:
+        assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
+        query = await self._visit.answer()
+        if len(code := query.get("code", "")) >= MIN_SECRET:
+            self.codes.append(code)
+        iss, metadata = query.get("iss"), self.context.oauth_metadata
+        if iss is not None and metadata is not None:
+            started = str(metadata.issuer)
+            if not is_same_issuer(iss, started):
+                given = iss[: answers.MAX_TEXT]
+                text = (
+                    f"Authorization response iss mismatch: the login page answered for the issuer {given}, and"
+                    f" the login was begun with {started} (oauth.issuer); the code may belong to another authorization"
+                    " server and is not used"
+                )
+                raise OAuthFlowError(text)
+            iss = started
+        return AuthorizationCodeResult(code=code, state=query.get("state"), iss=iss)
+
+
+class _CredentialsFlow(_Flow, ClientCredentialsOAuthProvider):
+    """A login by the gateway itself: client credentials."""
+
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MCPDeprecationWarning)  # the config has warned of a missing issuer
+            super().__init__(
+                config.url or "",
+                ledger,
+                settings.client_id or "",
+                settings.client_secret or "",
+                scope=" ".join(settings.scopes) or None,
+                issuer=None if settings.issuer is None else _spelled(settings.issuer),
+            )
+        ledger.context = self.context
+        self._settings = settings
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        self._check_discovered()
+        _choose_method(self.context, self._settings)
+        return await super()._perform_authorization()
+
+
+def _spelled(issuer: str) -> str:
+    """Return an issuer as the SDK's models spell it, which compare it as a string."""
+    return str(_URL.validate_python(issuer))
+
+
+def _choose_method(context: OAuthContext, settings: OAuthSettings) -> None:
+    """How a configured secret is sent: as the server's metadata has it, else the way that all must know."""
+    client, metadata = context.client_info, context.oauth_metadata
+    if client is None or settings.client_secret is None or metadata is None:
+        return
+    methods = metadata.token_endpoint_auth_methods_supported or []
+    if "client_secret_post" in methods and "client_secret_basic" not in methods:
+        client.token_endpoint_auth_method = "client_secret_post"  # noqa: S105
+
+
+async def log_in(
+    config: ServerConfig, saved: Saved, challenge: Challenge, *, keep: Keep, make_visit: Callable[[OAuthHttp], Visit]
+) -> Saved:
+    """Log in because of this challenge, and return (and `keep`) the tokens.
+
+    Raises:
+        BackendUnavailable: it could not be done, in words for people.
+    """
+    settings = config.oauth
+    assert settings is not None  # ruff: ignore[assert] - see `ServerConfig.uses_oauth`
+    ledger = _Ledger(saved, keep, with_tokens=challenge.step_up)
+    async with open_oauth_http(config) as http:
+        if settings.grant == "client_credentials":
+            flow: _Flow = _CredentialsFlow(config, settings, ledger)
+        else:
+            flow = _CodeFlow(config, settings, ledger, make_visit(http))
+        await _drive(config, flow, http, challenge)
+    if ledger.saved.access_token is None:
+        raise BackendUnavailable(config.name, "needs a login, which ended without a token")
+    return ledger.saved
+
+
+async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | None:
+    """Use the refresh token; None if there is none, or if the server does not take it.
+
+    Raises:
+        BackendUnavailable: the authorization server cannot be asked now.
+    """
+    settings = config.oauth
+    # Without metadata the SDK would guess the address, and send the token there.
+    if settings is None or not saved.refresh_token or saved.server_metadata is None:
+        return None
+    ledger = _Ledger(saved, keep, with_tokens=True)
+    async with open_oauth_http(config) as http:
+        await _drive(config, _CodeFlow(config, settings, ledger, None), http, None)
+    return ledger.saved if ledger.saved is not saved else None
+
+
+async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challenge: Challenge | None) -> None:
+    """Run the SDK's flow until it would send its request again, or, without a challenge, for the first time."""
+    request = httpx2.Request("POST", config.url or "", headers={"mcp-protocol-version": LATEST_LEGACY})
+    flow = provider.async_auth_flow(request)
+    try:
+        outgoing = await anext(flow)
+        while outgoing is not request or challenge is not None:
+            if outgoing is not request:
+                answer = provider.read(await http.send(outgoing))
+            else:
+                assert challenge is not None  # ruff: ignore[assert] - for the type checker
+                answer, challenge = await _as_response(challenge, request, config, http), None
+            outgoing = await flow.asend(answer)
+    except BackendError:
+        raise
+    except StopAsyncIteration:
+        return
+    except (OAuthFlowError, UnusableAnswer, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
+        raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may show a secret
+    finally:
+        await flow.aclose()
+
+
+async def _as_response(
+    challenge: Challenge, request: httpx2.Request, config: ServerConfig, http: OAuthHttp
+) -> httpx2.Response:
+    """Return the server's challenge again, in a form that can be read, with the scopes that the config adds."""
+    members = answers.read_challenge(challenge.header)
+    configured = " ".join(config.oauth.scopes) if config.oauth is not None else ""
+    place = await _metadata_place(members.get("resource_metadata", ""), config, http)
+    found = {
+        "resource_metadata": place,
+        "scope": union_scopes(members.get("scope"), configured or None),
+        "error": "insufficient_scope" if challenge.step_up else "",
+    }
+    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in found.items() if value)
+    return httpx2.Response(challenge.status, headers={"www-authenticate": header}, request=request)
+
+
+async def _metadata_place(text: str, config: ServerConfig, http: OAuthHttp) -> str:
+    """Return the address of the resource's metadata; empty if only the well-known one can be asked.
+
+    Servers name a path instead of an address, or, behind a proxy, an address of theirs that no client may ask.
+    """
+    if not text:
+        return ""
+    try:
+        url = httpx2.URL(config.url or "").join(text)
+        if not answers.is_url(str(url)):
+            return ""
+        await http.check(url)
+    except (BackendUnavailable, httpx2.InvalidURL, ValueError) as exc:
+        reason = exc.reason if isinstance(exc, BackendUnavailable) else "is no address"
+        log.warning("backend %r: resource_metadata is not used, but the well-known address: %s", config.name, reason)
+        return ""
+    return str(url)
+
+
+def _explain(problem: Exception, provider: _Flow) -> str:
+    refused = problem if isinstance(problem, ValidationError) else problem.__cause__
+    text = str(problem)
+    if isinstance(refused, ValidationError):  # whose text is for programmers, and repeats what it was given
+        fields = dict.fromkeys(".".join(map(str, error["loc"])) for error in refused.errors(include_input=False))
+        text = f"an answer has unusable members: {', '.join(filter(None, fields)) or 'all of it'}"
+    text = "; ".join([text, *provider.notes[:MAX_NOTES]])
+    context = provider.context
+    secrets = [context.client_info.client_secret] if context.client_info is not None else []
+    secrets += provider.codes
+    if context.current_tokens is not None:
+        secrets += [context.current_tokens.refresh_token, context.current_tokens.access_token]
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    text = SECRETS.mask(" ".join(text.split()))[:MAX_PROBLEM]
+    if context.oauth_metadata is None and context.protected_resource_metadata is None:
+        return f"wants authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
+    return f"needs a login, which failed: {text}"

@@ -1,0 +1,312 @@
+"""One backend's tokens: where they come from, one renewal at a time, for everybody who waits.
+
+All renewals happen in one task, `run`, which `Logins` owns. A renewal is a token that another process has stored, a
+refresh, client credentials, or a login by a person; the last three are the SDK's (`oauth_login`), which is imported
+only then. Every renewal is bounded, and its outcome goes to all who wait for it. A token goes to its backend and its
+issuer, and into no log.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import msgspec
+import trio
+
+from gateway.errors import BackendError, BackendUnavailable
+from gateway.http_client import same_origin
+from gateway.oauth_client.login_prompt import LoginRequired
+from gateway.oauth_client.redirect_listener import PortTaken, RedirectListener, open_redirect_listener
+from gateway.oauth_client.token_store import RefreshLock, Saved
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.oauth_client.http import OAuthHttp
+    from gateway.oauth_client.login_prompt import Ways
+    from gateway.oauth_client.token_store import TokenFiles
+
+QUIET_WAIT: Final = 60.0
+"""Seconds for a renewal without a person: some requests, and another gateway's refresh."""
+REFUSED: Final = "refuses the token that its authorization server has just given"
+UNAUTHORIZED: Final = 401
+FORBIDDEN: Final = 403
+STORED, RENEWED, BY_PERSON = range(3)
+"""How a token was come by. When the server refuses it, the next one must be come by in a later way."""
+
+log = logging.getLogger("gateway.backend")
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """A server's refusal that another token may answer: 401, or 403 for want of a scope."""
+
+    status: int
+    header: str
+    """Its `WWW-Authenticate`, perhaps empty."""
+
+    @property
+    def step_up(self) -> bool:
+        """Whether the token is good, but not for this."""
+        return self.status != UNAUTHORIZED
+
+
+def challenge_of(response: httpx2.Response) -> Challenge | None:
+    """What the response demands, if it is about tokens."""
+    header = response.headers.get("www-authenticate", "")
+    refused = response.status_code == UNAUTHORIZED
+    wants_more = response.status_code == FORBIDDEN and "insufficient_scope" in header
+    return Challenge(response.status_code, header) if refused or wants_more else None
+
+
+class _Renewal:
+    """One renewal under way, and who waits for it."""
+
+    def __init__(self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[Ticket]) -> None:
+        self.challenge = challenge
+        self.used = used
+        self.least = least
+        self.tickets = list(tickets)
+        self.done = trio.Event()
+        self.outcome: tuple[str, int] | BackendError | None = None
+
+    @property
+    def by_person(self) -> bool:
+        return self.least == BY_PERSON
+
+    async def result(self) -> tuple[str, int]:
+        await self.done.wait()
+        if isinstance(self.outcome, tuple):
+            return self.outcome
+        assert self.outcome is not None  # ruff: ignore[assert] - `done` says so
+        raise self.outcome
+
+
+class Authorizer:
+    """One backend's tokens, for as long as the gateway lives."""
+
+    def __init__(self, config: ServerConfig, files: TokenFiles, ways: Ways) -> None:
+        self.config = config
+        self.token: str | None = None
+        self.ways = ways
+        self.owed: Challenge | None = None
+        """The challenge of a request that no call was waiting for, so that nobody was asked to log in."""
+        self._files = files
+        self._renewal: _Renewal | None = None
+        self._wanted = trio.Event()
+        self._url = httpx2.URL(config.url or "")
+
+    def owns(self, url: httpx2.URL) -> bool:
+        """Whether requests to this address may carry the token."""
+        return same_origin(url, self._url)
+
+    async def load(self) -> bool:
+        """Take the stored token, if there is another than the present one; returns whether there was."""
+        saved = await trio.to_thread.run_sync(self._files.load, abandon_on_cancel=True)
+        if saved is None or saved.access_token in {None, self.token}:
+            return False
+        self.token = saved.access_token
+        return True
+
+    async def renew(
+        self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[Ticket]
+    ) -> tuple[str, int]:
+        """Wait for a token that is not the `used` one, come by in the way `least` or a later one.
+
+        Several who want the same wait for the same renewal. A person is only troubled for a call.
+
+        Raises:
+            LoginRequired: only a person can help, and none does.
+            BackendUnavailable: it could not be done.
+        """
+        if self.token is not None and self.token != used:
+            return self.token, STORED
+        if least < BY_PERSON and (self._credentials or not challenge.step_up):
+            try:
+                return await self._join(_Renewal(challenge, used, least, ()))
+            except LoginRequired:
+                if self._credentials:
+                    raise
+        if self._credentials:
+            raise BackendUnavailable(self.config.name, REFUSED)
+        if not tickets:
+            self.owed = challenge
+            raise LoginRequired(self.config.name)
+        return await self.log_in(challenge, used, tickets)
+
+    async def log_in(self, challenge: Challenge, used: str | None, tickets: Sequence[Ticket]) -> tuple[str, int]:
+        """Wait for a login by a person, whether a call waits or not. Errors raised are those of `renew`."""
+        settings = self.config.oauth
+        if settings is not None:
+            for ticket in tickets:  # people take their time
+                ticket.deadline = max(ticket.deadline, trio.current_time() + settings.login_timeout)
+        return await self._join(_Renewal(challenge, used, BY_PERSON, tickets))
+
+    @property
+    def _credentials(self) -> bool:
+        return self.config.oauth is not None and self.config.oauth.grant == "client_credentials"
+
+    async def _join(self, wanted: _Renewal) -> tuple[str, int]:
+        while (present := self._renewal) is not None:
+            if (present.by_person, present.challenge.step_up) == (wanted.by_person, wanted.challenge.step_up):
+                present.tickets += wanted.tickets
+                return await present.result()
+            if present.by_person and not wanted.by_person:
+                raise LoginRequired(self.config.name, "somebody is being asked")
+            await present.done.wait()
+            if self.token is not None and self.token != wanted.used:
+                return self.token, STORED
+        self._renewal = wanted
+        self._wanted.set()
+        return await wanted.result()
+
+    async def run(self) -> None:
+        """Carry out renewals, one at a time, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            renewal = self._renewal
+            assert renewal is not None  # ruff: ignore[assert] - see `_join`
+            try:
+                renewal.outcome = await self._carry_out(renewal)
+            except BackendError as problem:
+                renewal.outcome = problem
+            finally:
+                self._renewal = None
+                renewal.outcome = renewal.outcome or BackendUnavailable(self.config.name, "was stopped")
+                renewal.done.set()
+
+    async def _carry_out(self, renewal: _Renewal) -> tuple[str, int]:
+        if renewal.by_person:
+            way, saved = await self._by_person(renewal)
+        else:
+            try:
+                with trio.fail_after(QUIET_WAIT):
+                    way, saved = await self._quietly(renewal)
+            except trio.TooSlowError:
+                raise LoginRequired(self.config.name, "renewing the token took too long") from None
+        if saved.access_token is None:
+            raise LoginRequired(self.config.name)
+        self.token = saved.access_token
+        self.owed = None
+        return self.token, way
+
+    async def _quietly(self, renewal: _Renewal) -> tuple[int, Saved]:
+        """What needs nobody: another process' token, a refresh, client credentials."""
+        saved = await self._load()
+        if self._is_news(saved, renewal):
+            return STORED, saved
+        sdk = await _import_sdk() if self._credentials or saved.refresh_token else None
+        if sdk is None:
+            raise LoginRequired(self.config.name)
+        if self._credentials:
+            return RENEWED, await sdk.log_in(self.config, saved, renewal.challenge, keep=self._keep, make_visit=_nobody)
+        async with RefreshLock(self._files):
+            saved = await self._load()
+            if self._is_news(saved, renewal):
+                return STORED, saved
+            fresh = await sdk.refresh(self.config, saved, keep=self._keep)
+        if fresh is None:
+            raise LoginRequired(self.config.name)
+        return RENEWED, fresh
+
+    def _is_news(self, saved: Saved, renewal: _Renewal) -> bool:
+        """Whether somebody else has stored a token that the server has not refused yet."""
+        return saved.access_token not in {None, renewal.used} and not renewal.challenge.step_up
+
+    async def _by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
+        settings = self.config.oauth
+        wait = settings.login_timeout if settings is not None else QUIET_WAIT
+        saved = await self._load()
+        sdk = await _import_sdk()
+        problem: BackendError | None = None
+
+        def make_visit(http: OAuthHttp) -> _Visit:
+            return _Visit(self, listener, http, renewal)
+
+        try:
+            async with open_redirect_listener(settings and settings.redirect_port, _port_of(saved)) as listener:
+                try:
+                    with trio.fail_after(wait):
+                        saved = await sdk.log_in(
+                            self.config, saved, renewal.challenge, keep=self._keep, make_visit=make_visit
+                        )
+                except trio.TooSlowError:
+                    problem = LoginRequired(self.config.name, f"nobody finished it within {wait:g} s")
+                except BackendError as exc:  # raised outside the listener's nursery, which would wrap it
+                    problem = exc
+                listener.report(None if problem is None else str(problem))
+        except PortTaken as exc:
+            problem = BackendUnavailable(self.config.name, f"needs a login, and {exc}")
+        if problem is not None:
+            raise problem
+        return BY_PERSON, saved
+
+    async def _load(self) -> Saved:
+        return await trio.to_thread.run_sync(self._files.load, abandon_on_cancel=True) or Saved()
+
+    async def _keep(self, saved: Saved) -> None:
+        try:
+            await trio.to_thread.run_sync(self._files.save, saved, abandon_on_cancel=True)
+        except OSError as exc:
+            log.warning("the login of %r could not be kept: %s", self.config.name, exc)
+
+
+class _Visit:
+    """Implements `gateway.oauth_client.sdk_flow.Visit`."""
+
+    def __init__(self, authorizer: Authorizer, listener: RedirectListener, http: OAuthHttp, renewal: _Renewal) -> None:
+        self.uri = listener.uri
+        self._authorizer = authorizer
+        self._listener = listener
+        self._http = http
+        self._renewal = renewal
+
+    async def show(self, url: str, state: str) -> None:
+        """Check the page's address and bring it to a person."""
+        self._http.check_page(httpx2.URL(url))
+        self._listener.expect(state)
+        await self._authorizer.ways.show(url, self._listener, self._renewal.tickets)
+
+    async def answer(self) -> dict[str, str]:
+        """Wait for the browser; the renewal's deadline bounds it."""
+        await self._listener.wait()
+        if self._listener.refusal is not None:
+            raise LoginRequired(self._authorizer.config.name, self._listener.refusal)
+        return self._listener.answer
+
+
+def _nobody(http: OAuthHttp) -> object:
+    """Client credentials trouble nobody, so that no visit is ever made; one that is would be a bug."""
+    text = f"client credentials need no visit, yet one was wanted ({http!r})"
+    raise AssertionError(text)
+
+
+def _port_of(saved: Saved) -> int | None:
+    """The port that the stored client was registered with: many servers let it come back to no other."""
+    if saved.client is None:
+        return None
+    try:
+        uris = msgspec.json.decode(saved.client, type=_Registered).redirect_uris
+        return httpx2.URL(uris[0]).port if uris else None
+    except (msgspec.DecodeError, httpx2.InvalidURL):
+        return None
+
+
+class _Registered(msgspec.Struct):
+    redirect_uris: list[str] = []
+
+
+async def _import_sdk() -> ModuleType:
+    """Import what needs the SDK, in a thread: half a second in which all other calls would stand still."""
+
+    def load() -> ModuleType:
+        from gateway.oauth_client import sdk_flow
+
+        return oauth_login
+
+    return await trio.to_thread.run_sync(load)

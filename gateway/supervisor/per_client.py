@@ -1,0 +1,215 @@
+"""Backends whose sessions are not shared: `session: client` and `session: call`.
+
+A `PrivateFleet` is the supervisor of the one session that lists and subscribes for everybody, and the owner of further
+ones that only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), made on
+first use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do.
+Bounded in number; all of them are tasks of this supervisor's own nursery.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+from gateway.backends.session.session_state import Wishes
+from gateway.catalog.kinds import Kind
+from gateway.errors import BackendUnavailable, Busy
+from gateway.supervisor.states import State
+from gateway.supervisor.supervisor import Supervisor
+from gateway.telemetry import works_for
+
+if TYPE_CHECKING:
+    from gateway.backends.session.interface import Opener
+    from gateway.calls import Caller
+    from gateway.catalog.listing import Listing
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import Ticket
+    from gateway.supervisor.events import Upward
+
+CLIENT_IDLE: Final = 300.0
+"""Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
+CALL_LINGER: Final = 0.05
+"""Seconds between two looks whether the one call of a session has ended."""
+
+_WATCHING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
+
+log = logging.getLogger("gateway.supervisor")
+
+
+class PrivateSession(Supervisor):
+    """The owner of one session of one client or call; over when it is idle or has failed."""
+
+    alone = False
+    """Whether no further call can come to it, so that nothing is started again once nobody waits."""
+
+    async def run(self) -> None:
+        """Own the session; see `Supervisor.run`."""
+        works_for(backend=self.name)  # the task was started by a client's
+        await super().run()
+
+    def call_ended(self, ticket: Ticket) -> None:
+        """Note that a call has ended; where it was the only one, nothing is started for it any more."""
+        super().call_ended(ticket)
+        if self.alone and self.state in {State.STARTING, State.BACKOFF}:
+            self.stop()
+
+    def is_over(self, delay: float | None) -> bool:
+        """Whether this was the last session: nobody waits, and nobody will come any more."""
+        return (delay is None or self.alone) and not self._queue.tidy()
+
+
+class PrivateFleet(Supervisor):
+    """One backend's owner, with a session of its own for each client or call."""
+
+    nursery: trio.Nursery
+
+    def __init__(self, config: ServerConfig, opener: Opener, upward: Upward, **further: Any) -> None:
+        super().__init__(config, opener, upward, **further)
+        self._private: dict[object, PrivateSession] = {}
+
+    def submit(self, ticket: Ticket) -> None:
+        """Put a call into the queue of its client's session; see `Supervisor.submit`.
+
+        Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
+        """
+        if ticket.call.method in _WATCHING:
+            super().submit(ticket)
+            return
+        self.gate.check_strikes(ticket, ticket.opened_at)  # before a session is made for it
+        key = self._key(ticket.call.caller)
+        private = self._private.get(key)
+        if private is None:
+            if self._stopping.is_set():
+                raise BackendUnavailable(self.name, "was stopped")
+            private = self._make(key, ticket.call.caller)
+        private.submit(ticket)
+
+    def _key(self, caller: Caller) -> object:
+        """Who shares a session: an anonymous modern request over HTTP shares one with nobody."""
+        if self.config.session == "call":
+            return object()
+        return caller.session or caller.principal or object()
+
+    def _make(self, key: object, caller: Caller) -> PrivateSession:
+        if len(self._private) >= self.config.max_client_sessions:
+            text = (
+                f"backend {self.name!r} has {len(self._private)} sessions (max_client_sessions);"
+                " try again when a client has gone"
+            )
+            raise Busy(text)
+        alone = self.config.session == "call" or not isinstance(key, str)
+        private = PrivateSession(
+            self._private_config(alone=alone),
+            partial(self._opener, capabilities=caller.capabilities),
+            _Upward(self, key),
+            last_good=self.listing,
+        )
+        private.alone = alone
+        private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
+        self._private[key] = private
+        self.nursery.start_soon(private.run, name=f"session of {self.name}")
+        private.kick()
+        return private
+
+    def _private_config(self, *, alone: bool) -> ServerConfig:
+        patience = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
+        return msgspec.structs.replace(self.config, idle_timeout=patience, start="eager")
+
+    def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
+        """Hand on a client's notification to its own session; one that has none yet has nothing to hear it."""
+        private = self._private.get(key)
+        if private is not None:
+            private.pass_on(method, params, key)
+
+    def wish(self) -> None:
+        """Bring every session in line: a level that a client sets later is for those that it has already, too."""
+        super().wish()
+        for private in self._private.values():
+            private.wish()
+
+    def client_gone(self, key: str) -> None:
+        """End the session of a client that has gone."""
+        private = self._private.get(key)
+        if private is not None:
+            private.stop()
+
+    def gone(self, key: object, private: Supervisor) -> None:
+        """Forget a session that is over."""
+        if self._private.get(key) is private:
+            del self._private[key]
+
+    def updated_for(self, key: str, uri: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on that a resource was updated, to one client."""
+        self._upward.resource_updated(self, uri, params, key)
+
+    def wishes_of(self, key: str | None) -> Wishes:
+        """What the session of one client should be set to; one of a single call watches nothing."""
+        return Wishes(self.wishes().log_level) if key is None else self._upward.wishes_for(self.name, key)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that any of the sessions is working on."""
+        return sum(private.in_flight for private in self._private.values())
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that belong to single clients or calls."""
+        return len(self._private)
+
+    def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
+        """Ask all sessions for their end; see `Supervisor.stop`."""
+        for private in list(self._private.values()):
+            private.stop(drain_grace=drain_grace, successor=successor)
+        super().stop(drain_grace=drain_grace, successor=successor)
+
+    async def run(self) -> None:
+        """Own all sessions until `stop`."""
+        async with trio.open_nursery() as self.nursery:
+            await super().run()
+
+
+class _Upward:
+    """Implements `gateway.supervisor.events.Upward` for one private session: its news are its client's alone."""
+
+    def __init__(self, owner: PrivateFleet, key: object) -> None:
+        self._owner = owner
+        self._key = key
+        self._client = key if isinstance(key, str) else None
+        self._listed: Listing | None = None
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        """Hear of a change: of the session's end, or of its lists (those it began with are no news)."""
+        if supervisor.ended:
+            self._owner.gone(self._key, supervisor)
+        elif self._client is not None and supervisor.state is State.READY:
+            told, self._listed = self._listed, supervisor.listing
+            if told is not None and self._listed is not None:
+                self._tell(self._client, told, self._listed)
+
+    def _tell(self, client: str, told: Listing, listed: Listing) -> None:
+        """Tell the client which lists have changed; what everybody is shown is read anew, it may be about that too."""
+        changed = {kind.feature for kind in Kind if told.items.get(kind) != listed.items.get(kind)}
+        for feature in sorted(changed):
+            self._owner.for_client(client, f"notifications/{feature}/list_changed", {})
+            self._owner.list_changed(feature)
+
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Hand an update to the client, if it watches the resource."""
+        del supervisor, key
+        if self._client is not None:
+            self._owner.updated_for(self._client, uri, params)
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Hand on what is for one client alone."""
+        self._owner.for_client(key, method, params)
+
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+        """The log level that clients want, and what this one watches."""
+        del backend, key
+        return self._owner.wishes_of(self._client)

@@ -1,0 +1,268 @@
+"""What somebody with a key, or without one, may try against the gateway and its other clients."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.audit import DENIED, Audit
+from gateway.config import AuditSettings
+from gateway.embed.mount import KeyCheck
+from gateway.embed.native import open_gateway
+from gateway.telemetry import SECRETS
+from gateway.telemetry.formats import JsonLines
+from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, make_config, open_house, tool_call
+from tests.support.fakes import FakeExchange, settle
+
+HELLO_MESSAGE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
+
+
+async def try_session(house: House, key: str) -> int:
+    return (await house.start("POST", "/mcp", HELLO_MESSAGE, key=key)).status
+
+
+async def test_one_key_cannot_take_all_sessions(autojump_clock: MockClock) -> None:
+    async with open_house(keys(max_sessions=2)) as house:
+        house.face._endpoint.sessions._most = 6
+        assert [await try_session(house, ALICE) for _ in range(3)] == [200, 200, 429]
+        assert [await try_session(house, BOB) for _ in range(4)] == [
+            200,
+            200,
+            200,
+            429,
+        ]  # half of them, if nothing is said
+        streams = [await house.start("GET", "/sse", key=ALICE) for _ in range(3)]
+        assert [stream.status for stream in streams] == [200, 200, 429]
+        assert "max_sessions" in json.loads(streams[2].body)["error"]["message"]
+
+
+async def test_what_was_abandoned_makes_room_for_its_own_client(autojump_clock: MockClock) -> None:
+    async with open_house(keys(max_sessions=1)) as house:
+        first = await house.initialize()
+        bobs = await house.initialize(BOB)
+        await trio.sleep(100)
+        second = await house.initialize()
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        found = [(first, ALICE), (second, ALICE), (bobs, BOB)]
+        assert [
+            (await house.start("POST", "/mcp", ping, key=key, mcp_session_id=one)).status for one, key in found
+        ] == [
+            404,
+            200,
+            200,
+        ]
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "host", "origin", "mcp-session-id"])
+async def test_a_header_that_decides_must_stand_there_once(name: str, autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        fake = FakeExchange(
+            json.dumps(tool_call(modern=False)).encode(),
+            headers={"host": "localhost", "authorization": f"Bearer {ALICE}", "content-type": "application/json"},
+        )
+        fake.scope["headers"] += [(name.encode(), b"x"), (name.encode(), b"y")]
+        house.nursery.start_soon(house.face._route, fake.scope, fake.receive, fake.send)
+        await settle()
+        assert (fake.status, house.sent) == (400, 0)
+        assert name in fake.body.decode()
+
+
+async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) -> None:
+    async with open_house(keys(), "a", "b") as house:
+        listening = await house.listen()
+        session = await house.initialize()
+        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        old = await house.start("GET", "/sse", key=ALICE)
+        narrow = make_config(keys(servers=["a"]), "a", "b").access
+        assert narrow is not None
+        house.access.apply(narrow)
+        await settle()
+        for exchange in (listening, stream):  # what they have listed does not hold any more
+            assert b"notifications/tools/list_changed" in exchange.body
+        (subscription,) = house.answers.listeners
+        (kept,) = house.face._sse._streams.values()
+        (legacy,) = house.face._endpoint.sessions._sessions.values()
+        for scope in (subscription._caller.scope, kept.identity.scope, legacy.caller.scope):
+            assert scope is not None
+            assert scope.servers == ("a",)
+        assert not old.ended
+
+
+async def test_streams_at_views_that_are_closed_to_their_key_end(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        listening = await house.listen()
+        session = await house.initialize()
+        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        old = await house.start("GET", "/sse", key=ALICE)
+        other = await house.listen(key=BOB)
+        narrow = make_config(keys(views=["small"])).access
+        assert narrow is not None
+        house.access.apply(narrow)
+        await settle()
+        assert [exchange.ended for exchange in (listening, stream, old, other)] == [True, True, True, False]
+
+
+async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_house(keys(views=["small"])) as house:
+        audit = Audit(house.router)
+        house.access.on_denied = audit.denied
+        audit.apply(AuditSettings())
+        await house.call(key=ALICE)
+        await house.call(key="wrong-key-of-somebody")
+        await house.call(key=BOB, origin="https://evil.example")
+        for _ in range(100):
+            await house.call(key=None)
+        await trio.sleep(1_000)
+        await house.call(key=None)
+        audit.apply(None)
+        lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
+        assert [line["code"] for line in lines[:4]] == [403, 401, 403, 401]
+        assert lines[0]["principal"] == "alice"
+        assert {line["outcome"] for line in lines} == {"denied"}
+        assert len(lines) == DENIED.burst + 1
+        assert lines[-1]["untold"] == 103 - DENIED.burst
+        assert "wrong-key" not in str(lines)
+
+
+async def test_calls_that_a_face_refuses_are_noted(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        audit = Audit(house.router)
+        audit.apply(AuditSettings())
+        session = await house.initialize()
+        await house.call(session)
+        again = tool_call(modern=False, request_id=house._last_id)
+        assert (await house.start("POST", "/mcp", again, key=ALICE, mcp_session_id=session)).status == 400
+        (found,) = house.face._endpoint.sessions._sessions.values()
+        found.in_flight._most = 1
+        await house.call(session)
+        await house.answer()
+        audit.apply(None)
+        lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
+        assert [(line["outcome"], line.get("reason")) for line in lines] == [
+            ("refused", "duplicate_id"),
+            ("refused", "busy"),
+            ("answered", None),
+        ]
+
+
+def test_fields_of_json_lines_show_no_secret() -> None:
+    SECRETS.replace(["hunter2-hunter2"])
+    try:
+        record = logging.makeLogRecord({"msg": "x", "levelname": "INFO", "name": "n"})
+        record.__dict__["fields"] = {"client": "hunter2-hunter2", "arguments": msgspec.Raw(b'{"p":"hunter2-hunter2"}')}
+        line = JsonLines().format(record)
+    finally:
+        SECRETS.replace([])
+    assert "hunter2" not in line
+    assert json.loads(line)["client"] == "***"
+
+
+async def test_an_application_that_stands_alone_follows_the_config() -> None:
+    page = "https://app.example"
+    oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}
+    config = {"mcpServers": {}, "access": {"oauth": oauth}}
+    with trio.fail_after(20):
+        async with open_gateway(config) as running:
+
+            async def ask(method: str, path: str, **headers: str) -> FakeExchange:
+                fake = FakeExchange(method=method, headers={"host": "x", **headers})
+                fake.scope["path"] = path
+                await running.asgi_app(fake.scope, fake.receive, fake.send)
+                return fake
+
+            found = await ask("GET", "/.well-known/oauth-protected-resource/mcp")
+            assert json.loads(found.body)["resource"] == oauth["resource"]
+            assert (await ask("POST", "/mcp", origin=page)).status == 403
+            await running.reload({**config, "access": {"oauth": oauth, "allow_origins": [page]}})
+            allowed = await ask("POST", "/mcp", origin=page)
+            assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (401, page)
+
+
+@pytest.mark.parametrize("path", ["/servers", "/tools"])
+async def test_nobody_reads_the_management_api_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
+    """A proxy on the same machine makes everybody come from loopback."""
+    async with open_house({**keys(), "allow_hosts": ["gw.example"]}) as house:
+        for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):
+            assert (await house.start("GET", path, **headers)).status == 401
+            assert (await house.start("GET", path, key=ADMIN_TOKEN, **headers)).status == 200
+
+
+RIGHT, WRONG = ALICE.encode(), b"wrong"
+CREDENTIALS = {
+    "right": (200, [(b"authorization", b"Bearer " + RIGHT)]),
+    "scheme in another case": (200, [(b"authorization", b"bEaReR  " + RIGHT + b" ")]),
+    "right in the other header": (200, [(b"x-api-key", b" " + RIGHT)]),
+    "none": (401, []),
+    "wrong": (401, [(b"authorization", b"Bearer " + WRONG)]),
+    "another scheme": (401, [(b"authorization", b"Basic " + RIGHT)]),
+    "no scheme": (401, [(b"authorization", RIGHT)]),
+    "empty": (401, [(b"authorization", b"Bearer "), (b"x-api-key", b"")]),
+    "the same key twice": (400, [(b"authorization", b"Bearer " + RIGHT)] * 2),
+    "right, then wrong": (400, [(b"authorization", b"Bearer " + RIGHT), (b"authorization", b"Bearer " + WRONG)]),
+    "wrong, then right": (400, [(b"authorization", b"Bearer " + WRONG), (b"authorization", b"Bearer " + RIGHT)]),
+    "another scheme, then right": (400, [(b"authorization", b"Basic x"), (b"authorization", b"Bearer " + RIGHT)]),
+    "x-api-key twice": (400, [(b"x-api-key", RIGHT)] * 2),
+    "x-api-key right, then wrong": (400, [(b"x-api-key", RIGHT), (b"x-api-key", WRONG)]),
+    "both right": (200, [(b"authorization", b"Bearer " + RIGHT), (b"x-api-key", RIGHT)]),
+    "right and a wrong x-api-key": (200, [(b"authorization", b"Bearer " + RIGHT), (b"x-api-key", WRONG)]),
+    "wrong and a right x-api-key": (401, [(b"x-api-key", RIGHT), (b"authorization", b"Bearer " + WRONG)]),
+    "another scheme and a right x-api-key": (401, [(b"authorization", b"Basic x"), (b"x-api-key", RIGHT)]),
+    "joined by a comma": (401, [(b"authorization", b"Bearer " + RIGHT + b", Bearer " + RIGHT)]),
+    "joined without a space": (401, [(b"authorization", b"Bearer " + RIGHT + b",Bearer " + WRONG)]),
+    "wrong, joined with right": (401, [(b"authorization", b"Bearer " + WRONG + b", Bearer " + RIGHT)]),
+    "x-api-key joined by a comma": (401, [(b"x-api-key", RIGHT + b", " + RIGHT)]),
+    "origin twice": (400, [(b"authorization", b"Bearer " + RIGHT), *[(b"origin", b"http://localhost")] * 2]),
+    "another header twice": (200, [(b"authorization", b"Bearer " + RIGHT), *[(b"accept-language", b"en")] * 2]),
+}
+
+
+@pytest.mark.parametrize("what", CREDENTIALS)
+async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_clock: MockClock) -> None:
+    """Streamable HTTP, SSE and the embedded mount, whose key is checked in front of the frontends."""
+    wanted, headers = CREDENTIALS[what]
+
+    def exchange() -> FakeExchange:
+        one = FakeExchange(json.dumps(HELLO_MESSAGE).encode(), headers={"host": "localhost"})
+        one.scope["headers"] += [(b"content-type", b"application/json"), (b"accept", b"*/*"), *headers]
+        return one
+
+    async def passed(_scope: object, _receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with open_house(keys()) as house:
+        outcomes: dict[str, tuple[int, bytes]] = {}
+        for place, app in {
+            "mount": KeyCheck(passed, ALICE),
+            "/mcp": house.face._route,
+            "/sse": house.face._route,
+        }.items():
+            one = exchange()
+            if place == "/sse":
+                one.scope |= {"path": "/sse", "method": "GET"}
+            house.nursery.start_soon(app, one.scope, one.receive, one.send)
+            await settle()
+            outcomes[place] = (one.status, one.body if one.status == 400 else b"")
+        assert {status for status, _ in outcomes.values()} == {wanted}, outcomes
+        assert len(set(outcomes.values())) == 1, outcomes
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/servers", "/health"])
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "x-api-key", "mcp-session-id"])
+async def test_a_repeated_header_that_decides_is_refused(path: str, name: str, autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        exchange = FakeExchange(method="GET", headers={"host": "localhost", "authorization": f"Bearer {ADMIN_TOKEN}"})
+        given = dict(exchange.scope["headers"]).get(name.encode(), b"http://localhost")
+        repeated = [(name.encode(), given)] * 2
+        exchange.scope |= {"path": path, "headers": [*exchange.scope["headers"], *repeated]}
+        await house.face._route(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.status == 400
+        assert name in exchange.body.decode()

@@ -1,0 +1,99 @@
+"""Who may use which endpoint of the management API: by credentials, section `access` and the way in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.admin.access import FORWARDED
+from gateway.admin.openapi import OPERATIONS, Operation
+from gateway.frontends.http.listen_address import Binding
+from tests.support.access import ADMIN_TOKEN, ALICE, House, keys, make_config, running
+from tests.support.fakes import FakeExchange, settle
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+CREDENTIALS: dict[str, dict[str, str]] = {
+    "none": {},
+    "wrong token": {"authorization": "Bearer wrong-wrong-wrong-wrong"},
+    "MCP key": {"authorization": f"Bearer {ALICE}"},
+    "MCP key as X-API-Key": {"x_api_key": ALICE},
+    "admin token as X-API-Key": {"x_api_key": ADMIN_TOKEN},
+    "admin token as Basic": {"authorization": f"Basic {ADMIN_TOKEN}"},
+    "admin token": {"authorization": f"Bearer {ADMIN_TOKEN}"},
+}
+WAYS: dict[str, dict[str, str]] = {
+    "loopback": {},
+    "unix socket": {},
+    "another host": {"host": "gw.example"},
+    **{name.decode(): {name.decode().replace("-", "_"): "192.0.2.1"} for name in sorted(FORWARDED)},
+}
+SECTIONS: dict[str, Any] = {
+    "no access": None,
+    "keys": keys(),
+    "origins alone": {"allow_origins": ["https://app.example"]},
+}
+
+
+async def ask(house: House, way: str, method: str, path: str, credentials: dict[str, str]) -> FakeExchange:
+    """One request, from its beginning to its end."""
+    given = {"host": "localhost", **WAYS[way], **credentials}
+    headers = {name.replace("_", "-"): value for name, value in given.items()}
+    body = b"{}" if method == "POST" else b""
+    exchange = FakeExchange(body, method=method, headers={**headers, "content-type": "application/json"})
+    exchange.scope |= {"path": path, "query_string": b""}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.face._route, exchange.scope, exchange.receive, exchange.send)
+        if path == "/events":
+            await settle()
+            exchange.gone.set()
+    return exchange
+
+
+def path_of(operation: Operation) -> str:
+    before, _, after = operation.path.partition("{name}")
+    return operation.path if before == operation.path else f"{before}a{after}"
+
+
+def make_house(section: str, way: str) -> House:
+    access = SECTIONS[section]
+    if way == "another host":
+        access = {**(access or {}), "allow_hosts": ["gw.example"]}
+    binding = Binding(uds=Path("/run/s")) if way == "unix socket" else Binding()
+    return House(make_config(access), binding.admin_host)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("section", SECTIONS)
+async def test_who_may_use_which_endpoint(section: str, way: str, autojump_clock: MockClock) -> None:
+    house = make_house(section, way)
+    is_open = section == "no access" and way in {"loopback", "unix socket"}
+    async with running(house):
+        for name, credentials in CREDENTIALS.items():
+            may_read = is_open or name == "admin token"
+            for one in OPERATIONS:
+                if name == "admin token" and one.access == "change":
+                    continue  # the test of the API itself shows what those do
+                path = path_of(one)
+                exchange = await ask(house, way, one.method, path, credentials)
+                may = {"open": True, "read": may_read, "change": False}[one.access]
+                assert exchange.status == (200 if may else 401), (name, one.path)
+                if one.name == "health":
+                    assert ("backends" in json.loads(exchange.body)) is may_read, name
+        assert list(house.fleet.supervisors) == ["a"]
+        changed = await ask(house, way, "POST", "/servers/a/restart", CREDENTIALS["admin token"])
+        assert changed.status == 200
+
+
+async def test_a_head_request_reads_too(autojump_clock: MockClock) -> None:
+    house = make_house("keys", "loopback")
+    async with running(house):
+        for one in OPERATIONS:
+            if one.access == "read":
+                exchange = await ask(house, "loopback", "HEAD", path_of(one), {})
+                assert exchange.status == 401, one.path

@@ -1,0 +1,602 @@
+"""The management API, in process, over a fleet of fakes: what it answers, whom it refuses, what it leaves unchanged."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.admin.access import AdminAccess, find_token
+from gateway.admin.events import KEEP_ALIVE, MAX_EVENTS, MAX_READERS
+from gateway.admin.http import make_admin_app
+from gateway.admin.openapi import OPERATIONS, openapi_document
+from gateway.admin.servers import Management
+from gateway.calls import Failure
+from gateway.catalog.kinds import Kind
+from gateway.config import parse_config
+from gateway.errors import BackendExited, ConfigError
+from gateway.reload.reloader import Reloader
+from gateway.reload.source import ConfigSource
+from gateway.router import Router
+from gateway.store import Store
+from gateway.supervisor.fleet import Fleet
+from tests.support.fakes import LEGACY_CALLER, FakeBackend, FakeExchange, backends, make_call, make_listing, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+TOKEN = "correct-horse-battery-staple"
+SECRET = "s3cr3t-value"
+JSON = {"content-type": "application/json"}
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+CONFIG = {
+    "mcpServers": {
+        "a": {"command": "run-a", "env": {"KEY": SECRET}, "args": ["--api-key", SECRET, f"--token={SECRET}", "x"]},
+        "b": {"command": "run-b", "required": True},
+        "off": {"command": "run-off", "disabled": True},
+    }
+}
+
+GUARDED = {"keys": [{"name": "alice", "hash": "sha256:" + "0" * 64}]}
+
+
+class House:
+    """A running gateway without faces; `ask` is one HTTP request to its management app."""
+
+    def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None) -> None:
+        self.fakes = {name: FakeBackend(make_listing("x")) for name in ("a", "b", "c", "off")}
+        self.path = path
+        self.source = ConfigSource(path, environ={}, store=store)
+        self.fleet = Fleet(self.source.open(), backends(self.fakes))
+        self.router = Router(self.fleet)
+        self.reloader = Reloader(self.source, self.fleet)
+        self.draining = False
+        self.closing = trio.Event()
+        self.management = Management(
+            self.router, self.reloader, transport="http", draining=lambda: self.draining, closing=self.closing
+        )
+        self.app = make_admin_app(self.management, access)
+
+    async def ask(
+        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        exchange = await self.exchange(method, path, body, headers=headers)
+        assert exchange.headers["content-type"] == "application/json"
+        return exchange.status, json.loads(exchange.body)
+
+    async def exchange(
+        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
+    ) -> FakeExchange:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        exchange = FakeExchange(data, method=method, headers={**BEARER, **JSON} if headers is None else headers)
+        exchange.scope["path"] = path
+        await self.app(exchange.scope, exchange.receive, exchange.send)
+        return exchange
+
+    @property
+    def starts(self) -> dict[str, int]:
+        return {name: len(fake.starts) for name, fake in self.fakes.items()}
+
+
+@asynccontextmanager
+async def open_house(
+    folder: Path, *, mode: Any = "token", host: str = "127.0.0.1", config: Any = CONFIG, store: Store | None = None
+) -> AsyncGenerator[House]:
+    path = folder / "config.json"
+    if config is not None:
+        path.write_text(json.dumps(config), encoding="utf-8")
+    house = House(path, AdminAccess(mode, host=host, token=TOKEN), store=store)
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            await nursery.start(house.fleet.run)
+            await nursery.start(partial(house.reloader.run, watching=False))
+            await settle()
+            yield house  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            house.fleet.stop()
+            await house.fleet.ended.wait()
+            nursery.cancel_scope.cancel()
+
+
+# -- G8 ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_seed_g8_health_servers_and_tools(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        status, health = await house.ask("GET", "/health", headers={})
+        assert (status, health["status"], health["servers"]) == (200, "ok", ["a", "b"])
+        assert health["backends"]["a"]["state"] == "ready"
+        status, servers = await house.ask("GET", "/servers", headers={})
+        assert (status, servers["servers"]) == (200, ["a", "b", "off"])
+        assert {name: line["state"] for name, line in servers["details"].items()} == {
+            "a": "ready", "b": "ready", "off": "disabled",
+        }  # fmt: skip
+        assert await house.ask("GET", "/tools", headers={}) == (200, {"tools": {"a": ["a.x"], "b": ["b.x"]}})
+
+
+async def test_seed_g8_post_adds_and_replaces(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        body = {"mcpServers": {"c": {"command": "run-c"}, "a": {"command": "other"}}}
+        assert await house.ask("POST", "/servers", body) == (200, {"added": ["c", "a"]})
+        _, tools = await house.ask("GET", "/tools")
+        assert tools["tools"] == {"a": ["a.x"], "b": ["b.x"], "c": ["c.x"]}
+        assert house.fleet.supervisors["a"].config.command == "other"
+        assert house.starts == {"a": 2, "b": 1, "c": 1, "off": 0}
+
+
+async def test_seed_g8_delete_removes_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        assert await house.ask("DELETE", "/servers/a") == (200, {"removed": "a"})
+        assert (await house.ask("GET", "/tools"))[1] == {"tools": {"b": ["b.x"]}}
+        status, answer = await house.ask("DELETE", "/servers/a")
+        assert status == 404
+        assert "'a'" in answer["error"]
+
+
+async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        house.fakes["c"].fail(1)
+        answer = await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
+        assert answer == (200, {"added": ["c"], "not_ready": {"c": "exited with status 1"}})
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
+async def test_a_byte_order_mark_before_a_body_is_skipped(
+    before: bytes, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        body = before + json.dumps({"mcpServers": {"c": {"command": "run-c"}}}).encode()
+        assert (await house.ask("POST", "/servers", body))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"command": "\ud83d"},
+        {"command": "x", "args": ["\ud83d"]},
+        {"command": "x", "\ud83d": 1},
+        {"command": "x", "y": "\ud83d"},
+    ],
+    ids=repr,
+)
+async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway(
+    server: dict[str, object], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        status, answer = await house.ask("POST", "/servers", json.dumps({"mcpServers": {"c": server}}).encode())
+        assert status == 422
+        assert "holds half of a surrogate pair" in answer["details"][0]
+
+
+# -- G9 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"mcpServers": {]}', b"[" * 100_000])
+async def test_seed_g9_bad_json_is_400_and_changes_nothing(
+    body: bytes, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        status, answer = await house.ask("POST", "/servers", body)
+        assert status == 400
+        assert answer["error"].startswith("Invalid JSON payload: ")
+        assert (house.starts, house.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "mcpServers"),
+        ([], "top level"),
+        ("text", "top level"),
+        (None, "top level"),
+        ({"mcpServers": {}}, "names no server"),
+        ({"mcpServers": []}, "object"),
+        ({"mcpServers": {"c": {}}}, "'c'"),
+        ({"mcpServers": {"c": {"command": "x", "url": "http://h/"}}}, "both"),
+        ({"mcpServers": {"c": {"command": "x"}, "d e": {"command": "x"}}}, "'d e'"),
+        ({"mcpServers": {"c": {"command": "x", "call_timeout": -1}}}, "call_timeout"),
+        ({"mcpServers": {"c": {"command": "${NOT_SET}"}}}, "NOT_SET"),
+        ({"mcpServers": {"c": {"command": "x"}}, "acess": {}}, "'access'"),
+        ({"mcpServers": {"c": {"command": "x"}}, "Views": {}}, "'views'"),
+        (b'{"mcpServers": {"c": {"command": "x"}, "c": {"command": "y"}}}', "more than once"),
+        (b'{"mcpServers": {"c": {"command": "x", "call_timeout": NaN}}}', "NaN"),
+    ],
+)
+async def test_seed_g9_a_bad_config_is_422_and_changes_nothing(
+    body: Any, named: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        status, answer = await house.ask("POST", "/servers", body)
+        assert (status, answer["error"]) == (422, "Invalid server configuration.")
+        assert any(named in detail for detail in answer["details"])
+        assert list(house.fleet.supervisors) == ["a", "b"]
+        assert (house.starts, house.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
+
+
+# -- who may -----------------------------------------------------------------------------------------------------------
+
+CHANGES = [(one.method, one.path.replace("{name}", "a")) for one in OPERATIONS if one.access == "change"]
+READS = [
+    (one.method, one.path.replace("{name}", "a"))
+    for one in OPERATIONS
+    if one.access == "read" and one.name not in {"read_events", "read_metrics"}
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("given", [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}])
+async def test_a_change_needs_the_token(
+    method: str, path: str, given: Any, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        exchange = await house.exchange(method, path, CONFIG, headers={**JSON, **given})
+        assert (exchange.status, exchange.headers["www-authenticate"]) == (401, "Bearer")
+        answer = json.loads(exchange.body)
+        assert "--admin-token" in answer["hint"]
+        assert TOKEN not in str(answer)
+        assert len(exchange._incoming) == 1  # the body was not even read
+        assert (house.starts["a"], list(house.fleet.supervisors)) == (1, ["a", "b"])
+
+
+@pytest.mark.parametrize(("method", "path"), READS)
+async def test_reading_is_open_on_loopback_only(
+    method: str, path: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        assert (await house.exchange(method, path, headers={})).status == 200
+    async with open_house(tmp_path, host="10.0.0.1") as house:
+        assert (await house.exchange(method, path, headers={})).status == 401
+        assert (await house.exchange(method, path)).status == 200
+
+
+async def test_probes_are_open_everywhere_and_bare(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, host="0.0.0.0") as house:
+        assert await house.ask("GET", "/livez", headers={}) == (200, {"status": "ok"})
+        assert await house.ask("GET", "/readyz", headers={}) == (200, {"status": "ready"})
+        assert await house.ask("GET", "/health", headers={}) == (200, {"status": "ok"})
+        assert "backends" in (await house.ask("GET", "/health"))[1]
+
+
+async def test_open_lets_json_through_without_a_token(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, mode="open") as house:
+        assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 200
+        for headers in ({}, {"content-type": "text/plain"}):  # what a web page can send without being asked for
+            assert (await house.ask("POST", "/servers/a/restart", headers=headers))[0] == 415
+        assert (await house.ask("DELETE", "/servers/a", headers={}))[0] == 200
+    with pytest.raises(ConfigError, match="loopback"):
+        AdminAccess("open", host="0.0.0.0", token=TOKEN)
+
+
+async def test_open_asks_for_the_token_where_access_is_configured(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, mode="open", config={**CONFIG, "access": GUARDED}) as house:
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
+        assert (await house.ask("POST", "/servers/a/restart"))[0] == 200
+
+
+async def test_a_reload_with_a_misspelled_section_keeps_the_config(tmp_path: Path) -> None:
+    async with open_house(tmp_path, config={**CONFIG, "access": GUARDED}) as house:
+        house.path.write_text(json.dumps({**CONFIG, "acces": GUARDED}), encoding="utf-8")
+        status, answer = await house.ask("POST", "/reload")
+        assert (status, "'acces'" in answer["details"][0]) == (422, True)
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+
+
+async def test_reading_follows_the_config_that_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        exchange = FakeExchange(method="GET")
+        exchange.scope["path"] = "/events"
+        nursery.start_soon(house.app, exchange.scope, exchange.receive, exchange.send)
+        await settle()
+        assert exchange.status == 200
+        await house.fleet.apply(parse_config({**CONFIG, "access": GUARDED}, environ={}))
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        await trio.sleep(2 * KEEP_ALIVE)
+        assert exchange.ended
+        await house.fleet.apply(parse_config({**CONFIG}, environ={}))
+        assert (await house.ask("GET", "/servers", headers={}))[0] == 200
+
+
+async def test_off_leaves_the_probes(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, mode="off") as house:
+        assert await house.ask("GET", "/health") == (200, {"status": "ok"})
+        assert (await house.ask("GET", "/readyz"))[0] == 200
+        for method, path in (*CHANGES, *READS):
+            assert (await house.ask(method, path))[0] == 404
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+async def test_a_config_must_be_called_json(content_type: str, tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        headers = {**BEARER, "content-type": content_type}
+        assert (await house.ask("POST", "/servers", CONFIG, headers=headers))[0] == 415
+        headers["content-type"] = "Application/JSON; charset=utf-8"
+        assert (await house.ask("POST", "/servers", CONFIG, headers=headers))[0] == 200
+
+
+async def test_a_body_has_a_size(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path, config={**CONFIG, "gateway": {"max_body_bytes": 100}}) as house:
+        assert (await house.ask("POST", "/servers", b" " * 101))[0] == 413
+
+
+async def test_other_methods_and_paths_are_refused_in_json(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        exchange = await house.exchange("PUT", "/servers/a")
+        assert (exchange.status, exchange.headers["allow"]) == (405, "DELETE, GET, HEAD")
+        for path in ("/nothing", "/", "/servers/a/b/c", "/servers/a/b/c/"):
+            assert (await house.ask("GET", path))[0] == 404
+
+
+def test_where_the_token_comes_from(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    assert find_token("given-by-the-option", {"MCP_GATEWAY_ADMIN_TOKEN": "x"}, store) == "given-by-the-option"
+    assert find_token(None, {"MCP_GATEWAY_ADMIN_TOKEN": "from-the-environment"}, store) == "from-the-environment"
+    assert not (tmp_path / "state").exists()
+    made = find_token(None, {}, store)
+    assert made == find_token(None, {}, Store(tmp_path / "state"))
+    assert (tmp_path / "state" / "admin-token").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["admin-token"]
+    assert find_token(None, {}, None) is None
+    for bad in ("short", "with a space in it, and long", "not-ascii-ä-0123456789"):
+        with pytest.raises(ConfigError, match="16 visible"):
+            find_token(bad, {}, store)
+    (tmp_path / "state" / "admin-token").write_text("\n")
+    with pytest.raises(OSError, match="holds no token"):
+        find_token(None, {}, store)
+
+
+async def test_without_any_token_nobody_may_change(tmp_path: Path, autojump_clock: MockClock) -> None:
+    access = AdminAccess("token", host="127.0.0.1")
+    for value in (b"Bearer ", b"Bearer None", b""):
+        assert not access.may_change({b"authorization": value}, guarded=False)
+    await trio.lowlevel.checkpoint()
+
+
+# -- one server --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_is_shown_without_its_secrets(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        ticket = await house.router.submit(make_call("a.x"))
+        await trio.sleep(2)
+        house.fakes["a"].session.answer(outcome=Failure(-32000, "no", None, LEGACY_CALLER.era))
+        house.router.release(ticket)
+        exchange = await house.exchange("GET", "/servers/a", headers={})
+        assert SECRET.encode() not in exchange.body
+        shown = json.loads(exchange.body)
+        assert (shown["config"]["env"], shown["config"]["args"]) == (
+            {"KEY": "***"}, ["--api-key", "***", "--token=***", "x"],
+        )  # fmt: skip
+        assert (shown["origin"], shown["status"]["state"], shown["tools"]) == (
+            "file", "ready", [{"name": "a.x", "own": "x"}],
+        )  # fmt: skip
+        assert (shown["calls"], shown["failed"], shown["latency"]["p50"]) == (1, 1, 2000.0)
+        assert [(one["call"], one["error"]) for one in shown["errors"]] == [("x", "error -32000: no")]
+        assert (shown["capabilities"], shown["protocol_version"]) == ({"tools": {}}, "2025-11-25")
+        status, off = await house.ask("GET", "/servers/off")
+        assert (status, off["status"], off["config"]["disabled"]) == (200, None, True)
+        assert (await house.ask("GET", "/servers/nobody"))[0] == 404
+
+
+async def test_restart_disable_and_enable(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        assert await house.ask("POST", "/servers/a/restart") == (200, {"server": "a", "done": "restarted"})
+        assert house.starts == {"a": 2, "b": 1, "c": 0, "off": 0}
+        assert await house.ask("POST", "/servers/a/disable") == (200, {"server": "a", "done": "disabled"})
+        assert list(house.fleet.supervisors) == ["b"]
+        assert (await house.ask("POST", "/servers/a/restart"))[0] == 409
+        assert await house.ask("POST", "/servers/a/enable") == (200, {"server": "a", "done": "enabled"})
+        assert await house.ask("POST", "/servers/off/enable") == (200, {"server": "off", "done": "enabled"})
+        assert list(house.fleet.supervisors) == ["a", "b", "off"]
+        _, servers = await house.ask("GET", "/servers")
+        assert servers["details"]["off"]["origin"] == "file, changed by api"
+        for action in ("restart", "enable", "disable"):
+            assert (await house.ask("POST", f"/servers/nobody/{action}"))[0] == 404
+
+
+async def test_readiness_follows_the_required(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        house.fakes["a"].session.crash(BackendExited("a", "exited"))  # nobody requires it
+        await settle()
+        assert (await house.ask("GET", "/readyz"))[0] == 200
+        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        await settle()
+        assert await house.ask("GET", "/readyz") == (503, {"status": "not ready"})
+        await trio.sleep(5)
+        assert (await house.ask("GET", "/readyz"))[0] == 200
+        house.draining = True
+        assert (await house.ask("GET", "/readyz"))[0] == 503
+        assert (await house.ask("GET", "/livez"))[0] == 200
+
+
+# -- reloading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_reload_tells_what_has_changed(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        servers = {"a": CONFIG["mcpServers"]["a"], "c": {"command": "run-c"}, "off": CONFIG["mcpServers"]["off"]}
+        house.path.write_text(json.dumps({"mcpServers": servers}))
+        assert await house.ask("POST", "/reload") == (
+            200,
+            {"added": ["c"], "removed": ["b"], "changed": [], "unchanged": ["a", "off"], "not_ready": {}},
+        )
+        assert house.starts == {"a": 1, "b": 1, "c": 1, "off": 0}
+
+
+async def test_an_invalid_file_changes_nothing_and_is_told(tmp_path: Path, caplog: Any) -> None:
+    async with open_house(tmp_path) as house:
+        house.path.write_text('{"mcpServers": {"a": {"command": "x", "url": "http://h/"}, "c": {"command": "y"}}}')
+        status, answer = await house.ask("POST", "/reload")
+        assert (status, answer["error"]) == (422, "Invalid server configuration.")
+        assert "both" in answer["details"][0]
+        assert list(house.fleet.supervisors) == ["a", "b"]
+        _, health = await house.ask("GET", "/health")
+        assert (health["reload"]["ok"], health["reload"]["problems"]) == (False, answer["details"])
+        assert any("not reloaded" in record.getMessage() for record in caplog.records)
+        assert (await house.ask("POST", "/servers/a/restart"))[0] == 200  # what holds is still the one before
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_half_done(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+
+        async def slow(_number: int) -> None:
+            await trio.sleep(3)
+
+        house.fakes["c"].on_start = slow
+        with trio.move_on_after(1):
+            await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
+        assert "c" not in house.fleet.supervisors
+        await trio.sleep(3)
+        assert "c" in house.fleet.supervisors
+        assert house.reloader.origin("c") == "api"
+
+
+# -- what happens ------------------------------------------------------------------------------------------------------
+
+
+async def read_events(house: House, nursery: trio.Nursery) -> FakeExchange:
+    exchange = FakeExchange(method="GET")
+    exchange.scope["path"] = "/events"
+    nursery.start_soon(house.app, exchange.scope, exchange.receive, exchange.send)
+    await settle()
+    return exchange
+
+
+async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        exchange = await read_events(house, nursery)
+        ticket = await house.router.submit(make_call("a.x"))
+        await trio.sleep(0.25)
+        house.fakes["a"].session.answer()
+        house.router.release(ticket)
+        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        await trio.sleep(0.1)
+        call, state = exchange.events
+        assert (call["server"], call["name"], call["ms"], call["outcome"]) == ("a", "a.x", 250.0, "answered")
+        assert (state["server"], state["state"], state["reason"]) == ("b", "backoff", "exited")
+        assert exchange.headers["content-type"] == "text/event-stream"
+        await trio.sleep(20)
+        assert b"keep-alive" in exchange.body
+        house.closing.set()
+        await settle()
+        assert exchange.ended
+
+
+async def test_events_tell_of_reloads_and_why_one_was_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        exchange = await read_events(house, nursery)
+        assert (await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}}))[0] == 200
+        house.path.write_text("{")
+        assert (await house.ask("POST", "/reload", {}))[0] == 422
+        await settle()
+        told = [event for event in exchange.events if "reload" in event]
+        assert [(one["by"], one["reload"]) for one in told] == [
+            ("api", "begun"),
+            ("api", "applied"),
+            ("api", "begun"),
+            ("api", "refused"),
+        ]
+        assert (told[1]["added"], told[1]["unchanged"]) == (["c"], ["a", "b", "off"])
+        assert "config.json" in told[3]["reason"]
+        house.closing.set()
+
+
+async def test_a_reader_that_hangs_up_is_forgotten_and_their_number_is_bounded(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+        readers = [await read_events(house, nursery) for _ in range(MAX_READERS)]
+        assert (await house.ask("GET", "/events"))[0] == 503
+        readers[0].gone.set()
+        await settle()
+        readers.append(await read_events(house, nursery))
+        assert readers[-1].status == 200
+        for reader in readers:
+            reader.gone.set()
+        await settle()
+        assert not house.fleet._observers
+
+
+async def test_a_slow_reader_loses_events_and_is_told(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        with house.management.feed.read() as reader:
+            for number in range(MAX_EVENTS + 7):
+                reader.put("call", {"number": number})
+            await reader.receive.receive()
+            reader.put("call", {"number": "next"})
+            found = [await reader.receive.receive() for _ in range(MAX_EVENTS)]
+        assert b'"dropped":7' in found[-1]
+
+
+async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        caller = type(LEGACY_CALLER)(
+            era=LEGACY_CALLER.era, version="2025-11-25", session="secret-session-id", client_info=b'{"name":"desk"}'
+        )
+        first = await house.router.submit(make_call("a.x", caller=caller))
+        house.fakes["b"].stall()
+        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        await settle()
+        second = await house.router.submit(make_call("b.x", caller=caller))
+        await trio.sleep(3)
+        exchange = await house.exchange("GET", "/tree")
+        assert b"secret-session-id" not in exchange.body
+        tree = json.loads(exchange.body)
+        (session,) = tree["sessions"]
+        assert (session["client"], session["era"]) == ("desk", "legacy")
+        calls = {call["backend"]: call for call in session["calls"]}
+        assert (calls["a"]["waits_for"], calls["b"]["waits_for"]) == ("backend", "start")
+        assert (calls["a"]["age"], calls["a"]["deadline_in"], calls["a"]["pid"]) == (3.0, 297.0, 4711)
+        assert {node["name"]: node["state"] for node in tree["backends"]} == {"a": "ready", "b": "starting"}
+        for ticket in (first, second):
+            house.router.release(ticket)
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_names_every_operation_once() -> None:
+    document = openapi_document("1.2.3")
+    found = {
+        (method.upper(), path): operation
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert set(found) == {(one.method, one.path) for one in OPERATIONS}
+    for one in OPERATIONS:
+        assert ("401" in found[one.method, one.path]["responses"]) == (one.access != "open")
+    text = json.dumps(document)
+    names = set(document["components"]["schemas"])
+    assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
+
+
+async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        listing = make_listing("x")
+        bad = msgspec.structs.replace(listing, problems={Kind.TOOLS: ("tools[1] left out: no name",)})
+        for found, expected in ((bad, ["tools[1] left out: no name"]), (listing, [])):
+            house.fakes["a"].session.on_relist = lambda _feature, found=found: found
+            house.fakes["a"].session.change()
+            await trio.sleep(1)
+            for path, entry in (("/health", ["backends", "a"]), ("/servers/a", ["status"])):
+                _, body = await house.ask("GET", path)
+                for key in entry:
+                    body = body[key]
+                assert body["warnings"] == expected
+
+
+async def test_the_last_lines_of_stderr_show(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        for number in range(30):
+            house.fakes["a"].session.write_stderr(f"line {number}".encode())
+        house.fakes["a"].session.crash(BackendExited("a", "exited with status 1"))
+        await trio.sleep(5)  # they outlive the process that wrote them
+        assert (await house.ask("GET", "/servers/a"))[1]["stderr"] == [f"line {number}" for number in range(10, 30)]
+        assert (await house.ask("GET", "/servers/b"))[1]["stderr"] == []
+        assert (await house.ask("GET", "/servers/off"))[1]["stderr"] == []

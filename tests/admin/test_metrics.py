@@ -1,0 +1,112 @@
+"""What Prometheus reads: the counters that there are anyway, under names and labels whose number is bounded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.admin.metrics import GAUGES
+from gateway.calls import Failure, InputRequired
+from gateway.errors import BackendExited, UnknownName
+from gateway.supervisor.history import BOUNDS, History
+from gateway.supervisor.states import State
+from tests.admin.test_http import CONFIG, House, open_house
+from tests.support.fakes import LEGACY_CALLER, make_call, make_ticket, settle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The clock does not jump in here: it would not wait for the thread that makes the text.
+
+
+async def scrape(house: House) -> dict[tuple[str, ...], float]:
+    """Every sample, by its name and the values of its labels."""
+    exchange = await house.exchange("GET", "/metrics", headers={})
+    assert exchange.status == 200
+    assert exchange.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name.removeprefix("mcp_gateway_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(exchange.body.decode())
+        for sample in family.samples
+    }
+
+
+async def call(house: House, outcome: Any = None) -> None:
+    ticket = await house.router.submit(make_call("a.x"))
+    await settle()
+    if outcome is None:
+        house.fakes["a"].session.answer()
+    elif outcome != "cancel":
+        house.fakes["a"].session.answer(outcome=outcome)
+    house.router.release(ticket)
+
+
+async def test_calls_are_counted_by_backend_and_outcome(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        failure = Failure(-32000, "no", None, LEGACY_CALLER.era)
+        for outcome in (None, None, failure, BackendExited("a", "exited"), "cancel", InputRequired(b"{}")):
+            await call(house, outcome)
+        for number in range(3):
+            with pytest.raises(UnknownName):
+                await house.router.submit(make_call(f"made-up-{number}"))
+        under_way = await house.router.submit(make_call("a.x"))
+        await settle()
+        found = await scrape(house)
+        house.router.release(under_way)
+    counted = {labels[2]: value for labels, value in found.items() if labels[:2] == ("calls_total", "a")}
+    assert counted == {"answered": 2, "error": 1, "failed": 1, "cancelled": 1, "input_required": 1}
+    assert found["calls_refused_total", "", "unknown_name"] == 3
+    assert found["call_duration_seconds_count", "a"] == found["call_duration_seconds_bucket", "a", "+Inf"] == 6
+    assert (found["calls_in_flight",], found["backend_in_flight", "a"], found["backend_in_flight", "b"]) == (1, 1, 0)
+    assert "made-up" not in str(found)
+
+
+async def test_states_processes_and_reloads(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.management.gauges = dict.fromkeys(GAUGES, lambda: 7)
+        house.management.lost = lambda: 3
+        house.path.write_text("{")
+        assert (await house.ask("POST", "/reload", {}))[0] == 422
+        house.path.write_text(json.dumps(CONFIG))
+        assert (await house.ask("POST", "/servers/a/restart", {}))[0] == 200
+        found = await scrape(house)
+    states = {labels[2] for labels, value in found.items() if labels[:2] == ("backend_state", "a") and value}
+    assert states == {"ready"}
+    assert len([labels for labels in found if labels[:2] == ("backend_state", "a")]) == len(State)
+    assert [found[name,] for name in GAUGES] == [7, 7, 7]
+    assert found["audit_lines_dropped_total",] == 3
+    assert (found["reloads_total", "applied"], found["reloads_total", "refused"]) == (1, 1)
+    assert found["process_resident_memory_bytes",] > 1e6
+    assert found["process_open_fds",] > 2
+    assert {"notices_dropped_total", "log_lines_dropped_total", "children", "descendants"} <= {one[0] for one in found}
+
+
+async def test_what_is_counted_of_servers_that_have_gone_is_forgotten(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.router.refused = {("gone", "Busy"): 1, ("a", "Busy"): 2}
+        found = await scrape(house)
+        assert house.router.refused == {("a", "Busy"): 2}
+    assert [labels for labels in found if labels[0] == "calls_refused_total"] == [("calls_refused_total", "a", "busy")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bound"), [(0.0, 0.001), (0.001, 0.001), (0.0011, 0.0025), (300, 300), (301, None)]
+)
+async def test_a_call_counts_into_the_bucket_of_its_time(seconds: float, bound: float | None) -> None:
+    history = History()
+    history.ended(make_ticket(), seconds)
+    index = len(BOUNDS) if bound is None else BOUNDS.index(bound)
+    assert [number for number, count in enumerate(history.buckets) if count] == [index]
+    assert dict(history.outcomes())["cancelled"] == 1
+    await trio.lowlevel.checkpoint()
+
+
+async def test_reading_the_metrics_is_reading_like_any_other(tmp_path: Path) -> None:
+    async with open_house(tmp_path, host="0.0.0.0") as house:
+        assert (await house.exchange("GET", "/metrics", headers={})).status == 401
+        exchange = await house.exchange("GET", "/metrics")
+        assert (exchange.status, exchange.body.startswith(rb"# HELP mcp_gateway_info")) == (200, True)

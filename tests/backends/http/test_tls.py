@@ -1,0 +1,120 @@
+"""Servers behind TLS: an authority of one's own, a certificate to show, and what is said when either is wrong."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gateway.config import ServerConfig
+from gateway.errors import BackendError
+from gateway.http_client import open_http_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+PLAIN = serialization.NoEncryption()
+
+
+def make_certificate(folder: Path, name: str, issuer: str | None) -> None:
+    """`NAME.pem` and `NAME.key`, signed by `issuer` (None: by itself, as an authority)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509
+        .CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    )
+    signer, by = key, subject
+    if issuer is not None:
+        loaded = serialization.load_pem_private_key((folder / f"{issuer}.key").read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signer, by = loaded, x509.load_pem_x509_certificate((folder / f"{issuer}.pem").read_bytes()).subject
+    certificate = builder.issuer_name(by).sign(signer, hashes.SHA256())
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, PLAIN)
+    (folder / f"{name}.key").write_bytes(key.private_bytes(*form))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls")
+    for name, issuer in (("ca", None), ("server", "ca"), ("client", "ca"), ("stranger", None)):
+        make_certificate(path, name, issuer)
+    return path
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, ask_client: bool) -> AsyncGenerator[str]:
+    """A server that answers 204 to everything, once the handshake has gone well."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    if ask_client:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(folder / "ca.pem")
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        try:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                part = await stream.receive_some()
+                if not part:
+                    return
+                data += part
+            await stream.send_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        except trio.BrokenResourceError:
+            return  # the handshake failed: that is what the test is about
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_ssl_over_tcp, handle, 0, context, host="127.0.0.1", https_compatible=True)
+        listeners = await nursery.start(serve)
+        port = listeners[0].transport_listener.socket.getsockname()[1]
+        yield f"https://127.0.0.1:{port}/mcp"  # ruff: ignore[fallible-context-manager] - where the block raised, that matters
+        nursery.cancel_scope.cancel()
+
+
+async def status(url: str, **fields: str | None) -> int:
+    config = ServerConfig(name="b", url=url, **fields)  # type: ignore[arg-type] - only fields that are strings
+    with trio.fail_after(10):
+        async with open_http_client(config, None) as http, http.exchange("GET", []) as response:
+            return response.status_code
+
+
+async def test_an_authority_of_ones_own(folder: Path) -> None:
+    async with serving(folder, ask_client=False) as url:
+        assert await status(url, ca_file=str(folder / "ca.pem")) == 204
+        for wrong in (None, str(folder / "stranger.pem")):
+            with pytest.raises(BackendError, match="certificate"):
+                await status(url, ca_file=wrong)
+
+
+async def test_a_certificate_to_show(folder: Path) -> None:
+    ca, pem, key = (str(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
+    async with serving(folder, ask_client=True) as url:
+        assert await status(url, ca_file=ca, client_cert=pem, client_key=key) == 204
+        with pytest.raises(BackendError):
+            await status(url, ca_file=ca)
+
+
+@pytest.mark.parametrize("fields", [{"ca_file": "/no/such.pem"}, {"client_cert": "/no/such.pem"}])
+async def test_files_that_are_not_there(fields: dict[str, str]) -> None:
+    with pytest.raises(BackendError, match="TLS options"):
+        await status("https://127.0.0.1:9/mcp", **fields)

@@ -1,0 +1,409 @@
+"""The command line: exit codes, what is said and where, before anything is served."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import gateway
+from gateway.access.keys import hash_key
+from gateway.cli import main
+from gateway.cli.app import read_with_typer
+from gateway.cli.flags import convert, read_plain
+from gateway.cli.main import COMMANDS, find_command
+from gateway.config import parse_config
+from tests.support.gateway_process import ROOT
+
+pytestmark = pytest.mark.leak_check
+
+GOOD = {"mcpServers": {"one": {"command": "echo-server", "args": ["-x"]}, "off": {"command": "x", "disabled": True}}}
+
+
+def run(*args, program=("-m", "gateway")):
+    """The command as a process of its own: (status, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, *program, *args],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command in this process: (status, stdout, stderr)."""
+
+    def run_here(*args):
+        try:
+            status = main(list(map(str, args)))
+        except SystemExit as exc:
+            status = exc.code
+        return status, *capsys.readouterr()
+
+    return run_here
+
+
+def write(folder, content):
+    path = folder / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def assert_refused(result, *parts, status=2, lines=1):
+    found, out, err = result
+    assert (found, out) == (status, ""), err
+    said = [line for line in err.splitlines() if not line.startswith("  ")]  # `check` shows the place under each
+    assert len(said) == lines, err
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in err
+
+
+commands = pytest.mark.parametrize("command", [["check"], ["serve", "--config"]], ids=["check", "serve"])
+
+
+@commands
+def test_a_missing_config_is_named(cli, tmp_path, command):
+    assert_refused(cli(*command, tmp_path / "nowhere.json"), "nowhere.json", "no such file")
+
+
+@commands
+def test_a_directory_is_no_config(cli, tmp_path, command):
+    assert_refused(cli(*command, tmp_path), str(tmp_path), "is a directory")
+
+
+def test_a_config_in_a_pipe_is_checked(cli, tmp_path):
+    path = tmp_path / "config.json"
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(path.write_text, json.dumps(GOOD))
+        status, out, _ = cli("check", path)
+        written.result(10)
+    assert status == 0
+    assert out.endswith(": ok, 2 servers\n")
+
+
+@commands
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_config_is_named(cli, tmp_path, command):
+    path = write(tmp_path, GOOD)
+    path.chmod(0)
+    assert_refused(cli(*command, path), "config.json", "permission denied")
+
+
+@commands
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"mcpServers": 5}', '{"servers": []}', "\x00", "{}"])
+def test_seed_g4_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
+    assert_refused(cli(*command, write(tmp_path, text)), "config.json")
+
+
+@commands
+def test_bytes_that_are_no_text_are_one_line(cli, tmp_path, command):
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe{\x00")
+    assert_refused(cli(*command, path), "config.json")
+
+
+@commands
+def test_seed_g4_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
+    config = {
+        "mcpServers": {
+            "both": {"command": "x", "url": "http://localhost/mcp"},
+            "neither": {},
+            "slow": {"command": "x", "call_timeout": -1},
+        },
+        "gateway": {"separator": "/"},
+    }
+    result = cli(*command, write(tmp_path, config))
+    assert_refused(result, "'both'", "'neither'", "'slow'", "'call_timeout'", "'separator'", lines=4)
+
+
+def test_an_unset_variable_names_server_field_and_variable(cli, tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    path = write(tmp_path, {"mcpServers": {"one": {"command": "x", "env": {"KEY": "${NO_SUCH_VARIABLE}"}}}})
+    assert_refused(cli("check", path), "'one'", "env.KEY", "NO_SUCH_VARIABLE")
+
+
+def test_check_says_what_would_start(cli, tmp_path):
+    config = GOOD | {"gateway": {"name": "mine"}}
+    config["mcpServers"] = GOOD["mcpServers"] | {"far": {"url": "https://user:secret@example.com/mcp?key=secret"}}
+    status, out, _err = cli("check", write(tmp_path, config))
+    assert status == 0
+    assert "one: stdio, runs echo-server -x" in out
+    assert "off: disabled" in out
+    assert "https://example.com/mcp" in out
+    assert "secret" not in out
+    assert "3 servers" in out
+
+
+def test_check_warns_about_unknown_keys_and_is_content(cli, tmp_path):
+    status, out, err = cli("check", write(tmp_path, {"mcpServers": {"one": {"command": "x", "comand": "y"}}}))
+    assert status == 0
+    assert "ok" in out
+    assert "warning" in err
+    assert "did you mean 'command'" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["serve"], "--config"),
+        (["serve", "--config", "x", "--transport", "carrier-pigeon"], "carrier-pigeon"),
+        (["serve", "--config", "x", "--transport", ""], "transport"),
+        (["serve", "--config", "x", "--transport", "stdio,streamable-http"], "stdio cannot be combined"),
+        (["serve", "--config", "x", "--port", "65536"], "65536"),
+        (["serve", "--config", "x", "--port", "-1"], "port"),
+        (["serve", "--config", "x", "--port", "http"], "http"),
+        (["serve", "--config", "x", "--log-level", "loud"], "loud"),
+        (["serve", "--config", "x", "--streamable-http-path", "mcp"], "mcp"),
+        (["serve", "--config", "x", "--unknown"], "--unknown"),
+        (["check"], "FILE"),
+    ],
+)
+def test_wrong_usage_is_2_and_names_what(cli, args, part):
+    status, out, err = cli(*args)
+    assert (status, out) == (2, "")
+    assert part in err
+    assert "--help" in err
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "paths", [["--sse-path", "/mcp"], ["--message-path", "/sse/"], ["--streamable-http-path", "/messages"]]
+)
+def test_the_paths_of_the_transports_must_differ(cli, paths):
+    status, out, err = cli("serve", "--config", "x", "--transport", "http,sse", *paths)
+    assert (status, out) == (2, "")
+    assert "three different paths" in err
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"mcp-gateway {gateway.__version__}\n", "")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["check", "--help"], ["demo", "--help"]])
+def test_help(cli, args):
+    status, out, err = cli(*args)
+    assert (status, err) == (0, "")
+    assert out.split()[:2] == ["Usage:", "mcp-gateway"]
+
+
+def test_a_taken_port_names_the_option_and_starts_nothing(tmp_path):
+    started = tmp_path / "started"
+    server = {"command": sys.executable, "args": ["-c", f"open({str(started)!r}, 'w')"]}
+    config = str(write(tmp_path, {"mcpServers": {"one": server}}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, out, err = run("serve", "--config", config, "--transport", "streamable-http", "--port", port)
+    said = [line for line in err.splitlines() if "error" in line]
+    assert (status, out) == (1, "")
+    assert len(said) == 1
+    assert "--port" in said[0]
+    assert port in said[0]
+    assert "Traceback" not in err
+    assert not started.exists()
+
+
+def test_an_address_that_is_not_ours_names_the_option(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    args = ("serve", "--config", config, "--transport", "streamable-http", "--port", "0", "--insecure", "--host")
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        status, out, err = run(*args, host)
+        assert (status, out) == (1, ""), err
+        assert "--host" in err
+        assert "Traceback" not in err
+
+
+def test_a_bad_config_never_reaches_stdout_in_stdio_mode(tmp_path):
+    status, out, err = run("serve", "--config", str(tmp_path / "nowhere.json"))
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_gateway_whose_stdio_is_closed_ends_in_order(tmp_path, closed):
+    """Service managers start programs so; the numbers must not go to a socket or to a child's pipe."""
+    path = write(tmp_path, {"mcpServers": {}})
+    line = f'exec "$0" -m gateway serve --state-dir "$2" --config "$1" {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, sys.executable, str(path), str(tmp_path / "state")],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Unread(io.StringIO):
+    """A stderr whose reader has gone."""
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_nobody_need_read_stderr(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Unread())
+    assert main(["check", "/no/such/file"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "--config", "a.json", "--transport=http,sse", "--port", "0", "--no-watch", "--host", "::1"],
+        ["serve", "--config=a.json"],
+        ["serve", "--config", "a", "--config", "b", "--admin-token", "x y"],
+        ["login", "one", "--config", "a.json", "--no-browser"],
+        ["login", "--config", "a.json", "one"],
+        ["ps", "--json", "--state-dir", "/tmp/x"],
+        ["check", "a.json"],
+        ["fields"],
+    ],
+)
+def test_both_readers_of_the_command_line_agree(words):
+    command = find_command(words[0])
+    plain = read_plain(command, words[1:])
+    assert plain is not None
+    other, raw = read_with_typer([find_command(name) for name in COMMANDS], words)
+    assert other == command
+    assert convert(command, raw) == convert(command, plain)
+
+
+def test_seed_g3_what_serves_where_by_default_and_as_told():
+    serve = find_command("serve")
+
+    def read(*words):
+        values = convert(serve, read_plain(serve, ["--config", "x", *words]))
+        paths = (values.streamable_http_path, values.sse_path, values.message_path)
+        return values.transport, values.host, values.port, paths
+
+    assert read() == (("stdio",), "127.0.0.1", 8080, ("/mcp", "/sse", "/messages/"))
+    assert read("--transport", "http")[0] == ("streamable-http",)
+    assert read("--transport", "streamable-http,sse", "--port", "0", "--sse-path", "/old")[0:4:2] == (
+        ("streamable-http", "sse"),
+        0,
+    )
+    assert read("--streamable-http-path", "/a", "--message-path", "/b")[3] == ("/a", "/sse", "/b")
+
+
+def test_the_plain_reader_leaves_alone_what_is_not_plain():
+    serve = find_command("serve")
+    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], [], ["x"], ["--config", "x", "--", "y"], ["-h"]):
+        assert read_plain(serve, words) is None, words
+    assert read_plain(serve, ["--config", "x", "--no-watch=1"]) is None
+
+
+def test_a_plain_start_imports_no_typer(tmp_path):
+    code = "import sys; from gateway.cli import main; main(sys.argv[1:]); sys.exit('typer' in sys.modules)"
+    path = write(tmp_path, {"mcpServers": {}})
+    args = ["serve", "--state-dir", str(tmp_path / "state"), "--config", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_debug_shows_the_traceback(cli):
+    status, out, err = cli("--debug", "serve", "--config", "/no/such/file")
+    assert (status, out) == (2, "")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: /no/such/file")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_errors_are_red_on_a_terminal_and_only_there(monkeypatch):
+    for no_color, text in (("", "\x1b[31merror: "), ("1", "error: ")):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", terminal := Terminal())
+        assert main(["check", "/no/such/file"]) == 2
+        assert terminal.getvalue().startswith(text)
+
+
+def test_a_shell_can_complete(cli, monkeypatch):
+    monkeypatch.setenv("_MCP_GATEWAY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "mcp-gateway serve --admin t")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert cli() == (0, "token\n", "")
+
+
+def test_a_shell_can_complete_the_names_of_servers(cli, monkeypatch, tmp_path):
+    config = write(tmp_path, {"mcpServers": {"one": {"url": "http://x"}, "other": {"url": "${GONE}"}, "two": {}}})
+    monkeypatch.setenv("_MCP_GATEWAY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"mcp-gateway login --config {config} o")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert cli() == (0, "one\nother\n", "")
+    monkeypatch.setenv("COMP_WORDS", "mcp-gateway login --config /no/such/file o")
+    assert cli() == (0, "\n", "")
+
+
+def test_the_network_is_not_let_in_without_keys(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    status, out, err = run("serve", "--config", config, "--transport", "http", "--port", "0", "--host", "0.0.0.0")
+    assert (status, out) == (2, "")
+    error, hint = err.splitlines()
+    assert "--host 0.0.0.0" in error
+    assert "hash-key" in hint
+    assert "--insecure" in hint
+
+
+def test_hash_key(capsys, monkeypatch):
+    assert main(["hash-key", "alice", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    config = {"mcpServers": {}, "access": {"keys": [{"name": made["name"], "hash": made["hash"]}]}}
+    (key,) = parse_config(config, environ={}).access.keys
+    assert key.name == "alice"
+    assert key.hash == hash_key(made["key"])
+    for before in ("", "\ufeff"):  # PowerShell writes a byte order mark into pipes
+        monkeypatch.setattr("sys.stdin", io.StringIO(before + made["key"] + "\n"))
+        assert main(["hash-key", "--stdin"]) == 0
+        out = capsys.readouterr().out
+        assert made["hash"] in out
+        assert made["key"] not in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("password\n"))
+    assert main(["hash-key", "--stdin"]) == 2
+    assert main(["hash-key", "a:b"]) == 2
+
+
+def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
+    config = str(write(tmp_path, {"mcpServers": {}}))
+    program = "import gc, sys; from gateway.cli.main import main; main(sys.argv[1:]); print(gc.get_freeze_count())"
+    flags = ("--config", config, "--port", "0", "--state-dir", str(tmp_path))
+    status, out, err = run("serve", *flags, program=("-c", program))
+    assert status == 0, err
+    assert int((out or err).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
+
+
+def test_an_interrupt_is_not_explained(capsys, monkeypatch):
+    def interrupted(words, *, debug):
+        raise BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()])])
+
+    monkeypatch.setattr(sys.modules["gateway.cli.main"], "_run", interrupted)
+    assert main(["list"]) == 1
+    assert capsys.readouterr() == ("", "")

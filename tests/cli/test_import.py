@@ -1,0 +1,252 @@
+"""`mcp-gateway import` and `doctor`: other clients' configs taken over, and servers tried once."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from gateway.calls import Era
+from gateway.cli import main
+from gateway.cli.clients import CLIENTS, places
+from gateway.config import parse_server
+from gateway.errors import BackendProtocol
+from gateway.store import EraRecord, Store
+from tests.faults.corpus.player import server
+from tests.support.gateway_process import echo_backend, faulty_backend
+
+SECRET = "s3cr3t"
+QUICK = {"shutdown_grace": [0.3, 0.3, 1]}
+JSONC = """{ // mine
+  "servers": {"one": {"type": "stdio", "command": "x", "args": ["--token", "s3cr3t", "http://h//x"],
+                      "env": {"KEY": "s3cr3t"}}, /* and */ }, }"""
+TOML = """
+[mcp_servers.two]
+command = "y"
+env = { KEY = "s3cr3t" }
+env_vars = ["HOME"]
+startup_timeout_sec = 20
+[mcp_servers."far away"]
+url = "https://h/mcp"
+bearer_token_env_var = "TOKEN"
+"""
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CONFIG_HOME", "APPDATA", "CODEX_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*args):
+        status = main([*map(str, args)])
+        out, err = capsys.readouterr()
+        assert SECRET not in out + err
+        return status, out, err
+
+    return run
+
+
+def servers(path):
+    return json.loads(path.read_text(encoding="utf-8"))["mcpServers"]
+
+
+def test_a_file_with_comments_into_a_new_config(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, out, _ = cli("import", "other.json", "--config", "mine.json", "--yes")
+    assert status == 0
+    assert "one: runs x --token *** http://h//x" in out
+    assert "env: KEY=***" in out
+    assert servers(tmp_path / "mine.json")["one"]["args"][1] == SECRET
+    assert stat.S_IMODE((tmp_path / "mine.json").stat().st_mode) == 0o600
+
+
+def test_codex_writes_toml(cli, tmp_path):
+    (tmp_path / ".codex").mkdir()
+    (tmp_path / ".codex" / "config.toml").write_text(TOML, encoding="utf-8")
+    assert cli("import", "codex", "--config", "mine.json", "--yes")[0] == 0
+    found = servers(tmp_path / "mine.json")
+    assert found["two"] == {
+        "command": "y", "env": {"HOME": "${HOME}", "KEY": SECRET}, "connect_timeout": 20,
+    }  # fmt: skip
+    assert found["far-away"]["headers"] == {"Authorization": "Bearer ${TOKEN}"}
+
+
+def test_what_is_there_stays_and_the_rest_too(cli, tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"mcpServers": {"one": {"command": "old"}}, "gateway": {"name": "n"}}), encoding="utf-8")
+    mine.chmod(0o640)
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", mine, "--yes")
+    assert status == 0
+    assert "'one' is in the config already" in err
+    assert servers(mine) == {"one": {"command": "old"}}
+    assert cli("import", "other.json", "--config", mine, "--yes", "--force")[0] == 0
+    assert servers(mine)["one"]["command"] == "x"
+    assert json.loads(mine.read_text(encoding="utf-8"))["gateway"] == {"name": "n"}
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o640
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "other.json"}
+
+
+def test_nothing_is_written_unasked(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", "mine.json")
+    assert status == 1
+    assert "--yes" in err
+    assert not (tmp_path / "mine.json").exists()
+
+
+def test_a_broken_config_is_not_written_over(cli, tmp_path):
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    (tmp_path / "mine.json").write_text("{", encoding="utf-8")
+    assert cli("import", "other.json", "--config", "mine.json", "--yes")[0] == 1
+    assert (tmp_path / "mine.json").read_text(encoding="utf-8") == "{"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_that_is_not_there_is_said_with_its_places(cli, client):
+    status, _, err = cli("import", client, "--config", "mine.json")
+    assert status == 1
+    assert f"error: {client} has no config here; looked at /" in err
+
+
+def test_the_places_of_each_system():
+    there = {system: places("claude", {"HOME": "/h"}, Path("/p"), system)[0] for system in ("linux", "darwin", "win32")}
+    assert [str(path).removeprefix("/h/") for path in there.values()] == [
+        ".config/Claude/claude_desktop_config.json",
+        "Library/Application Support/Claude/claude_desktop_config.json",
+        "AppData/Roaming/Claude/claude_desktop_config.json",
+    ]
+
+
+def test_the_doctor_tries_each_server_once(cli, tmp_path):
+    config = {
+        "mcpServers": {
+            "good": echo_backend() | QUICK,
+            "missing": {"command": "no-such-command-anywhere"},
+            "silent": faulty_backend("hang", "--when", "start") | QUICK | {"connect_timeout": 0.5},
+            "off": {"command": "x", "disabled": True},
+        }
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert list(found) == ["good", "missing", "silent"]
+    good = found["good"]
+    assert (good["ok"], good["era"], good["tools"], good["children_left"]) == (True, "legacy", 9, [])
+    assert "'good.echo'" in good["hints"][0]
+    assert "no-such-command-anywhere" in found["missing"]["problem"]
+    assert found["missing"]["command"] is None
+    assert found["silent"]["problem"] == "was not ready within 0.5 s (connect_timeout)"
+
+
+def test_the_doctor_counts_the_lines_on_stdout_that_are_not_mcp(cli, tmp_path):
+    noisy = faulty_backend("garbage") | QUICK
+    silent = {"command": "sh", "args": ["-c", "echo one; echo two; exec sleep 60"], "connect_timeout": 0.5} | QUICK
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"noisy": noisy, "silent": silent}}), encoding="utf-8")
+    found = json.loads(cli("doctor", "c.json", "--json")[1])
+    assert any("lines to stdout that are not MCP messages, the last:" in hint for hint in found["noisy"]["hints"])
+    text = "it wrote 2 lines to stdout that are not MCP messages, the last: 'two'"
+    assert found["silent"]["problem"] == f"was not ready within 0.5 s (connect_timeout); {text}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (trio.TooSlowError(), "was not ready in time (connect_timeout)"),
+        (OSError(), "failed with OSError, which says no more"),
+        (OSError(2, "No such file"), "failed: [Errno 2] No such file"),
+        (BackendProtocol("x", "is odd"), "is odd"),
+    ],
+)
+def test_the_doctor_never_shows_a_bare_exception(cli, tmp_path, monkeypatch, problem, said):
+    def fail(*_, **__):
+        raise problem
+
+    monkeypatch.setattr("gateway.embed.openers.Openers.__call__", fail)
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"x": {"url": "http://127.0.0.1:1"}}}), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json")
+    assert (status, out) == (1, f"x: {said}\n")
+
+
+def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):
+    rules = [{"method": "server/discover", "then": "exit 1"}]
+    config = parse_server("b", server(rules) | QUICK, environ={})
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"b": server(rules) | QUICK}}), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json", "--state-dir", "state")
+    found = json.loads(out)["b"]
+    assert (status, found["era_record"]) == (0, None)
+    assert (found["era"], found["version"], found["eras_offered"]) == ("legacy", "2025-11-25", ["legacy"])
+    assert (found["versions_offered"], found["server_info"]) == (["2025-11-25"], {"name": "player", "version": "1"})
+    record = EraRecord(
+        era=Era.MODERN,
+        version="2026-07-28",
+        asked="",
+        offered=("2026-07-28", "2025-11-25"),
+        transport="stdio",
+        server_info=msgspec.Raw(b'{"name":"old"}'),
+        at=time.time(),
+    )
+    Store(tmp_path / "state").save_era(config, record)
+    kept = json.loads(cli("doctor", "c.json", "--json", "--state-dir", "state")[1])["b"]["era_record"]
+    assert (kept["era"], kept["eras_offered"], kept["server_info"]) == ("modern", ["legacy", "modern"], {"name": "old"})
+    _, out, _ = cli("doctor", "c.json")
+    assert "server: player 1; offers: legacy" in out
+
+
+def test_the_doctor_shows_what_a_server_wrote_to_stderr(cli, tmp_path):
+    script = (
+        "import sys\nfor n in range(30): print('line', n, file=sys.stderr)\nraise RuntimeError('API_KEY is not set')"
+    )
+    crashes = {"command": sys.executable, "args": ["-c", script]}
+    config = {"mcpServers": {"crashes": crashes, "good": echo_backend() | QUICK}}
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    found = json.loads(cli("doctor", "c.json", "--json")[1])
+    assert "exited with status 1; stderr: RuntimeError: API_KEY is not set" in found["crashes"]["problem"]
+    assert len(found["crashes"]["stderr"]) == 20
+    assert found["crashes"]["stderr"][-1] == "RuntimeError: API_KEY is not set"
+    assert found["good"]["stderr"] == []
+    _, out, _ = cli("doctor", "c.json")
+    assert [line for line in out.splitlines() if line.startswith("  stderr: line")][-1] == "  stderr: line 29"
+
+
+def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_path):
+    config = {
+        "mcpServers": {
+            "odd": faulty_backend("bad_tool") | QUICK,
+            "l" * 62: echo_backend() | QUICK,
+            "path": {"command": "sh", "env": {"PATH": "/no/such/folder"}},
+        }
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    _, out, _ = cli("doctor", "c.json", "--json")
+    odd, long, path = json.loads(out).values()
+    assert odd["ok"]
+    assert any("left out" in hint for hint in odd["hints"])
+    assert any(f"longer than 64, as '{'l' * 62}." in hint for hint in long["hints"])
+    assert not path["ok"]
+    assert "'sh' is on your own PATH" in path["hints"][0]
+
+
+@pytest.mark.leak_check
+def test_the_doctor_leaves_no_process_of_a_server_behind(cli, tmp_path):
+    pid = tmp_path / "pid"
+    echo = echo_backend()
+    script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 60' > /dev/null 2>&1 < /dev/null &\n"
+    script += f"while [ ! -s {pid} ]; do :; done; exec {echo['command']} {' '.join(echo['args'])}"
+    config = {"mcpServers": {"leaves": {"command": "sh", "args": ["-c", script]} | QUICK}}
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    status, out, _ = cli("doctor", "c.json", "--json")
+    assert (status, json.loads(out)["leaves"]["children_left"]) == (0, [])
+    left = Path("/proc", pid.read_text(encoding="ascii").strip(), "stat")
+    with suppress(FileNotFoundError, ProcessLookupError):  # whoever adopts orphans buries them in its own time
+        assert left.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in {"Z", "X"}

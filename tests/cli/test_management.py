@@ -1,0 +1,246 @@
+"""`reload`, `restart`, `enable` and `disable`: one gateway that runs, changed from the command line."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import socket
+import sys
+import threading
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from gateway import open_gateway
+from gateway.access.keys import hash_key
+from gateway.cli import main
+from gateway.cli.main import COMMANDS, find_command
+from gateway.errors import ConfigError
+from tests.support.gateway_process import echo_backend, open_gateway_process
+
+pytestmark = pytest.mark.leak_check
+
+QUICK = {"shutdown_grace": [0.3, 0.3, 1]}
+
+
+def run(*args):
+    """The command in this process: (status, stdout)."""
+    out, before = io.StringIO(), sys.stdout
+    sys.stdout = out
+    try:
+        return main([*map(str, args)]), out.getvalue()
+    finally:
+        sys.stdout = before
+
+
+KEY = "mcpgw_key-of-the-command-line"
+ACCESS = {"keys": [{"name": "me", "hash": hash_key(KEY)}]}
+
+
+@pytest.mark.parametrize("access", [None, ACCESS], ids=["open", "with keys"])
+async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path, access, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_KEY", KEY)
+    state = tmp_path / "state"
+    where = ["--state-dir", str(state)]
+
+    async def do(*args):
+        return await trio.to_thread.run_sync(partial(run, *args, *where))
+
+    config = {"mcpServers": {"one": echo_backend() | QUICK, "two": echo_backend() | QUICK}, "access": access}
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}) as gateway:
+        with trio.fail_after(30):
+            status, out = await do("ps", "--json")
+            assert (status, [one["name"] for one in json.loads(out)[0]["backends"]]) == (0, ["one", "two"])
+            status, out = await do("list", "--json")
+            assert (status, "one.echo" in out) == (0, True)
+            assert await do("call", "one.echo", "text=hi") == (0, "hi\n")
+            assert await do("disable", "two") == (0, "two: disabled\n")
+            assert await do("enable", "two") == (0, "two: enabled\n")
+            status, out = await do("restart", "one", "--json")
+            assert (status, json.loads(out)) == (0, {"server": "one", "done": "restarted"})
+            assert await do("reload", "--url", gateway.url) == (0, "reloaded: nothing has changed\n")
+            assert await do("restart", "three") == (1, "")
+            assert await do("reload", "--admin-token", "wrong-wrong-wrong-wrong") == (1, "")
+            (state / "admin-token").unlink()
+            assert await do("reload") == (1, "")
+
+
+SECRET_FLAGS = [
+    (name, flag.name)
+    for name in COMMANDS
+    for flag in find_command(name).flags
+    if any(word in flag.name for word in ("token", "secret", "password"))
+]
+
+
+def test_every_command_with_a_secret_is_listed():
+    assert {name for name, _ in SECRET_FLAGS} == {"serve", "reload", "restart", "enable", "disable"}
+
+
+@pytest.mark.parametrize("by", ["flag", "flag=", "variable"])
+@pytest.mark.parametrize(("command", "flag"), SECRET_FLAGS)
+def test_a_secret_on_the_command_line_gives_a_warning(command, flag, by, tmp_path, capsys, monkeypatch):
+    secret = "s3cret-s3cret-s3cret"
+    words = {"flag": [flag, secret], "flag=": [f"{flag}={secret}"], "variable": []}[by]
+    if by == "variable":
+        monkeypatch.setenv("MCP_GATEWAY_ADMIN_TOKEN", secret)
+    place = ["x"] if any(not one.is_option for one in find_command(command).flags) else []
+    where = ["--config", str(tmp_path / "none.json")] if command == "serve" else ["--state-dir", str(tmp_path)]
+    assert main([command, *place, *where, *words]) != 0  # nothing to serve, or no gateway that runs
+    errors = capsys.readouterr().err
+    assert ("warning:" in errors) is (by != "variable")
+    assert by == "variable" or "set MCP_GATEWAY_ADMIN_TOKEN instead" in errors
+    assert secret not in errors
+
+
+@contextmanager
+def open_peer(status, body):
+    """A server on loopback that answers every POST so; yields its address and what it was sent."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/mcp", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_is_not_ready_is_said(capsys, tmp_path):
+    with open_peer(200, b'{"server":"x/y","done":"enabled","not_ready":"is starting"}') as (url, seen):
+        assert main(["enable", "x/y", "--url", url, "--admin-token", "t" * 16, "--state-dir", str(tmp_path)]) == 1
+    assert seen == [("/servers/x%2Fy/enable", f"Bearer {'t' * 16}")]
+    out, err = capsys.readouterr()
+    assert out == "x/y: enabled\n"
+    assert err.endswith("warning: server 'x/y' is not ready: is starting\n")
+
+
+def test_a_refusal_is_said_with_its_hint(capsys, tmp_path):
+    body = b'{"error":"Invalid.","details":["server \'a\': wrong"],"hint":"look there"}'
+    with open_peer(422, body) as (url, seen):
+        assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    assert seen == [("/reload", None)]
+    assert capsys.readouterr().err == "error: Invalid.\n  server 'a': wrong\nhint: look there\n"
+
+
+def test_what_is_no_gateway_is_said(capsys, tmp_path):
+    with open_peer(200, b"<html>") as (url, _):
+        assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "which a gateway does not" in err
+    assert "cannot be reached" in err
+
+
+def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
+    from gateway.cli.flags import Values
+    from gateway.cli.management import _token
+
+    monkeypatch.delenv("MCP_GATEWAY_ADMIN_TOKEN", raising=False)
+    (tmp_path / "admin-token").write_text("kept-kept-kept-kept\n", encoding="ascii")
+    (tmp_path / "admin-token").chmod(0o600)
+    values = Values(url="http://elsewhere.example/mcp", admin_token=None, state_dir=tmp_path)
+    assert _token(values, "elsewhere.example") is None
+    assert _token(values, "127.0.0.1") == "kept-kept-kept-kept"
+
+
+async def test_a_gateway_on_a_unix_socket_is_reached_by_commands(tmp_path, capsys, monkeypatch):
+    state = tmp_path / "state"
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
+    config = {"mcpServers": {"echo": echo_backend()}}
+    arguments = ["--uds", str(tmp_path / "s"), "--admin", "token"]
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}, extra_args=arguments) as gateway:
+        assert gateway.url == f"http://unix:{tmp_path}/s:/mcp"
+        with trio.fail_after(30):
+            for where in ([], ["--url", gateway.url]):
+                assert await trio.to_thread.run_sync(main, ["call", "echo.echo", "text=hi", *where]) == 0
+                assert await trio.to_thread.run_sync(main, ["reload", *where]) == 0
+    assert capsys.readouterr().out == 2 * "hi\nreloaded: nothing has changed\n"
+
+
+PLANTED = "planted-token-0123456789"
+OPEN = "can be written by other users (mode 0777); run `chmod go-w"
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A state directory that everyone can write, with a token and a control socket that someone left there."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "admin-token").write_text(PLANTED, encoding="ascii")
+    (state / "admin-token").chmod(0o600)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(state / "control-1.sock"))
+    listener.listen()
+    state.chmod(0o777)
+    with listener:
+        yield state
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ps"],
+        ["reload"],
+        ["restart", "a"],
+        ["enable", "a"],
+        ["disable", "a"],
+        ["reload", "--url", "http://127.0.0.1:9/mcp"],
+        ["list"],
+        ["call", "a.echo"],
+        ["login", "a", "--config", "CONFIG"],
+        ["logout", "a", "--config", "CONFIG"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_needs_a_state_directory_refuses_one_others_can_write(
+    command, planted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"mcpServers": {"a": {"url": "http://127.0.0.1:9/mcp"}}}), encoding="utf-8")
+    assert main([str(config) if word == "CONFIG" else word for word in command]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: state directory {planted} {OPEN} {planted}`"), err
+    assert PLANTED not in out + err
+
+
+def test_the_doctor_warns_of_a_state_directory_others_can_write(planted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
+    (tmp_path / "c.json").write_text('{"mcpServers": {}}', encoding="utf-8")
+    assert main(["doctor", str(tmp_path / "c.json")]) == 0
+    assert f"warning: state directory {planted} {OPEN}" in capsys.readouterr().err
+
+
+async def test_a_gateway_runs_without_a_state_directory_that_others_can_write(planted):
+    before = sorted(planted.rglob("*"))
+    config = {"mcpServers": {"one": echo_backend() | QUICK}}
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(planted)}) as gateway:
+        with trio.fail_after(30):
+            change = partial(main, ["reload", "--url", gateway.url, "--admin-token", PLANTED])
+            assert await trio.to_thread.run_sync(change) == 1
+        assert f"warning: state directory {planted} {OPEN}" in gateway.stderr_text
+        assert "no admin token" in gateway.stderr_text
+    assert sorted(planted.rglob("*")) == before
+
+
+async def test_an_embedded_gateway_refuses_a_state_directory_that_others_can_write(planted):
+    with pytest.raises(ConfigError, match="can be written by other users"):
+        async with open_gateway({"mcpServers": {}}, state_directory=planted):
+            pytest.fail("it started")

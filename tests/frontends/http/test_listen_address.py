@@ -1,0 +1,142 @@
+"""Where the HTTP face listens: Unix sockets, TLS, and which addresses it does not serve without keys."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import stat
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.config.access_model import NO_ACCESS, AccessKey, AccessSettings
+from gateway.frontends.http.endpoint import HttpFace
+from gateway.frontends.http.listen_address import Binding, Exposed, ListenError
+from tests.backends.http.test_tls import make_certificate
+from tests.support.access import House, make_config
+from tests.support.fakes import SOON
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+GUARDED = AccessSettings(keys=(AccessKey("a", "sha256:" + "0" * 64),))
+
+
+@pytest.fixture
+def folder() -> Any:
+    """A path short enough for a socket, which those of pytest need not be."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="gw") as path:
+        yield Path(path)
+
+
+@asynccontextmanager
+async def serving(binding: Binding) -> AsyncGenerator[list[str]]:
+    """A gateway of fakes that listens; yields its URLs."""
+    house = House(make_config(None), "127.0.0.1")
+    face = HttpFace(
+        house.answers, binding=binding, path="/mcp", others=house.admin, closing=house.closing, access=house.access
+    )
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(house.fleet.run)
+            urls: list[str] = await nursery.start(face.run, binding.open())
+            yield urls  # ruff: ignore[fallible-context-manager]
+            house.closing.set()
+            house.fleet.stop()
+            await house.fleet.ended.wait()
+
+
+def files(folder: Path) -> dict[str, int]:
+    """What is in a folder, with the modes."""
+    return {path.name: stat.S_IMODE(path.lstat().st_mode) for path in folder.iterdir()}
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+async def ask(stream: trio.abc.Stream, host: str = "localhost") -> bytes:
+    await stream.send_all(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    found = b""
+    while data := await stream.receive_some():
+        found += data
+    return found
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+async def test_a_unix_socket(folder: Path, mode: int) -> None:
+    path = folder / "s"
+    with socket.socket(socket.AF_UNIX) as dead:  # left behind by a gateway that was killed
+        dead.bind(str(path))
+    async with serving(Binding(uds=path, uds_mode=mode)) as urls:
+        assert urls == [f"http://unix:{path}:/mcp"]
+        assert files(folder) == {"s": mode}
+        for host in ("localhost", "any.example"):  # no web page gets here, so a name says nothing
+            async with await trio.open_unix_socket(path) as stream:
+                assert b'"ok"' in await ask(stream, host)
+        with pytest.raises(ListenError, match="another program listens on it"):
+            Binding(uds=path).open()
+    assert files(folder) == {}
+
+
+async def test_another_gateways_socket_is_left_alone(folder: Path) -> None:
+    path = folder / "s"
+    async with serving(Binding(uds=path)):
+        remove(path)
+        Binding(uds=path).open().socket.close()  # killed before it could remove the file
+    assert files(folder) == {"s": 0o600}
+
+
+def test_what_is_no_socket_is_never_replaced(folder: Path) -> None:
+    path = folder / "f"
+    path.write_text("mine")
+    with pytest.raises(ListenError, match="no socket"):
+        Binding(uds=path).open()
+    assert path.read_text() == "mine"
+    for wrong in (folder / ("x" * 200), folder / "none" / "s"):
+        with pytest.raises(ListenError, match="--uds"):
+            Binding(uds=wrong).open()
+    assert [one.name for one in folder.iterdir()] == ["f"]
+
+
+async def test_tls(folder: Path) -> None:
+    make_certificate(folder, "server", None)
+    context = ssl.create_default_context(cafile=folder / "server.pem")
+    binding = Binding(port=0, tls_cert=folder / "server.pem", tls_key=folder / "server.key")
+    async with serving(binding) as (url,):
+        assert url.startswith("https://127.0.0.1:")
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=True)
+        assert b'"ok"' in await ask(stream)
+        await trio.aclose_forcefully(stream)
+
+
+def test_wrong_certificates_are_named(folder: Path) -> None:
+    make_certificate(folder, "one", None)
+    make_certificate(folder, "other", None)
+    (folder / "text").write_text("text")
+    for cert, key in (("one.pem", "other.key"), ("text", None), ("nothing", None)):
+        binding = Binding(tls_cert=folder / cert, tls_key=None if key is None else folder / key)
+        with pytest.raises(ListenError, match=f"--tls-cert .*{cert}"):
+            binding.open()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    Binding(host=host).check(None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.0.7", "localhost.example", "gateway"])
+def test_other_addresses_do(host: str) -> None:
+    for access in (None, NO_ACCESS, AccessSettings(allow_origins=("*",))):
+        with pytest.raises(Exposed) as caught:
+            Binding(host=host).check(access)
+        assert "--host" in str(caught.value)
+        assert "--insecure" in caught.value.hint
+    Binding(host=host).check(GUARDED)
+    Binding(host=host, uds=Path("/x")).check(None)

@@ -1,0 +1,518 @@
+"""A legacy call and its stream, whichever connection carries it: nothing is lost, doubled, or sent on two streams."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Complete, Era, Failure
+from gateway.frontends.legacy.event_store import MAX_STREAM_BYTES, MAX_STREAM_EVENTS, RESUME_WITHIN
+from gateway.frontends.legacy.resumable import MAX_RETRY_MS
+from gateway.frontends.legacy.sessions import SessionTable
+from gateway.frontends.legacy.streamable import StreamableFace
+from gateway.frontends.request_handler import Introduction
+from tests.support.fakes import FakeExchange, settle
+from tests.support.http_frontends import (
+    ANSWER,
+    STREAM,
+    House,
+    events_of,
+    is_complete,
+    log_line,
+    message_of,
+    open_house,
+    texts_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+OLDER = ["2025-06-18", "2025-03-26"]
+
+
+class Client:
+    """A client with one session at the legacy face."""
+
+    def __init__(self, house: House, sessions: SessionTable, version: str) -> None:
+        self.house = house
+        self.sessions = sessions
+        self.face = StreamableFace(house.answers, sessions)
+        session = sessions.open(Introduction(version, msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b"")))
+        assert session is not None
+        self.session = session
+        self.last_id = 0
+
+    def headers(self, **further: str) -> dict[str, str]:
+        return {**STREAM, "mcp-session-id": str(self.session.id), **further}
+
+    async def send(self, message: dict[str, Any], **further: str) -> FakeExchange:
+        exchange = FakeExchange(headers=self.headers(**further))
+        return await self.house.start(self.face.post, exchange, jsonrpc.decode(json.dumps(message).encode()))
+
+    async def call(self, **further: str) -> FakeExchange:
+        self.last_id += 1
+        return await self.send(message_of("tools/call", {"name": "a.x"}, self.last_id), **further)
+
+    async def get(self, last_event_id: str | None = None) -> FakeExchange:
+        further = {} if last_event_id is None else {"last-event-id": last_event_id}
+        return await self.house.start(self.face.get, FakeExchange(method="GET", headers=self.headers(**further)))
+
+    async def cancel(self, request_id: int = 1) -> None:
+        await self.send(message_of("notifications/cancelled", {"requestId": request_id}))
+
+
+@asynccontextmanager
+async def open_client(version: str = "2025-11-25", **settings: Any) -> AsyncGenerator[Client]:
+    async with open_house(**settings) as house:
+        sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=5)
+        await house.nursery.start(sessions.run)
+        yield Client(house, sessions, version)
+
+
+def last_id(exchange: FakeExchange) -> str:
+    return str([event.id for event in events_of(exchange) if event.id][-1])
+
+
+async def hang_up(exchange: FakeExchange) -> None:
+    exchange.gone.set()
+    await settle()
+
+
+# -- streams that do not break ----------------------------------------------------------------------------------------
+
+
+async def test_a_quick_answer_is_json_and_keeps_nothing(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.answer()
+        assert exchange.headers["content-type"] == "application/json"
+        assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
+        assert len(client.session.events) == len(client.session.replies) == len(client.session.in_flight) == 0
+
+
+async def test_a_stream_is_primed_first_and_each_event_has_its_own_id(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await client.house.answer()
+        first, *rest = events_of(exchange)
+        assert first.id
+        assert not first.data
+        assert texts_of(exchange) == ["one", "done"]
+        assert len({first.id, *(event.id for event in rest)}) == 3
+        assert is_complete(exchange)
+        assert not client.session.replies
+
+
+@pytest.mark.parametrize("version", OLDER)
+async def test_older_clients_get_no_event_without_data(version: str, autojump_clock: MockClock) -> None:
+    async with open_client(version, sse_after=5.0) as client:
+        exchange = await client.call()
+        await trio.sleep(6)
+        await client.house.tell("one")
+        client.house.ticket.close_stream(1000)
+        await client.house.answer()
+        own = await client.get()
+        client.session.changes.add({"tools"})
+        await settle()
+        for stream in (exchange, own):
+            assert all(event.data and event.id for event in events_of(stream))
+        assert texts_of(exchange) == ["one", "done"]
+
+
+async def test_an_error_is_no_404(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        client.house.fake.session.answer(outcome=Failure(jsonrpc.METHOD_NOT_FOUND, "no such thing", None, Era.LEGACY))
+        await settle()
+        assert exchange.status == 200
+        assert json.loads(exchange.body)["error"]["code"] == jsonrpc.METHOD_NOT_FOUND
+
+
+# -- streams that break -----------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_while_there_is_no_connection_is_there_for_the_next(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")  # is lost on the way
+        await client.house.tell("three")
+        again = await client.get(last_id(exchange))
+        assert texts_of(again) == ["two", "three"]
+        await client.house.tell("four")
+        assert texts_of(again) == ["two", "three", "four"]
+        await client.house.answer()
+        assert texts_of(again) == ["two", "three", "four", "done"]
+        assert is_complete(again)
+        assert client.house.fake.session.withdrawn == []
+        assert len(client.session.in_flight) == 0
+
+
+async def test_the_answer_waits_for_a_client_that_comes_back_late(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        primed = events_of(exchange)[0].id
+        await hang_up(exchange)
+        await client.house.tell("two")
+        await client.house.answer()
+        assert len(client.session.in_flight) == 0
+        await trio.sleep(RESUME_WITHIN - 1)
+        for _ in range(2):  # this one may break, too
+            again = await client.get(primed)
+            assert texts_of(again) == ["one", "two", "done"]
+            assert is_complete(again)
+
+
+async def test_a_stream_may_break_again_and_again(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("0")
+        seen = texts_of(exchange)
+        for number in range(1, 6):
+            await hang_up(exchange)
+            await client.house.tell(f"{number} unseen")
+            exchange = await client.get(last_id(exchange))
+            await client.house.tell(f"{number} seen")
+            seen += texts_of(exchange)
+        await client.house.answer()
+        expected = ["0", *(f"{number} {how}" for number in range(1, 6) for how in ("unseen", "seen"))]
+        assert seen == expected
+        assert texts_of(exchange)[-1] == "done"
+
+
+async def test_a_client_that_comes_back_early_takes_over(autojump_clock: MockClock) -> None:
+    """The old connection has not been found broken yet: nothing is sent on it any more."""
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        second = await client.get(last_id(exchange))
+        third = await client.get(last_id(exchange))
+        await client.house.tell("two")
+        await client.house.answer()
+        assert [texts_of(one) for one in (exchange, second, third)] == [["one"], [], ["two", "done"]]
+        assert all(map(is_complete, (exchange, second, third)))
+        assert client.house.fake.session.withdrawn == []
+
+
+async def test_clients_that_come_back_all_at_once(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        came = last_id(exchange)
+        gets = [FakeExchange(method="GET", headers=client.headers(**{"last-event-id": came})) for _ in range(5)]
+        await hang_up(exchange)
+        client.house.ticket.notify(log_line("two"))
+        async with trio.open_nursery() as nursery:
+            for get in gets:
+                nursery.start_soon(client.house.start, client.face.get, get)
+        await client.house.answer()
+        complete = [texts_of(get) for get in gets if texts_of(get)[-1:] == ["done"]]
+        assert complete == [["two", "done"]]
+        assert all(map(is_complete, gets))
+        assert len(client.session.in_flight) == 0
+
+
+class PromptExchange(FakeExchange):
+    """A client whose connection takes everything at once, as the kernel's buffer does: no checkpoint."""
+
+    async def send(self, message: Any) -> None:
+        if self.gone.is_set():
+            raise OSError("the client has gone")
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("event", ["message", "answer", "break", "break and message", "break and answer"])
+async def test_what_happens_in_the_moment_of_coming_back(event: str, autojump_clock: MockClock) -> None:
+    """Whatever runs first in that moment: each message is there once, and nobody is left waiting."""
+    for _ in range(30):
+        async with open_client() as client:
+            exchange = PromptExchange(headers=client.headers())
+            call = jsonrpc.decode(json.dumps(message_of("tools/call", {"name": "a.x"}, 1)).encode())
+            await client.house.start(client.face.post, exchange, call)
+            await client.house.tell("one")
+            ticket = client.house.ticket
+            ticket.notify(log_line("two"))
+            if "break" in event:
+                exchange.gone.set()
+            if "answer" in event:
+                client.house.fake.session.answer(outcome=Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
+            headers = client.headers(**{"last-event-id": last_id(exchange)})
+            again = await client.house.start(client.face.get, PromptExchange(method="GET", headers=headers))
+            if "answer" not in event:
+                await client.house.tell("three", ticket)
+                await client.house.answer()
+            middle = [] if "answer" in event else ["three"]
+            assert texts_of(again) == ["two", *middle, "done"]
+            assert is_complete(again)
+            assert len(client.session.in_flight) == len(client.session.replies) == 0
+
+
+async def test_only_the_one_stream_is_replayed(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        one = await client.call()
+        first = client.house.ticket
+        await client.house.tell("first a")
+        other = await client.call()
+        second = client.house.ticket
+        await client.house.tell("second a")
+        for exchange in (one, other):
+            await hang_up(exchange)
+        for text, ticket in (("first b", first), ("second b", second)):
+            await client.house.tell(text, ticket)
+        assert texts_of(await client.get(last_id(other))) == ["second b"]
+        assert texts_of(await client.get(last_id(one))) == ["first b"]
+
+
+async def test_what_nobody_fetches_is_dropped_but_the_call_goes_on(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")
+        ask = make_ask()
+        client.house.ticket.ask(ask)
+        await trio.sleep(RESUME_WITHIN + 1)
+        refused = await client.get(last_id(exchange))
+        assert refused.status == 400
+        assert "Last-Event-ID" in json.loads(refused.body)["error"]["message"]
+        assert client.session.events.size == 0
+        assert len(client.session.in_flight) == 1
+        assert client.house.fake.session.withdrawn == []
+        await client.house.answer()
+        assert len(client.session.in_flight) == 0
+
+
+def make_ask(settled: list[Any] | None = None) -> Ask:
+    return Ask("roots/list", {}, (settled if settled is not None else []).append)
+
+
+async def test_a_request_to_the_client_survives_the_break(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        settled: list[Any] = []
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        client.house.ticket.ask(make_ask(settled))
+        await settle()
+        again = await client.get(last_id(exchange))
+        assert texts_of(again) == ["roots/list"]
+        asked = events_of(again)[-1].json()
+        await client.send({"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": []}})
+        assert settled == [b'{"roots": []}']
+
+
+async def test_a_call_that_sent_nothing_before_the_break_ends_unheard(autojump_clock: MockClock) -> None:
+    async with open_client(sse_after=5.0) as client:
+        exchange = await client.call()
+        await hang_up(exchange)
+        await client.house.answer()
+        assert exchange.sent == []
+        assert len(client.session.in_flight) == len(client.session.replies) == 0
+        assert client.house.fake.session.withdrawn == []
+
+
+async def test_a_cancel_ends_a_call_without_a_connection(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")
+        await client.cancel()
+        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+        assert len(client.session.in_flight) == 0
+        assert (await client.get(last_id(exchange))).status == 400  # nothing follows a cancel
+
+
+async def test_a_cancel_ends_a_resumed_call(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        again = await client.get(last_id(exchange))
+        await client.cancel()
+        assert is_complete(again)
+        assert texts_of(again) == []
+        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+
+
+async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")
+        client.sessions.close(client.session)
+        await settle()
+        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+        assert client.session.events.size == 0
+        assert len(client.session.in_flight) == len(client.session.replies) == 0
+
+
+async def test_the_end_of_a_session_frees_what_it_kept(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.call()
+        await client.house.tell("one")
+        await client.house.answer()
+        assert client.session.events.size > 0
+        client.sessions.close(client.session)
+        assert client.session.events.size == 0
+
+
+async def test_a_flood_without_a_connection_stays_within_bounds(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        for number in range(MAX_STREAM_EVENTS + 50):
+            await client.house.tell(str(number))
+        await client.house.answer()
+        again = await client.get(last_id(exchange))
+        assert len(texts_of(again)) == MAX_STREAM_EVENTS
+        assert texts_of(again)[-1] == "done"
+
+
+async def test_a_huge_answer_reaches_who_is_there_and_is_an_error_for_who_was_not(autojump_clock: MockClock) -> None:
+    huge = {"content": [{"type": "text", "text": "x" * MAX_STREAM_BYTES}]}
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        last = last_id(exchange)
+        await client.house.answer(huge)
+        assert len(texts_of(exchange)[-1]) == MAX_STREAM_BYTES
+        assert "too large to be kept" in texts_of(await client.get(last))[0]
+
+
+@pytest.mark.parametrize("event_id", ["", "0", "x-1-1", "%00", "1-1-1-1", "9" * 1000])
+async def test_an_unknown_event_id_is_refused(event_id: str, autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        refused = await client.get(event_id)
+        assert refused.status == 400
+        assert json.loads(refused.body)["error"]["code"] == jsonrpc.INVALID_REQUEST
+
+
+async def test_an_id_of_another_session_is_refused(autojump_clock: MockClock) -> None:
+    async with open_house() as house:
+        sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=5)
+        await house.nursery.start(sessions.run)
+        one, other = Client(house, sessions, "2025-11-25"), Client(house, sessions, "2025-11-25")
+        for client in (one, other):
+            await client.call()
+            await house.tell("secret")
+        exchange = await one.call()
+        await house.tell("mine")
+        assert (await other.get(last_id(exchange))).status == 400
+
+
+# -- streams that the backend closes for a while ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "told"), [(500, 500), (10**9, MAX_RETRY_MS)])
+async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
+    asked: int, told: int, autojump_clock: MockClock
+) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        client.house.ticket.close_stream(asked)
+        await settle()
+        assert is_complete(exchange)
+        first, last = events_of(exchange)
+        assert (first.data, last.data, last.retry) == ("", "", told)
+        assert first.id != last.id
+        await client.house.tell("meanwhile")
+        again = await client.get(last.id)
+        assert texts_of(again) == ["meanwhile"]
+        client.house.ticket.close_stream(asked)
+        await settle()
+        assert is_complete(again)
+        third = await client.get(last_id(again))
+        await client.house.answer()
+        assert texts_of(third) == ["done"]
+        assert len(client.session.in_flight) == 0
+
+
+async def test_a_stream_without_a_connection_needs_no_closing(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call()
+        await client.house.tell("one")
+        await hang_up(exchange)
+        await client.house.tell("two")
+        client.house.ticket.close_stream(500)
+        await client.house.tell("three")
+        assert texts_of(await client.get(last_id(exchange))) == ["two", "three"]
+
+
+async def test_a_client_without_streams_is_not_bothered(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call(accept="application/json")
+        client.house.ticket.close_stream(500)
+        await client.house.answer()
+        assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
+
+
+# -- the session's own stream -----------------------------------------------------------------------------------------
+
+
+async def change(client: Client, feature: str) -> None:
+    client.session.changes.add({feature})
+    await settle()
+
+
+async def test_the_own_stream_is_resumed_behind_what_was_seen(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        own = await client.get()
+        await change(client, "tools")
+        seen = last_id(own)
+        await change(client, "prompts")
+        await hang_up(own)
+        await change(client, "resources")
+        again = await client.get(seen)
+        assert texts_of(again) == [f"notifications/{what}/list_changed" for what in ("prompts", "resources")]
+        call = await client.call()
+        await client.house.tell("one")
+        assert texts_of(call) == ["one"]
+        assert len(texts_of(again)) == 2
+
+
+async def test_what_no_connection_took_comes_once_on_a_fresh_one(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        own = await client.get()
+        await change(client, "tools")
+        client.session.changes.add({"prompts"})
+        own.gone.set()  # while it is being told
+        await settle()
+        fresh = await client.get()
+        await change(client, "resources")
+        assert texts_of(own) == ["notifications/tools/list_changed"]
+        assert texts_of(fresh) == [f"notifications/{what}/list_changed" for what in ("prompts", "resources")]
+
+
+async def test_a_newer_own_stream_takes_over(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        own = await client.get()
+        fresh = await client.get()
+        await change(client, "tools")
+        assert is_complete(own)
+        assert texts_of(own) == []
+        assert texts_of(fresh) == ["notifications/tools/list_changed"]
+
+
+async def test_a_backend_that_closes_again_and_again_fills_nothing(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        exchange = await client.call(accept="application/json")
+        ticket = client.house.ticket
+        for number in range(100):
+            ticket.close_stream(number)
+        assert len(ticket._events or ()) == 1
+        await client.house.answer()
+        ticket.close_stream(1)
+        assert exchange.status == 200

@@ -1,0 +1,372 @@
+"""The HTTP+SSE face: one ordered, bounded stream for everything, and a session that lives as long as it does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Ask
+from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFace
+from tests.support.fakes import FakeExchange, make_news, settle
+from tests.support.http_frontends import (
+    STREAM,
+    House,
+    events_of,
+    is_complete,
+    log_line,
+    message_of,
+    open_house,
+    texts_of,
+)
+from tests.support.wire_http import parse_events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+HELLO = {"protocolVersion": "2024-11-05", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}}
+
+
+class SlowExchange(FakeExchange):
+    """A client that takes nothing while `reading` is not set."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.reading = trio.Event()
+        self.reading.set()
+
+    async def send(self, message: Any) -> None:
+        await self.reading.wait()
+        await super().send(message)
+
+
+class Client:
+    """One client of the face: its stream, and its POSTs."""
+
+    def __init__(self, house: House, face: SseFace) -> None:
+        self.house, self.face = house, face
+        self.stream = SlowExchange(method="GET", headers=STREAM)
+        self.endpoint = ""
+
+    async def open(self) -> None:
+        await self.house.start(self.face.open, self.stream)
+        self.endpoint = parse_events(self.stream.body)[0].data
+
+    async def post(self, message: object, *, endpoint: str | None = None, **headers: str) -> FakeExchange:
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        exchange = FakeExchange(body, headers={**STREAM, **headers})
+        target = self.endpoint if endpoint is None else endpoint
+        exchange.scope["path"], _, query = target.partition("?")
+        exchange.scope["query_string"] = query.encode()
+        return await self.house.start(self.face.post, exchange)
+
+    async def ask(self, method: str, params: object = None, request_id: object = 1) -> FakeExchange:
+        return await self.post(message_of(method, params, request_id))
+
+    async def initialize(self, version: str = "2024-11-05") -> None:
+        assert (await self.ask("initialize", {**HELLO, "protocolVersion": version}, 0)).status == 202
+
+    async def call(self, request_id: object = 1) -> FakeExchange:
+        return await self.ask("tools/call", {"name": "a.x"}, request_id)
+
+    @property
+    def messages(self) -> list[Any]:
+        return [event.json() for event in events_of(self.stream)[1:]]
+
+    @property
+    def withdrawn(self) -> list[str]:
+        return [name for name, _ in self.house.fake.session.withdrawn]
+
+
+@asynccontextmanager
+async def open_client(*, version: str | None = "2024-11-05", **settings: Any) -> AsyncGenerator[Client]:
+    async with open_house(**settings) as house:
+        client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+        await client.open()
+        if version is not None:
+            await client.initialize(version)
+        yield client
+
+
+async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -> None:
+    async with open_client(version=None) as client:
+        (first,) = parse_events(client.stream.body)
+        assert first.event == "endpoint"
+        assert first.data.startswith("/messages/?session_id=")
+        assert len(first.data) > 50
+        assert client.stream.headers["content-type"] == "text/event-stream"
+
+
+async def test_below_a_mount_point_the_uri_is_below_it_too(autojump_clock: MockClock) -> None:
+    async with open_house() as house:
+        client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+        client.stream.scope["root_path"] = "/a b/"
+        await client.open()
+        assert client.endpoint.startswith("/a%20b/messages/?session_id=")
+
+
+@pytest.mark.parametrize("version", ["2024-11-05", "2025-11-25"])
+async def test_a_conversation(version: str, autojump_clock: MockClock) -> None:
+    async with open_client(version=version) as client:
+        assert client.messages[0]["result"]["protocolVersion"] == version
+        accepted = await client.post(message_of("notifications/initialized"))
+        assert (accepted.status, accepted.body) == (202, b"")
+        await client.call("an id")
+        await client.house.tell("one")
+        await client.house.answer()
+        assert texts_of(client.stream)[-2:] == ["one", "done"]
+        assert client.messages[-1]["id"] == "an id"
+        assert {event.event for event in events_of(client.stream)[1:]} == {"message"}
+        assert not any(event.id for event in events_of(client.stream))
+
+
+async def test_before_initialize_only_a_ping_is_answered(autojump_clock: MockClock) -> None:
+    async with open_client(version=None) as client:
+        await client.ask("ping")
+        await client.ask("tools/list", request_id=2)
+        await client.ask("server/discover", {"_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}, 3)
+        await client.post(message_of("notifications/cancelled", {"requestId": 2}))
+        assert client.messages[0]["result"] == {}
+        for message in client.messages[1:]:
+            assert message["error"]["code"] == jsonrpc.INVALID_REQUEST
+            assert "initialize" in message["error"]["message"]
+        await client.initialize()
+        await client.initialize()
+        assert "another stream" in client.messages[-1]["error"]["message"]
+
+
+async def test_a_malformed_initialize_can_be_repeated(autojump_clock: MockClock) -> None:
+    async with open_client(version=None) as client:
+        assert (await client.ask("initialize", {"protocolVersion": 3})).status == 202
+        assert client.messages[0]["error"]["code"] == jsonrpc.INVALID_PARAMS
+        await client.initialize()
+        assert "result" in client.messages[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"endpoint": "/messages/"}, 400),
+        ({"endpoint": "/messages/?session_id="}, 400),
+        ({"endpoint": "/messages/?session_id=nobody"}, 404),
+        ({"content-type": "text/plain"}, 415),
+        ({"message": b"x" * 2_000}, 413),
+        ({"message": b"{"}, 400),
+        ({"message": b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":\xff}'}, 400),
+        ({"message": [message_of("ping", request_id=1)]}, 400),
+    ],
+)
+async def test_posts_that_are_refused(change: dict[str, Any], status: int, autojump_clock: MockClock) -> None:
+    async with open_client(max_body_bytes=1_000) as client:
+        before = len(client.messages)
+        given = {"message": message_of("ping", request_id=1), **change}
+        refused = await client.post(given.pop("message"), **given)
+        assert refused.status == status
+        assert json.loads(refused.body)["error"]["message"]
+        assert len(client.messages) == before
+
+
+async def test_wrong_methods_are_refused(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        for method, serve, allowed in (("POST", client.face.open, "GET"), ("GET", client.face.post, "POST")):
+            exchange = await client.house.start(serve, FakeExchange(method=method, headers=STREAM))
+            assert (exchange.status, exchange.headers["allow"]) == (405, allowed)
+        plain = FakeExchange(method="GET", headers={"accept": "application/json"})
+        assert (await client.house.start(client.face.open, plain)).status == 406
+
+
+async def test_a_batch_in_the_version_that_has_them(autojump_clock: MockClock) -> None:
+    async with open_client(version="2025-03-26") as client:
+        batch = [message_of("ping", request_id=1), message_of("notifications/x"), message_of("ping", request_id="1")]
+        assert (await client.post(batch)).status == 202
+        assert {message["id"] for message in client.messages[1:]} == {1, "1"}
+
+
+async def test_an_id_in_use_is_refused_and_its_call_goes_on(autojump_clock: MockClock) -> None:
+    async with open_client(max_client_requests=2) as client:
+        await client.call(1)
+        refused = await client.call(1)
+        assert refused.status == 400
+        assert "still in use" in json.loads(refused.body)["error"]["message"]
+        await client.call(2)
+        await client.call(3)
+        assert client.messages[-1]["id"] == 3
+        assert "max_client_requests" in client.messages[-1]["error"]["message"]
+        await client.house.answer()
+        assert client.messages[-1]["id"] == 1
+
+
+async def test_answers_come_in_the_order_in_which_they_are_there(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        for number in range(1, 4):
+            await client.call(number)
+        first, second, third = client.house.fake.session.working
+        for ticket in (third, first, second):
+            ticket.notify(log_line(ticket.call.name))
+        await settle()
+        client.house.fake.session.working.reverse()
+        await client.house.answer()
+        await client.house.answer()
+        await client.house.answer()
+        assert [message["id"] for message in client.messages if "result" in message][1:] == [3, 2, 1]
+
+
+async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        settled: list[Any] = []
+        await client.call()
+        client.house.ticket.ask(Ask("roots/list", {}, settled.append))
+        await settle()
+        assert client.messages[-1]["method"] == "roots/list"
+        await client.post({"jsonrpc": "2.0", "id": client.messages[-1]["id"], "result": {"roots": []}})
+        assert settled == [b'{"roots": []}']
+
+
+async def test_changes_are_told_to_who_has_initialized(autojump_clock: MockClock) -> None:
+    async with open_client(version=None) as client:
+        client.face.tell(make_news("tools"))
+        await settle()
+        assert client.messages == []
+        await client.initialize()
+        client.face.tell(make_news("tools"))
+        await settle()
+        assert client.messages[-1]["method"] == "notifications/tools/list_changed"
+
+
+async def test_a_cancel_ends_one_call_unanswered(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.call(1)
+        await client.call(2)
+        await client.post(message_of("notifications/cancelled", {"requestId": 1}))
+        await client.house.answer()
+        assert client.withdrawn == ["x"]
+        assert [message["id"] for message in client.messages[1:]] == [2]
+        await client.call(1)  # its id is free again
+
+
+async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        other = Client(client.house, client.face)
+        await other.open()
+        await other.initialize()
+        await client.call()
+        await other.call()
+        stream = client.face._streams[client.endpoint.partition("=")[2]]
+        undone: list[str] = []
+        assert stream.session is not None
+        stream.session.on_end.append(lambda: undone.append("its subscriptions"))
+        client.stream.gone.set()
+        await settle()
+        assert undone == ["its subscriptions"]
+        assert client.withdrawn == ["x"]
+        assert len(client.face) == 1
+        assert (await client.call()).status == 404
+        await client.house.answer()
+        assert texts_of(other.stream)[-1] == "done"
+
+
+async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> None:
+    async with open_client(keep_alive_interval=5.0) as client:
+        before = client.stream.body
+        await trio.sleep(11)
+        comments = parse_events(client.stream.body[len(before) :])
+        assert [event.comment for event in comments] == ["keep-alive", "keep-alive"]
+
+
+async def test_only_so_many_streams_are_open(autojump_clock: MockClock) -> None:
+    async with open_client(max_sessions=1) as client:
+        refused = Client(client.house, client.face)
+        await client.house.start(client.face.open, refused.stream)
+        assert refused.stream.status == 503
+        assert "max_sessions" in json.loads(refused.stream.body)["error"]["message"]
+        client.stream.gone.set()
+        await settle()
+        await Client(client.house, client.face).open()
+
+
+async def test_streams_that_never_initialize_make_room(autojump_clock: MockClock) -> None:
+    async with open_client(max_sessions=3) as client:
+        silent = [Client(client.house, client.face) for _ in range(10)]
+        for one in silent:
+            await one.open()
+        await settle()
+        assert [one.stream.ended for one in silent] == [True] * 8 + [False] * 2
+        assert not client.stream.ended
+        assert len(client.face) == 3
+        await silent[-1].initialize()
+        assert silent[-1].messages[0]["result"]["protocolVersion"] == "2024-11-05"
+
+
+# -- clients that read slowly, or not at all ---------------------------------------------------------------------------
+
+
+async def fill(client: Client, count: int, *, size: int) -> None:
+    """Have that many answers wait for the client."""
+    for number in range(count):
+        await client.call(number)
+    text = {"content": [{"type": "text", "text": "x" * size}]}
+    for _ in range(count):
+        await client.house.answer(text)
+
+
+@pytest.mark.parametrize(("count", "size"), [(20, MAX_WAITING_BYTES // 8), (MAX_WAITING_MESSAGES + 50, 1)])
+async def test_a_client_that_does_not_read_is_dropped_for_a_reason(
+    count: int, size: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with open_client(max_client_requests=count + 1) as client:
+        client.stream.reading = trio.Event()
+        if size > 1:
+            await fill(client, count, size=size)
+        else:  # one message at a time, so that none is dropped where the call keeps them
+            await client.call()
+            for number in range(count):
+                await client.house.tell(str(number))
+        assert len(client.face) == 1
+        await trio.sleep(PATIENCE + 1)
+        assert len(client.face) == 0
+        assert "does not read" in caplog.text
+        if size > 1:
+            assert MAX_WAITING_BYTES < int(caplog.text.split("(")[1].split()[0]) < 2 * MAX_WAITING_BYTES
+        else:
+            assert f"{MAX_WAITING_MESSAGES} messages" in caplog.text
+        assert (await client.call("later")).status == 404
+
+
+async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock: MockClock) -> None:
+    async with open_client(max_client_requests=100) as client:
+        client.stream.reading = trio.Event()
+        stalled = client.stream.reading
+        await fill(client, 40, size=MAX_WAITING_BYTES // 8)
+        await trio.sleep(PATIENCE - 1)
+        client.stream.reading.set()
+        stalled.set()
+        await settle()
+        assert [message["id"] for message in client.messages[1:]] == list(range(40))
+
+
+async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        await fill(client, 2, size=3 * MAX_WAITING_BYTES)
+        assert [len(text) for text in texts_of(client.stream)[1:]] == [3 * MAX_WAITING_BYTES] * 2
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_when_the_gateway_stops_streams_end_behind_their_last_answers(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.call()
+        client.face.end_all()
+        await settle()
+        assert not is_complete(client.stream)
+        await client.house.answer()
+        assert texts_of(client.stream)[-1] == "done"
+        assert is_complete(client.stream)
+        assert len(client.face) == 0

@@ -1,0 +1,298 @@
+"""Parked calls: asked together, answered once, bounded in number and in time, and never run again."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Era, Failure, Notice, Withdrawn
+from gateway.errors import InvalidParams
+from gateway.frontends.modern import suspended_calls as parking_module
+from gateway.frontends.modern.request_state import Sealer
+from gateway.frontends.modern.suspended_calls import GATHER_TURNS, MAX_PARKED_EACH, PARKED_FOR, Parking
+from tests.support.fakes import settle
+from tests.support.suspended import ELICITATION, ROOTS, Asked, Lines, done, make_call, make_caller, open_flow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.frontends.call_stream import Flow
+
+
+@asynccontextmanager
+async def open_lot() -> AsyncGenerator[Parking]:
+    parking = Parking(Sealer())
+    with trio.fail_after(1e6):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parking.run)
+            yield parking  # ruff: ignore[fallible-context-manager]
+            nursery.cancel_scope.cancel()
+
+
+async def park(parking: Parking, flow: Flow, *asked: Asked) -> dict[str, Any]:
+    """Have the backend of a flow ask, and the call be parked; the result that its client gets."""
+    ticket = flow._ticket
+    for one in asked:
+        ticket.ask(one.ask)
+    answer = await parking.park(flow, await flow.next())  # type: ignore[arg-type] - it is the first ask
+    assert isinstance(answer, bytes), answer
+    return json.loads(answer)
+
+
+def key_of(parking: Parking, flow: Flow, result: dict[str, Any]) -> str:
+    return parking.sealer.open(flow.call, result["requestState"]).parked
+
+
+def resume(parking: Parking, flow: Flow, result: dict[str, Any], responses: object, **further: Any) -> Any:
+    retry = make_call(Era.MODERN, inputResponses=responses, **further)
+    return parking.resume(key_of(parking, flow, result), retry)
+
+
+async def test_what_a_backend_asks_at_once_is_asked_together(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        form = Asked(ELICITATION, message="m", requestedSchema={}, task={"ttl": 1}, _meta={"progressToken": 1})
+        roots = Asked(ROOTS)
+        result = await park(parking, flow, form, roots)
+        assert result["resultType"] == "input_required"
+        params = {"message": "m", "requestedSchema": {}}
+        expected = {
+            "input-1": {"method": ELICITATION, "params": params},
+            "input-2": {"method": ROOTS, "params": {}},
+        }
+        assert result["inputRequests"] == expected
+        found = resume(parking, flow, result, {"input-2": {"roots": []}, "input-1": {"action": "accept"}})
+        assert found is flow
+        assert (form.result, roots.result) == ({"action": "accept"}, {"roots": []})
+        ticket.finish(done())
+        assert await flow.next() == done()
+        assert len(parking) == 0
+
+
+async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_waits(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        first, second, third = Asked(), Asked(), Asked()
+        ticket.ask(first.ask)
+        item: Any = await flow.next()
+        async with trio.open_nursery() as nursery:
+
+            async def ask_later() -> None:
+                for one, turns in ((second, 3), (third, GATHER_TURNS * 3)):
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                    ticket.ask(one.ask)
+
+            nursery.start_soon(ask_later)
+            result = json.loads(await parking.park(flow, item))  # type: ignore[arg-type] - a result
+        assert list(result["inputRequests"]) == ["input-1", "input-2"]
+        resume(parking, flow, result, {"input-1": {}, "input-2": {}})
+        assert await flow.next() is third.ask
+
+
+async def test_a_token_resumes_once(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        lines = Lines()
+        flow, _ = open_flow(Era.MODERN, lines)
+        result = await park(parking, flow, Asked())
+        resume(parking, flow, result, {"input-1": {}})
+        with pytest.raises(InvalidParams, match="not run again"):
+            resume(parking, flow, result, {"input-1": {}})
+        assert len(lines.tickets) == 1
+
+
+async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, _ = open_flow(Era.MODERN, Lines())
+        first, second = Asked(), Asked(ELICITATION, message="m")
+        result = await park(parking, flow, first, second)
+        again = json.loads(resume(parking, flow, result, {"input-1": {"a": 1}, "input-9": {}}))
+        assert list(again["inputRequests"]) == ["input-2"]
+        assert first.result == {"a": 1}
+        assert second.reply is None
+        with pytest.raises(InvalidParams):
+            resume(parking, flow, result, {"input-2": {}})
+        assert resume(parking, flow, again, {"input-1": {"a": 2}, "input-2": {"b": 1}}) is flow
+        assert (first.result, second.result) == ({"a": 1}, {"b": 1})
+
+
+async def test_a_late_answer_is_not_taken_for_one_to_what_was_asked_later(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        first, second = Asked(), Asked()
+        result = await park(parking, flow, first)
+        resume(parking, flow, result, {"input-1": {"a": 1}})
+        later = await park(parking, flow, second)
+        assert list(later["inputRequests"]) == ["input-2"]
+        again = json.loads(resume(parking, flow, later, {"input-1": {"a": 1}}))
+        assert (list(again["inputRequests"]), second.reply) == (["input-2"], None)
+        assert resume(parking, flow, again, {"input-2": {"b": 1}}) is flow
+        assert second.result == {"b": 1}
+        ticket.finish(done())
+        assert await flow.next() == done()
+
+
+@pytest.mark.parametrize("responses", [[], "x", 1, {"input-1": 1}, {"input-1": None}, {"input-1": {}, "input-2": []}])
+async def test_answers_of_a_wrong_form_change_nothing(responses: object, autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, _ = open_flow(Era.MODERN, Lines())
+        asked = Asked()
+        result = await park(parking, flow, asked)
+        with pytest.raises(InvalidParams, match="an object of objects"):
+            resume(parking, flow, result, responses)
+        assert asked.reply is None
+        assert resume(parking, flow, result, {"input-1": {}}) is flow
+
+
+async def test_what_is_taken_back_is_not_asked(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        first, second = Asked(), Asked(ELICITATION, message="m")
+        for one in (first, second):
+            ticket.ask(one.ask)
+        ticket.withdraw_ask(first.ask)
+        result = json.loads(await parking.park(flow, await flow.next()))  # type: ignore[arg-type] - an ask, a result
+        assert [one["method"] for one in result["inputRequests"].values()] == [ELICITATION]
+
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        ticket.ask(first.ask)
+        ticket.withdraw_ask(first.ask)
+        assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
+
+
+async def test_a_call_that_ends_meanwhile_is_not_parked(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        ticket.ask(Asked().ask)
+        ticket.finish(done())
+        assert await parking.park(flow, await flow.next()) == done()  # type: ignore[arg-type] - an ask
+        assert len(parking) == 0
+
+
+async def test_an_answer_that_came_while_the_call_was_parked_waits_for_its_client(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        result = await park(parking, flow, Asked())
+        ticket.finish(done("early"))
+        other, _ = open_flow(Era.MODERN, Lines())
+        await park(parking, other, Asked())  # wakes the task that lets calls expire
+        await settle()
+        assert resume(parking, flow, result, {"input-1": {}}) is flow
+        assert await flow.next() == done("early")
+
+
+async def test_notices_that_come_meanwhile_wait_for_the_retry_and_its_token(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines(), token="old")
+        ticket.ask(Asked().ask)
+        ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(1)}))
+        result = json.loads(await parking.park(flow, await flow.next()))  # type: ignore[arg-type] - an ask, a result
+        ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(2)}))
+        caller = make_caller(Era.MODERN, log_level="debug")
+        resume(parking, flow, result, {"input-1": {}}, token="new", caller=caller)
+        assert (flow.token, flow.level) == ("new", "debug")
+        told: list[Any] = [await flow.next(), await flow.next()]
+        assert [bytes(notice.params["progress"]) for notice in told] == [b"1", b"2"]
+
+
+async def test_a_client_that_takes_longer_than_the_call_may_is_not_punished(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines(), timeout=10)
+        result = await park(parking, flow, Asked())
+        await trio.sleep(100)
+        resume(parking, flow, result, {"input-1": {}})
+        with trio.move_on_after(9):
+            await flow.next()
+        ticket.finish(done())
+        assert await flow.next() == done()
+
+
+async def test_a_parked_call_expires_and_its_backend_is_told(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        lines, asked = Lines(), Asked()
+        flow, _ = open_flow(Era.MODERN, lines)
+        result = await park(parking, flow, asked)
+        await trio.sleep(PARKED_FOR - 1)
+        later, _ = open_flow(Era.MODERN, lines)
+        await park(parking, later, Asked())
+        assert (len(parking), lines.cancelled) == (2, [])
+        await trio.sleep(2)
+        assert (len(parking), lines.cancelled) == (1, ["the client did not come back with its input"])
+        assert "did not come back" in asked.refusal.message
+        with pytest.raises(InvalidParams):
+            resume(parking, flow, result, {"input-1": {}})
+        await trio.sleep(PARKED_FOR)
+        assert (len(parking), len(lines.cancelled)) == (0, 2)
+
+
+async def test_parked_calls_are_bounded_for_each_principal(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        lines = Lines()
+        for _ in range(MAX_PARKED_EACH):
+            flow, _ticket = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="ada"))
+            await park(parking, flow, Asked())
+        flow, ticket = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="ada"))
+        asked = Asked()
+        ticket.ask(asked.ask)
+        assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
+        assert asked.refusal.code == jsonrpc.INTERNAL_ERROR
+        other, _ = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="eve"))
+        await park(parking, other, Asked())
+        assert lines.cancelled == []
+
+
+async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking_module, "MAX_PARKED", 2)
+    async with open_lot() as parking:
+        for principal in "ab":
+            flow, _ = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal=principal))
+            await park(parking, flow, Asked())
+        flow, ticket = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal="c"))
+        asked = Asked()
+        ticket.ask(asked.ask)
+        assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
+        assert isinstance(asked.reply, Failure)
+
+
+async def test_at_the_end_all_are_let_go(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        lines = Lines()
+        asked = [Asked(), Asked()]
+        for one in asked:
+            flow, _ = open_flow(Era.MODERN, lines)
+            await park(parking, flow, one)
+        parking.close_all()
+        assert len(parking) == 0
+        assert lines.cancelled == ["the gateway is shutting down"] * 2
+        assert all(isinstance(one.reply, Failure) for one in asked)
+
+
+async def test_who_parked_a_call_cannot_close_it_any_more(autojump_clock: MockClock) -> None:
+    """The retry of a quick client comes before the end of the request that parked the call."""
+    async with open_lot() as parking:
+        lines = Lines()
+        flow, _ = open_flow(Era.MODERN, lines)
+        first = flow.take()
+        result = await park(parking, flow, Asked())
+        resume(parking, flow, result, {"input-1": {}})
+        second = flow.take()
+        flow.let_go(first)
+        assert lines.cancelled == []
+        flow.let_go(second, "the client hung up")
+        assert lines.cancelled == ["the client hung up"]
+
+
+async def test_what_the_backend_takes_back_of_a_parked_call_is_known_to_the_retry(autojump_clock: MockClock) -> None:
+    async with open_lot() as parking:
+        flow, ticket = open_flow(Era.MODERN, Lines())
+        asked = Asked()
+        result = await park(parking, flow, asked)
+        ticket.withdraw_ask(asked.ask)
+        resume(parking, flow, result, {"input-1": {}})
+        assert await flow.next() == Withdrawn(asked.ask)

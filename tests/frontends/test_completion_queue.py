@@ -1,0 +1,278 @@
+"""Calls of a stdio client that only wait for their outcome, and what else may happen to them: each is answered once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.calls import Ask, Complete, Era
+from gateway.errors import BackendExited, Revoked
+from gateway.frontends.call_stream import Flow
+from gateway.frontends.completion_queue import Waiting
+from gateway.frontends.stdio import END_GRACE, StdioFace
+from gateway.inflight.pending import Ticket
+from tests.frontends.legacy.test_sse import HELLO
+from tests.support.fakes import SOON, settle
+from tests.support.http_frontends import ANSWER, House, log_line, message_of, open_house
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from trio.testing import MockClock
+
+RAISED = {"elicitation": {"form": {}}, "sampling": {}, "roots": {}}
+
+
+class Client:
+    """A stdio client that is initialized, in front of a backend that the test plays."""
+
+    def __init__(self, house: House, stdin: int, stdout: int) -> None:
+        self.house = house
+        self.stdin = trio.lowlevel.FdStream(stdin)
+        self._stdout = trio.lowlevel.FdStream(stdout)
+        self._read = b""
+        self.heard: list[Any] = []
+        """Every message that came, in order, but for changes of lists."""
+        self.clean: bool | None = None
+        """What the face returned."""
+        self.ended = trio.Event()
+
+    async def serve(self, face: StdioFace) -> None:
+        self.clean = await face.run()
+        self.ended.set()
+
+    async def listen(self) -> None:
+        with suppress(trio.ClosedResourceError):
+            while data := await self._stdout.receive_some():
+                *lines, self._read = (self._read + data).split(b"\n")
+                self.heard += [json.loads(line) for line in lines if b"list_changed" not in line]
+
+    async def say(self, *messages: dict[str, Any]) -> None:
+        await self.stdin.send_all(b"".join(json.dumps(one).encode() + b"\n" for one in messages))
+        await settle()
+
+    def said(self) -> list[Any]:
+        """What came, in short: a method, or the id of a response."""
+        return [one.get("method") or one["id"] for one in self.heard]
+
+    def assert_at_rest(self) -> None:
+        assert self.house.answers.router.under_way == 0
+        assert len(self.house.answers.fleet.deadlines) == 0
+        assert self.house.fake.session.working == []
+
+    async def aclose(self) -> None:
+        await self.stdin.aclose()
+        await self._stdout.aclose()
+
+
+@asynccontextmanager
+async def open_client(**settings: Any) -> AsyncGenerator[Client]:
+    (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
+    try:
+        async with open_house(**settings) as house:
+            client = Client(house, ours_in, ours_out)
+            face = StdioFace(house.answers, theirs_in, theirs_out, trio.Event())
+            house.nursery.start_soon(client.serve, face)
+            house.nursery.start_soon(client.listen)
+            await client.say(message_of("initialize", {**HELLO, "capabilities": RAISED}, 0))
+            client.heard.clear()
+            try:
+                yield client
+            finally:
+                await client.aclose()
+    finally:
+        os.close(theirs_in)
+
+
+def call(request_id: int, **meta: Any) -> dict[str, Any]:
+    params: dict[str, Any] = {"name": "a.x", "arguments": {}}
+    return message_of("tools/call", {**params, "_meta": meta} if meta else params, request_id)
+
+
+def cancel(request_id: int) -> dict[str, Any]:
+    return message_of("notifications/cancelled", {"requestId": request_id})
+
+
+def count_calls() -> int:
+    """Objects in which calls of this process are, or were and still stay."""
+    return sum(isinstance(one, Ticket | Flow | Waiting) for one in gc.get_objects())
+
+
+async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client(max_client_requests=8) as client:
+        for _ in range(5):
+            await client.say(*(call(number) for number in range(1, 10)))
+            assert [one["id"] for one in client.heard if "error" in one] == [9]
+            client.house.fake.session.answer(8, Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
+            await settle()
+            assert sorted(client.said()) == list(range(1, 10))
+            client.assert_at_rest()
+            client.heard.clear()
+
+
+async def test_what_comes_in_the_turn_of_the_outcome_comes_before_it(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1), call(2))
+        for text in ("a", "b"):
+            client.house.fake.session.working[0].notify(log_line(text))
+        client.house.fake.session.answer(2)
+        await settle()
+        assert sorted(map(str, client.said())) == ["1", "2", "notifications/message", "notifications/message"]
+        texts = [one["params"]["data"] if "method" in one else one["id"] for one in client.heard if one.get("id") != 2]
+        assert texts == ["a", "b", 1]
+        client.assert_at_rest()
+
+
+async def test_a_cancelled_call_has_no_answer_and_its_id_is_free_at_once(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1), cancel(1), cancel(1), call(1), call(2))
+        assert client.heard == []
+        assert len(client.house.fake.session.working) == 2
+        client.house.fake.session.answer(2)
+        await settle()
+        assert sorted(client.said()) == [1, 2]
+        await client.say(cancel(1), cancel(2))
+        assert sorted(client.said()) == [1, 2]
+        client.assert_at_rest()
+
+
+async def test_a_cancel_once_it_has_a_task_of_its_own(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1), call(2))
+        await client.house.tell("so that it has a task", client.house.fake.session.working[0])
+        await client.say(cancel(1), cancel(2))
+        assert client.said() == ["notifications/message"]
+        client.assert_at_rest()
+        await client.say(call(1), call(2))
+        client.house.fake.session.answer(2)
+        await settle()
+        assert sorted(client.said()[1:]) == [1, 2]
+        assert all("result" in one for one in client.heard[1:])
+        client.assert_at_rest()
+
+
+async def test_the_time_of_a_call_that_nothing_else_happens_to(mock_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.say(call(1))
+        mock_clock.jump(9_000)
+        await client.say(call(2))
+        mock_clock.jump(1_001)
+        await settle()
+        assert client.said() == [1]
+        assert "call_timeout" in client.heard[0]["error"]["message"]
+        mock_clock.jump(9_000)
+        await settle()
+        assert client.said() == [1, 2]
+        client.assert_at_rest()
+
+
+async def test_what_is_asked_is_asked(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1))
+        replies: list[Any] = []
+        client.house.ticket.ask(Ask("roots/list", {}, replies.append))
+        await settle()
+        assert client.said() == ["roots/list"]
+        await client.say({"jsonrpc": "2.0", "id": client.heard[0]["id"], "result": {"roots": []}})
+        assert replies == [b'{"roots": []}']
+        client.house.fake.session.answer()
+        await settle()
+        assert client.said()[1:] == [1]
+        client.assert_at_rest()
+
+
+async def test_a_crash_answers_all(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(*(call(number) for number in range(1, 65)))
+        session = client.house.fake.session
+        session.crash(BackendExited("a", "was killed"))
+        await settle()
+        assert sorted(client.said()) == list(range(1, 65))
+        assert all("error" in one for one in client.heard)
+        client.assert_at_rest()
+
+
+async def test_the_end_of_stdin_gives_them_some_time(mock_clock: MockClock) -> None:
+    async with open_client() as client:
+        await client.say(*(call(number) for number in range(1, 4)))
+        await client.stdin.aclose()
+        await settle()
+        client.house.fake.session.answer()
+        await settle()
+        assert client.said() == [1]
+        mock_clock.jump(END_GRACE + 0.01)
+        await settle()
+        with trio.fail_after(SOON):
+            await client.ended.wait()
+        assert sorted(client.said()) == [1, 2, 3]
+        assert all("stdin has ended" in one["error"]["message"] for one in client.heard[1:])
+        assert client.clean is False
+        client.assert_at_rest()
+
+
+async def test_an_outcome_in_the_turn_in_which_stdin_ends_is_no_cut(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1))
+        await client.stdin.aclose()
+        client.house.fake.session.answer()
+        await settle()
+        assert client.said() == [1]
+        assert client.clean is True
+        client.assert_at_rest()
+
+
+async def test_one_whose_client_was_cut_off_is_told(mock_clock: MockClock) -> None:
+    del mock_clock
+    async with open_client() as client:
+        await client.say(call(1))
+        client.house.ticket.abandon(Revoked(), "the client may not use the gateway any more")
+        await settle()
+        assert client.said() == [1]
+        assert "error" in client.heard[0]
+        client.assert_at_rest()
+
+
+async def test_nothing_of_an_answered_call_stays(mock_clock: MockClock) -> None:
+    del mock_clock
+    gc.collect()
+    before = count_calls()
+    async with open_client() as client:
+        gc.disable()
+        try:
+            await client.say(call(1), call(2), call(3), cancel(3))
+            client.house.fake.session.working[1].notify(log_line("so that it has a task"))
+            client.house.fake.session.answer(2, Complete(b'{"content":[],"mark":1}', Era.LEGACY))
+            await settle()
+            await client.say(call(4))
+            assert count_calls() - before == 3  # the ticket, the flow and the rest of the one that waits
+        finally:
+            gc.enable()
+        client.house.fake.session.answer()
+        await settle()
+        client.assert_at_rest()
+
+
+async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockClock, monkeypatch: Any) -> None:
+    del mock_clock
+    routers: list[Any] = []
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_client() as client:
+            routers.append(client.house.answers.router)
+            await client.say(call(1), call(2))
+            monkeypatch.setattr(client.house.answers, "encode_outcome", lambda *_: 1 / 0)
+            await client.house.answer()
+            await trio.sleep_forever()
+    assert [router.under_way for router in routers] == [0]

@@ -1,0 +1,96 @@
+"""What a client is told once and for all: `initialize` waits for first starts, as lists do, and promises the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Era
+from gateway.frontends.legacy.sessions import SessionTable
+from gateway.frontends.legacy.sse import SseFace
+from gateway.frontends.legacy.streamable import StreamableFace
+from tests.frontends.legacy.test_sse import HELLO, Client
+from tests.support.fakes import FakeBackend, FakeExchange, make_listing
+from tests.support.http_frontends import STREAM, House, message_of, open_house
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+ALL = {"completions": {}, "resources": {"listChanged": True, "subscribe": True}}
+NONE = {"resources": {"listChanged": True}}
+
+
+def starting(seconds: float) -> FakeBackend:
+    """A backend with instructions and nothing else, which needs so long to start."""
+
+    async def on_start(_number: int) -> None:
+        await trio.sleep(seconds)
+
+    return FakeBackend(make_listing("x", instructions="how to"), on_start=on_start)
+
+
+async def greet_http(house: House) -> Any:
+    sessions = SessionTable(most=5, idle_timeout=1e5, max_requests=5)
+    exchange = FakeExchange(headers=STREAM)
+    await house.start(StreamableFace(house.answers, sessions).post, exchange, decoded("initialize"))
+    for _ in range(50):
+        if exchange.ended:
+            break
+        await trio.sleep(0.1)
+    return json.loads(exchange.body)["result"]
+
+
+async def greet_sse(house: House) -> Any:
+    client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+    await client.open()
+    accepted = await client.ask("initialize", HELLO)
+    assert accepted.status == 202  # the POST waits for nothing
+    pinged = await client.ask("ping", {}, 2)
+    assert pinged.status == 202
+    for _ in range(50):
+        if len(client.messages) == 2:
+            break
+        await trio.sleep(0.1)
+    (found,) = [one for one in client.messages if one["id"] == 1]
+    return found["result"]
+
+
+def decoded(method: str) -> Any:
+    return jsonrpc.decode(jsonrpc.encode(message_of(method, HELLO, 1)))
+
+
+@pytest.mark.parametrize("greet", [greet_http, greet_sse])
+@pytest.mark.parametrize(
+    ("seconds", "waited", "instructions", "declared"),
+    [(0, 0, "how to", NONE), (1, 1, "how to", NONE), (5, 2, None, ALL)],  # the grace is 2 s
+)
+async def test_a_cold_start_is_waited_for_within_the_grace(
+    greet: Callable[[House], Awaitable[Any]],
+    seconds: float,
+    waited: float,
+    instructions: str | None,
+    declared: Any,
+    autojump_clock: MockClock,
+) -> None:
+    began = trio.current_time()
+    async with open_house(starting(seconds)) as house:
+        result = await greet(house)
+        assert waited <= trio.current_time() - began < waited + 0.5
+        assert (instructions or "") in result.get("instructions", "")
+        assert ("instructions" in result) == (instructions is not None)
+        found = {name: value for name, value in result["capabilities"].items() if name in ALL}
+        assert found == declared
+
+
+async def test_what_has_failed_for_good_is_promised_to_nobody(autojump_clock: MockClock) -> None:
+    fake = FakeBackend(make_listing("x"))
+    fake.fail(*range(1, 100))
+    async with open_house(fake) as house:
+        assert "completions" in house.answers._capabilities(Era.LEGACY, None)
+        await house.answers.fleet.supervisors["a"].known.wait()
+        assert "completions" not in house.answers._capabilities(Era.LEGACY, None)

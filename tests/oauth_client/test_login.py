@@ -1,0 +1,915 @@
+"""OAuth to backends: found out from the 401, one login for all, every way to a person, and what goes wrong."""
+
+# ruff: file-ignore[line-too-long]  (one row of a table, one line)
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import stat
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import msgspec
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway import jsonrpc
+from gateway.app import make_opener
+from gateway.backends.http.detect import HttpOpener
+from gateway.calls import Ask, Caller, Complete, Era, Withdrawn
+from gateway.config import ServerConfig, parse_server
+from gateway.eras.requests import Hop
+from gateway.errors import BackendError, BackendUnavailable
+from gateway.http_client import HttpRefused
+from gateway.inflight.pending import Ticket
+from gateway.oauth_client.login_prompt import LoginRequired, Ways
+from gateway.oauth_client.logins import Logins
+from gateway.oauth_client.token_manager import REFUSED, Challenge
+from gateway.oauth_client.token_store import Saved, TokenFiles
+from gateway.store import Store
+from tests.peers import oauth_peer
+from tests.peers.oauth_peer import OAuthPeer, open_oauth_peer, page
+from tests.support.fakes import SOON, make_call
+from tests.support.gateway_process import bare_nursery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from gateway.backends.session.interface import Session
+    from gateway.calls import Outcome
+
+pytestmark = pytest.mark.leak_check
+HOP = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": "test", "version": "1"}))
+ABLE = Caller(era=Era.LEGACY, version="2025-11-25", capabilities=msgspec.Raw(b'{"elicitation":{"url":{}}}'))
+
+
+class Deaf:
+    """A listener to whom nothing matters."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class House:
+    """One backend config's logins, a person who follows every page, and what was heard."""
+
+    def __init__(self, peer: OAuthPeer, nursery: trio.Nursery, state: Path) -> None:
+        self.peer = peer
+        self.state = state
+        self.nursery = nursery
+        self.waiting: list[Ticket] = []
+        self.owed: list[str] = []
+        self.was_owed = trio.Event()
+        self.pages: list[str] = []
+        self.seen: list[str] = []
+        """What the browser showed in the end."""
+        self.obedient = True
+        self.has_display = True
+        self.logins = self.make_logins()
+
+    def make_logins(self) -> Logins:
+        return Logins(
+            Store(self.state),
+            waiting=lambda _: [one for one in self.waiting if not one.over],
+            owed=self.note_owed,
+            make_ways=lambda config: Ways(config, can_open=lambda: self.has_display, open_page=self.open_page),
+        )
+
+    def note_owed(self, _: str, reason: str) -> None:
+        self.owed.append(reason)
+        self.was_owed.set()
+
+    async def open_page(self, url: str) -> bool:
+        self.pages.append(url)
+        if self.obedient:
+            self.nursery.start_soon(self.browse, url)
+        return True
+
+    async def browse(self, url: str) -> None:
+        self.seen.append((await self.peer.browse(url)).text)
+
+    def config(self, **fields: Any) -> ServerConfig:
+        return parse_server("s", {"url": self.peer.url, "era": "legacy", **fields}, environ={})
+
+    @asynccontextmanager
+    async def open(self, **fields: Any) -> AsyncGenerator[Session]:
+        config = self.config(**fields)
+        listener: Any = Deaf()
+        try:
+            async with self.logins.open(config, partial(HttpOpener().open, config, listener, hop=HOP)) as session:
+                yield session
+        except* BackendError as group:
+            problem: BaseException = group
+            while isinstance(problem, BaseExceptionGroup):
+                problem = problem.exceptions[0]
+            raise problem from None
+
+    def files(self, **fields: Any) -> TokenFiles:
+        return TokenFiles(Store(self.state), self.config(**fields))
+
+    def restart(self) -> None:
+        """As if the gateway had been stopped and started."""
+        self.logins = self.make_logins()
+
+
+@asynccontextmanager
+async def open_house(tmp_path: Path) -> AsyncGenerator[House]:
+    with trio.fail_after(3 * SOON):
+        async with open_oauth_peer() as peer, bare_nursery() as nursery:
+            house = House(peer, nursery, tmp_path / "state")
+            await nursery.start(house.logins.run)
+            yield house  # ruff: ignore[fallible-context-manager]
+            nursery.cancel_scope.cancel()
+
+
+def ticket_for(name: str, caller: Caller = ABLE) -> Ticket:
+    return Ticket(make_call(name, caller=caller), backend="s", own_name=name, timeout=SOON)
+
+
+async def outcome(ticket: Ticket) -> Outcome:
+    while True:
+        item = await ticket.next()
+        assert item is not None
+        if not isinstance(item, Ask | Withdrawn):
+            return item  # type: ignore[return-value] - what is no event is an outcome
+
+
+async def call(session: Session, name: str = "echo") -> Outcome:
+    ticket = ticket_for(name)
+    session.send([ticket])
+    return await outcome(ticket)
+
+
+async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        (query,) = [httpx2.URL(page).params for page in house.pages]
+        assert (query["code_challenge_method"], query["resource"], query["scope"]) == ("S256", house.peer.url, "read")
+        assert house.peer.calls[0] == ("initialize", None)
+        assert {token for _, token in house.peer.calls[1:]} == set(house.peer.tokens)
+        (path,) = (house.state / "tokens").glob("*.json")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        kept = json.loads(path.read_bytes())["login"]
+        assert kept["issuer"].rstrip("/") == house.peer.issuer
+        assert kept["access_token"] in house.peer.tokens
+
+        house.restart()  # and the next gateway asks nobody
+        await house.nursery.start(house.logins.run)
+        house.peer.calls.clear()
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+        assert None not in {token for _, token in house.peer.calls}
+
+
+async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = oauth_peer.page
+
+    def page(status: int, value: Any = None, **headers: str) -> oauth_peer.Reply:
+        status, named, body = plain(status, value, **headers)
+        return status, named, b"\xef\xbb\xbf" + body if body else body
+
+    monkeypatch.setattr(oauth_peer, "page", page)
+    async with open_house(tmp_path) as house, house.open() as session:
+        assert isinstance(await call(session), Complete)
+
+
+async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open(era="auto") as session:
+        assert isinstance(await call(session), Complete)
+        assert house.peer.calls[0] == ("server/discover", None)
+        assert len(house.pages) == 1
+
+
+@pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION", "authorization"])
+async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path, name: str) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.tokens["given"] = {"read"}
+        nothing: Any = None
+        listener: Any = Deaf()
+        open_session = make_opener(nothing, name="g", logins=house.logins)
+        async with open_session(house.config(headers={name: "Bearer given"}), listener) as session:
+            assert isinstance(await call(session), Complete)
+        for refused in ({"headers": {name: "Bearer wrong"}}, {"oauth": False}):
+            with pytest.RaisesGroup(HttpRefused, flatten_subgroups=True):
+                async with open_session(house.config(**refused), listener):
+                    raise AssertionError
+        assert {token for _, token in house.peer.calls} == {"given", "wrong", None}
+        assert house.peer.log == []
+        assert not (house.state / "tokens").exists()
+
+
+async def test_a_login_lost_in_the_middle_ends_the_session_where_nobody_can_be_asked(tmp_path: Path) -> None:
+    """The supervisor then opens another one, which waits for the login."""
+
+    async def lose(house: House) -> None:
+        async with house.open(oauth={"browser": "print"}) as session:
+            house.peer.is_open = False
+            problem = await call(session)
+            assert isinstance(problem, LoginRequired)
+            await trio.sleep_forever()
+
+    async with open_house(tmp_path) as house:
+        house.peer.is_open = True
+        with pytest.raises(BackendError, match="needs a login"):
+            await lose(house)
+
+
+async def test_concurrent_calls_share_one_login(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        house.peer.revoke()
+        house.peer.refresh_tokens.clear()
+        house.peer.gate, house.peer.at_gate = trio.Event(), trio.Event()
+        before = house.peer.asked("/token")
+        tickets = [ticket_for("echo") for _ in range(3)]
+        session.send(tickets)
+        await house.peer.at_gate.wait()
+        house.peer.gate.set()
+        asks: list[Ask] = []
+
+        async def be_client(ticket: Ticket) -> None:
+            while not isinstance(item := await ticket.next(), Complete):
+                if isinstance(item, Ask):
+                    asks.append(item)
+                    await house.peer.browse(jsonrpc.decode_string(item.params["url"]))
+
+        async with bare_nursery() as nursery:
+            for ticket in tickets:
+                nursery.start_soon(be_client, ticket)
+        assert len(asks) == 1
+        # The first of them was the refresh, which the server did not take; then one login for all three.
+        assert house.peer.asked("/token") == before + 2
+        assert len(house.peer.granted) == 2
+
+
+async def test_an_expired_token_is_refreshed_without_a_person(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        house.peer.revoke()
+        results: list[Outcome] = []
+
+        async def run() -> None:
+            results.append(await call(session))
+
+        async with bare_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(run)
+        assert [type(one) for one in results] == [Complete] * 3
+        assert (len(house.pages), house.peer.asked("/authorize"), house.peer.asked("/token")) == (1, 1, 2)
+        assert len(house.peer.refresh_tokens) == 1  # the new one is kept
+        saved = house.files().load()
+        assert saved is not None
+        assert saved.refresh_token in house.peer.refresh_tokens
+
+
+async def test_a_refresh_goes_to_its_issuer_after_a_restart_too(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        async with house.open():
+            pass
+        house.restart()
+        await house.nursery.start(house.logins.run)
+        house.peer.revoke()
+        house.peer.log.clear()
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert house.peer.log == [("POST", "/token")]
+        assert not any(what == "POST" for what, _ in house.peer.calls)
+
+
+async def test_a_token_that_another_process_got_is_used_first(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        old = house.files().load()
+        assert old is not None
+        house.peer.revoke()
+        house.peer.tokens["theirs"] = {"read"}
+        house.files().save(msgspec.structs.replace(old, access_token="theirs", refresh_token="r2"))
+        house.peer.log.clear()
+        assert isinstance(await call(session), Complete)
+        assert house.peer.log == []
+
+
+async def test_a_missing_scope_is_asked_for_besides_the_others(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        # The page of this login is brought to the client whose call needs it: it is no use opening another.
+        ticket = ticket_for("admin")
+        session.send([ticket])
+        ask = await ticket.next()
+        assert isinstance(ask, Ask)
+        url = jsonrpc.decode_string(ask.params["url"])
+        assert set(httpx2.URL(url).params["scope"].split()) == {"read", "admin"}
+        ask.answer(b'{"action":"accept"}')
+        await house.peer.browse(url)
+        assert isinstance(await outcome(ticket), Complete)
+        assert isinstance(await call(session), Complete)
+
+
+async def test_a_scope_that_is_never_given_is_asked_for_once(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open(oauth={"browser": "open"}) as session:
+        house.peer.scope_wanted = {"tools/call admin": "no such scope"}
+        house.logins.authorizer(house.config(oauth={"browser": "open"})).ways._opened_at = None
+        problem = await call(session, "admin")
+        assert isinstance(problem, BackendError)
+        assert "HTTP 403" in problem.reason
+        assert len(house.pages) == 2
+
+
+async def test_a_call_that_waits_has_its_client_asked(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.has_display = False
+        ended, able, unable = (
+            ticket_for("a"),
+            ticket_for("b"),
+            ticket_for("c", Caller(era=Era.LEGACY, version="2025-11-25")),
+        )
+        ended.close()
+        house.waiting = [ended, unable, able]
+
+        async def be_client() -> None:
+            ask = await able.next()
+            assert isinstance(ask, Ask)
+            assert (ask.method, bytes(ask.params["mode"])) == ("elicitation/create", b'"url"')
+            ask.answer(b'{"action":"accept"}')
+            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+
+        house.nursery.start_soon(be_client)
+        async with house.open(oauth={"browser": "elicit"}) as session:
+            session.send([able])
+            assert isinstance(await outcome(able), Complete)
+        assert not unable.over
+        assert house.owed == []
+
+
+async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_again(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.has_display = False
+        first, second = ticket_for("a"), ticket_for("b")
+        house.waiting = [first]
+
+        async def be_client() -> None:
+            ask = await first.next()
+            assert isinstance(ask, Ask)
+            ask.answer(b'{"action":"decline"}')
+            problem = await outcome(first)
+            assert isinstance(problem, LoginRequired)
+            assert "mcp-gateway login s" in problem.reason
+            assert "declined" in problem.reason
+            house.waiting = [second]
+            ask = await second.next()
+            assert isinstance(ask, Ask)
+            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))  # logs in first, answers never
+            assert isinstance(await second.next(), Withdrawn)
+
+        house.nursery.start_soon(be_client)
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert house.owed[0].startswith("needs a login: run `mcp-gateway login s`")
+
+
+async def test_the_next_call_is_asked_when_the_first_one_ends(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        first, second = ticket_for("a"), ticket_for("b")
+        house.waiting = [first, second]
+
+        async def be_clients() -> None:
+            assert isinstance(await first.next(), Ask)
+            first.close()
+            ask = await second.next()
+            assert isinstance(ask, Ask)
+            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+
+        house.nursery.start_soon(be_clients)
+        async with house.open():
+            pass
+        assert house.pages == []
+
+
+async def test_where_nobody_can_be_asked_the_command_is_named_and_its_login_noticed(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        waiting = ticket_for("a")
+        house.waiting = [waiting]
+
+        async def log_in_elsewhere() -> None:
+            problem = await outcome(waiting)
+            assert isinstance(problem, LoginRequired)
+            assert str(problem) == "backend 's' needs a login: run `mcp-gateway login s`"
+            house.peer.tokens["theirs"] = {"read"}
+            house.files().save(Saved(issuer=house.peer.issuer, access_token="theirs"))
+
+        house.nursery.start_soon(log_in_elsewhere)
+        async with house.open(oauth={"browser": "print"}) as session:
+            assert isinstance(await call(session), Complete)
+        assert house.pages == []
+        assert house.peer.asked("/authorize") == 0
+
+
+async def test_a_browser_is_opened_unprompted_only_once(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.deny = True
+        waiting = ticket_for("a", Caller(era=Era.LEGACY, version="2025-11-25"))
+
+        async def look() -> None:
+            await house.was_owed.wait()
+            house.waiting = [waiting]  # too soon after the last page
+            problem = await outcome(waiting)
+            assert isinstance(problem, LoginRequired)
+            assert "access_denied: not you" in problem.reason
+            house.peer.tokens["theirs"] = {"read"}
+            house.files().save(Saved(issuer=house.peer.issuer, access_token="theirs"))
+
+        house.nursery.start_soon(look)
+        async with house.open():
+            pass
+        assert len(house.pages) == 1
+
+
+async def test_a_login_that_nobody_finishes_ends(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.obedient = False
+        house.nursery.start_soon(partial(_forget, house))
+        async with house.open(oauth={"login_timeout": 0.3}):
+            pass
+        assert "nobody finished it within 0.3 s" in house.owed[0]
+
+
+async def _forget(house: House) -> None:
+    await house.was_owed.wait()
+    house.peer.is_open = True
+    house.files(oauth={"login_timeout": 0.3}).save(Saved(access_token="any"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ({"has_metadata": False}, "wants authorization and offers no OAuth (Registration failed: 404)"),
+        ({"metadata": {"code_challenge_methods_supported": None}}, "does not say that it supports PKCE with S256"),
+        ({"metadata": {"issuer": "https://evil.example"}}, "if that issuer is right, set oauth.issuer to it"),
+        ({"metadata": {"token_endpoint": "http://mcp.example/token"}}, "needs a login at http://mcp.example, which is not https"),
+        ({"metadata": {"authorization_endpoint": "http://a.example/x"}}, "needs a login at http://a.example, which is not https"),
+        ({"metadata": {"registration_endpoint": "https://u:p@a.example/x"}}, "which holds a user name or password"),
+        ({"redirect_metadata_to": "http://10.0.0.1/steal"}, "wants authorization and offers no OAuth"),
+        ({"iss": "https://evil.example"}, "the login page answered for the issuer https://evil.example, and the login was begun with"),
+    ],
+)  # fmt: skip
+async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str, Any], text: str) -> None:
+    async with open_house(tmp_path) as house:
+        for name, value in fault.items():
+            setattr(house.peer, name, value)
+        with pytest.raises(BackendUnavailable) as caught:
+            async with house.open():
+                pass
+        assert text in caught.value.reason
+        assert not isinstance(caught.value, LoginRequired)
+        assert house.peer.granted == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "title", "text"),
+    [
+        ({}, "Logged in", "has what it needs"),
+        ({"deny": True}, "Login refused", "access_denied: not you"),
+        ({"iss": "https://evil.example"}, "Login failed", "answered for the issuer https://evil.example"),
+        ({"token_answer": page(400, {"error": "invalid_grant"})}, "Login failed", "invalid_grant"),
+        ({"token_answer": page(500)}, "Login failed", "HTTP 500"),
+        ({"token_answer": page(200, {"access_token": None})}, "Login failed", "access_token"),
+    ],
+)
+async def test_the_browser_shows_what_came_of_the_login(
+    tmp_path: Path, fault: dict[str, Any], title: str, text: str
+) -> None:
+    async with open_house(tmp_path) as house:
+        for name, value in fault.items():
+            setattr(house.peer, name, value)
+        problem: BackendError | None = None
+        authorizer = house.logins.authorizer(house.config())
+        try:
+            await authorizer.log_in(Challenge(401, ""), None, ())
+        except BackendError as exc:
+            problem = exc
+        await wait_all_tasks_blocked(0.01)
+        (shown,) = house.seen
+        assert f"<h1>{title}</h1>" in shown
+        assert text in shown
+        assert (problem is None) is (title == "Logged in")
+        assert problem is None or text in problem.reason
+
+
+TOKEN = {"access_token": "t0ken", "token_type": "Bearer"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {**TOKEN, "expires_in": 3599.5},
+        {**TOKEN, "expires_in": "3600"},
+        {**TOKEN, "expires_in": -1},
+        {**TOKEN, "expires_in": None},
+        {**TOKEN, "expires_in": 10**30},
+        {**TOKEN, "scope": ["read", "x"]},
+        {**TOKEN, "scope": None},
+        {**TOKEN, "refresh_token": None},
+        {**TOKEN, "token_type": "bearer", "extra": {}},
+        {"access_token": "t0ken", "token_type": None},
+        {"access_token": "t0ken"},
+    ],
+    ids=str,
+)
+async def test_odd_token_answers_that_are_harmless(tmp_path: Path, answer: dict[str, Any]) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.tokens["t0ken"] = {"read"}
+        house.peer.token_answer = page(200, answer)
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        house.restart()  # and it is kept
+        await house.nursery.start(house.logins.run)
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+
+
+async def test_odd_answers_to_a_refresh(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house, house.open() as session:
+        for number, answer in enumerate([
+            {"expires_in": 0.5},
+            {"scope": ["read"], "refresh_token": None},
+            {"token_type": ""},
+        ]):
+            name = f"t{number}"
+            house.peer.revoke()
+            house.peer.tokens[name] = {"read"}
+            house.peer.token_answer = page(200, {**TOKEN, "access_token": name, **answer})
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+        house.peer.revoke()
+        house.peer.token_answer = page(200, {"access_token": None})  # as good as refused: then a person is asked
+        ticket = ticket_for("echo")
+        session.send([ticket])
+        ask = await ticket.next()
+        assert isinstance(ask, Ask)
+        house.peer.token_answer = None
+        await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+        assert isinstance(await outcome(ticket), Complete)
+
+
+class Everything:
+    """The redirect URIs of a client that was registered in the test's name."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"client_secret": None},
+        {"client_secret": None, "token_endpoint_auth_method": "client_secret_basic"},
+        {"client_secret": "", "client_secret_expires_at": None},
+        {"redirect_uris": None},
+        {"redirect_uris": []},
+        {"redirect_uris": ["no address"]},
+        {"client_id_issued_at": 1700000000.5},
+        {"client_id_issued_at": "now", "client_secret_expires_at": 0.0},
+        {"grant_types": None, "response_types": "code", "contacts": {}, "scope": ["read"], "client_uri": ""},
+    ],
+    ids=str,
+)
+async def test_odd_registrations_that_are_harmless(tmp_path: Path, odd: dict[str, Any]) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.clients["odd"] = {"redirect_uris": Everything()}
+        house.peer.registration_answer = page(201, {"client_id": "odd", **odd})
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        house.peer.revoke()
+        house.peer.refresh_tokens.clear()
+        house.restart()
+        await house.nursery.start(house.logins.run)
+        async with house.open():
+            pass
+        assert (len(house.pages), house.peer.asked("/register")) == (2, 1)  # the client is used again
+
+
+HTML = (500, {"content-type": "text/html"}, b"<html>oops</html>")
+
+
+@pytest.mark.parametrize(
+    ("fault", "texts"),
+    [
+        ({"token_answer": page(400, {"error": "invalid_grant", "error_description": "too\nold"})}, ["/token answered HTTP 400: invalid_grant: too old"]),
+        ({"token_answer": page(403)}, ["/token answered HTTP 403"]),
+        ({"token_answer": HTML}, ["/token answered HTTP 500 and an HTML page"]),
+        ({"token_answer": (403, *HTML[1:])}, ["/token answered HTTP 403 and an HTML page"]),
+        ({"token_answer": (200, *HTML[1:])}, ["/token answered with an HTML page"]),
+        ({"token_answer": page(200, {"error": "bad_code"})}, ["/token answered with the error bad_code"]),
+        ({"token_answer": page(200, {})}, ["/token answered without 'access_token'"]),
+        ({"token_answer": page(200, {"access_token": 5})}, ["/token", "an unusable 'access_token' (a number)"]),
+        ({"token_answer": page(200, {**TOKEN, "token_type": "DPoP"})}, ["/token", "an unusable 'token_type' ('DPoP')"]),
+        ({"token_answer": page(302, None, location="https://evil.example/token")}, ["302"]),
+        ({"registration_answer": page(400, {"error": "invalid_redirect_uri", "error_description": "no"})}, ["/register", "invalid_redirect_uri: no"]),
+        ({"registration_answer": page(201, {"client_name": "x"})}, ["/register answered without 'client_id'"]),
+        ({"registration_answer": page(201, {"client_id": None})}, ["/register", "an unusable 'client_id' (null)"]),
+        ({"registration_answer": (201, *HTML[1:])}, ["/register answered with an HTML page"]),
+        ({"registration_answer": HTML}, ["HTTP 500 and an HTML page"]),
+        ({"registration_answer": page(201, {"client_id": "c", "token_endpoint_auth_method": "private_key_jwt"})}, ["token_endpoint_auth_method", "private_key_jwt"]),
+        ({"registration_answer": page(403)}, ["Registration failed: 403", "/register"]),
+        ({"metadata": {"token_endpoint": None}}, ["the metadata at", "answered without 'token_endpoint'"]),
+        ({"metadata": {"authorization_endpoint": "/authorize"}}, ["an unusable 'authorization_endpoint' ('/authorize')"]),
+        ({"metadata_answer": (200, *HTML[1:])}, ["/.well-known/oauth-authorization-server answered with an HTML page"]),
+    ],
+)  # fmt: skip
+async def test_answers_that_are_unusable_are_named(tmp_path: Path, fault: dict[str, Any], texts: list[str]) -> None:
+    async with open_house(tmp_path) as house:
+        for name, value in fault.items():
+            setattr(house.peer, name, value)
+        with pytest.raises(BackendUnavailable) as caught:
+            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+        await wait_all_tasks_blocked(0.01)
+        for text in texts:
+            assert text in caught.value.reason
+            assert all(text in html.unescape(shown) for shown in house.seen)
+        for word in ("pydantic", "validation error", "For further information"):
+            assert word not in caught.value.reason
+        assert len(house.seen) == len(house.pages) == ("token_answer" in fault)
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        "",
+        "Bearer",
+        'Bearer resource_metadata="/.well-known/oauth-protected-resource/mcp"',
+        'Bearer resource_metadata="../.well-known/oauth-protected-resource"',
+        'Bearer resource_metadata=".well-known/nothing"',
+        'Bearer resource_metadata="//"',
+        'Bearer resource_metadata="://"',
+        'Bearer resource_metadata="http://[::1"',
+        'Bearer resource_metadata="{mcp}/.well-known/oauth-protected-resource/mcp',
+        "resource_metadata={mcp}/.well-known/oauth-protected-resource/mcp",
+        'Bearer resource_metadata="http://mcp.example/behind-a-proxy"',
+        'Bearer resource_metadata="ftp://mcp.example/x"',
+        'Bearer resource_metadata="javascript:x"',
+        'Bearer resource_metadata="{mcp}/nowhere"',
+        'Bearer realm="a, b" resource_metadata = "{mcp}/.well-known/oauth-protected-resource/mcp" scope="read',
+        'Basic realm="x", Bearer scope="read\\"',
+        'Negotiate, Bearer ,,= "" error',
+    ],
+)
+async def test_every_challenge_leads_to_a_login(tmp_path: Path, challenge: str) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.challenge = challenge
+        async with house.open() as session:
+            assert isinstance(await call(session), Complete)
+        assert len(house.pages) == 1
+
+
+async def test_an_error_that_repeats_secrets_shows_none(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+
+        def repeat(form: dict[str, str], headers: dict[str, str]) -> Any:
+            del headers
+            text = f"{form['code']} of {form['client_id']} is wrong"
+            return page(400, {"error": "invalid_grant", "error_description": text})
+
+        house.peer._token = repeat  # type: ignore[method-assign] - a peer with a fault
+        with pytest.raises(BackendUnavailable, match=r"invalid_grant: \*\*\* of client-0 is wrong"):
+            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+        await wait_all_tasks_blocked(0.01)
+        assert "*** of client-0 is wrong" in house.seen[0]
+        assert not any(code in house.seen[0] for code in house.peer.codes)
+
+
+async def test_a_login_page_with_a_query_of_its_own(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.peer.metadata["authorization_endpoint"] = f"{house.peer.issuer}/authorize?tenant=7"
+        async with house.open():
+            pass
+        assert httpx2.URL(house.pages[0]).params["tenant"] == "7"
+
+
+async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        with pytest.raises(BackendUnavailable, match=r"names the authorization server .*, and oauth\.issuer is"):
+            async with house.open(oauth={"issuer": "https://auth.example"}):
+                pass
+        async with house.open(oauth={"issuer": house.peer.issuer}) as session:
+            assert isinstance(await call(session), Complete)
+
+
+ROOT = "http://localhost:{port}"
+
+
+@pytest.mark.parametrize(
+    ("named", "issuer", "iss", "configured", "problem"),
+    [
+        (ROOT, ROOT, ROOT, None, None),
+        (ROOT + "/", ROOT, ROOT, None, None),
+        (ROOT, ROOT + "/", ROOT, None, None),
+        (ROOT + "/", ROOT, ROOT + "/", None, None),
+        (ROOT, ROOT + "/", ROOT + "/", None, None),
+        (ROOT, ROOT, ROOT + "/", None, None),
+        (ROOT + "/", ROOT + "/", ROOT, None, None),
+        ("HTTP://LOCALHOST:{port}", ROOT, "http://LocalHost:{port}/", None, None),
+        (ROOT, "HTTP://LOCALHOST:{port}/", ROOT, None, None),
+        (ROOT + "/t", ROOT + "/t", ROOT + "/t", None, None),
+        # The config names it, in whatever spelling.
+        (ROOT + "/", ROOT, ROOT, ROOT, None),
+        (ROOT + "/", ROOT, ROOT, ROOT + "/", None),
+        (ROOT, ROOT + "/", ROOT, "HTTP://LOCALHOST:{port}", None),
+        (ROOT, ROOT, ROOT + "/", "http://LocalHost:{port}/", None),
+        # Another issuer.
+        (ROOT, ROOT + "/t", ROOT + "/t", None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT, ROOT, None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT + "/t/", ROOT, None, "set oauth.issuer to it"),
+        (ROOT + "/t", ROOT + "/T", ROOT, None, "set oauth.issuer to it"),
+        (ROOT, "https://evil.example", ROOT, None, "set oauth.issuer to it"),
+        (ROOT, ROOT, ROOT + "/t", None, "the login page answered for the issuer"),
+        (ROOT, ROOT, "https://evil.example", None, "the login page answered for the issuer"),
+        (ROOT, ROOT, ROOT + "//", None, "the login page answered for the issuer"),
+        # Another issuer, which the config accepts.
+        (ROOT, ROOT + "/t", ROOT + "/t", ROOT + "/t", None),
+        (ROOT + "/t", ROOT, ROOT + "/", ROOT + "/", None),
+        (ROOT, "https://auth.example/", "https://auth.example", "https://AUTH.example:443", None),
+        (ROOT, "https://auth.example", ROOT, "https://auth.example", "the login page answered for the issuer"),
+        # Another one than the config accepts.
+        (ROOT, ROOT, ROOT, ROOT + "/t", "which alone is accepted"),
+        (ROOT, ROOT + "/t", ROOT, ROOT, "which alone is accepted"),
+        (ROOT, "https://evil.example", ROOT, "https://auth.example", "which alone is accepted"),
+    ],
+)
+async def test_which_issuers_are_the_same(
+    tmp_path: Path, named: str, issuer: str, iss: str, configured: str | None, problem: str | None
+) -> None:
+    async with open_house(tmp_path) as house:
+        port = str(httpx2.URL(house.peer.issuer).port)
+
+        def spelled(text: str) -> str:
+            return text.replace("{port}", port)
+
+        house.peer.named, house.peer.iss = spelled(named), spelled(iss)
+        house.peer.metadata["issuer"] = spelled(issuer)
+        oauth = {} if configured is None else {"oauth": {"issuer": spelled(configured)}}
+        if problem is None:
+            async with house.open(**oauth) as session:
+                assert isinstance(await call(session), Complete)
+            house.peer.revoke()  # and what is stored belongs to it
+            house.restart()
+            await house.nursery.start(house.logins.run)
+            async with house.open(**oauth) as session:
+                assert isinstance(await call(session), Complete)
+            assert (len(house.pages), len(house.peer.clients)) == (1, 1)
+            assert len(list((house.state / "tokens").glob("*.json"))) == 1
+            return
+        with pytest.raises(BackendUnavailable) as caught:
+            async with house.open(**oauth):
+                pass
+        assert problem in caught.value.reason
+        assert "oauth.issuer" in caught.value.reason
+        for one in (named, issuer) if not house.pages else (issuer, iss):
+            assert spelled(one) in caught.value.reason
+        assert house.peer.granted == []
+
+
+async def test_a_login_is_found_again_under_another_spelling_of_its_issuer(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        async with house.open():
+            pass
+        for named, issuer in (("/", ""), ("", "/"), ("/", "/")):
+            house.peer.named = house.peer.issuer + named
+            house.peer.metadata["issuer"] = house.peer.issuer + issuer
+            house.peer.revoke()
+            house.peer.refresh_tokens.clear()
+            house.restart()
+            await house.nursery.start(house.logins.run)
+            async with house.open():
+                pass
+            assert len(list((house.state / "tokens").glob("*.json"))) == 1
+        assert len(house.peer.clients) == 1  # the client registered at first is used again
+
+
+@pytest.mark.parametrize("grant", ["authorization_code", "client_credentials"])
+async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: Path, grant: str) -> None:
+    async with open_house(tmp_path) as house:
+        oauth = {"grant": grant, "client_id": "robot", "client_secret": "s3cr3t", "issuer": "https://auth.example"}
+        house.peer.metadata["issuer"] = "https://auth.example"
+        with pytest.raises(BackendUnavailable, match=r"oauth\.client_secret is not sent there"):
+            async with house.open(oauth=oauth):
+                pass
+        house.peer.has_metadata = False  # then the SDK would guess addresses
+        with pytest.raises(BackendUnavailable, match=r"and oauth\.issuer is https://auth\.example"):
+            async with house.open(oauth=oauth):
+                pass
+        assert house.peer.asked("/token") == 0
+        assert house.pages == []
+
+
+async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        grant = house.peer._grant
+
+        def forget(*args: Any, **further: Any) -> Any:
+            answer = grant(*args, **further)
+            house.peer.tokens.clear()
+            return answer
+
+        house.peer._grant = forget  # type: ignore[method-assign] - a peer with a fault
+        with pytest.raises(BackendUnavailable, match=REFUSED):
+            async with house.open():
+                pass
+        assert len(house.pages) == 1
+
+
+async def test_client_credentials_need_nobody(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t", "scopes": "read"}
+        async with house.open(oauth={**oauth, "issuer": house.peer.issuer}) as session:
+            assert isinstance(await call(session, "admin"), Complete)  # steps up
+            house.peer.revoke()
+            assert isinstance(await call(session), Complete)
+        assert house.pages == []
+        assert [set(scope.split()) for scope in house.peer.granted][:2] == [{"read"}, {"read", "admin"}]
+
+
+async def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        oauth = {
+            "grant": "client_credentials",
+            "client_id": "robot",
+            "client_secret": "wr0ng",
+            "issuer": house.peer.issuer,
+        }
+        with pytest.raises(BackendUnavailable, match=r"which failed: Token exchange failed \(401\)") as caught:
+            async with house.open(oauth=oauth):
+                pass
+        assert "wr0ng" not in caught.value.reason
+
+
+async def test_a_given_client_is_used_and_none_registered(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        port = await _free_port()
+        redirect = f"http://127.0.0.1:{port}/callback"
+        house.peer.clients["mine"] = {"redirect_uris": [redirect]}
+        async with house.open(oauth={"client_id": "mine", "redirect_port": port}) as session:
+            assert isinstance(await call(session), Complete)
+        assert house.peer.asked("/register") == 0
+
+
+async def test_a_client_metadata_document_stands_for_a_registration(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        document = "https://gateway.example/client.json"
+        port = await _free_port()
+        house.peer.metadata = {"client_id_metadata_document_supported": True}
+        house.peer.clients[document] = {"redirect_uris": [f"http://127.0.0.1:{port}/callback"]}
+        async with house.open(oauth={"client_metadata_url": document, "redirect_port": port}) as session:
+            assert isinstance(await call(session), Complete)
+        assert house.peer.asked("/register") == 0
+
+
+async def test_a_registered_client_is_used_again(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        async with house.open():
+            pass
+        house.restart()
+        await house.nursery.start(house.logins.run)
+        house.peer.revoke()
+        house.peer.refuse_refresh = True
+        async with house.open():
+            pass
+        assert (house.peer.asked("/register"), len(house.pages)) == (1, 2)
+
+
+async def test_a_taken_redirect_port_is_told(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        port = int(house.peer.mcp.rpartition(":")[2])
+        with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is taken"):
+            async with house.open(oauth={"redirect_port": port}):
+                pass
+
+
+async def test_no_token_in_any_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with open_house(tmp_path) as house:
+            async with house.open() as session:
+                house.peer.revoke()
+                await call(session)
+            saved = house.files().load()
+            assert saved is not None
+            assert saved.access_token
+            assert saved.refresh_token
+            assert saved.access_token not in repr(saved)
+            text = caplog.text
+    assert saved.access_token not in text
+    assert saved.refresh_token not in text
+
+
+async def _free_port() -> int:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    return port

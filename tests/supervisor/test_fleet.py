@@ -1,0 +1,226 @@
+"""All backends together: what is listed while some are away, who hears of changes, and when nobody waits any more."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item
+from gateway.catalog.news import ListNews
+from gateway.catalog.ownership import Route
+from gateway.config.model import Config, GatewaySettings, RestartPolicy, ServerConfig
+from gateway.errors import BackendExited
+from gateway.supervisor.fleet import Fleet
+from gateway.supervisor.states import State
+from tests.support.fakes import FakeBackend, backends, make_listing, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+POLICY = RestartPolicy(initial_delay=1, max_delay=8, jitter=0, max_quick_failures=3)
+CRASH = BackendExited("b", "exited with status 3")
+
+
+def make_fleet(fakes: dict[str, FakeBackend], *, settings: GatewaySettings | None = None, **fields: Any) -> Fleet:
+    servers = {name: ServerConfig(name=name, **{"restart": POLICY, **fields}) for name in fakes}
+    return Fleet(Config(servers=servers, gateway=settings or GatewaySettings()), backends(fakes))
+
+
+@asynccontextmanager
+async def running(fleet: Fleet) -> AsyncGenerator[Fleet]:
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fleet.run)
+            yield fleet  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            fleet.stop()
+            with trio.fail_after(5):
+                await fleet.ended.wait()
+
+
+def listed(fleet: Fleet) -> list[str]:
+    return [item["name"] for item in json.loads(b"[" + fleet.snapshot().page(Kind.TOOLS, None, None).joined + b"]")]
+
+
+async def test_nothing_waits_for_the_slowest(autojump_clock: MockClock) -> None:
+    slow, quick = FakeBackend(make_listing("s")), FakeBackend(make_listing("q"))
+    slow.stall()
+    async with running(make_fleet({"slow": slow, "quick": quick})) as fleet:
+        await settle()
+        assert listed(fleet) == ["quick.q"]
+        assert {name: status.state for name, status in fleet.statuses().items()} == {
+            "slow": State.STARTING,
+            "quick": State.READY,
+        }
+
+
+async def test_seed_g1_lists_keep_the_order_of_the_config(autojump_clock: MockClock) -> None:
+    fakes = {name: FakeBackend(make_listing("x")) for name in "cab"}
+
+    async def late(_number: int) -> None:
+        await trio.sleep(1)
+
+    fakes["c"].on_start = late
+    async with running(make_fleet(fakes)) as fleet:
+        await trio.sleep(2)
+        assert listed(fleet) == ["c.x", "a.x", "b.x"]
+
+
+async def test_the_snapshot_is_rebuilt_only_after_a_change(autojump_clock: MockClock) -> None:
+    fakes = {"a": FakeBackend(), "b": FakeBackend()}
+    async with running(make_fleet(fakes)) as fleet:
+        await settle()
+        before = fleet.snapshot()
+        assert fleet.snapshot() is before
+        part = before.parts[1]
+        fakes["a"].session.change()
+        await settle()
+        assert fleet.snapshot() is not before
+        assert fleet.snapshot().parts[1] is part  # of the other, nothing was made anew
+
+
+@pytest.mark.parametrize(("failures", "state", "names"), [(1, "backoff", ["a.x", "b.x"]), (3, "failed", ["b.x"])])
+async def test_last_good_entries_are_listed_while_briefly_away(
+    failures: int, state: str, names: list[str], autojump_clock: MockClock
+) -> None:
+    fakes = {"a": FakeBackend(), "b": FakeBackend()}
+    async with running(make_fleet(fakes)) as fleet:
+        await settle()
+        fakes["a"].fail(2, 3, 4)
+        fakes["a"].session.crash(CRASH)
+        await settle()
+        if failures > 1:
+            await trio.sleep(20)
+        assert fleet.statuses()["a"].state == state
+        assert listed(fleet) == names
+        assert fleet.snapshot().route(Kind.TOOLS, "a.x") == Route("a", "x")  # a known name stays known
+
+
+async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
+    fakes = {str(number): FakeBackend() for number in range(20)}
+    told: list[tuple[float, frozenset[str]]] = []
+    settings = GatewaySettings(list_change_delay=0.5)
+    fleet = make_fleet(fakes, settings=settings)
+    began = trio.current_time()
+    fleet.subscribe(lambda news: told.append((trio.current_time() - began, news.features(None))))
+    async with running(fleet):
+        await trio.sleep(10)
+        assert told == [(0.5, frozenset({"tools"}))]  # twenty starts
+        for fake in fakes.values():
+            fake.session.on_relist = lambda _feature: {Kind.PROMPTS: (Item("p", b'{"name":"p"}'),)}
+            fake.session.change("prompts")
+        await trio.sleep(10)
+        assert told[1:] == [(10.5, frozenset({"prompts"}))]
+
+
+async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) -> None:
+    """A client that hangs up reads no more: what is written then breaks some."""
+    fakes = {"a": FakeBackend(), "slow": FakeBackend()}
+    told: list[object] = []
+    fleet = make_fleet(fakes, settings=GatewaySettings(list_change_delay=0.5))
+    async with running(fleet):
+        await trio.sleep(1)
+
+        async def on_close() -> None:
+            await trio.sleep(3)
+
+        fakes["slow"].on_close = on_close
+        fleet.subscribe(told.append)
+    assert listed(fleet) == []
+    assert told == []
+
+
+async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock: MockClock) -> None:
+    fakes = {"a": FakeBackend()}
+    told: list[frozenset[str]] = []
+    async with running(make_fleet(fakes)) as fleet:
+        await trio.sleep(1)
+
+        def listener(news: ListNews) -> None:
+            told.append(news.features(None))
+
+        fleet.subscribe(listener)
+        fakes["a"].session.change()  # says so, and lists the same
+        await trio.sleep(1)
+        fakes["a"].session.crash(CRASH)  # away and back, with the same list
+        await trio.sleep(5)
+        assert told == []
+        fakes["a"].fail(3, 4, 5, 6)
+        fakes["a"].session.crash(CRASH)
+        await trio.sleep(20)
+        assert told == [frozenset({"tools"})]  # given up: now they are gone
+        fleet.unsubscribe(listener)
+        fleet.unsubscribe(listener)
+        fakes["a"].on_start = None
+        fleet.supervisors["a"].kick()
+        await trio.sleep(5)
+        assert told == [frozenset({"tools"})]
+        assert listed(fleet) == ["a.x"]
+
+
+@pytest.mark.parametrize(
+    ("start_after", "waited"),
+    [(0.5, 0.5), (1.9, 1.9), (None, 2.0)],
+)
+async def test_lists_wait_for_first_starts_within_the_grace(
+    start_after: float | None, waited: float, autojump_clock: MockClock
+) -> None:
+    fake = FakeBackend()
+
+    async def late(_number: int) -> None:
+        await trio.sleep(1000 if start_after is None else start_after)
+
+    fake.on_start = late
+    async with running(make_fleet({"a": fake, "b": FakeBackend()})) as fleet:
+        began = trio.current_time()
+        await fleet.first_starts()
+        assert trio.current_time() - began == pytest.approx(waited)
+        await fleet.first_starts()  # the grace is the gateway's, not the client's
+        assert trio.current_time() - began == pytest.approx(waited)
+
+
+async def test_a_failed_first_start_is_not_waited_for(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.fail(1, 2, 3)
+    async with running(make_fleet({"a": fake})) as fleet:
+        began = trio.current_time()
+        await fleet.first_starts()
+        assert trio.current_time() == began
+
+
+async def test_restarts_are_not_waited_for(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    async with running(make_fleet({"a": fake})) as fleet:
+        await settle()
+        fake.stall()
+        fake.session.crash(CRASH)
+        began = trio.current_time()
+        await fleet.first_starts()
+        assert trio.current_time() == began
+        assert listed(fleet) == ["a.x"]
+
+
+async def test_who_may_own_an_unknown_name(autojump_clock: MockClock) -> None:
+    fakes = {name: FakeBackend() for name in ("time", "ti", "known")}
+    for name in ("time", "ti"):
+        fakes[name].stall()
+    async with running(make_fleet(fakes)) as fleet:
+        await settle()
+        for name, expected in {
+            "time.now": ["time"],
+            "ti.now": ["ti"],
+            "timer.now": [],
+            "time": [],
+            "known.now": [],
+        }.items():
+            assert [one.name for one in fleet.strangers(name)] == expected
+
+
+async def test_disabled_backends_are_not_there(autojump_clock: MockClock) -> None:
+    async with running(make_fleet({"a": FakeBackend()}, disabled=True)) as fleet:
+        assert fleet.supervisors == {}

@@ -1,0 +1,499 @@
+"""Rates, circuit breakers, pings, times of single tools, calls sent once more, and what is remembered of calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Era, Failure, Notice
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item, Listing
+from gateway.config.model import NEVER_RESTART, CircuitBreaker, CrashLimit, RateLimit, RestartPolicy
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
+from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, History
+from gateway.supervisor.limits import MAX_ORIGINS, Strikes, TokenBucket
+from gateway.supervisor.retry_queue import may_repeat
+from gateway.supervisor.states import State
+from tests.supervisor.test_supervisor import outcome, running
+from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
+
+if TYPE_CHECKING:
+    from gateway.inflight.pending import Ticket
+
+QUICK = RestartPolicy(initial_delay=1, max_delay=1, jitter=0, max_quick_failures=3, healthy_after=1000)
+CRASH = BackendExited("b", "exited with status 3")
+
+
+# -- strikes ---
+
+ALICE, MALLORY = (msgspec.structs.replace(LEGACY_CALLER, session=name, principal=name) for name in ("alice", "mallory"))
+PERSISTENT = RestartPolicy(initial_delay=1, max_delay=1, jitter=0, max_quick_failures=100)
+
+
+@pytest.mark.parametrize(
+    ("limit", "crashes", "now", "wait"),
+    [
+        (CrashLimit(3, 600), [0, 1], 2, 0),
+        (CrashLimit(3, 600), [0, 1, 2], 2, 598),
+        (CrashLimit(3, 600), [0, 1, 2], 600, 0),
+        (CrashLimit(3, 600), [0, 1, 2, 3], 600, 1),
+        (CrashLimit(1, 10), [5], 14, 1),
+        (CrashLimit(2, 10), [0, 11], 11, 0),
+    ],
+)
+def test_strikes_count_within_a_time(limit: CrashLimit, crashes: list[float], now: float, wait: float) -> None:
+    strikes = Strikes(limit)
+    for at in crashes:
+        strikes.add("mallory", at)
+    assert strikes.wait("mallory", now) == wait
+    assert strikes.wait("alice", now) == 0
+
+
+@pytest.mark.parametrize(
+    ("crashes", "is_refused"),
+    [
+        ("???", True),
+        ("!!!", True),
+        ("??=?", False),
+        ("??=???", True),
+        ("!!=!", True),
+        ("!?=!", False),
+        ("!?=!!", True),
+        ("???=", False),
+    ],
+)
+def test_an_answer_clears_the_crashes_that_are_not_sure(crashes: str, is_refused: bool) -> None:
+    strikes = Strikes(CrashLimit(3, 600))
+    for at, what in enumerate(crashes):
+        if what == "=":
+            strikes.answered("alice")
+            strikes.answered("somebody else")
+        else:
+            strikes.add("alice", at, is_sure=what == "!")
+    assert bool(strikes.wait("alice", 10)) is is_refused
+
+
+def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
+    strikes = Strikes(CrashLimit(1, 100))
+    for number in range(MAX_ORIGINS + 10):
+        strikes.add(f"client {number}", number / 1000)
+    assert len(strikes) == MAX_ORIGINS
+    assert strikes.wait("client 9", 5) == 0
+    assert strikes.wait("client 10", 5) > 0
+    strikes.add("later", 500)
+    assert len(strikes) == 1
+
+
+def died_of(*tickets: Ticket) -> BackendExited:
+    return BackendExited("b", "exited with status 3", [one.as_suspect() for one in tickets])
+
+
+async def crash(rig: Any, *callers: Any) -> None:
+    """One crash with a call of each caller in flight, the last one first; then the next start."""
+    tickets = [rig.call(caller=caller) for caller in callers]
+    await settle()
+    rig.backend.session.crash(died_of(*reversed(tickets)))
+    await trio.sleep(0.5)
+    rig.supervisor.kick()
+    await settle()
+    assert rig.state is State.READY
+
+
+async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+        for _ in range(3):
+            await crash(rig, ALICE, MALLORY)  # mallory's is sent last
+        with pytest.raises(Busy, match=r"crash limit exceeded.*\(crash_limit\); retry in \d+ s") as caught:
+            rig.call(caller=MALLORY)
+        assert caught.value.retry_after == pytest.approx(598.5, abs=2)
+        ticket = rig.call(caller=ALICE)
+        await settle()
+        rig.backend.session.answer()
+        assert isinstance(await outcome(ticket), Complete)
+        await trio.sleep(600)
+        rig.call(caller=MALLORY).close()
+
+
+async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+        for _ in range(6):
+            await crash(rig, MALLORY, ALICE)  # alice's is sent last, but mallory's has its effect later
+            ticket = rig.call(caller=ALICE)
+            await settle()
+            rig.backend.session.answer()
+            assert isinstance(await outcome(ticket), Complete)
+
+
+async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockClock) -> None:
+    slow = RestartPolicy(initial_delay=100, max_delay=200, jitter=0, max_quick_failures=100)
+    async with running(FakeBackend(), restart=slow, crash_limit=CrashLimit(1, 1000)) as rig:
+        ticket = rig.call(caller=MALLORY)
+        await settle()
+        rig.backend.session.crash(died_of(ticket))
+        await settle()
+        for _ in range(3):
+            with pytest.raises(Busy):
+                rig.call(caller=MALLORY)
+        assert not rig.supervisor.wanted
+
+
+async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT, max_concurrency=1, crash_limit=CrashLimit(1, 600)) as rig:
+        first, bad, good = rig.call(caller=MALLORY), rig.call(caller=MALLORY), rig.call(caller=ALICE)
+        await settle()
+        rig.backend.session.crash(died_of(first))
+        await settle()
+        assert isinstance(bad.outcome, Busy)
+        assert good.outcome is None
+        assert rig.supervisor.queued == 1
+        await trio.sleep(2)
+        rig.backend.session.answer()
+        assert isinstance(good.outcome, Complete)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"crash_limit": None}, died_of),
+        ({}, lambda *_: BackendExited("b", "exited")),
+        ({}, lambda *_: BackendExited("b", "broke the connection: reset")),
+        ({}, lambda *_: BackendProtocol("b", "speaks nonsense")),
+    ],
+)
+async def test_what_is_no_crash_of_a_call_counts_to_nobody(
+    fields: Any, problem: Any, autojump_clock: MockClock
+) -> None:
+    async with running(FakeBackend(), restart=PERSISTENT, **fields) as rig:
+        for _ in range(5):
+            ticket = rig.call(caller=MALLORY)
+            await settle()
+            rig.backend.session.crash(problem(ticket))
+            await trio.sleep(2)
+        rig.call(caller=MALLORY).close()
+
+
+@pytest.mark.parametrize(
+    ("restart", "with_call", "comes_back"),
+    [(QUICK, True, True), (QUICK, False, False), (NEVER_RESTART, True, False)],
+)
+async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
+    restart: RestartPolicy, with_call: bool, comes_back: bool, autojump_clock: MockClock
+) -> None:
+    async with running(FakeBackend(), restart=restart, crash_limit=None) as rig:
+        for _ in range(restart.max_quick_failures):
+            ticket = rig.call()
+            await settle()
+            rig.backend.session.crash(died_of(ticket) if with_call else CRASH)
+            await settle()
+            assert rig.state in {State.BACKOFF, State.FAILED}
+            if rig.state is State.BACKOFF:
+                await trio.sleep(restart.max_delay + 0.1)
+        assert rig.state is State.FAILED
+        await trio.sleep(restart.max_delay + 0.1)
+        assert (rig.state is State.READY) is comes_back
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "times", "waits"),
+    [
+        (RateLimit(1, 2), [0, 0, 0, 0.25, 1, 1], [0, 0, 1, 0.75, 0, 1]),
+        (RateLimit(10, 1), [0, 0.05, 0.1], [0, 0.05, 0]),
+        (RateLimit(1, 3), [0, 0, 0, 1000, 1000, 1000, 1000], [0, 0, 0, 0, 0, 0, 1]),
+        (RateLimit(1, 1), [5, 4, 6], [0, 1, 0]),  # a clock that steps back gives nothing and takes nothing
+    ],
+)
+def test_a_bucket_lets_a_burst_through_and_then_the_rate(limit: Any, times: list[float], waits: list[float]) -> None:
+    bucket = TokenBucket(limit)
+    assert [bucket.take(now) for now in times] == pytest.approx(waits)
+
+
+async def test_a_call_too_many_is_refused_as_busy(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), rate_limit=RateLimit(2, 2)) as rig:
+        rig.call()
+        rig.call()
+        with pytest.raises(Busy, match=r"rate_limit.*0\.50 s"):
+            rig.call()
+        await trio.sleep(0.5)
+        rig.call()
+
+
+# -- circuit breakers --------------------------------------------------------------------------------------------------
+
+SLOW = BackendTooSlow("b", "did not answer")
+BREAKER = {"circuit_breaker": CircuitBreaker(2, 10)}
+
+
+async def test_a_breaker_opens_tries_one_call_and_closes(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, **BREAKER) as rig:
+        for state in ("closed", "open"):
+            ticket = rig.call(timeout=1)
+            assert isinstance(await outcome(ticket), BackendTooSlow)
+            assert rig.supervisor.status().breaker == state
+        with pytest.raises(BackendUnavailable, match="circuit_breaker"):
+            rig.call()
+        await trio.sleep(10)
+        probe = rig.call()
+        assert rig.supervisor.status().breaker == "half-open"
+        with pytest.raises(BackendUnavailable, match="circuit_breaker"):
+            rig.call()  # one is enough to see
+        await settle()
+        backend.session.answer()
+        assert probe.outcome is not None
+        assert rig.supervisor.status().breaker == "closed"
+        rig.call()
+
+
+async def test_a_probe_that_fails_opens_it_again(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), **BREAKER) as rig:
+        for _ in range(2):
+            await outcome(rig.call(timeout=1))
+        await trio.sleep(10)
+        await outcome(rig.call(timeout=1))
+        assert rig.supervisor.status().breaker == "open"
+        await trio.sleep(9)
+        with pytest.raises(BackendUnavailable):
+            rig.call()
+
+
+async def test_a_probe_that_its_client_cancels_decides_nothing(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), **BREAKER) as rig:
+        for _ in range(2):
+            await outcome(rig.call(timeout=1))
+        await trio.sleep(10)
+        rig.call().close()
+        rig.call()  # the next one may try
+
+
+@pytest.mark.parametrize("answer", [Complete(b'{"isError":true}', Era.LEGACY), Failure(-32000, "no", None, Era.LEGACY)])
+async def test_what_the_backend_answers_is_no_failure(answer: Any, autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, **BREAKER) as rig:
+        for _ in range(5):
+            await outcome(rig.call(timeout=1))  # a time-out ...
+            rig.supervisor.gate.breaker._failures = 1
+            rig.supervisor.gate.breaker.state = "closed"
+            rig.call()
+            await settle()
+            backend.session.answer(outcome=answer)  # ... and an answer, which forgives it
+            assert rig.supervisor.gate.breaker._failures == 0
+
+
+async def test_no_limits_cost_nothing(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend()) as rig:
+        assert not rig.supervisor.gate.limits
+        assert rig.supervisor.status().breaker is None
+
+
+# -- pings -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_backend_is_asked_and_a_silent_one_restarted(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, ping_interval=5.0, connect_timeout=2.0, restart=QUICK) as rig:
+        first, began = backend.session, trio.current_time()
+        await trio.sleep(12)
+        assert first.upkeep.asked == [began + 5, began + 10]
+        first.upkeep.is_silent = True
+        await trio.sleep(7)
+        assert rig.supervisor.last_error == "did not answer a ping within 2 s"
+        assert backend.session is not first
+        assert rig.state is State.READY
+
+
+async def test_a_busy_backend_is_not_asked(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, ping_interval=5.0) as rig:
+        rig.call()
+        backend.session.upkeep.is_silent = True
+        await trio.sleep(60)
+        assert (backend.session.upkeep.asked, rig.state) == ([], State.READY)
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tool", "seconds"), [("build_all", 600), ("look", 2), ("other", 30)])
+async def test_a_tool_has_its_own_time(tool: str, seconds: float, autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), tool_timeouts={"build_*": 600.0, "look": 2.0, "l*": 3.0}) as rig:
+        began = trio.current_time()
+        ticket = make_ticket(tool, timeout=30)
+        rig.supervisor.submit(ticket)
+        assert isinstance(await ticket.next(), BackendTooSlow)
+        assert trio.current_time() - began == pytest.approx(seconds)
+
+
+async def test_the_time_of_a_tool_is_for_tools(autojump_clock: MockClock) -> None:
+    async with running(FakeBackend(), tool_timeouts={"*": 600.0}) as rig:
+        ticket = make_ticket("x", method="prompts/get", timeout=30)
+        rig.supervisor.submit(ticket)
+        assert ticket.deadline == ticket.opened_at + 30
+
+
+@pytest.mark.parametrize(("longest", "ends"), [(None, 10), (25.0, 25), (1000.0, 48), (5.0, 10)])
+async def test_progress_starts_the_time_anew_up_to_a_maximum(
+    longest: float | None, ends: float, autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_call_time=longest) as rig:
+        began = trio.current_time()
+        ticket = rig.call(timeout=10, token=1)
+
+        async def report() -> None:
+            for _ in range(5):  # the last one after 38 s
+                ticket.notify(Notice("notifications/message", {}))  # says nothing about progress
+                await trio.sleep(8 if trio.current_time() > began else 6)
+                ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(1)}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(report)
+            while isinstance(item := await ticket.next(), Notice):
+                pass
+            assert isinstance(item, BackendTooSlow)
+            assert trio.current_time() - began == pytest.approx(ends)
+            nursery.cancel_scope.cancel()
+
+
+# -- once more ---------------------------------------------------------------------------------------------------------
+
+
+def tools(**hints: Any) -> Listing:
+    return Listing(items={Kind.TOOLS: (Item("x", jsonrpc.encode({"name": "x", "annotations": hints})),)})
+
+
+@pytest.mark.parametrize(
+    ("tool", "may"),
+    [
+        (b'{"name":"x"}', False),
+        (b'{"name":"x","annotations":null}', False),
+        (b'{"name":"x","annotations":{"readOnlyHint":true}}', True),
+        (b'{"name":"x","annotations":{"idempotentHint":true,"readOnlyHint":false}}', True),
+        (b'{"name":"x","annotations":{"readOnlyHint":"true"}}', False),
+        (b'{"name":"x","annotations":{"destructiveHint":true}}', False),
+        (b'{"name":"x","annotations":[]}', False),
+    ],
+)
+def test_which_tools_may_be_repeated(tool: bytes, may: bool) -> None:
+    assert may_repeat(tool) is may
+
+
+async def test_a_call_that_its_backend_did_not_live_to_answer_is_sent_once_more(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(tools(readOnlyHint=True))
+    async with running(backend, retry=True, restart=QUICK) as rig:
+        ticket = rig.call()
+        await settle()
+        first = backend.session
+        first.crash(CRASH)
+        await trio.sleep(2)
+        assert backend.session is not first
+        assert (backend.session.names, ticket.outcome) == (["x"], None)
+        backend.session.answer()
+        assert isinstance(await outcome(ticket), Complete)
+
+
+async def test_but_only_once(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(tools(idempotentHint=True))
+    async with running(backend, retry=True, restart=QUICK) as rig:
+        ticket = rig.call()
+        for _ in range(2):
+            await trio.sleep(2)
+            backend.session.crash(CRASH)
+        assert await outcome(ticket) is CRASH
+
+
+@pytest.mark.parametrize(
+    ("listing", "fields", "heard"),
+    [
+        (tools(readOnlyHint=True), {"retry": False}, False),
+        (tools(), {"retry": True}, False),
+        (make_listing("x"), {"retry": True}, False),
+        (tools(readOnlyHint=True), {"retry": True}, True),
+    ],
+    ids=["not asked for", "not marked", "no annotations", "something was heard"],
+)
+async def test_what_is_not_sent_once_more(listing: Any, fields: Any, heard: bool, autojump_clock: MockClock) -> None:
+    backend = FakeBackend(listing)
+    async with running(backend, restart=QUICK, **fields) as rig:
+        ticket = rig.call()
+        await settle()
+        if heard:
+            ticket.notify(Notice("notifications/progress", {}))
+            await ticket.next()
+        backend.session.crash(CRASH)
+        assert await outcome(ticket) is CRASH
+
+
+async def test_other_errors_are_answers(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(tools(readOnlyHint=True))
+    problem = BackendProtocol("b", "answered nonsense")
+    async with running(backend, retry=True) as rig:
+        ticket = rig.call()
+        await settle()
+        backend.session.answer(outcome=problem)
+        assert await outcome(ticket) is problem
+
+
+async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given_up(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(tools(readOnlyHint=True))
+    policy = RestartPolicy(max_quick_failures=1, jitter=0)
+    async with running(backend, retry=True, restart=policy) as rig:
+        ticket = rig.call()
+        await settle()
+        backend.session.crash(CRASH)
+        found = await outcome(ticket)
+        assert isinstance(found, BackendUnavailable)
+        assert "exited with status 3" in found.reason
+
+
+async def test_a_stop_answers_it_too(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(tools(readOnlyHint=True))
+    async with running(backend, retry=True, restart=QUICK) as rig:
+        ticket = rig.call()
+        await settle()
+        backend.session.crash(CRASH)
+        await settle()
+        rig.supervisor.stop()
+        assert isinstance(await outcome(ticket), BackendUnavailable)
+
+
+# -- what is remembered ------------------------------------------------------------------------------------------------
+
+
+def ended(history: History, seconds: float, found: Any) -> None:
+    ticket = make_ticket()
+    ticket.on_end = lambda it: history.ended(it, seconds)
+    ticket.finish(found)
+    ticket.close()  # which is the second end, and does not count
+
+
+async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
+    history = History()
+    assert history.latency().p50 is None
+    for number in range(MAX_TIMES + 100):
+        ended(history, number / 1000, Complete(b"{}", Era.LEGACY))
+    found = history.latency()
+    assert (history.calls, found.calls) == (MAX_TIMES + 100, MAX_TIMES)
+    assert (found.p50, found.p90, found.p99, found.longest) == (356.0, 560.0, 606.0, 611.0)
+
+
+async def test_errors_are_kept_in_a_bounded_number_and_length(autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
+    history = History()
+    for number in range(MAX_ERRORS + 5):
+        ended(history, 0, Failure(-32000, f"{number} " + "x" * 1000, None, Era.LEGACY))
+    history.broke("exited with status 3")
+    assert len(history.errors) == MAX_ERRORS
+    assert history.failed == MAX_ERRORS + 5
+    assert (history.errors[-1].call, history.errors[-1].error) == (None, "exited with status 3")
+    assert history.errors[-2].call == "x"
+    assert history.errors[-2].error.startswith(f"error -32000: {MAX_ERRORS + 4} ")
+    assert len(history.errors[-2].error) == 300

@@ -1,0 +1,131 @@
+"""Who may start when many want to: so many processes at once, callers' first, nobody behind those that hang."""
+
+from __future__ import annotations
+
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.config.model import ServerConfig
+from gateway.errors import BackendExited
+from gateway.supervisor.start_limiter import QUIET, Turns
+from gateway.supervisor.supervisor import Supervisor
+from tests.support.fakes import FakeBackend, backends, make_listing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+START = 1.0  # seconds that a well one takes to start
+
+
+class Starts:
+    """An opener that notes who has begun, and when; `hung` names those that never finish, `broken` those that fail."""
+
+    def __init__(self, hung: str = "", broken: str = "") -> None:
+        self.hung, self.broken = hung, broken
+        self.began: list[tuple[str, float]] = []
+        self.origin = trio.current_time()
+
+    @asynccontextmanager
+    async def __call__(self, config: ServerConfig, listener: Any, *, capabilities: Any = None) -> AsyncGenerator[Any]:
+        self.began.append((config.name, trio.current_time() - self.origin))
+        await trio.sleep(math.inf if config.name in self.hung else START)
+        if config.name in self.broken:
+            raise BackendExited(config.name, "exited with status 3")
+        yield config.name
+
+
+def server(name: str, **fields: Any) -> ServerConfig:
+    return ServerConfig(name=name, **({"command": "x"} | fields))
+
+
+async def start(turns: Turns, config: ServerConfig, listener: Any = None) -> None:
+    try:
+        async with turns(config, listener):
+            await trio.sleep_forever()
+    except BackendExited:
+        pass
+
+
+def run_all(nursery: trio.Nursery, turns: Turns, names: str) -> None:
+    for name in names:
+        nursery.start_soon(start, turns, server(name))
+
+
+async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
+    opener = Starts(broken="b")
+    turns = Turns(opener, most=2)
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            run_all(nursery, turns, "abcde")
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+    # One that fails gives its place back as well as one that is ready, which keeps it no longer.
+    assert sorted(at for _name, at in opener.began) == [0, 0, 1, 1, 2]
+    assert sorted(name for name, _at in opener.began) == list("abcde")
+
+
+async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock) -> None:
+    opener = Starts(hung="ab")
+    turns = Turns(opener, most=2)
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            run_all(nursery, turns, "ab")
+            await wait_all_tasks_blocked()
+            run_all(nursery, turns, "cde")
+            await trio.sleep(20)
+            nursery.cancel_scope.cancel()
+    assert sorted(at for _name, at in opener.began) == [0, 0, QUIET, QUIET, QUIET + START]
+
+
+async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> None:
+    opener = Starts()
+    turns = Turns(opener, most=1)
+    fake = FakeBackend(make_listing("t"))
+    supervisor = Supervisor(server("wanted"), backends({"wanted": fake}), fake_upward())
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            for name in "abc":
+                nursery.start_soon(start, turns, server(name))
+                await wait_all_tasks_blocked()
+            nursery.start_soon(start, turns, server("wanted"), supervisor)
+            await wait_all_tasks_blocked()
+            supervisor.want()
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+    assert [name for name, _at in opener.began] == ["a", "wanted", "b", "c"]
+
+
+def fake_upward() -> Any:
+    return object()  # nothing is told before the supervisor runs
+
+
+async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_clock: MockClock) -> None:
+    opener = Starts()
+    turns = Turns(opener, most=1)
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            run_all(nursery, turns, "a")
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(START / 2):
+                await start(turns, server("b"))
+            run_all(nursery, turns, "c")
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+    assert opener.began == [("a", 0), ("c", START)]
+
+
+async def test_remote_backends_do_not_wait(autojump_clock: MockClock) -> None:
+    opener = Starts(hung="a")
+    turns = Turns(opener, most=1)
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            run_all(nursery, turns, "a")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(start, turns, server("r", command=None, url="http://127.0.0.1:1/mcp"))
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+    assert opener.began == [("a", 0), ("r", 0)]

@@ -1,0 +1,736 @@
+"""One backend's owner, on a clock that jumps: exact start times, and an end to every wait in every state."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.backends.session.session_state import Wishes
+from gateway.calls import Era, Failure
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item, Listing
+from gateway.config.model import RestartPolicy, ServerConfig
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
+from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
+from gateway.supervisor.states import State
+from gateway.supervisor.supervisor import Supervisor
+from tests.support.fakes import RESULT, FakeBackend, make_listing, make_ticket, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.calls import Outcome
+    from gateway.inflight.pending import Ticket
+
+POLICY = RestartPolicy(initial_delay=1.0, max_delay=8.0, jitter=0.5, max_quick_failures=5, healthy_after=30.0)
+CRASH = BackendExited("b", "exited with status 3")
+
+
+class Watcher:
+    """Implements `Upward`: notes the states."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.changes = 0
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        self.changes += 1
+        if self.states[-1:] != [supervisor.state.value]:
+            self.states.append(supervisor.state.value)
+
+    def resource_updated(self, supervisor: Supervisor, uri: str, params: object, key: str | None = None) -> None:
+        self.changes += 1
+
+    def for_client(self, key: str, method: str, params: object) -> None:
+        self.changes += 1
+
+    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+        return Wishes()
+
+
+class Rig:
+    def __init__(self, backend: FakeBackend, *, jitter: float = 0.0, last_good: Any = None, **fields: Any) -> None:
+        self.backend = backend
+        self.watcher = Watcher()
+        config = ServerConfig(name="b", **{"restart": POLICY, **fields})
+        self.supervisor = Supervisor(config, backend, self.watcher, last_good=last_good, jitter=lambda: jitter)
+        self.ended = trio.Event()
+
+    @property
+    def state(self) -> State:
+        return self.supervisor.state
+
+    def call(self, name: str = "x", **further: Any) -> Ticket:
+        ticket = make_ticket(name, **further)
+        self.supervisor.submit(ticket)
+        return ticket
+
+    async def run(self) -> None:
+        await self.supervisor.run()
+        self.ended.set()
+
+
+@asynccontextmanager
+async def running(backend: FakeBackend, **further: Any) -> AsyncGenerator[Rig]:
+    """A supervisor at work for the length of the block; it is stopped at the end, and must end within a moment."""
+    rig = Rig(backend, **further)
+    with trio.fail_after(100_000):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await settle()
+            yield rig  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            rig.supervisor.stop()
+            with trio.fail_after(1):
+                await rig.ended.wait()
+    assert backend.open == 0
+    assert rig.state is State.STOPPED
+
+
+async def outcome(ticket: Ticket) -> Any:
+    with trio.fail_after(ticket.timeout + 1):
+        return await ticket.next()
+
+
+# -- starting and restarting -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("jitter", "starts"),
+    [
+        (0.0, [0, 1, 3, 7, 15]),  # 1, 2, 4, 8 seconds apart
+        (0.5, [0, 0.75, 2.25, 5.25, 11.25]),
+        (1.0, [0, 0.5, 1.5, 3.5, 7.5]),
+    ],
+)
+async def test_starts_back_off_until_it_is_given_up(
+    jitter: float, starts: list[float], autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    began = trio.current_time()
+    async with running(backend, jitter=jitter) as rig:
+        await trio.sleep(10_000)
+        assert [start - began for start in backend.starts] == pytest.approx(starts)
+        assert rig.state is State.FAILED
+        assert rig.supervisor.last_error == "exited with status 1"
+        assert rig.supervisor.restarts == 4
+    assert rig.watcher.states == [*["starting", "backoff"] * 4, "starting", "failed", "draining", "stopped"]
+
+
+async def test_the_longest_delay_is_capped(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    policy = RestartPolicy(initial_delay=1, max_delay=3, jitter=0, max_quick_failures=7)
+    began = trio.current_time()
+    async with running(backend, restart=policy):
+        await trio.sleep(1000)
+        assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 6, 9, 12, 15])
+
+
+async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    backend.fail(*range(1, 8), problem=BackendUnavailable("b", "cannot be reached"))
+    began = trio.current_time()
+    async with running(backend, url="http://127.0.0.1:1/mcp", last_good=make_listing("x")) as rig:
+        await trio.sleep(20)
+        assert rig.state is State.FAILED
+        with pytest.raises(BackendUnavailable):
+            rig.call()
+        await trio.sleep(100)
+        assert rig.state is State.READY
+    # five quick tries, then one every `max_delay` seconds until it is there
+    assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 7, 15, 23, 31, 39])
+    again = ["starting", "failed"]
+    assert rig.watcher.states[8:] == [*again, *again, *again, "starting", "ready", "draining", "stopped"]
+
+
+async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(1, problem=BackendUnfit("b", "does not speak the legacy era (era: legacy)"))
+    async with running(backend) as rig:
+        await trio.sleep(10_000)
+        assert (rig.state, len(backend.starts)) == (State.FAILED, 1)
+        assert rig.supervisor.last_error == "does not speak the legacy era (era: legacy)"
+        rig.supervisor.kick()
+        await trio.sleep(1)
+        assert rig.state is State.READY
+
+
+async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    began = trio.current_time()
+    async with running(backend) as rig:
+        # one second after the 1st, two after the 2nd, and after a healthy run again one, then two
+        for healthy, delay in ((0, 1), (0, 2), (30, 1), (29.9, 2)):
+            await trio.sleep(healthy)
+            backend.session.crash(CRASH)
+            await trio.sleep(delay)
+            await settle()
+        assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 34, 65.9])
+        assert rig.state is State.READY
+
+
+async def test_a_healthy_run_leaves_all_tries(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 5), *range(6, 9))
+    async with running(backend) as rig:
+        await trio.sleep(15 + 40)  # the fifth start went well, and was healthy for long enough
+        backend.session.crash(CRASH)
+        await trio.sleep(1000)
+        assert len(backend.starts) == 9
+        assert rig.state is State.READY
+
+
+@pytest.mark.parametrize(
+    ("outcome_of_call", "is_given_up"),
+    [
+        (None, True),  # no call at all
+        (RESULT, False),
+        (Failure(-32602, "no such tool", None, Era.LEGACY), False),
+        (BackendProtocol("b", "answered with a result that is no object"), True),
+        (CRASH, True),  # the call was not answered: it may be what the server dies of
+    ],
+)
+async def test_sessions_that_served_calls_never_end_the_restarts(
+    outcome_of_call: Outcome | None, is_given_up: bool, autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+        for _ in range(2 * POLICY.max_quick_failures):
+            if rig.state is State.FAILED:
+                break
+            if outcome_of_call is not None:
+                rig.call()
+                await settle()
+                if outcome_of_call is not CRASH:
+                    backend.session.answer(1, outcome_of_call)
+            backend.session.crash(CRASH)
+            await trio.sleep(POLICY.max_delay)
+        assert rig.state is (State.FAILED if is_given_up else State.READY)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (CRASH, "exited with status 3"),
+        (FileNotFoundError(2, "No such file"), "failed: [Errno 2] No such file"),
+        (trio.TooSlowError(), "was not ready within 30 s (connect_timeout)"),
+    ],
+)
+async def test_why_it_restarts_is_told(problem: Exception, said: str, autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(1, problem=problem)
+    async with running(backend) as rig:
+        assert rig.state is State.BACKOFF
+        assert rig.supervisor.status().last_error == said
+        await trio.sleep(1)
+        await settle()
+        assert rig.state is State.READY
+
+
+async def test_a_bug_reaches_the_root(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    rig = Rig(backend)
+    with trio.fail_after(100), pytest.RaisesGroup(KeyError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await settle()
+            ticket = rig.call()
+            await settle()
+            backend.session.crash(KeyError("a bug"))
+            await trio.sleep(50)
+    assert len(backend.starts) == 1
+    assert rig.state is State.STOPPED
+    assert ticket.over
+
+
+async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(1, 2, 3)
+    began = trio.current_time()
+    async with running(backend) as rig:
+        await trio.sleep(1 + 2 + 0.5)  # in the middle of the third wait, of four seconds
+        assert rig.state is State.BACKOFF
+        rig.supervisor.kick()
+        await settle()
+        assert rig.state is State.READY
+        assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 3.5])
+
+
+async def test_kicking_what_failed_gives_it_all_tries_again(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    async with running(backend) as rig:
+        await trio.sleep(1000)
+        began = trio.current_time()
+        rig.supervisor.kick()
+        await trio.sleep(1000)
+        assert rig.state is State.FAILED
+        assert [start - began for start in backend.starts[5:]] == pytest.approx([0, 1, 3, 7, 15])
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.READY])
+async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
+    state: State, autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend()
+
+    async def slow_start(number: int) -> None:
+        if state is State.STARTING and number == 1:
+            await trio.sleep(5)
+            raise CRASH
+
+    backend.on_start = slow_start
+    began = trio.current_time()
+    async with running(backend) as rig:
+        assert rig.state is state
+        rig.supervisor.kick()
+        await trio.sleep(5)
+        if state is State.READY:
+            backend.session.crash(CRASH)
+        await trio.sleep(5)
+        assert [start - began for start in backend.starts] == pytest.approx([0, 6])
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_go_through_in_their_order(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+        tickets = [rig.call(name) for name in "abc"]
+        await settle()
+        assert backend.session.batches == [["a"], ["b", "c"]] or backend.session.names == ["a", "b", "c"]
+        backend.session.answer(3)
+        assert [await outcome(ticket) for ticket in tickets] == [RESULT] * 3
+
+
+async def test_no_more_calls_at_once_than_allowed(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=2) as rig:
+        tickets = [rig.call(name) for name in "abcde"]
+        await settle()
+        assert backend.session.names == ["a", "b"]
+        assert (rig.supervisor.in_flight, rig.supervisor.queued) == (2, 3)
+        backend.session.answer()
+        await settle()
+        assert backend.session.names == ["a", "b", "c"]
+        tickets[1].close()  # a withdrawn call makes room as well
+        await settle()
+        assert backend.session.names == ["a", "b", "c", "d"]
+        backend.session.answer(2)
+        await settle()
+        backend.session.answer()
+        assert [ticket.outcome for ticket in tickets] == [RESULT, None, RESULT, RESULT, RESULT]
+
+
+async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=1, queue_size=2) as rig:
+        rig.call("a")
+        await settle()
+        tickets = [rig.call("b"), rig.call("c")]
+        with pytest.raises(Busy, match="backend 'b' is busy: 1 calls in flight and 2 queued"):
+            rig.call("d")
+        for expected in (["a", "b"], ["a", "b", "c"]):
+            backend.session.answer()
+            await settle()
+            assert backend.session.names == expected
+        backend.session.answer()
+        assert tickets[1].outcome is RESULT
+
+
+async def test_a_call_that_is_over_is_not_sent(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=1) as rig:
+        rig.call("a")
+        gone, kept = rig.call("b"), rig.call("c")
+        await settle()
+        gone.close()
+        backend.session.answer()
+        await settle()
+        assert backend.session.names == ["a", "c"]
+        assert not kept.over
+        assert backend.session.withdrawn == []
+
+
+async def test_a_transport_without_room_holds_calls_back(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+        backend.session.has_room = trio.Event()
+        rig.call("a")
+        await settle()
+        rig.call("b")
+        await settle()
+        assert backend.session.names == ["a"]
+        backend.session.has_room.set()
+        await settle()
+        assert backend.session.names == ["a", "b"]
+
+
+async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=2) as rig:
+        tickets = [rig.call(name) for name in "abc"]
+        await settle()
+        began = trio.current_time()
+        backend.session.crash(CRASH)
+        assert [await outcome(ticket) for ticket in tickets[:2]] == [CRASH, CRASH]
+        assert trio.current_time() == began
+        await settle()
+        assert rig.state is State.BACKOFF
+        await trio.sleep(1)
+        await settle()
+        assert backend.session.names == ["c"]
+        backend.session.answer()
+        assert await outcome(tickets[2]) is RESULT
+
+
+async def test_calls_in_flight_are_answered_before_the_child_is_buried(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.on_close = partial(trio.sleep, 7)  # the stop ladder
+    async with running(backend) as rig:
+        ticket = rig.call()
+        await settle()
+        began = trio.current_time()
+        backend.session.crash(CRASH)
+        assert await outcome(ticket) is CRASH
+        assert trio.current_time() == began
+        backend.on_close = None
+
+
+@pytest.mark.parametrize("when", [0.0, 0.5, 2.5])
+async def test_a_call_during_a_backoff_waits_and_hurries_the_start(when: float, autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(1, 2, 3)
+    began = trio.current_time()
+    async with running(backend) as rig:
+        await trio.sleep(1 + 2 + when)  # the third wait lasts four seconds; its first second is never cut
+        await settle()
+        assert rig.state is State.BACKOFF
+        ticket = rig.call()
+        await trio.sleep(1)
+        await settle()
+        assert backend.session.names == ["x"]
+        backend.session.answer()
+        assert await outcome(ticket) is RESULT
+        assert backend.starts[3] - began == pytest.approx(max(4, 3 + when))
+
+
+async def test_clients_that_retry_do_not_use_up_the_tries(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    began = trio.current_time()
+    async with running(backend) as rig:
+        while rig.state is not State.FAILED:
+            try:
+                rig.call(timeout=0.1).close()
+            except BackendUnavailable:
+                break
+            await trio.sleep(0.1)
+        assert [start - began for start in backend.starts] == pytest.approx([0, 1, 2, 3, 4], abs=0.5)
+
+
+async def test_a_calls_own_deadline_holds_while_it_waits(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.stall()
+    async with running(backend) as rig:
+        began = trio.current_time()
+        ticket = rig.call(timeout=3)
+        assert isinstance(await outcome(ticket), BackendTooSlow)
+        assert trio.current_time() - began == pytest.approx(3)
+
+
+async def test_what_failed_answers_at_once(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    async with running(backend, restart=RestartPolicy(max_quick_failures=1, max_delay=60)) as rig:
+        await settle()
+        for _ in range(3):
+            with pytest.raises(BackendUnavailable, match=r"is not available \(failed\): exited with status 1"):
+                rig.call()
+        await trio.sleep(59)
+        assert len(backend.starts) == 1
+        await trio.sleep(1)
+        with pytest.raises(BackendUnavailable):  # still at once, but now it is tried again
+            rig.call()
+        await settle()
+        assert len(backend.starts) == 2
+
+
+async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    backend.fail(*range(1, 100))
+    async with running(backend) as rig:
+        ticket = rig.call(timeout=1000)
+        problem = await outcome(ticket)
+        assert isinstance(problem, BackendUnavailable)
+        assert "(failed): exited with status 1" in str(problem)
+        assert rig.state is State.FAILED
+
+
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_changes_is_read_once_an_interval(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+        began = trio.current_time()
+        for _ in range(100):
+            backend.session.change()
+            await trio.sleep(RELIST_INTERVAL / 50)
+        await trio.sleep(10)
+        times = [time - began for feature, time in backend.session.relisted if feature == "tools"]
+        assert times == pytest.approx([0, RELIST_INTERVAL, 2 * RELIST_INTERVAL])
+        assert rig.state is State.READY
+
+
+async def test_a_relist_replaces_only_what_changed(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x", instructions="do"))
+    async with running(backend) as rig:
+        fresh = (Item("p", b'{"name":"p"}'),)
+        backend.session.on_relist = lambda _feature: {Kind.PROMPTS: fresh}
+        before, changes = rig.supervisor.listing, rig.watcher.changes
+        backend.session.change("prompts")
+        await settle()
+        now = rig.supervisor.listing
+        assert before is not None
+        assert now is not None
+        assert now.items == {**before.items, Kind.PROMPTS: fresh}
+        assert (now.instructions, now.capabilities.keys()) == ("do", {"tools", "prompts"})
+        assert rig.watcher.changes == changes + 1
+
+
+@pytest.mark.parametrize("problem", [BackendTooSlow("b", "slow"), BackendProtocol("b", "odd")])
+async def test_a_list_that_cannot_be_read_stays(problem: Exception, autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend) as rig:
+
+        def fail(_feature: str) -> Any:
+            raise problem
+
+        backend.session.on_relist = fail
+        before = rig.supervisor.listing
+        backend.session.change()
+        await trio.sleep(5)
+        assert rig.supervisor.listing is before
+        assert rig.state is State.READY
+        assert len(backend.starts) == 1
+
+
+def broken(again: bool, *names: str) -> Listing:
+    """A listing whose tools were not read to their end."""
+    listing = make_listing(*names)
+    return msgspec.structs.replace(listing, problems={Kind.TOOLS: ("broken",)}, unread={Kind.TOOLS: again})
+
+
+async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(broken(True))
+    async with running(backend) as rig:
+        began = trio.current_time()
+        backend.session.on_relist = lambda _feature: broken(True)
+        await trio.sleep(1000)
+        delays = [time - began for _, time in backend.session.relisted]
+        assert delays[:4] == pytest.approx([5, 15.25, 35.5, 75.75])
+        assert delays[-1] - delays[-2] == pytest.approx(RELIST_DELAY_LIMIT + RELIST_INTERVAL)
+        assert rig.supervisor.status().warnings == ("broken",)
+        backend.session.on_relist = lambda _feature: make_listing("x")
+        await trio.sleep(RELIST_DELAY_LIMIT + 1)
+        assert (rig.supervisor.status().warnings, rig.supervisor.status().tools) == ((), 1)
+        backend.session.relisted.clear()
+        await trio.sleep(10_000)
+        assert backend.session.relisted == []
+        assert len(backend.starts) == 1
+
+
+async def test_a_list_that_will_not_be_there_is_not_read_again(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(broken(False))
+    async with running(backend) as rig:
+        await trio.sleep(10_000)
+        assert backend.session.relisted == []
+        assert rig.supervisor.status().warnings == ("broken",)
+
+
+@pytest.mark.parametrize(
+    ("again", "served", "warnings"),
+    [(True, ["x", "y"], ("broken", "the 2 tools listed before are kept")), (False, [], ("broken",))],
+)
+async def test_a_list_that_fails_at_a_restart_may_be_that_of_before(
+    again: bool, served: list[str], warnings: tuple[str, ...], autojump_clock: MockClock
+) -> None:
+    backend = FakeBackend(make_listing("x", "y"))
+    async with running(backend) as rig:
+        backend.listing = broken(again)
+        backend.session.crash(CRASH)
+        await trio.sleep(2)
+        assert rig.state is State.READY
+        assert rig.supervisor.listing is not None
+        assert [item.own for item in rig.supervisor.listing.items[Kind.TOOLS]] == served
+        assert rig.supervisor.status().warnings == warnings
+
+
+async def test_last_good_entries_outlive_the_session(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    async with running(backend) as rig:
+        assert not rig.supervisor.status().stale
+        backend.session.crash(CRASH)
+        await settle()
+        status = rig.supervisor.status()
+        assert (status.state, status.tools, status.stale, status.pid) == (State.BACKOFF, 1, True, None)
+        assert rig.supervisor.listing is not None
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["before", "starting", "ready", "closing", "backoff", "failed"])
+async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    if state == "starting":
+        backend.stall()
+    elif state in {"backoff", "failed"}:
+        backend.fail(*range(1, 100))
+    rig = Rig(backend, restart=RestartPolicy(max_quick_failures=1) if state == "failed" else POLICY)
+    if state == "closing":
+        backend.on_close = partial(trio.sleep, 3)
+    if state == "before":
+        rig.supervisor.stop()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await settle()
+            if state == "closing":
+                backend.session.crash(CRASH)
+                await settle()
+            elif state != "before":
+                assert rig.state == state
+            ticket = None if state in {"before", "failed"} else rig.call()
+            rig.supervisor.stop()
+            rig.supervisor.stop()
+            with trio.fail_after(5):
+                await rig.ended.wait()
+    assert rig.watcher.states[-2:] == ["draining", "stopped"]
+    assert backend.open == 0
+    assert len(backend.starts) == (0 if state == "before" else 1)
+    assert ticket is None or ticket.over
+    with pytest.raises(BackendUnavailable):
+        rig.call()
+
+
+async def test_a_drain_lets_calls_finish(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=1) as rig:
+        tickets = [rig.call("a"), rig.call("b")]
+        await settle()
+        rig.supervisor.stop(drain_grace=10)
+        await settle()
+        assert rig.state is State.DRAINING
+        with pytest.raises(BackendUnavailable, match="draining"):
+            rig.call()
+        await trio.sleep(4)
+        backend.session.answer()
+        await settle()
+        assert not rig.ended.is_set()
+        backend.session.answer()
+        await settle()
+        assert rig.ended.is_set()  # at once, not at the end of the grace
+        assert [ticket.outcome for ticket in tickets] == [RESULT, RESULT]
+
+
+async def test_a_drain_ends_after_its_grace(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, max_concurrency=1) as rig:
+        tickets = [rig.call("a"), rig.call("b")]
+        await settle()
+        began = trio.current_time()
+        rig.supervisor.stop(drain_grace=10)
+        await rig.ended.wait()
+        assert trio.current_time() - began == pytest.approx(10)
+        assert isinstance(await outcome(tickets[0]), BackendExited)
+        assert isinstance(await outcome(tickets[1]), BackendUnavailable)
+
+
+# -- lazy and idle -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, start="lazy", last_good=make_listing("x")) as rig:
+        await trio.sleep(100)
+        assert (backend.starts, rig.state) == ([], State.STOPPED)
+        assert rig.supervisor.settled.is_set()  # nobody waits for its lists
+        ticket = rig.call()
+        await settle()
+        backend.session.answer()
+        assert await outcome(ticket) is RESULT
+
+
+async def test_a_lazy_backend_that_nobody_knows_starts_at_once(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, start="lazy"):
+        assert len(backend.starts) == 1
+
+
+async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running(backend, idle_timeout=60) as rig:
+        for _ in range(3):
+            await trio.sleep(50)
+            rig.call()
+            await settle()
+            backend.session.answer()
+        assert rig.state is State.READY
+        rig.call()
+        await settle()
+        await trio.sleep(200)
+        assert rig.state is State.READY  # a call is in flight
+        backend.session.answer()
+        await trio.sleep(59)
+        assert rig.state is State.READY
+        await trio.sleep(2)
+        assert (rig.state, backend.open) == (State.STOPPED, 0)
+        assert rig.supervisor.listing is not None
+        await trio.sleep(1000)
+        assert len(backend.starts) == 1
+        ticket = rig.call()
+        await settle()
+        backend.session.answer()
+        assert await outcome(ticket) is RESULT
+        assert rig.supervisor.last_error is None
+
+
+async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    async with running(backend, max_concurrency=1, queue_size=3) as rig:
+        rig.call("working")
+        await settle()
+        queued = [rig.call(f"queued-{number}") for number in range(3)]
+        with pytest.raises(Busy):
+            rig.call("one too many")
+        queued[1].close()
+        rig.call("last")
+        with pytest.raises(Busy):
+            rig.call("one too many")
+        session = backend.session
+        for _ in range(4):
+            session.answer()
+            await settle()
+        assert session.names == ["working", "queued-0", "queued-2", "last"]
+        assert rig.supervisor.queued == 0
+
+
+async def test_a_session_that_has_ended_holds_no_lists(autojump_clock: MockClock) -> None:
+    backend = FakeBackend(make_listing("x"))
+    async with running(backend) as rig:
+        ended, before = backend.session, rig.supervisor.listing
+        ended.crash(CRASH)
+        await settle()
+        assert rig.state is State.BACKOFF
+        assert ended.listing == Listing()
+        assert rig.supervisor.listing is before  # its names stay known

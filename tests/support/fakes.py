@@ -1,0 +1,391 @@
+"""Fakes with hooks: a backend in memory for supervisors, a scripted peer for a conversation, an ASGI exchange.
+
+They behave as their real counterparts promise to: the session finishes every call before it ends its body, the
+conversation's peer sees whole lines, the exchange is one request body and a list of what was sent.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+import trio.testing
+
+from gateway import jsonrpc
+from gateway.backends.session.conversation import Conversation
+from gateway.backends.session.handshake import Greeting
+from gateway.backends.session.session_state import Wishes
+from gateway.calls import Call, Caller, Complete, Era
+from gateway.catalog.kinds import Kind
+from gateway.catalog.listing import Item, Listing
+from gateway.catalog.news import ListNews
+from gateway.catalog.parts import Naming, make_part
+from gateway.catalog.snapshot import Snapshot
+from gateway.config.model import ServerConfig
+from gateway.eras.requests import Hop
+from gateway.errors import BackendError, BackendExited, BackendTooSlow
+from gateway.inflight.pending import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+
+    from gateway.backends.session.interface import Listener
+    from gateway.calls import Outcome
+
+SOON = 10.0
+"""Seconds, on the real clock, after which a test that waits in vain fails."""
+RESULT = Complete(b'{"content":[]}', Era.LEGACY)
+LEGACY_CALLER = Caller(era=Era.LEGACY, version="2025-11-25")
+MODERN_CALLER = Caller(era=Era.MODERN, version="2026-07-28")
+
+
+async def settle() -> None:
+    """Let every task run until it waits for something that this test has to do."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def make_call(
+    name: str = "x", method: str = "tools/call", *, caller: Caller = LEGACY_CALLER, token: jsonrpc.Id | None = None
+) -> Call:
+    member = "uri" if method == "resources/read" else "name"
+    return Call(
+        method=method, name=name, params={member: jsonrpc.raw(name)}, meta={}, caller=caller, progress_token=token
+    )
+
+
+def make_news(*changed: str) -> ListNews:
+    """News of these features ("tools", "prompts")."""
+    items = {kind: (Item("x", b'{"name":"x","uri":"x"}'),) for kind in Kind if kind.feature in changed}
+    part = make_part("a", "a", Listing(items=items), Naming())
+    return ListNews(Snapshot(), Snapshot([part], listed=frozenset({"a"})))
+
+
+def make_ticket(name: str = "x", *, timeout: float = 300.0, **further: Any) -> Ticket:
+    return Ticket(make_call(name, **further), backend="b", own_name=name, timeout=timeout)
+
+
+def make_listing(*tools: str, **further: Any) -> Listing:
+    items = tuple(Item(name, jsonrpc.encode({"name": name})) for name in tools)
+    return Listing(items={Kind.TOOLS: items}, capabilities={"tools": msgspec.Raw(b"{}")}, **further)
+
+
+class FakeUpkeep:
+    """Remembers what clients want of the session."""
+
+    def __init__(self) -> None:
+        self.wishes = Wishes()
+        self.subscriptions: list[str] = []
+        self.asked: list[float] = []
+        """When the gateway asked whether the backend lives."""
+        self.is_silent = False
+        self.passed_on: list[tuple[str, bytes]] = []
+        """What clients have said on their own."""
+
+    def wish(self, wishes: Wishes) -> None:
+        self.wishes = wishes
+
+    def subscribed(self, uri: str) -> None:
+        self.subscriptions.append(uri)
+
+    def pass_on(self, method: str, params: msgspec.Raw) -> None:
+        self.passed_on.append((method, bytes(params)))
+
+    async def ask_alive(self, *, timeout: float) -> Outcome:
+        self.asked.append(trio.current_time())
+        if self.is_silent:
+            await trio.sleep(timeout)
+            return BackendTooSlow("b", "did not answer ping")
+        await trio.lowlevel.checkpoint()
+        return RESULT
+
+
+class FakeSession:
+    """Implements `gateway.backends.session.interface.Session`; the test plays the backend."""
+
+    def __init__(self, listing: Listing, listener: Listener) -> None:
+        self.greeting = Greeting(era=Era.LEGACY, version="2025-11-25", capabilities={})
+        self.listing = listing
+        self.pid: int | None = 4711
+        self.stray_output = ""
+        self.batches: list[list[str]] = []
+        """The names of the calls of each `send`."""
+        self.working: list[Ticket] = []
+        """Calls that were sent and have not ended."""
+        self.withdrawn: list[tuple[str, str]] = []
+        self.relisted: list[tuple[str, float]] = []
+        """What was read anew, and when."""
+        self.on_relist: Callable[[str], dict[Kind, tuple[Item, ...]] | Listing] = lambda feature: dict(
+            self.listing.items
+        )
+        self.has_room = trio.Event()
+        self.has_room.set()
+        self.upkeep: Any = FakeUpkeep()
+        self._listener = listener
+        self._crashed = trio.Event()
+        self._problem: BaseException | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.working)
+
+    @property
+    def names(self) -> list[str]:
+        """All calls that were ever sent, in their order."""
+        return [name for batch in self.batches for name in batch]
+
+    def send(self, tickets: list[Ticket]) -> None:
+        self.batches.append([ticket.own_name for ticket in tickets])
+        for ticket in tickets:
+            self.working.append(ticket)
+            ticket.on_close = self._withdraw
+
+    def _withdraw(self, ticket: Ticket, reason: str) -> None:
+        self.withdrawn.append((ticket.own_name, reason))
+        self.working.remove(ticket)
+        self._listener.freed()
+
+    async def room(self) -> None:
+        await self.has_room.wait()
+
+    async def relist(self, feature: str) -> Listing:
+        self.relisted.append((feature, trio.current_time()))
+        await trio.lowlevel.checkpoint()
+        found = self.on_relist(feature)
+        return found if isinstance(found, Listing) else Listing(items=found)
+
+    def answer(self, count: int = 1, outcome: Outcome = RESULT) -> None:
+        """Answer the oldest calls."""
+        for ticket in self.working[:count]:
+            self.working.remove(ticket)
+            ticket.on_close = None
+            ticket.finish(outcome)
+            self._listener.freed()
+
+    def change(self, feature: str = "tools") -> None:
+        """Say that lists have changed."""
+        self._listener.list_changed(feature)
+
+    def update(self, uri: str) -> None:
+        """Say that a resource was updated."""
+        self._listener.resource_updated(uri, {})
+
+    def write_stderr(self, line: bytes) -> None:
+        """Write a line to stderr."""
+        self._listener.wrote_stderr(line)
+
+    def crash(self, problem: BaseException) -> None:
+        """Go away."""
+        self._problem = problem
+        self._crashed.set()
+
+    def close(self, problem: BackendError) -> None:
+        working, self.working = self.working, []
+        for ticket in working:
+            ticket.on_close = None
+            ticket.finish(problem)
+
+    async def run(self) -> None:
+        """Raise the crash when it comes."""
+        await self._crashed.wait()
+        assert self._problem is not None
+        if isinstance(self._problem, BackendError):
+            self.close(self._problem)
+        raise self._problem
+
+
+class FakeBackend:
+    """Implements `gateway.backends.session.interface.Opener`: every start is noted, and goes as `on_start` says."""
+
+    def __init__(self, listing: Listing | None = None, *, on_start: Callable[[int], Awaitable[None]] | None = None):
+        self.listing = make_listing("x") if listing is None else listing
+        self.starts: list[float] = []
+        self.sessions: list[FakeSession] = []
+        self.open = 0
+        """Sessions that are open now."""
+        self.on_start = on_start
+        """Called with the number of the start, from 1; may wait, may raise."""
+        self.on_close: Callable[[], Awaitable[None]] | None = None
+
+    @property
+    def session(self) -> FakeSession:
+        """The session that was opened last."""
+        return self.sessions[-1]
+
+    def fail(self, *numbers: int, problem: Exception | None = None) -> None:
+        """Have these starts fail at once."""
+
+        async def on_start(number: int) -> None:
+            await trio.lowlevel.checkpoint()
+            if number in numbers:
+                raise problem or BackendExited("b", "exited with status 1")
+
+        self.on_start = on_start
+
+    def stall(self) -> None:
+        """Have no start ever come to an end."""
+
+        async def on_start(_number: int) -> None:
+            await trio.sleep_forever()
+
+        self.on_start = on_start
+
+    @asynccontextmanager
+    async def __call__(
+        self, config: ServerConfig, listener: Listener, *, capabilities: object = None
+    ) -> AsyncGenerator[FakeSession]:
+        self.starts.append(trio.current_time())
+        if self.on_start is not None:
+            await self.on_start(len(self.starts))
+        session = FakeSession(self.listing, listener)
+        self.sessions.append(session)
+        self.open += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.run)
+                yield session
+                nursery.cancel_scope.cancel()
+        finally:
+            self.open -= 1
+            session.close(BackendExited(config.name, "was stopped"))
+            if self.on_close is not None:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1000):
+                    await self.on_close()
+
+
+def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
+    """One opener for a fleet of fakes."""
+
+    def opener(config: ServerConfig, listener: Listener, *, capabilities: object = None) -> Any:
+        return by_name[config.name](config, listener)
+
+    return opener
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+
+class Ears:
+    """Implements `gateway.backends.session.interface.Listener`."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def list_changed(self, feature: str) -> None:
+        self.heard.append(feature)
+
+    def resource_updated(self, uri: str, params: dict[str, Any]) -> None:
+        self.heard.append(f"updated {uri}")
+
+    def for_client(self, key: str, method: str, params: dict[str, Any]) -> None:
+        self.heard.append(f"{method} for {key}")
+
+    def freed(self) -> None:
+        self.heard.append("freed")
+
+    def wrote_stderr(self, line: bytes) -> None:
+        self.heard.append(f"stderr: {line}")
+
+
+class Script:
+    """A conversation whose peer is the test: it sees what was posted and feeds what it likes.
+
+    With `answers` (method -> result, exception-free callable or None for silence) it answers by itself.
+    """
+
+    def __init__(self, answers: dict[str, Any] | None = None, *, era: Era = Era.LEGACY) -> None:
+        self.posted: list[Any] = []
+        self.ears = Ears()
+        self.answers = answers or {}
+        hop = Hop(era=era, client_info=msgspec.Raw(b'{"name":"gw"}'))
+        self.conversation = Conversation("b", post=self.post, listener=self.ears, hop=hop)
+
+    @property
+    def methods(self) -> list[str]:
+        """What was asked and said, in order."""
+        return [message.get("method", "") for message in self.posted]
+
+    def post(self, data: bytes, *_: object, **__: object) -> None:
+        for line in data.splitlines(keepends=True):
+            assert line.endswith(b"\n"), "half a line was posted"
+            message = json.loads(line)
+            self.posted.append(message)
+            if "id" in message and message.get("method") in self.answers:
+                self._reply(message)
+
+    def _reply(self, message: Any) -> None:
+        answer = self.answers[message["method"]]
+        if callable(answer):
+            answer = answer(message.get("params", {}))
+        if isinstance(answer, bytes):
+            self.conversation.feed(answer)
+        elif answer is not None:
+            key = "error" if "code" in answer else "result"
+            self.feed({"id": message["id"], key: answer})
+
+    def send(self, ticket: Ticket) -> int:
+        """Send a call; returns its id on this hop."""
+        self.post(self.conversation.encode_call(ticket))
+        return self.posted[-1]["id"]
+
+    def feed(self, message: dict[str, Any]) -> None:
+        self.conversation.feed(json.dumps({"jsonrpc": "2.0", **message}).encode())
+
+
+# -- HTTP --------------------------------------------------------------------------------------------------------------
+
+
+class FakeExchange:
+    """One ASGI exchange: `scope`, `receive` and `send` for an app, and what came out of it."""
+
+    def __init__(
+        self, body: bytes | Iterable[bytes] = b"", *, method: str = "POST", headers: dict[str, str] | None = None
+    ) -> None:
+        pairs = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        self.scope: dict[str, Any] = {"type": "http", "method": method, "path": "/mcp", "headers": pairs}
+        parts = [body] if isinstance(body, bytes) else list(body)
+        self._incoming = [
+            {"type": "http.request", "body": part, "more_body": index < len(parts) - 1}
+            for index, part in enumerate(parts)
+        ]
+        self.sent: list[dict[str, Any]] = []
+        self.gone = trio.Event()
+        """Set it to hang up: `receive` says so, and `send` raises."""
+
+    async def receive(self) -> dict[str, Any]:
+        if self._incoming:
+            await trio.lowlevel.checkpoint()
+            return self._incoming.pop(0)
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.gone.is_set():
+            raise OSError("the client has gone")
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.sent) and len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
+
+    @property
+    def events(self) -> list[Any]:
+        """What the SSE events carried; comments are left out."""
+        blocks = self.body.replace(b"\r\n", b"\n").split(b"\n\n")
+        lines = [line for block in blocks for line in block.split(b"\n") if line.startswith(b"data:")]
+        return [json.loads(line[5:]) for line in lines]

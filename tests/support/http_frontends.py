@@ -1,0 +1,118 @@
+"""A face in memory: real answers and a real fleet in front of a fake backend, and exchanges that the test plays.
+
+For tests on a clock that jumps; the test is the backend (`House.fake`) and the client (its `FakeExchange`s).
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import Complete, Era, Notice
+from gateway.config.model import Config, GatewaySettings, ServerConfig
+from gateway.frontends.http.exchange import ClientGone, Exchange
+from gateway.frontends.request_handler import Answers
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing, settle
+from tests.support.wire_http import Event, parse_events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from gateway.inflight.pending import Ticket
+
+ANSWER = {"content": [{"type": "text", "text": "done"}]}
+STREAM = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+
+
+class House:
+    """What the test plays: the backend, and a client's exchanges with whatever face it builds on `answers`."""
+
+    def __init__(self, answers: Answers, fake: FakeBackend, nursery: trio.Nursery) -> None:
+        self.answers, self.fake, self.nursery = answers, fake, nursery
+
+    async def start(self, method: Callable[..., Awaitable[None]], fake: FakeExchange, *arguments: Any) -> FakeExchange:
+        """Have a face serve an exchange in a task of its own, until all tasks wait."""
+        self.nursery.start_soon(self._serve, method, fake, arguments)
+        await settle()
+        return fake
+
+    async def _serve(self, method: Callable[..., Awaitable[None]], fake: FakeExchange, arguments: Any) -> None:
+        try:
+            await method(Exchange(fake.scope, fake.receive, fake.send), *arguments)
+        except* ClientGone:
+            pass
+
+    @property
+    def ticket(self) -> Ticket:
+        """The call that came last and has not ended."""
+        return self.fake.session.working[-1]
+
+    async def tell(self, text: str, ticket: Ticket | None = None) -> None:
+        """Have the backend log a line in a call."""
+        (ticket or self.ticket).notify(log_line(text))
+        await settle()
+
+    async def answer(self, result: object = ANSWER) -> None:
+        """Have the backend answer its oldest call."""
+        self.fake.session.answer(outcome=Complete(json.dumps(result).encode(), Era.LEGACY))
+        await settle()
+
+
+@asynccontextmanager
+async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncGenerator[House]:
+    """A fleet with one backend `a` with a tool `x`; no signs of life on silent streams unless the settings say so."""
+    fake = fake or FakeBackend(make_listing("x"))
+    given = {"sse_after": 1e5, "keep_alive_interval": 1e5, **settings}
+    config = Config(servers={"a": ServerConfig(name="a", call_timeout=1e4)}, gateway=GatewaySettings(**given))
+    fleet = Fleet(config, backends({"a": fake}))
+    parking: Any = None  # nothing here is parked
+    with trio.fail_after(1e7):  # of the clock that jumps
+        async with trio.open_nursery() as services:
+            await services.start(fleet.run)
+            await settle()
+            answers = Answers(Router(fleet), config.gateway, "9", parking)
+            async with trio.open_nursery() as nursery:
+                yield House(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
+                nursery.cancel_scope.cancel()
+            fleet.stop()
+
+
+def log_line(text: str) -> Notice:
+    return Notice("notifications/message", {"level": jsonrpc.raw("info"), "data": jsonrpc.raw(text)})
+
+
+def message_of(method: str, params: object = None, request_id: object = None) -> dict[str, Any]:
+    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params or {}}
+    return message if request_id is None else {**message, "id": request_id}
+
+
+def events_of(exchange: FakeExchange) -> list[Event]:
+    """The SSE events of a response so far, comments left out."""
+    return [event for event in parse_events(exchange.body) if not event.comment]
+
+
+def texts_of(exchange: FakeExchange) -> list[str]:
+    """What the messages of a stream say: a log line's text, an answer's text, else the method."""
+    found = []
+    for event in events_of(exchange):
+        if not event.data or event.event == "endpoint":
+            continue
+        message = event.json()
+        if message.get("method") == "notifications/message":
+            found.append(message["params"]["data"])
+        elif "result" in message and message["result"].get("content"):
+            found.append(message["result"]["content"][0]["text"])
+        else:
+            found.append(message.get("method") or json.dumps(message.get("error") or message["result"]))
+    return found
+
+
+def is_complete(exchange: FakeExchange) -> bool:
+    """Whether the response has ended."""
+    return bool(exchange.sent) and not exchange.sent[-1].get("more_body", exchange.sent[-1]["type"].endswith("start"))

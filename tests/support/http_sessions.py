@@ -1,0 +1,110 @@
+"""Sessions with an HTTP backend as tests open and use them: one call, its notices, its end."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.http.detect import HttpOpener
+from gateway.calls import Call, Caller, Complete, Era, Notice, StreamClosed
+from gateway.config import parse_server
+from gateway.eras.requests import Hop
+from gateway.inflight.pending import Ticket
+from tests.support.fakes import Ears
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.backends.session.interface import Session
+    from gateway.config import ServerConfig
+
+WITHIN = 15.0  # seconds that a test may take
+HOP = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": "gateway", "version": "1"}))
+CALLER = Caller(era=Era.LEGACY, version="2025-11-25", session="one")
+
+
+class Heard(Ears):
+    """A listener that can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._news = trio.Event()
+
+    def list_changed(self, feature: str) -> None:
+        super().list_changed(feature)
+        self._news.set()
+
+    async def change(self) -> None:
+        await self._news.wait()
+        self._news = trio.Event()
+
+
+def make_config(url: str, **fields: Any) -> ServerConfig:
+    return parse_server("b", {"url": url, **fields}, environ={})
+
+
+@asynccontextmanager
+async def open_session(
+    url: str, *, listener: Any = None, opener: HttpOpener | None = None, **fields: Any
+) -> AsyncGenerator[Session]:
+    """A session opened as the gateway opens it; what ends it comes out as the one error it is."""
+    config = make_config(url, **fields)
+    try:
+        with trio.fail_after(WITHIN):
+            async with (opener or HttpOpener()).open(config, listener or Heard(), hop=HOP) as session:
+                yield session
+    except BaseExceptionGroup as group:
+        raise first(group) from group
+
+
+def first(group: BaseExceptionGroup) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def start_call(
+    session: Session, name: str = "echo", arguments: Any = None, *, method: str = "tools/call", progress: bool = False
+) -> Ticket:
+    """Send a call and return its ticket without waiting."""
+    member = "uri" if method == "resources/read" else "name"
+    params = {member: name} if arguments is None else {member: name, "arguments": arguments}
+    call = Call(
+        method=method,
+        name=name,
+        params={key: jsonrpc.raw(value) for key, value in params.items()},
+        meta={},
+        caller=CALLER,
+        progress_token="client-token" if progress else None,
+    )
+    ticket = Ticket(call, backend="b", own_name=name, timeout=60)
+    session.send([ticket])
+    return ticket
+
+
+async def outcome(ticket: Ticket) -> Any:
+    """How the call ends; its notices, and what its client's stream is told to do, are skipped."""
+    with trio.fail_after(WITHIN):
+        while isinstance(found := await ticket.next(), Notice | StreamClosed):
+            pass
+    return found
+
+
+async def call(session: Session, name: str = "echo", arguments: Any = None, **further: Any) -> Any:
+    """A call from start to end."""
+    return await outcome(start_call(session, name, arguments, **further))
+
+
+def result_of(found: Any) -> Any:
+    """The result as a value."""
+    assert isinstance(found, Complete), found
+    return json.loads(found.result)
+
+
+def text_of(found: Any) -> str:
+    return result_of(found)["content"][0]["text"]

@@ -1,0 +1,93 @@
+"""A flow in memory whose backend is the test: for whatever stands between a ticket and a client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from gateway import jsonrpc
+from gateway.calls import Ask, Call, Caller, Complete, Era, Failure, InputRequired
+from gateway.errors import GatewayError
+from gateway.frontends.call_stream import Flow
+from gateway.inflight.pending import Ticket
+
+CAN = jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}}, "roots": {}})
+ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
+
+
+class Lines:
+    """Implements what a flow needs of `gateway.router.Router`: every call that was sent, as a ticket."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self.cancelled: list[str] = []
+        """Why backends were told to cancel."""
+        self.problem: GatewayError | None = None
+        """Set it to have the next call refused."""
+
+    async def submit(self, call: Call, *, again: bool = False) -> Ticket:
+        if self.problem is not None:
+            raise self.problem
+        return self.open(call)
+
+    def open(self, call: Call, *, timeout: float = 300.0) -> Ticket:
+        ticket = Ticket(call, backend="b", own_name=call.name, timeout=timeout)
+        ticket.on_close = lambda _ticket, reason: self.cancelled.append(reason)
+        self.tickets.append(ticket)
+        return ticket
+
+    def release(self, ticket: Ticket, reason: str = "") -> None:
+        ticket.close(reason)
+
+
+class Asked:
+    """What a legacy backend asks, and how it was settled."""
+
+    def __init__(self, method: str = ROOTS, **params: Any) -> None:
+        self.reply: bytes | Failure | None = None
+        self.ask = Ask(method, {name: jsonrpc.raw(value) for name, value in params.items()}, self.settle)
+
+    def settle(self, reply: bytes | Failure) -> None:
+        assert self.reply is None, "settled twice"
+        self.reply = reply
+
+    @property
+    def result(self) -> Any:
+        assert isinstance(self.reply, bytes), self.reply
+        return json.loads(self.reply)
+
+    @property
+    def refusal(self) -> Failure:
+        assert isinstance(self.reply, Failure), self.reply
+        return self.reply
+
+
+def make_caller(era: Era, **fields: Any) -> Caller:
+    version = "2026-07-28" if era is Era.MODERN else "2025-11-25"
+    return Caller(**{"era": era, "version": version, "capabilities": CAN, **fields})
+
+
+def make_call(era: Era, *, token: Any = None, caller: Caller | None = None, **params: Any) -> Call:
+    spans = {"name": msgspec.Raw(b'"x"')} | {name: jsonrpc.raw(value) for name, value in params.items()}
+    caller = caller or make_caller(era)
+    return Call(method="tools/call", name="x", params=spans, meta={}, caller=caller, progress_token=token)
+
+
+def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **further: Any) -> tuple[Flow, Ticket]:
+    ticket = lines.open(make_call(era, **further), timeout=timeout)
+    return Flow(lines, ticket), ticket  # type: ignore[arg-type] - stands for a router
+
+
+def done(text: str = "done", era: Era = Era.MODERN) -> Complete:
+    return Complete(json.dumps({"content": [{"type": "text", "text": text}]}).encode(), era)
+
+
+def required(requests: dict[str, Any] | None = None, **members: Any) -> InputRequired:
+    body = {"resultType": "input_required", **members}
+    if requests is not None:
+        body["inputRequests"] = {
+            key: {"method": method, "params": params} for key, (method, params) in requests.items()
+        }
+    return InputRequired(json.dumps(body).encode())

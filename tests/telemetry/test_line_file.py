@@ -1,0 +1,200 @@
+"""The file of the audit: private, appended to in whole lines, opened anew when moved, and in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from gateway.telemetry import line_file as trail_module
+from gateway.telemetry.line_file import Trail
+from tests.support.fakes import SOON
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+
+def note_lost(count: int) -> bytes:
+    return json.dumps({"dropped": count}).encode()
+
+
+@asynccontextmanager
+async def running(path: Path) -> AsyncGenerator[Trail]:
+    trail = Trail(str(path), note_lost=note_lost)
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trail.run)
+            yield trail  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            nursery.cancel_scope.cancel()
+
+
+def holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+async def until(path: Path, text: str) -> None:
+    with trio.fail_after(SOON):
+        while not holds(path, text):  # ruff: ignore[async-busy-wait]
+            await trio.sleep(0.01)
+
+
+async def test_lines_are_appended_to_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text("before\n")
+    path.chmod(0o644)
+    async with running(path) as trail:
+        for number in range(3):
+            trail.put(b"%d" % number)
+        await until(path, "before\n0\n1\n2\n")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        trail.put(b"last")  # still queued when the end comes
+    assert path.read_text() == "before\n0\n1\n2\nlast\n"
+
+
+async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    async with running(path) as trail:
+        trail.put(b"first")
+        await until(path, "first\n")
+        path.rename(old)
+        trail.reopen()
+        trail.put(b"second")
+        await until(path, "second\n")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert old.read_text() == "first\n"
+
+
+async def test_a_file_that_cannot_be_written_keeps_its_lines_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trail_module, "RETRY_AFTER", 0.01)
+    path = tmp_path / "missing" / "audit.jsonl"
+    async with running(path) as trail:
+        trail.put(b"kept")
+        with trio.fail_after(SOON):
+            while "cannot be noted" not in caplog.text:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+        path.parent.mkdir()
+        await until(path, "kept\n")
+        assert trail.dropped == 0
+
+
+@pytest.mark.parametrize(("most", "line"), [("MAX_LINES", b"%03d"), ("MAX_BYTES", b"%03d" + b"x" * 17)])
+async def test_when_full_the_oldest_are_dropped_and_counted(
+    most: str, line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail_module, most, 10 if most == "MAX_LINES" else 200)
+    path = tmp_path / "audit.jsonl"
+    async with running(path) as trail:
+        for number in range(25):
+            trail.put(line % number)
+        assert trail.dropped == 15
+    first, *rest = path.read_bytes().splitlines()
+    assert json.loads(first) == {"dropped": 15}
+    assert rest == [line % number for number in range(15, 25)]
+
+
+async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "target").write_text("precious\n")
+    (tmp_path / "audit.jsonl").symlink_to("target")
+    async with running(tmp_path / "audit.jsonl") as trail:
+        trail.put(b"line")
+    assert (tmp_path / "target").read_text() == "precious\n"
+    assert "were not noted" in caplog.text or "cannot be noted" in caplog.text
+
+
+async def test_a_disk_that_hangs_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trail_module, "WRITE_BOUND", 0.05)
+    hanging = threading.Event()
+
+    def write(_fd: int, data: bytes) -> int:
+        hanging.wait(SOON)
+        return len(data)
+
+    monkeypatch.setattr(trail_module, "os", _Os(write))
+    try:
+        async with running(tmp_path / "audit.jsonl") as trail:
+            trail.put(b"line")
+    finally:
+        hanging.set()
+    assert "the disk takes longer" in caplog.text
+
+
+class _Os:
+    """`os` with another `write`."""
+
+    def __init__(self, write: object) -> None:
+        self.write = write
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("pipe", "No such device"),
+        ("read pipe", "no file"),
+        ("link", "symbolic links"),
+        ("folder", "directory"),
+        ("device", "no file"),
+    ],
+)
+def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
+    """At once: a pipe that nobody reads would hold up a thread for ever."""
+    path, target = tmp_path / "x", tmp_path / "target"
+    reader = None
+    if "pipe" in kind:
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else None
+    elif kind == "link":
+        path.symlink_to(target)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = type(path)("/dev/null")
+    before = path.lstat().st_mode
+    try:
+        with pytest.raises(OSError, match=why):
+            trail_module.open_private(str(path))
+    finally:
+        if reader is not None:
+            os.close(reader)
+    assert path.lstat().st_mode == before
+    assert not target.exists()
+
+
+async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail_module, "WRITE_BOUND", 0.05)
+    goes_on = threading.Event()
+    opened: list[str] = []
+    first = trail_module.open_private
+
+    def hang(name: str) -> int:
+        opened.append(name)
+        goes_on.wait(SOON)
+        return first(name)
+
+    monkeypatch.setattr(trail_module, "open_private", hang)
+    trail = Trail(str(tmp_path / "x"), note_lost=note_lost)
+    try:
+        with trio.fail_after(SOON):
+            for line in (b"1", b"2", b"3"):
+                trail.put(line)
+                with pytest.raises(OSError, match="the disk"):
+                    await trail._write()
+    finally:
+        goes_on.set()
+    assert len(opened) == 1
+    assert list(trail._lines) == [b"2", b"3"]
