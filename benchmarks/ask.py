@@ -222,10 +222,10 @@ async def _count_parked(count):
     from gateway.backends.session.conversation import Conversation
     from gateway.calls import Era, Identity
     from gateway.eras.requests import Hop, modern_call
-    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.modern import suspended_calls as room
-    from gateway.frontends.modern.request_state import Sealer
-    from gateway.inflight.pending import Ticket
+    from gateway.frontends.modern.request_state import RequestStateCodec
+    from gateway.inflight.pending import PendingCall
 
     def drop(_data):
         pass
@@ -236,17 +236,17 @@ async def _count_parked(count):
 
     hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({}))
     conversation = Conversation("b", post=drop, listener=Ears(), hop=hop)
-    parking = room.Parking(Sealer())
+    parking = room.SuspendedCalls(RequestStateCodec())
     params = {"name": "b.ask", "arguments": ASK, "_meta": {**META, CAPABILITIES: CAN}}
     body = encode(make_message("tools/call", params, "legacy", 1))
 
     async def park(number):
         call = modern_call(jsonrpc.decode(body), identity=Identity(f"client {number}"))
-        ticket = Ticket(call, backend="b", own_name="ask", timeout=300)
+        ticket = PendingCall(call, backend="b", own_name="ask", timeout=300)
         conversation.encode_call(ticket)
         asked = {"jsonrpc": "2.0", "id": f"ask-{number}", "method": "elicitation/create", "params": FORM}
         conversation.feed(encode(asked), ticket)
-        flow = Flow(None, ticket)
+        flow = CallStream(None, ticket)
         result = await parking.park(flow, await flow.next())
         if not isinstance(result, bytes):
             raise WrongAnswer(f"not parked: {result}")

@@ -23,10 +23,10 @@ from benchmarks.table import Claim, Figure, Table
 MANY = 16
 NAMES = {"stdio": "stdlib echo on pipes", "http": "small HTTP server", "sse": "small SSE server"}
 SERVER, CLIENT = "HTTP: sockets, parsing, framing", "backend: HTTP client"  # both have h11 do their parsing
-CLIENT_CODE = ("gateway/backends/http", "gateway/backends/http/exchange.py", "httpx", "httpcore", "anyio/")
+CLIENT_CODE = ("gateway/backends/http/", "gateway/http_client.py", "httpx", "httpcore", "anyio/")
 ROWS = {
-    SERVER: ("gateway/frontends/hypercorn_", "hypercorn/", "h11/"),
-    "faces: routing, checks, sessions": ("gateway/frontends/", "gateway/access", "gateway/admin"),
+    SERVER: ("gateway/httpd/", "hypercorn/", "h11/"),
+    "frontends: routing, checks, sessions": ("gateway/frontends/", "gateway/access", "gateway/admin"),
     "lines over pipes": ("gateway/frontends/stdio.py", "gateway/lines.py"),
     "envelopes and eras": ("gateway/jsonrpc.py", "gateway/eras/", "gateway/calls.py", "msgspec/"),
     "router and catalog": ("gateway/router.py", "gateway/catalog/", "benchmarks/"),

@@ -32,10 +32,10 @@ from gateway.config.access_model import NO_ACCESS
 from gateway.config.shown import secrets_of_config
 from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
-from gateway.frontends.http.listen_address import Binding, Exposed
-from gateway.frontends.modern.request_state import Sealer
-from gateway.frontends.modern.suspended_calls import Parking
-from gateway.frontends.request_handler import Answers
+from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import RequestHandler
 from gateway.masking import SECRETS
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import raise_nofile_limit
@@ -53,15 +53,15 @@ if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.backends.http.detect import HttpOpener
     from gateway.backends.opening import Attempts
-    from gateway.backends.session.interface import Listener, Opener, Session
+    from gateway.backends.session.interface import Opener, Session, SessionObserver
     from gateway.backends.stdio import StdioSession
     from gateway.config import Config, ServerConfig
-    from gateway.frontends.http.listen_address import Bound
-    from gateway.inflight.pending import Ticket
+    from gateway.frontends.http.listen_address import ListeningSocket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.logins import Logins
     from gateway.processes.guard import ChildGuard
 
-YOUNG: Final = 5_000
+GC_THRESHOLD: Final = 5_000
 """Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
 At Python's 700 the looks took 3 % of a busy gateway's time."""
 CLOSE_GRACE: Final = 2.0
@@ -115,9 +115,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Who may use the management API; None lets everybody on loopback read and nobody change."""
 
     @property
-    def binding(self) -> Binding:
+    def binding(self) -> ListenAddress:
         """Where the HTTP face listens."""
-        return Binding(
+        return ListenAddress(
             host=self.host,
             port=self.port,
             uds=self.uds,
@@ -140,7 +140,7 @@ def make_opener(
     http: HttpOpener | None = None
 
     def open_session(
-        config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+        config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AbstractAsyncContextManager[Session]:
         nonlocal http
         own = hop if capabilities is None else msgspec.structs.replace(hop, capabilities=capabilities)
@@ -176,29 +176,29 @@ class Gateway:
         self._opener = make_opener(guard, self._records, name=config.gateway.name, logins=self._logins)
         self.fleet = Fleet(config, self._opener if self._logins is not None else self._open, self._store)
         source = options.source or ConfigSource(None, environ={}, given=config)
-        self._reloader = Reloader(source, self.fleet, held=self._hold, check=self._check)
+        self._reloader = Reloader(source, self.fleet, held=self._apply_settings, check=self._check)
         self.router = Router(self.fleet)
         self._audit = Audit(self.router)
-        self._note(config)
-        self._parking = Parking(Sealer(config.gateway.state_keys()))
-        self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
+        self._update_masking_and_audit(config)
+        self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
+        self._access = self.router.admission = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
         self._access.on_denied = self._audit.denied
-        self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
+        self._handler = RequestHandler(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
         self._closing = trio.Event()
-        self._faces = trio.CancelScope()
+        self._frontends_scope = trio.CancelScope()
         self._all_answered = True
         self._urls: list[str] = []
 
-    async def run(self, bound: Bound | None, ready: Callable[[str], None]) -> bool:
+    async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
 
         `bound` is where the HTTP face listens, None with stdio.
         """
         async with trio.open_nursery() as services:
             self._services_nursery = services
-            services.start_soon(self._heed_signals)
+            services.start_soon(self._handle_signals)
             services.start_soon(self._parking.run)
             await services.start(self._audit.run)
             if self._logins is not None:
@@ -208,7 +208,7 @@ class Gateway:
             if self._store is not None:
                 services.start_soon(self._serve_control, self._store)
             async with trio.open_nursery() as faces:
-                self._faces = faces.cancel_scope
+                self._frontends_scope = faces.cancel_scope
                 if bound is None:
                     faces.start_soon(self._serve_stdio)
                 else:
@@ -223,7 +223,7 @@ class Gateway:
                 self._parking.close_all()
                 clean = await self.router.drain(self._settings.drain_grace)
                 self._closing.set()
-                grace = HURRIED_GRACE if self._guard.hurried.is_set() else CLOSE_GRACE
+                grace = HURRIED_GRACE if self._guard.force_stopped.is_set() else CLOSE_GRACE
                 faces.cancel_scope.deadline = trio.current_time() + grace
             self.fleet.stop()
             await self.fleet.ended.wait()
@@ -233,7 +233,7 @@ class Gateway:
     def _make_logins(self) -> Logins:
         from gateway.oauth_client.logins import Logins  # as with `HttpOpener`
 
-        def waiting(name: str) -> list[Ticket]:
+        def waiting(name: str) -> list[PendingCall]:
             return self.router.waiting(name)
 
         def owed(name: str, reason: str) -> None:
@@ -243,7 +243,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _open(
-        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AsyncGenerator[Session]:
         """Open a session of a gateway that began without servers that may want OAuth; the first brings logins."""
         async with self._adding_logins:
@@ -261,10 +261,10 @@ class Gateway:
             return
         try:
             self._options.binding.check(config.access)
-        except Exposed as exc:
+        except InsecureListen as exc:
             raise ConfigError([f"{exc}; {exc.hint}"]) from None
 
-    def _hold(self, config: Config) -> None:
+    def _apply_settings(self, config: Config) -> None:
         """Go by the settings of a config that has come to hold; some are for the next start."""
         for name in AT_START_ONLY:
             if getattr(config.gateway, name) != getattr(self._settings, name):
@@ -272,9 +272,9 @@ class Gateway:
         view = self._options.view
         if view is not None and view not in config.views:
             log.warning("the view %r, which is served here, is not in the config any more: nothing is offered", view)
-        self._settings = self._answers.settings = config.gateway
+        self._settings = self._handler.settings = config.gateway
         self._access.apply(config.access or NO_ACCESS)
-        self._note(config)
+        self._update_masking_and_audit(config)
 
     def _end_principal(self, principal: Principal) -> None:
         """What is kept for somebody outside of the faces ends with its key."""
@@ -282,18 +282,18 @@ class Gateway:
         self.router.cut_off(principal)
         self.fleet.client_gone(principal.name)
 
-    def _note(self, config: Config) -> None:
+    def _update_masking_and_audit(self, config: Config) -> None:
         """Have no text show a secret of a config, and calls noted as it says."""
         SECRETS.replace(secrets_of_config(config))
         self._audit.apply(config.gateway.audit)
 
     async def _serve_stdio(self) -> None:
-        from gateway.frontends.stdio import StdioFace
+        from gateway.frontends.stdio import StdioFrontend
 
         options, identity = self._options, ANYBODY
         if options.view is not None:
             identity = at_view(identity, options.view)
-        face = StdioFace(self._answers, options.stdin, options.stdout, self._closing, identity)
+        face = StdioFrontend(self._handler, options.stdin, options.stdout, self._closing, identity)
         self._all_answered = await face.run()
         self._stop.set()
 
@@ -303,14 +303,14 @@ class Gateway:
         await serve_control(store, self._report)
 
     async def _report(self) -> bytes:
-        await self._guard.census()
+        await self._guard.scan()
         transport = ",".join(self._options.transports)
         return encode_report(self.fleet, self._guard, transport=transport, urls=self._urls)
 
     def _make_http_face(self) -> Any:
         from gateway.admin.http import make_admin_app
         from gateway.admin.servers import Management
-        from gateway.frontends.http.endpoint import HttpFace
+        from gateway.frontends.http.endpoint import HttpFrontend
 
         options = self._options
         management = Management(
@@ -322,8 +322,8 @@ class Gateway:
             guard=self._guard,
         )
         others = make_admin_app(management, options.admin or AdminAccess("token", host=options.binding.admin_host))
-        face = HttpFace(
-            self._answers,
+        face = HttpFrontend(
+            self._handler,
             binding=options.binding,
             path=options.path if "streamable-http" in options.transports else None,
             sse_path=options.sse_path if "sse" in options.transports else None,
@@ -340,15 +340,15 @@ class Gateway:
         }
         return face
 
-    async def _heed_signals(self) -> None:
+    async def _handle_signals(self) -> None:
         """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""
         with trio.open_signal_receiver(*SIGNALS) as signals:
             for number in self._early:
-                self._heed(number)
+                self._handle_signal(number)
             async for number in signals:
-                self._heed(number)
+                self._handle_signal(number)
 
-    def _heed(self, number: int) -> None:
+    def _handle_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if number in RELOAD_SIGNALS:
             self._audit.reopen()
@@ -360,17 +360,17 @@ class Gateway:
             self._stop.set()
             return
         log.warning("%s again: stopping at once", name)
-        self._guard.hurry()
-        self.router.hurry()
+        self._guard.force_stop()
+        self.router.stop_draining()
         if self._closing.is_set():  # before that the drain, which ends now, sets the deadline
-            self._faces.deadline = min(self._faces.deadline, trio.current_time() + HURRIED_GRACE)
+            self._frontends_scope.deadline = min(self._frontends_scope.deadline, trio.current_time() + HURRIED_GRACE)
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run a gateway until it is told to stop; `ready` is called with each URL once an HTTP socket is open.
 
-    Returns whether all calls ended within the grace. Errors raised: `gateway.frontends.http.listen_address.ListenError`.
-    For a program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
+    Returns whether all calls ended within the grace. Raises `gateway.frontends.http.listen_address.ListenError`. For a
+    program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
         log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
@@ -400,7 +400,7 @@ def spare_collector() -> None:
     the p99 of a light client beside a flood was three times what it is without.
     """
     gc.freeze()
-    gc.set_threshold(YOUNG, 10, 10)
+    gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
 def set_stdio_apart() -> tuple[int, int]:

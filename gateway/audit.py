@@ -23,13 +23,13 @@ from gateway.masking import SECRETS
 from gateway.supervisor.limits import TokenBucket
 from gateway.telemetry import now_iso
 from gateway.telemetry.formats import encode_line
-from gateway.telemetry.line_file import Trail
+from gateway.telemetry.line_file import LineFile
 
 if TYPE_CHECKING:
     from gateway.calls import Call, Outcome
     from gateway.config import AuditSettings
     from gateway.errors import GatewayError
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.router import Router
     from gateway.supervisor.supervisor import Supervisor
 
@@ -63,7 +63,7 @@ class Audit:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._settings: AuditSettings | None = None
-        self._trail: Trail | None = None
+        self._trail: LineFile | None = None
         self._nursery: trio.Nursery | None = None
         self._writing: trio.CancelScope | None = None
         self._lost = 0
@@ -95,7 +95,7 @@ class Audit:
             self._lost += self._trail.dropped
         if self._writing is not None:
             self._writing.cancel(reason="the audit goes elsewhere now")
-        self._trail = None if path is None else Trail(path, note_lost=_lost)
+        self._trail = None if path is None else LineFile(path, note_lost=_lost)
         self._start()
 
     def _start(self) -> None:
@@ -103,7 +103,7 @@ class Audit:
             self._writing = trio.CancelScope()
             self._nursery.start_soon(self._write, self._trail, self._writing)
 
-    async def _write(self, trail: Trail, scope: trio.CancelScope) -> None:
+    async def _write(self, trail: LineFile, scope: trio.CancelScope) -> None:
         with scope:
             await trail.run()
 
@@ -121,28 +121,28 @@ class Audit:
 
     # Told by the fleet and the router.
 
-    def _observe(self, _supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+    def _observe(self, _supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
         if ticket is not None:
             outcome, code, reason = _ending(ticket.call, ticket.outcome)
             size = _size(ticket.outcome)
             crash = _part_in_crash(ticket)
-            self._note(ticket.call, ticket.number, ticket.backend, seconds, outcome, code, reason, size, crash)
+            self._record(ticket.call, ticket.number, ticket.backend, seconds, outcome, code, reason, size, crash)
 
     def _refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
         """Hear of a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
         _, code, reason = _ending(call, problem)
-        self._note(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
+        self._record(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
 
     def denied(self, status: int, text: str, principal: str | None, address: str | None, path: str) -> None:
         """Hear of a request that was not let in: with which status, what it was told, who sent it, and where to."""
         if self._settings is None:
             return
-        if self._denials.take(trio.current_time()):
+        if self._denials.delay_until_available(trio.current_time()):
             self._untold += 1
             return
         untold, self._untold = self._untold, 0
         text = SECRETS.mask(text)
-        self._tell(
+        self._report_suppressed(
             f"{status}: {text}",
             {
                 "outcome": "denied",
@@ -155,7 +155,7 @@ class Audit:
             },
         )
 
-    def _note(
+    def _record(
         self,
         call: Call,
         number: int | None,
@@ -189,9 +189,9 @@ class Audit:
         }
         if settings.arguments:
             line["arguments"] = _arguments(call)
-        self._tell(f"{call.name[:MAX_NAME] or call.method} {outcome}", line)
+        self._report_suppressed(f"{call.name[:MAX_NAME] or call.method} {outcome}", line)
 
-    def _tell(self, text: str, line: dict[str, object]) -> None:
+    def _report_suppressed(self, text: str, line: dict[str, object]) -> None:
         line = {key: value for key, value in line.items() if value is not None}
         if self._trail is None:
             _log(text, line)
@@ -229,7 +229,7 @@ def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str |
             return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome).__name__)
 
 
-def _part_in_crash(ticket: Ticket) -> str | None:
+def _part_in_crash(ticket: PendingCall) -> str | None:
     """How a call that ended with its server's crash had to do with it: the call sent last is the first suspect."""
     outcome = ticket.outcome
     if not isinstance(outcome, BackendExited) or not outcome.suspects:

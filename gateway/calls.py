@@ -199,7 +199,7 @@ Outcome = Complete | InputRequired | Failure | GatewayError
 """How a call ends. A `GatewayError` is the gateway's own verdict (dead backend, deadline, full queue)."""
 
 
-class Notice(msgspec.Struct, frozen=True, gc=False):
+class Notification(msgspec.Struct, frozen=True, gc=False):
     """One notification that belongs to a call: `notifications/progress` or `notifications/message`.
 
     In progress notices the token is the client's own, put back by the session that minted another for its hop.
@@ -209,7 +209,7 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
     params: dict[str, msgspec.Raw]
 
 
-class Ask:
+class ServerRequest:
     """A request that a server sends to the client of one call: sampling, elicitation or roots.
 
     Whoever shows it to the client settles it, exactly once counts: `answer` with the client's result, or `refuse`.
@@ -248,7 +248,7 @@ class Ask:
 class Withdrawn(msgspec.Struct, frozen=True, gc=False):
     """The server does not need the answer to this request any more."""
 
-    ask: Ask
+    ask: ServerRequest
 
 
 class StreamClosed(msgspec.Struct, frozen=True, gc=False):
@@ -261,22 +261,22 @@ class StreamClosed(msgspec.Struct, frozen=True, gc=False):
     """How long the peer is to wait before it comes back."""
 
 
-Event = Notice | Ask | Withdrawn | StreamClosed
+Event = Notification | ServerRequest | Withdrawn | StreamClosed
 """What can come of a call before its outcome."""
 
 
 class Outlet(Protocol):
     """Where a backend's session puts what it hears about a call. The methods return at once and never raise."""
 
-    def notify(self, notice: Notice) -> None:
+    def notify(self, notice: Notification) -> None:
         """Hand over a notification, in order; a full buffer drops the oldest."""
         ...
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: ServerRequest) -> None:
         """Hand over a request to the client, in order; one too many is refused at once, none is dropped."""
         ...
 
-    def withdraw_ask(self, ask: Ask) -> None:
+    def withdraw_ask(self, ask: ServerRequest) -> None:
         """Say that a request handed over before needs no answer."""
         ...
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.proxies import ProxyChoice
 
 SPARE_CONNECTIONS: Final = 2
@@ -125,7 +125,7 @@ class HttpClient:
         content: bytes | None = None,
         *,
         url: httpx2.URL | None = None,
-        ticket: Ticket | None = None,
+        ticket: PendingCall | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
         """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
 
@@ -149,7 +149,12 @@ class HttpClient:
                         await response.aclose()
 
     async def _send(
-        self, method: str, headers: AnyHeaders, content: bytes | None, url: httpx2.URL | None, ticket: Ticket | None
+        self,
+        method: str,
+        headers: AnyHeaders,
+        content: bytes | None,
+        url: httpx2.URL | None,
+        ticket: PendingCall | None,
     ) -> httpx2.Response:
         target = url or self.url
         permanent = url is None
@@ -168,10 +173,10 @@ class HttpClient:
                     self.url = target
                 return response
             permanent = permanent and response.status_code in {301, 308}
-            target = await self._follow(response, target)
+            target = await self._redirect_target(response, target)
         raise BackendProtocol(self._backend, f"redirects in a circle, or more than {MAX_REDIRECTS} times")
 
-    async def _follow(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
+    async def _redirect_target(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
         """Where a redirect leads, if it may be followed. The method stays: a POST that became a GET says nothing."""
         await _close(response)
         status = response.status_code

@@ -1,8 +1,8 @@
-"""JSON lines over byte streams: the framing of the stdio transport, for the face and for the backends alike.
+"""JSON lines over byte streams: the framing of the stdio transport, for the frontend and for backends.
 
-`LineSplitter` cuts bytes into lines without I/O and with a cap; `Outbox` is a bounded buffer in front of a stream,
-written by one task. Invariant: lines leave in the order in which they were posted, whole, and a reader that stalls
-never makes anybody but the poster of new lines wait.
+`LineSplitter` cuts bytes into lines without I/O and with a cap; `BufferedWriter` is a bounded buffer in front of a
+stream, written by one task. Invariant: lines leave whole and in the order in which they were posted, and a reader that
+stalls delays only the task that posts new lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_OUTBOX_BYTES: Final = 1_048_576
 """How much may wait for a slow reader before posters are held back."""
 
 
-class Overlong(msgspec.Struct, frozen=True):
+class OversizedLine(msgspec.Struct, frozen=True):
     """A line that was longer than allowed, skipped to its end; only its two ends are kept, to find the id in."""
 
     head: bytes
@@ -39,7 +39,7 @@ class Overlong(msgspec.Struct, frozen=True):
 class LineSplitter:
     """Cuts a byte stream into lines (without their ends). Empty lines are dropped, also behind a byte order mark.
 
-    At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `Overlong`.
+    At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `OversizedLine`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,20 +50,20 @@ class LineSplitter:
         self._head: bytes | None = None  # set while an overlong line is being skipped
         self._tail = b""
 
-    def feed(self, data: bytes) -> list[bytes | Overlong]:
+    def feed(self, data: bytes) -> list[bytes | OversizedLine]:
         """Take bytes in, return the lines that are complete now."""
         if b"\n" not in data:
             self._hold(data)
             return []
         first, *middle, last = data.split(b"\n")
         self._hold(first)
-        lines: list[bytes | Overlong] = []
+        lines: list[bytes | OversizedLine] = []
         done = self._finish()
         if done:
             lines.append(done)
         for line in middle:
             if len(line) > self._max:
-                lines.append(Overlong(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
+                lines.append(OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
             elif not _is_empty(line):
                 lines.append(line)
         self._hold(last)
@@ -89,22 +89,22 @@ class LineSplitter:
                 self._parts.clear()
             return
         if self._head is None:
-            joined = self._take_held()
+            joined = self._pop_held()
             self._head = joined[:EDGE_BYTES]
             self._tail = joined[-EDGE_BYTES:]
         self._head += data[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
 
-    def _finish(self) -> bytes | Overlong | None:
+    def _finish(self) -> bytes | OversizedLine | None:
         size, self._size = self._size, 0
         if self._head is not None:
-            done: bytes | Overlong | None = Overlong(self._head, self._tail, size)
+            done: bytes | OversizedLine | None = OversizedLine(self._head, self._tail, size)
             self._head, self._tail = None, b""
             return done
-        line = self._take_held()
+        line = self._pop_held()
         return None if _is_empty(line) else line
 
-    def _take_held(self) -> bytes:
+    def _pop_held(self) -> bytes:
         parts = self._parts
         held = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
@@ -140,7 +140,7 @@ async def read_some(stream: FdStream) -> bytes:
             raise trio.BrokenResourceError from exc
 
 
-class Outbox:
+class BufferedWriter:
     """A bounded buffer in front of a pipe. `post` never waits; `room` is where a poster is held back.
 
     One task, `run`, does the waiting. Where nothing is buffered and the pipe takes the bytes at once, `post` writes
@@ -190,7 +190,7 @@ class Outbox:
         self.written += written
         return data[written:]
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
         while self._size >= self._limit and not self.broken:
             await self._room.park()

@@ -43,7 +43,7 @@ class LogRate:
         self._tokens -= 1
         return True
 
-    def take_unreported(self) -> int:
+    def pop_suppressed(self) -> int:
         """How many lines were suppressed since this was asked last."""
         count, self._unreported = self._unreported, 0
         return count

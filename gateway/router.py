@@ -30,7 +30,7 @@ from gateway.errors import (
     UnknownMethod,
     UnknownName,
 )
-from gateway.inflight.pending import Counted, Ticket
+from gateway.inflight.pending import Counted, PendingCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete
 log = logging.getLogger("gateway.router")
 
 
-class Turnstile(Protocol):
+class AdmissionControl(Protocol):
     """Says whether a caller may have one more call. Implemented above, by `gateway.access.table.Access`."""
 
     def begin(self, caller: Caller, *, again: bool = False) -> Counted | None:
@@ -75,9 +75,9 @@ class Router:
         """Told of each of them: the call, the backend, the seconds that it waited, why. It must not wait."""
         self._draining = False
         self._hurried = trio.Event()
-        self.turnstile: Turnstile | None = None
+        self.admission: AdmissionControl | None = None
         """Who has the say in how many calls somebody may have; None: nobody."""
-        self._under_way: set[Ticket] = set()
+        self._under_way: set[PendingCall] = set()
         self._drain_scope = trio.CancelScope()
         self._emptied = trio.lowlevel.ParkingLot()
 
@@ -86,7 +86,7 @@ class Router:
         """Calls that were submitted and not released."""
         return len(self._under_way)
 
-    def tickets(self) -> tuple[Ticket, ...]:
+    def tickets(self) -> tuple[PendingCall, ...]:
         """Those calls."""
         return tuple(self._under_way)
 
@@ -106,7 +106,7 @@ class Router:
         """Whether the name of a call is one that its caller sees now."""
         return self._lookup(call) is not None
 
-    async def submit(self, call: Call, *, again: bool = False) -> Ticket:
+    async def submit(self, call: Call, *, again: bool = False) -> PendingCall:
         """Hand a call to its owner. The caller waits on the ticket and must `release` it.
 
         Waits only for a backend in its first start that may own the name, within that backend's call timeout. `again`
@@ -126,7 +126,7 @@ class Router:
             self._not_submitted(call, exc if isinstance(exc, GatewayError) else None, began)
             raise
 
-    def submit_now(self, call: Call, *, again: bool = False) -> Ticket | None:
+    def submit_now(self, call: Call, *, again: bool = False) -> PendingCall | None:
         """`submit` where the owner is known, which is nearly always; None if only `submit` can tell."""
         try:
             route = None if self._draining else self._lookup(call)
@@ -140,7 +140,7 @@ class Router:
             self._not_submitted(call, exc, trio.current_time())
             raise
 
-    async def _submit(self, call: Call, *, again: bool) -> Ticket:
+    async def _submit(self, call: Call, *, again: bool) -> PendingCall:
         self._refuse_while_draining()
         counted = self._count(call, again=again)
         try:
@@ -156,12 +156,12 @@ class Router:
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
         """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
-        return None if self.turnstile is None else self.turnstile.begin(call.caller, again=again)
+        return None if self.admission is None else self.admission.begin(call.caller, again=again)
 
-    def _hand_over(self, call: Call, route: Route, counted: Counted | None) -> Ticket:
+    def _hand_over(self, call: Call, route: Route, counted: Counted | None) -> PendingCall:
         """Put a ticket into the owner's channel; one that it refuses counts no more."""
         supervisor = self.fleet.supervisors[route.backend]
-        ticket = Ticket(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
+        ticket = PendingCall(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
         ticket.as_task = route.task
         ticket.deadlines = self.fleet.deadlines
         if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
@@ -191,7 +191,7 @@ class Router:
         if self.on_refused is not None:
             self.on_refused(call, backend, trio.current_time() - began, problem)
 
-    def _publish(self, ticket: Ticket, outcome: Outcome) -> Outcome:
+    def _publish(self, ticket: PendingCall, outcome: Outcome) -> Outcome:
         """An outcome with its URIs as clients see them."""
         call = ticket.call
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
@@ -213,7 +213,7 @@ class Router:
             log.debug("a client sent %s as a notification: not passed on", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
             log.debug("a client sent %s with params that are no object", method)
-        elif self.turnstile is not None and not self.turnstile.takes_note(caller):
+        elif self.admission is not None and not self.admission.takes_note(caller):
             log.debug("a client sent %s, and more than its rate lets through", method)
         else:
             self.fleet.supervisors[owner].pass_on(method, params, caller.session or "")
@@ -229,11 +229,11 @@ class Router:
             if ticket.counted is counted:
                 ticket.abandon(Revoked(), "the client may not use the gateway any more")
 
-    def waiting(self, backend: str) -> list[Ticket]:
+    def waiting(self, backend: str) -> list[PendingCall]:
         """Calls for this backend that it has not been sent yet."""
         return [one for one in self._under_way if one.backend == backend and one.on_close is None and not one.over]
 
-    def release(self, ticket: Ticket, reason: str = "the client cancelled the request") -> None:
+    def release(self, ticket: PendingCall, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
         ticket.close(reason)
         self.dropped += ticket.dropped
@@ -265,7 +265,7 @@ class Router:
             ticket.abandon(problem, "the gateway is shutting down")
         return not left
 
-    def hurry(self) -> None:
+    def stop_draining(self) -> None:
         """Drain no longer."""
         self._hurried.set()
         self._drain_scope.cancel(reason="asked to stop at once")
@@ -333,7 +333,7 @@ class Router:
         for supervisor in list(self.fleet.strangers(call.name, OWNER_KIND.get(call.method), scope)):
             if not supervisor.config.effective_namespace:
                 continue  # it may own any name at all: waiting for it would delay every typing error
-            supervisor.want()
+            supervisor.request_start()
             with trio.move_on_after(supervisor.config.call_timeout):
                 await supervisor.known.wait()
             route = self._lookup(call)

@@ -152,10 +152,10 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
             await router.submit(make_call("a.x"))
         with pytest.raises(UnknownName):
             await router.submit(make_call("nobody's"))
-        router.turnstile = Shut()
+        router.admission = Shut()
         with pytest.raises(Denied):
             await router.submit(make_call("a.x"))
-        router.turnstile = None
+        router.admission = None
         router.release(cancelled)
         router.release(cancelled)
         await settle()

@@ -274,7 +274,7 @@ def test_a_profile_adds_up():
     rows = profile.add_up(stacks, 100e-6)
     assert [(row[0], row[1]) for row in rows] == [
         (profile.SERVER, "40.0"),
-        ("faces: routing, checks, sessions", "30.0"),
+        ("frontends: routing, checks, sessions", "30.0"),
         (profile.CLIENT, "10.0"),
         ("trio: scheduler and waiting", "20.0"),
         ("all", "100.0"),

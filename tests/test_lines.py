@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.jsonrpc import EDGE_BYTES
-from gateway.lines import LineSplitter, Outbox, Overlong, read_some
+from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SOON = 5.0  # seconds; nothing here waits for anything slow
 
 
-def split(chunks: list[bytes], most: int) -> list[bytes | Overlong]:
+def split(chunks: list[bytes], most: int) -> list[bytes | OversizedLine]:
     splitter = LineSplitter(most)
     return [line for chunk in chunks for line in splitter.feed(chunk)]
 
@@ -36,13 +36,13 @@ def split(chunks: list[bytes], most: int) -> list[bytes | Overlong]:
         ([b"a", b"", b"b\nc"], [b"ab"], 1),
         ([b"\n\n", b"\n", b"\r\n", b"a\n"], [b"a"], 0),
         ([b"a\r\n"], [b"a\r"], 0),
-        ([b"12345\n123456\n12\n"], [b"12345", Overlong(b"123456", b"123456", 6), b"12"], 0),
-        ([b"123", b"456", b"789", b"\nok\n"], [Overlong(b"123456789", b"123456789", 9), b"ok"], 0),
+        ([b"12345\n123456\n12\n"], [b"12345", OversizedLine(b"123456", b"123456", 6), b"12"], 0),
+        ([b"123", b"456", b"789", b"\nok\n"], [OversizedLine(b"123456789", b"123456789", 9), b"ok"], 0),
         ([b"1234567"], [], 7),
         ([b"\xef\xbb\xbf\na\n\xef\xbb", b"\xbf\r\n", b"\xef\xbb\xbfb\n"], [b"a", b"\xef\xbb\xbfb"], 0),
     ],
 )
-def test_lines_are_cut(chunks: list[bytes], lines: list[bytes | Overlong], unfinished: int) -> None:
+def test_lines_are_cut(chunks: list[bytes], lines: list[bytes | OversizedLine], unfinished: int) -> None:
     splitter = LineSplitter(5)
     assert [line for chunk in chunks for line in splitter.feed(chunk)] == lines
     assert splitter.unfinished == unfinished
@@ -58,7 +58,7 @@ def test_any_chunking_gives_the_same_lines(data: bytes, cuts: list[int], most: i
     edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
     chunks = [data[start:end] for start, end in pairwise(edges)]
     expected = [
-        Overlong(line, line, len(line)) if len(line) > most else line
+        OversizedLine(line, line, len(line)) if len(line) > most else line
         for line in data.split(b"\n")[:-1]
         if line not in {b"", b"\r"}
     ]
@@ -73,7 +73,7 @@ def test_of_an_overlong_line_only_the_ends_are_held() -> None:
         held = [value for value in vars(splitter).values() if isinstance(value, bytes)]
         assert sum(map(len, held)) <= 2 * EDGE_BYTES
     assert splitter.unfinished == len(line)
-    assert splitter.feed(b"\nnext\n") == [Overlong(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)), b"next"]
+    assert splitter.feed(b"\nnext\n") == [OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)), b"next"]
     assert splitter.unfinished == 0
 
 
@@ -87,7 +87,7 @@ def test_a_line_in_very_many_pieces_holds_few_objects(monkeypatch: pytest.Monkey
         assert splitter.unfinished == len(line)
         assert splitter.feed(b"\n") == [line]
     assert splitter.feed(line) == splitter.feed(b"1234567") == []
-    assert splitter.feed(b"\n") == [Overlong(line + b"1234567", line + b"1234567", 101)]
+    assert splitter.feed(b"\n") == [OversizedLine(line + b"1234567", line + b"1234567", 101)]
 
 
 # -- Outbox ------------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ async def pipe() -> AsyncIterator[Pipe]:
 @pytest.mark.leak_check
 @pytest.mark.parametrize("direct", [True, False])
 async def test_lines_leave_in_their_order_and_whole(pipe: Pipe, direct: bool) -> None:
-    outbox = Outbox(pipe.writer)
+    outbox = BufferedWriter(pipe.writer)
     lines = [b"%06d " % n + b"x" * (n % 700) + b"\n" for n in range(600)]  # more than a pipe holds
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
@@ -136,7 +136,7 @@ async def test_lines_leave_in_their_order_and_whole(pipe: Pipe, direct: bool) ->
 
 
 async def test_direct_writes_without_the_task_while_there_is_room(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.writer)
+    outbox = BufferedWriter(pipe.writer)
     outbox.post(b"a\n")  # nobody runs the outbox
     assert await pipe.read(2) == b"a\n"
     outbox.post(b"b\n", direct=False)
@@ -146,21 +146,21 @@ async def test_direct_writes_without_the_task_while_there_is_room(pipe: Pipe) ->
 
 async def test_a_stalled_reader_holds_back_posters_only(pipe: Pipe, autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock  # nobody reads, so the pipe plays no part in the waiting
-    outbox = Outbox(pipe.writer, limit=100_000)
+    outbox = BufferedWriter(pipe.writer, limit=100_000)
     line = b"x" * 9_999 + b"\n"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
         while outbox.size < 100_000:
             outbox.post(line)  # never waits
         with trio.move_on_after(1000) as waiting:
-            await outbox.room()
+            await outbox.wait_writable()
         assert waiting.cancelled_caught
         outbox.post(line)
         nursery.cancel_scope.cancel()
 
 
 async def test_reading_makes_room_again(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.writer, limit=100_000)
+    outbox = BufferedWriter(pipe.writer, limit=100_000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
         posted = 0
@@ -169,20 +169,20 @@ async def test_reading_makes_room_again(pipe: Pipe) -> None:
             posted += 10_000
         await pipe.read(posted)
         with trio.fail_after(SOON):
-            await outbox.room()
+            await outbox.wait_writable()
         nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("direct", [True, False])
 async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) -> None:
-    outbox = Outbox(pipe.writer, limit=10)
+    outbox = BufferedWriter(pipe.writer, limit=10)
     await pipe.reader.aclose()
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outbox.run)  # returns
             outbox.post(b"a longer line than that\n", direct=direct)
             await outbox.drained()
-            await outbox.room()
+            await outbox.wait_writable()
     assert outbox.broken
     size = outbox.size
     outbox.post(b"more\n")
@@ -190,7 +190,7 @@ async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) 
 
 
 async def test_nothing_is_written_to_whoever_got_the_descriptor_of_a_closed_stream(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.writer)
+    outbox = BufferedWriter(pipe.writer)
     number = pipe.writer.fileno()
     heir, other = os.pipe()
     await pipe.writer.aclose()

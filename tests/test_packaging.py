@@ -98,7 +98,7 @@ def test_each_claim_of_the_threat_model_names_a_test_that_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/seed-table", "bin/bootstrap.sh", ".ci/run"]
+    "name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/guarantee-table", "bin/bootstrap.sh", ".ci/run"]
 )
 def test_a_script_parses(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK) == (name != "bin/bootstrap.sh")
@@ -106,7 +106,7 @@ def test_a_script_parses(name: str) -> None:
     subprocess.run([shell, "-n", ROOT / name], timeout=WAIT, check=True)
 
 
-def test_seed_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_both() -> None:
+def test_guarantee_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_both() -> None:
     assert PROJECT["scripts"] == {"mcp-gateway": "gateway.cli:main"}
     assert "pytest" in {requirement.name for requirement in wanted("dev")}
     for name, runs in (("bin/mcp-gateway", "-m gateway"), ("bin/test", "-m pytest")):
@@ -240,7 +240,9 @@ def made(first_runs: tuple[Clone, object], tmp_path: Path) -> Clone:
     return clone
 
 
-def test_seed_g10_two_first_runs_at_once_make_one_venv(first_runs: tuple[Clone, list[tuple[int, str, str]]]) -> None:
+def test_guarantee_g10_two_first_runs_at_once_make_one_venv(
+    first_runs: tuple[Clone, list[tuple[int, str, str]]],
+) -> None:
     for pid, out, err in first_runs[1]:
         assert out == f"[] {pid} from stdin\n", err  # nothing but the gateway's own, whose pid is the command's
     assert "".join(err for *_, err in first_runs[1]).count("preparing .venv, which") == 1

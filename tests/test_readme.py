@@ -11,7 +11,7 @@ from gateway.cli.fields import render
 from gateway.cli.flags import convert, read_plain
 from gateway.cli.main import COMMANDS, find_command
 from gateway.config import parse_config
-from tests import seeds
+from tests.support import guarantees
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -22,11 +22,11 @@ def test_the_config_reference_is_the_present_one() -> None:
     assert found[1] == render(), "put the output of `bin/mcp-gateway fields` between the markers"
 
 
-def test_every_seed_has_a_test_and_the_table_is_the_present_one() -> None:
-    found = seeds.find_tests()
-    assert list(found) == list(seeds.ROWS), "a test is named after a row that there is not"
+def test_every_guarantee_has_a_test_and_the_table_is_current() -> None:
+    found = guarantees.find_tests()
+    assert list(found) == list(guarantees.ROWS), "a test is named after a row that there is not"
     assert [row for row, tests in found.items() if not tests] == []
-    assert seeds.put_in_readme(README, seeds.render()) == README, "run bin/seed-table"
+    assert guarantees.put_in_readme(README, guarantees.render()) == README, "run bin/guarantee-table"
 
 
 def test_every_command_that_it_shows_exists() -> None:
@@ -49,7 +49,7 @@ def test_the_examples_of_access_control_are_configs_and_command_lines() -> None:
     assert [key.name for key in keys.keys] == ["alice", "ci"]
     assert keys.keys[1].rules.max_concurrency == 4
     assert oauth is not None
-    assert oauth.guards
+    assert oauth.requires_credentials
     introspection = json.loads(
         "{" + re.findall(r"`(\"introspection\": .*?)`", text)[0].replace("...", '"https://x.example"') + "}"
     )

@@ -62,7 +62,7 @@ def completion(ref: object) -> Call:
     return Call(method="completion/complete", name="", params=params, meta={}, caller=LEGACY_CALLER)
 
 
-async def test_seed_g6_a_call_goes_to_its_owner_under_the_owners_name(autojump_clock: MockClock) -> None:
+async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": FakeBackend(make_listing("x"))}
     async with running(fakes) as router:
         ticket = await router.submit(make_call("b.x"))
@@ -327,10 +327,10 @@ async def test_a_drain_cuts_off_what_does_not_end(
             async def hurry() -> None:
                 if hurry_after is not None:
                     await trio.sleep(hurry_after)
-                    router.hurry()
+                    router.stop_draining()
 
             if hurry_after == 0:
-                router.hurry()
+                router.stop_draining()
             else:
                 nursery.start_soon(hurry)
             assert await router.drain(10) is False

@@ -51,14 +51,14 @@ class Principal:
         """Whether nothing is under way for it, so that it may be forgotten."""
         return not self.calls and not self._visits
 
-    def follow(self, rules: Rules) -> None:
+    def update_rules(self, rules: Rules) -> None:
         """Go by other rules from now on; a rate that stays the same goes on where it is."""
         if rules.rate_limit != self.rules.rate_limit:
             self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
         self.rules = rules
         self.identity = Identity(self.name, scope_of(rules))
 
-    def opens(self, view: str | None) -> bool:
+    def may_use_view(self, view: str | None) -> bool:
         """Whether it may use the endpoint of this view, None: the gateway's own."""
         return self.rules.views is None or view in self.rules.views
 
@@ -67,7 +67,7 @@ class Principal:
         return self.identity if view is None else at_view(self.identity, view)
 
     @contextmanager
-    def visit(self, until: float) -> Generator[trio.CancelScope]:
+    def track_stream(self, until: float) -> Generator[trio.CancelScope]:
         """Serve a stream of it in this block, until then at most, and no longer than its key is good."""
         scope = trio.CancelScope(deadline=until)
         if self.ended:
@@ -102,14 +102,14 @@ class Principal:
         if most is not None and self.calls >= most:
             text = f"{most} calls of {self.name!r} are under way (max_concurrency); try again when one has ended"
             raise Busy(text, retry_after=CONCURRENCY_HINT)
-        if self._bucket is not None and (wait := self._bucket.take(trio.current_time())):
+        if self._bucket is not None and (wait := self._bucket.delay_until_available(trio.current_time())):
             text = f"{self.name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
             raise Busy(text, retry_after=wait)
         self.calls += 1
 
     def takes_note(self) -> bool:
         """Whether one more of its notifications may go to a server: they count to its rate as calls do."""
-        return self._bucket is None or not self._bucket.take(trio.current_time())
+        return self._bucket is None or not self._bucket.delay_until_available(trio.current_time())
 
     def end_call(self) -> None:
         """Count one call less."""

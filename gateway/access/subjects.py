@@ -35,7 +35,7 @@ class Subjects:
         self._tokens = Tokens(settings, send)
         self._principals: OrderedDict[str, Principal] = OrderedDict()
 
-    async def admit(self, token: bytes, address: str | None = None) -> tuple[Principal, float] | Refusal:
+    async def identify(self, token: bytes, address: str | None = None) -> tuple[Principal, float] | Refusal:
         """Who comes with this token, and until when it is good, on the loop's clock; or why it does not let in."""
         try:
             known = await self._tokens.check(token, address)
@@ -64,13 +64,13 @@ class Subjects:
         """Everybody who is known now."""
         return list(self._principals.values())
 
-    def follow(self, settings: ResourceServer | None) -> bool:
+    def update_settings(self, settings: ResourceServer | None) -> bool:
         """Go by other settings, if nothing but the rules is different; returns whether that was so."""
         if settings is None or msgspec.structs.replace(settings, rules=self.settings.rules) != self.settings:
             return False
         self.settings = settings
         for principal in self._principals.values():
-            principal.follow(settings.rules)
+            principal.update_rules(settings.rules)
         return True
 
     def _principal(self, name: str) -> Principal | None:

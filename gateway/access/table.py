@@ -48,9 +48,9 @@ class Access:
         self._fill(settings)
 
     @property
-    def guards(self) -> bool:
+    def requires_credentials(self) -> bool:
         """Whether a request must say who sends it."""
-        return self.settings.guards
+        return self.settings.requires_credentials
 
     # The entrance.
 
@@ -61,7 +61,7 @@ class Access:
             return None
         return self._by_digest.get(digest_of(credential))
 
-    async def ask(
+    async def authenticate_token(
         self, headers: Mapping[bytes, bytes], address: str | None = None
     ) -> tuple[Principal, float] | Refusal:
         """The same for one that bears no key: perhaps a token. `address` is the client's, for a fair share of checks.
@@ -72,7 +72,7 @@ class Access:
         subjects = self._subjects
         if subjects is None or b"authorization" not in headers or not 0 < len(credential) <= MAX_CREDENTIAL:
             return self._refuse(headers)
-        found = await subjects.admit(credential, address)
+        found = await subjects.identify(credential, address)
         if subjects is not self._subjects:  # the settings have changed meanwhile
             return self._refuse(headers)
         return found
@@ -153,9 +153,9 @@ class Access:
             principal = known.get(digest)
             if principal is None or principal.name != key.name:
                 principal = Principal(key.name, key.rules)
-            principal.follow(key.rules)
+            principal.update_rules(key.rules)
             self._by_digest[digest] = self._by_name[key.name] = principal
-        if self._subjects is None or not self._subjects.follow(settings.oauth):
+        if self._subjects is None or not self._subjects.update_settings(settings.oauth):
             self._subjects = None
             if settings.oauth is not None:
                 from gateway.access.subjects import Subjects  # gateways with keys alone do without

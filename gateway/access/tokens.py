@@ -85,7 +85,7 @@ class _Turns:
         self._waiting = 0
 
     @asynccontextmanager
-    async def turn(self, address: str | None) -> AsyncGenerator[None]:
+    async def slot(self, address: str | None) -> AsyncGenerator[None]:
         """Wait for a turn and hold it in this block; an unknown address (a Unix socket) has no bound of its own.
 
         Raises:
@@ -188,8 +188,8 @@ class Tokens:
                 raise type(inquiry.outcome)(str(inquiry.outcome))
         inquiry = self._inquiries[digest] = _Inquiry()
         try:
-            async with self._turns.turn(address):
-                inquiry.outcome = await self._ask(asked, token)
+            async with self._turns.slot(address):
+                inquiry.outcome = await self._query(asked, token)
             return inquiry.outcome
         except Invalid as exc:
             inquiry.outcome = exc
@@ -234,7 +234,7 @@ class Tokens:
             raise Invalid(_WHY["InvalidIssuerError"])
         return self._accept(claims, BELIEVED_FOR)
 
-    async def _ask(self, asked: Introspection, token: str) -> Known:
+    async def _query(self, asked: Introspection, token: str) -> Known:
         claims = await self._authority.introspect(asked, token)
         now = time.time()
         if claims.get("active") is not True:

@@ -78,7 +78,7 @@ async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitab
     async def serve(sock: trio.socket.SocketType) -> None:
         try:
             with sock, trio.move_on_after(ANSWER_WITHIN), contextlib.suppress(OSError, trio.BrokenResourceError):
-                await _answer(trio.SocketStream(sock), report)
+                await _respond(trio.SocketStream(sock), report)
         finally:
             places.release()
 
@@ -96,7 +96,7 @@ async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitab
             nursery.start_soon(serve, sock)
 
 
-async def _answer(stream: trio.SocketStream, report: Callable[[], Awaitable[bytes]]) -> None:
+async def _respond(stream: trio.SocketStream, report: Callable[[], Awaitable[bytes]]) -> None:
     splitter = LineSplitter(MAX_QUESTION)
     while data := await stream.receive_some(MAX_QUESTION):
         for question in splitter.feed(bytes(data)):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.reload.reloader import LastReload  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
-from gateway.supervisor.history import Latency, Mishap  # ruff: ignore[typing-only-first-party-import] - the same
+from gateway.supervisor.history import ErrorRecord, Latency  # ruff: ignore[typing-only-first-party-import] - the same
 from gateway.supervisor.status import Status  # ruff: ignore[typing-only-first-party-import] - the same
 
 
@@ -82,7 +82,7 @@ class ServerDetail(msgspec.Struct, frozen=True):
     calls: int
     failed: int
     latency: Latency
-    errors: list[Mishap]
+    errors: list[ErrorRecord]
     stderr: list[str]
     """The last lines that its children have written to stderr, 20 at most."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from gateway.frontends.http.exchange import Exchange
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.supervisor.fleet import Fleet
     from gateway.supervisor.supervisor import Supervisor
 
@@ -69,9 +69,9 @@ class Feed:
     def __len__(self) -> int:
         return len(self._readers)
 
-    def tell_reload(self, news: dict[str, Any]) -> None:
+    def publish_reload(self, news: dict[str, Any]) -> None:
         """Tell of another config: begun, applied or refused."""
-        self._put("reload", news)
+        self._publish("reload", news)
 
     @contextmanager
     def read(self) -> Generator[Reader]:
@@ -96,12 +96,12 @@ class Feed:
             if not self._readers:
                 self._fleet.unobserve(self._observe)
 
-    def _observe(self, supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+    def _observe(self, supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
         if ticket is not None:
-            self._put("call", _call(supervisor.name, ticket, seconds))
+            self._publish("call", _call(supervisor.name, ticket, seconds))
         elif self._states.get(supervisor.name) != supervisor.state:
             self._states[supervisor.name] = supervisor.state
-            self._put(
+            self._publish(
                 "state",
                 {
                     "at": supervisor.since,
@@ -111,12 +111,12 @@ class Feed:
                 },
             )
 
-    def _put(self, kind: str, event: dict[str, Any]) -> None:
+    def _publish(self, kind: str, event: dict[str, Any]) -> None:
         for reader in self._readers:
             reader.put(kind, event)
 
 
-def _call(server: str, ticket: Ticket, seconds: float) -> dict[str, Any]:
+def _call(server: str, ticket: PendingCall, seconds: float) -> dict[str, Any]:
     outcome = ticket.outcome
     how = "cancelled" if outcome is None else "error" if isinstance(outcome, Failure | GatewayError) else "answered"
     return {

@@ -19,7 +19,7 @@ from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
 from gateway.masking import SECRETS
 from gateway.reload.reloader import UnknownServer
-from gateway.supervisor.history import History
+from gateway.supervisor.history import CallStats
 from gateway.supervisor.states import State
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Management:
         """What only the faces can count; see `gateway.admin.metrics.GAUGES`."""
         self.lost: Callable[[], int] = int
         """How many lines of the audit were dropped."""
-        reloader.on_news.append(self.feed.tell_reload)
+        reloader.on_news.append(self.feed.publish_reload)
         self.closing = closing
         self.router = router
         self._fleet = router.fleet
@@ -137,7 +137,7 @@ class Management:
         if config is None:
             raise UnknownServer(name)
         supervisor = self._fleet.supervisors.get(name)
-        history = History() if supervisor is None else supervisor.history
+        history = CallStats() if supervisor is None else supervisor.history
         greeting = None if supervisor is None else supervisor.greeting
         listed = self._fleet.snapshot().listed_by_backend(Kind.TOOLS).get(name, [])
         capabilities: dict[str, msgspec.Raw] = {}

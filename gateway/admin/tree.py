@@ -15,7 +15,7 @@ from gateway.supervisor.states import State
 
 if TYPE_CHECKING:
     from gateway.calls import Caller
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
     from gateway.router import Router
     from gateway.supervisor.fleet import Fleet
@@ -32,7 +32,7 @@ _clients = msgspec.json.Decoder(_Client)
 
 def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
     """Everything that is under way at this moment."""
-    groups: dict[tuple[str | None, str | None, str], list[Ticket]] = {}
+    groups: dict[tuple[str | None, str | None, str], list[PendingCall]] = {}
     for ticket in router.tickets():
         caller = ticket.call.caller
         groups.setdefault((caller.session, caller.principal, caller.era), []).append(ticket)
@@ -52,7 +52,7 @@ def _session(caller: Caller, calls: list[CallNode]) -> SessionNode:
     return SessionNode(caller.label, caller.era, client, caller.principal, calls)
 
 
-def _call(ticket: Ticket, fleet: Fleet, now: float) -> CallNode:
+def _call(ticket: PendingCall, fleet: Fleet, now: float) -> CallNode:
     supervisor = fleet.supervisors.get(ticket.backend)
     return CallNode(
         call=ticket.number,
@@ -66,7 +66,7 @@ def _call(ticket: Ticket, fleet: Fleet, now: float) -> CallNode:
     )
 
 
-def _waits_for(ticket: Ticket, state: State | None) -> str:
+def _waits_for(ticket: PendingCall, state: State | None) -> str:
     if ticket.over:
         return "delivery"
     if ticket.is_waiting_for_client:

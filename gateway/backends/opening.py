@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.handshake import ServerIntroduction
     from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
     from gateway.store import Store
@@ -224,7 +224,12 @@ class EraRecords:
         return record
 
     async def _succeeded(
-        self, config: ServerConfig, known: _Known, record: EraRecord | None, greeting: Greeting, attempts: Attempts
+        self,
+        config: ServerConfig,
+        known: _Known,
+        record: EraRecord | None,
+        greeting: ServerIntroduction,
+        attempts: Attempts,
     ) -> None:
         """Keep what a start has found; where it went by a record, that one stays, with its age."""
         known.skips_probe = known.has_walked = False

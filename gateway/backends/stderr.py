@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.lines import LineSplitter, Overlong
+from gateway.lines import LineSplitter, OversizedLine
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
 
@@ -146,17 +146,17 @@ class StderrLog:
         try:
             while data := await stream.receive_some(READ_BYTES):
                 for line in splitter.feed(bytes(data)):
-                    self.take(line)
+                    self.handle_line(line)
             for line in splitter.feed(b"\n"):  # the last line often has no newline
-                self.take(line)
+                self.handle_line(line)
         except trio.BrokenResourceError:
             self._log.debug("reading stderr failed")
         finally:
             self.ended.set()
 
-    def take(self, line: bytes | Overlong) -> None:
+    def handle_line(self, line: bytes | OversizedLine) -> None:
         """Keep one line, and log it if the rate allows."""
-        data = line.head[:MAX_LINE] if isinstance(line, Overlong) else line
+        data = line.head[:MAX_LINE] if isinstance(line, OversizedLine) else line
         if not data.strip():
             return
         kept = data[: 2 * SHOWN]
@@ -165,10 +165,12 @@ class StderrLog:
             self._on_line(kept)
         if not self._rate.allows():
             return
-        if unreported := self._rate.take_unreported():
+        if unreported := self._rate.pop_suppressed():
             self._log.warning("%d lines of stderr not logged: too many", unreported)
         text = _masked(data)
-        self._log.info("%s", text[:SHOWN] if isinstance(line, Overlong) else text, extra={"backend": self._backend})
+        self._log.info(
+            "%s", text[:SHOWN] if isinstance(line, OversizedLine) else text, extra={"backend": self._backend}
+        )
 
     @property
     def tail(self) -> list[str]:

@@ -18,21 +18,21 @@ import trio
 from gateway.backends.opening import Attempts
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.conversation import Conversation
-from gateway.backends.session.session_state import Upkeep
+from gateway.backends.session.session_state import SessionReconciler
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
-from gateway.lines import LineSplitter, Outbox, Overlong, read_some
+from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 from gateway.processes.child import Child, ChildCommand, open_child
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from gateway.backends.session.handshake import Greeting
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.interface import SessionObserver
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
 
 try:
@@ -78,12 +78,12 @@ def child_environment(config: ServerConfig, environ: Mapping[str, str]) -> dict[
 class StdioSession:
     """Implements `gateway.backends.session.interface.Session` over a child's pipes."""
 
-    def __init__(self, config: ServerConfig, child: Child, listener: Listener, hop: Hop) -> None:
-        self.greeting: Greeting
+    def __init__(self, config: ServerConfig, child: Child, listener: SessionObserver, hop: Hop) -> None:
+        self.greeting: ServerIntroduction
         self.listing: Listing
         self._config = config
         self._child = child
-        self._outbox = Outbox(child.stdin)
+        self._outbox = BufferedWriter(child.stdin)
         self._stderr = StderrLog(config.name, on_line=listener.wrote_stderr)
         self._stray = StrayLines()
         self._splitter = LineSplitter(config.max_line_bytes)
@@ -91,7 +91,7 @@ class StdioSession:
             config.name, post=self._post, listener=listener, hop=hop, reply=self._reply, stray=self._stray
         )
         self._is_open = False
-        self.upkeep = Upkeep(self._conversation, listener, timeout=config.connect_timeout)
+        self.upkeep = SessionReconciler(self._conversation, listener, timeout=config.connect_timeout)
         self._replied = self._unanswered = 0
         self._transcode = config.encoding.lower().replace("_", "-") not in {"utf-8", "utf8", "ascii"}
         self._read_to_end = trio.Event()
@@ -112,13 +112,13 @@ class StdioSession:
         """What the child has written to stdout that is not MCP, for people; empty if nothing."""
         return self._stray.describe()
 
-    def send(self, tickets: list[Ticket]) -> None:
+    def send(self, tickets: list[PendingCall]) -> None:
         """Send calls with one write."""
         self._post(b"".join([self._conversation.encode_call(ticket) for ticket in tickets]))
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until the child has read enough."""
-        await self._outbox.room()
+        await self._outbox.wait_writable()
 
     async def relist(self, feature: str) -> Listing:
         """Read the lists of one feature again."""
@@ -155,7 +155,7 @@ class StdioSession:
 
     async def _open(self, attempts: Attempts) -> None:
         config = self._config
-        self.greeting = await handshake.greet(
+        self.greeting = await handshake.introduce(
             self._conversation,
             era=attempts.era,
             probe_timeout=config.probe_timeout,
@@ -205,7 +205,7 @@ class StdioSession:
         try:
             while data := await read_some(stdout):
                 for line in splitter.feed(data):
-                    self._take(line)
+                    self._handle_line(line)
         except trio.BrokenResourceError:
             log.debug("backend %r: reading its stdout failed", self._config.name)
         finally:
@@ -216,8 +216,8 @@ class StdioSession:
             await self._child.wait()
         await self._gone("closed its stdout")
 
-    def _take(self, line: bytes | Overlong) -> None:
-        if isinstance(line, Overlong):
+    def _handle_line(self, line: bytes | OversizedLine) -> None:
+        if isinstance(line, OversizedLine):
             self._conversation.feed_overlong(line, self._config.max_line_bytes)
             return
         handler = self._config.encoding_error_handler
@@ -281,7 +281,7 @@ def _escape(char: str) -> str:
 
 @asynccontextmanager
 async def open_stdio(
-    config: ServerConfig, listener: Listener, *, guard: ChildGuard, hop: Hop, attempts: Attempts | None = None
+    config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts | None = None
 ) -> AsyncGenerator[StdioSession]:
     """Start the child, shake hands, list; on leaving, run the stop ladder. `attempts` says how to begin.
 

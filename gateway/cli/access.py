@@ -13,7 +13,7 @@ from gateway.cli.flags import JSON, Command, Flag
 from gateway.cli.output import UsageError, print_json, warn
 from gateway.config.access_model import AccessKey
 from gateway.config.scalars import specs_of
-from gateway.frontends.http.listen_address import Exposed
+from gateway.frontends.http.listen_address import InsecureListen
 
 if TYPE_CHECKING:
     from gateway.app import Options
@@ -66,9 +66,14 @@ def check_exposure(options: Options, config: Config) -> None:
     if not options.insecure:
         try:
             binding.check(config.access)
-        except Exposed as exc:
+        except InsecureListen as exc:
             raise UsageError(str(exc), exc.hint) from None
-    if not binding.is_private and binding.tls_cert is None and config.access is not None and config.access.guards:
+    if (
+        not binding.is_private
+        and binding.tls_cert is None
+        and config.access is not None
+        and config.access.requires_credentials
+    ):
         warn("keys travel unencrypted; give --tls-cert, or serve loopback only and put a proxy with TLS before it")
 
 

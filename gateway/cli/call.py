@@ -31,11 +31,11 @@ def run(values: Values) -> int:
 
 
 async def _call(values: Values, texts: dict[str, str]) -> dict[str, Any]:
-    from gateway.cli.terminal import Desk
+    from gateway.cli.terminal import Terminal
 
     async with open_target(values, values.tool) as target:
         arguments = values.args or typed(texts, await _schema(target, values.tool) if texts else {})
-        with Desk(values.tool) as desk:
+        with Terminal(values.tool) as desk:
             params = {"name": values.tool, "arguments": arguments}
             return await target.request("tools/call", values.tool, params, desk)
 

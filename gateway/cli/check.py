@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import error, print_json, say, warn
+from gateway.cli.output import error, print_error, print_json, warn
 from gateway.cli.places import Places
 from gateway.config.access_model import Rules
 from gateway.config.parse import files_of, parse_config, read_file
@@ -68,7 +68,7 @@ def _show(path: Path, places: Places, lines: Iterable[str], tell: Callable[[str]
         tell(line)
         place = places.find(line, key=key)
         if place is not None:
-            say(f"  --> {path}:{place.line}:{place.column}\n{places.excerpt(place)}")
+            print_error(f"  --> {path}:{place.line}:{place.column}\n{places.excerpt(place)}")
 
 
 def _located(places: Places, line: str, *, key: bool = False) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _summary(server: ServerConfig) -> str:
 def _access(config: Config) -> str:
     """Who is let in, in one line without a hash."""
     access = config.access
-    if access is None or not access.guards:
+    if access is None or not access.requires_credentials:
         return "open to everybody who reaches the gateway, so it serves no address but loopback"
     found: list[str] = []
     if access.keys:

@@ -81,12 +81,12 @@ class _Listener:
 
 
 async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]]:
-    from gateway.embed.openers import LoginBook, Openers
+    from gateway.embed.openers import LoginObserver, Openers
     from gateway.processes.guard import open_guard
 
     found: dict[str, dict[str, Any]] = {}
     async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
-        openers = Openers(guard, config.gateway.name, LoginBook())
+        openers = Openers(guard, config.gateway.name, LoginObserver())
         await nursery.start(openers.run)
         async with trio.open_nursery() as examinations:
 
@@ -138,7 +138,7 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
         report["problem"] = _explain(_first(group))
     report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
-    await guard.census()
+    await guard.scan()
     report["children_left"] = [each.pid for each in guard.snapshot() if each.backend == server.name]
     if report["children_left"]:
         report["problem"] = report["problem"] or "left processes behind"

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from gateway.cli.clients import CLIENTS, read_client
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import CommandError, print_json, say, warn
+from gateway.cli.output import CommandError, print_error, print_json, warn
 from gateway.config import parse_config
 from gateway.config.parse import read_file
 from gateway.config.shown import shown_config
@@ -41,11 +41,11 @@ def run(values: Values) -> int:
     if not fresh:
         return 0
     if not (values.yes or _agreed(values.config)):
-        say("nothing was written")
+        print_error("nothing was written")
         return 1
     present.update(fresh)
     _write(values.config, root)
-    say(f"{values.config}: {len(fresh)} servers were added")
+    print_error(f"{values.config}: {len(fresh)} servers were added")
     return 0
 
 

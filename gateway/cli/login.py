@@ -14,7 +14,7 @@ import trio
 import gateway
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import CONFIG, STATE, load, names_in_config, state_directory
-from gateway.cli.output import print_json, say
+from gateway.cli.output import print_error, print_json
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendUnavailable, ConfigError
 from gateway.store import Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config import Config, ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.redirect_listener import RedirectListener
     from gateway.oauth_client.token_manager import Challenge
 
@@ -70,12 +70,12 @@ def _find(config: Config, name: str) -> ServerConfig:
 
 
 async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Callable[[str], None]) -> bool:
-    from gateway.oauth_client.login_prompt import Ways, can_open, open_page
+    from gateway.oauth_client.login_prompt import LoginPrompt, can_open, open_page
     from gateway.oauth_client.logins import Logins
     from gateway.oauth_client.token_manager import RENEWED
 
-    class Printed(Ways):
-        async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
+    class Printed(LoginPrompt):
+        async def show(self, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> None:
             del tickets
             tell(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n")
             if browser and can_open():
@@ -128,7 +128,7 @@ async def _challenge(server: ServerConfig) -> Challenge | None:
 def run_login(values: Values) -> int:
     """Log in to the server that was named."""
     # With --json stdout is the result's; the page's address is for people all the same.
-    tell = say if values.json else partial(print, flush=True)
+    tell = print_error if values.json else partial(print, flush=True)
     asked = log_in(load(values.config), values.name, state_directory(values), browser=not values.no_browser, tell=tell)
     text = "logged in" if asked else "does not ask for a login"
     _report(values, text, {"name": values.name, "logged_in": asked})

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import CommandError, print_json, warn
-from gateway.cli.ps import ask_all, running_url
+from gateway.cli.ps import collect_reports, running_url
 from gateway.cli.sockets import UnixConnection, split_address
 from gateway.config.hosts import parse_authority
 from gateway.errors import ConfigError
@@ -124,7 +124,7 @@ def _not_ready(problems: dict[str, str]) -> int:
 def _running_names(given: dict[str, Any]) -> list[str]:
     directory = given.get("state_dir")
     try:
-        reports = ask_all(state_directory(Values(state_dir=Path(directory) if directory else None)))
+        reports = collect_reports(state_directory(Values(state_dir=Path(directory) if directory else None)))
     except ConfigError:
         return []
     return [backend["name"] for report in reports for backend in report.get("backends", ())]

@@ -32,7 +32,7 @@ class UsageError(CommandError):
     """The command line is wrong."""
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """Write one line, or several, to stderr."""
     with suppress(OSError):  # nobody reads stderr any more, which is no reason not to serve
         print(text, file=sys.stderr, flush=True)
@@ -40,14 +40,14 @@ def say(text: str) -> None:
 
 def error(text: str, hint: str = "") -> None:
     """Say what is wrong, in one red line, and then what to do about it."""
-    say(painted(f"error: {text}", RED))
+    print_error(painted(f"error: {text}", RED))
     if hint:
-        say(f"hint: {hint}")
+        print_error(f"hint: {hint}")
 
 
 def warn(text: str) -> None:
     """Say what is odd."""
-    say(painted(f"warning: {text}", YELLOW))
+    print_error(painted(f"warning: {text}", YELLOW))
 
 
 def painted(text: str, colour: str, stream: TextIO | None = None) -> str:

@@ -30,10 +30,10 @@ def run(values: Values) -> int:
 
 
 async def _get(values: Values, arguments: dict[str, str]) -> dict[str, Any]:
-    from gateway.cli.terminal import Desk
+    from gateway.cli.terminal import Terminal
 
     async with open_target(values, values.name) as target:
-        with Desk(values.name) as desk:
+        with Terminal(values.name) as desk:
             params = {"name": values.name, "arguments": arguments}
             return await target.request("prompts/get", values.name, params, desk)
 

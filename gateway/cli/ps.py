@@ -18,7 +18,7 @@ ANSWER_WITHIN = 5.0
 COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flight", "queued")
 
 
-def ask_all(directory: Path) -> list[dict[str, Any]]:
+def collect_reports(directory: Path) -> list[dict[str, Any]]:
     """Return the reports of all living gateways; sockets that dead ones left behind are removed.
 
     Raises ConfigError if others can write the directory: a report names the address that the admin token is sent to.
@@ -28,7 +28,7 @@ def ask_all(directory: Path) -> list[dict[str, Any]]:
     store.check()
     for path in store.sockets():
         try:
-            reports.append(_ask(path))
+            reports.append(_request_report(path))
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except (OSError, ValueError) as exc:
@@ -36,7 +36,7 @@ def ask_all(directory: Path) -> list[dict[str, Any]]:
     return reports
 
 
-def _ask(path: Path) -> dict[str, Any]:
+def _request_report(path: Path) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(ANSWER_WITHIN)
         sock.connect(str(path))
@@ -53,7 +53,7 @@ def running_url(directory: Path) -> str:
     Raises:
         CommandError: there is none over HTTP, or more than one.
     """
-    reports = [report for report in ask_all(directory) if "error" not in report]
+    reports = [report for report in collect_reports(directory) if "error" not in report]
     urls = [report["urls"][0] for report in reports if report.get("urls")]
     if len(urls) == 1:
         return urls[0]
@@ -104,7 +104,7 @@ def _age(seconds: float | None) -> str:
 
 def run(values: Values) -> int:
     """Ask them all, and print it."""
-    reports = ask_all(state_directory(values))
+    reports = collect_reports(state_directory(values))
     if values.json:
         print(json.dumps(reports))
     else:

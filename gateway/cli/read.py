@@ -33,11 +33,11 @@ def run(values: Values) -> int:
 
 async def _read(values: Values) -> dict[str, Any]:
     from gateway.catalog.kinds import Kind
-    from gateway.cli.terminal import Desk
+    from gateway.cli.terminal import Terminal
 
     async with open_target(values) as target:
         await target.list(Kind.RESOURCES)  # until then nobody owns the URI
-        with Desk(values.uri) as desk:
+        with Terminal(values.uri) as desk:
             return await target.request("resources/read", values.uri, {"uri": values.uri}, desk)
 
 

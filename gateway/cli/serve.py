@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.cli.access import LISTENING, check_exposure, listening
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import ADDRESS, CONFIG, STATE, state_directory, url_path
-from gateway.cli.output import say, warn
+from gateway.cli.output import print_error, warn
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(values: Values) -> int:
     )
     check_exposure(options, config)
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
-        clean = app.run(config, options, lambda url: say(f"listening on {url}"))
+        clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
 
 

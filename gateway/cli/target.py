@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Caller, Complete, Era, Failure, Notice
+from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
 from gateway.catalog.kinds import Kind
 from gateway.cli.flags import Flag, Values
 from gateway.cli.options import CONFIG, STATE, load, state_directory
@@ -26,12 +26,12 @@ from gateway.embed.native import open_gateway
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import GatewayError, UnknownName
-from gateway.frontends.call_stream import Flow
+from gateway.frontends.call_stream import CallStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from gateway.cli.terminal import Desk
+    from gateway.cli.terminal import Terminal
     from gateway.embed.native import EmbeddedGateway
 
 CALLER: Final = Caller(
@@ -94,7 +94,7 @@ class Target:
         """What is wrong with what the servers list, and with what the config says of it."""
         return {name: one.warnings for name, one in self._gateway.status().items() if one.warnings}
 
-    async def request(self, method: str, name: str, params: dict[str, Any], desk: Desk) -> dict[str, Any]:
+    async def request(self, method: str, name: str, params: dict[str, Any], desk: Terminal) -> dict[str, Any]:
         """One request with its result; what comes meanwhile goes to the desk.
 
         Raises:
@@ -117,17 +117,17 @@ class Target:
         except GatewayError as exc:
             raise CommandError(str(exc)) from exc
 
-    async def _converse(self, call: Call, desk: Desk) -> dict[str, Any]:
+    async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
         router = self._gateway.router
-        flow = Flow(router, await router.submit(call))
+        flow = CallStream(router, await router.submit(call))
         try:
             while True:
                 item = await flow.next()
                 match item:
-                    case Notice():
-                        desk.hear(item)
-                    case Ask():
-                        await desk.answer(item)
+                    case Notification():
+                        desk.show_notification(item)
+                    case ServerRequest():
+                        await desk.answer_request(item)
                     case Complete():
                         return jsonrpc.decode_any(item.result)
                     case Failure():

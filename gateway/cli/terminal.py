@@ -13,7 +13,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.cli.elicitation_form import MAX_TRIES, WrongAnswer, describe, fields_of, read_answer
-from gateway.cli.output import say
+from gateway.cli.output import print_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from gateway.calls import Ask, Notice
+    from gateway.calls import Notification, ServerRequest
     from gateway.cli.elicitation_form import Field
 
     ReadLine = Callable[[str], Awaitable[str | None]]
@@ -36,7 +36,7 @@ class EndOfAnswers(Exception):
     """Stdin has ended: nobody is there to answer."""
 
 
-class Desk:
+class Terminal:
     """One call's; used as a context manager, which takes the progress bar down at the end."""
 
     def __init__(self, title: str, read_line: ReadLine | None = None) -> None:
@@ -53,7 +53,7 @@ class Desk:
     ) -> None:
         self._hide()
 
-    def hear(self, notice: Notice) -> None:
+    def show_notification(self, notice: Notification) -> None:
         """Show a notification."""
         params = {name: jsonrpc.decode_any(raw) for name, raw in notice.params.items()}
         if notice.method == "notifications/progress":
@@ -61,7 +61,7 @@ class Desk:
         elif notice.method == "notifications/message":
             data = params.get("data")
             text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-            say(f"{params.get('level', 'info')}: {text}")
+            print_error(f"{params.get('level', 'info')}: {text}")
 
     def _advance(self, params: dict[str, Any]) -> None:
         """Move the bar; where nobody sees one, there is none."""
@@ -80,12 +80,12 @@ class Desk:
             self._bar.stop()
             self._bar = None
 
-    async def answer(self, ask: Ask) -> None:
+    async def answer_request(self, ask: ServerRequest) -> None:
         """Have a request of the server answered by the person, or refuse it."""
         self._hide()
         params = {name: jsonrpc.decode_any(raw) for name, raw in ask.params.items()}
         if ask.method == "sampling/createMessage":
-            say(f"note: {NO_MODEL}")
+            print_error(f"note: {NO_MODEL}")
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, NO_MODEL)
         elif ask.method == "roots/list":
             ask.answer(b'{"roots":[]}')
@@ -96,25 +96,25 @@ class Desk:
 
     async def _elicit(self, params: dict[str, Any]) -> dict[str, Any]:
         """The result of an elicitation (2025-11-25 client/elicitation)."""
-        say(f"{self._title} asks: {params.get('message', '')}")
+        print_error(f"{self._title} asks: {params.get('message', '')}")
         try:
             if params.get("mode") == "url":
-                return await self._visit(str(params.get("url", "")))
+                return await self._open_page(str(params.get("url", "")))
             return await self._fill_in(fields_of(params.get("requestedSchema") or {}))
         except EndOfAnswers:
-            say("cancelled: nothing more can be read from stdin")
+            print_error("cancelled: nothing more can be read from stdin")
             return {"action": "cancel"}
 
-    async def _visit(self, url: str) -> dict[str, Any]:
+    async def _open_page(self, url: str) -> dict[str, Any]:
         from gateway.oauth_client.login_prompt import can_open, open_page
 
-        say(f"  {url}")
+        print_error(f"  {url}")
         if not await self._yes("open this address?"):
             return {"action": "decline"}
         if can_open():
             await open_page(url)
         else:
-            say("there is no browser here: open it yourself")
+            print_error("there is no browser here: open it yourself")
         return {"action": "accept"}
 
     async def _fill_in(self, fields: list[Field]) -> dict[str, Any]:
@@ -122,11 +122,11 @@ class Desk:
         content: dict[str, Any] = {}
         for field in fields:
             for _ in range(MAX_TRIES):
-                text = await self._ask(describe(field))
+                text = await self._prompt(describe(field))
                 try:
                     value = read_answer(field, text)
                 except WrongAnswer as exc:
-                    say(f"  {exc}")
+                    print_error(f"  {exc}")
                     continue
                 if value is not None:
                     content[field.name] = value
@@ -138,10 +138,10 @@ class Desk:
         return {"action": "accept", "content": content}
 
     async def _yes(self, question: str, *, default: bool = False) -> bool:
-        text = (await self._ask(f"{question} [{'Y/n' if default else 'y/N'}] ")).strip().lower()
+        text = (await self._prompt(f"{question} [{'Y/n' if default else 'y/N'}] ")).strip().lower()
         return text in {"y", "yes"} if text else default
 
-    async def _ask(self, question: str) -> str:
+    async def _prompt(self, question: str) -> str:
         text = await self._read_line(question)
         if text is None:
             raise EndOfAnswers

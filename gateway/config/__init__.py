@@ -17,7 +17,7 @@ from gateway.config.model import (
     RateLimit,
     RestartPolicy,
     ServerConfig,
-    StopLadder,
+    ShutdownGrace,
 )
 from gateway.config.parse import load_config, parse_config
 from gateway.config.reference import FieldReference, config_reference
@@ -36,7 +36,7 @@ __all__ = [
     "RateLimit",
     "RestartPolicy",
     "ServerConfig",
-    "StopLadder",
+    "ShutdownGrace",
     "config_reference",
     "diff_configs",
     "load_config",

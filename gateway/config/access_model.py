@@ -120,14 +120,14 @@ class AccessSettings(Struct, frozen=True):
     ] = ()
 
     @property
-    def guards(self) -> bool:
+    def requires_credentials(self) -> bool:
         """Whether anybody is asked for anything."""
         return bool(self.keys) or self.oauth is not None
 
     @property
     def says_something(self) -> bool:
         """Whether the section says anything, so that the gateway is meant for others than this machine's users."""
-        return self.guards or bool(self.allow_origins or self.allow_hosts)
+        return self.requires_credentials or bool(self.allow_origins or self.allow_hosts)
 
 
 NO_ACCESS = AccessSettings()

@@ -63,7 +63,7 @@ def _says(description: str) -> Meta:
     return Meta(description=description)
 
 
-class StopLadder(Struct, frozen=True):
+class ShutdownGrace(Struct, frozen=True):
     """How long each rung of the stop ladder waits before the next one; JSON `shutdown_grace`."""
 
     close_stdin: Annotated[Seconds, _says("Wait after closing the child's stdin, before SIGTERM.")] = 2.0
@@ -219,8 +219,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         RestartPolicy, _says("When to start it again: an object, true (the defaults) or false (never).")
     ] = RestartPolicy()
     shutdown_grace: Annotated[
-        StopLadder, _says("The stop ladder: an object, a list of its three waits, or the first one alone.")
-    ] = StopLadder()
+        ShutdownGrace, _says("The stop ladder: an object, a list of its three waits, or the first one alone.")
+    ] = ShutdownGrace()
     namespace: Annotated[
         Namespace | None,
         _says("Comes before the names of its tools; left out: the server's name; \"\": the tools' own names."),

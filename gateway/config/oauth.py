@@ -123,7 +123,7 @@ def is_same_issuer(first: object, second: str) -> bool:
     return isinstance(first, str) and normal_issuer(first) == normal_issuer(second)
 
 
-def settle_oauth(scope: Scope, server: ServerConfig, *, given: bool) -> None:
+def check_oauth_use(scope: Scope, server: ServerConfig, *, given: bool) -> None:
     """Say where a section that was written has no use."""
     if not given or server.oauth is None:
         return

@@ -17,7 +17,7 @@ from gateway.config.model import (
     RateLimit,
     RestartPolicy,
     ServerConfig,
-    StopLadder,
+    ShutdownGrace,
 )
 from gateway.config.offered_model import ToolChoice, ToolOverride
 from gateway.config.scalars import FieldSpec, specs_of
@@ -27,7 +27,7 @@ _SERVER = "mcpServers.NAME"
 _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     (_SERVER, ServerConfig),
     (f"{_SERVER}.restart", RestartPolicy),
-    (f"{_SERVER}.shutdown_grace", StopLadder),
+    (f"{_SERVER}.shutdown_grace", ShutdownGrace),
     (f"{_SERVER}.rate_limit", RateLimit),
     (f"{_SERVER}.circuit_breaker", CircuitBreaker),
     (f"{_SERVER}.crash_limit", CrashLimit),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gateway.config.audit import read_audit
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.model import NEVER_RESTART, GatewaySettings, RestartPolicy, StopLadder
+from gateway.config.model import NEVER_RESTART, GatewaySettings, RestartPolicy, ShutdownGrace
 from gateway.config.scalars import read_scalar, read_struct, specs_of, warn_unknown
 from gateway.config.substitution import resolve
 
@@ -27,25 +27,25 @@ def read_restart(scope: Scope, entry: Entry) -> RestartPolicy:
     return policy
 
 
-def read_ladder(scope: Scope, entry: Entry) -> StopLadder:
+def read_ladder(scope: Scope, entry: Entry) -> ShutdownGrace:
     """Read the stop ladder: an object, a list of three waits, or one number for the first of them."""
     if is_object(entry.value):
-        return StopLadder(**read_struct(scope, StopLadder, entry, f"{entry.label}."))
-    specs = list(specs_of(StopLadder).values())
+        return ShutdownGrace(**read_struct(scope, ShutdownGrace, entry, f"{entry.label}."))
+    specs = list(specs_of(ShutdownGrace).values())
     if not is_list(entry.value):
         if isinstance(entry.value, bool) or not isinstance(entry.value, int | float | str):
             scope.problem(entry.label, f"must be a number, a list of three or an object, not {kind(entry.value)}")
-            return StopLadder()
-        return StopLadder(close_stdin=read_scalar(scope, specs[0], entry))
+            return ShutdownGrace()
+        return ShutdownGrace(close_stdin=read_scalar(scope, specs[0], entry))
     if len(entry.value) != len(specs):
         scope.problem(entry.label, f"must have three waits (close stdin, terminate, kill), not {len(entry.value)}")
-        return StopLadder()
+        return ShutdownGrace()
     raws = cast("list[object]", entry.raw)
     waits = [
         read_scalar(scope, spec, Entry(f"{entry.label}[{index}]", entry.value[index], raws[index]))
         for index, spec in enumerate(specs)
     ]
-    return StopLadder(*waits)
+    return ShutdownGrace(*waits)
 
 
 _READERS = {"audit": read_audit}

@@ -14,7 +14,7 @@ from gateway.config.files import read_env_file
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
 from gateway.config.limits import read_breaker, read_crash_limit, read_rate, read_tool_timeouts
 from gateway.config.model import NOT_WRITTEN, ServerConfig
-from gateway.config.oauth import read_oauth, settle_oauth
+from gateway.config.oauth import check_oauth_use, read_oauth
 from gateway.config.offered import gather_tools, read_tools
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
 from gateway.config.remote import read_headers, read_url
@@ -96,11 +96,11 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
             values[key] = _read(scope, key, entry)
         elif key in {"command", "url"}:
             values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
-    values["transport"] = _settle_transport(scope, entries, values.get("transport"))
+    values["transport"] = _resolve_transport(scope, entries, values.get("transport"))
     if variables:
         values["env"] = {**variables, **values.get("env", {})}
     server = ServerConfig(name=name, disabled=disabled, masked=scope.secrets, **values)
-    settle_oauth(scope, server, given="oauth" in entries)
+    check_oauth_use(scope, server, given="oauth" in entries)
     return server
 
 
@@ -212,7 +212,7 @@ _READERS = {
 }
 
 
-def _settle_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:
+def _resolve_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:
     """Hold `command`, `url` and `transport` against one another; None means that the url must be probed."""
     command, url = entries.get("command"), entries.get("url")
     if command is not None and url is not None:

@@ -21,7 +21,7 @@ from gateway.embed.host import poster
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.embed.faces import Faces
+    from gateway.embed.faces import AsgiFrontends
     from gateway.embed.thread import LoopThread
     from gateway.frontends.http.exchange import Receive, Scope, Send
 
@@ -37,7 +37,7 @@ HEAD: Final = ("type", "asgi", "http_version", "method", "scheme", "path", "root
 log = logging.getLogger("gateway.embed")
 
 
-class Crossing:
+class BridgedExchange:
     """One exchange, seen from the gateway's loop: an ASGI application serves it as any other."""
 
     def __init__(self, scope: dict[str, Any], body: bytes, deliver: Callable[[dict[str, Any]], None]) -> None:
@@ -48,7 +48,7 @@ class Crossing:
         self._room = trio.lowlevel.ParkingLot()
         self._gone = trio.Event()
 
-    async def serve(self, app: Faces) -> None:
+    async def serve(self, app: AsgiFrontends) -> None:
         """Have the application answer. A bug in it is logged; the client sees that there is no answer."""
         try:
             await app(self._scope, self._receive, self._send)
@@ -113,7 +113,7 @@ class _Frames:
 class Bridge:
     """The gateway as an ASGI application in the host's loop, whichever that is; `most` bounds a request's body."""
 
-    def __init__(self, thread: LoopThread, app: Faces, most: int) -> None:
+    def __init__(self, thread: LoopThread, app: AsgiFrontends, most: int) -> None:
         self._thread = thread
         self._app = app
         self._most = most
@@ -127,7 +127,7 @@ class Bridge:
             return
         frames, post = _Frames(), poster()
         head = {key: scope[key] for key in HEAD if key in scope} | {"headers": list(scope["headers"])}
-        crossing = Crossing(head, body, lambda message: post(partial(frames.put, message)))
+        crossing = BridgedExchange(head, body, lambda message: post(partial(frames.put, message)))
         try:
             self._thread.spawn(crossing.serve, self._app, ended=lambda: post(frames.end))
         except Closed:
@@ -155,12 +155,12 @@ class Bridge:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _watch(self, receive: Receive, crossing: Crossing) -> None:
+    async def _watch(self, receive: Receive, crossing: BridgedExchange) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._thread.post(crossing.hang_up)
 
-    async def _relay(self, frames: _Frames, crossing: Crossing, send: Send) -> None:
+    async def _relay(self, frames: _Frames, crossing: BridgedExchange, send: Send) -> None:
         """Send what comes back, to its end."""
         begun = False
         while (message := await frames.next()) is not None:

@@ -26,14 +26,14 @@ class Client:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `ProxyManager.call_tool` raises, and NotInitialized."""
-        self._tokens.append(await self._manager.hold(self))
+        self._tokens.append(await self._manager.acquire_session(self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Disconnect, and wait until the server has been stopped; cancelled, it stops all the same."""
-        await self._manager.let_go(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
+        await self._manager.release_session(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
 
     async def list_tools(self) -> list[Tool]:
         """The server's tools, under its own names."""

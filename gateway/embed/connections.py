@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final, cast
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Caller, Era, Notice, StreamClosed, Withdrawn
+from gateway.calls import Call, Caller, Era, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config.shown import secrets_of
 from gateway.embed.errors import CallFailed
-from gateway.embed.openers import LoginBook
+from gateway.embed.openers import LoginObserver
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Connection:
             if session is None:
                 raise self._too_slow(timeout)
             left = max(0.0, timeout - (trio.current_time() - began))
-            ticket = Ticket(call, backend=self.config.name, own_name=tool, timeout=left)
+            ticket = PendingCall(call, backend=self.config.name, own_name=tool, timeout=left)
             part = make_part(self.config.name, "", session.listing, Naming(max_length=1 << 20))
             route = Snapshot([part]).route(Kind.TOOLS, tool)
             ticket.as_task = route is not None and route.task
@@ -177,7 +177,7 @@ class _Counted:
         self._connection.count(-1)
 
 
-class Connections(LoginBook):
+class Connections(LoginObserver):
     """All sessions that the program has open."""
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ class Connections(LoginBook):
         for connection in connections:
             await connection.ended.wait()
 
-    def owed(self, name: str, reason: str) -> None:
+    def note_login_required(self, name: str, reason: str) -> None:
         """Let nobody wait for a person who may never come."""
         for connection in self._open.get(name, ()):
             connection.fail(BackendUnavailable(name, reason))
@@ -254,13 +254,13 @@ def make_call(public: str, own: str, arguments: Mapping[str, object] | None, cal
     )
 
 
-async def wait_outcome(ticket: Ticket) -> Outcome | None:
+async def wait_outcome(ticket: PendingCall) -> Outcome | None:
     """Wait for a call's outcome; whatever its server asks meanwhile is refused."""
     while True:
         item = await ticket.next()
-        if isinstance(item, Ask):
+        if isinstance(item, ServerRequest):
             item.refuse(jsonrpc.METHOD_NOT_FOUND, "the calling program can be asked nothing")
-        elif not isinstance(item, Notice | Withdrawn | StreamClosed):
+        elif not isinstance(item, Notification | Withdrawn | StreamClosed):
             return item
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.catalog.offers import Offer
     from gateway.embed.connections import Connection
-    from gateway.embed.faces import Faces, Paths
+    from gateway.embed.faces import AsgiFrontends, Paths
     from gateway.embed.records import Record, Registry
     from gateway.processes.guard import ChildGuard
 
@@ -106,7 +106,7 @@ class Engine:
         finally:
             connection.close()
 
-    async def hold(self, holder: object, token: object, record: Record) -> None:
+    async def acquire_session(self, holder: object, token: object, record: Record) -> None:
         """Open a session for this holder, or share the one that it has; `token` gives it back. Raises GatewayError."""
         held = self._held.get(holder)
         if held is None or held.connection.ended.is_set():
@@ -132,7 +132,7 @@ class Engine:
             del self._held[held.holder]
         return held.connection
 
-    async def let_go(self, token: object) -> None:
+    async def release_session(self, token: object) -> None:
         """Give a session back, and wait until its server has been stopped if nobody else uses it."""
         connection = self.release(token)  # before anything can be cancelled
         if connection is not None:
@@ -183,9 +183,9 @@ class Engine:
         async with self._one_at_a_time:
             if self._gateway is not None:
                 await self._gateway.adopt(registry.config())
-            self._retire(self._registry.become(registry))
+            self._retire(self._registry.replace_with(registry))
 
-    async def follow(self, gone: list[str]) -> None:
+    async def restart_with_registry(self, gone: list[str]) -> None:
         """Do as `adopt` does, where the registry holds the new configuration already."""
         async with self._one_at_a_time:
             if self._gateway is not None:
@@ -198,7 +198,7 @@ class Engine:
 
     # The mounted gateway.
 
-    async def open_faces(self, paths: Paths, origins: tuple[str, ...]) -> Faces:
+    async def open_faces(self, paths: Paths, origins: tuple[str, ...]) -> AsgiFrontends:
         """Serve the mounted gateway's faces once more; the gateway starts with the first."""
         async with self._one_at_a_time:
             served = await self._started_gateway()
@@ -215,7 +215,7 @@ class Engine:
             with trio.move_on_after(OWNERS_WITHIN):
                 for name in offers:
                     for supervisor in list(served.fleet.strangers(name)):
-                        supervisor.want()
+                        supervisor.request_start()
                         await supervisor.known.wait()
             unknown = served.offer(offers)
         if unknown:

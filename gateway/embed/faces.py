@@ -1,7 +1,7 @@
-"""The gateway's HTTP faces without a socket: what a program mounts into an application of its own.
+"""The gateway's HTTP frontends without a socket: what a program mounts into an application of its own.
 
-One `Faces` for each place where it is mounted, with the sessions of the clients that came in there. Owns the tasks of
-those sessions; the exchanges themselves run in whatever task serves them, and are only counted.
+One `AsgiFrontends` for each place where it is mounted, with the sessions of the clients that connected there. Owns the
+tasks of those sessions; the exchanges themselves run in the task that serves them, and are only counted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import trio
 
 from gateway.access.resource import WELL_KNOWN
 from gateway.frontends.http import view_routing
-from gateway.frontends.http.authentication import Entrance
+from gateway.frontends.http.authentication import AuthMiddleware
 from gateway.frontends.http.endpoint import McpEndpoint
 from gateway.frontends.http.exchange import Exchange
 from gateway.frontends.http.host_policy import HostPolicy
 from gateway.frontends.http.metadata import show_resource
-from gateway.frontends.legacy.sse import SseFace
+from gateway.frontends.legacy.sse import SseFrontend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.access.table import Access
     from gateway.catalog.news import ListNews
     from gateway.frontends.http.exchange import Receive, Scope, Send
-    from gateway.frontends.request_handler import Answers
+    from gateway.frontends.request_handler import RequestHandler
 
 LAST_WORDS: Final = 2.0
 """Seconds that exchanges get to write their last answers and end, once all calls have ended."""
@@ -71,7 +71,7 @@ class Paths:
         return found if self.sse is None else [*found, self.sse, self.messages.rstrip("/")]
 
 
-class Faces:
+class AsgiFrontends:
     """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it.
 
     With `origins` None, pages are those of the config's `access.allow_origins`, as it is now; such an application puts
@@ -80,7 +80,7 @@ class Faces:
     """
 
     def __init__(
-        self, answers: Answers, paths: Paths, origins: Iterable[str] | None, access: Access | None = None
+        self, answers: RequestHandler, paths: Paths, origins: Iterable[str] | None, access: Access | None = None
     ) -> None:
         self.policy = MountPolicy(origins or ())
         self._stands_alone = origins is None
@@ -88,9 +88,9 @@ class Faces:
         self._answers = answers
         self._closing = trio.Event()
         self._access = access
-        self._entrance = Entrance(self.policy, access)
+        self._entrance = AuthMiddleware(self.policy, access)
         self._endpoint = McpEndpoint(answers, self._entrance, self._closing)
-        self._sse = SseFace(answers, paths.messages, self._closing)
+        self._sse = SseFrontend(answers, paths.messages, self._closing)
         self._messages = paths.messages.rstrip("/")
         self._serving = 0
         self._quiet = trio.lowlevel.ParkingLot()
@@ -99,20 +99,20 @@ class Faces:
         """Keep the sessions until `close`; returns when all exchanges have ended, or have had time to."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._endpoint.sessions.run)
-            self._answers.fleet.subscribe(self._tell)
+            self._answers.fleet.subscribe(self._notify_list_changed)
             if self._access is not None:
                 self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
-                self._access.on_rules.append(self._follow)
+                self._access.on_rules.append(self._update_principal)
                 self._access.on_change.append(self._permit)
                 self._permit()
             try:
                 task_status.started()
                 await self._closing.wait()
             finally:
-                self._answers.fleet.unsubscribe(self._tell)
+                self._answers.fleet.unsubscribe(self._notify_list_changed)
                 if self._access is not None:
                     self._access.on_end.remove(self._end_principal)
-                    self._access.on_rules.remove(self._follow)
+                    self._access.on_rules.remove(self._update_principal)
                     self._access.on_change.remove(self._permit)
                 self._endpoint.sessions.close_all()
                 self._sse.end_all()
@@ -167,16 +167,16 @@ class Faces:
         if self._access is not None and self._stands_alone:
             self.policy.permit(self._access.settings.allow_origins, ())
 
-    def _follow(self, principal: Principal) -> None:
-        self._endpoint.follow(principal)
-        self._sse.follow(principal)
+    def _update_principal(self, principal: Principal) -> None:
+        self._endpoint.update_principal(principal)
+        self._sse.update_principal(principal)
 
     def _end_principal(self, principal: Principal) -> None:
         self._endpoint.sessions.close_of(principal.name)
 
-    def _tell(self, news: ListNews) -> None:
-        self._endpoint.sessions.tell(news)
-        self._sse.tell(news)
+    def _notify_list_changed(self, news: ListNews) -> None:
+        self._endpoint.sessions.notify_list_changed(news)
+        self._sse.notify_list_changed(news)
 
 
 async def _not_found(exchange: Exchange) -> None:

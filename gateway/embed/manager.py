@@ -21,7 +21,7 @@ from gateway.embed.bridge import Bridge
 from gateway.embed.client import Client
 from gateway.embed.engine import OWNERS_WITHIN, Engine
 from gateway.embed.errors import CallTimeout, Closed, InvalidConfig, MountError
-from gateway.embed.faces import Faces, Paths
+from gateway.embed.faces import AsgiFrontends, Paths
 from gateway.embed.mount import Door, Site, guarded
 from gateway.embed.records import Registry, read_registry
 from gateway.embed.thread import LoopThread
@@ -96,7 +96,7 @@ class _Mounted(NamedTuple):
 
     site: Site
     door: Door
-    faces: Faces
+    faces: AsgiFrontends
 
 
 class ProxyManager:
@@ -165,7 +165,7 @@ class ProxyManager:
             registry = read_registry(new_mcp_config, strict=True, name=self._name)
             running = self._running()
             if running is None:
-                self._registry.become(registry)
+                self._registry.replace_with(registry)
             else:
                 await running[0].call(running[1].adopt, registry)
         except GatewayError as exc:
@@ -175,9 +175,9 @@ class ProxyManager:
 
     def _adopt(self, registry: Registry) -> None:
         running = self._running()
-        gone = self._registry.become(registry)
+        gone = self._registry.replace_with(registry)
         if running is not None:
-            running[0].spawn(running[1].follow, gone)
+            running[0].spawn(running[1].restart_with_registry, gone)
 
     # Connections.
 
@@ -230,17 +230,21 @@ class ProxyManager:
         what = f"tool {tool_name!r} of server {server_name!r}"
         record = self._registry[server_name]
         timeout = None if timeout_ms is None else timeout_ms / 1000
-        outcome = await self._ask(what, lambda engine: engine.call_tool, record, tool_name, arguments, timeout)
+        outcome = await self._run_in_engine(
+            what, lambda engine: engine.call_tool, record, tool_name, arguments, timeout
+        )
         return results.tool_result(what, outcome)
 
     @renamed(server="server_name")
     async def list_tools(self, server_name: str) -> list[Tool]:
         """A server's tools, under its own names, read in a session of their own. Raises as `call_tool` does."""
         record = self._registry[server_name]
-        raws = await self._ask(f"the tools of server {server_name!r}", lambda engine: engine.list_tools, record)
+        raws = await self._run_in_engine(
+            f"the tools of server {server_name!r}", lambda engine: engine.list_tools, record
+        )
         return results.tool_list(raws)
 
-    async def _ask(self, what: str, method: Callable[[Engine], Callable[..., Awaitable[T]]], *args: Any) -> T:
+    async def _run_in_engine(self, what: str, method: Callable[[Engine], Callable[..., Awaitable[T]]], *args: Any) -> T:
         """Call a method of the engine; what goes wrong names what was wanted."""
         try:
             thread, engine = self._started()
@@ -250,13 +254,15 @@ class ProxyManager:
 
     # What `Client` needs.
 
-    async def hold(self, client: Client) -> object:
+    async def acquire_session(self, client: Client) -> object:
         """Open the client's session, or share it; returns what gives it back."""
         record = self._registry[client.name]
         record.check_usable()
         token = object()
         try:
-            await self._ask(f"server {client.name!r}", lambda engine: engine.hold, client, token, record)
+            await self._run_in_engine(
+                f"server {client.name!r}", lambda engine: engine.acquire_session, client, token, record
+            )
         except BaseException:
             running = self._running()
             if running is not None:  # the session may have been opened just when the wait for it was cancelled
@@ -264,12 +270,12 @@ class ProxyManager:
             raise
         return token
 
-    async def let_go(self, token: object) -> None:
+    async def release_session(self, token: object) -> None:
         """Give a session back; one that has ended with its loop needs nothing."""
         running = self._running()
         if running is not None:
             try:
-                await running[0].call(running[1].let_go, token)
+                await running[0].call(running[1].release_session, token)
             except Closed:
                 return
 
@@ -279,13 +285,13 @@ class ProxyManager:
         """Call a tool in the client's session."""
         what = f"tool {tool!r} of server {client.name!r}"
         timeout = None if timeout_ms is None else timeout_ms / 1000
-        outcome = await self._ask(what, lambda engine: engine.call_held, client, tool, arguments, timeout)
+        outcome = await self._run_in_engine(what, lambda engine: engine.call_held, client, tool, arguments, timeout)
         return results.tool_result(what, outcome)
 
     async def list_held(self, client: Client) -> list[Tool]:
         """List tools in the client's session."""
         what = f"the tools of server {client.name!r}"
-        return results.tool_list(await self._ask(what, lambda engine: engine.list_held, client))
+        return results.tool_list(await self._run_in_engine(what, lambda engine: engine.list_held, client))
 
     # Status.
 
@@ -350,7 +356,7 @@ class ProxyManager:
         thread.post(lambda: known.faces.policy.allow(origins))
         known.door.app = app
 
-    def _guarded(self, thread: LoopThread, faces: Faces, origins: tuple[str, ...]) -> Any:
+    def _guarded(self, thread: LoopThread, faces: AsgiFrontends, origins: tuple[str, ...]) -> Any:
         bridge = Bridge(thread, faces, self._registry.settings.max_body_bytes)
         return guarded(bridge, key=self._key, origins=origins)
 

@@ -23,15 +23,15 @@ from gateway.config.access_model import NO_ACCESS
 from gateway.config.shown import secrets_of_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
-from gateway.embed.faces import Faces, Paths
-from gateway.embed.openers import LoginBook, Openers
+from gateway.embed.faces import AsgiFrontends, Paths
+from gateway.embed.openers import LoginObserver, Openers
 from gateway.embed.records import read_registry
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import ConfigError, GatewayError
-from gateway.frontends.modern.request_state import Sealer
-from gateway.frontends.modern.suspended_calls import Parking
-from gateway.frontends.request_handler import Answers
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import RequestHandler
 from gateway.masking import SECRETS
 from gateway.processes.guard import open_guard
 from gateway.router import Router
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.catalog.offers import Offer
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
     from gateway.supervisor.supervisor import Status
 
@@ -54,7 +54,7 @@ PROGRAM: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY, session="program"
 CONFIG_SHAPE: Final = "a dict, the path of a file, or a gateway.config.Config"
 
 
-class EmbeddedGateway(LoginBook):
+class EmbeddedGateway(LoginObserver):
     """A running gateway; made by `open_gateway`."""
 
     def __init__(self, config: Config, guard: ChildGuard, store: Store | None = None) -> None:
@@ -63,12 +63,12 @@ class EmbeddedGateway(LoginBook):
         self._openers = Openers(guard, config.gateway.name, self, store)
         self.fleet = Fleet(config, self._openers, store)
         self.router = Router(self.fleet)
-        self._parking = Parking(Sealer(config.gateway.state_keys()))
-        self._access = self.router.turnstile = Access(config.access or NO_ACCESS)
+        self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
+        self._access = self.router.admission = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
-        self._answers = Answers(self.router, config.gateway, gateway.__version__, self._parking)
+        self._answers = RequestHandler(self.router, config.gateway, gateway.__version__, self._parking)
         self._stop = trio.Event()
-        self._faces: list[Faces] = []
+        self._faces: list[AsgiFrontends] = []
         self._reloading = trio.Lock()
         self._nursery: trio.Nursery  # of the faces; opened and left by run
 
@@ -115,7 +115,7 @@ class EmbeddedGateway(LoginBook):
         return self.fleet.statuses()
 
     @property
-    def asgi_app(self) -> Faces:
+    def asgi_app(self) -> AsgiFrontends:
         """The gateway as an ASGI application with `/mcp`, `/sse` and `/messages/`, for a server on this trio loop.
 
         Views are below each of these. Pages come from loopback, or from where the config's `access.allow_origins` lets
@@ -124,12 +124,12 @@ class EmbeddedGateway(LoginBook):
         """
         return self._faces[0]
 
-    async def open_faces(self, paths: Paths, origins: Sequence[str] | None) -> Faces:
+    async def open_faces(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
         """Serve another set of paths; it closes with the gateway.
 
         For pages from these origins too, whose CORS the program sees to; None: as `asgi_app`.
         """
-        faces = Faces(self._answers, paths, origins, self._access)
+        faces = AsgiFrontends(self._answers, paths, origins, self._access)
         await self._nursery.start(faces.run)
         self._faces.append(faces)
         return faces
@@ -159,13 +159,13 @@ class EmbeddedGateway(LoginBook):
         """Offer exactly these tools, None: all; returns the names that nobody owns, and then nothing has changed."""
         return self.fleet.offer(offers)
 
-    # `LoginBook`
+    # `LoginObserver`
 
-    def waiting(self, name: str) -> list[Ticket]:
+    def waiting(self, name: str) -> list[PendingCall]:
         """The calls for a server that it has not been sent yet."""
         return self.router.waiting(name)
 
-    def owed(self, name: str, reason: str) -> None:
+    def note_login_required(self, name: str, reason: str) -> None:
         """Note that a server waits for a person."""
         supervisor = self.fleet.supervisors.get(name)
         if supervisor is not None:

@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session.interface import Listener, Opener, Session
+    from gateway.backends.session.interface import Opener, Session, SessionObserver
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.logins import Logins
     from gateway.processes.guard import ChildGuard
     from gateway.store import Store
 
 
-class LoginBook:
+class LoginObserver:
     """Who hears that a server waits for a person to log in; opening such a server must not go on for ever."""
 
-    def waiting(self, name: str) -> Sequence[Ticket]:
+    def waiting(self, name: str) -> Sequence[PendingCall]:
         """Calls that wait for this server and whose clients can be asked: none, here no client can be."""
         del name
         return ()
 
-    def owed(self, name: str, reason: str) -> None:
+    def note_login_required(self, name: str, reason: str) -> None:
         """Hear that a server cannot be used until somebody has logged in."""
 
 
 class Openers:
     """Implements `gateway.backends.session.interface.Opener`. Owns the tasks in which tokens are renewed."""
 
-    def __init__(self, guard: ChildGuard, name: str, book: LoginBook, store: Store | None = None) -> None:
+    def __init__(self, guard: ChildGuard, name: str, book: LoginObserver, store: Store | None = None) -> None:
         self._guard = guard
         self._name = name
         self._book = book
@@ -56,7 +56,7 @@ class Openers:
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AsyncGenerator[Session]:
         """Open a session; see `gateway.backends.session.interface.Opener`."""
         if config.uses_oauth and self._logins is None:
@@ -69,7 +69,7 @@ class Openers:
 
         async with self._lock:
             if self._logins is None:
-                logins = Logins(None, waiting=self._book.waiting, owed=self._book.owed)
+                logins = Logins(None, waiting=self._book.waiting, owed=self._book.note_login_required)
                 await self._nursery.start(logins.run)
                 self._logins = logins
                 self._opener = make_opener(self._guard, self._records, name=self._name, logins=logins)

@@ -81,7 +81,7 @@ class Registry:
         """The entries as they were given, by name."""
         return {name: copy.deepcopy(one.raw) for name, one in self.records.items()}
 
-    def become(self, new: Registry) -> list[str]:
+    def replace_with(self, new: Registry) -> list[str]:
         """Hold what another registry holds; returns the servers that are gone, or are others now.
 
         Records of servers that are the same in both are kept, and with them what is known of those.

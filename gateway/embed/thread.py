@@ -55,7 +55,7 @@ class _Reply(Generic[T]):
         self._settled = False
         self._done = done
 
-    def settle(self, value: T) -> None:
+    def set_result(self, value: T) -> None:
         """Hand over the result."""
         if not self._settled:
             self._settled, self.value = True, value
@@ -218,7 +218,7 @@ class LoopThread:
     async def _serve(self, reply: _Reply[T], run: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
         try:
             with reply.scope:
-                reply.settle(await run(*args))
+                reply.set_result(await run(*args))
         except Exception as exc:  # noqa: BLE001 - the caller's, whatever it is
             reply.fail(exc)
         finally:

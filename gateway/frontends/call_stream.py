@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Era, Failure, InputRequired, Notice, StreamClosed
+from gateway.calls import Call, Era, Failure, InputRequired, Notification, ServerRequest, StreamClosed
 from gateway.eras import asks
 from gateway.errors import BackendProtocol, GatewayError
 from gateway.inflight.pending import MAX_NOTICES
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.calls import Event, Outcome, Withdrawn
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.router import Router
 
 MAX_ROUNDS: Final = 10
@@ -32,10 +32,10 @@ EMPTY_ROUND_DELAY: Final = 0.2
 """Seconds before a call is sent again that asked for nothing but to be sent again; grows with each round."""
 
 
-class Flow:
+class CallStream:
     """A call under way, from the face's side."""
 
-    def __init__(self, router: Router, ticket: Ticket) -> None:
+    def __init__(self, router: Router, ticket: PendingCall) -> None:
         self.call = ticket.call
         self._router = router
         self._ticket = ticket
@@ -44,12 +44,12 @@ class Flow:
         self.level = ticket.call.caller.log_level
         self.caller = ticket.call.caller
         """Who waits now: each request of a modern client says anew what it can do."""
-        self._kept: deque[Notice] = deque(maxlen=MAX_NOTICES)
+        self._kept: deque[Notification] = deque(maxlen=MAX_NOTICES)
         self._asked = 0
         self._rounds = 0
         self._in_round = False
         """Whether the backend waits for answers: its call has ended, and the next one is not sent yet."""
-        self._asks: list[Ask] = []
+        self._asks: list[ServerRequest] = []
         self._answers: dict[str, msgspec.Raw] = {}
         self._refused: Failure | None = None
         self._open = 0
@@ -103,11 +103,11 @@ class Flow:
             if self._asks:
                 return self._asks.pop(0)
 
-    async def next_but_notices(self) -> Ask | Withdrawn | Outcome | None:
+    async def next_but_notices(self) -> ServerRequest | Withdrawn | Outcome | None:
         """Like `next`, but notices are kept for later, the newest `MAX_NOTICES` of them."""
         while True:
             item = await self.next_fresh()
-            if isinstance(item, Notice):
+            if isinstance(item, Notification):
                 self._kept.append(item)
             elif not isinstance(item, StreamClosed):
                 return item
@@ -117,7 +117,7 @@ class Flow:
         self._asked += 1
         return self._asked
 
-    def take(self) -> object:
+    def acquire(self) -> object:
         """Become the holder of the flow, who must `let_go` with what this returns; whoever held it before is free.
 
         The answer that parks a call is still being sent when its retry comes: each closes only what it holds.
@@ -125,7 +125,7 @@ class Flow:
         self._holder = object()
         return self._holder
 
-    def let_go(self, holder: object, reason: str = "the client cancelled the request") -> None:
+    def release_by(self, holder: object, reason: str = "the client cancelled the request") -> None:
         """Close the flow, unless somebody else has taken it meanwhile."""
         if self._holder is holder:
             self.close(reason)
@@ -163,7 +163,7 @@ class Flow:
             except ValueError as exc:
                 return BackendProtocol(backend, f"asked for what this client cannot be asked: {exc}")
             params = asks.for_legacy_client(wanted.method, params)
-            ask = Ask(wanted.method, params, self._taker(key, wanted.method))
+            ask = ServerRequest(wanted.method, params, self._taker(key, wanted.method))
             missing = asks.missing_capability(self.call.caller, wanted.method, params)
             if missing is not None:
                 ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")

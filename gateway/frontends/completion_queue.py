@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.calls import Outcome
-    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.call_stream import CallStream
     from gateway.jsonrpc import Id, Message
 
 
@@ -25,10 +25,10 @@ class Waiting(NamedTuple):
 
     message: Message
     scope: trio.CancelScope
-    flow: Flow
+    flow: CallStream
 
 
-class WaitingCalls:
+class CompletionQueue:
     """All of them, by request id.
 
     `answer(request_id, waiting, outcome)` answers one, `start(waiting)` gives one its task; neither may wait, and the
@@ -49,12 +49,12 @@ class WaitingCalls:
             self._start(waiting)
             return
         self._calls[request_id] = waiting
-        if not waiting.flow.watch(partial(self._ring, request_id)):
+        if not waiting.flow.watch(partial(self._mark_ready, request_id)):
             self._begin_task(request_id)
 
     def drop(self, request_id: Id) -> bool:
         """Let go of a call that its client has cancelled; False: it is none of these."""
-        waiting = self._take(request_id)
+        waiting = self._run(request_id)
         if waiting is not None:
             waiting.flow.close()
         return waiting is not None
@@ -72,24 +72,24 @@ class WaitingCalls:
             self._wake = trio.Event()
             rung, self._rung = self._rung, {}
             for request_id in rung:
-                self._look(request_id)
+                self._finish_ready(request_id)
 
-    def _take(self, request_id: Id) -> Waiting | None:
+    def _run(self, request_id: Id) -> Waiting | None:
         waiting = self._calls.pop(request_id, None)
         if waiting is not None:
             waiting.flow.unwatch()
         return waiting
 
     def _begin_task(self, request_id: Id) -> None:
-        waiting = self._take(request_id)
+        waiting = self._run(request_id)
         if waiting is not None:
             self._start(waiting)
 
-    def _ring(self, request_id: Id) -> None:
+    def _mark_ready(self, request_id: Id) -> None:
         self._rung[request_id] = None
         self._wake.set()
 
-    def _look(self, request_id: Id) -> None:
+    def _finish_ready(self, request_id: Id) -> None:
         waiting = self._calls.get(request_id)
         if waiting is None:  # dropped, or its task has it
             return
@@ -97,5 +97,5 @@ class WaitingCalls:
         if outcome is None:
             self._begin_task(request_id)
             return
-        self._take(request_id)
+        self._run(request_id)
         self._answer(request_id, waiting, outcome)

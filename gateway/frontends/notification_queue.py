@@ -26,7 +26,7 @@ MAX_DIRECT: Final = 64
 """Messages for one client alone that may wait for it."""
 
 
-class Changes:
+class NotificationQueue:
     """One client's pending notifications; in the modern era each carries its subscription's id."""
 
     def __init__(self, subscription: Id | None = None) -> None:
@@ -38,11 +38,11 @@ class Changes:
     def add(self, features: Iterable[str]) -> None:
         """Note that lists changed."""
         for feature in sorted(features):
-            self._put(feature, f"notifications/{feature}/list_changed", {})
+            self._enqueue(feature, f"notifications/{feature}/list_changed", {})
 
     def updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Note that a resource was updated; `params` are those of the backend's notification."""
-        self._put(f"resource {uri}", "notifications/resources/updated", params)
+        self._enqueue(f"resource {uri}", "notifications/resources/updated", params)
 
     def direct(self, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Note something that is for this client alone; the oldest of too many is dropped."""
@@ -51,13 +51,13 @@ class Changes:
             return
         self._directs += 1
         self._pending.pop(f"direct {self._directs - MAX_DIRECT}", None)
-        self._put(f"direct {self._directs}", method, params)
+        self._enqueue(f"direct {self._directs}", method, params)
 
-    def _put(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+    def _enqueue(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         self._pending[key] = (method, params)
         self._event.set()
 
-    async def take(self) -> list[bytes]:
+    async def next_batch(self) -> list[bytes]:
         """Wait for notifications and take them all, encoded."""
         while not self._pending:
             self._event = trio.Event()

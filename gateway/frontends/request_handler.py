@@ -14,14 +14,14 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import (
     ANYBODY,
-    Ask,
     Call,
     Caller,
     Complete,
     Era,
     Failure,
     InputRequired,
-    Notice,
+    Notification,
+    ServerRequest,
     StreamClosed,
     Withdrawn,
 )
@@ -33,7 +33,7 @@ from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
-from gateway.frontends.call_stream import Flow
+from gateway.frontends.call_stream import CallStream
 from gateway.frontends.modern.suspended_calls import PARKABLE
 from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.modern.subscriptions import Subscription
-    from gateway.frontends.modern.suspended_calls import Parking
+    from gateway.frontends.modern.suspended_calls import SuspendedCalls
     from gateway.jsonrpc import Message
     from gateway.router import Router
 
@@ -62,7 +62,7 @@ class _InitializeParams(msgspec.Struct):
 _initialize_params = msgspec.json.Decoder(_InitializeParams)
 
 
-class Introduction(msgspec.Struct, frozen=True):
+class ClientIntroduction(msgspec.Struct, frozen=True):
     """What a legacy client said in `initialize`, and the version it was given."""
 
     version: str
@@ -71,10 +71,10 @@ class Introduction(msgspec.Struct, frozen=True):
     identity: Identity = ANYBODY
 
 
-class Answers:
+class RequestHandler:
     """The gateway's own voice, shared by all faces."""
 
-    def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: Parking) -> None:
+    def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: SuspendedCalls) -> None:
         self.router = router
         self.parking = parking
         self.fleet = router.fleet
@@ -109,7 +109,7 @@ class Answers:
 
     # The legacy era.
 
-    def introduce(self, message: Message, identity: Identity = ANYBODY) -> Introduction:
+    def introduce(self, message: Message, identity: Identity = ANYBODY) -> ClientIntroduction:
         """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.first_starts`.
 
         Raises:
@@ -123,9 +123,9 @@ class Answers:
         version = versions.negotiate_legacy(params.protocolVersion)
         capabilities = jsonrpc.EMPTY_OBJECT if params.capabilities == jsonrpc.NULL else params.capabilities
         client_info = jsonrpc.ABSENT if params.clientInfo == jsonrpc.NULL else params.clientInfo
-        return Introduction(version, capabilities, client_info, identity)
+        return ClientIntroduction(version, capabilities, client_info, identity)
 
-    def greeting(self, introduction: Introduction) -> bytes:
+    def greeting(self, introduction: ClientIntroduction) -> bytes:
         """Answer `initialize` as this client sees the gateway now: it never asks again."""
         scope = introduction.identity.scope
         return results.initialize_result(
@@ -137,11 +137,11 @@ class Answers:
 
     def welcome(self, session: LegacySession) -> None:
         """Have everything that is kept for this client alone end with it."""
-        self.fleet.mailboxes.open(session.key, session.changes.direct)
+        self.fleet.mailboxes.register(session.key, session.changes.direct)
         session.on_end.append(partial(self.fleet.mailboxes.close, session.key, session.changes.direct))
         session.on_end.append(partial(self.fleet.client_gone, session.key))
 
-    async def legacy(self, message: Message, session: LegacySession) -> bytes | Flow:
+    async def legacy(self, message: Message, session: LegacySession) -> bytes | CallStream:
         """Answer a legacy request that is not `initialize`, or put it on its way.
 
         Raises:
@@ -152,7 +152,7 @@ class Answers:
             return await self._list(BY_METHOD[str(method)], requests.params_of(message), session.caller)
         if method in ROUTED_METHODS:
             ticket = await self.router.submit(requests.legacy_call(message, session.caller))
-            return Flow(self.router, ticket)
+            return CallStream(self.router, ticket)
         if method == "ping":
             return b"{}"
         if method == "logging/setLevel":
@@ -165,9 +165,9 @@ class Answers:
                 else resource_subscriptions.unsubscribe
             )
             return await act(self.router, session, requests.legacy_call(message, session.caller))
-        return Flow(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
+        return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
-    def begin(self, call: Call) -> Flow | None:
+    def begin(self, call: Call) -> CallStream | None:
         """Put a tool call on its way before the task that waits for it has begun; None if only that task can.
 
         Raises:
@@ -177,7 +177,7 @@ class Answers:
         if is_modern and ("requestState" in call.params or call.caller.log_level is not None):
             return None
         ticket = self.router.submit_now(call)
-        return None if ticket is None else Flow(self.router, ticket)
+        return None if ticket is None else CallStream(self.router, ticket)
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Have a call noted that its face has refused, as the router's own refusals are."""
@@ -195,11 +195,11 @@ class Answers:
         if session not in self.fleet.wish_list:
             session.on_end.append(lambda: self.fleet.forget(session))
         self.fleet.wish_list.want_level(session, level)
-        self.fleet.wish()
+        self.fleet.apply_subscriptions()
 
     # The modern era.
 
-    async def ask_modern(self, flow: Flow, ask: Ask) -> bytes | Outcome | None:
+    async def ask_modern(self, flow: CallStream, ask: ServerRequest) -> bytes | Outcome | None:
         """Ask a modern client: the result that ends its request, the outcome, or None to go on with the flow."""
         if flow.call.method not in PARKABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
@@ -213,14 +213,14 @@ class Answers:
             return answer
         return results.for_modern(InputRequired(answer), self.server_info)
 
-    def _resume(self, call: Call) -> bytes | Flow | None:
+    def _resume(self, call: Call) -> bytes | CallStream | None:
         """Go on with what a `requestState` stands for; None if the call is to be sent to its backend."""
         try:
             token = jsonrpc.decode_string(call.params["requestState"])
         except ValueError:
             text = "params.requestState must be a string"
             raise InvalidParams(text) from None
-        state = self.parking.sealer.open(call, token)
+        state = self.parking.sealer.decode(call, token)
         if not state.parked:
             del call.params["requestState"]
             if state.inner is jsonrpc.ABSENT:  # the answers were for the gateway: the backend gets its call once more
@@ -235,7 +235,7 @@ class Answers:
             return results.for_modern(InputRequired(answer), self.server_info)
         return answer
 
-    async def modern(self, call: Call) -> bytes | Flow:
+    async def modern(self, call: Call) -> bytes | CallStream:
         """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
 
         Raises:
@@ -248,9 +248,9 @@ class Answers:
         if call.method in ROUTED_METHODS or not requests.is_mcp_method(call.method):
             level = call.caller.log_level
             if level is not None and self.fleet.wish_list.lend_level(level):
-                self.fleet.wish()
+                self.fleet.apply_subscriptions()
             answer = self._resume(call) if "requestState" in call.params else None
-            return answer or Flow(self.router, await self.router.submit(call))
+            return answer or CallStream(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
@@ -330,21 +330,21 @@ class Answers:
         if isinstance(outcome, Failure) and era is Era.MODERN and call.method in PARKABLE:
             wanted = asks.url_input_requests(outcome, call.caller)
             if wanted is not None:
-                state = self.parking.sealer.seal(call)
+                state = self.parking.sealer.encode(call)
                 body = {"resultType": "input_required", "inputRequests": wanted, "requestState": state}
                 required = InputRequired(jsonrpc.encode(body))
                 return jsonrpc.response(request_id, results.for_modern(required, self.server_info)), None
         return self.encode_error(request_id, outcome, era, call)
 
-    async def wait(self, flow: Flow, request_id: jsonrpc.Id) -> bytes:
+    async def wait(self, flow: CallStream, request_id: jsonrpc.Id) -> bytes:
         """Wait for a call's outcome where its events have no way to the client; returns the response."""
         while True:
             item = await flow.next()
             if item is None:
                 return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-            if isinstance(item, Ask):
+            if isinstance(item, ServerRequest):
                 item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
-            elif not isinstance(item, Notice | Withdrawn | StreamClosed):
+            elif not isinstance(item, Notification | Withdrawn | StreamClosed):
                 return self.encode_outcome(flow.call, request_id, item)[0]
 
     def _wrap_state(self, call: Call, result: bytes) -> bytes:
@@ -353,7 +353,7 @@ class Answers:
         inner = members.get("requestState")
         if inner is None or inner == jsonrpc.NULL:
             return result
-        members["requestState"] = jsonrpc.raw(self.parking.sealer.seal(call, inner=inner))
+        members["requestState"] = jsonrpc.raw(self.parking.sealer.encode(call, inner=inner))
         return jsonrpc.encode(members)
 
     def encode_error(
@@ -389,14 +389,14 @@ def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
     return None
 
 
-def encode_notice(notice: Notice, token: jsonrpc.Id | None) -> bytes:
+def encode_notice(notice: Notification, token: jsonrpc.Id | None) -> bytes:
     """A notification that belongs to a call, as one JSON line without its end; progress under this token."""
     if meta.PROGRESS_TOKEN in notice.params and token is not None:
         notice.params[meta.PROGRESS_TOKEN] = jsonrpc.raw(token)
     return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
 
 
-def is_wanted(notice: Notice, level: str | None) -> bool:
+def is_wanted(notice: Notification, level: str | None) -> bool:
     """Whether a client that asked for this log level gets this notice; all but log messages always pass."""
     if notice.method != "notifications/message":
         return True

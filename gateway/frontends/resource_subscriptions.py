@@ -12,7 +12,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Complete, Failure
 from gateway.catalog.parts import has_capability
 from gateway.errors import Busy, GatewayError, RequestError, UnknownMethod
-from gateway.frontends.call_stream import Flow
+from gateway.frontends.call_stream import CallStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.calls import Caller, Scope
     from gateway.catalog.ownership import Route
     from gateway.frontends.legacy.sessions import LegacySession
-    from gateway.frontends.notification_queue import Changes
+    from gateway.frontends.notification_queue import NotificationQueue
     from gateway.router import Router
 
 MAX_WATCHED: Final = 1_000
@@ -48,7 +48,7 @@ def watch(
     client: object,
     route: Route,
     uri: str,
-    changes: Changes,
+    changes: NotificationQueue,
     caller: Caller,
     scope: Callable[[], Scope | None] | None = None,
 ) -> None:
@@ -73,19 +73,19 @@ def watch(
 
     update = _teller(route.own, uri, changes, may_see)
     wish_list.watch(client, route.backend, route.own, update, key=caller.session or caller.principal)
-    router.fleet.wish([route.backend])
+    router.fleet.apply_subscriptions([route.backend])
 
 
 def _teller(
-    own: str, public: str, changes: Changes, may_see: Callable[[], bool]
+    own: str, public: str, changes: NotificationQueue, may_see: Callable[[], bool]
 ) -> Callable[[str, dict[str, msgspec.Raw]], None]:
-    def tell(updated: str, params: dict[str, msgspec.Raw]) -> None:
+    def notify(updated: str, params: dict[str, msgspec.Raw]) -> None:
         if not may_see():
             return
         shown = public + updated[len(own) :]  # the resource itself, or one that is part of it
         changes.updated(shown, params if own == public else {**params, "uri": jsonrpc.raw(shown)})
 
-    return tell
+    return notify
 
 
 async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes:
@@ -114,12 +114,12 @@ async def unsubscribe(router: Router, session: LegacySession, call: Call) -> byt
     """Answer a legacy `resources/unsubscribe`; one that was never subscribed to is fine."""
     route = await router.route(call)
     router.fleet.wish_list.unwatch(session, route.backend, route.own)
-    router.fleet.wish([route.backend])
+    router.fleet.apply_subscriptions([route.backend])
     return b"{}"
 
 
 async def _send_on(router: Router, call: Call) -> bytes:
-    flow = Flow(router, await router.submit(call))
+    flow = CallStream(router, await router.submit(call))
     try:
         while True:
             item = await flow.next_but_notices()
@@ -138,7 +138,7 @@ async def watch_all(
     client: object,
     uris: list[str],
     caller: Caller,
-    changes: Changes,
+    changes: NotificationQueue,
     scope: Callable[[], Scope | None] | None = None,
 ) -> list[str]:
     """Watch what can be watched of these resources for a modern client; returns which those are."""

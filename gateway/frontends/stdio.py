@@ -18,30 +18,30 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import ANYBODY, Ask, Era, Notice, StreamClosed, Withdrawn
+from gateway.calls import ANYBODY, Era, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
-from gateway.frontends.completion_queue import Waiting, WaitingCalls
-from gateway.frontends.legacy.notifications import take_note
+from gateway.frontends.completion_queue import CompletionQueue, Waiting
+from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.frontends.notification_queue import Changes
+from gateway.frontends.notification_queue import NotificationQueue
 from gateway.frontends.request_handler import (
     LISTEN,
     MAX_BATCH,
-    Answers,
+    RequestHandler,
     encode_notice,
     is_wanted,
 )
-from gateway.lines import READ_BYTES, LineSplitter, Outbox, Overlong, read_some
+from gateway.lines import READ_BYTES, BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from gateway.calls import Event, Identity, Outcome
     from gateway.catalog.news import ListNews
-    from gateway.frontends.call_stream import Flow
-    from gateway.frontends.request_handler import Introduction
+    from gateway.frontends.call_stream import CallStream
+    from gateway.frontends.request_handler import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -60,11 +60,11 @@ LAST_ANSWERS: Final = 0.25
 log = logging.getLogger("gateway.stdio")
 
 
-class StdioFace:
+class StdioFrontend:
     """Serves one client over a pair of file descriptors, which the caller has set apart for it."""
 
     def __init__(
-        self, answers: Answers, stdin: int, stdout: int, closing: trio.Event, identity: Identity = ANYBODY
+        self, answers: RequestHandler, stdin: int, stdout: int, closing: trio.Event, identity: Identity = ANYBODY
     ) -> None:
         self._answers = answers
         self._identity = identity
@@ -73,12 +73,12 @@ class StdioFace:
         self._reading = trio.CancelScope()
         self._ending = trio.Event()
         self._introduced = trio.Event()
-        self._changes = Changes()  # of the process: a second `initialize` is the same client
+        self._changes = NotificationQueue()  # of the process: a second `initialize` is the same client
         self._stdout = trio.lowlevel.FdStream(stdout)
-        self._outbox = Outbox(self._stdout)
+        self._outbox = BufferedWriter(self._stdout)
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
-        self._waiting = WaitingCalls(self._answer_call, self._start)
+        self._waiting = CompletionQueue(self._finish_call, self._start)
         self._in_flight.on_cancel = self._dropped
         self._batches = 0
         self._cut_off = False
@@ -103,7 +103,7 @@ class StdioFace:
         async with self._stdout, trio.open_nursery() as services:
             services.start_soon(self._write)
             services.start_soon(self._waiting.run)
-            services.start_soon(self._tell)
+            services.start_soon(self._send_notifications)
             services.start_soon(self._close_with_gateway)
             async with trio.open_nursery() as self._nursery:
                 try:
@@ -135,20 +135,20 @@ class StdioFace:
             async with open_stdin(self._stdin) as receive_some:
                 while data := await receive_some():
                     for line in splitter.feed(data):
-                        self._take(line)
-                    await self._outbox.room()
+                        self._handle_line(line)
+                    await self._outbox.wait_writable()
         except (trio.BrokenResourceError, OSError) as exc:  # a client that goes with answers unread resets its socket
             log.warning("stdin cannot be read (%s), which counts as its end", exc.__cause__ or exc)
         for line in splitter.feed(b"\n"):  # the last line need not have an end
-            self._take(line)
+            self._handle_line(line)
 
     def _post(self, message: bytes) -> None:
         # One call at a time gains by an immediate write, many by one write for all that end in one turn of the loop.
         self._outbox.post(message + b"\n", direct=len(self._in_flight) < 2)
 
-    def _take(self, line: bytes | Overlong) -> None:
+    def _handle_line(self, line: bytes | OversizedLine) -> None:
         """Take in one line: answer it, or start the task that will."""
-        if isinstance(line, Overlong):
+        if isinstance(line, OversizedLine):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
             found = jsonrpc.recover_id(line.head)
             found = jsonrpc.recover_id(line.tail) if found is None else found
@@ -168,31 +168,31 @@ class StdioFace:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
         if self._is_request(message) and isinstance(message.id, int | str):
-            scope = self._enter(message.id)
+            scope = self._open_scope(message.id)
             if isinstance(scope, bytes):
                 self._post(scope)
             elif message.method == "initialize" and not requests.is_modern(message):
                 self._initialize(message, message.id, scope)  # at once: what follows it needs its session
             else:
-                self._take_request(message, message.id, scope)
+                self._handle_request(message, message.id, scope)
 
-    def _take_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+    def _handle_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
         try:
             begun = self._begin(message)
         except GatewayError as exc:
-            self._in_flight.leave(request_id)
+            self._in_flight.remove(request_id)
             era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
-            self._answer(self._answers.encode_error(request_id, exc, era)[0], request_id)
+            self._post_response(self._answers.encode_error(request_id, exc, era)[0], request_id)
             return
         if begun is None:
             self._nursery.start_soon(self._request, message, scope, None)
         else:
             self._waiting.add(request_id, Waiting(message, scope, begun))
 
-    def _enter(self, request_id: Id) -> trio.CancelScope | bytes:
+    def _open_scope(self, request_id: Id) -> trio.CancelScope | bytes:
         """The scope in which a request runs, or the response that refuses it."""
         try:
-            return self._in_flight.enter(request_id)
+            return self._in_flight.add(request_id)
         except DuplicateId as exc:
             return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
         except Busy as exc:
@@ -202,10 +202,10 @@ class StdioFace:
         """Whether a task must answer; notifications are taken in here."""
         if message.id is not msgspec.UNSET and message.method is not msgspec.UNSET:
             return True
-        take_note(self._answers, self._session, message, self._in_flight)
+        handle_notification(self._answers, self._session, message, self._in_flight)
         return False
 
-    def _begin(self, message: Message) -> Flow | None:
+    def _begin(self, message: Message) -> CallStream | None:
         """Put a tool call on its way; None: that is for the request's task. Raises GatewayError."""
         if message.method != "tools/call":
             return None
@@ -220,28 +220,28 @@ class StdioFace:
 
     def _dropped(self, request_id: Id) -> None:
         if self._waiting.drop(request_id):
-            self._in_flight.leave(request_id)
+            self._in_flight.remove(request_id)
 
-    def _answer_call(self, request_id: Id, waiting: Waiting, outcome: Outcome) -> None:
+    def _finish_call(self, request_id: Id, waiting: Waiting, outcome: Outcome) -> None:
         """Answer a call that has had no task."""
-        self._in_flight.leave(request_id)
+        self._in_flight.remove(request_id)
         try:
             response = self._answers.encode_outcome(waiting.flow.call, request_id, outcome)[0]
         except GatewayError as exc:
             response = self._answers.encode_error(request_id, exc, waiting.flow.call.caller.era)[0]
         finally:  # whatever happens, the call is in nobody's hands but these, and would hold up the drain
             waiting.flow.close()
-        self._answer(response, request_id)
+        self._post_response(response, request_id)
 
-    async def _request(self, message: Message, scope: trio.CancelScope, begun: Flow | None) -> None:
+    async def _request(self, message: Message, scope: trio.CancelScope, begun: CallStream | None) -> None:
         # Neither the response nor the call is in a variable of this task: while the client does not read, the outbox
         # alone is to hold what it gets.
         response = self._respond(message, scope, begun)
         del begun
-        self._answer(await response, message.id)
-        await self._outbox.room()
+        self._post_response(await response, message.id)
+        await self._outbox.wait_writable()
 
-    def _answer(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
+    def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
         """Post a response, or an error in its place if too much waits for a client that does not read."""
         if response is None:
             return
@@ -267,7 +267,7 @@ class StdioFace:
                 return
             responses = await self._respond_all(messages)
             if responses:
-                self._answer(b"[" + b",".join(responses) + b"]", None)
+                self._post_response(b"[" + b",".join(responses) + b"]", None)
         finally:
             self._batches -= 1
 
@@ -282,14 +282,16 @@ class StdioFace:
         async with trio.open_nursery() as nursery:
             for message in messages:
                 if self._is_request(message) and isinstance(message.id, int | str):
-                    scope = self._enter(message.id)
+                    scope = self._open_scope(message.id)
                     if isinstance(scope, bytes):
                         responses.append(scope)
                     else:
                         nursery.start_soon(respond, message, scope)
         return responses
 
-    async def _respond(self, message: Message, scope: trio.CancelScope, begun: Flow | None = None) -> bytes | None:
+    async def _respond(
+        self, message: Message, scope: trio.CancelScope, begun: CallStream | None = None
+    ) -> bytes | None:
         """The response to one request; None if its client cancelled it, for then none must follow."""
         request_id = message.id
         if not isinstance(request_id, int | str):
@@ -305,7 +307,7 @@ class StdioFace:
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, era)[0]
         finally:
-            self._in_flight.leave(request_id)
+            self._in_flight.remove(request_id)
         if trio.current_time() >= scope.deadline:
             self._cut_off = True
             text = f"stdin has ended, and this was not done within {END_GRACE:g} s after it"
@@ -324,7 +326,7 @@ class StdioFace:
         try:
             introduction = self._answers.introduce(message, self._identity)
         except GatewayError as exc:
-            self._in_flight.leave(request_id)
+            self._in_flight.remove(request_id)
             self._post(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
         if self._session is not None:
@@ -333,18 +335,20 @@ class StdioFace:
         self._session.changes = self._changes
         self._answers.welcome(self._session)
         if self._answers.fleet.is_first_start(self._identity.scope):
-            self._nursery.start_soon(self._greet, introduction, request_id, scope)
+            self._nursery.start_soon(self._answer_initialize, introduction, request_id, scope)
         else:
-            self._answer_hello(introduction, request_id)
+            self._post_initialize_result(introduction, request_id)
 
-    async def _greet(self, introduction: Introduction, request_id: Id, scope: trio.CancelScope) -> None:
+    async def _answer_initialize(
+        self, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
+    ) -> None:
         """Answer `initialize` when first starts have had their time, or stdin has ended; it cannot be cancelled."""
         with scope:
             await self._answers.fleet.first_starts(self._identity.scope)
-        self._answer_hello(introduction, request_id)
+        self._post_initialize_result(introduction, request_id)
 
-    def _answer_hello(self, introduction: Introduction, request_id: Id) -> None:
-        self._in_flight.leave(request_id)
+    def _post_initialize_result(self, introduction: ClientIntroduction, request_id: Id) -> None:
+        self._in_flight.remove(request_id)
         self._post(jsonrpc.response(request_id, self._answers.greeting(introduction)))
         self._introduced.set()
 
@@ -363,38 +367,38 @@ class StdioFace:
             return jsonrpc.response(request_id, b"{}")  # ping
         return await self._finish(await self._answers.legacy(message, self._session), request_id)
 
-    async def _finish(self, answer: bytes | Flow, request_id: Id) -> bytes:
+    async def _finish(self, answer: bytes | CallStream, request_id: Id) -> bytes:
         """Wait for a call's outcome, passing its notices on as they come."""
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        holder = answer.take()
+        holder = answer.acquire()
         try:
             while True:
                 item = await answer.next()
                 if item is None:
                     return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-                if isinstance(item, Ask) and answer.call.caller.era is Era.MODERN:
+                if isinstance(item, ServerRequest) and answer.call.caller.era is Era.MODERN:
                     parked = await self._answers.ask_modern(answer, item)
                     if isinstance(parked, bytes):
                         return jsonrpc.response(request_id, parked)
                     if parked is None:
                         continue
                     item = parked
-                if not isinstance(item, Notice | Ask | Withdrawn | StreamClosed):
+                if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
                 self._pass_on(answer, item)
-                await self._outbox.room()
+                await self._outbox.wait_writable()
         finally:
-            answer.let_go(holder)
+            answer.release_by(holder)
 
-    def _pass_on(self, flow: Flow, event: Event) -> None:
+    def _pass_on(self, flow: CallStream, event: Event) -> None:
         """Bring an event of a call to the client."""
         session = self._session if flow.call.caller.era is Era.LEGACY else None
-        if isinstance(event, Notice):
+        if isinstance(event, Notification):
             level = flow.level if session is None else session.log_level or meta.LOG_LEVELS[0]
             if is_wanted(event, level):
                 self._post(encode_notice(event, flow.token))
-        elif isinstance(event, Ask):
+        elif isinstance(event, ServerRequest):
             if session is not None:
                 self._post(session.desk.request(event))
         elif isinstance(event, Withdrawn) and session is not None:
@@ -414,24 +418,24 @@ class StdioFace:
 
                 nursery.start_soon(end)
                 while True:
-                    for message in await subscription.take():
+                    for message in await subscription.next_notifications():
                         self._post(message)
-                    await self._outbox.room()
+                    await self._outbox.wait_writable()
             return subscription.result()
         finally:
             subscription.close()
 
-    async def _tell(self) -> None:
+    async def _send_notifications(self) -> None:
         """Tell the legacy client of changes; before `initialize` it has listed nothing that could change."""
         await self._introduced.wait()
         while True:
-            for message in await self._changes.take():
+            for message in await self._changes.next_batch():
                 self._post(message)
-            await self._outbox.room()
+            await self._outbox.wait_writable()
 
     def _changed(self, news: ListNews) -> None:
         if self._session is not None:
-            self._session.tell(news)
+            self._session.notify_list_changed(news)
 
 
 @asynccontextmanager

@@ -1,9 +1,9 @@
-"""One HTTP/1.1 connection: h11 parses, the app answers through an ``Exchange``, and reading never stops for long.
+"""One HTTP/1.1 connection: h11 parses, the app answers through an ``HttpRequest``, and reading never stops for long.
 
 Invariant: at most one exchange is current; requests are served in the order in which they came. The connection's own
 task reads until the peer hangs up, so a hang-up is seen while an app works; what a client sends ahead waits in a
 buffer of ``MAX_AHEAD`` bytes. Each app runs in a task of the connection's nursery, which ends with the connection.
-What changes state is synchronous: between two checkpoints trio is a lock. ``hypercorn_override`` says why all this
+What changes state is synchronous: between two checkpoints trio is a lock. ``httpd.server`` says why all this
 stands in place of Hypercorn's ``TCPServer``, ``H11Protocol`` and ``HTTPStream``.
 """
 
@@ -222,7 +222,7 @@ class Connection:
                 continue
             data = await self._wire.receive()
             if not data:
-                self._ending = True  # EOF is a hang-up, also after a complete request: see `hypercorn_override`
+                self._ending = True  # EOF is a hang-up, also after a complete request: see `httpd.server`
             elif not (self._deaf or self._ending):
                 self._feed(data)
                 if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer

@@ -78,7 +78,7 @@ class Slot:
         self.refused = False
 
 
-class Places:
+class ConnectionLimit:
     """The connections of one server."""
 
     def __init__(self, limits: Limits) -> None:

@@ -21,7 +21,7 @@ What differs from Hypercorn 0.18, and why (each has a test that fails on stock, 
 EOF is a hang-up, as for Hypercorn, also after a complete request: MCP clients do not half-close, and a vanished one
 must be seen. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not
 granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds
-(`hypercorn_h2`). There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for workers that a
+(`httpd.http2`). There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for workers that a
 parent replaces.
 """
 
@@ -36,7 +36,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
 from gateway.httpd.connection import Connection, Service
-from gateway.httpd.connection_limit import Limits, Places, Slot
+from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
 from gateway.httpd.http2 import BoundedTCPServer
 from gateway.httpd.wire import PlainWire, TLSWire
 
@@ -74,8 +74,8 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     """Serve ``app`` until ``shutdown_trigger`` returns, then end: idle connections at once, busy ones within the grace.
 
     ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``limits`` says how many
-    connections may be open, and how long each of their states may last (`hypercorn_places`). OSError when an address
-    cannot be bound. Requests still busy ``config.graceful_timeout`` s after the trigger are cancelled and their
+    connections may be open, and how long each of their states may last (`httpd.connection_limit`). OSError when an
+    address cannot be bound. Requests still busy ``config.graceful_timeout`` s after the trigger are cancelled and their
     connections reset; cancelling ``serve_http`` does so at once. Sockets given are closed too.
     """
     if sockets is None:
@@ -116,7 +116,7 @@ class _Server:
     """The connections of one server."""
 
     def __init__(self, app: App, config: Config, limits: Limits, connections: trio.Nursery) -> None:
-        self._places = Places(limits)
+        self._places = ConnectionLimit(limits)
         self._app = app
         self._service = Service(config, limits)
         self._config = config

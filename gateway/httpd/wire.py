@@ -2,7 +2,7 @@
 
 Invariant: no call here waits for the peer without a deadline except ``receive``, and every waiter is woken when the
 wire is closed from another task. ``close`` and ``abort`` are synchronous, so that a task that is itself cancelled can
-still end the connection. The connection (``hypercorn_h11``) owns its wire; one task receives, one at a time sends.
+still end the connection. The connection (``httpd.connection``) owns its wire; one task receives, one at a time sends.
 
 The plain wire works on the standard library's socket, not on ``trio.SocketStream``: waiting for readiness first saves
 one failing ``recv`` a request, and a send that fits into the kernel's buffer is one system call without a reschedule.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 
 class Deadlines:
@@ -21,20 +21,20 @@ class Deadlines:
     def __init__(self) -> None:
         self.is_kept = False
         """Whether `run` runs: else whoever waits must see to its deadline itself."""
-        self._tickets: set[Ticket] = set()
+        self._tickets: set[PendingCall] = set()
         self._scope = trio.CancelScope()
 
     def __len__(self) -> int:
         """Tickets that are waited for."""
         return len(self._tickets)
 
-    def add(self, ticket: Ticket) -> None:
+    def add(self, ticket: PendingCall) -> None:
         """Ring this ticket when its deadline has passed, which may be put off meanwhile."""
         self._tickets.add(ticket)
         if ticket.deadline < self._scope.deadline:
             self._scope.deadline = ticket.deadline
 
-    def discard(self, ticket: Ticket) -> None:
+    def discard(self, ticket: PendingCall) -> None:
         """Ring it no more."""
         self._tickets.discard(ticket)
 
@@ -47,13 +47,13 @@ class Deadlines:
                 earliest = min((ticket.deadline for ticket in self._tickets), default=math.inf)
                 with trio.CancelScope(deadline=earliest) as self._scope:
                     await trio.sleep_forever()
-                self._ring_until(trio.current_time())
+                self._wake_expired(trio.current_time())
         finally:
             self.is_kept = False
-            self._ring_until(math.inf)
+            self._wake_expired(math.inf)
 
-    def _ring_until(self, latest: float) -> None:
+    def _wake_expired(self, latest: float) -> None:
         # Apart from `run`, in whose variables the last ticket would stay, with all that its call carried.
         for ticket in [one for one in self._tickets if one.deadline <= latest]:
             self._tickets.discard(ticket)
-            ticket.ring()
+            ticket.wake()

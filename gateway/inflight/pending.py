@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from gateway.calls import Notice, StreamClosed, Withdrawn
+from gateway.calls import Notification, StreamClosed, Withdrawn
 from gateway.errors import BackendTooSlow, Suspect
 from gateway.jsonrpc import INTERNAL_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.calls import Ask, Call, Event, Outcome
+    from gateway.calls import Call, Event, Outcome, ServerRequest
     from gateway.errors import GatewayError
     from gateway.inflight.deadlines import Deadlines
 
@@ -50,7 +50,7 @@ class Counted(Protocol):
         ...
 
 
-class Ticket:
+class PendingCall:
     """Implements `gateway.calls.Outlet` for one call to one backend."""
 
     __slots__ = (
@@ -99,23 +99,23 @@ class Ticket:
         self.counted: Counted | None = None
         """Set by the router where the calls of its caller are counted: to be told once that it is over."""
         self.dropped = 0
-        self.on_close: Callable[[Ticket, str], None] | None = None
+        self.on_close: Callable[[PendingCall, str], None] | None = None
         """Set by the session that has sent the call: tells the backend that nobody waits any more."""
-        self.on_end: Callable[[Ticket], None] | None = None
+        self.on_end: Callable[[PendingCall], None] | None = None
         """Set by the owner of the backend: called once when the call has ended, by whatever."""
-        self.retry: Callable[[Ticket, Outcome], bool] | None = None
+        self.retry: Callable[[PendingCall, Outcome], bool] | None = None
         """Set where the call may be sent once more: takes it over, if the outcome is such, and says whether it did."""
         self.on_ring: Callable[[], None] | None = None
         """Set by `watch`."""
-        self.publish: Callable[[Ticket, Outcome], Outcome] | None = None
+        self.publish: Callable[[PendingCall, Outcome], Outcome] | None = None
         """Set by the router where the outcome may hold URIs that its client knows under other names."""
         self.as_task = False
-        """Whether the backend does this only as a task, which the gateway then drives (`gateway.backends.session.tasks`)."""
+        """Whether the backend does this only as a task, which `gateway.backends.session.tasks` then drives."""
         self.task_id = ""
         """The task that the backend has made of it."""
         self._events: deque[Event] | None = None
         self._notices = self._notice_bytes = 0
-        self._asks: list[Ask] = []
+        self._asks: list[ServerRequest] = []
         self._event: trio.Event | None = None
 
     @property
@@ -127,7 +127,7 @@ class Ticket:
         """The call as one that its backend may have died of."""
         return Suspect(self.number, self.own_name or self.call.method, self.call.caller.origin)
 
-    def notify(self, notice: Notice) -> None:
+    def notify(self, notice: Notification) -> None:
         """Hand over a notification, in order; dropped after the end, and the oldest is dropped when full."""
         if self.over:
             return
@@ -140,7 +140,7 @@ class Ticket:
         self._notices += 1
         self._put(notice)
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: ServerRequest) -> None:
         """Hand over a request to the client; refused after the end, and when too many are open."""
         self._asks = [one for one in self._asks if not one.settled]
         if self.over:
@@ -152,7 +152,7 @@ class Ticket:
             self.extend()
             self._put(ask)
 
-    def withdraw_ask(self, ask: Ask) -> None:
+    def withdraw_ask(self, ask: ServerRequest) -> None:
         """Tell whoever shows the request that no answer is needed."""
         if not ask.settled and not self.over:
             self._put(Withdrawn(ask))
@@ -190,12 +190,12 @@ class Ticket:
         if self._events is None:
             self._events = deque()
         self._events.append(event)
-        self.ring()
+        self.wake()
 
     def _drop_oldest(self) -> None:
         """Make room by dropping the oldest notice; requests to the client are never dropped."""
         if self._events is not None:
-            oldest = next(event for event in self._events if isinstance(event, Notice))
+            oldest = next(event for event in self._events if isinstance(event, Notification))
             self._events.remove(oldest)
             self._notices -= 1
             self._notice_bytes -= _size(oldest)
@@ -214,9 +214,9 @@ class Ticket:
         told, self.on_end = self.on_end, None
         if told is not None:
             told(self)
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Have whoever waits look: there is an event, the outcome or the end, or the deadline has passed."""
         if self.on_ring is not None:
             self.on_ring()
@@ -255,7 +255,7 @@ class Ticket:
                 self._expire()
             if self._events:
                 event = self._events.popleft()
-                if isinstance(event, Notice):
+                if isinstance(event, Notification):
                     self._notices -= 1
                     self._notice_bytes -= _size(event)
                 return event
@@ -311,5 +311,5 @@ class Ticket:
             withdraw(self, reason)
 
 
-def _size(notice: Notice) -> int:
+def _size(notice: Notification) -> int:
     return sum(len(memoryview(span)) for span in notice.params.values())

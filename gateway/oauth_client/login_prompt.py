@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Failure
+from gateway.calls import Failure, ServerRequest
 from gateway.eras import asks
 from gateway.errors import BackendUnavailable
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.redirect_listener import RedirectListener
 
 OPEN_WAIT: Final = 10.0
@@ -59,7 +59,7 @@ async def open_page(url: str) -> bool:
     return True
 
 
-class Ways:
+class LoginPrompt:
     """The ways of one backend's config."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Ways:
         self._open_page = open_page
         self._opened_at: float | None = None
 
-    def passable(self, tickets: Sequence[Ticket]) -> bool:
+    def passable(self, tickets: Sequence[PendingCall]) -> bool:
         """Whether there is a way now, with these calls waiting."""
         return self._may_open(prompted=bool(tickets)) or (self._elicits and any(_askable(one) for one in tickets))
 
@@ -89,7 +89,7 @@ class Ways:
             return False
         return self._opened_at is None or (prompted and trio.current_time() >= self._opened_at + OPEN_PAUSE)
 
-    async def show(self, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> None:
+    async def show(self, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> None:
         """Get a person to look at the page.
 
         Raises:
@@ -114,13 +114,13 @@ def _params(backend: str, url: str) -> dict[str, msgspec.Raw]:
     }
 
 
-def _askable(ticket: Ticket) -> bool:
+def _askable(ticket: PendingCall) -> bool:
     """Whether this call's client has declared that it can show a page (2026-07-28 client/elicitation, "URL mode")."""
     missing = asks.missing_capability(ticket.call.caller, asks.ELICITATION, _params("", ""))
     return missing is None and not ticket.over
 
 
-def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence[Ticket]) -> bool:
+def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> bool:
     """Ask the first of these calls' clients to open the page; the next one when that call ends before it answers.
 
     Returns False if there is nobody to ask. A client that declines ends the login.
@@ -132,7 +132,7 @@ def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence
         if ticket is None:
             return False
         del left[: left.index(ticket) + 1]
-        ask = Ask(asks.ELICITATION, _params(backend, url), settle)
+        ask = ServerRequest(asks.ELICITATION, _params(backend, url), settle)
         listener.on_settled = lambda: ticket.withdraw_ask(ask)
         ticket.ask(ask)
         return True

@@ -10,37 +10,38 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import httpx2
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client import CLOSE_WAIT, TICKET
-from gateway.oauth_client.login_prompt import LoginRequired, Ways
-from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, Authorizer, challenge_of
+from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
+from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager, challenge_of
 from gateway.oauth_client.token_store import TokenFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.token_manager import Challenge
     from gateway.store import Store
 
 POLL: Final = 0.5
 """Seconds between two looks whether somebody has logged in, or a call is waiting whose client can be asked."""
 
+_S_co = TypeVar("_S_co", covariant=True)
+
 log = logging.getLogger("gateway.backend")
 
 
-class OpenSession(Protocol):
+class OpenSession(Protocol[_S_co]):
     """Opens a session over HTTP whose requests `auth` signs; see `gateway.backends.http.detect.HttpOpener.open`."""
 
-    def __call__(self, *, auth: httpx2.Auth) -> AbstractAsyncContextManager[Session]:
+    def __call__(self, *, auth: httpx2.Auth) -> AbstractAsyncContextManager[_S_co]:
         """Connect, shake hands and list."""
         ...
 
@@ -48,19 +49,19 @@ class OpenSession(Protocol):
 class BackendAuth(httpx2.Auth):
     """Signs a backend's requests, and sends one that was refused again with another token."""
 
-    def __init__(self, authorizer: Authorizer) -> None:
+    def __init__(self, authorizer: TokenManager) -> None:
         self._authorizer = authorizer
 
     async def async_auth_flow(  # noqa: ASYNC900 - the form is httpx2's, whose client closes the generator
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """Implements `httpx2.Auth`. Raises what `Authorizer.renew` raises."""
+        """Implements `httpx2.Auth`. Raises what `TokenManager.renew` raises."""
         authorizer = self._authorizer
         if not authorizer.owns(request.url):
             yield request
             return
         used, least = authorizer.token, STORED
-        ticket: Ticket | None = request.extensions.get(TICKET)
+        ticket: PendingCall | None = request.extensions.get(TICKET)
         while True:
             if used is not None:
                 request.headers["authorization"] = f"Bearer {used}"
@@ -97,15 +98,15 @@ class Logins:
         self,
         store: Store | None,
         *,
-        waiting: Callable[[str], Sequence[Ticket]],
+        waiting: Callable[[str], Sequence[PendingCall]],
         owed: Callable[[str, str], None],
-        make_ways: Callable[[ServerConfig], Ways] = Ways,
+        make_ways: Callable[[ServerConfig], LoginPrompt] = LoginPrompt,
     ) -> None:
         self._store = store
         self._waiting = waiting
         self._owed = owed
         self._make_ways = make_ways
-        self._authorizers: dict[str, Authorizer] = {}
+        self._authorizers: dict[str, TokenManager] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Carry out renewals until cancelled."""
@@ -113,17 +114,17 @@ class Logins:
             task_status.started()
             await trio.sleep_forever()
 
-    def authorizer(self, config: ServerConfig) -> Authorizer:
+    def authorizer(self, config: ServerConfig) -> TokenManager:
         """The one of this backend; it outlives sessions, and a change of the config replaces it. Needs `run`."""
         known = self._authorizers.get(config.name)
         if known is None or known.config != config:
-            known = Authorizer(config, TokenFiles(self._store, config), self._make_ways(config))
+            known = TokenManager(config, TokenFiles(self._store, config), self._make_ways(config))
             self._authorizers[config.name] = known
             self._nursery.start_soon(known.run)
         return known
 
     @asynccontextmanager
-    async def open(self, config: ServerConfig, open_session: OpenSession) -> AsyncGenerator[Session]:
+    async def open(self, config: ServerConfig, open_session: OpenSession[_S_co]) -> AsyncGenerator[_S_co]:
         """Open a session with tokens, if the server wants them.
 
         Raises:
@@ -148,9 +149,9 @@ class Logins:
                 return
             if way == BY_PERSON:
                 raise BackendUnavailable(config.name, REFUSED)
-            way = await self._settle(authorizer, required)
+            way = await self._wait_for_login(authorizer, required)
 
-    async def _settle(self, authorizer: Authorizer, challenge: Challenge) -> int:
+    async def _wait_for_login(self, authorizer: TokenManager, challenge: Challenge) -> int:
         """Wait for a login, as long as the backend is wanted; returns how the token was come by.
 
         Raises:

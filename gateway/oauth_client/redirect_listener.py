@@ -116,7 +116,7 @@ class RedirectListener:
             return _page("Login failed", f"{self._problem}. You may close this page.")
         return _page("Logged in", "The gateway has what it needs. You may close this page.")
 
-    def take(self, target: str) -> tuple[int, str] | None:
+    def handle_request(self, target: str) -> tuple[int, str] | None:
         """Take one request's target in.
 
         Returns the status and the page for the person; None if the page depends on the result (`hold_page`).
@@ -212,7 +212,7 @@ async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
     if event.method != b"GET" or dict(event.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
         page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
     else:
-        page = listener.take(event.target.decode("ascii", "replace"))
+        page = listener.handle_request(event.target.decode("ascii", "replace"))
     if page is not None:
         await _send(stream, http, *page)
         return

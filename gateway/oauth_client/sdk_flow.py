@@ -36,7 +36,7 @@ from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client import same_origin
 from gateway.masking import SECRETS
-from gateway.oauth_client import answers as answers
+from gateway.oauth_client import answers
 from gateway.oauth_client.answers import REDIRECT, SUCCESS, UnusableAnswer
 from gateway.oauth_client.http import OAuthHttp, open_oauth_http
 

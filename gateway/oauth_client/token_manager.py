@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.http import OAuthHttp
-    from gateway.oauth_client.login_prompt import Ways
+    from gateway.oauth_client.login_prompt import LoginPrompt
     from gateway.oauth_client.token_store import TokenFiles
 
 QUIET_WAIT: Final = 60.0
@@ -66,7 +66,7 @@ def challenge_of(response: httpx2.Response) -> Challenge | None:
 class _Renewal:
     """One renewal under way, and who waits for it."""
 
-    def __init__(self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[Ticket]) -> None:
+    def __init__(self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[PendingCall]) -> None:
         self.challenge = challenge
         self.used = used
         self.least = least
@@ -86,10 +86,10 @@ class _Renewal:
         raise self.outcome
 
 
-class Authorizer:
+class TokenManager:
     """One backend's tokens, for as long as the gateway lives."""
 
-    def __init__(self, config: ServerConfig, files: TokenFiles, ways: Ways) -> None:
+    def __init__(self, config: ServerConfig, files: TokenFiles, ways: LoginPrompt) -> None:
         self.config = config
         self.token: str | None = None
         self.ways = ways
@@ -113,7 +113,7 @@ class Authorizer:
         return True
 
     async def renew(
-        self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[Ticket]
+        self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[PendingCall]
     ) -> tuple[str, int]:
         """Wait for a token that is not the `used` one, come by in the way `least` or a later one.
 
@@ -138,7 +138,7 @@ class Authorizer:
             raise LoginRequired(self.config.name)
         return await self.log_in(challenge, used, tickets)
 
-    async def log_in(self, challenge: Challenge, used: str | None, tickets: Sequence[Ticket]) -> tuple[str, int]:
+    async def log_in(self, challenge: Challenge, used: str | None, tickets: Sequence[PendingCall]) -> tuple[str, int]:
         """Wait for a login by a person, whether a call waits or not. Errors raised are those of `renew`."""
         settings = self.config.oauth
         if settings is not None:
@@ -259,7 +259,9 @@ class Authorizer:
 class _Visit:
     """Implements `gateway.oauth_client.sdk_flow.Visit`."""
 
-    def __init__(self, authorizer: Authorizer, listener: RedirectListener, http: OAuthHttp, renewal: _Renewal) -> None:
+    def __init__(
+        self, authorizer: TokenManager, listener: RedirectListener, http: OAuthHttp, renewal: _Renewal
+    ) -> None:
         self.uri = listener.uri
         self._authorizer = authorizer
         self._listener = listener
@@ -307,6 +309,6 @@ async def _import_sdk() -> ModuleType:
     def load() -> ModuleType:
         from gateway.oauth_client import sdk_flow
 
-        return oauth_login
+        return sdk_flow
 
     return await trio.to_thread.run_sync(load)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncGenerator
 
-    from gateway.config import StopLadder
+    from gateway.config import ShutdownGrace
     from gateway.processes.guard import ChildGuard
-    from gateway.processes.process_tree import Family, Row
+    from gateway.processes.process_tree import ProcessTree, Row
 
 __all__ = ["Child", "ChildCommand", "open_child"]
 
@@ -123,7 +123,7 @@ class Child:
             return False
         return True
 
-    def bury(self) -> bool:
+    def close_and_reap(self) -> bool:
         """Close everything and reap; False when it still runs, which only the kernel can be blamed for."""
         for stream in (self.stdin, self.stdout, self.stderr):
             stream.close()
@@ -157,7 +157,7 @@ class Child:
 @asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def open_child(
-    command: ChildCommand, *, ladder: StopLadder, guard: ChildGuard, backend: str
+    command: ChildCommand, *, ladder: ShutdownGrace, guard: ChildGuard, backend: str
 ) -> AsyncGenerator[Child]:
     """Start a child, and on leaving stop it with all that descends from it, by the ladder.
 
@@ -166,7 +166,7 @@ async def open_child(
     away. A cancellation while the child is being forked takes effect once there is a child to be stopped.
     """
     await guard.prepare()
-    family = guard.enroll(backend, ladder)
+    family = guard.register(backend, ladder)
     env = guard.environment(family, command.env)
     try:
         # Not abandoned on cancellation: the thread returns the child, or there is none. From its return to the `try`
@@ -183,19 +183,19 @@ async def open_child(
     try:
         yield child
     finally:
-        run = _Ladder(child, family, guard)
+        run = _ShutdownSequence(child, family, guard)
         with trio.CancelScope(shield=True, deadline=trio.current_time() + sum(family.ladder) + SWEEP_BOUND):
             await run.run()
-        if child.bury() and run.gone:
+        if child.close_and_reap() and run.gone:
             guard.dismiss(family)
         else:
             guard.abandon(family, child.popen)
 
 
-class _Ladder:
+class _ShutdownSequence:
     """One descent: end of stdin, SIGTERM, SIGKILL; over as soon as nobody is left."""
 
-    def __init__(self, child: Child, family: Family, guard: ChildGuard) -> None:
+    def __init__(self, child: Child, family: ProcessTree, guard: ChildGuard) -> None:
         self._child = child
         self._family = family
         self._guard = guard
@@ -231,7 +231,7 @@ class _Ladder:
             await self._kill()
 
     async def _watch_hurry(self) -> None:
-        await self._guard.hurried.wait()
+        await self._guard.force_stopped.wait()
         self._polite.cancel(reason="a second signal: no more grace")
 
     async def _wait_empty(self, *, terminate: bool = False) -> None:
@@ -248,7 +248,7 @@ class _Ladder:
             await self._child.wait()
             with trio.move_on_after(END_BOUND):
                 await _wait_ended(others)
-            await self._guard.census()
+            await self._guard.scan()
             if self._empty():
                 self.gone = True
                 return
@@ -278,7 +278,7 @@ class _Ladder:
             with trio.move_on_after(END_BOUND):
                 await self._child.wait()
                 await _wait_ended(others)
-                await self._guard.census()
+                await self._guard.scan()
                 self.gone = self._empty()
             if self.gone:
                 return
@@ -287,7 +287,7 @@ class _Ladder:
 
     async def _look(self) -> None:  # noqa: ASYNC910 - a census has one; when it takes too long, go on at once
         with trio.move_on_after(LOOK_BOUND):
-            await self._guard.census()
+            await self._guard.scan()
 
     def _others(self) -> list[Row]:
         return [row for row in self._guard.living(self._family) if row.pid != self._child.pid]

@@ -22,14 +22,14 @@ import msgspec
 import trio
 
 from gateway.processes import process_tree
-from gateway.processes.process_tree import COOKIE_VARIABLE, Family, Row
-from gateway.processes.sentinel_client import SentinelLink
+from gateway.processes.process_tree import COOKIE_VARIABLE, ProcessTree, Row
+from gateway.processes.sentinel_client import SentinelClient
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncGenerator, Generator, Mapping
 
-    from gateway.config import StopLadder
+    from gateway.config import ShutdownGrace
 
 logger: Final = logging.getLogger("gateway.children")
 
@@ -56,12 +56,12 @@ class ChildReport(msgspec.Struct, frozen=True):
     descendants: tuple[int, ...]
 
 
-class Ward:
+class TrackedProcess:
     """A family with what the gateway alone knows of it."""
 
     __slots__ = ("backend", "family", "started_at")
 
-    def __init__(self, backend: str, family: Family) -> None:
+    def __init__(self, backend: str, family: ProcessTree) -> None:
         self.backend = backend
         self.family = family
         self.started_at = time.time()
@@ -72,10 +72,10 @@ class ChildGuard:
 
     def __init__(self, *, subreaper: bool, sentinel: bool) -> None:
         self.instance: Final = secrets.token_hex(8)
-        self.hurried: Final = trio.Event()
+        self.force_stopped: Final = trio.Event()
         self.limiter: Final = trio.CapacityLimiter(SPAWN_THREADS)
         self.adopts: Final = subreaper or os.getpid() == 1
-        self._wards: dict[str, Ward] = {}
+        self._wards: dict[str, TrackedProcess] = {}
         self._rows: dict[int, Row] = {}
         self._since = row.start if (row := process_tree.read_row(os.getpid())) else 0
         self._inherited = os.environ.get(COOKIE_VARIABLE, "").split(":")[-MAX_COOKIES:]
@@ -85,8 +85,8 @@ class ChildGuard:
         self._census_limiter = trio.CapacityLimiter(2)  # one that hangs must not stop all others
         self._begun = self._finished = 0
         self._pause_until = self._next_census = -float("inf")
-        self._link = SentinelLink(self._roster) if sentinel else None
-        self._lost: list[tuple[Family, subprocess.Popen[bytes]]] = []
+        self._link = SentinelClient(self._announcements) if sentinel else None
+        self._lost: list[tuple[ProcessTree, subprocess.Popen[bytes]]] = []
         self._closed = False
 
     # What the rest of the gateway asks.
@@ -104,9 +104,9 @@ class ChildGuard:
             if ward.family.pid
         )
 
-    def hurry(self) -> None:
+    def force_stop(self) -> None:
         """Every ladder, running or yet to come, goes straight to SIGKILL."""
-        self.hurried.set()
+        self.force_stopped.set()
 
     @property
     def sentinel_pid(self) -> int | None:
@@ -121,40 +121,40 @@ class ChildGuard:
         if self._link is not None:
             await self._link.ensure()
 
-    def enroll(self, backend: str, ladder: StopLadder) -> Family:
+    def register(self, backend: str, ladder: ShutdownGrace) -> ProcessTree:
         """Found a family for a child that is about to be forked; its cookie is known to the sentinel from here on."""
         if self._closed:
             raise RuntimeError("the guard is closed")
-        family = Family(
+        family = ProcessTree(
             f"{self.instance}.{secrets.token_hex(4)}",
             (float(ladder.close_stdin), float(ladder.terminate), float(ladder.kill)),
             brand=secrets.randbits(BRAND_BITS) | 1 << BRAND_BITS,
         )
-        self._wards[family.cookie] = Ward(backend, family)
+        self._wards[family.cookie] = TrackedProcess(backend, family)
         self._spawning += 1
-        self._tell(_announce(family))
+        self._announce(_announce(family))
         return family
 
-    def environment(self, family: Family, env: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, family: ProcessTree, env: Mapping[str, str]) -> dict[str, str]:
         """`env` with the family's cookie, after those of the gateways above this one."""
         return {**env, COOKIE_VARIABLE: ":".join([*filter(None, self._inherited), family.cookie])}
 
-    def spawned(self, family: Family, pid: int, start: int) -> None:
+    def spawned(self, family: ProcessTree, pid: int, start: int) -> None:
         """The child lives."""
         self._spawning -= 1
         family.born(pid, start)
         family.pinned = True
-        self._tell(_announce(family))
+        self._announce(_announce(family))
         self._next_census = min(self._next_census, trio.current_time() + TICK)  # wrappers fork right after they start
 
-    def dismiss(self, family: Family, *, spawned: bool = True) -> None:
+    def dismiss(self, family: ProcessTree, *, spawned: bool = True) -> None:
         """Its ladder is done, or (`spawned=False`) it was never forked."""
         if not spawned:
             self._spawning -= 1
         del self._wards[family.cookie]
-        self._tell({"op": "gone", "cookie": family.cookie})
+        self._announce({"op": "gone", "cookie": family.cookie})
 
-    def abandon(self, family: Family, popen: subprocess.Popen[bytes]) -> None:
+    def abandon(self, family: ProcessTree, popen: subprocess.Popen[bytes]) -> None:
         """Its ladder failed: keep it, so that it is reaped when it ends, and the sentinel still knows it."""
         pids = sorted({row.pid for row in self.living(family)} | {family.pid})
         logger.error("backend %r: processes %s did not end after SIGKILL", self._wards[family.cookie].backend, pids)
@@ -162,11 +162,11 @@ class ChildGuard:
 
     # Who is there.
 
-    def living(self, family: Family) -> list[Row]:
+    def living(self, family: ProcessTree) -> list[Row]:
         """The family's members that lived at the last census, the child itself included."""
         return family.living(self._rows)
 
-    async def census(self) -> None:
+    async def scan(self) -> None:
         """Look at all processes once, after this call; whoever asks meanwhile shares the next look.
 
         Brings every family's `kin` up to date, reaps their zombies that are ours, and tells the sentinel who is new.
@@ -183,7 +183,7 @@ class ChildGuard:
                 found = await trio.to_thread.run_sync(
                     process_tree.survey, self._since, known, abandon_on_cancel=True, limiter=self._census_limiter
                 )
-                self._take_stock(found)
+                self._scan_once(found)
             if scope.cancelled_caught:
                 logger.warning("looking at /proc took more than %.0f s; descendants may be missing", CENSUS_BOUND)
             now = trio.current_time()
@@ -191,7 +191,7 @@ class ChildGuard:
             self._pause_until = now + min((now - began) / CENSUS_SHARE, CENSUS_PAUSE)
             self._next_census = now + CENSUS_EVERY
 
-    def _take_stock(self, found: process_tree.Survey) -> None:
+    def _scan_once(self, found: process_tree.ProcessScan) -> None:
         families = {cookie: ward.family for cookie, ward in self._wards.items()}
         before = {cookie: dict(family.kin) for cookie, family in families.items()}
         ghosts = process_tree.claim(found, families, since=self._since, instance=self.instance, spare=self._spare())
@@ -199,7 +199,7 @@ class ChildGuard:
         for cookie, family in families.items():
             if family.kin.keys() - before[cookie].keys():
                 kin, sessions = list(family.kin.items()), list(family.sessions.items())
-                self._tell({"op": "kin", "cookie": cookie, "kin": kin, "sessions": sessions})
+                self._announce({"op": "kin", "cookie": cookie, "kin": kin, "sessions": sessions})
             for row in family.members(found.rows):
                 self._reap_kin(family, row)
         for row, _ in ghosts:
@@ -213,7 +213,7 @@ class ChildGuard:
 
     # Zombies.
 
-    def _reap_kin(self, family: Family, row: Row) -> None:
+    def _reap_kin(self, family: ProcessTree, row: Row) -> None:
         """Reap a descendant that was reparented to us.
 
         By pid, never `waitpid(-1)`: that takes the exit status of trio's children, and of a child that dies while a
@@ -264,7 +264,7 @@ class ChildGuard:
             await trio.sleep(TICK)
             due = bool(self._wards) and trio.current_time() >= self._next_census
             if due or (self.adopts and _zombie_waits()):
-                await self.census()
+                await self.scan()
 
     async def run_link(self) -> None:
         """Watch over the sentinel until cancelled; return at once when there is to be none."""
@@ -280,11 +280,11 @@ class ChildGuard:
         with trio.CancelScope(shield=True, deadline=deadline) as scope:
             await trio.lowlevel.checkpoint()
             if self._begun or self.sentinel_pid is not None:
-                await self.census()  # ends ghosts, and reaps
+                await self.scan()  # ends ghosts, and reaps
         if self._link is not None:
             await self._link.aclose(all_gone=not self._wards and not scope.cancelled_caught)
 
-    def _roster(self) -> list[dict[str, Any]]:
+    def _announcements(self) -> list[dict[str, Any]]:
         """All that a new sentinel has to know."""
         said: list[dict[str, Any]] = [
             {"op": "instance", "instance": self.instance, "pid": os.getpid(), "start": self._since}
@@ -296,12 +296,12 @@ class ChildGuard:
             said.append({"op": "kin", "cookie": family.cookie, "kin": kin, "sessions": sessions})
         return said
 
-    def _tell(self, said: dict[str, Any]) -> None:
+    def _announce(self, said: dict[str, Any]) -> None:
         if self._link is not None:
-            self._link.tell(said)
+            self._link.announce(said)
 
 
-def _announce(family: Family) -> dict[str, Any]:
+def _announce(family: ProcessTree) -> dict[str, Any]:
     close_stdin, terminate, kill = family.ladder
     return {
         "op": "child",

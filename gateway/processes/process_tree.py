@@ -4,7 +4,7 @@ Linux only, synchronous, standard library only and nothing heavy: the sentinel l
 child's when any evidence says so: it was seen as such before (pid *and* start time), its session or its chain of
 parents leads to the child, its environment carries the child's cookie, or its limits the child's brand. Each alone can
 be shed (`setsid`, a dead parent, `env -i`), so they add up, and what was once seen stays known. No tasks; the owner of
-a `Family` is the guard in the gateway, and the sentinel in its own process.
+a `ProcessTree` is the guard in the gateway, and the sentinel in its own process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Row:  # ruff: ignore[class-as-data-structure] - dataclasses cost the senti
         self.start = start
 
 
-class Family:
+class ProcessTree:
     """What is known of one child and of those who descend from it.
 
     `pid` is 0 until the child has been spawned. `kin` maps the pids seen so far to their start times, the child's own
@@ -150,7 +150,7 @@ def scan() -> dict[int, Row]:
     return rows
 
 
-class Survey:  # ruff: ignore[class-as-data-structure] - see Row
+class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
     """All processes at one time, and the marks (cookies, brands) of those that might be a child's."""
 
     __slots__ = ("brands", "cookies", "rows")
@@ -161,7 +161,7 @@ class Survey:  # ruff: ignore[class-as-data-structure] - see Row
         self.brands = brands
 
 
-def survey(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> Survey:
+def survey(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> ProcessScan:
     """Scan, and read the marks of whoever started after `since` and is not in `known` (pid, start).
 
     Reading an environment may block while its owner is stuck in the kernel: never call this on the loop's own thread.
@@ -170,10 +170,10 @@ def survey(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> Surve
     unknown = [row for row in rows.values() if row.start >= since and (row.pid, row.start) not in known]
     cookies = {row.pid: read_cookies(row.pid) for row in unknown if row.state not in ENDED}
     brands = {row.pid: read_brand(row.pid) for row in unknown if not cookies.get(row.pid)}
-    return Survey(rows, cookies, brands)
+    return ProcessScan(rows, cookies, brands)
 
 
-def _forget_reused(family: Family, rows: dict[int, Row], sessions: set[int]) -> None:
+def _forget_reused(family: ProcessTree, rows: dict[int, Row], sessions: set[int]) -> None:
     """Drop numbers that stand for nobody any more, before they can stand for somebody else."""
     for pid, start in list(family.kin.items()):
         if pid == family.pid and family.pinned:  # it may have been born while the scan ran
@@ -189,16 +189,16 @@ def _forget_reused(family: Family, rows: dict[int, Row], sessions: set[int]) -> 
 
 
 def claim(
-    found: Survey, families: dict[str, Family], *, since: int, instance: str, spare: frozenset[int]
+    found: ProcessScan, families: dict[str, ProcessTree], *, since: int, instance: str, spare: frozenset[int]
 ) -> list[tuple[Row, str]]:
-    """Give every process in `found` to the family it belongs to (`Family.kin`), and forget those that are gone.
+    """Give every process in `found` to the family it belongs to (`ProcessTree.kin`), and forget those that are gone.
 
     `since`: nothing older can descend from a child of ours. `spare`: pids that are never anybody's (the gateway, its
     sentinel). Returns the ghosts: processes with a cookie of this `instance` whose family is not in `families`.
     """
     rows = found.rows
     sessions = {row.session for row in rows.values()}
-    owner: dict[int, Family] = {}
+    owner: dict[int, ProcessTree] = {}
     for family in families.values():
         _forget_reused(family, rows, sessions)
         owner.update(dict.fromkeys(family.kin, family))
@@ -215,19 +215,19 @@ def claim(
             elif cookie.partition(".")[0] == instance:
                 ghosts.append((row, cookie))
     _note_new_sessions(rows, families)
-    _follow_lineage([row for row in candidates if row.pid not in owner], rows, families, owner)
+    _adopt_descendants([row for row in candidates if row.pid not in owner], rows, families, owner)
     return [(row, cookie) for row, cookie in ghosts if row.pid not in owner]
 
 
-def _adopt(row: Row, family: Family, owner: dict[int, Family]) -> None:
+def _adopt(row: Row, family: ProcessTree, owner: dict[int, ProcessTree]) -> None:
     owner[row.pid] = family
     family.kin[row.pid] = row.start
     if row.session == row.pid:
         family.sessions[row.pid] = row.start
 
 
-def _follow_lineage(
-    strangers: list[Row], rows: dict[int, Row], families: dict[str, Family], owner: dict[int, Family]
+def _adopt_descendants(
+    strangers: list[Row], rows: dict[int, Row], families: dict[str, ProcessTree], owner: dict[int, ProcessTree]
 ) -> None:
     """Adopt by session and by chain of parents until nobody new is found; each pass adopts one, so it ends."""
     while strangers:
@@ -244,7 +244,7 @@ def _follow_lineage(
         strangers = left
 
 
-def _note_new_sessions(rows: dict[int, Row], families: dict[str, Family]) -> None:
+def _note_new_sessions(rows: dict[int, Row], families: dict[str, ProcessTree]) -> None:
     """A member may have called `setsid` since it was first seen: what it starts there is ours too."""
     for family in families.values():
         for pid, start in family.kin.items():
@@ -252,7 +252,7 @@ def _note_new_sessions(rows: dict[int, Row], families: dict[str, Family]) -> Non
                 family.sessions[pid] = start
 
 
-def _parents_family(row: Row, rows: dict[int, Row], owner: dict[int, Family]) -> Family | None:
+def _parents_family(row: Row, rows: dict[int, Row], owner: dict[int, ProcessTree]) -> ProcessTree | None:
     parent = rows.get(row.ppid)
     if parent is None or parent.start > row.start:  # its parent's number was given out again while we were reading
         return None

@@ -17,7 +17,7 @@ import time
 
 if __name__ == "__main__":  # run by path: the package may be heavy, the one neighbour is not
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # ruff: ignore[os-path-abspath, os-path-dirname] - pathlib costs 2 MB
-    import descendants  # pyright: ignore[reportMissingImports]
+    import process_tree  # pyright: ignore[reportMissingImports]
 else:
     from gateway.processes import process_tree
 
@@ -37,9 +37,9 @@ class Watch:
         self.instance = ""
         self.since = 0
         self.gateway = 0
-        self.families: dict[str, process_tree.Family] = {}
+        self.families: dict[str, process_tree.ProcessTree] = {}
 
-    def hear(self, line: bytes) -> bool:
+    def handle_announcement(self, line: bytes) -> bool:
         """Take one announcement; False means that all is well and nobody needs us any more."""
         said = json.loads(line)
         match said["op"]:
@@ -51,7 +51,9 @@ class Watch:
                 family = self.families.get(said["cookie"])
                 if family is None:
                     ladder = (said["close_stdin"], said["terminate"], said["kill"])
-                    family = self.families[said["cookie"]] = process_tree.Family(said["cookie"], ladder, said["brand"])
+                    family = self.families[said["cookie"]] = process_tree.ProcessTree(
+                        said["cookie"], ladder, said["brand"]
+                    )
                 if said["pid"]:
                     family.born(said["pid"], said["start"])
             case "kin":
@@ -78,7 +80,7 @@ def listen(watch: Watch) -> bool:
             if not data:
                 return True
             *lines, buffer = (buffer + data).split(b"\n")
-            if len(buffer) > MAX_LINE or not all(watch.hear(line) for line in lines):
+            if len(buffer) > MAX_LINE or not all(watch.handle_announcement(line) for line in lines):
                 return False
             if gateway_fd < 0 and watch.gateway and hasattr(os, "pidfd_open"):
                 # The pipe alone is not enough: a program that embeds the gateway may have forked without exec,
@@ -97,7 +99,7 @@ def _open_pidfd(pid: int) -> int:
         return -1
 
 
-def take_down(watch: Watch) -> None:
+def stop_all(watch: Watch) -> None:
     """Run every family's ladder, all at the same time, until nobody is left or all patience is used up."""
     began = time.monotonic()
     told: set[tuple[int, int]] = set()
@@ -105,8 +107,8 @@ def take_down(watch: Watch) -> None:
     last_seen = began
     longest = max((sum(family.ladder) for family in watch.families.values()), default=0.0)
     while (now := time.monotonic()) < began + longest + PATIENCE and now < last_seen + LINGER:
-        rows = look(watch)
-        doomed: list[process_tree.Family] = []
+        rows = scan(watch)
+        doomed: list[process_tree.ProcessTree] = []
         for family in watch.families.values():
             living = family.living(rows)
             if not living:
@@ -128,7 +130,7 @@ def take_down(watch: Watch) -> None:
         time.sleep(QUICK_LOOK if now < began + 1 else SLOW_LOOK)
 
 
-def rungs(family: process_tree.Family, began: float, childless: float | None) -> tuple[float, float]:
+def rungs(family: process_tree.ProcessTree, began: float, childless: float | None) -> tuple[float, float]:
     """When this family gets SIGTERM, and when SIGKILL; both come earlier once the child itself has ended."""
     close_stdin, terminate, _ = family.ladder
     at = began + close_stdin
@@ -137,7 +139,7 @@ def rungs(family: process_tree.Family, began: float, childless: float | None) ->
     return at, at + terminate
 
 
-def look(watch: Watch) -> dict[int, process_tree.Row]:
+def scan(watch: Watch) -> dict[int, process_tree.Row]:
     """Scan once and bring every family up to date; a ghost gets a family of its own."""
     known = frozenset(item for family in watch.families.values() for item in family.kin.items())
     found = process_tree.survey(watch.since, known)
@@ -145,18 +147,18 @@ def look(watch: Watch) -> dict[int, process_tree.Row]:
     for _ in range(2):  # once more when there were ghosts, for those who descend from them
         ghosts = process_tree.claim(found, watch.families, since=watch.since, instance=watch.instance, spare=spare)
         for row, cookie in ghosts:
-            family = watch.families.setdefault(cookie, process_tree.Family(cookie, GHOST_LADDER))
+            family = watch.families.setdefault(cookie, process_tree.ProcessTree(cookie, GHOST_LADDER))
             family.kin[row.pid] = row.start
         if not ghosts:
             break
     return found.rows
 
 
-def kill_families(watch: Watch, doomed: list[process_tree.Family]) -> None:
+def kill_families(watch: Watch, doomed: list[process_tree.ProcessTree]) -> None:
     """SIGSTOP everybody until nobody new turns up, then SIGKILL: who is stopped cannot fork away from under the axe."""
     frozen: set[tuple[int, int]] = set()
     for _ in range(FREEZE_ROUNDS):
-        rows = look(watch)
+        rows = scan(watch)
         fresh = {(row.pid, row.start) for family in doomed for row in family.living(rows)} - frozen
         if not fresh:
             break
@@ -167,7 +169,7 @@ def kill_families(watch: Watch, doomed: list[process_tree.Family]) -> None:
         process_tree.send(pid, start, signal.SIGKILL)
 
 
-def take_down_groups(watch: Watch) -> None:
+def stop_groups(watch: Watch) -> None:
     """Where there is no `/proc`: end the children's process groups, which is all that can be named there."""
     began = time.monotonic()
     groups = {family.pid: family for family in watch.families.values() if family.pid}
@@ -198,9 +200,9 @@ def main() -> int:
     watch = Watch()
     if listen(watch):
         if process_tree.CAN_SCAN:
-            take_down(watch)
+            stop_all(watch)
         else:
-            take_down_groups(watch)
+            stop_groups(watch)
     return 0
 
 

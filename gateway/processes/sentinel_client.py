@@ -36,7 +36,7 @@ BYE_GRACE: Final = 1.0  # s for the sentinel to exit after `bye`; it needs some 
 POLL: Final = 0.1  # s between two looks where there is no pidfd
 
 
-class SentinelLink:
+class SentinelClient:
     """One living sentinel at most. `roster` gives everything that a newborn has to know."""
 
     def __init__(self, roster: Callable[[], Iterable[dict[str, Any]]]) -> None:
@@ -69,7 +69,7 @@ class SentinelLink:
                 logger.warning("cannot start the sentinel, will try again: %s", exc)
             self._born.set()
 
-    def tell(self, said: dict[str, Any]) -> None:
+    def announce(self, said: dict[str, Any]) -> None:
         """Queue one announcement and write what the pipe takes at once."""
         if self._pipe >= 0:
             self._outbox += json.dumps(said, separators=(",", ":")).encode() + b"\n"
@@ -83,7 +83,7 @@ class SentinelLink:
             born_at = trio.current_time()
             if self._popen is not None:
                 plight = await self._watch()
-                status = await self._bury()
+                status = await self._kill_and_reap()
                 logger.warning("the sentinel %s (%s); starting another", plight, status)
             delay = FIRST_DELAY if trio.current_time() - born_at > HEALTHY_AFTER else delay
             await trio.sleep(delay)
@@ -99,12 +99,12 @@ class SentinelLink:
         if self._popen is None:
             return
         if all_gone:
-            self.tell({"op": "bye"})
+            self.announce({"op": "bye"})
         self._close_pipe()
         if all_gone:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + BYE_GRACE):
                 await self._wait_dead(self._popen)
-            await self._bury()
+            await self._kill_and_reap()
         else:
             self._popen.returncode = 0  # it outlives us on purpose; Popen would warn of a child left behind
             self._forget()
@@ -176,7 +176,7 @@ class SentinelLink:
             if popen.poll() is not None:
                 return
 
-    async def _bury(self) -> int:
+    async def _kill_and_reap(self) -> int:
         """End what is left of it; SIGKILL takes effect at once, so the blocking wait is over in a moment."""
         assert self._popen is not None  # ruff: ignore[assert] - the callers hold one
         await trio.lowlevel.checkpoint()

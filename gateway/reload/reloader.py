@@ -189,12 +189,12 @@ class Reloader:
         async def work() -> None:
             try:
                 async with self._turn:
-                    self._tell(by, "begun")
+                    self._report(by, "begun")
                     results.append(await job())
-                self._tell(by, "applied", **msgspec.structs.asdict(results[0]))
+                self._report(by, "applied", **msgspec.structs.asdict(results[0]))
             except GatewayError as exc:
                 problems.append(exc)
-                self._tell(by, "refused", reason=str(exc))
+                self._report(by, "refused", reason=str(exc))
             finally:
                 self._waiting -= 1
                 done.set()
@@ -205,7 +205,7 @@ class Reloader:
             return results[0]
         raise problems[0] if problems else ShuttingDown("the gateway is shutting down")
 
-    def _tell(self, by: str, what: str, **further: Any) -> None:
+    def _report(self, by: str, what: str, **further: Any) -> None:
         if what in self.counts:
             self.counts[what] += 1
         for tell in self.on_news:
@@ -236,7 +236,7 @@ class Reloader:
                 if looks <= 0:
                     raise self._refused(by, exc) from None
             await trio.sleep(LOOK_AGAIN_AFTER)
-        source.note_void(void)
+        source.log_discarded(void)
         for warning in config.warnings:
             if warning not in self._fleet.config.warnings:
                 log.warning("%s", warning)
@@ -284,7 +284,7 @@ class Reloader:
         if not self._source.keeps:
             return
         try:
-            await trio.to_thread.run_sync(self._source.keep, overlay)
+            await trio.to_thread.run_sync(self._source.save_overlay, overlay)
         except OSError as exc:
             log.error("what was changed over the API will not survive a restart: %s", exc)
 

@@ -64,7 +64,7 @@ class ConfigSource:
         """
         self.base = self.read()
         self.overlay, void = self._load().without_void(self.base)
-        self.note_void(void)
+        self.log_discarded(void)
         try:
             return self.overlay.compose(self.base, self.environ)
         except ConfigError as exc:
@@ -94,12 +94,12 @@ class ConfigSource:
         """Whether changes survive a restart."""
         return self._store is not None and self.path is not None
 
-    def keep(self, overlay: Overlay) -> None:
+    def save_overlay(self, overlay: Overlay) -> None:
         """Have the changes survive a restart. Raises OSError."""
         if self._store is not None and self.path is not None:
             self._store.write(self._store.overlay_path(self.path), msgspec.json.encode(overlay))
 
-    def note_void(self, names: list[str]) -> None:
+    def log_discarded(self, names: list[str]) -> None:
         """Log which changes have been overtaken by the file."""
         for name in names:
             log.warning("server %r: the file says something else now, so what was changed over the API is void", name)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.supervisor")
 
 
-class Assembly:
+class CatalogBuilder:
     """What the backends of one config offer, as one snapshot."""
 
     def __init__(self, config: Config, supervisors: Mapping[str, Supervisor]) -> None:

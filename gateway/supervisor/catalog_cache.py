@@ -26,7 +26,7 @@ LAST_KEEP_BOUND: Final = 1.0
 log = logging.getLogger("gateway.supervisor")
 
 
-class CatalogKeeper:
+class CatalogCache:
     """The one who reads and writes last-good catalogs; without a store there are none."""
 
     def __init__(self, store: Store | None) -> None:
@@ -53,15 +53,15 @@ class CatalogKeeper:
         """Write what backends list, at most every `KEEP_INTERVAL` seconds, until cancelled."""
         while self._store is not None:
             await trio.sleep(KEEP_INTERVAL)
-            await self._keep(self._store, supervisors())
+            await self._save(self._store, supervisors())
 
-    async def keep_last(self, supervisors: Mapping[str, Supervisor]) -> None:
+    async def save_last(self, supervisors: Mapping[str, Supervisor]) -> None:
         """Write what was listed since the last look, at the end of the run."""
         if self._store is not None:
             with trio.move_on_after(LAST_KEEP_BOUND):
-                await self._keep(self._store, supervisors)
+                await self._save(self._store, supervisors)
 
-    async def _keep(self, store: Store, supervisors: Mapping[str, Supervisor]) -> None:
+    async def _save(self, store: Store, supervisors: Mapping[str, Supervisor]) -> None:
         await trio.lowlevel.checkpoint()
         for name, supervisor in supervisors.items():
             listing = supervisor.listing

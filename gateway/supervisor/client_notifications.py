@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Mailbox = Callable[[str, dict[str, msgspec.Raw]], None]
 
 
-class Mailboxes:
+class ClientNotifications:
     """All mailboxes of all clients. A mailbox takes a method and params, and returns at once."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Mailboxes:
         """Clients that have one."""
         return len(self._boxes)
 
-    def open(self, key: str, mailbox: Mailbox) -> None:
+    def register(self, key: str, mailbox: Mailbox) -> None:
         """Have a mailbox filled with what is for this client."""
         self._boxes.setdefault(key, []).append(mailbox)
 
@@ -38,7 +38,7 @@ class Mailboxes:
         if not boxes:
             self._boxes.pop(key, None)
 
-    def put(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+    def deliver(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Tell a client something; one that has gone, or has no mailbox, does not get it."""
         for mailbox in tuple(self._boxes.get(key, ())):
             mailbox(method, params)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import msgspec
 
-    from gateway.backends.session.session_state import Wishes
+    from gateway.backends.session.session_state import DesiredState
     from gateway.supervisor.supervisor import Supervisor
 
 
-class Upward(Protocol):
+class SupervisorEvents(Protocol):
     """Who hears of a backend's changes. Methods return at once."""
 
     def backend_changed(self, supervisor: Supervisor) -> None:
@@ -31,6 +31,6 @@ class Upward(Protocol):
         """Hear something that is for one client alone."""
         ...
 
-    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
         """What clients want of this backend beyond single calls; with a key, what that client wants of its session."""
         ...

@@ -22,13 +22,13 @@ from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown
 from gateway.inflight.deadlines import Deadlines
 from gateway.masking import SECRETS
-from gateway.supervisor.catalog_builder import Assembly
-from gateway.supervisor.catalog_cache import CatalogKeeper
-from gateway.supervisor.client_notifications import Mailboxes
-from gateway.supervisor.per_client import PrivateFleet
-from gateway.supervisor.start_limiter import Turns
+from gateway.supervisor.catalog_builder import CatalogBuilder
+from gateway.supervisor.catalog_cache import CatalogCache
+from gateway.supervisor.client_notifications import ClientNotifications
+from gateway.supervisor.per_client import PerClientSupervisors
+from gateway.supervisor.start_limiter import StartLimiter
 from gateway.supervisor.states import State
-from gateway.supervisor.subscriptions import WishList
+from gateway.supervisor.subscriptions import SubscriptionRegistry
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from gateway.backends.session.interface import Opener
-    from gateway.backends.session.session_state import Wishes
+    from gateway.backends.session.session_state import DesiredState
     from gateway.calls import Scope
     from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.store import Store
     from gateway.supervisor.status import Status
 
     ChangeListener = Callable[[ListNews], None]
-    Observer = Callable[[Supervisor, Ticket | None, float], None]
+    Observer = Callable[[Supervisor, PendingCall | None, float], None]
 
 SETTLE_BOUND: Final = 30.0
 """Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
@@ -73,8 +73,8 @@ class Fleet:
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         self.config = config
-        self._opener = Turns(opener)
-        self._keeper = CatalogKeeper(store)
+        self._opener = StartLimiter(opener)
+        self._keeper = CatalogCache(store)
         self._observers: set[Observer] = set()
         self._supervisors = {
             name: self._make(server, self._keeper.load(server))
@@ -85,11 +85,11 @@ class Fleet:
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._assembly = Assembly(config, self._supervisors)
+        self._assembly = CatalogBuilder(config, self._supervisors)
         self._announced = Snapshot()
         self._dirty = trio.Event()
-        self.wish_list = WishList()
-        self.mailboxes = Mailboxes()
+        self.wish_list = SubscriptionRegistry()
+        self.mailboxes = ClientNotifications()
         self.deadlines = Deadlines()
         self._listeners: set[ChangeListener] = set()
         self._grace_over = trio.current_time() + config.gateway.start_grace
@@ -143,7 +143,7 @@ class Fleet:
         """Have a supervisor tell of its calls; only while somebody wants to know, since each costs time."""
         supervisor.history.observer = partial(self._notify, supervisor)
 
-    def _notify(self, supervisor: Supervisor, ticket: Ticket | None, seconds: float) -> None:
+    def _notify(self, supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
         for observer in tuple(self._observers):
             observer(supervisor, ticket, seconds)
 
@@ -181,17 +181,17 @@ class Fleet:
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Put something into one client's mailboxes."""
-        self.mailboxes.put(key, method, params)
+        self.mailboxes.deliver(key, method, params)
 
-    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
         """What clients want of a backend beyond single calls; with a key, what that client wants of its session."""
         return self.wish_list.of(backend, key)
 
-    def wish(self, backends: Iterable[str] | None = None) -> None:
+    def apply_subscriptions(self, backends: Iterable[str] | None = None) -> None:
         """Bring backends (all, if none are named) in line with the wish list."""
         for name in self._supervisors if backends is None else backends:
             if name in self._supervisors:  # and has not been removed meanwhile
-                self._supervisors[name].wish()
+                self._supervisors[name].apply_subscriptions()
 
     def roots_changed(self, key: str) -> None:
         """Tell backends that a client's roots have changed; `key` is its session's."""
@@ -201,13 +201,13 @@ class Fleet:
     def client_gone(self, key: str) -> None:
         """End what backends keep for one client alone; `key` is its session's."""
         for supervisor in self._supervisors.values():
-            if isinstance(supervisor, PrivateFleet):
+            if isinstance(supervisor, PerClientSupervisors):
                 supervisor.client_gone(key)
 
     def forget(self, client: object) -> None:
         """Drop the wishes of a client that has gone."""
         self.wish_list.forget(client)
-        self.wish()
+        self.apply_subscriptions()
 
     def subscribe(self, listener: ChangeListener) -> None:
         """Have `listener(news)` called, once a change, with the lists that changed. It must not wait."""
@@ -255,7 +255,7 @@ class Fleet:
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
             await services.start(self.deadlines.run)
-            services.start_soon(self.wish_list.run, self.wish)
+            services.start_soon(self.wish_list.run, self.apply_subscriptions)
             services.start_soon(self._keeper.run, lambda: self._supervisors)
             async with trio.open_nursery() as self._owners_nursery:
                 for supervisor in self._supervisors.values():
@@ -263,7 +263,7 @@ class Fleet:
                 task_status.started()
                 await self._stopped.wait()
             services.cancel_scope.cancel(reason="all supervisors have ended")
-        await self._keeper.keep_last(self._supervisors)
+        await self._keeper.save_last(self._supervisors)
         self.ended.set()
 
     def _start(self, supervisor: Supervisor) -> None:
@@ -315,7 +315,7 @@ class Fleet:
             changed = {*diff.added, *diff.changed, *again}
             try:
                 await self._start_fresh([one for one in config.servers.values() if one.name in changed])
-                not_ready = await self._settle()
+                not_ready = await self._wait_for_new()
                 self._refuse_when_stopped()
             except BaseException:
                 for supervisor in self._fresh.values():
@@ -348,7 +348,7 @@ class Fleet:
             supervisor = self._fresh[server.name] = self._make(server, last_good)
             self._start(supervisor)
 
-    async def _settle(self) -> dict[str, str]:
+    async def _wait_for_new(self) -> dict[str, str]:
         """Wait for the new backends; returns which are not ready, and why."""
         began = trio.current_time()
         for supervisor in self._fresh.values():
@@ -397,4 +397,4 @@ class Fleet:
 
 
 def _owner_of(server: ServerConfig) -> type[Supervisor]:
-    return Supervisor if server.session == "shared" else PrivateFleet
+    return Supervisor if server.session == "shared" else PerClientSupervisors

@@ -69,7 +69,7 @@ class Relister:
             await trio.sleep(RELIST_INTERVAL)
 
 
-async def keep_asking(session: Session, config: ServerConfig, interval: float) -> None:
+async def ping_periodically(session: Session, config: ServerConfig, interval: float) -> None:
     """Ask every `interval` seconds, until cancelled.
 
     Any answer is a sign of life, an error as well. Raises:
@@ -79,7 +79,7 @@ async def keep_asking(session: Session, config: ServerConfig, interval: float) -
         await trio.sleep(interval)
         if session.in_flight:
             continue
-        outcome = await session.upkeep.ask_alive(timeout=config.connect_timeout)
+        outcome = await session.upkeep.ping(timeout=config.connect_timeout)
         if isinstance(outcome, BackendTooSlow) and not session.in_flight:
             raise BackendTooSlow(config.name, f"did not answer a ping within {config.connect_timeout:g} s")
         if isinstance(outcome, (BackendExited, BackendUnavailable)):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.calls import Outcome
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 MAX_TIMES: Final = 512
 """Calls whose time is kept: enough for a p99 that five calls decide, 4 kB a backend."""
@@ -39,7 +39,7 @@ server to one that takes the whole of the default `call_timeout`."""
 _FAILURES: Final = (Failure, GatewayError)
 
 
-class Mishap(msgspec.Struct, frozen=True):
+class ErrorRecord(msgspec.Struct, frozen=True):
     """One call that failed, or one start or session that did: then `call` is null."""
 
     at: str
@@ -57,7 +57,7 @@ class Latency(msgspec.Struct, frozen=True):
     longest: float | None
 
 
-class History:
+class CallStats:
     """One backend's past, over all its sessions."""
 
     __slots__ = (
@@ -91,12 +91,12 @@ class History:
         """How many calls took so long; see `BOUNDS`."""
         self.seconds = 0.0
         """How long they all took."""
-        self.errors: deque[Mishap] = deque(maxlen=MAX_ERRORS)
-        self.observer: Callable[[Ticket, float], None] | None = None
+        self.errors: deque[ErrorRecord] = deque(maxlen=MAX_ERRORS)
+        self.observer: Callable[[PendingCall, float], None] | None = None
         """Called with each call that has ended, and the seconds that it took. It must not wait."""
         self._times = array("d")
 
-    def ended(self, ticket: Ticket, seconds: float) -> None:
+    def ended(self, ticket: PendingCall, seconds: float) -> None:
         """Note a call that has ended."""
         times = self._times
         if self.calls < MAX_TIMES:
@@ -112,7 +112,7 @@ class History:
         if self.observer is not None:
             self.observer(ticket, seconds)
 
-    def _count(self, ticket: Ticket, outcome: Outcome | None) -> None:
+    def _count(self, ticket: PendingCall, outcome: Outcome | None) -> None:
         if isinstance(outcome, _FAILURES):
             self.failed += 1
             self.refused += isinstance(outcome, Failure)
@@ -149,7 +149,7 @@ class History:
         return Latency(len(times), at(0.5), at(0.9), at(0.99), at(1.0))
 
     def _keep(self, call: str | None, text: str) -> None:
-        self.errors.append(Mishap(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT]))
+        self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT]))
 
 
 def _text(outcome: Failure | GatewayError) -> str:

@@ -1,8 +1,8 @@
-"""What keeps a backend from more than it can take: a token bucket, a circuit breaker, strikes. None has a clock.
+"""Limits of one backend: a token bucket, a circuit breaker, and strikes for crashes. None has a clock.
 
-A `Gate` holds them for one backend, however many sessions that has, and refuses what may not pass: a call too many as
-busy, one to a backend that keeps failing as unavailable. It is asked once when a call is submitted, told once how the
-call ended, and costs nothing where the config sets no limits.
+`CallLimits` holds them for one backend, however many sessions it has, and refuses calls: one too many as busy, one to a
+backend that keeps failing as unavailable. It is asked once when a call is submitted, notified once when the call ends,
+and costs nothing where the config sets no limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.config import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
     from gateway.errors import BackendExited, Suspect
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -41,7 +41,7 @@ class TokenBucket:
         self._tokens = float(limit.burst)
         self._at = -math.inf
 
-    def take(self, now: float) -> float:
+    def delay_until_available(self, now: float) -> float:
         """Take a token; returns 0, or the seconds until there is one."""
         limit = self._limit
         self._tokens = min(float(limit.burst), self._tokens + max(0.0, now - self._at) * limit.per_second)
@@ -71,9 +71,9 @@ class Breaker:
         self._policy = policy
         self._failures = 0
         self._opened_at = -math.inf
-        self._trying: Ticket | None = None
+        self._trying: PendingCall | None = None
 
-    def admit(self, ticket: Ticket, now: float) -> float:
+    def admit(self, ticket: PendingCall, now: float) -> float:
         """Let a call pass; returns 0, or the seconds until one may be tried."""
         if self.state is BreakerState.CLOSED:
             return 0.0
@@ -86,7 +86,7 @@ class Breaker:
         self._trying = ticket
         return 0.0
 
-    def ended(self, ticket: Ticket, outcome: Outcome | None, now: float) -> None:
+    def ended(self, ticket: PendingCall, outcome: Outcome | None, now: float) -> None:
         """Learn how a call ended; None if nobody waited for its end."""
         tried = ticket is self._trying
         if tried:
@@ -153,7 +153,7 @@ def _named(suspects: Sequence[Suspect]) -> str:
     return ", ".join(texts) + (f" and {more} more" if more else "")
 
 
-class Gate:
+class CallLimits:
     """The limits of one backend."""
 
     def __init__(self, config: ServerConfig) -> None:
@@ -168,7 +168,7 @@ class Gate:
         self.limits = self.breaker is not None or self._bucket is not None
         """Whether there is anything to ask at all."""
 
-    def set_times(self, ticket: Ticket) -> None:
+    def set_times(self, ticket: PendingCall) -> None:
         """Give a call the time that its tool has, and the bound that holds however much progress there is."""
         config, timeout = self._config, ticket.timeout
         if ticket.call.method == "tools/call":
@@ -186,13 +186,13 @@ class Gate:
             origin = crash.suspects[0].origin
             self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))
 
-    def check_strikes(self, ticket: Ticket, now: float) -> None:
+    def check_strikes(self, ticket: PendingCall, now: float) -> None:
         """Let a call pass unless calls of its client keep crashing the backend. Raises Busy."""
         if self.strikes and (wait := self.strikes.wait(ticket.call.caller.origin, now)):
             text = f"crash limit exceeded for backend {self._name!r} (crash_limit); retry in {math.ceil(wait)} s"
             raise Busy(text, retry_after=wait)
 
-    def admit(self, ticket: Ticket, now: float) -> None:
+    def admit(self, ticket: PendingCall, now: float) -> None:
         """Let a call pass.
 
         Raises:
@@ -203,13 +203,13 @@ class Gate:
             raise BackendUnavailable(
                 self._name, f"keeps failing and gets no calls now (circuit_breaker); try again in {wait:.1f} s"
             )
-        if self._bucket is not None and (wait := self._bucket.take(now)):
+        if self._bucket is not None and (wait := self._bucket.delay_until_available(now)):
             if self.breaker is not None:
                 self.breaker.ended(ticket, None, now)  # it does not get as far as to try anything
             text = f"backend {self._name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
             raise Busy(text)
 
-    def ended(self, ticket: Ticket, outcome: Outcome | None, now: float) -> None:
+    def ended(self, ticket: PendingCall, outcome: Outcome | None, now: float) -> None:
         """Learn how a call ended that was let pass, or was not accepted after all (None)."""
         if self.breaker is not None:
             self.breaker.ended(ticket, outcome, now)

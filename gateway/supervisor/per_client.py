@@ -1,9 +1,9 @@
 """Backends whose sessions are not shared: `session: client` and `session: call`.
 
-A `PrivateFleet` is the supervisor of the one session that lists and subscribes for everybody, and the owner of further
-ones that only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), made on
-first use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do.
-Bounded in number; all of them are tasks of this supervisor's own nursery.
+`PerClientSupervisors` supervises the one session that lists and subscribes for all clients, and owns further ones that
+only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first
+use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do. Bounded
+in number; all of them are tasks of this supervisor's own nursery.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from gateway.backends.session.session_state import Wishes
+from gateway.backends.session.session_state import DesiredState
 from gateway.catalog.kinds import Kind
 from gateway.errors import BackendUnavailable, Busy
 from gateway.supervisor.states import State
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from gateway.calls import Caller
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
-    from gateway.supervisor.events import Upward
+    from gateway.inflight.pending import PendingCall
+    from gateway.supervisor.events import SupervisorEvents
 
 CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
@@ -40,7 +40,7 @@ _WATCHING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 log = logging.getLogger("gateway.supervisor")
 
 
-class PrivateSession(Supervisor):
+class ClientSupervisor(Supervisor):
     """The owner of one session of one client or call; over when it is idle or has failed."""
 
     alone = False
@@ -51,7 +51,7 @@ class PrivateSession(Supervisor):
         works_for(backend=self.name)  # the task was started by a client's
         await super().run()
 
-    def call_ended(self, ticket: Ticket) -> None:
+    def call_ended(self, ticket: PendingCall) -> None:
         """Note that a call has ended; where it was the only one, nothing is started for it any more."""
         super().call_ended(ticket)
         if self.alone and self.state in {State.STARTING, State.BACKOFF}:
@@ -62,16 +62,16 @@ class PrivateSession(Supervisor):
         return (delay is None or self.alone) and not self._queue.tidy()
 
 
-class PrivateFleet(Supervisor):
+class PerClientSupervisors(Supervisor):
     """One backend's owner, with a session of its own for each client or call."""
 
     nursery: trio.Nursery
 
-    def __init__(self, config: ServerConfig, opener: Opener, upward: Upward, **further: Any) -> None:
+    def __init__(self, config: ServerConfig, opener: Opener, upward: SupervisorEvents, **further: Any) -> None:
         super().__init__(config, opener, upward, **further)
-        self._private: dict[object, PrivateSession] = {}
+        self._private: dict[object, ClientSupervisor] = {}
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: PendingCall) -> None:
         """Put a call into the queue of its client's session; see `Supervisor.submit`.
 
         Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
@@ -94,7 +94,7 @@ class PrivateFleet(Supervisor):
             return object()
         return caller.session or caller.principal or object()
 
-    def _make(self, key: object, caller: Caller) -> PrivateSession:
+    def _make(self, key: object, caller: Caller) -> ClientSupervisor:
         if len(self._private) >= self.config.max_client_sessions:
             text = (
                 f"backend {self.name!r} has {len(self._private)} sessions (max_client_sessions);"
@@ -102,7 +102,7 @@ class PrivateFleet(Supervisor):
             )
             raise Busy(text)
         alone = self.config.session == "call" or not isinstance(key, str)
-        private = PrivateSession(
+        private = ClientSupervisor(
             self._private_config(alone=alone),
             partial(self._opener, capabilities=caller.capabilities),
             _Upward(self, key),
@@ -112,7 +112,7 @@ class PrivateFleet(Supervisor):
         private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
         self._private[key] = private
         self.nursery.start_soon(private.run, name=f"session of {self.name}")
-        private.kick()
+        private.wake()
         return private
 
     def _private_config(self, *, alone: bool) -> ServerConfig:
@@ -125,11 +125,11 @@ class PrivateFleet(Supervisor):
         if private is not None:
             private.pass_on(method, params, key)
 
-    def wish(self) -> None:
+    def apply_subscriptions(self) -> None:
         """Bring every session in line: a level that a client sets later is for those that it has already, too."""
-        super().wish()
+        super().apply_subscriptions()
         for private in self._private.values():
-            private.wish()
+            private.apply_subscriptions()
 
     def client_gone(self, key: str) -> None:
         """End the session of a client that has gone."""
@@ -146,9 +146,9 @@ class PrivateFleet(Supervisor):
         """Hand on that a resource was updated, to one client."""
         self._upward.resource_updated(self, uri, params, key)
 
-    def wishes_of(self, key: str | None) -> Wishes:
+    def wishes_of(self, key: str | None) -> DesiredState:
         """What the session of one client should be set to; one of a single call watches nothing."""
-        return Wishes(self.wishes().log_level) if key is None else self._upward.wishes_for(self.name, key)
+        return DesiredState(self.wishes().log_level) if key is None else self._upward.wishes_for(self.name, key)
 
     @property
     def in_flight(self) -> int:
@@ -175,7 +175,7 @@ class PrivateFleet(Supervisor):
 class _Upward:
     """Implements `gateway.supervisor.events.Upward` for one private session: its news are its client's alone."""
 
-    def __init__(self, owner: PrivateFleet, key: object) -> None:
+    def __init__(self, owner: PerClientSupervisors, key: object) -> None:
         self._owner = owner
         self._key = key
         self._client = key if isinstance(key, str) else None
@@ -188,9 +188,9 @@ class _Upward:
         elif self._client is not None and supervisor.state is State.READY:
             told, self._listed = self._listed, supervisor.listing
             if told is not None and self._listed is not None:
-                self._tell(self._client, told, self._listed)
+                self._notify(self._client, told, self._listed)
 
-    def _tell(self, client: str, told: Listing, listed: Listing) -> None:
+    def _notify(self, client: str, told: Listing, listed: Listing) -> None:
         """Tell the client which lists have changed; what everybody is shown is read anew, it may be about that too."""
         changed = {kind.feature for kind in Kind if told.items.get(kind) != listed.items.get(kind)}
         for feature in sorted(changed):
@@ -209,7 +209,7 @@ class _Upward:
         """Hand on what is for one client alone."""
         self._owner.for_client(key, method, params)
 
-    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
+    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
         """The log level that clients want, and what this one watches."""
         del backend, key
         return self._owner.wishes_of(self._client)

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from gateway.errors import BackendUnavailable, Busy
-from gateway.supervisor.retry_queue import Repeats
+from gateway.supervisor.retry_queue import RetryQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gateway.calls import Outcome
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 
 class CallQueue:
     """One backend's queue; a context manager that closes both ends of its channel."""
 
     def __init__(self, size: int) -> None:
-        self.repeats = Repeats()
+        self.repeats = RetryQueue()
         # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
         self._waiting = 0
-        self._send, self._receive = trio.open_memory_channel["Ticket"](size)
+        self._send, self._receive = trio.open_memory_channel["PendingCall"](size)
         self._ends = ExitStack()
 
     def __enter__(self) -> Self:
@@ -43,7 +43,7 @@ class CallQueue:
         """Calls that wait."""
         return self._waiting
 
-    def put_nowait(self, ticket: Ticket) -> None:
+    def put_nowait(self, ticket: PendingCall) -> None:
         """Put a call in; in a full queue, cancelled ones make room.
 
         Raises:
@@ -65,7 +65,7 @@ class CallQueue:
             self._send.send_nowait(one)
         return len(wanted)
 
-    async def take(self, in_flight: int, most: int) -> list[Ticket]:
+    async def next_batch(self, in_flight: int, most: int) -> list[PendingCall]:
         """Wait for a call, and take as many more as are there and fit below `most`; those cancelled are left out."""
         batch = [await self._receive.receive()]
         while len(batch) + in_flight < most:
@@ -76,9 +76,9 @@ class CallQueue:
         self._waiting -= len(batch)
         return [ticket for ticket in batch if not ticket.over]
 
-    def repeat(self) -> Iterable[tuple[Ticket, bool]]:
+    def repeat(self) -> Iterable[tuple[PendingCall, bool]]:
         """Put the calls that are to be sent once more back in; each with whether there was room for it."""
-        for ticket in self.repeats.take():
+        for ticket in self.repeats.pop_all():
             try:
                 self.put_nowait(ticket)
             except trio.WouldBlock:
@@ -86,9 +86,9 @@ class CallQueue:
             else:
                 yield ticket, True
 
-    def take_all(self) -> Iterator[Ticket]:
+    def pop_all(self) -> Iterator[PendingCall]:
         """Take out everything that waits and is still wanted."""
-        yield from self.repeats.take()
+        yield from self.repeats.pop_all()
         while True:
             try:
                 ticket = self._receive.receive_nowait()
@@ -98,7 +98,7 @@ class CallQueue:
             if not ticket.over:
                 yield ticket
 
-    def recheck(self, check: Callable[[Ticket], None]) -> None:
+    def recheck(self, check: Callable[[PendingCall], None]) -> None:
         """End every call that waits and may not pass any more; `check` raises Busy for it."""
         queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
         for ticket in (*self.repeats.kept, *queued):
@@ -110,14 +110,14 @@ class CallQueue:
             self._send.send_nowait(ticket)
         self.tidy()
 
-    def answer_all(self, outcome: Outcome) -> None:
+    def finish_all(self, outcome: Outcome) -> None:
         """End everything that waits with this outcome."""
-        for ticket in self.take_all():
+        for ticket in self.pop_all():
             ticket.finish(outcome)
 
-    def hand_over(self, take: Callable[[Ticket], None]) -> None:
+    def hand_over(self, take: Callable[[PendingCall], None]) -> None:
         """Give everything that waits to `Supervisor.submit` of another backend; what it refuses ends so."""
-        for ticket in self.take_all():
+        for ticket in self.pop_all():
             try:
                 take(ticket)
             except (BackendUnavailable, Busy) as exc:

@@ -41,6 +41,6 @@ class Backoff:
         doubled = policy.initial_delay * 2.0 ** min(max(self.failures - 1, 0), 60)
         return min(doubled, policy.max_delay) * (1 - policy.jitter * self._random())
 
-    def forgive(self) -> None:
+    def reset(self) -> None:
         """Start counting anew: somebody asked for another try."""
         self.failures = 0

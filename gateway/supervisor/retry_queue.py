@@ -16,7 +16,7 @@ from gateway.errors import BackendExited
 if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.catalog.listing import Listing
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 
 class _Hints(msgspec.Struct):
@@ -37,13 +37,13 @@ def may_repeat(tool: bytes) -> bool:
     return hints is not None and (hints.readOnlyHint is True or hints.idempotentHint is True)
 
 
-class Repeats:
+class RetryQueue:
     """The calls of one backend that wait to be sent once more."""
 
     def __init__(self) -> None:
-        self.kept: list[Ticket] = []
+        self.kept: list[PendingCall] = []
 
-    def keep(self, ticket: Ticket, outcome: Outcome, listing: Listing | None) -> bool:
+    def add(self, ticket: PendingCall, outcome: Outcome, listing: Listing | None) -> bool:
         """Keep a call with this outcome, if it may be sent once more; returns whether it is kept."""
         if not isinstance(outcome, BackendExited) or ticket.call.method != "tools/call" or listing is None:
             return False
@@ -56,7 +56,7 @@ class Repeats:
         self.kept.append(ticket)
         return True
 
-    def take(self) -> list[Ticket]:
+    def pop_all(self) -> list[PendingCall]:
         """All of them; they are kept no longer."""
         kept, self.kept = self.kept, []
         return [ticket for ticket in kept if not ticket.over]

@@ -1,8 +1,8 @@
-"""Starts of child processes, so many at a time: three hundred at once would all be too slow, and all be started again.
+"""Limit how many child processes start at once: three hundred together would all be too slow, and all time out.
 
-`Turns` stands in front of an opener; it has no task. A start waits for a place here, before its `connect_timeout`
-begins, and gives the place back when its session is open or could not be opened. A backend that a caller waits for goes
-first. Starts that hang hold nobody up for long: when none has ended for `QUIET` seconds, those under way count no more.
+`StartLimiter` wraps an opener; it has no task. A start waits for a slot here, before its `connect_timeout` begins, and
+releases the slot when its session is open or could not be opened. A backend that a caller waits for goes first. Starts
+that hang do not delay the others for long: when none has ended for `QUIET` seconds, those in progress no longer count.
 Remote backends cost the machine nothing to start and never wait here.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session.interface import Listener, Opener, Session
+    from gateway.backends.session.interface import Opener, Session, SessionObserver
     from gateway.config import ServerConfig
 
 MOST: Final = max(16, 4 * (os.cpu_count() or 1))
@@ -31,8 +31,8 @@ QUIET: Final = 5.0
 """Seconds without the end of any start after which those under way are taken to hang, and others may start beside."""
 
 
-class _Place:
-    def __init__(self, listener: Listener) -> None:
+class _Slot:
+    def __init__(self, listener: SessionObserver) -> None:
         self._listener = listener
         self.given = trio.Event()
 
@@ -41,42 +41,42 @@ class _Place:
         return isinstance(self._listener, Supervisor) and self._listener.wanted
 
 
-class Turns:
+class StartLimiter:
     """An opener that lets only so many processes start at a time."""
 
     def __init__(self, opener: Opener, most: int = MOST) -> None:
         self._opener = opener
         self._most = most
-        self._starting: set[_Place] = set()
-        self._waiting: list[_Place] = []
+        self._starting: set[_Slot] = set()
+        self._waiting: list[_Slot] = []
         self._heard = 0.0  # when a place was given or given back last
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AsyncGenerator[Session]:
         """Open a session when it is this backend's turn; raises what the opener raises. Cancelled, it goes."""
-        place = _Place(listener)
+        place = _Slot(listener)
         try:
             if config.command is not None:
                 await self._wait(place)
             async with self._opener(config, listener, capabilities=capabilities) as session:
-                self._leave(place)
+                self._release(place)
                 yield session
         finally:
-            self._leave(place)
+            self._release(place)
 
-    async def _wait(self, place: _Place) -> None:
+    async def _wait(self, place: _Slot) -> None:
         self._waiting.append(place)
-        self._admit()
+        self._start_next()
         while not place.given.is_set():
             with trio.move_on_at(self._heard + QUIET):
                 await place.given.wait()
             if trio.current_time() >= self._heard + QUIET:
                 self._starting.clear()
-                self._admit()
+                self._start_next()
 
-    def _admit(self) -> None:
+    def _start_next(self) -> None:
         while self._waiting and len(self._starting) < self._most:
             place = next((one for one in self._waiting if one.wanted), self._waiting[0])
             self._waiting.remove(place)
@@ -84,10 +84,10 @@ class Turns:
             self._heard = trio.current_time()
             place.given.set()
 
-    def _leave(self, place: _Place) -> None:
+    def _release(self, place: _Slot) -> None:
         if place in self._waiting:
             self._waiting.remove(place)
         elif place in self._starting:
             self._starting.discard(place)
             self._heard = trio.current_time()
-            self._admit()
+            self._start_next()

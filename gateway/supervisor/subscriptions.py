@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from gateway.backends.session.session_state import Wishes
+from gateway.backends.session.session_state import DesiredState
 from gateway.eras.meta import LOG_LEVELS
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Watched:
             end = uri.find("/", end + 1)
 
 
-class WishList:
+class SubscriptionRegistry:
     """All wishes of all clients. Clients are told apart by a key object that lives as long as they do."""
 
     def __init__(self) -> None:
@@ -135,16 +135,16 @@ class WishList:
             self.unwatch(client, backend, uri)
         return {backend for backend, _ in keys}
 
-    def of(self, backend: str, key: str | None = None) -> Wishes:
+    def of(self, backend: str, key: str | None = None) -> DesiredState:
         """What this backend's session should be set to; with a key, the session that is that client's alone."""
         level = min((*self._levels.values(), *self._lent), key=LOG_LEVELS.index, default=None)
         if backend not in self._backends:
-            return Wishes(level)
+            return DesiredState(level)
         watchers = self._backends[backend].watchers
         if key is None:
-            return Wishes(level, frozenset(watchers))
+            return DesiredState(level, frozenset(watchers))
         own = (uri for uri, found in watchers.items() if any(watcher.key == key for watcher in found.values()))
-        return Wishes(level, frozenset(own))
+        return DesiredState(level, frozenset(own))
 
     def updated(self, backend: str, uri: str, params: dict[str, msgspec.Raw], key: str | None = None) -> None:
         """Tell those who want to hear of this resource, or of one that it is part of (server/resources).

@@ -28,9 +28,9 @@ from gateway.errors import (
     GatewayError,
 )
 from gateway.masking import SECRETS
-from gateway.supervisor.health import Relister, keep_asking
-from gateway.supervisor.history import History
-from gateway.supervisor.limits import Gate
+from gateway.supervisor.health import Relister, ping_periodically
+from gateway.supervisor.history import CallStats
+from gateway.supervisor.limits import CallLimits
 from gateway.supervisor.queue import CallQueue
 from gateway.supervisor.restart import Backoff
 from gateway.supervisor.states import LISTED, State, check
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.handshake import ServerIntroduction
     from gateway.backends.session.interface import Opener, Session
-    from gateway.backends.session.session_state import Wishes
+    from gateway.backends.session.session_state import DesiredState
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
-    from gateway.supervisor.events import Upward
+    from gateway.inflight.pending import PendingCall
+    from gateway.supervisor.events import SupervisorEvents
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -60,7 +60,7 @@ class Supervisor:
         self,
         config: ServerConfig,
         opener: Opener,
-        upward: Upward,
+        upward: SupervisorEvents,
         *,
         last_good: Listing | None = None,
         jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
@@ -81,8 +81,8 @@ class Supervisor:
         """Set when the backend has listed once, or has failed for good."""
         self.ended = False
         """Whether `run` has come to its end, so that nothing can be submitted any more."""
-        self.gate = Gate(config)
-        self.history = History()
+        self.gate = CallLimits(config)
+        self.history = CallStats()
         self._opener = opener
         self._upward = upward
         self._backoff = Backoff(config.restart, jitter)
@@ -91,7 +91,7 @@ class Supervisor:
         self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
         self._starting = trio.CancelScope()
         self._kicked = trio.Event()
-        self._wanted = self._tries_again = self._given_up = self._has_served = False
+        self._wanted = self._tries_again = self._failed_for_good = self._has_served = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._successor: Supervisor | None = None
@@ -101,7 +101,7 @@ class Supervisor:
 
     # What other tasks may call. None of it waits.
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: PendingCall) -> None:
         """Put a call into the backend's queue; it waits there, within its own deadline, until the backend takes it.
 
         Raises:
@@ -111,7 +111,7 @@ class Supervisor:
         gate = self.gate
         if gate.strikes:
             gate.check_strikes(ticket, ticket.opened_at)
-        self.want()
+        self.request_start()
         if not self.offered:
             reason = self.last_error or "it was stopped"
             raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
@@ -130,9 +130,9 @@ class Supervisor:
             raise Busy(text) from None
         ticket.on_end = self.call_ended
         if self.config.retry:
-            ticket.retry = self._keep
+            ticket.retry = self._apply_listing
 
-    def call_ended(self, ticket: Ticket) -> None:
+    def call_ended(self, ticket: PendingCall) -> None:
         """Note that a call has ended, by whatever."""
         now = trio.current_time()
         if isinstance(ticket.outcome, BackendExited):
@@ -146,10 +146,10 @@ class Supervisor:
         if self.gate.limits:
             self.gate.ended(ticket, ticket.outcome, now)
 
-    def _keep(self, ticket: Ticket, outcome: Outcome) -> bool:
-        return not self._stopping.is_set() and self._queue.repeats.keep(ticket, outcome, self.listing)
+    def _apply_listing(self, ticket: PendingCall, outcome: Outcome) -> bool:
+        return not self._stopping.is_set() and self._queue.repeats.add(ticket, outcome, self.listing)
 
-    def want(self) -> None:
+    def request_start(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
 
         One that has failed is tried again after `max_delay`; a later call may find it back. What callers do, however
@@ -158,7 +158,7 @@ class Supervisor:
         self._wanted = True
         least = {State.STOPPED: 0.0, State.BACKOFF: self._first_wait, State.FAILED: self.config.restart.max_delay}
         if trio.current_time() - self._entered_at >= least.get(self.state, math.inf):
-            self.kick()
+            self.wake()
 
     def login_owed(self, reason: str) -> None:
         """Note that the start waits for a person: nobody else need wait for it, and people should see why."""
@@ -166,7 +166,7 @@ class Supervisor:
         self.settled.set()
         self.known.set()
 
-    def kick(self) -> None:
+    def wake(self) -> None:
         """Cut the present wait short: start now."""
         self._kicked.set()
 
@@ -197,10 +197,10 @@ class Supervisor:
         """
         self._successor = None
 
-    def wish(self) -> None:
+    def apply_subscriptions(self) -> None:
         """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
         if self._session is not None:
-            self._session.upkeep.wish(self.wishes())
+            self._session.upkeep.set_desired(self.wishes())
 
     def subscribed(self, uri: str) -> None:
         """Note that a client's own request has subscribed the session to a resource."""
@@ -219,7 +219,7 @@ class Supervisor:
         return self._session is not None and self._session.greeting.era is Era.LEGACY
 
     @property
-    def greeting(self) -> Greeting | None:
+    def greeting(self) -> ServerIntroduction | None:
         """What the backend has said of itself, while its session is open."""
         return None if self._session is None else self._session.greeting
 
@@ -231,7 +231,7 @@ class Supervisor:
     @property
     def offered(self) -> bool:
         """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
-        if self._given_up:
+        if self._failed_for_good:
             return False  # a new try after giving up shows nothing until it has succeeded
         return self.state in LISTED or (self.state is State.STOPPED and not self._stopping.is_set())
 
@@ -311,12 +311,12 @@ class Supervisor:
                     delay = await self._live()
                     if self.is_over(delay):
                         break
-                    await self._wait_out(delay)
+                    await self._wait_backoff(delay)
             finally:
                 self.ended = True
                 self._to(State.DRAINING)
                 if self._successor is None:
-                    self._queue.answer_all(BackendUnavailable(self.name, "was stopped"))
+                    self._queue.finish_all(BackendUnavailable(self.name, "was stopped"))
                 else:
                     self._queue.hand_over(self.heir.submit)
                 self._to(State.STOPPED)
@@ -326,7 +326,7 @@ class Supervisor:
         del delay
         return False
 
-    def wishes(self) -> Wishes:
+    def wishes(self) -> DesiredState:
         """What clients want of this backend beyond single calls."""
         return self._upward.wishes_for(self.name)
 
@@ -373,7 +373,7 @@ class Supervisor:
         if delay is None:
             log.error("backend %r is given up: %s", self.name, self.last_error)
             self._to(State.FAILED)
-            self._queue.answer_all(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
+            self._queue.finish_all(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
         else:
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
             self._to(State.BACKOFF)
@@ -393,14 +393,14 @@ class Supervisor:
             return f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
         return SECRETS.mask(f"failed: {problem}") if problem is not None else "ended"
 
-    async def _wait_out(self, delay: float | None) -> None:
+    async def _wait_backoff(self, delay: float | None) -> None:
         """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
         if self._stopping.is_set():
             return
         if delay is None:  # given up, or idle
             with trio.move_on_after(self.config.restart.max_delay if self._tries_again else math.inf):
                 await self._kicked.wait()
-                self._backoff.forgive()
+                self._backoff.reset()
         else:
             # Callers cut the backoff short, but not below its first step: a client that retries must not be able to
             # use up the quick failures.
@@ -418,12 +418,12 @@ class Supervisor:
         session.listing = session.listing.after(self.listing)
         self._listed(session.listing)
         self._to(State.READY)
-        self.wish()
+        self.apply_subscriptions()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, session)
             nursery.start_soon(self._relister.run, session, self._relisted)
             if self.config.ping_interval is not None:
-                nursery.start_soon(keep_asking, session, self.config, self.config.ping_interval)
+                nursery.start_soon(ping_periodically, session, self.config, self.config.ping_interval)
             await self._idle_or_stopping(session)
             if self._stopping.is_set():
                 self._to(State.DRAINING)
@@ -457,10 +457,10 @@ class Supervisor:
         while True:
             while session.in_flight >= most:
                 await self._freed.park()
-            wanted = await self._queue.take(session.in_flight, most)
+            wanted = await self._queue.next_batch(session.in_flight, most)
             if wanted:
                 session.send(wanted)
-                await session.room()
+                await session.wait_writable()
             else:
                 self.freed()  # the drain may be waiting for the queue to empty
 
@@ -484,8 +484,8 @@ class Supervisor:
         if new in {State.FAILED, State.STOPPED}:
             self.known.set()
         if new in {State.READY, State.FAILED}:
-            self._given_up = new is State.FAILED
-            self._tries_again = self._tries_again and self._given_up
+            self._failed_for_good = new is State.FAILED
+            self._tries_again = self._tries_again and self._failed_for_good
         log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
         self._upward.backend_changed(self)
 

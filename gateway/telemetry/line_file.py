@@ -34,7 +34,7 @@ log = logging.getLogger("gateway.audit")
 in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
 
 
-class Trail:
+class LineFile:
     """One file of lines."""
 
     def __init__(self, path: str, *, note_lost: Callable[[int], bytes]) -> None:

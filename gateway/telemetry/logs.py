@@ -68,7 +68,7 @@ class _StderrWriter(logging.Handler):
             self._ready.wait()
             self._ready.clear()
             while self._lines:
-                batch = b"".join(self._take())
+                batch = b"".join(self._pop_lines())
                 try:
                     while batch:
                         batch = self._write_some(batch)
@@ -83,7 +83,7 @@ class _StderrWriter(logging.Handler):
             select.select([], [self._fd], [], FLUSH_WAIT)
             return data
 
-    def _take(self) -> list[bytes]:
+    def _pop_lines(self) -> list[bytes]:
         lines: list[bytes] = []
         if self._dropped:
             text = f"{self._dropped} log lines dropped: stderr was not read"

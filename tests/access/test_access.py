@@ -394,10 +394,10 @@ async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_ke
         running_one._check(open_to_all)
     insecure = Options(transports=("sse",), host="0.0.0.0", insecure=True)
     Gateway(guarded, insecure, None)._check(open_to_all)  # type: ignore[arg-type] - as above
-    running_one._hold(make_config({"keys": keys()["keys"][1:]}))
+    running_one._apply_settings(make_config({"keys": keys()["keys"][1:]}))
     headers = {b"authorization": b"Bearer " + ALICE.encode()}
     assert running_one._access.find(headers) is None
-    assert running_one.router.turnstile is running_one._access
+    assert running_one.router.admission is running_one._access
 
 
 async def test_an_embedded_gateway_asks_for_keys_too() -> None:

@@ -23,7 +23,7 @@ from gateway.config import parse_config
 from gateway.config.offered_model import ToolChoice
 from gateway.eras import asks, requests
 from gateway.eras.param_headers import find_second_argument
-from gateway.frontends.stdio import StdioFace
+from gateway.frontends.stdio import StdioFrontend
 from tests.support.access import ALICE, HELLO, MODERN_META, House, keys, modern_headers, running
 from tests.support.fakes import FakeExchange, settle
 
@@ -252,7 +252,7 @@ async def test_a_client_on_stdio_is_refused_too(limit: str | None, autojump_cloc
         ours_out, theirs_out = os.pipe()
         scope = Scope(view="small") if limit == "view" else None
         identity = msgspec.structs.replace(ANYBODY, scope=scope)
-        house.nursery.start_soon(StdioFace(house.answers, theirs_in, theirs_out, trio.Event(), identity).run)
+        house.nursery.start_soon(StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event(), identity).run)
         hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
         lines = [json.dumps(hello).encode(), *(call(one, modern=False, request_id=7) for one in TWICE[:1])]
         lines += [call(one, modern=True, request_id=8) for one in TWICE[:1]]

@@ -11,7 +11,7 @@ import trio
 
 from gateway.admin.access import FORWARDED
 from gateway.admin.openapi import OPERATIONS, Operation
-from gateway.frontends.http.listen_address import Binding
+from gateway.frontends.http.listen_address import ListenAddress
 from tests.support.access import ADMIN_TOKEN, ALICE, House, keys, make_config, running
 from tests.support.fakes import FakeExchange, settle
 
@@ -64,7 +64,7 @@ def make_house(section: str, way: str) -> House:
     access = SECTIONS[section]
     if way == "another host":
         access = {**(access or {}), "allow_hosts": ["gw.example"]}
-    binding = Binding(uds=Path("/run/s")) if way == "unix socket" else Binding()
+    binding = ListenAddress(uds=Path("/run/s")) if way == "unix socket" else ListenAddress()
     return House(make_config(access), binding.admin_host)
 
 

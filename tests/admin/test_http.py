@@ -107,7 +107,7 @@ async def open_house(
 # -- G8 ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_seed_g8_health_servers_and_tools(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_guarantee_g8_health_servers_and_tools(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path) as house:
         status, health = await house.ask("GET", "/health", headers={})
         assert (status, health["status"], health["servers"]) == (200, "ok", ["a", "b"])
@@ -120,7 +120,7 @@ async def test_seed_g8_health_servers_and_tools(tmp_path: Path, autojump_clock: 
         assert await house.ask("GET", "/tools", headers={}) == (200, {"tools": {"a": ["a.x"], "b": ["b.x"]}})
 
 
-async def test_seed_g8_post_adds_and_replaces(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_guarantee_g8_post_adds_and_replaces(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path) as house:
         body = {"mcpServers": {"c": {"command": "run-c"}, "a": {"command": "other"}}}
         assert await house.ask("POST", "/servers", body) == (200, {"added": ["c", "a"]})
@@ -130,7 +130,7 @@ async def test_seed_g8_post_adds_and_replaces(tmp_path: Path, autojump_clock: Mo
         assert house.starts == {"a": 2, "b": 1, "c": 1, "off": 0}
 
 
-async def test_seed_g8_delete_removes_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_guarantee_g8_delete_removes_once(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_house(tmp_path) as house:
         assert await house.ask("DELETE", "/servers/a") == (200, {"removed": "a"})
         assert (await house.ask("GET", "/tools"))[1] == {"tools": {"b": ["b.x"]}}
@@ -178,7 +178,7 @@ async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"mcpServers": {]}', b"[" * 100_000])
-async def test_seed_g9_bad_json_is_400_and_changes_nothing(
+async def test_guarantee_g9_bad_json_is_400_and_changes_nothing(
     body: bytes, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with open_house(tmp_path) as house:
@@ -208,7 +208,7 @@ async def test_seed_g9_bad_json_is_400_and_changes_nothing(
         (b'{"mcpServers": {"c": {"command": "x", "call_timeout": NaN}}}', "NaN"),
     ],
 )
-async def test_seed_g9_a_bad_config_is_422_and_changes_nothing(
+async def test_guarantee_g9_a_bad_config_is_422_and_changes_nothing(
     body: Any, named: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with open_house(tmp_path) as house:

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.admin.metrics import GAUGES
 from gateway.calls import Failure, InputRequired
 from gateway.errors import BackendExited, UnknownName
-from gateway.supervisor.history import BOUNDS, History
+from gateway.supervisor.history import BOUNDS, CallStats
 from gateway.supervisor.states import State
 from tests.admin.test_http import CONFIG, House, open_house
 from tests.support.fakes import LEGACY_CALLER, make_call, make_ticket, settle
@@ -97,7 +97,7 @@ async def test_what_is_counted_of_servers_that_have_gone_is_forgotten(tmp_path: 
     ("seconds", "bound"), [(0.0, 0.001), (0.001, 0.001), (0.0011, 0.0025), (300, 300), (301, None)]
 )
 async def test_a_call_counts_into_the_bucket_of_its_time(seconds: float, bound: float | None) -> None:
-    history = History()
+    history = CallStats()
     history.ended(make_ticket(), seconds)
     index = len(BOUNDS) if bound is None else BOUNDS.index(bound)
     assert [number for number, count in enumerate(history.buckets) if count] == [index]

@@ -19,11 +19,11 @@ from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.config import Config, ServerConfig
 from gateway.config.access_model import AccessKey, AccessSettings
-from gateway.frontends.http.endpoint import HttpFace
-from gateway.frontends.http.listen_address import Binding
-from gateway.frontends.modern.request_state import Sealer
-from gateway.frontends.modern.suspended_calls import Parking
-from gateway.frontends.request_handler import Answers
+from gateway.frontends.http.endpoint import HttpFrontend
+from gateway.frontends.http.listen_address import ListenAddress
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import RequestHandler
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
 from gateway.router import Router
@@ -73,12 +73,12 @@ class Server:
         reloader = Reloader(ConfigSource(None, environ={}, given=config), fleet)
         management = Management(router, reloader, transport="http", draining=closing.is_set, closing=closing)
         app = make_admin_app(management, AdminAccess("token", host="127.0.0.1", token=TOKEN))
-        answers = Answers(router, config.gateway, "0", Parking(Sealer([])))
-        face = HttpFace(answers, binding=Binding(port=0), path="/mcp", others=app, closing=closing)
+        answers = RequestHandler(router, config.gateway, "0", SuspendedCalls(RequestStateCodec([])))
+        face = HttpFrontend(answers, binding=ListenAddress(port=0), path="/mcp", others=app, closing=closing)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(partial(reloader.run, watching=False))
-            (url,) = await nursery.start(face.run, Binding(port=0).open())
+            (url,) = await nursery.start(face.run, ListenAddress(port=0).open())
             self.url = url.removesuffix("/mcp")
             self.listening.set()
             await closing.wait()

@@ -21,7 +21,7 @@ from gateway.backends.stderr import (
     shown,
 )
 from gateway.jsonrpc import EDGE_BYTES
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 from gateway.masking import MASK, SECRETS
 from gateway.rates import BURST, LINES_PER_SECOND
 
@@ -71,28 +71,28 @@ def test_a_flood_costs_the_flooder_its_lines(logged: pytest.LogCaptureFixture) -
     clock = Clock()
     stderr = StderrLog("time", clock=clock)
     for number in range(BURST + 30):
-        stderr.take(b"line %d" % number)
+        stderr.handle_line(b"line %d" % number)
     assert logged.messages == [f"line {number}" for number in range(BURST)]
     assert stderr.suppressed == 30
     assert list(stderr.tail) == [f"line {BURST + 30 - back}" for back in range(SEARCHED_LINES, 0, -1)]
     clock.now = 1.0
     logged.clear()
     for number in range(LINES_PER_SECOND + 5):
-        stderr.take(b"more %d" % number)
+        stderr.handle_line(b"more %d" % number)
     assert logged.messages[0] == "30 lines of stderr not logged: too many"
     assert len(logged.messages) == 1 + LINES_PER_SECOND
     assert stderr.suppressed == 35
     clock.now = 1000.0
     logged.clear()
     for _ in range(BURST + 5):
-        stderr.take(b"x")
+        stderr.handle_line(b"x")
     assert len(logged.messages) == 1 + BURST  # quiet times are not saved up
 
 
 def test_long_lines_are_cut(logged: pytest.LogCaptureFixture) -> None:
     stderr = StderrLog("time", clock=Clock())
-    stderr.take(b"x" * MAX_LINE)
-    stderr.take(Overlong(b"y" * MAX_LINE, b"z", 10**9))
+    stderr.handle_line(b"x" * MAX_LINE)
+    stderr.handle_line(OversizedLine(b"y" * MAX_LINE, b"z", 10**9))
     assert [len(message) for message in logged.messages] == [MAX_LINE, SHOWN]
     assert list(stderr.tail) == ["x" * SHOWN, "y" * SHOWN]
 
@@ -113,11 +113,11 @@ def test_only_lines_that_are_shown_are_masked(
     SECRETS.hold(stderr, ["00001-secret"])
     try:
         for _ in range(5_000):
-            stderr.take(b"x" * MAX_LINE)
-            stderr.take(Overlong(b"y" * EDGE_BYTES, b"z", 10**9))
+            stderr.handle_line(b"x" * MAX_LINE)
+            stderr.handle_line(OversizedLine(b"y" * EDGE_BYTES, b"z", 10**9))
         assert len(masked) == len(logged.messages) == BURST
         assert max(masked) == MAX_LINE
-        stderr.take(b"z" * (SHOWN - 5) + b"00001-secret")
+        stderr.handle_line(b"z" * (SHOWN - 5) + b"00001-secret")
         assert stderr.tail[-1] == "z" * (SHOWN - 5) + MASK
     finally:
         SECRETS.release(stderr)
@@ -135,9 +135,9 @@ def test_each_line_is_handed_on_once() -> None:
     heard: list[bytes] = []
     stderr = StderrLog("time", on_line=heard.append, clock=Clock())
     for number in range(BURST + 30):  # more than are logged
-        stderr.take(b"line %d\r" % number)
-    stderr.take(b" \t")
-    stderr.take(b"z" * MAX_LINE)
+        stderr.handle_line(b"line %d\r" % number)
+    stderr.handle_line(b" \t")
+    stderr.handle_line(b"z" * MAX_LINE)
     assert [shown(line) for line in heard] == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
 
 

@@ -26,7 +26,7 @@ from tests.support.http_sessions import HOP, Heard, first, outcome, start_call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.interface import SessionObserver
     from gateway.processes.child import Child
 
 PINGS = 1_000
@@ -92,7 +92,7 @@ def make_session(stdin: trio.lowlevel.FdStream) -> StdioSession:
     return StdioSession(
         config,
         cast("Child", SimpleNamespace(stdin=stdin)),
-        cast("Listener", listener),
+        cast("SessionObserver", listener),
         Hop(era=Era.LEGACY, client_info=raw({})),
     )
 
@@ -104,7 +104,7 @@ async def test_a_backend_that_asks_and_reads_no_reply_costs_bounded_memory(caplo
         ping = json.dumps({"jsonrpc": "2.0", "id": "p" * 10_000, "method": "ping"}).encode()
         with caplog.at_level(logging.WARNING):
             for _ in range(PINGS):
-                session._take(ping)
+                session._handle_line(ping)
         assert 10_000 * PINGS > 2 * MAX_UNREAD_REPLIES  # else nothing was to be left out
         assert session._outbox.size <= MAX_UNREAD_REPLIES + len(ping)
         assert len([record for record in caplog.records if "does not read the replies" in record.message]) == 1
@@ -117,7 +117,7 @@ async def test_a_backend_that_reads_gets_every_reply() -> None:
         with trio.fail_after(10):
             for number in range(PINGS):
                 data = json.dumps({"jsonrpc": "2.0", "id": f"{number:010000}", "method": "ping"}).encode()
-                session._take(data)
+                session._handle_line(data)
                 received = b""
                 while not received.endswith(b"\n"):
                     received += await stdout.receive_some(65_536)
@@ -146,8 +146,8 @@ WRITES: dict[str, Callable[[StdioSession], object]] = {
     "ping": lambda session: session._conversation.begin("ping"),
     "list": lambda session: session._conversation.begin("tools/list"),
     "notification": lambda session: session.upkeep.pass_on("notifications/roots/list_changed", raw({})),
-    "response": lambda session: session._take(b'{"jsonrpc":"2.0","id":1,"method":"ping"}'),
-    "error response": lambda session: session._take(b'{"jsonrpc":"2.0","id":1,"method":"vendor/unknown"}'),
+    "response": lambda session: session._handle_line(b'{"jsonrpc":"2.0","id":1,"method":"ping"}'),
+    "error response": lambda session: session._handle_line(b'{"jsonrpc":"2.0","id":1,"method":"vendor/unknown"}'),
 }
 
 
@@ -222,7 +222,7 @@ async def test_a_child_that_exits_says_so_although_writing_fails_too() -> None:
 async def test_calls_to_a_child_that_reads_no_more_end_by_their_deadline(size: int) -> None:
     with trio.fail_after(4 * WITHIN):
         async with open_child("serve()\ntime.sleep(1000)\n") as session:
-            await session.room()
+            await session.wait_writable()
             for _ in range(3):
                 ticket = start_call(session, "t", {"text": "x" * size})
                 began = trio.current_time()
@@ -232,7 +232,7 @@ async def test_calls_to_a_child_that_reads_no_more_end_by_their_deadline(size: i
                 ticket.close("the deadline has passed")
                 assert trio.current_time() - began < WITHIN
             assert session.in_flight == 0
-            assert isinstance(await session.upkeep.ask_alive(timeout=0.1), BackendTooSlow)
+            assert isinstance(await session.upkeep.ping(timeout=0.1), BackendTooSlow)
 
 
 # -- children that write what is not MCP -------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def listed(found: Snapshot) -> list[str]:
     return [item["name"] for item in json.loads(b"[" + found.page(Kind.TOOLS, None, None).joined + b"]")]
 
 
-def test_seed_g5_the_first_keeps_the_name_and_the_other_gets_another() -> None:
+def test_guarantee_g5_the_first_keeps_the_name_and_the_other_gets_another() -> None:
     found = merged({"a": ["x"], "b": ["x", "y"]})
     other = names.distinct_name("x", "b", "x", 128)
     assert listed(found) == ["x", other, "y"]

@@ -16,7 +16,7 @@ from gateway.catalog.views import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
 from gateway.config.views_model import ViewConfig, ViewTools
-from gateway.embed.faces import Faces, Paths
+from gateway.embed.faces import AsgiFrontends, Paths
 from gateway.errors import ConfigError
 from gateway.frontends.http.view_routing import NO_VIEW, view_in
 from tests.support.access import ALICE, MODERN_META, House, modern_headers, open_house
@@ -251,7 +251,7 @@ async def test_views_over_the_older_transport(autojump_clock: MockClock) -> None
 
 async def test_views_of_a_gateway_inside_a_program(autojump_clock: MockClock) -> None:
     async with viewed() as house:
-        faces = Faces(house.answers, Paths(), ())
+        faces = AsgiFrontends(house.answers, Paths(), ())
         await house.nursery.start(faces.run)
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
         headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/list", "content-type": "application/json"}

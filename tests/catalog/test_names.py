@@ -30,7 +30,7 @@ texts = st.text(max_size=40)
         ("a", ".", "x\ud83d", 64, "a.x\ufffd"),
     ],
 )
-def test_seed_g5_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:
+def test_guarantee_g5_public_names(namespace: str, separator: str, own: str, most: int, public: str) -> None:
     assert names.public_name(namespace, separator, own, most) == public
 
 

@@ -27,10 +27,10 @@ from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.caching import Hint
 from gateway.errors import BackendUnavailable, GatewayError, UnknownMethod, UnknownName
 from gateway.frontends.legacy.sessions import LegacySession, SessionTable
-from gateway.frontends.modern.request_state import Sealer
+from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.frontends.modern.suspended_calls import Parking
-from gateway.frontends.request_handler import Answers, Introduction
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import ClientIntroduction, RequestHandler
 from gateway.frontends.resource_subscriptions import watch_all
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
@@ -262,16 +262,16 @@ def test_another_view_is_news_for_those_who_see_it() -> None:
 
 
 @asynccontextmanager
-async def running(fakes: dict[str, FakeBackend], **start: Any) -> AsyncGenerator[Answers]:
+async def running(fakes: dict[str, FakeBackend], **start: Any) -> AsyncGenerator[RequestHandler]:
     servers = {name: ServerConfig(name=name, start=start.get(name, "eager")) for name in fakes}
     config = Config(servers=servers, gateway=GatewaySettings())
     fleet = Fleet(config, backends(fakes))
-    parking = Parking(Sealer())
+    parking = SuspendedCalls(RequestStateCodec())
     with trio.fail_after(10_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await settle()
-            yield Answers(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
+            yield RequestHandler(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
             fleet.stop()
 
 
@@ -283,7 +283,7 @@ def call_in(scope: Scope | None, name: str, method: str = "tools/call") -> Call:
     return make_call(name, method, caller=msgspec.structs.replace(LEGACY_CALLER, scope=scope))
 
 
-async def refusal(answers: Answers, call: Call) -> tuple[bytes, int]:
+async def refusal(answers: RequestHandler, call: Call) -> tuple[bytes, int]:
     with pytest.raises(GatewayError) as caught:
         answers.router.release(await answers.router.submit(call))
     return answers.encode_error(1, caught.value, Era.LEGACY, call)
@@ -389,7 +389,7 @@ async def test_a_parked_call_is_not_resumed_out_of_scope_nor_at_another_endpoint
             first, retry = (
                 make_call("git.log", caller=msgspec.structs.replace(MODERN_CALLER, scope=one)) for one in (given, scope)
             )
-            retry.params["requestState"] = jsonrpc.raw(answers.parking.sealer.seal(first, parked="key"))
+            retry.params["requestState"] = jsonrpc.raw(answers.parking.sealer.encode(first, parked="key"))
             with pytest.raises(GatewayError, match=problem):
                 await answers.modern(retry)
 
@@ -445,7 +445,7 @@ async def test_an_update_of_what_is_out_of_scope_by_now_is_not_told(autojump_clo
         seen = msgspec.structs.replace(LEGACY_CALLER, scope=Scope(servers=("git",)))
         assert await watch_all(answers.router, session, ["git://a"], seen, session.changes) == ["git://a"]
         answers.fleet.resource_updated(answers.fleet.supervisors["git"], "git://a", {"uri": jsonrpc.raw("git://a")})
-        assert [json.loads(one)["params"] for one in await session.changes.take()] == [{"uri": "git://a"}]
+        assert [json.loads(one)["params"] for one in await session.changes.next_batch()] == [{"uri": "git://a"}]
 
 
 def test_links_lead_only_to_those_in_scope() -> None:
@@ -460,15 +460,15 @@ def test_links_lead_only_to_those_in_scope() -> None:
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
-def introduction(identity: Identity) -> Introduction:
-    return Introduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b""), identity)
+def introduction(identity: Identity) -> ClientIntroduction:
+    return ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b""), identity)
 
 
 async def test_a_session_is_found_by_its_own_client_at_its_own_endpoint() -> None:
     await trio.lowlevel.checkpoint()  # sessions have a clock
     table = SessionTable(most=9, idle_timeout=9, max_requests=9)
     ada = Identity("ada", READER)
-    session = table.open(introduction(ada))
+    session = table.create(introduction(ada))
     assert session is not None
     assert session.id is not None
     assert session.caller.principal == "ada"
@@ -480,12 +480,12 @@ async def test_a_session_is_found_by_its_own_client_at_its_own_endpoint() -> Non
 
 async def test_a_session_goes_by_what_its_client_may_see_now() -> None:
     table = SessionTable(most=9, idle_timeout=9, max_requests=9)
-    session = table.open(introduction(Identity("ada", READER)))
+    session = table.create(introduction(Identity("ada", READER)))
     assert session is not None
     assert session.id is not None
     less = Scope(servers=())
     assert table.find(session.id, Identity("ada", less)) is session
     assert session.caller.scope is less
     with trio.fail_after(10):
-        told = [json.loads(one)["method"] for one in await session.changes.take()]
+        told = [json.loads(one)["method"] for one in await session.changes.next_batch()]
     assert told == [f"notifications/{feature}/list_changed" for feature in ("prompts", "resources", "tools")]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from gateway.config import StopLadder
+from gateway.config import ShutdownGrace
 from gateway.processes.child import Child, ChildCommand, open_child
 from gateway.processes.guard import ChildGuard
 
@@ -22,8 +22,8 @@ ZOO = str(Path(__file__).with_name("zoo.py"))
 DRIVER = str(Path(__file__).with_name("driver.py"))
 ROOT = str(Path(__file__).parents[2])
 
-QUICK = StopLadder(close_stdin=0.2, terminate=0.2, kill=1.0)
-PATIENT = StopLadder(close_stdin=5.0, terminate=5.0, kill=2.0)
+QUICK = ShutdownGrace(close_stdin=0.2, terminate=0.2, kill=1.0)
+PATIENT = ShutdownGrace(close_stdin=5.0, terminate=5.0, kill=2.0)
 
 
 def new_mark() -> str:
@@ -89,7 +89,7 @@ async def read_line(stream: trio.lowlevel.FdStream) -> str:
 
 @asynccontextmanager
 async def ready_child(
-    temper: str, mark: str, *args: str, guard: ChildGuard, ladder: StopLadder = QUICK
+    temper: str, mark: str, *args: str, guard: ChildGuard, ladder: ShutdownGrace = QUICK
 ) -> AsyncGenerator[Child]:
     async with open_child(command(temper, mark, *args), ladder=ladder, guard=guard, backend=temper) as child:
         assert await read_line(child.stdout) == "ready"

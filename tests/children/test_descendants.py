@@ -5,15 +5,15 @@ import signal
 
 import pytest
 
-from gateway.processes.process_tree import Family, Row, Survey, claim, parse_stat, read_brand, read_row, send
+from gateway.processes.process_tree import ProcessScan, ProcessTree, Row, claim, parse_stat, read_brand, read_row, send
 from gateway.processes.sentinel import Watch, rungs
 
 INSTANCE = "cafe"
 GATEWAY = 10
 
 
-def family(pid: int = 100, start: int = 50, brand: int = 7) -> Family:
-    made = Family(f"{INSTANCE}.1", (1.0, 1.0, 1.0), brand)
+def family(pid: int = 100, start: int = 50, brand: int = 7) -> ProcessTree:
+    made = ProcessTree(f"{INSTANCE}.1", (1.0, 1.0, 1.0), brand)
     made.born(pid, start)
     return made
 
@@ -25,9 +25,9 @@ def row(pid: int, ppid: int = 1, *, session: int = 1, start: int = 60, state: st
 CHILD = row(100, GATEWAY, session=100, start=50)
 
 
-def kin(*rows: Row, cookies=None, brands=None, of: Family | None = None, spare=frozenset({GATEWAY})) -> set[int]:
+def kin(*rows: Row, cookies=None, brands=None, of: ProcessTree | None = None, spare=frozenset({GATEWAY})) -> set[int]:
     mine = of or family()
-    found = Survey({each.pid: each for each in rows}, cookies or {}, brands or {})
+    found = ProcessScan({each.pid: each for each in rows}, cookies or {}, brands or {})
     claim(found, {mine.cookie: mine}, since=40, instance=INSTANCE, spare=spare)
     return set(mine.kin)
 
@@ -90,7 +90,7 @@ def test_a_pinned_child_is_kept_though_it_was_born_during_the_scan() -> None:
 
 def test_ghosts_are_named_and_the_spared_are_not_claimed() -> None:
     mine = family()
-    found = Survey({1: row(1), 5: row(5), 6: row(6)}, {5: ["cafe.99"], 6: ["beef.1"]}, {})
+    found = ProcessScan({1: row(1), 5: row(5), 6: row(6)}, {5: ["cafe.99"], 6: ["beef.1"]}, {})
     ghosts = claim(found, {mine.cookie: mine}, since=40, instance=INSTANCE, spare=frozenset({GATEWAY}))
     assert [(ghost.pid, cookie) for ghost, cookie in ghosts] == [(5, "cafe.99")]
     assert kin(CHILD, row(9, 100), spare=frozenset({9})) == {100}
@@ -115,19 +115,19 @@ def test_a_signal_reaches_only_who_was_meant() -> None:
 def test_the_sentinel_forgets_who_is_gone_and_ignores_what_is_new() -> None:
     watch = Watch()
     child = b'{"op":"child","cookie":"cafe.1","brand":7,"pid":%d,"start":50,"close_stdin":1,"terminate":2,"kill":3}'
-    assert watch.hear(b'{"op":"instance","instance":"cafe","pid":10,"start":40}')
-    assert watch.hear(child % 0)
+    assert watch.handle_announcement(b'{"op":"instance","instance":"cafe","pid":10,"start":40}')
+    assert watch.handle_announcement(child % 0)
     assert watch.families["cafe.1"].kin == {}
-    assert watch.hear(child % 100)
-    assert watch.hear(b'{"op":"kin","cookie":"cafe.1","kin":[[101,60]],"sessions":[[101,60]]}')
+    assert watch.handle_announcement(child % 100)
+    assert watch.handle_announcement(b'{"op":"kin","cookie":"cafe.1","kin":[[101,60]],"sessions":[[101,60]]}')
     assert watch.families["cafe.1"].kin == {100: 50, 101: 60}
-    assert watch.hear(b'{"op":"from the future"}')
-    assert watch.hear(b'{"op":"gone","cookie":"cafe.1"}')
+    assert watch.handle_announcement(b'{"op":"from the future"}')
+    assert watch.handle_announcement(b'{"op":"gone","cookie":"cafe.1"}')
     assert watch.families == {}
-    assert not watch.hear(b'{"op":"bye"}')
+    assert not watch.handle_announcement(b'{"op":"bye"}')
 
 
 def test_the_rungs_come_earlier_once_the_child_has_ended() -> None:
-    mine = Family("cafe.1", (2.0, 3.0, 1.0))
+    mine = ProcessTree("cafe.1", (2.0, 3.0, 1.0))
     assert rungs(mine, 10.0, None) == (12.0, 15.0)
     assert rungs(mine, 10.0, 10.5) == (10.75, 13.75)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from gateway.config import StopLadder
+from gateway.config import ShutdownGrace
 from gateway.processes.guard import open_guard
 from gateway.processes.process_tree import read_row
 from tests.children.support import (
@@ -46,7 +46,7 @@ EXITS = {
 }
 
 
-def bound(ladder: StopLadder) -> float:
+def bound(ladder: ShutdownGrace) -> float:
     return ladder.close_stdin + ladder.terminate + ladder.kill + 10  # a loaded machine may be slow
 
 
@@ -210,9 +210,9 @@ async def test_hurry_skips_all_grace() -> None:
                 ready_child("ignores_term", mark, guard=guard, ladder=PATIENT),
                 ready_child("stubborn_daemon", mark, guard=guard, ladder=PATIENT),
             ):
-                nursery.start_soon(guard.hurried.wait)
+                nursery.start_soon(guard.force_stopped.wait)
                 began = time.monotonic()
-                guard.hurry()
+                guard.force_stop()
             assert marked(mark) == []
             assert time.monotonic() - began < 10
 
@@ -230,5 +230,5 @@ async def test_hurry_cuts_a_running_ladder_short() -> None:
             began = time.monotonic()
             await nursery.start(hold)
             await trio.testing.wait_all_tasks_blocked()
-            guard.hurry()
+            guard.force_stop()
         assert time.monotonic() - began < 10

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from gateway.errors import BackendUnavailable
-from gateway.processes import child, process_tree, spawn
+from gateway.processes import child as child_module
+from gateway.processes import process_tree, spawn
 from gateway.processes.child import Child, ChildCommand, open_child
 from gateway.processes.guard import ChildGuard, open_guard
 from tests.children.support import (
@@ -58,7 +59,7 @@ async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(c
             os.kill(first, signal.SIGKILL)
             await until(lambda: guard.sentinel_pid not in {None, first})
             assert "the sentinel died (-9); starting another" in caplog.text
-            assert guard._roster()[1]["pid"] == guard.snapshot()[0].pid
+            assert guard._announcements()[1]["pid"] == guard.snapshot()[0].pid
 
 
 async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) -> None:
@@ -71,7 +72,7 @@ async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) ->
             assert first is not None
             os.kill(first, signal.SIGSTOP)
             for _ in range(100):
-                guard._tell({"op": "nothing", "padding": "x" * 100})
+                guard._announce({"op": "nothing", "padding": "x" * 100})
             await until(lambda: guard.sentinel_pid not in {None, first})
             assert "the sentinel does not read (-9)" in caplog.text
 
@@ -149,7 +150,7 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
 
             async def look_on() -> None:
                 while True:
-                    await guard.census()
+                    await guard.scan()
 
             looking.start_soon(look_on)
             async with trio.open_nursery() as nursery:
@@ -165,12 +166,12 @@ async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn(monkeypatch
         async with open_guard(subreaper=True, sentinel=False) as guard:
             pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
             await ended(pid)
-            family = guard.enroll("being spawned", QUICK)
-            await guard.census()
-            await guard.census()
+            family = guard.register("being spawned", QUICK)
+            await guard.scan()
+            await guard.scan()
             assert pid in zombies(os.getpid())
             guard.dismiss(family, spawned=False)
-            await guard.census()
+            await guard.scan()
             assert pid not in zombies(os.getpid())
 
 
@@ -191,7 +192,7 @@ async def test_a_status_taken_by_others_is_said_to_be(caplog) -> None:
             exits = open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x")
             async with exits as child:
                 await trio.to_thread.run_sync(os.waitpid, child.pid, 0)
-                assert await child.wait() == child.STATUS_TAKEN
+                assert await child.wait() == child_module.STATUS_TAKEN
                 assert "was taken by other code" in caplog.text
 
 
@@ -202,7 +203,7 @@ async def test_snapshot_names_the_descendants() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("daemon", mark, guard=guard) as child:
-            await guard.census()
+            await guard.scan()
             (report,) = guard.snapshot()
             assert (report.backend, report.pid) == ("daemon", child.pid)
             assert abs(report.started_at - time.time()) < 5
@@ -344,7 +345,7 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
 async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeypatch) -> None:
     monkeypatch.setattr(process_tree, "CAN_SCAN", False)
     monkeypatch.setattr(spawn, "open_pidfd", lambda _: -1)
-    monkeypatch.setattr(child, "open_pidfd", lambda _: -1)
+    monkeypatch.setattr(child_module, "open_pidfd", lambda _: -1)
     mark = new_mark()
     with trio.fail_after(20):
         async with open_guard(subreaper=False) as guard:

@@ -104,7 +104,7 @@ def test_an_unreadable_config_is_named(cli, tmp_path, command):
 
 @commands
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"mcpServers": 5}', '{"servers": []}', "\x00", "{}"])
-def test_seed_g4_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
+def test_guarantee_g4_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
     assert_refused(cli(*command, write(tmp_path, text)), "config.json")
 
 
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_one_line(cli, tmp_path, command):
 
 
 @commands
-def test_seed_g4_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
+def test_guarantee_g4_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
     config = {
         "mcpServers": {
             "both": {"command": "x", "url": "http://localhost/mcp"},
@@ -285,7 +285,7 @@ def test_both_readers_of_the_command_line_agree(words):
     assert convert(command, raw) == convert(command, plain)
 
 
-def test_seed_g3_what_serves_where_by_default_and_as_told():
+def test_guarantee_g3_what_serves_where_by_default_and_as_told():
     serve = find_command("serve")
 
     def read(*words):

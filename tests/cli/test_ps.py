@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from gateway.admin.control import _accept
-from gateway.cli.ps import ask_all
+from gateway.cli.ps import collect_reports
 from tests.children.support import marked, new_mark
 from tests.support.gateway_process import (
     ANSWER_WITHIN,
@@ -209,7 +209,7 @@ async def test_one_that_does_not_answer_is_told_and_hides_no_other(state, monkey
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(mute))
             listening.listen()
-            reports = await trio.to_thread.run_sync(ask_all, state)
+            reports = await trio.to_thread.run_sync(collect_reports, state)
         assert "control-1.sock" in next(report["error"] for report in reports if "error" in report)
         assert gateway.pid in [report.get("pid") for report in reports]
 

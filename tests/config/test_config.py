@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.config import NEVER_RESTART, Config, RestartPolicy, StopLadder, parse_config, parse_server
+from gateway.config import NEVER_RESTART, Config, RestartPolicy, ShutdownGrace, parse_config, parse_server
 from gateway.config.findings import edit_distance
 from gateway.errors import ConfigError
 
@@ -118,7 +118,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("fields", "line"), BAD_FIELDS, ids=[line[7:60] for _, line in BAD_FIELDS])
-def test_seed_g4_bad_field(fields: dict[str, Any], line: str) -> None:
+def test_guarantee_g4_bad_field(fields: dict[str, Any], line: str) -> None:
     whole = fields if "url" in fields else {"command": "run"} | fields
     assert problems_of({"mcpServers": {"weather": whole}}) == [f"server 'weather': {line}"]
 
@@ -316,7 +316,7 @@ TRANSPORTS = [
 
 
 @pytest.mark.parametrize(("fields", "transport"), TRANSPORTS)
-def test_seed_g2_transport(fields: dict[str, Any], transport: str | None) -> None:
+def test_guarantee_g2_transport(fields: dict[str, Any], transport: str | None) -> None:
     assert server(**fields).transport == transport
 
 
@@ -339,10 +339,10 @@ VALUES = [
     ({"restart": True}, "restart", RestartPolicy()),
     ({"restart": False}, "restart", NEVER_RESTART),
     ({"restart": {"jitter": 0, "max_delay": None}}, "restart", RestartPolicy(jitter=0.0)),
-    ({"shutdown_grace": 9}, "shutdown_grace", StopLadder(close_stdin=9.0)),
-    ({"shutdown_grace": "${N}"}, "shutdown_grace", StopLadder(close_stdin=7.0)),
-    ({"shutdown_grace": [1, "${N}", 3]}, "shutdown_grace", StopLadder(1.0, 7.0, 3.0)),
-    ({"shutdown_grace": {"kill": 4}}, "shutdown_grace", StopLadder(kill=4.0)),
+    ({"shutdown_grace": 9}, "shutdown_grace", ShutdownGrace(close_stdin=9.0)),
+    ({"shutdown_grace": "${N}"}, "shutdown_grace", ShutdownGrace(close_stdin=7.0)),
+    ({"shutdown_grace": [1, "${N}", 3]}, "shutdown_grace", ShutdownGrace(1.0, 7.0, 3.0)),
+    ({"shutdown_grace": {"kill": 4}}, "shutdown_grace", ShutdownGrace(kill=4.0)),
     ({"namespace": ""}, "effective_namespace", ""),
     ({"namespace": "n.1"}, "effective_namespace", "n.1"),
     ({}, "effective_namespace", "s"),

@@ -18,7 +18,7 @@ from gateway.config import (
     AuditSettings,
     GatewaySettings,
     ServerConfig,
-    StopLadder,
+    ShutdownGrace,
     config_reference,
     diff_configs,
     load_config,
@@ -40,7 +40,7 @@ def problem(path: Path) -> str:
     return line
 
 
-def test_seed_g4_minimal_example() -> None:
+def test_guarantee_g4_minimal_example() -> None:
     config = load_config(EXAMPLES / "minimal.json", environ=ENVIRON)
     assert config.servers == {
         "time": ServerConfig(name="time", transport="stdio", command="uvx", args=("mcp-server-time",))
@@ -71,7 +71,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     local = config.servers["local"]
     assert (local.command, local.args[-1], local.cwd) == ("/home/u/bin/my-server", "/home/u/data", "/home/u/data")
     assert local.env == {"SERVICE_REGION": "eu-west", "API_KEY": "unset", "PRICE": "${AMOUNT}"}
-    assert local.shutdown_grace == StopLadder(5.0, 3.0, 2.0)
+    assert local.shutdown_grace == ShutdownGrace(5.0, 3.0, 2.0)
     assert [server.transport for server in config.servers.values()] == ["stdio", "streamable-http", None]
     assert config.gateway.audit == AuditSettings("/home/u/audit.jsonl", arguments=True)
     default = GatewaySettings()
@@ -87,7 +87,7 @@ def test_another_clients_file() -> None:
     assert len(config.warnings) == 4
 
 
-def test_seed_g4_missing_file(tmp_path: Path) -> None:
+def test_guarantee_g4_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     assert problem(path) == f"{path}: no such file; check the path given with --config"
 

@@ -84,7 +84,7 @@ async def test_a_wrong_modern_version_is_refused_with_what_is_supported(gateways
         assert MODERN in answer["error"]["data"]["supported"]
 
 
-async def test_seed_g1_every_cell_lists_the_same_tools_byte_for_byte(gateways):
+async def test_guarantee_g1_every_cell_lists_the_same_tools_byte_for_byte(gateways):
     spans = []
     for cell in CELLS:
         async with open_client(gateways, cell) as client:
@@ -112,7 +112,7 @@ async def test_prompts_and_resources_are_empty_lists(gateways, cell):
 
 @every_cell
 @every_backend
-async def test_seed_g6_arguments_and_meta_arrive_unchanged(gateways, cell, backend):
+async def test_guarantee_g6_arguments_and_meta_arrive_unchanged(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         params = {"name": f"{backend}.params", "arguments": ARGUMENTS, "vendor": [None], "_meta": UNIQUE}
         got = structured_of(await client.request("tools/call", params))
@@ -149,7 +149,7 @@ async def test_results_arrive_in_the_era_of_the_client(gateways, cell, backend):
     ("backend", "variant"),
     [("odd", "plain"), ("odd_modern", "plain"), ("doubled", "duplicate"), ("bare", "missing_content")],
 )
-async def test_seed_g6_a_result_that_no_model_knows_arrives_byte_for_byte(gateways, cell, backend, variant):
+async def test_guarantee_g6_a_result_that_no_model_knows_arrives_byte_for_byte(gateways, cell, backend, variant):
     async with open_client(gateways, cell) as client:
         got = await client.exact("tools/call", {"name": f"{backend}.go", "arguments": {}})
     sent = odd_result(variant)

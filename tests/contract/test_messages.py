@@ -297,7 +297,7 @@ async def test_a_tool_call(gateways, cell):
 
 
 @covers(REQUEST, "resources/read", "prompts/get", "completion/complete")
-async def test_seed_g7_what_backends_answer(gateways, cell):
+async def test_guarantee_g7_what_backends_answer(gateways, cell):
     server = messages.make_reference(NAME)
     asked = [
         ("resources/read", {"uri": URI}),
@@ -323,7 +323,7 @@ async def test_seed_g7_what_backends_answer(gateways, cell):
 
 @covers(REQUEST, "resources/subscribe", "resources/unsubscribe")
 @covers(NOTICE, "notifications/resources/updated")
-async def test_seed_g7_a_subscription(gateways, cell):
+async def test_guarantee_g7_a_subscription(gateways, cell):
     async with open_talker(gateways, cell) as talker:
 
         async def subscribed():
@@ -346,7 +346,7 @@ async def test_seed_g7_a_subscription(gateways, cell):
 
 @covers(REQUEST, "logging/setLevel")
 @covers(NOTICE, "notifications/message")
-async def test_seed_g7_logging(gateways, cell):
+async def test_guarantee_g7_logging(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         for level, expected in (("error", 0), ("info", 1)):
             assert (await talker.request("logging/setLevel", {"level": level})).result == {}
@@ -498,7 +498,7 @@ async def test_changed_roots(gateways, cell):
 
 
 @covers(NOTICE, "notifications/progress")
-async def test_seed_g7_progress_of_the_server(gateways, cell):
+async def test_guarantee_g7_progress_of_the_server(gateways, cell):
     said = [{"progress": n, "total": 3.5, "message": f"é {n}", "x-extra": None} for n in (1, 2, 3)]
     async with open_talker(gateways, cell) as talker:
         for token in ("a token", 7):

@@ -31,7 +31,7 @@ def sse_url(gateways):
 @pytest.mark.parametrize(
     "test",
     [
-        test_calls.test_seed_g6_arguments_and_meta_arrive_unchanged,
+        test_calls.test_guarantee_g6_arguments_and_meta_arrive_unchanged,
         test_calls.test_results_arrive_in_the_era_of_the_client,
         test_cancel.test_a_cancel_reaches_the_backend_for_exactly_its_own_call,
     ],
@@ -61,7 +61,9 @@ async def test_the_same(gateways, test):
     ("backend", "variant"), [("odd", "plain"), ("doubled", "duplicate"), ("bare", "missing_content")]
 )
 async def test_odd_results_arrive_byte_for_byte(gateways, backend, variant):
-    await test_calls.test_seed_g6_a_result_that_no_model_knows_arrives_byte_for_byte(gateways, SSE, backend, variant)
+    await test_calls.test_guarantee_g6_a_result_that_no_model_knows_arrives_byte_for_byte(
+        gateways, SSE, backend, variant
+    )
 
 
 @pytest.mark.parametrize("token", [7, "a token"])
@@ -154,7 +156,7 @@ async def test_clients_do_not_hear_each_other(gateways):
         assert one.stdio.arrived == other.stdio.arrived == []
 
 
-async def test_seed_g3_alone_on_paths_of_its_own_and_stopped_with_a_call_under_way():
+async def test_guarantee_g3_alone_on_paths_of_its_own_and_stopped_with_a_call_under_way():
     config = {
         "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": LADDER}},
         "gateway": {"drain_grace": 10},

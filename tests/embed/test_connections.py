@@ -16,7 +16,7 @@ import trio
 from mcp_types import CallToolResult, TextContent, Tool
 
 import gateway
-from gateway.config import StopLadder
+from gateway.config import ShutdownGrace
 from gateway.embed import engine
 from gateway.errors import GatewayError
 from tests.peers.http_peer import LegacyServer, open_peer
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.leak_check
 
 
 @both_loops
-def test_seed_p1_servers_are_recorded_and_start_with_their_first_use(loop: str) -> None:
+def test_guarantee_p1_servers_are_recorded_and_start_with_their_first_use(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         threads = threading.active_count()
@@ -59,7 +59,7 @@ def test_seed_p1_servers_are_recorded_and_start_with_their_first_use(loop: str) 
 
 
 @both_loops
-def test_seed_p1_a_bad_server_is_recorded_and_the_others_work(loop: str) -> None:
+def test_guarantee_p1_a_bad_server_is_recorded_and_the_others_work(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         handles = await manager.initialize_connections(config_of(a=echo_backend(), bad={"command": 3}))
@@ -76,7 +76,7 @@ def test_seed_p1_a_bad_server_is_recorded_and_the_others_work(loop: str) -> None
 
 
 @pytest.mark.parametrize("config", [None, [], "{}", {"mcpServers": []}, {"mcpServers": None}, {}])
-def test_seed_p1_what_is_no_config_raises_value_error_and_changes_nothing(config: Any) -> None:
+def test_guarantee_p1_what_is_no_config_raises_value_error_and_changes_nothing(config: Any) -> None:
     manager = gateway.MCPProxyManager()
     manager.initialize_connections(config_of())
     with pytest.raises(ValueError, match="must be a dict") as caught:
@@ -100,7 +100,9 @@ def test_seed_p1_what_is_no_config_raises_value_error_and_changes_nothing(config
         ({"url": "http://127.0.0.1/", "headers": "A: 1"}, ["'headers'"]),
     ],
 )
-def test_seed_p2_each_violation_has_its_own_message_with_the_server(entry: dict[str, Any], words: list[str]) -> None:
+def test_guarantee_p2_each_violation_has_its_own_message_with_the_server(
+    entry: dict[str, Any], words: list[str]
+) -> None:
     manager = gateway.ProxyManager()
     manager.initialize_connections(config_of(culprit=entry, a=echo_backend()))
     error = manager.get_server_status("culprit")["error"]
@@ -109,7 +111,7 @@ def test_seed_p2_each_violation_has_its_own_message_with_the_server(entry: dict[
 
 
 @pytest.mark.parametrize("header", ["Authorization", "authorization", "AUTHORIZATION"])
-async def test_seed_p3_a_given_authorization_header_is_used_as_it_is(header: str) -> None:
+async def test_guarantee_p3_a_given_authorization_header_is_used_as_it_is(header: str) -> None:
     with trio.fail_after(WITHIN):
         async with open_peer(LegacyServer()) as peer:
             manager = gateway.ProxyManager()
@@ -120,7 +122,7 @@ async def test_seed_p3_a_given_authorization_header_is_used_as_it_is(header: str
             await manager.close_all_connections()
 
 
-async def test_seed_p3_without_one_oauth_is_found_out() -> None:
+async def test_guarantee_p3_without_one_oauth_is_found_out() -> None:
     with trio.fail_after(WITHIN):
         async with open_oauth_peer() as peer:
             robot = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t"}
@@ -143,7 +145,7 @@ async def test_seed_p3_without_one_oauth_is_found_out() -> None:
             await manager.close_all_connections()
 
 
-def test_seed_p4_a_client_of_an_unknown_or_failed_server_is_refused() -> None:
+def test_guarantee_p4_a_client_of_an_unknown_or_failed_server_is_refused() -> None:
     manager = gateway.ProxyManager()
     handles = manager.initialize_connections(
         config_of(a=echo_backend(), bad={"command": 3}, off={**echo_backend(), "disabled": True})
@@ -158,7 +160,7 @@ def test_seed_p4_a_client_of_an_unknown_or_failed_server_is_refused() -> None:
 
 
 @both_loops
-def test_seed_p4_a_client_shares_one_session_among_those_inside(loop: str) -> None:
+def test_guarantee_p4_a_client_shares_one_session_among_those_inside(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         client = manager.get_client("a")
@@ -177,7 +179,7 @@ def test_seed_p4_a_client_shares_one_session_among_those_inside(loop: str) -> No
 
 
 @both_loops
-def test_seed_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothing(loop: str) -> None:
+def test_guarantee_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothing(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(mute=echo_backend("--hang", "initialize")))
 
@@ -199,7 +201,7 @@ def test_seed_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothing(loo
 
 
 @both_loops
-def test_seed_p5_a_connection_is_tested_and_the_status_says_how_it_went(loop: str) -> None:
+def test_guarantee_p5_a_connection_is_tested_and_the_status_says_how_it_went(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(
@@ -220,7 +222,7 @@ def test_seed_p5_a_connection_is_tested_and_the_status_says_how_it_went(loop: st
 
 
 @both_loops
-def test_seed_p5_an_attempt_ends_after_its_timeout(loop: str) -> None:
+def test_guarantee_p5_an_attempt_ends_after_its_timeout(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(mute=echo_backend("--hang", "initialize")))
         assert await manager.test_connection("mute", timeout_ms=200, max_retries=1) is False
@@ -230,7 +232,7 @@ def test_seed_p5_an_attempt_ends_after_its_timeout(loop: str) -> None:
     run_on(loop, body)
 
 
-async def test_seed_p5_attempts_are_half_a_second_apart_then_one_then_two(
+async def test_guarantee_p5_attempts_are_half_a_second_apart_then_one_then_two(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     starts: list[float] = []
@@ -251,7 +253,7 @@ async def test_seed_p5_attempts_are_half_a_second_apart_then_one_then_two(
 
 
 @both_loops
-def test_seed_p6_each_call_has_a_session_of_its_own(loop: str) -> None:
+def test_guarantee_p6_each_call_has_a_session_of_its_own(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         pids: list[int] = []
@@ -273,7 +275,7 @@ def test_seed_p6_each_call_has_a_session_of_its_own(loop: str) -> None:
 
 
 @both_loops
-def test_seed_p6_a_timeout_is_a_timeout_error_and_the_server_is_told(loop: str) -> None:
+def test_guarantee_p6_a_timeout_is_a_timeout_error_and_the_server_is_told(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         async with manager.get_client("a") as client:
@@ -289,7 +291,7 @@ def test_seed_p6_a_timeout_is_a_timeout_error_and_the_server_is_told(loop: str) 
 
 
 @both_loops
-def test_seed_p6_other_failures_name_tool_and_server(loop: str) -> None:
+def test_guarantee_p6_other_failures_name_tool_and_server(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(
             config=config_of(a=echo_backend(), dies=faulty_backend("dies_mid_call"), absent={"command": "/no/such"})
@@ -308,7 +310,7 @@ def test_seed_p6_other_failures_name_tool_and_server(loop: str) -> None:
 
 
 @both_loops
-def test_seed_p6_a_result_that_is_an_error_is_a_result(loop: str) -> None:
+def test_guarantee_p6_a_result_that_is_an_error_is_a_result(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         result = await manager.call_tool("a", "structured", {"value": {"v": 1}, "extra": {"isError": True}})
@@ -320,7 +322,7 @@ def test_seed_p6_a_result_that_is_an_error_is_a_result(loop: str) -> None:
 
 
 @both_loops
-def test_seed_p6_a_cancelled_caller_cancels_the_call(loop: str) -> None:
+def test_guarantee_p6_a_cancelled_caller_cancels_the_call(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         async with manager.get_client("a") as client:
@@ -335,7 +337,7 @@ def test_seed_p6_a_cancelled_caller_cancels_the_call(loop: str) -> None:
 
 
 @both_loops
-def test_seed_p7_tools_are_listed_under_the_servers_own_names(loop: str) -> None:
+def test_guarantee_p7_tools_are_listed_under_the_servers_own_names(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(a=echo_backend("--plain", "--tools", 2)))
         tools = await manager.list_tools("a")
@@ -349,7 +351,7 @@ def test_seed_p7_tools_are_listed_under_the_servers_own_names(loop: str) -> None
     run_on(loop, body)
 
 
-def test_seed_p8_status_and_names_and_configs() -> None:
+def test_guarantee_p8_status_and_names_and_configs() -> None:
     manager = gateway.ProxyManager()
     nothing = {"connected": False, "error": "", "initialized": False}
     assert manager.get_server_status("a") == nothing
@@ -368,7 +370,7 @@ def test_seed_p8_status_and_names_and_configs() -> None:
 
 
 @both_loops
-def test_seed_p9_a_reload_changes_what_differs_and_disturbs_nothing_else(loop: str) -> None:
+def test_guarantee_p9_a_reload_changes_what_differs_and_disturbs_nothing_else(loop: str) -> None:
     async def body() -> None:
         same, changed, gone = echo_backend(), echo_backend("--name", "one"), echo_backend()
         manager = gateway.ProxyManager()
@@ -398,7 +400,7 @@ def test_seed_p9_a_reload_changes_what_differs_and_disturbs_nothing_else(loop: s
 
 
 @both_loops
-def test_seed_p9_calls_of_a_server_that_goes_finish_first(loop: str) -> None:
+def test_guarantee_p9_calls_of_a_server_that_goes_finish_first(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(config_of())
@@ -419,7 +421,7 @@ def test_seed_p9_calls_of_a_server_that_goes_finish_first(loop: str) -> None:
 
 @both_loops
 @pytest.mark.parametrize("wrong", [[], {}, {"mcpServers": {"a": {"command": 3}, "b": {"command": "x"}}}])
-def test_seed_p9_a_wrong_config_changes_nothing(loop: str, wrong: Any) -> None:
+def test_guarantee_p9_a_wrong_config_changes_nothing(loop: str, wrong: Any) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(config_of())
@@ -438,12 +440,12 @@ def test_seed_p9_a_wrong_config_changes_nothing(loop: str, wrong: Any) -> None:
 # -- P10, and the end of the loop --------------------------------------------------------------------------------------
 
 
-def test_seed_p10_the_ladder_waits_two_seconds_for_stdin() -> None:
-    assert (StopLadder().close_stdin, StopLadder().terminate) == (2.0, 2.0)
+def test_guarantee_p10_the_ladder_waits_two_seconds_for_stdin() -> None:
+    assert (ShutdownGrace().close_stdin, ShutdownGrace().terminate) == (2.0, 2.0)
 
 
 @both_loops
-def test_seed_p10_one_that_does_not_end_keeps_no_other_open(loop: str) -> None:
+def test_guarantee_p10_one_that_does_not_end_keeps_no_other_open(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(config_of(good=echo_backend(), deaf=stubborn_backend()))

@@ -57,7 +57,7 @@ def make_app() -> Starlette:
 # -- M1, M2 ----------------------------------------------------------------------------------------------------------
 
 
-def test_seed_m1_it_is_made_with_a_name_and_a_key_and_takes_its_config_from_memory() -> None:
+def test_guarantee_m1_it_is_made_with_a_name_and_a_key_and_takes_its_config_from_memory() -> None:
     manager = gateway.ProxyManager(name="mine", auth_enabled=True, api_key="key", config=config_of())
     assert manager.get_all_servers() == ["a"]
     assert gateway.ProxyManager("mine", True, "key").get_all_servers() == []
@@ -69,7 +69,7 @@ def test_seed_m1_it_is_made_with_a_name_and_a_key_and_takes_its_config_from_memo
 
 
 @both_loops
-def test_seed_m1_no_file_is_read_or_written(loop: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarantee_m1_no_file_is_read_or_written(loop: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ def test_seed_m1_no_file_is_read_or_written(loop: str, tmp_path: Any, monkeypatc
 
 
 @both_loops
-def test_seed_m2_it_is_mounted_in_a_running_application_and_shut_down(loop: str) -> None:
+def test_guarantee_m2_it_is_mounted_in_a_running_application_and_shut_down(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager("mine")
         manager.initialize(config_of())
@@ -128,7 +128,7 @@ def test_seed_m2_it_is_mounted_in_a_running_application_and_shut_down(loop: str)
 
 
 @both_loops
-def test_seed_m2_both_eras_and_the_older_transport_are_served(loop: str) -> None:
+def test_guarantee_m2_both_eras_and_the_older_transport_are_served(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
@@ -174,7 +174,7 @@ def test_a_slash_at_the_end_of_a_path_changes_nothing(loop: str) -> None:
 
 
 @both_loops
-def test_seed_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: str) -> None:
+def test_guarantee_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         one, two = make_app(), make_app()
@@ -197,7 +197,7 @@ def test_seed_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: str) 
 
 
 @both_loops
-def test_seed_m3_exactly_these_tools_are_offered_as_they_are_described(loop: str) -> None:
+def test_guarantee_m3_exactly_these_tools_are_offered_as_they_are_described(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(a=echo_backend(), b=echo_backend()))
         app = make_app()
@@ -237,7 +237,7 @@ def text_of_direct(result: Any) -> str:
         ({"a.echo": {}}, ["must be a list"]),
     ],
 )
-def test_seed_m3_what_is_unknown_or_wrong_is_refused_and_nothing_changes(
+def test_guarantee_m3_what_is_unknown_or_wrong_is_refused_and_nothing_changes(
     loop: str, wrong: Any, words: list[str]
 ) -> None:
     async def body() -> None:
@@ -260,7 +260,7 @@ def test_seed_m3_what_is_unknown_or_wrong_is_refused_and_nothing_changes(
     run_on(loop, body)
 
 
-def test_seed_m3_tools_may_be_chosen_before_there_is_an_application() -> None:
+def test_guarantee_m3_tools_may_be_chosen_before_there_is_an_application() -> None:
     manager = gateway.ProxyManager(config=config_of(a=echo_backend("--start-delay", 0.3)))
     manager.update_tools([ECHO])
 
@@ -276,7 +276,7 @@ def test_seed_m3_tools_may_be_chosen_before_there_is_an_application() -> None:
 
 
 @both_loops
-def test_seed_m4_a_remount_serves_at_once_tells_clients_and_lets_calls_finish(loop: str) -> None:
+def test_guarantee_m4_a_remount_serves_at_once_tells_clients_and_lets_calls_finish(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
@@ -303,7 +303,7 @@ def test_seed_m4_a_remount_serves_at_once_tells_clients_and_lets_calls_finish(lo
 
 
 @both_loops
-def test_seed_m4_a_reload_reaches_connected_clients_too(loop: str) -> None:
+def test_guarantee_m4_a_reload_reaches_connected_clients_too(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
@@ -323,7 +323,7 @@ def test_seed_m4_a_reload_reaches_connected_clients_too(loop: str) -> None:
 
 
 @both_loops
-def test_seed_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> None:
+def test_guarantee_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         app = make_app()
@@ -342,7 +342,7 @@ def test_seed_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> None:
 
 
 @both_loops
-def test_seed_m5_without_the_right_key_there_is_a_401_and_nothing_else(loop: str) -> None:
+def test_guarantee_m5_without_the_right_key_there_is_a_401_and_nothing_else(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(auth_enabled=True, api_key="the key", config=config_of())
         app = make_app()
@@ -374,7 +374,7 @@ def test_seed_m5_without_the_right_key_there_is_a_401_and_nothing_else(loop: str
     run_on(loop, body)
 
 
-def test_seed_m5_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarantee_m5_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[int, int]] = []
     monkeypatch.setattr(mount.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or a == b)
     sent: list[Any] = []
@@ -393,7 +393,7 @@ def test_seed_m5_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPa
 
 
 @both_loops
-def test_seed_m5_cors_follows_allow_origins(loop: str) -> None:
+def test_guarantee_m5_cors_follows_allow_origins(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(auth_enabled=True, api_key="k", config=config_of())
         app = make_app()
@@ -425,7 +425,7 @@ def test_seed_m5_cors_follows_allow_origins(loop: str) -> None:
 
 
 @both_loops
-def test_seed_m6_what_cannot_be_mounted_raises_is_logged_and_changes_nothing(
+def test_guarantee_m6_what_cannot_be_mounted_raises_is_logged_and_changes_nothing(
     loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -453,7 +453,7 @@ def test_seed_m6_what_cannot_be_mounted_raises_is_logged_and_changes_nothing(
 
 
 @both_loops
-def test_seed_m6_a_gateway_that_cannot_start_is_not_half_mounted(
+def test_guarantee_m6_a_gateway_that_cannot_start_is_not_half_mounted(
     loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -477,7 +477,7 @@ def test_seed_m6_a_gateway_that_cannot_start_is_not_half_mounted(
     run_on(loop, body)
 
 
-def test_seed_m6_a_wrong_config_is_refused_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_guarantee_m6_a_wrong_config_is_refused_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     manager = gateway.ProxyManager(config=config_of())
     with pytest.raises(GatewayError, match="'b'"):
         manager.initialize(config_of(b={"command": 3}))

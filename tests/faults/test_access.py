@@ -220,10 +220,10 @@ async def test_a_parked_call_is_its_principals(autojump_clock: MockClock) -> Non
 
 def elicitation() -> Any:
     from gateway import jsonrpc
-    from gateway.calls import Ask
+    from gateway.calls import ServerRequest
 
     params = {"message": jsonrpc.raw("?"), "requestedSchema": jsonrpc.raw({"type": "object", "properties": {}})}
-    return Ask("elicitation/create", params, lambda _reply: None)
+    return ServerRequest("elicitation/create", params, lambda _reply: None)
 
 
 # -- The Authorization header, made up ---------------------------------------------------------------------------------

@@ -13,21 +13,21 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Era, Failure
-from gateway.frontends.legacy.sessions import Desk
-from gateway.inflight.pending import Ticket
+from gateway.calls import Era, Failure, ServerRequest
+from gateway.frontends.legacy.sessions import ServerRequestTable
+from gateway.inflight.pending import PendingCall
 from tests.peers.http_peer import LegacyServer, Reply, Request, SseServer, open_peer
 from tests.support.fakes import Script
 from tests.support.http_sessions import WITHIN, call, open_session, text_of
 from tests.support.suspended import make_call, make_caller
 
 BAD_INPUT = {
-    "a backend answers HTML": ["test_backends_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error"],
-    "a redirect loop": ["test_backends_streamable.test_any_other_redirect_is_a_clear_error"],
-    "401 without metadata": ["test_backends_oauth.test_a_login_that_cannot_work_is_told"],
+    "a backend answers HTML": ["backends.http.test_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error"],
+    "a redirect loop": ["backends.http.test_streamable.test_any_other_redirect_is_a_clear_error"],
+    "401 without metadata": ["oauth_client.test_login.test_a_login_that_cannot_work_is_told"],
     "an event of 100 MB": [
-        "test_backends_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error",
-        "test_backends_sse.test_an_oversized_event_costs_its_own_call_only",
+        "backends.http.test_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error",
+        "backends.http.test_sse.test_an_oversized_event_costs_its_own_call_only",
         "faults.test_backends.test_a_line_of_100_mb_costs_its_own_call",
     ],
     "a stream cut in the middle of an event": ["faults.test_grid_http.test_mid_call"],
@@ -38,14 +38,16 @@ BAD_INPUT = {
     "a client answers twice": ["faults.test_bad_input.test_a_client_that_answers_twice"],
     "a client never answers": [
         "faults.test_bad_input.test_a_client_that_never_answers",
-        "test_frontends_flow.test_a_client_that_never_answers_is_not_waited_for",
+        "frontends.test_call_stream.test_a_client_that_never_answers_is_not_waited_for",
     ],
     "a client answers after the cancel": ["faults.test_bad_input.test_a_client_that_answers_after_the_cancel"],
-    "a subscriber that vanishes": ["test_frontends_watching.test_the_first_subscription_gets_the_backends_own_answer"],
+    "a subscriber that vanishes": [
+        "frontends.test_resource_subscriptions.test_the_first_subscription_gets_the_backends_own_answer"
+    ],
     "an elicitation URL with credentials": [
-        "test_eras_asks.test_a_url_that_is_no_place_to_visit_is_shown_to_nobody",
-        "test_eras_errors.test_an_unsafe_page_is_named_to_nobody",
-        "test_frontends_answers.test_a_modern_client_is_not_sent_to_an_unsafe_page",
+        "eras.test_asks.test_a_url_that_is_no_place_to_visit_is_shown_to_nobody",
+        "eras.test_errors.test_an_unsafe_page_is_named_to_nobody",
+        "frontends.test_request_handler.test_a_modern_client_is_not_sent_to_an_unsafe_page",
     ],
 }
 
@@ -101,19 +103,19 @@ async def test_two_sessions_with_the_same_id() -> None:
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-def asked(desk: Desk) -> tuple[Any, list[bytes | Failure]]:
+def asked(desk: ServerRequestTable) -> tuple[Any, list[bytes | Failure]]:
     """Something that a client is asked, and what the server is told."""
     told: list[bytes | Failure] = []
-    ask = Ask("roots/list", {}, told.append)
+    ask = ServerRequest("roots/list", {}, told.append)
     return (ask, msgspec.json.decode(desk.request(ask))["id"]), told
 
 
-def answer(desk: Desk, request_id: Any, result: str = "{}") -> None:
-    desk.settle(jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (request_id, result.encode())))
+def answer(desk: ServerRequestTable, request_id: Any, result: str = "{}") -> None:
+    desk.handle_response(jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (request_id, result.encode())))
 
 
 def test_a_client_that_answers_twice() -> None:
-    desk = Desk()
+    desk = ServerRequestTable()
     (_, number), told = asked(desk)
     (_, other), told_other = asked(desk)
     for result in ('{"a":1}', '{"a":2}'):
@@ -125,7 +127,7 @@ def test_a_client_that_answers_twice() -> None:
 
 
 def test_a_client_that_answers_after_the_cancel() -> None:
-    desk = Desk()
+    desk = ServerRequestTable()
     (ask, number), told = asked(desk)
     assert desk.withdraw(ask) is not None
     answer(desk, number)
@@ -137,11 +139,11 @@ async def test_a_client_that_never_answers() -> None:
     """Its call ends at its deadline: the server is told that no answer comes, and nothing of it is kept."""
     script = Script()
     one = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, session="one"))
-    ticket = Ticket(one, backend="b", own_name="x", timeout=0.05)
+    ticket = PendingCall(one, backend="b", own_name="x", timeout=0.05)
     script.send(ticket)
     script.feed({"id": "r", "method": "roots/list", "params": {}})
     with trio.fail_after(WITHIN):
-        assert isinstance(await ticket.next(), Ask)
+        assert isinstance(await ticket.next(), ServerRequest)
         found = await ticket.next()
     assert "did not answer" in str(found)
     methods = [one.get("method", "refusal") for one in script.posted]

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from gateway.backends.http.detect import HttpOpener
-from gateway.calls import Complete, Notice
+from gateway.calls import Complete, Notification
 from gateway.config import parse_server
 from gateway.config.model import Config, ServerConfig
 from gateway.errors import BackendError
@@ -32,7 +32,7 @@ from tests.support.http_sessions import HOP, WITHIN
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from tests.peers.http_peer import HttpPeer
 
 FAULTS = ("exit", "hang", "garbage", "half line", "flood", "closes stdout only")
@@ -203,9 +203,9 @@ class House:
         assert isinstance(found, Complete)
 
 
-async def ended(ticket: Ticket) -> Any:
+async def ended(ticket: PendingCall) -> Any:
     with trio.fail_after(WITHIN):
-        while isinstance(found := await ticket.next(), Notice):
+        while isinstance(found := await ticket.next(), Notification):
             pass
     return found
 

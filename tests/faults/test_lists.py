@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from gateway.embed.native import EmbeddedGateway
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from gateway.supervisor.supervisor import Supervisor
 
 WAYS = [("stdio", "legacy"), ("stdio", "modern"), ("http", "legacy"), ("http", "modern"), ("sse", "legacy")]
@@ -56,7 +56,9 @@ async def wait_warnings(gw: EmbeddedGateway, name: str, *, wanted: bool) -> tupl
     while bool(warnings := gw.status()[name].warnings) is not wanted:
         changed = trio.Event()
 
-        def note(_supervisor: Supervisor, _ticket: Ticket | None, _seconds: float, event: trio.Event = changed) -> None:
+        def note(
+            _supervisor: Supervisor, _ticket: PendingCall | None, _seconds: float, event: trio.Event = changed
+        ) -> None:
             event.set()
 
         gw.fleet.observe(note)

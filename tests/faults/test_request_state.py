@@ -1,6 +1,6 @@
 """Attacks on `requestState`, and everything else that can go wrong with a parked call: nothing is resumed or run twice.
 
-What needs other principals or another clock is in tests/frontends/modern/test_request_state.py and tests/frontends/modern/test_suspended_calls.py.
+Tests with other principals or another clock are in tests/frontends/modern.
 """
 
 from __future__ import annotations

@@ -10,22 +10,22 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Complete, Era, Failure, Notice, Withdrawn
+from gateway.calls import Complete, Era, Failure, Notification, ServerRequest, Withdrawn
 from gateway.errors import BackendProtocol, Busy
-from gateway.frontends.call_stream import EMPTY_ROUND_DELAY, MAX_ROUNDS, Flow
-from gateway.inflight.pending import Ticket
+from gateway.frontends.call_stream import EMPTY_ROUND_DELAY, MAX_ROUNDS, CallStream
+from gateway.inflight.pending import PendingCall
 from tests.support.suspended import ELICITATION, ROOTS, SAMPLING, Lines, done, make_caller, open_flow, required
 
-NOTICE = Notice("notifications/message", {"level": jsonrpc.raw("info")})
+NOTICE = Notification("notifications/message", {"level": jsonrpc.raw("info")})
 
 
-async def next_ask(flow: Flow) -> Ask:
+async def next_ask(flow: CallStream) -> ServerRequest:
     item = await flow.next()
-    assert isinstance(item, Ask), item
+    assert isinstance(item, ServerRequest), item
     return item
 
 
-async def next_ticket(lines: Lines, flow: Flow) -> Ticket:
+async def next_ticket(lines: Lines, flow: CallStream) -> PendingCall:
     """Have the flow go on until it waits for its backend; the ticket of the call that it has sent meanwhile."""
     count = len(lines.tickets)
     with trio.move_on_after(5):
@@ -35,7 +35,7 @@ async def next_ticket(lines: Lines, flow: Flow) -> Ticket:
     return lines.tickets[-1]
 
 
-def params_of(ticket: Ticket) -> dict[str, Any]:
+def params_of(ticket: PendingCall) -> dict[str, Any]:
     return {name: json.loads(bytes(span)) for name, span in ticket.call.params.items()}
 
 
@@ -224,8 +224,8 @@ async def test_a_modern_client_gets_the_round_as_it_is(autojump_clock: MockClock
 
 async def test_notices_are_kept_in_their_order_and_streams_that_close_are_not(autojump_clock: MockClock) -> None:
     flow, ticket = open_flow(Era.MODERN, Lines())
-    ask = Ask(ROOTS, {}, lambda _reply: None)
-    later = Notice("notifications/message", {})
+    ask = ServerRequest(ROOTS, {}, lambda _reply: None)
+    later = Notification("notifications/message", {})
     ticket.notify(NOTICE)
     ticket.close_stream(5)
     ticket.ask(ask)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from gateway.calls import Ask, Complete, Era
+from gateway.calls import Complete, Era, ServerRequest
 from gateway.errors import BackendExited, Revoked
-from gateway.frontends.call_stream import Flow
+from gateway.frontends.call_stream import CallStream
 from gateway.frontends.completion_queue import Waiting
-from gateway.frontends.stdio import END_GRACE, StdioFace
-from gateway.inflight.pending import Ticket
+from gateway.frontends.stdio import END_GRACE, StdioFrontend
+from gateway.inflight.pending import PendingCall
 from tests.frontends.legacy.test_sse import HELLO
 from tests.support.fakes import SOON, settle
 from tests.support.http_frontends import ANSWER, House, log_line, message_of, open_house
@@ -43,7 +43,7 @@ class Client:
         """What the face returned."""
         self.ended = trio.Event()
 
-    async def serve(self, face: StdioFace) -> None:
+    async def serve(self, face: StdioFrontend) -> None:
         self.clean = await face.run()
         self.ended.set()
 
@@ -77,7 +77,7 @@ async def open_client(**settings: Any) -> AsyncGenerator[Client]:
     try:
         async with open_house(**settings) as house:
             client = Client(house, ours_in, ours_out)
-            face = StdioFace(house.answers, theirs_in, theirs_out, trio.Event())
+            face = StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event())
             house.nursery.start_soon(client.serve, face)
             house.nursery.start_soon(client.listen)
             await client.say(message_of("initialize", {**HELLO, "capabilities": RAISED}, 0))
@@ -101,7 +101,7 @@ def cancel(request_id: int) -> dict[str, Any]:
 
 def count_calls() -> int:
     """Objects in which calls of this process are, or were and still stay."""
-    return sum(isinstance(one, Ticket | Flow | Waiting) for one in gc.get_objects())
+    return sum(isinstance(one, PendingCall | CallStream | Waiting) for one in gc.get_objects())
 
 
 async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) -> None:
@@ -181,7 +181,7 @@ async def test_what_is_asked_is_asked(mock_clock: MockClock) -> None:
     async with open_client() as client:
         await client.say(call(1))
         replies: list[Any] = []
-        client.house.ticket.ask(Ask("roots/list", {}, replies.append))
+        client.house.ticket.ask(ServerRequest("roots/list", {}, replies.append))
         await settle()
         assert client.said() == ["roots/list"]
         await client.say({"jsonrpc": "2.0", "id": client.heard[0]["id"], "result": {"roots": []}})

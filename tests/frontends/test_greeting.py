@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.frontends.legacy.sessions import SessionTable
-from gateway.frontends.legacy.sse import SseFace
-from gateway.frontends.legacy.streamable import StreamableFace
+from gateway.frontends.legacy.sse import SseFrontend
+from gateway.frontends.legacy.streamable import StreamableFrontend
 from tests.frontends.legacy.test_sse import HELLO, Client
 from tests.support.fakes import FakeBackend, FakeExchange, make_listing
 from tests.support.http_frontends import STREAM, House, message_of, open_house
@@ -37,7 +37,7 @@ def starting(seconds: float) -> FakeBackend:
 async def greet_http(house: House) -> Any:
     sessions = SessionTable(most=5, idle_timeout=1e5, max_requests=5)
     exchange = FakeExchange(headers=STREAM)
-    await house.start(StreamableFace(house.answers, sessions).post, exchange, decoded("initialize"))
+    await house.start(StreamableFrontend(house.answers, sessions).post, exchange, decoded("initialize"))
     for _ in range(50):
         if exchange.ended:
             break
@@ -46,7 +46,7 @@ async def greet_http(house: House) -> Any:
 
 
 async def greet_sse(house: House) -> Any:
-    client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+    client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
     await client.open()
     accepted = await client.ask("initialize", HELLO)
     assert accepted.status == 202  # the POST waits for nothing

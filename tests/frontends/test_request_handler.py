@@ -12,12 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Era, Failure, InputRequired, Notice
+from gateway.calls import Call, Complete, Era, Failure, InputRequired, Notification
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.requests import UnsupportedVersion
 from gateway.errors import BackendUnavailable, InvalidParams, UnknownMethod
 from gateway.frontends.legacy.sessions import LegacySession
-from gateway.frontends.request_handler import Answers, Introduction, cancelled_id, encode_notice
+from gateway.frontends.request_handler import ClientIntroduction, RequestHandler, cancelled_id, encode_notice
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, backends, make_call, make_listing, settle
@@ -31,7 +31,7 @@ LISTS = ["tools/list", "prompts/list", "resources/list", "resources/templates/li
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncGenerator[Answers]:
+async def running(**settings: Any) -> AsyncGenerator[RequestHandler]:
     fake = FakeBackend(make_listing("x", "y", "z", instructions="do"))
     config = Config(servers={"a": ServerConfig(name="a")}, gateway=GatewaySettings(**settings))
     fleet = Fleet(config, backends({"a": fake}))
@@ -40,7 +40,7 @@ async def running(**settings: Any) -> AsyncGenerator[Answers]:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await settle()
-            yield Answers(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
+            yield RequestHandler(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
             fleet.stop()
 
 
@@ -49,7 +49,7 @@ def message(method: str, params: object = None) -> jsonrpc.Message:
 
 
 def session() -> LegacySession:
-    return LegacySession("s", Introduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)
+    return LegacySession("s", ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)
 
 
 def modern(method: str, **params: Any) -> Call:
@@ -208,7 +208,7 @@ async def test_an_unsupported_version_names_ours(autojump_clock: MockClock) -> N
 
 def test_progress_comes_under_the_clients_token() -> None:
     params = {"progressToken": jsonrpc.raw("t"), "progress": msgspec.Raw(b"0.50"), "new": msgspec.Raw(b"null")}
-    line = encode_notice(Notice("notifications/progress", params), "t")
+    line = encode_notice(Notification("notifications/progress", params), "t")
     assert b"0.50" in line
     assert json.loads(line)["params"] == {"progressToken": "t", "progress": 0.5, "new": None}
 

@@ -17,8 +17,8 @@ from gateway.catalog.kinds import Kind
 from gateway.errors import Busy, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.legacy.sessions import LegacySession
-from gateway.frontends.notification_queue import Changes
-from gateway.frontends.request_handler import Introduction
+from gateway.frontends.notification_queue import NotificationQueue
+from gateway.frontends.request_handler import ClientIntroduction
 from gateway.frontends.resource_subscriptions import Refused, subscribe, unsubscribe, watch_all
 from tests.support.fakes import MODERN_CALLER, FakeBackend, make_call, settle
 from tests.test_router import offers, running
@@ -34,7 +34,7 @@ EMPTY = Complete(b"{}", Era.LEGACY)
 
 
 def session_of() -> LegacySession:
-    return LegacySession("s", Introduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)
+    return LegacySession("s", ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)
 
 
 @asynccontextmanager
@@ -67,9 +67,9 @@ async def ask(
     return found[0]
 
 
-async def told(changes: Changes) -> list[Any]:
+async def told(changes: NotificationQueue) -> list[Any]:
     with trio.move_on_after(5):
-        return [json.loads(line) for line in await changes.take()]
+        return [json.loads(line) for line in await changes.next_batch()]
     return []
 
 
@@ -141,7 +141,7 @@ async def test_parts_of_a_watched_resource_are_told_too(autojump_clock: MockCloc
 
 async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
-        changes, client = Changes("sub"), object()
+        changes, client = NotificationQueue("sub"), object()
         honoured = await watch_all(router, client, [URI, "memo:b"], MODERN_CALLER, changes)
         assert honoured == [URI, "memo:b"]
         assert fake.session.names == []  # told by the session's upkeep
@@ -153,7 +153,7 @@ async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockCloc
         router.fleet.forget(client)
         assert fake.session.upkeep.wishes.uris == frozenset()
     async with watched(resources={}) as (router, fake):
-        assert await watch_all(router, object(), [URI, "nobody:x"], MODERN_CALLER, Changes(1)) == []
+        assert await watch_all(router, object(), [URI, "nobody:x"], MODERN_CALLER, NotificationQueue(1)) == []
 
 
 async def test_of_a_flood_of_resources_only_so_many_are_looked_up(
@@ -169,5 +169,5 @@ async def test_of_a_flood_of_resources_only_so_many_are_looked_up(
 
         monkeypatch.setattr(router, "route", route)
         flood = [f"memo:{number}" for number in range(2 * resource_subscriptions.MAX_WATCHED)]
-        assert await watch_all(router, object(), flood, MODERN_CALLER, Changes(1)) == []
+        assert await watch_all(router, object(), flood, MODERN_CALLER, NotificationQueue(1)) == []
         assert looked_up == flood[: resource_subscriptions.MAX_WATCHED]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from gateway.frontends.stdio import StdioFace
+from gateway.frontends.stdio import StdioFrontend
 from tests.frontends.legacy.test_sse import HELLO
 from tests.support.fakes import SOON, FakeBackend, make_listing, settle
 from tests.support.http_frontends import message_of, open_house
@@ -55,7 +55,7 @@ async def open_pipe() -> AsyncGenerator[Pipe]:
     fake = FakeBackend(make_listing("x", instructions="how to"), on_start=on_start)
     try:
         async with open_house(fake, start_grace=60.0) as house:
-            face = StdioFace(house.answers, theirs_in, theirs_out, trio.Event())
+            face = StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event())
             house.nursery.start_soon(face.run)
             yield client
     finally:

@@ -11,8 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.httpd import server
-from gateway.httpd.connection_limit import Limits, Places, Rank
+from gateway.httpd import server as server_module
+from gateway.httpd.connection_limit import ConnectionLimit, Limits, Rank
 from tests.httpd.test_server import (
     PATIENCE,
     Client,
@@ -319,7 +319,7 @@ async def test_a_crowd_of_silent_connections_shuts_nobody_out() -> None:
 
 
 async def test_one_address_holds_only_so_many_silent_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_address_of", lambda _stream: "192.0.2.7")
+    monkeypatch.setattr(server_module, "_address_of", lambda _stream: "192.0.2.7")
     async with (
         serving("ours", echo, limits=Limits(per_address=2, settle=0.05, head=LONG)) as server,
         connected(server) as used,
@@ -344,7 +344,7 @@ def limits() -> Limits:
 async def test_addresses_are_counted_apart_and_forgotten(
     autojump_clock: trio.testing.MockClock, limits: Limits
 ) -> None:
-    places = Places(replace(limits, connections=100))
+    places = ConnectionLimit(replace(limits, connections=100))
     old = [await places.enter("a") for _ in range(2)]
     others = [await places.enter(address) for address in ("b", None, None, None)]
     await trio.sleep(0.5)
@@ -360,7 +360,7 @@ async def test_addresses_are_counted_apart_and_forgotten(
 
 
 async def test_without_a_bound_for_addresses_none_is_counted(autojump_clock: trio.testing.MockClock) -> None:
-    places = Places(Limits(per_address=0))
+    places = ConnectionLimit(Limits(per_address=0))
     slots = [await places.enter("a") for _ in range(1000)]
     await trio.sleep(10)
     await places.enter("a")
@@ -368,7 +368,7 @@ async def test_without_a_bound_for_addresses_none_is_counted(autojump_clock: tri
 
 
 async def test_a_place_is_had_as_soon_as_one_is_free(autojump_clock: trio.testing.MockClock, limits: Limits) -> None:
-    places = Places(limits)
+    places = ConnectionLimit(limits)
     slot = await places.enter(None)
     slot.waits = lambda: None  # busy
     entered: list[float] = []
@@ -387,7 +387,7 @@ async def test_a_place_is_had_as_soon_as_one_is_free(autojump_clock: trio.testin
 
 
 async def test_many_silent_ones_are_ended_at_one_look(autojump_clock: trio.testing.MockClock) -> None:
-    places = Places(Limits(connections=1000, reserve=0))
+    places = ConnectionLimit(Limits(connections=1000, reserve=0))
     slots = [await places.enter(None) for _ in range(1000)]
     for slot in slots[:500]:
         slot.waits = lambda: (Rank.IDLE, 0.0)

@@ -1,7 +1,7 @@
 """The HTTP server: what it does like Hypercorn (each test runs against both), and what Hypercorn still lacks.
 
 Real sockets on loopback, real clock. A ``test_upstream_still_lacks_*`` that fails is good news: a newer Hypercorn does
-the thing itself, and that part of ``gateway.frontends.hypercorn_*`` can go.
+the thing itself, and that part of ``gateway.httpd`` can go.
 """
 
 from __future__ import annotations

@@ -10,19 +10,19 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Notice
+from gateway.calls import Notification
 from gateway.errors import BackendTooSlow
 from gateway.inflight.deadlines import Deadlines
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from tests.support.fakes import RESULT, make_ticket, settle
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-PROGRESS = Notice("notifications/progress", {"progress": jsonrpc.raw(1)})
+PROGRESS = Notification("notifications/progress", {"progress": jsonrpc.raw(1)})
 
 
-def make_kept(deadlines: Deadlines, timeout: float) -> Ticket:
+def make_kept(deadlines: Deadlines, timeout: float) -> PendingCall:
     ticket = make_ticket(timeout=timeout)
     ticket.deadlines = deadlines
     return ticket
@@ -36,12 +36,12 @@ class Waiters:
         self.ended: dict[float, float] = {}
         self.items: list[object] = []
 
-    def wait(self, timeout: float) -> Ticket:
+    def wait(self, timeout: float) -> PendingCall:
         ticket = make_kept(self.deadlines, timeout)
         self.nursery.start_soon(self._wait, ticket, timeout)
         return ticket
 
-    async def _wait(self, ticket: Ticket, timeout: float) -> None:
+    async def _wait(self, ticket: PendingCall, timeout: float) -> None:
         while not ticket.over:
             self.items.append(await ticket.next())
         self.ended[timeout] = trio.current_time()
@@ -186,5 +186,5 @@ async def test_it_holds_nothing_that_has_ended(autojump_clock: MockClock) -> Non
         del ticket
         await settle()
         gc.collect()  # of what the test itself has made; what a variable holds stays
-        assert not [one for one in gc.get_objects() if type(one) is Ticket and one.number == number]
+        assert not [one for one in gc.get_objects() if type(one) is PendingCall and one.number == number]
         services.cancel_scope.cancel()

@@ -8,17 +8,17 @@ import trio
 import trio.testing
 
 from gateway import jsonrpc
-from gateway.calls import Notice
+from gateway.calls import Notification
 from gateway.errors import BackendTooSlow, BackendUnavailable
-from gateway.inflight.pending import MAX_NOTICES, Ticket
+from gateway.inflight.pending import MAX_NOTICES, PendingCall
 from tests.support.fakes import RESULT, make_ticket, settle
 
 
-def notice(number: int) -> Notice:
-    return Notice("notifications/progress", {"progress": jsonrpc.raw(number)})
+def notice(number: int) -> Notification:
+    return Notification("notifications/progress", {"progress": jsonrpc.raw(number)})
 
 
-def watched(ticket: Ticket) -> list[str]:
+def watched(ticket: PendingCall) -> list[str]:
     """Note why the backend was told to stop."""
     told: list[str] = []
     ticket.on_close = lambda _ticket, reason: told.append(reason)
@@ -102,7 +102,7 @@ async def test_progress_does_not_put_the_deadline_off(autojump_clock: trio.testi
         ticket.notify(notice(number))
     got: list[object] = []
     with trio.fail_after(100):
-        while not got or isinstance(got[-1], Notice):
+        while not got or isinstance(got[-1], Notification):
             await trio.sleep(1)
             ticket.notify(notice(99))
             got.append(await ticket.next())
@@ -169,13 +169,13 @@ def test_what_a_full_pipe_brings_finds_room() -> None:
 
 async def test_large_notices_are_bounded_by_their_bytes() -> None:
     ticket = make_ticket(token="t")
-    large = Notice("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'"')})
+    large = Notification("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'"')})
     for _ in range(50):
         ticket.notify(large)
     assert ticket.dropped == 46  # four of a million bytes fit
-    ticket.notify(Notice("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 9_000_000 + b'"')}))
+    ticket.notify(Notification("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 9_000_000 + b'"')}))
     ticket.finish(RESULT)
     found = [await ticket.next() for _ in range(2)]
-    assert isinstance(found[0], Notice)
+    assert isinstance(found[0], Notification)
     assert len(bytes(found[0].params["data"])) == 9_000_002
     assert found[1] is RESULT

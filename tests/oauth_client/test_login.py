@@ -21,13 +21,13 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import jsonrpc
 from gateway.app import make_opener
 from gateway.backends.http.detect import HttpOpener
-from gateway.calls import Ask, Caller, Complete, Era, Withdrawn
+from gateway.calls import Caller, Complete, Era, ServerRequest, Withdrawn
 from gateway.config import ServerConfig, parse_server
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client import HttpRefused
-from gateway.inflight.pending import Ticket
-from gateway.oauth_client.login_prompt import LoginRequired, Ways
+from gateway.inflight.pending import PendingCall
+from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.logins import Logins
 from gateway.oauth_client.token_manager import REFUSED, Challenge
 from gateway.oauth_client.token_store import Saved, TokenFiles
@@ -63,7 +63,7 @@ class House:
         self.peer = peer
         self.state = state
         self.nursery = nursery
-        self.waiting: list[Ticket] = []
+        self.waiting: list[PendingCall] = []
         self.owed: list[str] = []
         self.was_owed = trio.Event()
         self.pages: list[str] = []
@@ -78,7 +78,7 @@ class House:
             Store(self.state),
             waiting=lambda _: [one for one in self.waiting if not one.over],
             owed=self.note_owed,
-            make_ways=lambda config: Ways(config, can_open=lambda: self.has_display, open_page=self.open_page),
+            make_ways=lambda config: LoginPrompt(config, can_open=lambda: self.has_display, open_page=self.open_page),
         )
 
     def note_owed(self, _: str, reason: str) -> None:
@@ -128,15 +128,15 @@ async def open_house(tmp_path: Path) -> AsyncGenerator[House]:
             nursery.cancel_scope.cancel()
 
 
-def ticket_for(name: str, caller: Caller = ABLE) -> Ticket:
-    return Ticket(make_call(name, caller=caller), backend="s", own_name=name, timeout=SOON)
+def ticket_for(name: str, caller: Caller = ABLE) -> PendingCall:
+    return PendingCall(make_call(name, caller=caller), backend="s", own_name=name, timeout=SOON)
 
 
-async def outcome(ticket: Ticket) -> Outcome:
+async def outcome(ticket: PendingCall) -> Outcome:
     while True:
         item = await ticket.next()
         assert item is not None
-        if not isinstance(item, Ask | Withdrawn):
+        if not isinstance(item, ServerRequest | Withdrawn):
             return item  # type: ignore[return-value] - what is no event is an outcome
 
 
@@ -235,11 +235,11 @@ async def test_concurrent_calls_share_one_login(tmp_path: Path) -> None:
         session.send(tickets)
         await house.peer.at_gate.wait()
         house.peer.gate.set()
-        asks: list[Ask] = []
+        asks: list[ServerRequest] = []
 
-        async def be_client(ticket: Ticket) -> None:
+        async def be_client(ticket: PendingCall) -> None:
             while not isinstance(item := await ticket.next(), Complete):
-                if isinstance(item, Ask):
+                if isinstance(item, ServerRequest):
                     asks.append(item)
                     await house.peer.browse(jsonrpc.decode_string(item.params["url"]))
 
@@ -303,7 +303,7 @@ async def test_a_missing_scope_is_asked_for_besides_the_others(tmp_path: Path) -
         ticket = ticket_for("admin")
         session.send([ticket])
         ask = await ticket.next()
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, ServerRequest)
         url = jsonrpc.decode_string(ask.params["url"])
         assert set(httpx2.URL(url).params["scope"].split()) == {"read", "admin"}
         ask.answer(b'{"action":"accept"}')
@@ -335,7 +335,7 @@ async def test_a_call_that_waits_has_its_client_asked(tmp_path: Path) -> None:
 
         async def be_client() -> None:
             ask = await able.next()
-            assert isinstance(ask, Ask)
+            assert isinstance(ask, ServerRequest)
             assert (ask.method, bytes(ask.params["mode"])) == ("elicitation/create", b'"url"')
             ask.answer(b'{"action":"accept"}')
             await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
@@ -356,7 +356,7 @@ async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_a
 
         async def be_client() -> None:
             ask = await first.next()
-            assert isinstance(ask, Ask)
+            assert isinstance(ask, ServerRequest)
             ask.answer(b'{"action":"decline"}')
             problem = await outcome(first)
             assert isinstance(problem, LoginRequired)
@@ -364,7 +364,7 @@ async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_a
             assert "declined" in problem.reason
             house.waiting = [second]
             ask = await second.next()
-            assert isinstance(ask, Ask)
+            assert isinstance(ask, ServerRequest)
             await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))  # logs in first, answers never
             assert isinstance(await second.next(), Withdrawn)
 
@@ -380,10 +380,10 @@ async def test_the_next_call_is_asked_when_the_first_one_ends(tmp_path: Path) ->
         house.waiting = [first, second]
 
         async def be_clients() -> None:
-            assert isinstance(await first.next(), Ask)
+            assert isinstance(await first.next(), ServerRequest)
             first.close()
             ask = await second.next()
-            assert isinstance(ask, Ask)
+            assert isinstance(ask, ServerRequest)
             await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
 
         house.nursery.start_soon(be_clients)
@@ -553,7 +553,7 @@ async def test_odd_answers_to_a_refresh(tmp_path: Path) -> None:
         ticket = ticket_for("echo")
         session.send([ticket])
         ask = await ticket.next()
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, ServerRequest)
         house.peer.token_answer = None
         await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
         assert isinstance(await outcome(ticket), Complete)

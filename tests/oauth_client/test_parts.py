@@ -19,7 +19,7 @@ from gateway.config import ServerConfig, parse_server
 from gateway.errors import BackendUnavailable
 from gateway.oauth_client import http, login_prompt, redirect_listener
 from gateway.oauth_client.http import OAuthHttp, open_oauth_http
-from gateway.oauth_client.login_prompt import LoginRequired, Ways
+from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.redirect_listener import MAX_REQUEST, PortTaken, RedirectListener, open_redirect_listener
 from gateway.oauth_client.token_store import RefreshLock, Saved, TokenFiles
 from gateway.store import Store
@@ -410,7 +410,7 @@ async def test_ways(mode: str, display: bool, able: bool, ways: list[str]) -> No
 
     declared = msgspec.Raw(b'{"elicitation":{"url":{}}}' if able else b'{"elicitation":{}}')
     ticket = make_ticket(caller=Caller(era=Era.LEGACY, version="2025-11-25", capabilities=declared))
-    way = Ways(config(oauth={"browser": mode}), can_open=lambda: display, open_page=open_page)
+    way = LoginPrompt(config(oauth={"browser": mode}), can_open=lambda: display, open_page=open_page)
     assert way.passable([ticket]) is bool(ways)
     if ways:
         await way.show("https://a.example/authorize", RedirectListener(9), [ticket])

@@ -131,7 +131,7 @@ def test_changes_survive_a_restart_with_mode_0600(tmp_path: Path) -> None:
     place = Place(tmp_path)
     first = place.source()
     first.open()
-    first.keep(Overlay().put(first.base, "c", {"command": "c", "env": {"KEY": "s3cret"}}))
+    first.save_overlay(Overlay().put(first.base, "c", {"command": "c", "env": {"KEY": "s3cret"}}))
     kept = place.store.overlay_path(place.path)
     assert kept.stat().st_mode & 0o777 == 0o600
     assert list(place.source().open().servers) == ["a", "c"]
@@ -153,7 +153,7 @@ def test_an_edit_while_the_gateway_was_away_counts_too(tmp_path: Path, caplog: A
     place = Place(tmp_path)
     first = place.source()
     first.open()
-    first.keep(Overlay().put(first.base, "a", B))
+    first.save_overlay(Overlay().put(first.base, "a", B))
     place.write(a={"command": "edited"})
     assert place.source().open().servers["a"].command == "edited"
     assert "'a'" in caplog.text

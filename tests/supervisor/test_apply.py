@@ -23,7 +23,7 @@ from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call,
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
     from tests.support.fakes import FakeSession
 
 CLIENT = msgspec.structs.replace(LEGACY_CALLER, session="one")
@@ -167,7 +167,7 @@ async def test_they_go_to_the_newest_one_where_the_new_one_was_replaced_meanwhil
 ) -> None:
     settings = GatewaySettings(drain_grace=10)
     async with rigged("a", settings=settings, session=session, max_concurrency=1) as rig:
-        tickets: list[Ticket] = []
+        tickets: list[PendingCall] = []
         for _ in range(2):  # the first is under way longer than the drain takes, the second waits behind it
             tickets.append(await rig.router.submit(make_call("a.x", caller=CLIENT)))
             await settle()
@@ -356,7 +356,7 @@ async def test_updates_of_a_resource_come_once_while_two_are_subscribed(autojump
             supervisor.resource_updated("file:///x", {})
         assert told == ["file:///x"]
         await rig.apply("b")
-        rig.fleet.wish(["a"])  # of one that is no more: nobody minds
+        rig.fleet.apply_subscriptions(["a"])  # of one that is no more: nobody minds
 
 
 async def test_observers_hear_of_calls_and_changes(autojump_clock: MockClock) -> None:

@@ -59,7 +59,7 @@ async def test_nothing_waits_for_the_slowest(autojump_clock: MockClock) -> None:
         }
 
 
-async def test_seed_g1_lists_keep_the_order_of_the_config(autojump_clock: MockClock) -> None:
+async def test_guarantee_g1_lists_keep_the_order_of_the_config(autojump_clock: MockClock) -> None:
     fakes = {name: FakeBackend(make_listing("x")) for name in "cab"}
 
     async def late(_number: int) -> None:
@@ -157,7 +157,7 @@ async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock
         fleet.unsubscribe(listener)
         fleet.unsubscribe(listener)
         fakes["a"].on_start = None
-        fleet.supervisors["a"].kick()
+        fleet.supervisors["a"].wake()
         await trio.sleep(5)
         assert told == [frozenset({"tools"})]
         assert listed(fleet) == ["a.x"]

@@ -10,12 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Complete, Era, Failure, Notice
+from gateway.calls import Complete, Era, Failure, Notification
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.model import NEVER_RESTART, CircuitBreaker, CrashLimit, RateLimit, RestartPolicy
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
-from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, History
+from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
 from gateway.supervisor.limits import MAX_ORIGINS, Strikes, TokenBucket
 from gateway.supervisor.retry_queue import may_repeat
 from gateway.supervisor.states import State
@@ -23,7 +23,7 @@ from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
 
 if TYPE_CHECKING:
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 QUICK = RestartPolicy(initial_delay=1, max_delay=1, jitter=0, max_quick_failures=3, healthy_after=1000)
 CRASH = BackendExited("b", "exited with status 3")
@@ -89,7 +89,7 @@ def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
     assert len(strikes) == 1
 
 
-def died_of(*tickets: Ticket) -> BackendExited:
+def died_of(*tickets: PendingCall) -> BackendExited:
     return BackendExited("b", "exited with status 3", [one.as_suspect() for one in tickets])
 
 
@@ -99,7 +99,7 @@ async def crash(rig: Any, *callers: Any) -> None:
     await settle()
     rig.backend.session.crash(died_of(*reversed(tickets)))
     await trio.sleep(0.5)
-    rig.supervisor.kick()
+    rig.supervisor.wake()
     await settle()
     assert rig.state is State.READY
 
@@ -212,7 +212,7 @@ async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
 )
 def test_a_bucket_lets_a_burst_through_and_then_the_rate(limit: Any, times: list[float], waits: list[float]) -> None:
     bucket = TokenBucket(limit)
-    assert [bucket.take(now) for now in times] == pytest.approx(waits)
+    assert [bucket.delay_until_available(now) for now in times] == pytest.approx(waits)
 
 
 async def test_a_call_too_many_is_refused_as_busy(autojump_clock: MockClock) -> None:
@@ -349,13 +349,13 @@ async def test_progress_starts_the_time_anew_up_to_a_maximum(
 
         async def report() -> None:
             for _ in range(5):  # the last one after 38 s
-                ticket.notify(Notice("notifications/message", {}))  # says nothing about progress
+                ticket.notify(Notification("notifications/message", {}))  # says nothing about progress
                 await trio.sleep(8 if trio.current_time() > began else 6)
-                ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(1)}))
+                ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report)
-            while isinstance(item := await ticket.next(), Notice):
+            while isinstance(item := await ticket.next(), Notification):
                 pass
             assert isinstance(item, BackendTooSlow)
             assert trio.current_time() - began == pytest.approx(ends)
@@ -425,7 +425,7 @@ async def test_what_is_not_sent_once_more(listing: Any, fields: Any, heard: bool
         ticket = rig.call()
         await settle()
         if heard:
-            ticket.notify(Notice("notifications/progress", {}))
+            ticket.notify(Notification("notifications/progress", {}))
             await ticket.next()
         backend.session.crash(CRASH)
         assert await outcome(ticket) is CRASH
@@ -467,7 +467,7 @@ async def test_a_stop_answers_it_too(autojump_clock: MockClock) -> None:
 # -- what is remembered ------------------------------------------------------------------------------------------------
 
 
-def ended(history: History, seconds: float, found: Any) -> None:
+def ended(history: CallStats, seconds: float, found: Any) -> None:
     ticket = make_ticket()
     ticket.on_end = lambda it: history.ended(it, seconds)
     ticket.finish(found)
@@ -476,7 +476,7 @@ def ended(history: History, seconds: float, found: Any) -> None:
 
 async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> None:
     await trio.lowlevel.checkpoint()
-    history = History()
+    history = CallStats()
     assert history.latency().p50 is None
     for number in range(MAX_TIMES + 100):
         ended(history, number / 1000, Complete(b"{}", Era.LEGACY))
@@ -487,7 +487,7 @@ async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> Non
 
 async def test_errors_are_kept_in_a_bounded_number_and_length(autojump_clock: MockClock) -> None:
     await trio.lowlevel.checkpoint()
-    history = History()
+    history = CallStats()
     for number in range(MAX_ERRORS + 5):
         ended(history, 0, Failure(-32000, f"{number} " + "x" * 1000, None, Era.LEGACY))
     history.broke("exited with status 3")

@@ -25,7 +25,7 @@ from tests.test_router import offers
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 
 URI = "memo:a"
@@ -73,7 +73,7 @@ async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock
         await settle()
         shared, own = fake.sessions
         router.fleet.wish_list.want_level("somebody", "debug")
-        router.fleet.wish()
+        router.fleet.apply_subscriptions()
         assert (shared.upkeep.wishes.log_level, own.upkeep.wishes.log_level) == ("debug", "debug")
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
         router.release(ticket)
@@ -124,10 +124,10 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
         fleet = router.fleet
         boxes: dict[str, list[tuple[str, Any]]] = {"one": [], "two": []}
         for key, box in boxes.items():
-            fleet.mailboxes.open(key, partial(note, box))
+            fleet.mailboxes.register(key, partial(note, box))
             fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
-        fleet.wish()
-        tickets: list[Ticket] = []
+        fleet.apply_subscriptions()
+        tickets: list[PendingCall] = []
         for key in boxes:
             tickets.append(await router.submit(make_call(URI, "resources/read", caller=caller(key))))
             await settle()

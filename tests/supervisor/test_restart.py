@@ -36,7 +36,7 @@ def test_a_healthy_run_forgives() -> None:
 def test_somebody_who_asks_again_is_given_all_tries() -> None:
     backoff = Backoff(POLICY, lambda: 0.0)
     assert [backoff.failed(0) for _ in range(6)][-1] is None
-    backoff.forgive()
+    backoff.reset()
     assert [backoff.failed(0) for _ in range(6)] == [0.5, 1.0, 2.0, 3.0, 3.0, None]
 
 

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config.model import ServerConfig
 from gateway.errors import BackendExited
-from gateway.supervisor.start_limiter import QUIET, Turns
+from gateway.supervisor.start_limiter import QUIET, StartLimiter
 from gateway.supervisor.supervisor import Supervisor
 from tests.support.fakes import FakeBackend, backends, make_listing
 
@@ -42,7 +42,7 @@ def server(name: str, **fields: Any) -> ServerConfig:
     return ServerConfig(name=name, **({"command": "x"} | fields))
 
 
-async def start(turns: Turns, config: ServerConfig, listener: Any = None) -> None:
+async def start(turns: StartLimiter, config: ServerConfig, listener: Any = None) -> None:
     try:
         async with turns(config, listener):
             await trio.sleep_forever()
@@ -50,14 +50,14 @@ async def start(turns: Turns, config: ServerConfig, listener: Any = None) -> Non
         pass
 
 
-def run_all(nursery: trio.Nursery, turns: Turns, names: str) -> None:
+def run_all(nursery: trio.Nursery, turns: StartLimiter, names: str) -> None:
     for name in names:
         nursery.start_soon(start, turns, server(name))
 
 
 async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
     opener = Starts(broken="b")
-    turns = Turns(opener, most=2)
+    turns = StartLimiter(opener, most=2)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             run_all(nursery, turns, "abcde")
@@ -70,7 +70,7 @@ async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
 
 async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock) -> None:
     opener = Starts(hung="ab")
-    turns = Turns(opener, most=2)
+    turns = StartLimiter(opener, most=2)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             run_all(nursery, turns, "ab")
@@ -83,7 +83,7 @@ async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock
 
 async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> None:
     opener = Starts()
-    turns = Turns(opener, most=1)
+    turns = StartLimiter(opener, most=1)
     fake = FakeBackend(make_listing("t"))
     supervisor = Supervisor(server("wanted"), backends({"wanted": fake}), fake_upward())
     with trio.fail_after(100):
@@ -93,7 +93,7 @@ async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> 
                 await wait_all_tasks_blocked()
             nursery.start_soon(start, turns, server("wanted"), supervisor)
             await wait_all_tasks_blocked()
-            supervisor.want()
+            supervisor.request_start()
             await trio.sleep(10)
             nursery.cancel_scope.cancel()
     assert [name for name, _at in opener.began] == ["a", "wanted", "b", "c"]
@@ -105,7 +105,7 @@ def fake_upward() -> Any:
 
 async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_clock: MockClock) -> None:
     opener = Starts()
-    turns = Turns(opener, most=1)
+    turns = StartLimiter(opener, most=1)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             run_all(nursery, turns, "a")
@@ -120,7 +120,7 @@ async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_cloc
 
 async def test_remote_backends_do_not_wait(autojump_clock: MockClock) -> None:
     opener = Starts(hung="a")
-    turns = Turns(opener, most=1)
+    turns = StartLimiter(opener, most=1)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             run_all(nursery, turns, "a")

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway.supervisor import subscriptions
-from gateway.supervisor.subscriptions import WishList
+from gateway.supervisor.subscriptions import SubscriptionRegistry
 from tests.support.fakes import settle
 
 
@@ -31,7 +31,7 @@ from tests.support.fakes import settle
     ],
 )
 def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, told: bool) -> None:
-    wish_list, heard = WishList(), list[str]()
+    wish_list, heard = SubscriptionRegistry(), list[str]()
     wish_list.watch("client", "a", watched, lambda uri, _params: heard.append(uri))
     wish_list.updated("b", updated, {})
     assert heard == []
@@ -44,7 +44,7 @@ def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, told
 
 
 def test_one_update_is_told_once_to_each_who_watches_it() -> None:
-    wish_list, heard = WishList(), list[Any]()
+    wish_list, heard = SubscriptionRegistry(), list[Any]()
     for client in ("one", "two"):
         for uri in ("memo:a", "memo:a/b"):
             wish_list.watch(client, "a", uri, lambda _u, _p, who=(client, uri): heard.append(who), key=client)
@@ -62,7 +62,7 @@ def test_one_update_is_told_once_to_each_who_watches_it() -> None:
 
 
 async def test_a_level_that_was_lent_is_taken_back(autojump_clock: MockClock) -> None:
-    wish_list, changes = WishList(), list[float]()
+    wish_list, changes = SubscriptionRegistry(), list[float]()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wish_list.run, lambda: changes.append(trio.current_time() - began))

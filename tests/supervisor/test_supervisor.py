@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.backends.session.session_state import Wishes
+from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.calls import Outcome
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 POLICY = RestartPolicy(initial_delay=1.0, max_delay=8.0, jitter=0.5, max_quick_failures=5, healthy_after=30.0)
 CRASH = BackendExited("b", "exited with status 3")
 
 
 class Watcher:
-    """Implements `Upward`: notes the states."""
+    """Implements `SupervisorEvents`: notes the states."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -50,8 +50,8 @@ class Watcher:
     def for_client(self, key: str, method: str, params: object) -> None:
         self.changes += 1
 
-    def wishes_for(self, backend: str, key: str | None = None) -> Wishes:
-        return Wishes()
+    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
+        return DesiredState()
 
 
 class Rig:
@@ -66,7 +66,7 @@ class Rig:
     def state(self) -> State:
         return self.supervisor.state
 
-    def call(self, name: str = "x", **further: Any) -> Ticket:
+    def call(self, name: str = "x", **further: Any) -> PendingCall:
         ticket = make_ticket(name, **further)
         self.supervisor.submit(ticket)
         return ticket
@@ -92,7 +92,7 @@ async def running(backend: FakeBackend, **further: Any) -> AsyncGenerator[Rig]:
     assert rig.state is State.STOPPED
 
 
-async def outcome(ticket: Ticket) -> Any:
+async def outcome(ticket: PendingCall) -> Any:
     with trio.fail_after(ticket.timeout + 1):
         return await ticket.next()
 
@@ -157,7 +157,7 @@ async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_cloc
         await trio.sleep(10_000)
         assert (rig.state, len(backend.starts)) == (State.FAILED, 1)
         assert rig.supervisor.last_error == "does not speak the legacy era (era: legacy)"
-        rig.supervisor.kick()
+        rig.supervisor.wake()
         await trio.sleep(1)
         assert rig.state is State.READY
 
@@ -257,7 +257,7 @@ async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
     async with running(backend) as rig:
         await trio.sleep(1 + 2 + 0.5)  # in the middle of the third wait, of four seconds
         assert rig.state is State.BACKOFF
-        rig.supervisor.kick()
+        rig.supervisor.wake()
         await settle()
         assert rig.state is State.READY
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 3.5])
@@ -269,7 +269,7 @@ async def test_kicking_what_failed_gives_it_all_tries_again(autojump_clock: Mock
     async with running(backend) as rig:
         await trio.sleep(1000)
         began = trio.current_time()
-        rig.supervisor.kick()
+        rig.supervisor.wake()
         await trio.sleep(1000)
         assert rig.state is State.FAILED
         assert [start - began for start in backend.starts[5:]] == pytest.approx([0, 1, 3, 7, 15])
@@ -290,7 +290,7 @@ async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
     began = trio.current_time()
     async with running(backend) as rig:
         assert rig.state is state
-        rig.supervisor.kick()
+        rig.supervisor.wake()
         await trio.sleep(5)
         if state is State.READY:
             backend.session.crash(CRASH)

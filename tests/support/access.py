@@ -17,11 +17,11 @@ from gateway.admin.servers import Management
 from gateway.calls import Complete, Era
 from gateway.config import Config, parse_config
 from gateway.config.access_model import NO_ACCESS
-from gateway.frontends.http.endpoint import HttpFace
-from gateway.frontends.http.listen_address import Binding
-from gateway.frontends.modern.request_state import Sealer
-from gateway.frontends.modern.suspended_calls import Parking
-from gateway.frontends.request_handler import Answers
+from gateway.frontends.http.endpoint import HttpFrontend
+from gateway.frontends.http.listen_address import ListenAddress
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import RequestHandler
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
 from gateway.router import Router
@@ -63,19 +63,19 @@ class House:
         self.fakes = {name: FakeBackend(make_listing("x", "y")) for name in config.servers}
         self.fleet = Fleet(config, opener or backends(self.fakes))
         self.router = Router(self.fleet)
-        self.access = self.router.turnstile = Access(config.access or NO_ACCESS, send)
-        self.parking = Parking(Sealer())
+        self.access = self.router.admission = Access(config.access or NO_ACCESS, send)
+        self.parking = SuspendedCalls(RequestStateCodec())
         self.access.on_end += [lambda principal: self.parking.close_of(principal.name), self.router.cut_off]
-        self.answers = Answers(self.router, config.gateway, "9", self.parking)
+        self.answers = RequestHandler(self.router, config.gateway, "9", self.parking)
         self.closing = trio.Event()
         reloader = Reloader(ConfigSource(None, environ={}, given=config), self.fleet)
         management = Management(
             self.router, reloader, transport="http", draining=self.closing.is_set, closing=self.closing
         )
         self.admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
-        self.face = HttpFace(
+        self.face = HttpFrontend(
             self.answers,
-            binding=Binding(host=host, port=0),
+            binding=ListenAddress(host=host, port=0),
             path="/mcp",
             sse_path="/sse",
             others=self.admin,
@@ -174,7 +174,7 @@ async def running(house: House) -> AsyncGenerator[None]:
         await services.start(partial(house.reloader.run, watching=False))
         services.start_soon(house.parking.run)
         await services.start(house.face._endpoint.sessions.run)
-        house.face._follow_access()
+        house.face._watch_access()
         await settle()
         async with trio.open_nursery() as house.nursery:
             yield  # ruff: ignore[fallible-context-manager]

@@ -16,8 +16,8 @@ import trio.testing
 
 from gateway import jsonrpc
 from gateway.backends.session.conversation import Conversation
-from gateway.backends.session.handshake import Greeting
-from gateway.backends.session.session_state import Wishes
+from gateway.backends.session.handshake import ServerIntroduction
+from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Call, Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
@@ -27,12 +27,12 @@ from gateway.catalog.snapshot import Snapshot
 from gateway.config.model import ServerConfig
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendExited, BackendTooSlow
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.interface import SessionObserver
     from gateway.calls import Outcome
 
 SOON = 10.0
@@ -63,8 +63,8 @@ def make_news(*changed: str) -> ListNews:
     return ListNews(Snapshot(), Snapshot([part], listed=frozenset({"a"})))
 
 
-def make_ticket(name: str = "x", *, timeout: float = 300.0, **further: Any) -> Ticket:
-    return Ticket(make_call(name, **further), backend="b", own_name=name, timeout=timeout)
+def make_ticket(name: str = "x", *, timeout: float = 300.0, **further: Any) -> PendingCall:
+    return PendingCall(make_call(name, **further), backend="b", own_name=name, timeout=timeout)
 
 
 def make_listing(*tools: str, **further: Any) -> Listing:
@@ -76,7 +76,7 @@ class FakeUpkeep:
     """Remembers what clients want of the session."""
 
     def __init__(self) -> None:
-        self.wishes = Wishes()
+        self.wishes = DesiredState()
         self.subscriptions: list[str] = []
         self.asked: list[float] = []
         """When the gateway asked whether the backend lives."""
@@ -84,7 +84,7 @@ class FakeUpkeep:
         self.passed_on: list[tuple[str, bytes]] = []
         """What clients have said on their own."""
 
-    def wish(self, wishes: Wishes) -> None:
+    def set_desired(self, wishes: DesiredState) -> None:
         self.wishes = wishes
 
     def subscribed(self, uri: str) -> None:
@@ -93,7 +93,7 @@ class FakeUpkeep:
     def pass_on(self, method: str, params: msgspec.Raw) -> None:
         self.passed_on.append((method, bytes(params)))
 
-    async def ask_alive(self, *, timeout: float) -> Outcome:
+    async def ping(self, *, timeout: float) -> Outcome:
         self.asked.append(trio.current_time())
         if self.is_silent:
             await trio.sleep(timeout)
@@ -105,14 +105,14 @@ class FakeUpkeep:
 class FakeSession:
     """Implements `gateway.backends.session.interface.Session`; the test plays the backend."""
 
-    def __init__(self, listing: Listing, listener: Listener) -> None:
-        self.greeting = Greeting(era=Era.LEGACY, version="2025-11-25", capabilities={})
+    def __init__(self, listing: Listing, listener: SessionObserver) -> None:
+        self.greeting = ServerIntroduction(era=Era.LEGACY, version="2025-11-25", capabilities={})
         self.listing = listing
         self.pid: int | None = 4711
         self.stray_output = ""
         self.batches: list[list[str]] = []
         """The names of the calls of each `send`."""
-        self.working: list[Ticket] = []
+        self.working: list[PendingCall] = []
         """Calls that were sent and have not ended."""
         self.withdrawn: list[tuple[str, str]] = []
         self.relisted: list[tuple[str, float]] = []
@@ -136,18 +136,18 @@ class FakeSession:
         """All calls that were ever sent, in their order."""
         return [name for batch in self.batches for name in batch]
 
-    def send(self, tickets: list[Ticket]) -> None:
+    def send(self, tickets: list[PendingCall]) -> None:
         self.batches.append([ticket.own_name for ticket in tickets])
         for ticket in tickets:
             self.working.append(ticket)
             ticket.on_close = self._withdraw
 
-    def _withdraw(self, ticket: Ticket, reason: str) -> None:
+    def _withdraw(self, ticket: PendingCall, reason: str) -> None:
         self.withdrawn.append((ticket.own_name, reason))
         self.working.remove(ticket)
         self._listener.freed()
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         await self.has_room.wait()
 
     async def relist(self, feature: str) -> Listing:
@@ -234,7 +234,7 @@ class FakeBackend:
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: Listener, *, capabilities: object = None
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: object = None
     ) -> AsyncGenerator[FakeSession]:
         self.starts.append(trio.current_time())
         if self.on_start is not None:
@@ -258,7 +258,7 @@ class FakeBackend:
 def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
     """One opener for a fleet of fakes."""
 
-    def opener(config: ServerConfig, listener: Listener, *, capabilities: object = None) -> Any:
+    def opener(config: ServerConfig, listener: SessionObserver, *, capabilities: object = None) -> Any:
         return by_name[config.name](config, listener)
 
     return opener
@@ -325,7 +325,7 @@ class Script:
             key = "error" if "code" in answer else "result"
             self.feed({"id": message["id"], key: answer})
 
-    def send(self, ticket: Ticket) -> int:
+    def send(self, ticket: PendingCall) -> int:
         """Send a call; returns its id on this hop."""
         self.post(self.conversation.encode_call(ticket))
         return self.posted[-1]["id"]

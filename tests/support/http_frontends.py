@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Complete, Era, Notice
+from gateway.calls import Complete, Era, Notification
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.request_handler import Answers
+from gateway.frontends.request_handler import RequestHandler
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing, settle
@@ -24,7 +24,7 @@ from tests.support.wire_http import Event, parse_events
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 ANSWER = {"content": [{"type": "text", "text": "done"}]}
 STREAM = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
@@ -33,7 +33,7 @@ STREAM = {"accept": "application/json, text/event-stream", "content-type": "appl
 class House:
     """What the test plays: the backend, and a client's exchanges with whatever face it builds on `answers`."""
 
-    def __init__(self, answers: Answers, fake: FakeBackend, nursery: trio.Nursery) -> None:
+    def __init__(self, answers: RequestHandler, fake: FakeBackend, nursery: trio.Nursery) -> None:
         self.answers, self.fake, self.nursery = answers, fake, nursery
 
     async def start(self, method: Callable[..., Awaitable[None]], fake: FakeExchange, *arguments: Any) -> FakeExchange:
@@ -49,11 +49,11 @@ class House:
             pass
 
     @property
-    def ticket(self) -> Ticket:
+    def ticket(self) -> PendingCall:
         """The call that came last and has not ended."""
         return self.fake.session.working[-1]
 
-    async def tell(self, text: str, ticket: Ticket | None = None) -> None:
+    async def tell(self, text: str, ticket: PendingCall | None = None) -> None:
         """Have the backend log a line in a call."""
         (ticket or self.ticket).notify(log_line(text))
         await settle()
@@ -76,15 +76,15 @@ async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncG
         async with trio.open_nursery() as services:
             await services.start(fleet.run)
             await settle()
-            answers = Answers(Router(fleet), config.gateway, "9", parking)
+            answers = RequestHandler(Router(fleet), config.gateway, "9", parking)
             async with trio.open_nursery() as nursery:
                 yield House(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
                 nursery.cancel_scope.cancel()
             fleet.stop()
 
 
-def log_line(text: str) -> Notice:
-    return Notice("notifications/message", {"level": jsonrpc.raw("info"), "data": jsonrpc.raw(text)})
+def log_line(text: str) -> Notification:
+    return Notification("notifications/message", {"level": jsonrpc.raw("info"), "data": jsonrpc.raw(text)})
 
 
 def message_of(method: str, params: object = None, request_id: object = None) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.http.detect import HttpOpener
-from gateway.calls import Call, Caller, Complete, Era, Notice, StreamClosed
+from gateway.calls import Call, Caller, Complete, Era, Notification, StreamClosed
 from gateway.config import parse_server
 from gateway.eras.requests import Hop
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from tests.support.fakes import Ears
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def first(group: BaseExceptionGroup) -> BaseException:
 
 def start_call(
     session: Session, name: str = "echo", arguments: Any = None, *, method: str = "tools/call", progress: bool = False
-) -> Ticket:
+) -> PendingCall:
     """Send a call and return its ticket without waiting."""
     member = "uri" if method == "resources/read" else "name"
     params = {member: name} if arguments is None else {member: name, "arguments": arguments}
@@ -82,15 +82,15 @@ def start_call(
         caller=CALLER,
         progress_token="client-token" if progress else None,
     )
-    ticket = Ticket(call, backend="b", own_name=name, timeout=60)
+    ticket = PendingCall(call, backend="b", own_name=name, timeout=60)
     session.send([ticket])
     return ticket
 
 
-async def outcome(ticket: Ticket) -> Any:
+async def outcome(ticket: PendingCall) -> Any:
     """How the call ends; its notices, and what its client's stream is told to do, are skipped."""
     with trio.fail_after(WITHIN):
-        while isinstance(found := await ticket.next(), Notice | StreamClosed):
+        while isinstance(found := await ticket.next(), Notification | StreamClosed):
             pass
     return found
 

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call, Caller, Complete, Era, Failure, InputRequired
+from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, ServerRequest
 from gateway.errors import GatewayError
-from gateway.frontends.call_stream import Flow
-from gateway.inflight.pending import Ticket
+from gateway.frontends.call_stream import CallStream
+from gateway.inflight.pending import PendingCall
 
 CAN = jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}}, "roots": {}})
 ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
@@ -21,24 +21,24 @@ class Lines:
     """Implements what a flow needs of `gateway.router.Router`: every call that was sent, as a ticket."""
 
     def __init__(self) -> None:
-        self.tickets: list[Ticket] = []
+        self.tickets: list[PendingCall] = []
         self.cancelled: list[str] = []
         """Why backends were told to cancel."""
         self.problem: GatewayError | None = None
         """Set it to have the next call refused."""
 
-    async def submit(self, call: Call, *, again: bool = False) -> Ticket:
+    async def submit(self, call: Call, *, again: bool = False) -> PendingCall:
         if self.problem is not None:
             raise self.problem
         return self.open(call)
 
-    def open(self, call: Call, *, timeout: float = 300.0) -> Ticket:
-        ticket = Ticket(call, backend="b", own_name=call.name, timeout=timeout)
+    def open(self, call: Call, *, timeout: float = 300.0) -> PendingCall:
+        ticket = PendingCall(call, backend="b", own_name=call.name, timeout=timeout)
         ticket.on_close = lambda _ticket, reason: self.cancelled.append(reason)
         self.tickets.append(ticket)
         return ticket
 
-    def release(self, ticket: Ticket, reason: str = "") -> None:
+    def release(self, ticket: PendingCall, reason: str = "") -> None:
         ticket.close(reason)
 
 
@@ -47,7 +47,7 @@ class Asked:
 
     def __init__(self, method: str = ROOTS, **params: Any) -> None:
         self.reply: bytes | Failure | None = None
-        self.ask = Ask(method, {name: jsonrpc.raw(value) for name, value in params.items()}, self.settle)
+        self.ask = ServerRequest(method, {name: jsonrpc.raw(value) for name, value in params.items()}, self.settle)
 
     def settle(self, reply: bytes | Failure) -> None:
         assert self.reply is None, "settled twice"
@@ -75,9 +75,9 @@ def make_call(era: Era, *, token: Any = None, caller: Caller | None = None, **pa
     return Call(method="tools/call", name="x", params=spans, meta={}, caller=caller, progress_token=token)
 
 
-def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **further: Any) -> tuple[Flow, Ticket]:
+def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **further: Any) -> tuple[CallStream, PendingCall]:
     ticket = lines.open(make_call(era, **further), timeout=timeout)
-    return Flow(lines, ticket), ticket  # type: ignore[arg-type] - stands for a router
+    return CallStream(lines, ticket), ticket  # type: ignore[arg-type] - stands for a router
 
 
 def done(text: str = "done", era: Era = Era.MODERN) -> Complete:

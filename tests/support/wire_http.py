@@ -199,7 +199,7 @@ class HttpClient:
         return await self.send("GET", path=path)
 
     def stream(self, message: object, *, headers: Mapping[str, str] | None = None) -> Any:
-        """POST a message and give the `Exchange`, to read events one by one."""
+        """POST a message and give the `HttpRequest`, to read events one by one."""
         return self.exchange(
             "POST", json.dumps(message).encode(), headers={**self.session_headers(), **(headers or {})}
         )
@@ -231,7 +231,7 @@ class HttpClient:
         return await self.request("tools/call", {"name": name, "arguments": arguments or {}}, **options)
 
     def open_get_stream(self, last_event_id: str | None = None) -> Any:
-        """The session's GET stream, or with an event's id the stream that it came on, as an `Exchange`."""
+        """The session's GET stream, or with an event's id the stream that it came on, as an `HttpRequest`."""
         resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         return self.exchange("GET", headers=self.session_headers() | {"Accept": "text/event-stream"} | resume)
 
@@ -263,7 +263,7 @@ class HttpClient:
         return (await self.post_modern(method, params, **options)).messages()[-1]
 
     def stream_modern(self, method: str, params: Message | None = None) -> Any:
-        """A modern request as an `Exchange`, to read events one by one; leaving the block cancels the request."""
+        """A modern request as an `HttpRequest`, to read events one by one; leaving the block cancels the request."""
         message, headers = self.modern_request(method, params)
         return self.exchange("POST", json.dumps(message).encode(), headers=headers)
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from gateway.telemetry import line_file as trail_module
-from gateway.telemetry.line_file import Trail
+from gateway.telemetry.line_file import LineFile
 from tests.support.fakes import SOON
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def note_lost(count: int) -> bytes:
 
 
 @asynccontextmanager
-async def running(path: Path) -> AsyncGenerator[Trail]:
-    trail = Trail(str(path), note_lost=note_lost)
+async def running(path: Path) -> AsyncGenerator[LineFile]:
+    trail = LineFile(str(path), note_lost=note_lost)
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trail.run)
@@ -187,7 +187,7 @@ async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
         return first(name)
 
     monkeypatch.setattr(trail_module, "open_private", hang)
-    trail = Trail(str(tmp_path / "x"), note_lost=note_lost)
+    trail = LineFile(str(tmp_path / "x"), note_lost=note_lost)
     try:
         with trio.fail_after(SOON):
             for line in (b"1", b"2", b"3"):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from gateway.backends.opening import Attempts
-    from gateway.backends.session.interface import Listener, Session
+    from gateway.backends.session.interface import Session, SessionObserver
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -48,7 +48,7 @@ class HttpOpener:
 
     @asynccontextmanager
     async def open(
-        self, config: ServerConfig, listener: Listener, *, hop: Hop, auth: httpx2.Auth | None = None
+        self, config: ServerConfig, listener: SessionObserver, *, hop: Hop, auth: httpx2.Auth | None = None
     ) -> AsyncGenerator[Session]:
         """Open a session as the config says, or as the server answers.
 
@@ -62,7 +62,7 @@ class HttpOpener:
 
 @asynccontextmanager
 async def _open_http(
-    config: ServerConfig, listener: Listener, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
+    config: ServerConfig, listener: SessionObserver, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
 ) -> AsyncGenerator[Session]:
     transport = config.transport or attempts.transport
     refused: BackendError | None = None

@@ -19,7 +19,7 @@ from gateway.calls import Era, Failure
 from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
 from gateway.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces, retry_after
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 from gateway.proxies import via
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.http_client import AnyHeaders, HttpClient
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 LINGER: Final = 0.5
 """Seconds that a stream may stay open after its answer; one that ends in time gives its connection back."""
@@ -44,7 +44,7 @@ MAX_RESUMES: Final = 5
 _OK: Final = 200
 
 
-class Link(Protocol):
+class SessionContext(Protocol):
     """What an exchange needs of its session."""
 
     config: ServerConfig
@@ -52,7 +52,7 @@ class Link(Protocol):
     conversation: Conversation
     recovery: Recovery
 
-    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+    def headers(self, method: str, ticket: PendingCall | None) -> AnyHeaders:
         """The headers of a POST."""
         ...
 
@@ -64,7 +64,7 @@ class Link(Protocol):
         """Learn the session id that came with the answer to `initialize`."""
         ...
 
-    async def say_cancelled(self, notification: bytes) -> None:
+    async def send_cancelled(self, notification: bytes) -> None:
         """Tell the server that a request is cancelled whose stream is closed already."""
         ...
 
@@ -73,12 +73,14 @@ class Link(Protocol):
         ...
 
 
-class Exchange:
+class HttpRequest:
     """One request and its answer."""
 
     __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_scope", "_ticket", "request_id")
 
-    def __init__(self, link: Link, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+    def __init__(
+        self, link: SessionContext, request_id: int, method: str, body: bytes, ticket: PendingCall | None
+    ) -> None:
         self.request_id = request_id
         self._scope = trio.CancelScope()
         self._cancelled: bytes | None = None
@@ -109,7 +111,7 @@ class Exchange:
             if isinstance(problem, (BackendExited, BackendUnavailable)):
                 self._link.recovery.doubt()
         if self._scope.cancelled_caught and self._cancelled is not None:
-            await self._link.say_cancelled(self._cancelled)
+            await self._link.send_cancelled(self._cancelled)
 
     async def _attempt(self, *, first: bool) -> bool:
         """One POST; returns whether there should be another."""
@@ -180,7 +182,7 @@ class Exchange:
             if self._answered:
                 return  # to the stream's end, so that the connection can be used again; LINGER bounds it
             for event in parser.feed(data):
-                self._take(event)
+                self._handle_message(event)
                 if not self._link.conversation.waits_for(self.request_id):
                     self._answered = True
                     self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
@@ -188,8 +190,8 @@ class Exchange:
 
         await read_pieces(response, take)
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event.data, Overlong):
+    def _handle_message(self, event: Event) -> None:
+        if isinstance(event.data, OversizedLine):
             self._link.conversation.fail(self.request_id, self._too_long(event.data.size))
         elif event.event == "message":
             self._link.conversation.feed(event.data, self._ticket)

@@ -26,7 +26,7 @@ POST_WAIT: Final = 10.0
 log = logging.getLogger("gateway.backend")
 
 
-class HttpPosts:
+class OutgoingQueue:
     """A queue with one task, `run`, which the session owns."""
 
     def __init__(self, backend: str, deliver: Callable[[bytes], Awaitable[None]], *, max_concurrency: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.catalog.listing import Item, Listing
     from gateway.eras.requests import Hop
     from gateway.http_client import AnyHeaders, HeaderList
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 BOTH_TYPES: Final = (b"accept", b"application/json, text/event-stream")
 EVENT_STREAM: Final = (b"accept", b"text/event-stream")
@@ -87,7 +87,7 @@ class RequestHeaders:
             own.append((VERSION_HEADER, self._version.encode()))
         return own
 
-    def post(self, hop: Hop, method: str, ticket: Ticket | None) -> AnyHeaders:
+    def post(self, hop: Hop, method: str, ticket: PendingCall | None) -> AnyHeaders:
         """For a request's POST."""
         if hop.era is Era.LEGACY:
             return self.legacy

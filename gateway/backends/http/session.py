@@ -1,6 +1,6 @@
 """What the sessions of both HTTP transports have in common: calls go out in requests of their own, posts in order.
 
-The session owns, in one nursery: the task of its transport (`_carry`), one for notifications (`HttpPosts`), one for
+The session owns, in one nursery: the task of its transport (`_carry`), one for notifications (`OutgoingQueue`), one for
 tasks, and whatever the transport starts for each request. When the transport's task raises, the session is over.
 """
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.http.outgoing_queue import HttpPosts
+from gateway.backends.http.outgoing_queue import OutgoingQueue
 from gateway.backends.http.recovery import MAX_HINT, OTHER_CAUSES, Recovery, Verdict, judge
 from gateway.backends.session import lists
 from gateway.backends.session.conversation import Conversation
-from gateway.backends.session.session_state import Upkeep
+from gateway.backends.session.session_state import SessionReconciler
 from gateway.calls import Era, Failure
 from gateway.catalog.listing import Listing
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
@@ -25,14 +25,14 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, Backe
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.backends.session.handshake import Greeting
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.interface import SessionObserver
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.errors import BackendError
     from gateway.http_client import HttpClient
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 CHECK_WAIT: Final = 5.0
 """Seconds for the answer to a probe; silence counts as life."""
@@ -42,20 +42,20 @@ _S = TypeVar("_S", bound="HttpSession")
 
 
 class HttpSession(ABC):
-    """Implements `gateway.backends.session.interface.Session`; a transport adds `conversation.Exchanges` and its own life."""
+    """Implements `gateway.backends.session.interface.Session` except for what the transport adds."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
-        self.greeting: Greeting
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
+        self.greeting: ServerIntroduction
         self.listing = Listing()
         self.config = config
         self.http = http
         self._listener = listener
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
-        self.upkeep = Upkeep(self.conversation, listener, timeout=config.connect_timeout)
+        self.upkeep = SessionReconciler(self.conversation, listener, timeout=config.connect_timeout)
         self.recovery = Recovery(self)
         self.is_greeted = False
         """Whether the server has answered the handshake."""
-        self._posts = HttpPosts(config.name, self._deliver, max_concurrency=config.max_concurrency)
+        self._posts = OutgoingQueue(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._problem: BackendError | None = None
 
     @property
@@ -73,7 +73,7 @@ class HttpSession(ABC):
         """Empty: there is no stdout."""
         return ""
 
-    def send(self, tickets: list[Ticket]) -> None:
+    def send(self, tickets: list[PendingCall]) -> None:
         """Send each call in a request of its own."""
         for ticket in tickets:
             if self._problem is not None:
@@ -82,7 +82,7 @@ class HttpSession(ABC):
             body = self.conversation.encode_call(ticket)
             self.open(self.conversation.last_id, ticket.call.method, body, ticket)
 
-    async def room(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
+    async def wait_writable(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
         """Return at once: `max_concurrency` bounds what is on its way."""
 
     async def relist(self, feature: str) -> Listing:
@@ -146,7 +146,7 @@ class HttpSession(ABC):
         if verdict is not Verdict.UNRELATED:
             self.recovery.suspect()
 
-    def _adopt(self, greeting: Greeting) -> None:
+    def _adopt(self, greeting: ServerIntroduction) -> None:
         self.greeting = greeting
         self.is_greeted = True
 
@@ -156,7 +156,7 @@ class HttpSession(ABC):
             self._listener.list_changed(feature)
 
     @abstractmethod
-    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request, a call or one of the gateway's own; returns at once."""
 
     @abstractmethod

@@ -35,17 +35,17 @@ from gateway.http_client import (
     same_origin,
     skip_body,
 )
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 from gateway.proxies import via
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.interface import SessionObserver
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.http_client import HttpClient
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 _OK: Final = 200
 _REDIRECT: Final = 300
@@ -70,7 +70,7 @@ class _Stream:
 class SseSession(HttpSession):
     """A session over one event stream at a time."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
         super().__init__(config, http, listener, hop)
         self._stream = _Stream()
         self._replaced = _Stream()
@@ -80,7 +80,7 @@ class SseSession(HttpSession):
 
     # `gateway.backends.session.conversation.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request in a POST of its own."""
         self._nursery.start_soon(self._send, request_id, method, data, ticket)
 
@@ -91,7 +91,7 @@ class SseSession(HttpSession):
         if request_id in self._replaced.owed:
             self._settle(request_id)
 
-    async def _send(self, request_id: int, method: str, body: bytes, ticket: Ticket | None) -> None:
+    async def _send(self, request_id: int, method: str, body: bytes, ticket: PendingCall | None) -> None:
         """POST a request; its answer comes on the stream, and only a refusal ends it here."""
         try:
             if await self._attempt(request_id, method, body, ticket, first=True):
@@ -99,7 +99,9 @@ class SseSession(HttpSession):
         except BackendError as problem:
             self.conversation.fail(request_id, problem)
 
-    async def _attempt(self, request_id: int, method: str, body: bytes, ticket: Ticket | None, *, first: bool) -> bool:
+    async def _attempt(
+        self, request_id: int, method: str, body: bytes, ticket: PendingCall | None, *, first: bool
+    ) -> bool:
         """One POST; returns whether there should be another."""
         recovery, is_call = self.recovery, ticket is not None
         if recovery.standing is not Standing.SOUND:
@@ -168,7 +170,9 @@ class SseSession(HttpSession):
         if self._stream.problem is not None:
             raise self._stream.problem
         self._adopt(
-            await handshake.greet(self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts)
+            await handshake.introduce(
+                self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
+            )
         )
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
 
@@ -250,14 +254,14 @@ class SseSession(HttpSession):
 
         def take(data: bytes) -> None:
             for event in parser.feed(data):
-                self._take(stream, event)
+                self._handle_message(stream, event)
             if stream is self._replaced:
                 self._settle()
 
         await read_pieces(response, take)
 
-    def _take(self, stream: _Stream, event: Event) -> None:
-        if isinstance(event.data, Overlong):
+    def _handle_message(self, stream: _Stream, event: Event) -> None:
+        if isinstance(event.data, OversizedLine):
             self.conversation.feed_overlong(event.data, self.config.max_line_bytes)
         elif event.event == "endpoint":
             self._connect(stream, event.data)
@@ -285,7 +289,7 @@ class SseSession(HttpSession):
 @asynccontextmanager
 async def open_sse(
     config: ServerConfig,
-    listener: Listener,
+    listener: SessionObserver,
     *,
     hop: Hop,
     auth: httpx2.Auth | None = None,

@@ -1,8 +1,8 @@
 """Server-sent events out of bytes (HTML Living Standard, 9.2.6 "Interpreting an event stream"), without I/O.
 
 Only what MCP needs comes out: data stays bytes, events without data are dropped, comments are skipped. Invariant: not
-more than about `max_bytes` of an event are held; a longer one is skipped to its end and comes out as `Overlong`, with
-only the two ends of its data, to find a message's id in.
+more than about `max_bytes` of an event are held; a longer one is skipped to its end and comes out as
+`OversizedLine`, with only the two ends of its data, to find a message's id in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from gateway.jsonrpc import EDGE_BYTES
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 from gateway.surrogates import BOM
 
 MAX_ID_BYTES: Final = 4_096
@@ -26,7 +26,7 @@ LONGEST_FIELD_NAME: Final = 16
 class Event(msgspec.Struct, frozen=True):
     """One event with data."""
 
-    data: bytes | Overlong
+    data: bytes | OversizedLine
     event: str = "message"
 
 
@@ -68,10 +68,12 @@ class EventParser:
         for part in ends:
             if self._line.size:
                 self._line.add(part)
-                line = self._line.take()
+                line = self._line.pop_all()
             else:
                 line = (
-                    part if len(part) <= self._line.most else Overlong(part[:EDGE_BYTES], part[-EDGE_BYTES:], len(part))
+                    part
+                    if len(part) <= self._line.most
+                    else OversizedLine(part[:EDGE_BYTES], part[-EDGE_BYTES:], len(part))
                 )
             if line:
                 self._field(line)
@@ -81,17 +83,17 @@ class EventParser:
             self._line.add(rest)
         return events
 
-    def _field(self, line: bytes | Overlong) -> None:
+    def _field(self, line: bytes | OversizedLine) -> None:
         if self._at_start:
             self._at_start = False
             if isinstance(line, bytes):
                 line = line.removeprefix(BOM)
             else:
-                line = Overlong(line.head.removeprefix(BOM), line.tail, line.size)
-        if isinstance(line, Overlong):
+                line = OversizedLine(line.head.removeprefix(BOM), line.tail, line.size)
+        if isinstance(line, OversizedLine):
             if line.head.startswith(b"data:"):
                 self._has_data = True
-                self._data.add_overlong(Overlong(line.head[5:].removeprefix(b" "), line.tail, line.size))
+                self._data.add_overlong(OversizedLine(line.head[5:].removeprefix(b" "), line.tail, line.size))
             return
         if line.startswith(b"data: "):  # by far the most frequent
             self._add_data(line[6:])
@@ -121,7 +123,7 @@ class EventParser:
             self.last_id, self._id = self._id, None
         name, self._event = self._event, b""
         self._has_data = False
-        data = self._data.take()
+        data = self._data.pop_all()
         if not data:
             return None
         return Event(data, name.decode(errors="replace") or "message")
@@ -151,29 +153,29 @@ class _Held:
         else:
             self._only = data
 
-    def add_overlong(self, part: Overlong) -> None:
+    def add_overlong(self, part: OversizedLine) -> None:
         """Hold what is left of a part that was too long by itself."""
         self.size += part.size
         self._keep_ends(part.head, part.tail)
 
     def _keep_ends(self, head: bytes, tail: bytes) -> None:
         if self._head is None:
-            held = self._take_held()
+            held = self._pop_held()
             self._head, self._tail = held[:EDGE_BYTES], held[-EDGE_BYTES:]
         self._head += head[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + tail)[-EDGE_BYTES:]
 
-    def _take_held(self) -> bytes:
+    def _pop_held(self) -> bytes:
         data = self._only if self._joined is None else bytes(self._joined)
         self._only, self._joined = b"", None
         return data
 
-    def take(self) -> bytes | Overlong:
+    def pop_all(self) -> bytes | OversizedLine:
         """Give out what is held, and hold nothing."""
         size, self.size = self.size, 0
         if self._head is None:
-            return self._take_held()
-        overlong = Overlong(self._head, self._tail, size)
+            return self._pop_held()
+        overlong = OversizedLine(self._head, self._tail, size)
         self._head, self._tail = None, b""
         return overlong
 

@@ -16,12 +16,12 @@ from gateway.backends.http.recovery import Verdict, judge
 from gateway.backends.http.sse_events import EventParser
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
 from gateway.http_client import media_type, read_pieces
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 
 if TYPE_CHECKING:
     import httpx2
 
-    from gateway.backends.http.exchange import Link
+    from gateway.backends.http.exchange import SessionContext
 
 FIRST_PAUSE: Final = 1.0
 """Seconds before the stream is opened again, where the server asks for no other pause."""
@@ -45,10 +45,10 @@ class StreamOwner(Protocol):
         ...
 
 
-class GetStream:
+class StandaloneStream:
     """Keeps one session's stream open."""
 
-    def __init__(self, link: Link, owner: StreamOwner) -> None:
+    def __init__(self, link: SessionContext, owner: StreamOwner) -> None:
         self._link = link
         self._owner = owner
         self._scope = trio.CancelScope()
@@ -118,7 +118,7 @@ class GetStream:
 
         def take(data: bytes) -> None:
             for event in parser.feed(data):
-                if isinstance(event.data, Overlong):
+                if isinstance(event.data, OversizedLine):
                     log.warning("backend %r sent an event of %d bytes, skipped", link.config.name, event.data.size)
                 elif event.event == "message":
                     link.conversation.feed(event.data)

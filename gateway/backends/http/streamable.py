@@ -1,6 +1,6 @@
 """A backend over streamable HTTP, in both eras (2026-07-28 and 2025-11-25 basic/transports).
 
-The session owns a task for each request (`Exchange`), one for the legacy GET stream, and the watch, besides those of
+The session owns a task for each request (`HttpRequest`), one for the legacy GET stream, and the watch, besides those of
 `HttpSession`. The watch gets a new session when the server has forgotten the old one, which no call notices but by its
 delay, and looks whether the server is still there when a connection fails; only when it is not, the session ends.
 """
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 import trio
 
-from gateway.backends.http.exchange import Exchange
+from gateway.backends.http.exchange import HttpRequest
 from gateway.backends.http.recovery import Verdict, read_refusal
 from gateway.backends.http.request_headers import RequestHeaders
 from gateway.backends.http.session import HttpSession, carried
-from gateway.backends.http.standalone_stream import GetStream
+from gateway.backends.http.standalone_stream import StandaloneStream
 from gateway.backends.opening import Attempts
 from gateway.backends.session import handshake, lists
 from gateway.calls import Era
@@ -29,13 +29,13 @@ from gateway.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.session.handshake import Greeting
-    from gateway.backends.session.interface import Listener
+    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.interface import SessionObserver
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.http_client import AnyHeaders, HttpClient
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 MAX_FAREWELLS: Final = 1_000
 """Cancels on their way at once; a server that takes none is told of no more."""
@@ -46,10 +46,10 @@ log = logging.getLogger("gateway.backend")
 class StreamableSession(HttpSession):
     """A session over streamable HTTP; also implements `exchange.Link`."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: Listener, hop: Hop) -> None:
+    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
         super().__init__(config, http, listener, hop)
-        self._get_stream = GetStream(self, self)
-        self._exchanges: dict[int, Exchange] = {}
+        self._get_stream = StandaloneStream(self, self)
+        self._exchanges: dict[int, HttpRequest] = {}
         self._farewells = 0
         self._headers = RequestHeaders(config.name, http.base_headers)
 
@@ -62,11 +62,11 @@ class StreamableSession(HttpSession):
 
     # `gateway.backends.session.conversation.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request in an exchange of its own."""
         if method == "initialize":
             self._headers.forget()  # a refused one may have brought a session id
-        exchange = self._exchanges[request_id] = Exchange(self, request_id, method, data, ticket)
+        exchange = self._exchanges[request_id] = HttpRequest(self, request_id, method, data, ticket)
         self._nursery.start_soon(self._run_exchange, exchange)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
@@ -75,7 +75,7 @@ class StreamableSession(HttpSession):
         if exchange is not None:
             exchange.cancel(cancelled if self.conversation.hop.era is Era.LEGACY else None)
 
-    async def say_cancelled(self, notification: bytes) -> None:
+    async def send_cancelled(self, notification: bytes) -> None:
         """Tell a legacy server of a cancel, past the queue."""
         if self._farewells >= MAX_FAREWELLS:
             log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._farewells)
@@ -86,7 +86,7 @@ class StreamableSession(HttpSession):
         finally:
             self._farewells -= 1
 
-    async def _run_exchange(self, exchange: Exchange) -> None:
+    async def _run_exchange(self, exchange: HttpRequest) -> None:
         try:
             await exchange.run()
         finally:
@@ -94,7 +94,7 @@ class StreamableSession(HttpSession):
 
     # `gateway.backends.http.exchange.Link`
 
-    def headers(self, method: str, ticket: Ticket | None) -> AnyHeaders:
+    def headers(self, method: str, ticket: PendingCall | None) -> AnyHeaders:
         """The headers of a request's POST."""
         return self._headers.post(self.conversation.hop, method, ticket)
 
@@ -135,7 +135,7 @@ class StreamableSession(HttpSession):
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         config = self.config
         self._adopt(
-            await handshake.greet(
+            await handshake.introduce(
                 self.conversation,
                 era=attempts.era,
                 probe_timeout=config.probe_timeout,
@@ -153,7 +153,7 @@ class StreamableSession(HttpSession):
         )
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
-    def _adopt(self, greeting: Greeting) -> None:
+    def _adopt(self, greeting: ServerIntroduction) -> None:
         # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
         super()._adopt(greeting)
         self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
@@ -175,7 +175,7 @@ class StreamableSession(HttpSession):
             with trio.fail_after(wait):
                 attempts = Attempts("legacy", version=self.greeting.asked)
                 self._adopt(
-                    await handshake.greet(
+                    await handshake.introduce(
                         self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
                     )
                 )
@@ -207,7 +207,7 @@ class StreamableSession(HttpSession):
 @asynccontextmanager
 async def open_streamable(
     config: ServerConfig,
-    listener: Listener,
+    listener: SessionObserver,
     *,
     hop: Hop,
     auth: httpx2.Auth | None = None,

@@ -17,11 +17,11 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.session.interface import Waiter
-from gateway.backends.session.server_requests import Asking
+from gateway.backends.session.interface import PendingRequest
+from gateway.backends.session.server_requests import ServerRequestRouter
 from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
-from gateway.calls import Complete, Era, Failure, Notice
+from gateway.calls import Complete, Era, Failure, Notification
 from gateway.catalog.kinds import BY_METHOD
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
@@ -32,13 +32,13 @@ from gateway.rates import LogRate
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from gateway.backends.session.interface import Exchanges, Listener
+    from gateway.backends.session.interface import Exchanges, SessionObserver
     from gateway.backends.stderr import StrayLines
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop
     from gateway.errors import Suspect
-    from gateway.inflight.pending import Ticket
-    from gateway.lines import Overlong
+    from gateway.inflight.pending import PendingCall
+    from gateway.lines import OversizedLine
 
 MAX_BATCH: Final = 1_000
 """Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
@@ -61,7 +61,7 @@ class Conversation:
         backend: str,
         *,
         post: Callable[[bytes], None],
-        listener: Listener,
+        listener: SessionObserver,
         hop: Hop,
         exchanges: Exchanges | None = None,
         reply: Callable[[bytes], None] | None = None,
@@ -76,15 +76,17 @@ class Conversation:
         self._stray = stray
         self._exchanges = exchanges
         self._listener = listener
-        self._calls: dict[int, Ticket] = {}
+        self._calls: dict[int, PendingCall] = {}
         self._withdrawn: dict[int, tuple[Suspect, float]] = {}
-        self._waiters: dict[int, Waiter] = {}
+        self._waiters: dict[int, PendingRequest] = {}
         self._last_id = 0
         self._closed: BackendError | None = None
         self._rate = LogRate()
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
-        self._asking = Asking(backend, post=self._reply, calls=self._calls_now, for_client=self._for_client)
+        self._asking = ServerRequestRouter(
+            backend, post=self._reply, calls=self._calls_now, for_client=self._for_client
+        )
 
     @property
     def in_flight(self) -> int:
@@ -109,7 +111,7 @@ class Conversation:
     def _for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         self._listener.for_client(key, method, params)
 
-    def _calls_now(self) -> Collection[Ticket]:
+    def _calls_now(self) -> Collection[PendingCall]:
         return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
 
     def waits_for(self, request_id: int) -> bool:
@@ -122,7 +124,7 @@ class Conversation:
         own = {request_id for request_id, waiter in self._waiters.items() if waiter.outcome is None}
         return own | self._calls.keys()
 
-    def encode_call(self, ticket: Ticket) -> bytes:
+    def encode_call(self, ticket: PendingCall) -> bytes:
         """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
         request_id = self._last_id = self._last_id + 1
         call = ticket.call
@@ -133,7 +135,7 @@ class Conversation:
         ticket.on_close = partial(self._withdraw, request_id)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
-    def _resend(self, ticket: Ticket) -> None:
+    def _resend(self, ticket: PendingCall) -> None:
         ticket.as_task = True
         line = self.encode_call(ticket)
         if self._exchanges is None:
@@ -148,7 +150,7 @@ class Conversation:
         found |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
         return [found[number] for number in sorted(found, reverse=True)]
 
-    def _withdraw(self, request_id: int, ticket: Ticket, reason: str) -> None:
+    def _withdraw(self, request_id: int, ticket: PendingCall, reason: str) -> None:
         if self._calls.pop(request_id, None) is None:
             return
         self._withdrawn[request_id] = ticket.as_suspect(), trio.current_time()
@@ -173,15 +175,15 @@ class Conversation:
         method: str,
         params: dict[str, object] | None = None,
         *,
-        ticket: Ticket | None = None,
+        ticket: PendingCall | None = None,
         on_problem: Callable[[str], None] | None = None,
-    ) -> tuple[int, Waiter]:
+    ) -> tuple[int, PendingRequest]:
         """Send a request of the gateway's own; returns its id and whom its answer will reach.
 
         `ticket` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
-        waiter = Waiter(BY_METHOD.get(method), on_problem, opens=method in _OPENING)
+        waiter = PendingRequest(BY_METHOD.get(method), on_problem, opens=method in _OPENING)
         self._waiters[request_id] = waiter
         if self._closed is not None:
             waiter.finish(self._closed)
@@ -237,7 +239,7 @@ class Conversation:
         """Send a notification of a client's; bounded as replies are, since clients may send as many as they like."""
         self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
 
-    def feed(self, data: bytes, ticket: Ticket | None = None) -> None:
+    def feed(self, data: bytes, ticket: PendingCall | None = None) -> None:
         """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell.
 
         In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
@@ -249,24 +251,24 @@ class Conversation:
                 self._malformed(exc, data)
                 return
             for part in parts:
-                self._take(part, ticket)
+                self._handle_message(part, ticket)
         else:
-            self._take(data, ticket)
+            self._handle_message(data, ticket)
 
-    def _take(self, data: bytes, ticket: Ticket | None) -> None:
+    def _handle_message(self, data: bytes, ticket: PendingCall | None) -> None:
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed as exc:
             self._malformed(exc, data)
             return
         if message.method is msgspec.UNSET:
-            self._answer(message)
+            self._handle_response(message)
         elif message.id is msgspec.UNSET:
             self._notification(message.method, message.params, ticket)
         else:
             self._asking.request(message, ticket or self.tasks.owner(message.params))
 
-    def feed_overlong(self, line: Overlong, limit: int) -> None:
+    def feed_overlong(self, line: OversizedLine, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
         found = jsonrpc.recover_id(line.head)
         if found is None:
@@ -342,7 +344,7 @@ class Conversation:
         for text in kept[1]:
             if waiter.on_problem is not None:
                 waiter.on_problem(text)
-        self._answer(jsonrpc.decode(kept[0]))
+        self._handle_response(jsonrpc.decode(kept[0]))
         return True
 
     def _warn(self, text: str, *args: object) -> None:
@@ -350,7 +352,7 @@ class Conversation:
         if not self._rate.allows():
             return
         extra = {"backend": self.backend}
-        if unreported := self._rate.take_unreported():
+        if unreported := self._rate.pop_suppressed():
             log.warning("backend %r: %d warnings not logged: too many", self.backend, unreported, extra=extra)
         log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
 
@@ -374,7 +376,7 @@ class Conversation:
             return True
         return False
 
-    def _answer(self, message: jsonrpc.Message) -> None:
+    def _handle_response(self, message: jsonrpc.Message) -> None:
         request_id = message.id
         if request_id is msgspec.UNSET or request_id is None:
             if message.error is not jsonrpc.ABSENT and not self._refuse_opening(message):
@@ -419,7 +421,7 @@ class Conversation:
             return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
         return outcome
 
-    def _notification(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
+    def _notification(self, method: str, params: msgspec.Raw, ticket: PendingCall | None) -> None:
         match method:
             case "notifications/progress":
                 self._progress(params)
@@ -479,7 +481,7 @@ class Conversation:
             self.unmatched += 1
             return
         members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
-        ticket.notify(Notice("notifications/progress", members))
+        ticket.notify(Notification("notifications/progress", members))
 
 
 def _number(request_id: jsonrpc.Id) -> int:

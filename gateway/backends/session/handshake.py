@@ -23,7 +23,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol, Backend
 
 if TYPE_CHECKING:
     from gateway.backends.session.conversation import Conversation
-    from gateway.backends.session.interface import Waiter
+    from gateway.backends.session.interface import PendingRequest
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop
 
@@ -39,7 +39,7 @@ AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
 log = logging.getLogger("gateway.backend")
 
 
-class Greeting(msgspec.Struct, frozen=True, kw_only=True):
+class ServerIntroduction(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend said of itself."""
 
     era: Era
@@ -53,7 +53,7 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     """The versions that the answer to `server/discover` lists; empty where it was not sent, or lists none."""
 
 
-class _Hello(msgspec.Struct, kw_only=True):
+class _InitializeResult(msgspec.Struct, kw_only=True):
     """The members of an initialize or discover result that the gateway reads."""
 
     protocolVersion: str = ""  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
@@ -79,11 +79,11 @@ class _Refusal(msgspec.Struct):
     error: msgspec.Raw
 
 
-_hellos = msgspec.json.Decoder(_Hello)
+_hellos = msgspec.json.Decoder(_InitializeResult)
 _unsupported = msgspec.json.Decoder(_Unsupported)
 
 
-async def greet(
+async def introduce(
     conversation: Conversation,
     *,
     era: str,
@@ -91,7 +91,7 @@ async def greet(
     timeout: float,
     pinned: bool = False,
     attempts: Attempts | None = None,
-) -> Greeting:
+) -> ServerIntroduction:
     """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
 
     `pinned` says that the config has named the era, and not what was found out before. `attempts` is told what is
@@ -150,12 +150,12 @@ def _offered(failure: Failure) -> list[str]:
         return []
 
 
-async def _wait(waiter: Waiter, timeout: float) -> None:
+async def _wait(waiter: PendingRequest, timeout: float) -> None:
     with trio.move_on_after(timeout):
         await waiter.event.wait()
 
 
-def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
+def _refuse(conversation: Conversation, outcome: Outcome | None) -> ServerIntroduction:
     """Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start."""
     if isinstance(outcome, BackendError):
         raise outcome
@@ -166,7 +166,7 @@ def _refuse(conversation: Conversation, outcome: Outcome | None) -> Greeting:
     raise BackendUnfit(conversation.backend, f"{text}; {AUTO_HINT}")
 
 
-def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: Attempts) -> Greeting | None:
+def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: Attempts) -> ServerIntroduction | None:
     """Read the answer to the probe; None means that the backend is legacy.
 
     A server that answers the probe with something that is no valid answer is legacy too: it may refuse an unknown
@@ -192,7 +192,7 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
         return None
     attempts.answered(is_open=True)
     conversation.hop = _modern(conversation.hop, version)
-    return Greeting(
+    return ServerIntroduction(
         era=Era.MODERN,
         version=version,
         capabilities=_capabilities(hello),
@@ -202,7 +202,7 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
     )
 
 
-def _server_info(hello: _Hello) -> msgspec.Raw:
+def _server_info(hello: _InitializeResult) -> msgspec.Raw:
     """Who a modern server says it is (2026-07-28 basic/index, "_meta")."""
     try:
         return jsonrpc.decode_object(hello.meta).get(meta.SERVER_INFO, jsonrpc.ABSENT)
@@ -210,7 +210,7 @@ def _server_info(hello: _Hello) -> msgspec.Raw:
         return jsonrpc.ABSENT
 
 
-def _from_error(conversation: Conversation, failure: Failure, attempts: Attempts) -> Greeting | None:
+def _from_error(conversation: Conversation, failure: Failure, attempts: Attempts) -> ServerIntroduction | None:
     """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
     if failure.code not in _MODERN_ERRORS:
         return None
@@ -233,7 +233,7 @@ def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol
     return BackendProtocol(conversation.backend, f"speaks none of our protocol versions ({spoken}): {said}")
 
 
-def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
+def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeResult:
     # What clients are told of it must not break the parsers that refuse halves of surrogate pairs.
     result = surrogates.without_lone_surrogates(outcome.result)
     if result is not outcome.result:
@@ -245,7 +245,7 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _Hello:
         raise BackendProtocol(conversation.backend, f"introduced itself with an invalid result: {exc}") from None
 
 
-def _capabilities(hello: _Hello) -> dict[str, msgspec.Raw]:
+def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
     """What the backend declares; null and anything else that is no object count as nothing, as if left out."""
     try:
         declared = jsonrpc.decode_object(hello.capabilities)
@@ -256,7 +256,7 @@ def _capabilities(hello: _Hello) -> dict[str, msgspec.Raw]:
 
 async def _initialize(
     conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
-) -> Greeting:
+) -> ServerIntroduction:
     """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
 
     A server that refuses one version is sent the next that it may know, each at most once.
@@ -288,7 +288,7 @@ async def _initialize(
         text = f"wants protocol version {hello.protocolVersion!r}; the gateway speaks {spoken}"
         raise BackendProtocol(conversation.backend, text)
     conversation.notify("notifications/initialized")
-    return Greeting(
+    return ServerIntroduction(
         era=Era.LEGACY,
         version=hello.protocolVersion,
         capabilities=_capabilities(hello),
@@ -367,12 +367,12 @@ def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> 
             raise BackendProtocol(conversation.backend, f"answered {method} with no complete result")
 
 
-def change_filter(greeting: Greeting) -> dict[str, object]:
+def change_filter(greeting: ServerIntroduction) -> dict[str, object]:
     """The `subscriptions/listen` filter for every list that the backend says can change."""
     return {f"{feature}ListChanged": True for feature in FEATURES if has_flag(greeting, feature, "listChanged")}
 
 
-def has_flag(greeting: Greeting, feature: str, name: str) -> bool:
+def has_flag(greeting: ServerIntroduction, feature: str, name: str) -> bool:
     """Whether the backend declares e.g. `{"resources": {"subscribe": true}}`."""
     try:
         settings = jsonrpc.decode_object(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT))

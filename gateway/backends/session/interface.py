@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session.handshake import Greeting
-    from gateway.backends.session.session_state import Upkeep
+    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.session_state import SessionReconciler
     from gateway.calls import Outcome
     from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 
-class Waiter:
+class PendingRequest:
     """A request of the gateway's own that waits for its answer."""
 
     __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
@@ -50,7 +50,7 @@ class Waiter:
         self.event.set()
 
 
-class Listener(Protocol):
+class SessionObserver(Protocol):
     """Who hears what a backend says on its own. Methods are called in order and must return at once."""
 
     def list_changed(self, feature: str) -> None:
@@ -77,7 +77,7 @@ class Listener(Protocol):
 class Exchanges(Protocol):
     """A transport that gives each request an exchange of its own. Methods return at once."""
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: Ticket | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request of the gateway's own; `ticket` is the call that it is about, if it is about one."""
         ...
 
@@ -93,9 +93,9 @@ class Exchanges(Protocol):
 class Session(Protocol):
     """One initialized conversation with a backend."""
 
-    greeting: Greeting
+    greeting: ServerIntroduction
     listing: Listing
-    upkeep: Upkeep
+    upkeep: SessionReconciler
 
     @property
     def in_flight(self) -> int:
@@ -112,11 +112,11 @@ class Session(Protocol):
         """What the child has written to stdout that is not MCP, for people; empty if nothing."""
         ...
 
-    def send(self, tickets: list[Ticket]) -> None:
+    def send(self, tickets: list[PendingCall]) -> None:
         """Send calls, in order, without waiting."""
         ...
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until the transport can take more."""
         ...
 
@@ -129,7 +129,7 @@ class Opener(Protocol):
     """Opens sessions: the seam where tests put fakes in place of transports."""
 
     def __call__(
-        self, config: ServerConfig, listener: Listener, *, capabilities: msgspec.Raw | None = None
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AbstractAsyncContextManager[Session]:
         """Connect, shake hands and list; `capabilities` are the client's, if the session serves just one.
 

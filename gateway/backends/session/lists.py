@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.backends.session.conversation import Conversation
-    from gateway.backends.session.handshake import Greeting
+    from gateway.backends.session.handshake import ServerIntroduction
 
 MAX_PAGES: Final = 1_000
 """Most pages of one list that are read: the cursors of a backend may never end."""
@@ -151,7 +151,7 @@ class _Reading:
         return items, tuple(SECRETS.mask_briefly(text, 2 * MAX_REASON) for text in (*self._problems, *problems))
 
 
-async def list_all(conversation: Conversation, greeting: Greeting, *, timeout: float) -> Listing:
+async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, timeout: float) -> Listing:
     """Read every list that the backend declares; one that declares none is asked once for each.
 
     Errors of undeclared lists mean that there is no such list. Problems are logged, and kept in the listing.

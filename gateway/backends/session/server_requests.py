@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Failure, Notice
+from gateway.calls import Failure, Notification, ServerRequest
 from gateway.eras import asks, meta, tasks
 from gateway.errors import InvalidParams
 from gateway.masking import SECRETS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.calls import Caller
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 MAX_OPEN: Final = 1_024
 """Requests of one backend session that clients have not answered."""
@@ -32,7 +32,7 @@ MAX_ELICITED: Final = 1_000
 log = logging.getLogger("gateway.backend")
 
 
-class Asking:
+class ServerRequestRouter:
     """The requests that one backend session has sent to clients and that are not answered yet."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Asking:
         backend: str,
         *,
         post: Callable[[bytes], None],
-        calls: Callable[[], Collection[Ticket]],
+        calls: Callable[[], Collection[PendingCall]],
         for_client: Callable[[str, str, dict[str, msgspec.Raw]], None],
     ) -> None:
         self._backend = backend
@@ -48,20 +48,20 @@ class Asking:
         self._elicited: dict[str, str] = {}
         self._post = post
         self._calls = calls
-        self._open: dict[jsonrpc.Id, tuple[Ask, Ticket]] = {}
+        self._open: dict[jsonrpc.Id, tuple[ServerRequest, PendingCall]] = {}
 
-    def owner(self, ticket: Ticket | None) -> Ticket | None:
+    def owner(self, ticket: PendingCall | None) -> PendingCall | None:
         """The call that a message belongs to: the one on whose stream it came, else the latest of the only client."""
         if ticket is not None:
             return ticket
-        latest: Ticket | None = None
+        latest: PendingCall | None = None
         for candidate in self._calls():
             if latest is not None and not latest.call.caller.same_client(candidate.call.caller):
                 return None
             latest = candidate
         return latest
 
-    def request(self, message: jsonrpc.Message, ticket: Ticket | None) -> None:
+    def request(self, message: jsonrpc.Message, ticket: PendingCall | None) -> None:
         """Take in a request of the backend."""
         request_id, method = message.id, message.method
         if not isinstance(request_id, int | str) or not isinstance(method, str):
@@ -73,9 +73,11 @@ class Asking:
         elif request_id in self._open:
             self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")
         else:
-            self._bring(request_id, method, message, self.owner(ticket))
+            self._deliver(request_id, method, message, self.owner(ticket))
 
-    def _bring(self, request_id: jsonrpc.Id, method: str, message: jsonrpc.Message, owner: Ticket | None) -> None:
+    def _deliver(
+        self, request_id: jsonrpc.Id, method: str, message: jsonrpc.Message, owner: PendingCall | None
+    ) -> None:
         if owner is None:
             in_flight = len(self._calls())
             text = (
@@ -117,7 +119,7 @@ class Asking:
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
         self._remember(params, owner.call.caller)
-        ask = Ask(method, params, settle, self._progress if wants_progress else None)
+        ask = ServerRequest(method, params, settle, self._progress if wants_progress else None)
         if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
             oldest, _ = self._open[next(iter(self._open))]
             oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")
@@ -166,7 +168,7 @@ class Asking:
         if len(self._elicited) > MAX_ELICITED:
             del self._elicited[next(iter(self._elicited))]
 
-    def vendor(self, method: str, params: msgspec.Raw, ticket: Ticket | None) -> None:
+    def vendor(self, method: str, params: msgspec.Raw, ticket: PendingCall | None) -> None:
         """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""
         owner = self.owner(ticket)
         try:
@@ -177,9 +179,9 @@ class Asking:
         if owner is None:
             log.debug("backend %r sent %s, for nobody in particular", self._backend, method)
         else:
-            owner.notify(Notice(method, members))
+            owner.notify(Notification(method, members))
 
-    def message(self, params: msgspec.Raw, ticket: Ticket | None) -> None:
+    def message(self, params: msgspec.Raw, ticket: PendingCall | None) -> None:
         """Take in a log line: its client gets it, if there is exactly one that it can be for."""
         owner = self.owner(ticket)
         try:
@@ -188,7 +190,7 @@ class Asking:
             return
         meta.drop_nulls("notifications/message", members)
         if owner is not None:
-            owner.notify(Notice("notifications/message", members))
+            owner.notify(Notification("notifications/message", members))
             return
         data = bytes(members.get("data", jsonrpc.ABSENT))[:500]
         log.info("%s", SECRETS.mask(data.decode(errors="replace")), extra={"backend": self._backend})

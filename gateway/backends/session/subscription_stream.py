@@ -17,9 +17,9 @@ from gateway.calls import Failure
 
 if TYPE_CHECKING:
     from gateway.backends.session.conversation import Conversation
-    from gateway.backends.session.handshake import Greeting
-    from gateway.backends.session.interface import Listener
-    from gateway.backends.session.session_state import Upkeep
+    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.interface import SessionObserver
+    from gateway.backends.session.session_state import SessionReconciler
     from gateway.calls import Outcome
 
 RELISTEN_DELAY: Final = 5.0
@@ -36,7 +36,9 @@ ACKNOWLEDGED_WITHIN: Final = 5.0
 """Seconds that an old request stays open for the acknowledgement of the new one that takes its place."""
 
 
-async def keep_listening(conversation: Conversation, greeting: Greeting, listener: Listener, upkeep: Upkeep) -> None:
+async def run_subscription_stream(
+    conversation: Conversation, greeting: ServerIntroduction, listener: SessionObserver, upkeep: SessionReconciler
+) -> None:
     """Listen until cancelled, where a modern backend has lists that can change or resources that clients watch.
 
     The filter of a request cannot be changed: another request takes its place, and the old one ends when the new one is
@@ -65,7 +67,7 @@ async def keep_listening(conversation: Conversation, greeting: Greeting, listene
 
 
 async def _listen(
-    conversation: Conversation, greeting: Greeting, upkeep: Upkeep, wanted: dict[str, object]
+    conversation: Conversation, greeting: ServerIntroduction, upkeep: SessionReconciler, wanted: dict[str, object]
 ) -> Outcome | None:
     """Keep one request open, and others in its place as the wishes change; returns when the backend ends it."""
     request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": wanted})
@@ -100,7 +102,7 @@ async def _either(first: trio.Event, second: trio.Event) -> None:
         await wait(second)
 
 
-def _filter(greeting: Greeting, uris: frozenset[str]) -> dict[str, object]:
+def _filter(greeting: ServerIntroduction, uris: frozenset[str]) -> dict[str, object]:
     """Ask for every list that can change, and for the resources that clients watch."""
     features = handshake.change_filter(greeting)
     if uris and handshake.has_flag(greeting, "resources", "subscribe"):

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Complete, Era, Failure
+from gateway.calls import Complete, Era, Failure, ServerRequest
 from gateway.eras import asks, tasks
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, GatewayError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session.conversation import Conversation
     from gateway.calls import Outcome
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 POLL_TIMEOUT: Final = 30.0
 """Seconds for the answer to `tasks/get`, which must come at once whatever the task does."""
@@ -45,18 +45,18 @@ class TaskDriver:
     """The tasks of one session."""
 
     def __init__(self, conversation: Conversation, freed: Callable[[], None]) -> None:
-        self.driven: dict[int, Ticket] = {}
+        self.driven: dict[int, PendingCall] = {}
         """Calls that are tasks now, by the id (and progress token) that began them. Read only."""
         self._conversation = conversation
         self._freed = freed
-        self._by_task: dict[str, Ticket] = {}
+        self._by_task: dict[str, PendingCall] = {}
         self._orphans: dict[int, None] = {}
         self._known: dict[str, None] = {}
         self._send, self._receive = trio.open_memory_channel["Callable[[], Awaitable[object]]"](MAX_JOBS)
 
     # What the conversation calls; none of it waits.
 
-    def needs_task(self, ticket: Ticket) -> bool:
+    def needs_task(self, ticket: PendingCall) -> bool:
         """Whether this call must be sent as one that may become a task."""
         if not ticket.as_task and ticket.call.method == "tools/call" and self._conversation.hop.era is Era.MODERN:
             # A client may declare the extension, which nobody has offered it; its call may then become a task too.
@@ -70,7 +70,7 @@ class TaskDriver:
             del self._orphans[next(iter(self._orphans))]
         self._orphans[request_id] = None
 
-    def adopt(self, request_id: int, ticket: Ticket | None, result: msgspec.Raw) -> bool:
+    def adopt(self, request_id: int, ticket: PendingCall | None, result: msgspec.Raw) -> bool:
         """Take over a call whose answer is a task; False if the answer is the call's own result."""
         if ticket is None:
             if request_id not in self._orphans:
@@ -92,7 +92,7 @@ class TaskDriver:
             self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks under way"))
         return True
 
-    def wants(self, ticket: Ticket, outcome: Outcome) -> bool:
+    def wants(self, ticket: PendingCall, outcome: Outcome) -> bool:
         """Whether a modern backend refused a call that it would do as a task; then it is to be sent again."""
         if (
             ticket.as_task
@@ -106,7 +106,7 @@ class TaskDriver:
         self._known[ticket.own_name] = None
         return True
 
-    def owner(self, params: msgspec.Raw) -> Ticket | None:
+    def owner(self, params: msgspec.Raw) -> PendingCall | None:
         """The call whose task a message belongs to."""
         if not self.driven or b"related-task" not in bytes(params):
             return None
@@ -144,21 +144,21 @@ class TaskDriver:
         ticket.finish(outcome)
         self._freed()
 
-    async def _drive(self, request_id: int, ticket: Ticket, state: tasks.State, scope: trio.CancelScope) -> None:
+    async def _drive(self, request_id: int, ticket: PendingCall, state: tasks.State, scope: trio.CancelScope) -> None:
         outcome: Outcome | None = None
         backend = self._conversation.backend
         with scope:
-            follow = self._follow_legacy if self._conversation.hop.era is Era.LEGACY else self._follow_modern
+            follow = self._poll_legacy if self._conversation.hop.era is Era.LEGACY else self._poll_modern
             outcome = await follow(ticket, state)
         if ticket.over or isinstance(outcome, GatewayError):
             self._begin(partial(self._cancel, state.taskId, ticket))
         self._end(request_id, outcome or BackendProtocol(backend, "was told to cancel the task of this call"))
 
-    async def _follow_legacy(self, ticket: Ticket, state: tasks.State) -> Outcome:
+    async def _poll_legacy(self, ticket: PendingCall, state: tasks.State) -> Outcome:
         """Wait until the task has ended or wants something: then `tasks/result` waits, and carries what it asks."""
         while state.status == "working":
             await trio.sleep(state.pause)
-            found = await self._look(ticket)
+            found = await self._fetch_status(ticket)
             if not isinstance(found, tasks.State):
                 return found
             state = found
@@ -167,13 +167,13 @@ class TaskDriver:
             return Complete(tasks.unrelated_result(outcome.result), outcome.era)
         return outcome
 
-    async def _follow_modern(self, ticket: Ticket, state: tasks.State) -> Outcome:
+    async def _poll_modern(self, ticket: PendingCall, state: tasks.State) -> Outcome:
         """Ask about the task until it has ended, and give it what it wants from the client."""
         answered: set[str] = set()
         if state.status == "working":
             await trio.sleep(state.pause)
         while True:
-            found = await self._look(ticket)
+            found = await self._fetch_status(ticket)
             if not isinstance(found, tasks.State):
                 return found
             if found.status in tasks.ENDED:
@@ -187,7 +187,7 @@ class TaskDriver:
             else:
                 await trio.sleep(found.pause)
 
-    async def _look(self, ticket: Ticket) -> tasks.State | Outcome:
+    async def _fetch_status(self, ticket: PendingCall) -> tasks.State | Outcome:
         with trio.move_on_after(POLL_TIMEOUT):
             outcome = await self._request(ticket, "tasks/get")
             if not isinstance(outcome, Complete):
@@ -196,7 +196,7 @@ class TaskDriver:
             return state or BackendProtocol(self._conversation.backend, "answered tasks/get with no task")
         return BackendTooSlow(self._conversation.backend, f"did not answer tasks/get within {POLL_TIMEOUT:g} s")
 
-    async def _request(self, ticket: Ticket, method: str, **params: object) -> Outcome:
+    async def _request(self, ticket: PendingCall, method: str, **params: object) -> Outcome:
         """Send a request about a call's task, and wait as long as the call may."""
         conversation = self._conversation
         request_id, waiter = conversation.begin(method, {"taskId": ticket.task_id, **params}, ticket=ticket)
@@ -208,7 +208,7 @@ class TaskDriver:
             conversation.end(request_id, reason=None if waiter.outcome else "the call is over")
         return waiter.outcome or BackendTooSlow(conversation.backend, f"did not answer {method} in time")
 
-    async def _give(self, ticket: Ticket, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
+    async def _give(self, ticket: PendingCall, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
         """Ask the client for what a modern task wants, and hand it over; returns what ends the call instead."""
         answers: dict[str, msgspec.Raw] = {}
         refused: list[Failure] = []
@@ -227,7 +227,7 @@ class TaskDriver:
             return take
 
         for key, one in wanted.items():
-            self._bring(ticket, one, taker(key, one.method))
+            self._deliver_server_request(ticket, one, taker(key, one.method))
         while not changed.is_set() and trio.current_time() < ticket.deadline:
             with trio.move_on_at(ticket.deadline):
                 await changed.wait()
@@ -239,8 +239,10 @@ class TaskDriver:
         outcome = await self._request(ticket, "tasks/update", inputResponses=answers)
         return None if isinstance(outcome, Complete) else outcome
 
-    def _bring(self, ticket: Ticket, one: asks.InputRequest, take: Callable[[bytes | Failure], None]) -> None:
-        ask = Ask(one.method, one.params, take)
+    def _deliver_server_request(
+        self, ticket: PendingCall, one: asks.InputRequest, take: Callable[[bytes | Failure], None]
+    ) -> None:
+        ask = ServerRequest(one.method, one.params, take)
         caller = ticket.call.caller
         if one.method not in asks.CAPABILITY:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"{one.method!r} is no input request")
@@ -258,7 +260,7 @@ class TaskDriver:
             ask.params = asks.for_legacy_client(one.method, ask.params)
         ticket.ask(ask)
 
-    async def _cancel(self, task_id: str, ticket: Ticket | None) -> None:
+    async def _cancel(self, task_id: str, ticket: PendingCall | None) -> None:
         """Tell the backend that nobody waits for a task; that it has ended already is no news."""
         with trio.move_on_after(CANCEL_TIMEOUT):
             request_id, waiter = self._conversation.begin("tasks/cancel", {"taskId": task_id}, ticket=ticket)

@@ -40,7 +40,7 @@ CUT_OFF: Final = Refusal(
 log = logging.getLogger("gateway.http")
 
 
-class Entrance:
+class AuthMiddleware:
     """The one way into the MCP faces."""
 
     def __init__(self, policy: HostPolicy, access: Access | None = None) -> None:
@@ -54,12 +54,12 @@ class Entrance:
             pairs = exchange.scope["headers"]
             if len(headers) != len(pairs) and (twice := repeated_header(pairs)):
                 text = repeated_text(twice)
-                self._note(exchange, 400, text)
+                self._record_refusal(exchange, 400, text)
                 await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
                 return
             refusal = self._policy.refusal(headers)
             if refusal is not None:
-                self._note(exchange, 403, refusal)
+                self._record_refusal(exchange, 403, refusal)
                 await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
                 return
             if b"origin" in headers:
@@ -67,14 +67,14 @@ class Entrance:
                 if exchange.always and exchange.method == "OPTIONS" and b"access-control-request-method" in headers:
                     await self._allow(exchange)
                     return
-            if self._access is None or not self._access.guards:
+            if self._access is None or not self._access.requires_credentials:
                 await handle(exchange)
             else:
                 await self._check(self._access, exchange, handle)
         except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
-    def _note(self, exchange: Exchange, status: int, text: str) -> None:
+    def _record_refusal(self, exchange: Exchange, status: int, text: str) -> None:
         if self._access is not None and self._access.on_denied is not None:
             principal = None if exchange.principal is None else exchange.principal.name
             self._access.on_denied(status, text, principal, exchange.address, exchange.scope["path"])
@@ -89,16 +89,16 @@ class Entrance:
     async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         found = access.find(exchange.headers)
         if found is None:
-            asked = await access.ask(exchange.headers, exchange.counted_address)
+            asked = await access.authenticate_token(exchange.headers, exchange.counted_address)
             if isinstance(asked, Refusal):
-                self._note(exchange, asked.status, asked.text)
+                self._record_refusal(exchange, asked.status, asked.text)
                 await _refuse(exchange, asked)
                 return
             found, exchange.valid_until = asked
         exchange.principal = found
-        if not found.opens(exchange.view):  # one that does not exist is none of its views either
+        if not found.may_use_view(exchange.view):  # one that does not exist is none of its views either
             text = f"this key is for the views {', '.join(found.rules.views or ())} only"
-            self._note(exchange, 403, text)
+            self._record_refusal(exchange, 403, text)
             await _refuse(exchange, Refusal(403, text))
             return
         if exchange.method == "GET":
@@ -108,7 +108,7 @@ class Entrance:
 
     async def _stream(self, principal: Principal, exchange: Exchange, handle: Handler) -> None:
         """Serve what may last for as long as the client likes: at most until its key or token is no good any more."""
-        with principal.visit(exchange.valid_until) as scope:
+        with principal.track_stream(exchange.valid_until) as scope:
             await handle(exchange)
         if scope.cancelled_caught:
             await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))

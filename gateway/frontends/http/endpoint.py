@@ -18,14 +18,14 @@ from gateway.access.resource import WELL_KNOWN
 from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.frontends.http import view_routing
-from gateway.frontends.http.authentication import Entrance
+from gateway.frontends.http.authentication import AuthMiddleware
 from gateway.frontends.http.exchange import Exchange, read_json
 from gateway.frontends.http.host_policy import HostPolicy
 from gateway.frontends.http.metadata import show_resource
 from gateway.frontends.legacy.sessions import SessionTable
-from gateway.frontends.legacy.sse import SseFace
-from gateway.frontends.legacy.streamable import StreamableFace
-from gateway.frontends.modern.endpoint import ModernFace
+from gateway.frontends.legacy.sse import SseFrontend
+from gateway.frontends.legacy.streamable import StreamableFrontend
+from gateway.frontends.modern.endpoint import ModernFrontend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from gateway.access.table import Access
     from gateway.catalog.news import ListNews
     from gateway.frontends.http.exchange import Receive, Scope, Send
-    from gateway.frontends.http.listen_address import Binding, Bound
-    from gateway.frontends.request_handler import Answers
+    from gateway.frontends.http.listen_address import ListenAddress, ListeningSocket
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.httpd.connection_limit import Limits
     from gateway.jsonrpc import Message
 
@@ -63,7 +63,7 @@ def find_descriptor_limit() -> int | None:
 class McpEndpoint:
     """The MCP endpoint as an ASGI app."""
 
-    def __init__(self, answers: Answers, entrance: Entrance, closing: trio.Event) -> None:
+    def __init__(self, answers: RequestHandler, entrance: AuthMiddleware, closing: trio.Event) -> None:
         settings = answers.settings
         self.sessions = SessionTable(
             most=settings.max_sessions,
@@ -73,18 +73,18 @@ class McpEndpoint:
         self.sessions.welcome = answers.welcome
         self._answers = answers
         self._entrance = entrance
-        self._streamable = StreamableFace(answers, self.sessions)
-        self._modern = ModernFace(answers, closing)
+        self._streamable = StreamableFrontend(answers, self.sessions)
+        self._modern = ModernFrontend(answers, closing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
         """Answer one HTTP request, at the endpoint of a view if one is named."""
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
 
-    def follow(self, principal: Principal) -> None:
+    def update_principal(self, principal: Principal) -> None:
         """Have what a principal has open go by its present rules."""
-        self.sessions.follow(principal)
+        self.sessions.update_principal(principal)
         for subscription in self._answers.listeners:
-            subscription.follow(principal)
+            subscription.update_principal(principal)
 
     async def _serve(self, exchange: Exchange) -> None:
         if exchange.view is not None and exchange.view not in self._answers.fleet.config.views:
@@ -136,7 +136,7 @@ class McpEndpoint:
             await exchange.json(400, self._answers.encode_error(request_id, problem, Era.MODERN)[0])
 
 
-class HttpFace:
+class HttpFrontend:
     """Serves the MCP endpoint, the older SSE transport and the management app on one socket.
 
     `path` and `sse_path` are where the two transports are served, None where one is not wanted.
@@ -144,9 +144,9 @@ class HttpFace:
 
     def __init__(
         self,
-        answers: Answers,
+        answers: RequestHandler,
         *,
-        binding: Binding,
+        binding: ListenAddress,
         path: str | None,
         sse_path: str | None = None,
         message_path: str = "/messages/",
@@ -161,9 +161,9 @@ class HttpFace:
         self._place = None if path is None else view_routing.without_slash(path)
         self._others = others
         self._closing = closing
-        self._entrance = Entrance(self._policy, access)
+        self._entrance = AuthMiddleware(self._policy, access)
         self._endpoint = McpEndpoint(answers, self._entrance, closing)
-        self._sse = SseFace(answers, message_path, closing)
+        self._sse = SseFrontend(answers, message_path, closing)
         self._sse_path = sse_path
         self._sse_routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {}
         if sse_path is not None:
@@ -182,7 +182,7 @@ class HttpFace:
         """Streams on which clients hear what is no answer."""
         return self._endpoint.sessions.streams + len(self._sse) + len(self._answers.listeners)
 
-    async def run(self, bound: Bound, *, task_status: trio.TaskStatus[list[str]]) -> None:
+    async def run(self, bound: ListeningSocket, *, task_status: trio.TaskStatus[list[str]]) -> None:
         """Serve on `bound`, and close it, once `closing` is set; `started` gives the URLs, one for each transport."""
         from hypercorn.config import Config as HypercornConfig
         from hypercorn.config import Sockets
@@ -199,8 +199,8 @@ class HttpFace:
         async with trio.open_nursery() as services:
             await services.start(self._endpoint.sessions.run)
             services.start_soon(self._end_streams)
-            self._answers.fleet.subscribe(self._tell)
-            self._follow_access()
+            self._answers.fleet.subscribe(self._notify_list_changed)
+            self._watch_access()
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
@@ -210,7 +210,7 @@ class HttpFace:
                     paths = [path for path in (self._path, self._sse_path) if path is not None]
                     task_status.started(bound.urls(paths))
             finally:
-                self._answers.fleet.unsubscribe(self._tell)
+                self._answers.fleet.unsubscribe(self._notify_list_changed)
                 bound.close()
                 self._endpoint.sessions.close_all()
             services.cancel_scope.cancel(reason="the HTTP server has ended")
@@ -232,10 +232,10 @@ class HttpFace:
         self._endpoint.sessions.close_all()
         self._sse.end_all()
 
-    def _follow_access(self) -> None:
+    def _watch_access(self) -> None:
         if self._access is not None:
             self._access.on_end.insert(0, self._end_principal)  # sessions end before their calls do
-            self._access.on_rules.append(self._follow_principal)
+            self._access.on_rules.append(self._update_principal)
             self._access.on_change.append(self._permit)
             self._permit()
 
@@ -246,13 +246,13 @@ class HttpFace:
     def _end_principal(self, principal: Principal) -> None:
         self._endpoint.sessions.close_of(principal.name)
 
-    def _follow_principal(self, principal: Principal) -> None:
-        self._endpoint.follow(principal)
-        self._sse.follow(principal)
+    def _update_principal(self, principal: Principal) -> None:
+        self._endpoint.update_principal(principal)
+        self._sse.update_principal(principal)
 
-    def _tell(self, news: ListNews) -> None:
-        self._endpoint.sessions.tell(news)
-        self._sse.tell(news)
+    def _notify_list_changed(self, news: ListNews) -> None:
+        self._endpoint.sessions.notify_list_changed(news)
+        self._sse.notify_list_changed(news)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

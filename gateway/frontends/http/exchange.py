@@ -115,7 +115,7 @@ class Exchange:
 
     def while_valid(self) -> AbstractContextManager[object]:
         """A block that ends as soon as the client's key or token is no good any more, if it has one."""
-        return nullcontext() if self.principal is None else self.principal.visit(self.valid_until)
+        return nullcontext() if self.principal is None else self.principal.track_stream(self.valid_until)
 
     @property
     def begun(self) -> bool:
@@ -287,7 +287,7 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
     return body
 
 
-class Nowhere(Exchange):
+class NullExchange(Exchange):
     """Stands for the client that has gone and may come back: takes everything and sends nothing."""
 
     __slots__ = ()

@@ -37,7 +37,7 @@ class ListenError(GatewayError):
     """The address cannot be bound; the message says which option to change."""
 
 
-class Exposed(ListenError):
+class InsecureListen(ListenError):
     """The gateway would be open to a network without asking anybody for a key; `hint` says what to do."""
 
     hint = (
@@ -46,7 +46,7 @@ class Exposed(ListenError):
     )
 
 
-class Binding(msgspec.Struct, frozen=True, kw_only=True):
+class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen. With `uds`, a path, there is no host and no port."""
 
     host: str = "127.0.0.1"
@@ -73,18 +73,18 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self, access: AccessSettings | None) -> None:
         """Raise Exposed where others than this machine's users would be let in without a word."""
-        if not self.is_private and not (access is not None and access.guards):
+        if not self.is_private and not (access is not None and access.requires_credentials):
             text = f"with --host {self.host} and no keys everybody is let in who reaches this machine"
-            raise Exposed(text)
+            raise InsecureListen(text)
 
-    def open(self) -> Bound:
+    def open(self) -> ListeningSocket:
         """Listen; what will not do (a taken port, an unreadable certificate) is told here. Raises ListenError."""
         if self.tls_cert is not None:
             from hypercorn.config import Config as HypercornConfig
 
             self.set_tls(HypercornConfig())
         sock = self._open_tcp() if self.uds is None else _open_unix(self.uds, self.uds_mode)
-        return Bound(self, sock)
+        return ListeningSocket(self, sock)
 
     def _open_tcp(self) -> socket.socket:
         try:
@@ -112,10 +112,10 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
 
-class Bound:
+class ListeningSocket:
     """A socket that listens, open as long as the `with` block; the file that it may have goes with it."""
 
-    def __init__(self, binding: Binding, sock: socket.socket) -> None:
+    def __init__(self, binding: ListenAddress, sock: socket.socket) -> None:
         self.binding = binding
         self.socket = sock
         self._mark = None if binding.uds is None else _mark(binding.uds)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Notice, StreamClosed, Withdrawn
+from gateway.calls import Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
 from gateway.errors import GatewayError
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.request_handler import Answers, encode_notice, is_wanted
+from gateway.frontends.request_handler import RequestHandler, encode_notice, is_wanted
 
 if TYPE_CHECKING:
     from gateway.calls import Event, Outcome
-    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.call_stream import CallStream
     from gateway.jsonrpc import Id
 
 WATCH_AFTER: Final = 0.02
@@ -29,10 +29,10 @@ WATCH_AFTER: Final = 0.02
 earlier is not lost, it waits in the server's queue."""
 
 
-class Reply(ABC):
+class CallResponse(ABC):
     """The response to one call."""
 
-    def __init__(self, exchange: Exchange, answers: Answers, flow: Flow, request_id: Id) -> None:
+    def __init__(self, exchange: Exchange, answers: RequestHandler, flow: CallStream, request_id: Id) -> None:
         self._exchange = exchange
         self._answers = answers
         self._flow = flow
@@ -45,11 +45,11 @@ class Reply(ABC):
         return self._flow.call.caller.log_level
 
     @abstractmethod
-    async def on_ask(self, ask: Ask) -> bool:
+    async def on_ask(self, ask: ServerRequest) -> bool:
         """Bring a request to the client; returns whether the response ends with that."""
 
     @abstractmethod
-    async def on_withdrawn(self, ask: Ask) -> None:
+    async def on_withdrawn(self, ask: ServerRequest) -> None:
         """Take a request back."""
 
     async def on_stream_closed(self, closed: StreamClosed) -> None:
@@ -65,7 +65,11 @@ class Reply(ABC):
         item: Event | Outcome | None = None
         with trio.move_on_after(WATCH_AFTER):
             item = await self._flow.next()
-        if item is not None and not isinstance(item, Notice | Ask | Withdrawn | StreamClosed) and not self._streaming:
+        if (
+            item is not None
+            and not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed)
+            and not self._streaming
+        ):
             await self._finish(item)
             return
         gone = False
@@ -97,10 +101,10 @@ class Reply(ABC):
                 if item is None:  # closed: the client cancelled, and gets no answer
                     await self._exchange.end_stream()
                     return
-            if isinstance(item, Notice):
+            if isinstance(item, Notification):
                 if is_wanted(item, self.level()):
                     await self._event(encode_notice(item, self._flow.token))
-            elif isinstance(item, Ask):
+            elif isinstance(item, ServerRequest):
                 if await self.on_ask(item):
                     return
             elif isinstance(item, Withdrawn):
@@ -140,14 +144,14 @@ class Reply(ABC):
             await self._exchange.json(status, body)
 
 
-class ModernReply(Reply):
+class ModernCallResponse(CallResponse):
     """A request to the client ends the response with `input_required`; the call is parked (basic/patterns/mrtr)."""
 
     def level(self) -> str | None:
         """What this request asked for; a retry may ask for another level than the first request."""
         return self._flow.level
 
-    async def on_ask(self, ask: Ask) -> bool:
+    async def on_ask(self, ask: ServerRequest) -> bool:
         """Park the call."""
         answer = await self._answers.ask_modern(self._flow, ask)
         if answer is None:
@@ -158,6 +162,6 @@ class ModernReply(Reply):
             await self._finish(answer)
         return True
 
-    async def on_withdrawn(self, ask: Ask) -> None:
+    async def on_withdrawn(self, ask: ServerRequest) -> None:
         """Nothing was sent."""
         del ask

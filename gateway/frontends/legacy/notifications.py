@@ -15,14 +15,16 @@ from gateway.frontends.request_handler import cancelled_id
 
 if TYPE_CHECKING:
     from gateway.frontends.legacy.sessions import InFlight, LegacySession
-    from gateway.frontends.request_handler import Answers
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Message
 
 _CONSUMED: Final = frozenset({"notifications/initialized", "notifications/tasks/status"})
 """What ends here: the handshake is the gateway's own, and no server is offered tasks of clients."""
 
 
-def take_note(answers: Answers, session: LegacySession | None, message: Message, in_flight: InFlight) -> None:
+def handle_notification(
+    answers: RequestHandler, session: LegacySession | None, message: Message, in_flight: InFlight
+) -> None:
     """Take in a notification or a response; before `initialize` (no session) only cancels mean something."""
     match message.method:
         case "notifications/cancelled":
@@ -32,7 +34,7 @@ def take_note(answers: Answers, session: LegacySession | None, message: Message,
         case _ if session is None:
             pass
         case msgspec.UNSET:
-            session.desk.settle(message)
+            session.desk.handle_response(message)
         case "notifications/roots/list_changed":
             answers.fleet.roots_changed(session.key)
         case "notifications/progress":

@@ -14,18 +14,18 @@ import trio
 
 from gateway import jsonrpc
 from gateway.eras import meta
-from gateway.frontends.http.exchange import ClientGone, Exchange, Nowhere
-from gateway.frontends.http.response import Reply
+from gateway.frontends.http.exchange import ClientGone, Exchange, NullExchange
+from gateway.frontends.http.response import CallResponse
 from gateway.frontends.legacy.event_store import RESUME_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.calls import Ask, StreamClosed
-    from gateway.frontends.call_stream import Flow
+    from gateway.calls import ServerRequest, StreamClosed
+    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.event_store import EventStore, Log
     from gateway.frontends.legacy.sessions import LegacySession
-    from gateway.frontends.request_handler import Answers
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id
 
     Keep = Callable[[Callable[[trio.CancelScope], Awaitable[None]], trio.CancelScope], None]
@@ -34,21 +34,21 @@ FIRST_PRIMED: Final = "2025-11-25"
 """The first version whose clients know events without data; older ones would take them for broken messages."""
 MAX_RETRY_MS: Final = 30_000
 """The longest that a client is told to wait: by then its events must still be there (`RESUME_WITHIN`)."""
-NOWHERE: Final = Nowhere()
+NOWHERE: Final = NullExchange()
 
 
 class StreamPaused(Exception):
     """The stream was closed for now; its client will come back for the rest."""
 
 
-class LegacyReply(Reply):
+class ResumableResponse(CallResponse):
     """The response to one call, with a stream that outlives its connection."""
 
     def __init__(
         self,
         exchange: Exchange,
-        answers: Answers,
-        flow: Flow,
+        answers: RequestHandler,
+        flow: CallStream,
         request_id: Id,
         *,
         session: LegacySession,
@@ -141,7 +141,7 @@ class LegacyReply(Reply):
             if self._freed is not None:
                 self._freed.set()
         if self._scope is scope:
-            self._session.in_flight.leave(self._id)
+            self._session.in_flight.remove(self._id)
             self._flow.close()
             if not self._ended:
                 self._forget()
@@ -201,7 +201,7 @@ class LegacyReply(Reply):
         """What `logging/setLevel` said; everything until then, since the server may decide."""
         return self._session.log_level or meta.LOG_LEVELS[0]
 
-    async def on_ask(self, ask: Ask) -> bool:
+    async def on_ask(self, ask: ServerRequest) -> bool:
         """Send the request; its answer comes in another exchange and is found by the session's desk."""
         if self._can_stream:
             await self._event(self._session.desk.request(ask))
@@ -209,7 +209,7 @@ class LegacyReply(Reply):
             ask.refuse(jsonrpc.INTERNAL_ERROR, "the client takes no event stream, so it cannot be asked anything")
         return False
 
-    async def on_withdrawn(self, ask: Ask) -> None:
+    async def on_withdrawn(self, ask: ServerRequest) -> None:
         """Cancel the request at the client."""
         message = self._session.desk.withdraw(ask)
         if message is not None:

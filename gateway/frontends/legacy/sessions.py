@@ -19,16 +19,16 @@ from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta
 from gateway.errors import Busy, RequestError
 from gateway.frontends.legacy.event_store import Budget, EventStore
-from gateway.frontends.notification_queue import Changes
+from gateway.frontends.notification_queue import NotificationQueue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from gateway.access.principals import Principal
-    from gateway.calls import Ask, Identity
+    from gateway.calls import Identity, ServerRequest
     from gateway.catalog.news import ListNews
-    from gateway.frontends.legacy.resumable import LegacyReply
-    from gateway.frontends.request_handler import Introduction
+    from gateway.frontends.legacy.resumable import ResumableResponse
+    from gateway.frontends.request_handler import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
 STDIO: Final = "stdio"
@@ -62,7 +62,7 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._scopes)
 
-    def enter(self, request_id: Id) -> trio.CancelScope:
+    def add(self, request_id: Id) -> trio.CancelScope:
         """Make the scope in which a request runs.
 
         Raises:
@@ -83,7 +83,7 @@ class InFlight:
         """Have a request go on in another scope."""
         self._scopes[request_id] = scope
 
-    def leave(self, request_id: Id) -> None:
+    def remove(self, request_id: Id) -> None:
         """Forget a request that has ended."""
         self._scopes.pop(request_id, None)
 
@@ -107,20 +107,20 @@ class InFlight:
             scope.cancel(reason="the session has ended")
 
 
-class Desk:
+class ServerRequestTable:
     """The requests that servers have put to one legacy client and that it has not answered yet.
 
     Bounded: of too many that the client does not answer, the oldest are refused.
     """
 
     def __init__(self) -> None:
-        self._open: dict[Id, Ask] = {}
+        self._open: dict[Id, ServerRequest] = {}
         self._last_id = 0
 
-    def request(self, ask: Ask) -> bytes:
+    def request(self, ask: ServerRequest) -> bytes:
         """Give a request its id on this hop and encode it; its answer will be found by `settle`."""
         if len(self._open) >= MAX_ASKED:
-            self._make_room()
+            self._evict()
         request_id = self._last_id = self._last_id + 1
         self._open[request_id] = ask
         params: dict[str, object] = dict(ask.params)
@@ -128,7 +128,7 @@ class Desk:
             params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
         return jsonrpc.request(request_id, ask.method, jsonrpc.encode(params))
 
-    def withdraw(self, ask: Ask) -> bytes | None:
+    def withdraw(self, ask: ServerRequest) -> bytes | None:
         """Take back a request; returns what to tell the client, or None if there is nothing to take back."""
         for request_id, open_ask in list(self._open.items()):
             if open_ask is ask:
@@ -137,7 +137,7 @@ class Desk:
                 return jsonrpc.notification("notifications/cancelled", params)
         return None
 
-    def settle(self, message: Message) -> None:
+    def handle_response(self, message: Message) -> None:
         """Take in a response of the client; one to nothing, or a second one, is ignored."""
         ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
         if ask is None:
@@ -163,7 +163,7 @@ class Desk:
             members[meta.PROGRESS_TOKEN] = jsonrpc.decode_object(ask.params["_meta"])[meta.PROGRESS_TOKEN]
             ask.on_progress(members)
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         """Forget requests that need no answer any more, since their calls have ended, and the oldest of the others."""
         self._open = {request_id: ask for request_id, ask in self._open.items() if not ask.settled}
         while len(self._open) >= MAX_ASKED:
@@ -177,7 +177,7 @@ class LegacySession:
     def __init__(
         self,
         session_id: str | None,
-        introduction: Introduction,
+        introduction: ClientIntroduction,
         *,
         max_requests: int,
         budget: Budget | None = None,
@@ -197,8 +197,8 @@ class LegacySession:
         self.identity = introduction.identity
         """Whose session it is, and at which endpoint it was made; nobody else finds it."""
         self.in_flight = InFlight(max_requests)
-        self.changes = Changes()
-        self.desk = Desk()
+        self.changes = NotificationQueue()
+        self.desk = ServerRequestTable()
         self.log_level: str | None = None
         """Least severe log messages that the client wants; None until it says so."""
         self.on_end: list[Callable[[], None]] = []
@@ -208,7 +208,7 @@ class LegacySession:
         """The scope of the open GET stream, if there is one."""
         self.events = EventStore(Budget() if budget is None else budget)
         """What was sent on streams that can be resumed."""
-        self.replies: dict[int, LegacyReply] = {}
+        self.replies: dict[int, ResumableResponse] = {}
         """The calls whose streams can be resumed, by the number of the stream."""
         self.last_used = trio.current_time()
 
@@ -216,7 +216,7 @@ class LegacySession:
         """Note that the client is alive."""
         self.last_used = trio.current_time()
 
-    def admits(self, identity: Identity) -> bool:
+    def belongs_to(self, identity: Identity) -> bool:
         """Whether a request of this identity is one of this session; what it may see now holds from now on."""
         if identity is self.identity:
             return True
@@ -228,7 +228,7 @@ class LegacySession:
         self.identity = identity
         return True
 
-    def tell(self, news: ListNews) -> None:
+    def notify_list_changed(self, news: ListNews) -> None:
         """Note that lists changed, as far as this client sees them."""
         self.changes.add(news.features(self.caller.scope))
 
@@ -280,7 +280,7 @@ class SessionTable:
         """Sessions whose own stream is open."""
         return sum(session.stream is not None for session in self._sessions.values())
 
-    def open(self, introduction: Introduction) -> LegacySession | None:
+    def create(self, introduction: ClientIntroduction) -> LegacySession | None:
         """Make a session for this client; return None if the table is full and no session can make room."""
         if len(self._sessions) >= self._most and not (self._evict_unused() or self._evict(self._sessions.values())):
             return None
@@ -293,7 +293,7 @@ class SessionTable:
     def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
         """This client's session with this id, or None if it never was, has ended, or belongs to somebody else."""
         session = self._sessions.get(session_id)
-        if session is None or not session.admits(identity):
+        if session is None or not session.belongs_to(identity):
             return None
         session.touch()
         return session
@@ -304,10 +304,10 @@ class SessionTable:
             self._sessions.pop(session.id, None)
         session.end()
 
-    def tell(self, news: ListNews) -> None:
+    def notify_list_changed(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
         for session in self._sessions.values():
-            session.tell(news)
+            session.notify_list_changed(news)
 
     def has_share(self, principal: Principal) -> bool:
         """Whether somebody may have one more session; makes room among those that it has abandoned itself."""
@@ -341,7 +341,7 @@ class SessionTable:
                 await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
                 self._sweep()
 
-    def keep(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
+    def start_call_task(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
         """Run a call's task in the nursery of the sessions; it ends with its session, which cancels its scope."""
         self._nursery.start_soon(run, scope)
 
@@ -352,14 +352,14 @@ class SessionTable:
             if session.idle >= self._idle_timeout:
                 self.close(session)
 
-    def follow(self, principal: Principal) -> None:
+    def update_principal(self, principal: Principal) -> None:
         """Have every session of a principal go by its present rules; those at views that it may not use now end."""
         for session in list(self._sessions.values()):
             view = session.identity.view
             if session.caller.principal != principal.name:
                 continue
-            if principal.opens(view):
-                session.admits(principal.identity_at(view))
+            if principal.may_use_view(view):
+                session.belongs_to(principal.identity_at(view))
             else:
                 self.close(session)
 

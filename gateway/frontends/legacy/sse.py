@@ -17,20 +17,20 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Era, Notice, StreamClosed, Withdrawn
+from gateway.calls import Era, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors, meta, versions
 from gateway.errors import GatewayError
 from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
-from gateway.frontends.legacy.notifications import take_note
+from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
-from gateway.frontends.request_handler import MAX_BATCH, Answers, encode_notice, is_wanted
+from gateway.frontends.request_handler import MAX_BATCH, RequestHandler, encode_notice, is_wanted
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.calls import Event, Identity
     from gateway.catalog.news import ListNews
-    from gateway.frontends.call_stream import Flow
-    from gateway.frontends.request_handler import Introduction
+    from gateway.frontends.call_stream import CallStream
+    from gateway.frontends.request_handler import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
 MAX_WAITING_BYTES: Final = 1_048_576
@@ -53,7 +53,7 @@ def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
 class SseStream:
     """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
 
-    def __init__(self, answers: Answers, session_id: str, identity: Identity) -> None:
+    def __init__(self, answers: RequestHandler, session_id: str, identity: Identity) -> None:
         self.id = session_id
         self.identity = identity
         self.session: LegacySession | None = None
@@ -70,9 +70,9 @@ class SseStream:
         """Serve until the client hangs up or does not read, or the gateway stops. Raises ClientGone, in a group."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self._put(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
+                self._enqueue(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
                 self._nursery.start_soon(self._watch, exchange)
-                self._nursery.start_soon(self._tell)
+                self._nursery.start_soon(self._send_notifications)
                 await self._write(exchange)
                 await exchange.end_stream()  # only here: a client that does not read takes no end either
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
@@ -87,23 +87,23 @@ class SseStream:
         """Whether an anonymous client has opened it and not sent `initialize`."""
         return self.session is None and self.identity.principal is None
 
-    def admits(self, identity: Identity) -> bool:
+    def belongs_to(self, identity: Identity) -> bool:
         """Whether a POST of this identity is one of this stream's client."""
         if self.session is not None:
-            return self.session.admits(identity)
+            return self.session.belongs_to(identity)
         return self.identity.same_door(identity)
 
-    def follow(self, principal: Principal) -> None:
+    def update_principal(self, principal: Principal) -> None:
         """Go by the present rules of its principal, if it is this one."""
         view = self.identity.view
         if self.identity.principal != principal.name:
             return
-        if not principal.opens(view):
+        if not principal.may_use_view(view):
             self.end()
             return
         self.identity = principal.identity_at(view)
         if self.session is not None:
-            self.session.admits(self.identity)
+            self.session.belongs_to(self.identity)
 
     def end(self) -> None:
         """Close the stream as soon as what is under way has been answered and sent."""
@@ -114,11 +114,11 @@ class SseStream:
         await exchange.hung_up()
         self._nursery.cancel_scope.cancel(reason="the client hung up")
 
-    async def _tell(self) -> None:
+    async def _send_notifications(self) -> None:
         """Send what changes; before `initialize` the client has listed nothing that could change."""
         await self._introduced.wait()
         while self.session is not None:
-            for message in await self.session.changes.take():
+            for message in await self.session.changes.next_batch():
                 await self.send(message)
 
     # The buffer.
@@ -135,14 +135,14 @@ class SseStream:
                 self._over = True
                 self._nursery.cancel_scope.cancel(reason="the client does not read")
         if not self._over:
-            self._put(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+            self._enqueue(b"event: message\r\ndata: " + message + b"\r\n\r\n")
             if not self._is_full():
                 self._room.unpark()  # who came first goes on first
 
     def _is_full(self) -> bool:
         return self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
 
-    def _put(self, frame: bytes) -> None:
+    def _enqueue(self, frame: bytes) -> None:
         self._waiting.append(frame)
         self._size += len(frame)
         self._news.set()
@@ -151,7 +151,7 @@ class SseStream:
         """Send what waits, and comments while nothing does. Raises ClientGone."""
         while True:
             if self._waiting:
-                await exchange.frames(self._take_some())
+                await exchange.frames(self._next_batch())
                 continue
             if self._ending and not (self.session is not None and len(self.session.in_flight)):
                 return
@@ -161,7 +161,7 @@ class SseStream:
             if silence.cancelled_caught:
                 await exchange.keep_alive()
 
-    def _take_some(self) -> bytes:
+    def _next_batch(self) -> bytes:
         some = [self._waiting.popleft()]
         size = len(some[0])
         while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
@@ -173,19 +173,19 @@ class SseStream:
 
     # Messages of the client.
 
-    async def take(self, message: Message) -> bytes | None:
+    async def handle_message(self, message: Message) -> bytes | None:
         """Take in one message; returns the error that refuses it, where there can be no answer on the stream."""
         request_id = message.id
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
             if self.session is not None:
-                take_note(self._answers, self.session, message, self.session.in_flight)
+                handle_notification(self._answers, self.session, message, self.session.in_flight)
         elif self.session is None or message.method == "initialize":
             answer = self._first(message, request_id)
             if answer is not None:
                 await self.send(answer)
         else:
             try:
-                scope = self.session.in_flight.enter(request_id)
+                scope = self.session.in_flight.add(request_id)
             except DuplicateId as exc:
                 self._answers.turn_away(message, self.session.caller, exc)
                 return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
@@ -211,12 +211,12 @@ class SseStream:
         most = self._answers.settings.max_client_requests
         self.session = LegacySession(self.id, introduction, max_requests=most)
         self._answers.welcome(self.session)
-        scope = self.session.in_flight.enter(request_id)
-        self._nursery.start_soon(self._greet, self.session, introduction, request_id, scope)
+        scope = self.session.in_flight.add(request_id)
+        self._nursery.start_soon(self._answer_initialize, self.session, introduction, request_id, scope)
         return None
 
-    async def _greet(
-        self, session: LegacySession, introduction: Introduction, request_id: Id, scope: trio.CancelScope
+    async def _answer_initialize(
+        self, session: LegacySession, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
     ) -> None:
         """Answer `initialize`, with what is known when first starts have had their time; it cannot be cancelled."""
         try:
@@ -225,7 +225,7 @@ class SseStream:
             await self.send(jsonrpc.response(request_id, self._answers.greeting(introduction)))
             self._introduced.set()
         finally:
-            session.in_flight.leave(request_id)
+            session.in_flight.remove(request_id)
             self._news.set()
 
     async def _request(self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
@@ -239,7 +239,7 @@ class SseStream:
             if response is not None:
                 await self.send(response)
         finally:
-            session.in_flight.leave(request_id)
+            session.in_flight.remove(request_id)
             self._news.set()
 
     async def _respond(self, session: LegacySession, message: Message, request_id: Id) -> bytes:
@@ -252,17 +252,17 @@ class SseStream:
                 item = await answer.next()
                 if item is None:
                     return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
-                if not isinstance(item, Notice | Ask | Withdrawn | StreamClosed):
+                if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
                 await self._pass_on(session, answer, item)
         finally:
             answer.close()
 
-    async def _pass_on(self, session: LegacySession, flow: Flow, event: Event) -> None:
-        if isinstance(event, Notice):
+    async def _pass_on(self, session: LegacySession, flow: CallStream, event: Event) -> None:
+        if isinstance(event, Notification):
             if is_wanted(event, session.log_level or meta.LOG_LEVELS[0]):
                 await self.send(encode_notice(event, flow.token))
-        elif isinstance(event, Ask):
+        elif isinstance(event, ServerRequest):
             await self.send(session.desk.request(event))
         elif isinstance(event, Withdrawn):
             message = session.desk.withdraw(event.ask)
@@ -270,10 +270,10 @@ class SseStream:
                 await self.send(message)
 
 
-class SseFace:
+class SseFrontend:
     """The two endpoints; `message_path` is where the client is told to POST."""
 
-    def __init__(self, answers: Answers, message_path: str, closing: trio.Event) -> None:
+    def __init__(self, answers: RequestHandler, message_path: str, closing: trio.Event) -> None:
         self._answers = answers
         self._message_path = message_path
         self._closing = closing
@@ -282,16 +282,16 @@ class SseFace:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def tell(self, news: ListNews) -> None:
+    def notify_list_changed(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
         for stream in self._streams.values():
             if stream.session is not None:
-                stream.session.tell(news)
+                stream.session.notify_list_changed(news)
 
-    def follow(self, principal: Principal) -> None:
+    def update_principal(self, principal: Principal) -> None:
         """Have every stream of a principal go by its present rules."""
         for stream in self._streams.values():
-            stream.follow(principal)
+            stream.update_principal(principal)
 
     def end_all(self) -> None:
         """Let every stream end, in good order."""
@@ -357,7 +357,7 @@ class SseFace:
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
             return
         stream = self._streams.get(given[0])
-        if stream is None or not stream.admits(exchange.identity):
+        if stream is None or not stream.belongs_to(exchange.identity):
             text = "this session does not exist or has ended with its stream: open another one"
             await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
             return
@@ -369,7 +369,7 @@ class SseFace:
         except jsonrpc.Malformed as exc:
             await exchange.json(400, _error(exc.code, exc.reason, exc.id))
             return
-        refusals = [refusal for message in messages if (refusal := await stream.take(message)) is not None]
+        refusals = [refusal for message in messages if (refusal := await stream.handle_message(message)) is not None]
         if refusals:
             await exchange.json(400, refusals[0])
         else:

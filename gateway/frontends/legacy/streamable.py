@@ -17,10 +17,10 @@ from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
 from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
-from gateway.frontends.legacy.notifications import take_note
-from gateway.frontends.legacy.resumable import FIRST_PRIMED, LegacyReply, replay
+from gateway.frontends.legacy.notifications import handle_notification
+from gateway.frontends.legacy.resumable import FIRST_PRIMED, ResumableResponse, replay
 from gateway.frontends.legacy.sessions import DuplicateId
-from gateway.frontends.request_handler import MAX_BATCH, Answers
+from gateway.frontends.request_handler import MAX_BATCH, RequestHandler
 
 if TYPE_CHECKING:
     from gateway.frontends.http.exchange import Exchange
@@ -36,10 +36,10 @@ def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
     return jsonrpc.error_response(request_id, code, text)
 
 
-class StreamableFace:
+class StreamableFrontend:
     """Answers legacy requests on the MCP endpoint."""
 
-    def __init__(self, answers: Answers, sessions: SessionTable) -> None:
+    def __init__(self, answers: RequestHandler, sessions: SessionTable) -> None:
         self._answers = answers
         self._sessions = sessions
 
@@ -54,7 +54,7 @@ class StreamableFace:
         if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
             await self._request(exchange, session, message, message.id)
         else:
-            take_note(self._answers, session, message, session.in_flight)
+            handle_notification(self._answers, session, message, session.in_flight)
             await exchange.empty(202)
 
     async def post_batch(self, exchange: Exchange, body: bytes) -> None:
@@ -77,7 +77,7 @@ class StreamableFace:
             if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
                 wanted.append((message.id, message))
             else:
-                take_note(self._answers, session, message, session.in_flight)
+                handle_notification(self._answers, session, message, session.in_flight)
         if not wanted:
             await exchange.empty(202)
             return
@@ -97,7 +97,7 @@ class StreamableFace:
     async def _answer_alone(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
         """One response of a batch; its notices have no stream of their own and are dropped."""
         try:
-            scope = session.in_flight.enter(request_id)
+            scope = session.in_flight.add(request_id)
         except DuplicateId as exc:
             self._answers.turn_away(message, session.caller, exc)
             return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
@@ -116,7 +116,7 @@ class StreamableFace:
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
-            session.in_flight.leave(request_id)
+            session.in_flight.remove(request_id)
         return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
 
     async def get(self, exchange: Exchange) -> None:
@@ -130,7 +130,7 @@ class StreamableFace:
         last_event_id = exchange.headers.get(LAST_EVENT_ID)
         if last_event_id is None:
             # What could not be sent on the last stream of this kind is sent on this one.
-            await self._stand(exchange, session, session.events.standalone().sent)
+            await self._serve_stream(exchange, session, session.events.standalone().sent)
             return
         found = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
         if found is None:
@@ -139,28 +139,28 @@ class StreamableFace:
             return
         log, after = found
         if log.number == STANDALONE:
-            await self._stand(exchange, session, after)
+            await self._serve_stream(exchange, session, after)
         elif log.number in session.replies:
             await session.replies[log.number].resume(exchange, after)
         else:
             await replay(exchange, session.events, log, after)
             await exchange.end_stream()
 
-    async def _stand(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+    async def _serve_stream(self, exchange: Exchange, session: LegacySession, after: int) -> None:
         """Carry the session's own stream, behind an event."""
         if session.stream is not None:
             session.stream.cancel(reason="a newer GET stream takes over")
         with trio.CancelScope() as scope:
             session.stream = scope
             try:
-                await self._tell(exchange, session, after)
+                await self._send_notifications(exchange, session, after)
             finally:
                 if session.stream is scope:
                     session.stream = None
                 session.touch()
         await exchange.end_stream()
 
-    async def _tell(self, exchange: Exchange, session: LegacySession, after: int) -> None:
+    async def _send_notifications(self, exchange: Exchange, session: LegacySession, after: int) -> None:
         """Send what changes, and comments while nothing does."""
         store, log = session.events, session.events.standalone()
         await replay(exchange, store, log, after)  # opens the stream, so that the client sees at once that it stands
@@ -178,7 +178,7 @@ class StreamableFace:
             while True:
                 messages: list[bytes] = []
                 with trio.move_on_after(interval) as silence:
-                    messages = await session.changes.take()
+                    messages = await session.changes.next_batch()
                 if silence.cancelled_caught:
                     await exchange.keep_alive()
                 for message, event_id in [(message, store.add(log, message)) for message in messages]:
@@ -207,7 +207,7 @@ class StreamableFace:
             )
             await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
             return
-        session = self._sessions.open(introduction)
+        session = self._sessions.create(introduction)
         if session is None or session.id is None:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
             await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
@@ -239,7 +239,7 @@ class StreamableFace:
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         try:
-            scope = session.in_flight.enter(request_id)
+            scope = session.in_flight.add(request_id)
         except DuplicateId as exc:
             self._answers.turn_away(message, session.caller, exc)
             await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, str(exc), request_id))
@@ -248,7 +248,7 @@ class StreamableFace:
             self._answers.turn_away(message, session.caller, exc)
             await exchange.message(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
-        reply: LegacyReply | None = None  # which takes care of the call, its scope and its id
+        reply: ResumableResponse | None = None  # which takes care of the call, its scope and its id
         body = b""
         try:
             with scope:
@@ -256,8 +256,8 @@ class StreamableFace:
                 if isinstance(answer, bytes):
                     body = jsonrpc.response(request_id, answer)
                 else:
-                    keep = self._sessions.keep
-                    reply = LegacyReply(
+                    keep = self._sessions.start_call_task
+                    reply = ResumableResponse(
                         exchange, self._answers, answer, request_id, session=session, scope=scope, keep=keep
                     )
                     await reply.carry()
@@ -265,7 +265,7 @@ class StreamableFace:
             body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
             if reply is None:
-                session.in_flight.leave(request_id)
+                session.in_flight.remove(request_id)
                 session.touch()
         if body:
             await exchange.message(body)

@@ -17,9 +17,9 @@ from gateway.eras import errors, headers, requests
 from gateway.eras.param_headers import check_param_headers, find_second_argument
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.http.response import ModernReply
+from gateway.frontends.http.response import ModernCallResponse
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.frontends.request_handler import LISTEN, Answers
+from gateway.frontends.request_handler import LISTEN, RequestHandler
 
 if TYPE_CHECKING:
     from gateway.calls import Call
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _OK = 200
 
 
-class ModernFace:
+class ModernFrontend:
     """Answers modern POSTs."""
 
-    def __init__(self, answers: Answers, closing: trio.Event) -> None:
+    def __init__(self, answers: RequestHandler, closing: trio.Event) -> None:
         self._answers = answers
         self._closing = closing
 
@@ -69,11 +69,11 @@ class ModernFace:
         if isinstance(answer, bytes):
             await exchange.message(jsonrpc.response(request_id, answer))
             return
-        holder = answer.take()
+        holder = answer.acquire()
         try:
-            await ModernReply(exchange, self._answers, answer, request_id).run_watched()
+            await ModernCallResponse(exchange, self._answers, answer, request_id).run_watched()
         finally:
-            answer.let_go(holder, "the client hung up")
+            answer.release_by(holder, "the client hung up")
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         found = headers.mirrored(exchange.scope["headers"])
@@ -123,7 +123,7 @@ class ModernFace:
                 nursery.start_soon(end_on, subscription.over, "the client may not use this view any more")
                 nursery.start_soon(watch_client)
                 with exchange.while_valid():
-                    await self._tell(exchange, subscription)
+                    await self._send_notifications(exchange, subscription)
                 nursery.cancel_scope.cancel(reason="the client's key or token is no good any more")
             await exchange.event(subscription.result())
             await exchange.end_stream()
@@ -132,12 +132,12 @@ class ModernFace:
         finally:
             subscription.close()
 
-    async def _tell(self, exchange: Exchange, subscription: Subscription) -> None:
+    async def _send_notifications(self, exchange: Exchange, subscription: Subscription) -> None:
         interval = self._answers.settings.keep_alive_interval
         while True:
             messages: list[bytes] = []
             with trio.move_on_after(interval) as silence:
-                messages = await subscription.take()
+                messages = await subscription.next_notifications()
             if silence.cancelled_caught:
                 await exchange.keep_alive()
             for message in messages:

@@ -81,14 +81,14 @@ def _sorted(value: object) -> bytes:
         return json.dumps(value, sort_keys=True).encode("ascii")
 
 
-class Sealer:
+class RequestStateCodec:
     """Makes and reads tokens."""
 
     def __init__(self, keys: Sequence[bytes] = (), *, clock: Callable[[], float] = time.time) -> None:
         self._keys = tuple(keys) or (os.urandom(KEY_BYTES),)
         self._clock = clock
 
-    def seal(self, call: Call, *, parked: str = "", backend: str = "", inner: msgspec.Raw = jsonrpc.ABSENT) -> str:
+    def encode(self, call: Call, *, parked: str = "", backend: str = "", inner: msgspec.Raw = jsonrpc.ABSENT) -> str:
         """A token for the retry of this call."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -106,7 +106,7 @@ class Sealer:
         sealed = nonce + AESGCM(self._keys[0]).encrypt(nonce, jsonrpc.encode(state), PURPOSE)
         return base64.urlsafe_b64encode(sealed).decode("ascii")
 
-    def open(self, call: Call, token: str) -> State:
+    def decode(self, call: Call, token: str) -> State:
         """Read the token that came with a retry.
 
         Raises:

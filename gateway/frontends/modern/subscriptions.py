@@ -15,13 +15,13 @@ from gateway import jsonrpc
 from gateway.eras import meta, results
 from gateway.errors import InvalidParams
 from gateway.frontends import resource_subscriptions
-from gateway.frontends.notification_queue import Changes
+from gateway.frontends.notification_queue import NotificationQueue
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.calls import Call, Scope
     from gateway.catalog.news import ListNews
-    from gateway.frontends.request_handler import Answers
+    from gateway.frontends.request_handler import RequestHandler
 
 _FILTERS: Final = {
     "toolsListChanged": "tools",
@@ -33,7 +33,7 @@ _FILTERS: Final = {
 class Subscription:
     """What one client wants to hear, and what it still has to be told."""
 
-    def __init__(self, answers: Answers, request_id: jsonrpc.Id, call: Call) -> None:
+    def __init__(self, answers: RequestHandler, request_id: jsonrpc.Id, call: Call) -> None:
         """Read the filter.
 
         Raises:
@@ -47,7 +47,7 @@ class Subscription:
         self._answers = answers
         self._id = request_id
         self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
-        self._changes = Changes(request_id)
+        self._changes = NotificationQueue(request_id)
         self._caller = call.caller
         self.over = trio.Event()
         """Set when its client may not use this endpoint any more."""
@@ -57,9 +57,9 @@ class Subscription:
     async def open(self) -> bytes:
         """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
         fleet = self._answers.fleet
-        fleet.subscribe(self.tell)
+        fleet.subscribe(self.notify_list_changed)
         if self._key is not None:
-            fleet.mailboxes.open(self._key, self.hear)
+            fleet.mailboxes.register(self._key, self.handle_private_notification)
         self._answers.listeners.add(self)
         honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
         if self._uris:
@@ -76,18 +76,18 @@ class Subscription:
     def close(self) -> None:
         """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
         self._answers.listeners.discard(self)
-        self._answers.fleet.unsubscribe(self.tell)
+        self._answers.fleet.unsubscribe(self.notify_list_changed)
         if self._key is not None:
-            self._answers.fleet.mailboxes.close(self._key, self.hear)
+            self._answers.fleet.mailboxes.close(self._key, self.handle_private_notification)
         self._answers.fleet.forget(self)
 
-    def follow(self, principal: Principal) -> None:
+    def update_principal(self, principal: Principal) -> None:
         """Go by the present rules of its principal, if it is this one: what is out of scope is not told any more."""
         view = None if self._caller.scope is None else self._caller.scope.view
         if self._caller.principal != principal.name:
             return
         scope = principal.identity_at(view).scope
-        if not principal.opens(view):
+        if not principal.may_use_view(view):
             self.over.set()
         elif scope != self._caller.scope:
             self._caller = msgspec.structs.replace(self._caller, scope=scope)
@@ -96,22 +96,22 @@ class Subscription:
     def _scope(self) -> Scope | None:
         return self._caller.scope
 
-    def tell(self, news: ListNews) -> None:
+    def notify_list_changed(self, news: ListNews) -> None:
         """Note that lists changed."""
         wanted = news.features(self._caller.scope) & self._features.keys()
         if wanted:
             self._changes.add(wanted)
 
-    def hear(self, method: str, params: dict[str, msgspec.Raw]) -> None:
+    def handle_private_notification(self, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Note that lists changed in the client's own session with a backend; nothing else of it is listened for."""
         del params
         for feature in self._features:
             if method == f"notifications/{feature}/list_changed":
                 self._changes.add([feature])
 
-    async def take(self) -> list[bytes]:
+    async def next_notifications(self) -> list[bytes]:
         """Wait for changes; return the notifications to send."""
-        return await self._changes.take()
+        return await self._changes.next_batch()
 
     def result(self) -> bytes:
         """The response that ends the subscription gracefully ("Graceful Closure")."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Withdrawn
+from gateway.calls import ServerRequest, Withdrawn
 from gateway.eras import asks
 from gateway.errors import InvalidParams
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.calls import Call, Outcome
-    from gateway.frontends.call_stream import Flow
-    from gateway.frontends.modern.request_state import Sealer
+    from gateway.frontends.call_stream import CallStream
+    from gateway.frontends.modern.request_state import RequestStateCodec
 
 MAX_PARKED: Final = 1_024
 """Parked calls in all; each holds a ticket of some kilobytes and a place at its backend."""
@@ -39,30 +39,30 @@ PARKABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 """The methods that may be answered with `input_required`."""
 
 
-class Parked:
+class SuspendedCall:
     """One call that waits for its client."""
 
     __slots__ = ("asks", "expires", "flow", "principal")
 
-    def __init__(self, flow: Flow, open_asks: dict[str, Ask]) -> None:
+    def __init__(self, flow: CallStream, open_asks: dict[str, ServerRequest]) -> None:
         self.flow = flow
         self.asks = open_asks
         self.principal = flow.call.caller.principal
         self.expires = trio.current_time() + PARKED_FOR
 
 
-class Parking:
+class SuspendedCalls:
     """All parked calls."""
 
-    def __init__(self, sealer: Sealer) -> None:
+    def __init__(self, sealer: RequestStateCodec) -> None:
         self.sealer = sealer
-        self._parked: dict[str, Parked] = {}
+        self._parked: dict[str, SuspendedCall] = {}
         self._changed = trio.Event()
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    async def park(self, flow: Flow, first: Ask) -> bytes | Outcome | None:
+    async def park(self, flow: CallStream, first: ServerRequest) -> bytes | Outcome | None:
         """Park a call whose backend asks something; returns the `input_required` result for the client.
 
         Where the call ends while further requests are gathered, its outcome is returned; None means to go on with the
@@ -70,7 +70,7 @@ class Parking:
         """
         gathered = [first]
         while not isinstance(item := await self._more(flow), bool):
-            if isinstance(item, Ask):
+            if isinstance(item, ServerRequest):
                 gathered.append(item)
             elif isinstance(item, Withdrawn):
                 gathered = [ask for ask in gathered if ask is not item.ask]
@@ -78,38 +78,38 @@ class Parking:
                 return item
         # Never the same key twice in the life of a call: a late answer must not be taken for one to what came after it.
         open_asks = {f"input-{flow.number_ask()}": ask for ask in gathered}
-        return self._keep(flow, open_asks) if open_asks else None
+        return self._suspend(flow, open_asks) if open_asks else None
 
-    async def _more(self, flow: Flow) -> Ask | Withdrawn | Outcome | bool | None:
+    async def _more(self, flow: CallStream) -> ServerRequest | Withdrawn | Outcome | bool | None:
         """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
         for _ in range(GATHER_TURNS):
             with trio.move_on_after(0):  # what is there by now
                 return await flow.next_but_notices()
         return False
 
-    def _keep(self, flow: Flow, open_asks: dict[str, Ask]) -> bytes | None:
+    def _suspend(self, flow: CallStream, open_asks: dict[str, ServerRequest]) -> bytes | None:
         key = secrets.token_urlsafe(16)
-        entry = Parked(flow, open_asks)
+        entry = SuspendedCall(flow, open_asks)
         if not self._has_room(entry.principal):
             for ask in open_asks.values():
                 ask.refuse(jsonrpc.INTERNAL_ERROR, "too many calls wait for input of their clients")
             return None
         self._parked[key] = entry
-        flow.take()
+        flow.acquire()
         self._changed.set()
         wanted = {
             name: {"method": ask.method, "params": asks.for_modern_client(ask.params)}
             for name, ask in open_asks.items()
             if not ask.settled
         }
-        state = self.sealer.seal(flow.call, parked=key)
+        state = self.sealer.encode(flow.call, parked=key)
         return jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted, "requestState": state})
 
     def _has_room(self, principal: str | None) -> bool:
         mine = sum(1 for entry in self._parked.values() if entry.principal == principal)
         return len(self._parked) < MAX_PARKED and mine < MAX_PARKED_EACH
 
-    def resume(self, key: str, retry: Call) -> Flow | bytes:
+    def resume(self, key: str, retry: Call) -> CallStream | bytes:
         """Go on with a parked call: the flow to wait on, or `input_required` again where an answer is missing.
 
         Raises:
@@ -126,7 +126,7 @@ class Parking:
                 ask.answer(bytes(responses[name]))
         left = {name: ask for name, ask in entry.asks.items() if not ask.settled}
         entry.flow.resume(retry)
-        return (self._keep(entry.flow, left) if left else None) or entry.flow
+        return (self._suspend(entry.flow, left) if left else None) or entry.flow
 
     async def run(self) -> None:
         """Let parked calls expire; runs until cancelled."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.calls import Era, Failure, Notice
+from gateway.calls import Era, Failure, Notification
 from gateway.errors import BackendError, BackendProtocol
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, dump, open_peer, text
 from tests.support.http_sessions import Heard, call, open_session, outcome, start_call, text_of
@@ -74,7 +74,7 @@ async def test_a_batch_is_taken_apart(parts: Any, how: str) -> None:
         assert session.greeting.version == BATCHING
         ticket = start_call(session, progress=True)
         notices = []
-        while isinstance(found := await ticket.next(), Notice):
+        while isinstance(found := await ticket.next(), Notification):
             notices.append(found.method)
         assert text_of(found) == "batched"
         assert notices == (["notifications/progress"] if parts is PARTS["after a notification"] else [])

@@ -12,8 +12,8 @@ import trio
 from gateway.backends.http import standalone_stream
 from gateway.backends.http.recovery import RENEW_INTERVAL, Recovery, Standing, Verdict, judge
 from gateway.backends.http.streamable import StreamableSession
-from gateway.backends.session.handshake import Greeting
-from gateway.backends.session.session_state import Wishes
+from gateway.backends.session.handshake import ServerIntroduction
+from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Complete, Era, Failure
 from gateway.errors import BackendError, BackendExited, BackendProtocol
 from gateway.http_client import open_http_client
@@ -271,7 +271,7 @@ async def test_a_new_session_is_told_the_subscriptions(name: str) -> None:
     server.on |= {"initialize": hello, "resources/subscribe": fine, "logging/setLevel": fine}
     async with open_peer(server) as peer, open_session(peer.url) as session:
         server.lost = True
-        session.upkeep.wish(Wishes(log_level="debug", uris=frozenset({"file:///x"})))
+        session.upkeep.set_desired(DesiredState(log_level="debug", uris=frozenset({"file:///x"})))
         await peer.heard("initialize", 2)
         last = ""
         while last != "session-2":
@@ -472,7 +472,7 @@ async def test_nothing_is_lost_before_the_handshake() -> None:
         assert not session.is_stateful
         for era in Era:
             session.conversation.hop = msgspec.structs.replace(HOP, era=era)
-            session._adopt(Greeting(era=era, version="2025-11-25", capabilities={}))
+            session._adopt(ServerIntroduction(era=era, version="2025-11-25", capabilities={}))
             assert session.is_stateful is (era is Era.LEGACY)
 
 

@@ -258,7 +258,9 @@ async def test_a_stream_without_an_endpoint_is_too_slow() -> None:
         (SseServer, SseSession, Era.LEGACY),
     ],
 )
-async def test_seed_g2_a_url_without_a_transport_is_probed_and_remembered(server: Any, kind: type, era: Era) -> None:
+async def test_guarantee_g2_a_url_without_a_transport_is_probed_and_remembered(
+    server: Any, kind: type, era: Era
+) -> None:
     opener = HttpOpener()
     async with open_peer(server(), path="/x") as peer:
         async with open_session(peer.url, opener=opener) as session:

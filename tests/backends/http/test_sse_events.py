@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.backends.http.sse_events import MAX_ID_BYTES, MAX_RETRY, Event, EventParser
 from gateway.jsonrpc import EDGE_BYTES, recover_id
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 
 LIMIT = 1 << 20
 
@@ -47,7 +47,7 @@ def test_the_data_of_events(stream: bytes, expected: list[bytes]) -> None:
 def test_a_byte_order_mark_before_an_overlong_event_is_skipped() -> None:
     parser = EventParser(10)
     (event,) = parser.feed(b"\xef\xbb\xbfdata: " + b"x" * 100 + b"\n\n")
-    assert isinstance(event.data, Overlong)
+    assert isinstance(event.data, OversizedLine)
     assert event.data.head == b"x" * 100
 
 
@@ -67,7 +67,7 @@ def test_any_chunking_gives_the_same_events(pieces: list[bytes], data: st.DataOb
 @given(st.binary(max_size=400), st.integers(1, 40))
 def test_hostile_bytes_never_raise_and_never_exceed_the_limit(stream: bytes, limit: int) -> None:
     for event in parse(stream, limit=limit):
-        assert isinstance(event.data, Overlong) or len(event.data) <= limit
+        assert isinstance(event.data, OversizedLine) or len(event.data) <= limit
 
 
 def test_the_last_id_counts_once_its_event_is_complete() -> None:
@@ -121,7 +121,7 @@ def test_an_event_over_the_limit_comes_out_with_its_ends_and_the_next_one_whole(
     events = [event for at in range(0, len(stream), step) for event in parser.feed(stream[at : at + step])]
     first, big, last = (event.data for event in events)
     assert (first, last) == (b"small", b"next")
-    assert isinstance(big, Overlong)
+    assert isinstance(big, OversizedLine)
     assert len(big.head) <= EDGE_BYTES
     assert len(big.tail) <= EDGE_BYTES
     assert recover_id(big.head) == 42
@@ -131,14 +131,14 @@ def test_an_event_over_the_limit_comes_out_with_its_ends_and_the_next_one_whole(
 
 def test_many_small_data_lines_count_together() -> None:
     (event,) = parse(b"data: 0123456789\n" * 11 + b"\n", limit=100)
-    assert isinstance(event.data, Overlong)
+    assert isinstance(event.data, OversizedLine)
 
 
 def test_data_of_exactly_the_limit_passes() -> None:
     (event,) = parse(b"data: " + b"x" * 100 + b"\n\n", limit=100)
     assert event.data == b"x" * 100
     (event,) = parse(b"data: " + b"x" * 101 + b"\n\n", limit=100)
-    assert isinstance(event.data, Overlong)
+    assert isinstance(event.data, OversizedLine)
 
 
 def test_what_is_held_of_an_endless_line_stays_bounded() -> None:

@@ -17,7 +17,7 @@ from gateway import http_client, jsonrpc
 from gateway.backends.http import exchange, recovery, standalone_stream, streamable
 from gateway.backends.http.detect import HttpOpener
 from gateway.backends.session import subscription_stream
-from gateway.calls import Era, Failure, Notice
+from gateway.calls import Era, Failure, Notification
 from gateway.catalog.kinds import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
 from gateway.http_client import HttpRefused
@@ -93,7 +93,9 @@ async def test_a_streamed_answer_brings_its_progress_in_order_under_the_clients_
     async with open_peer(server) as peer, open_session(peer.url) as session:
         ticket = start_call(session, progress=True)
         notices = [await ticket.next() for _ in range(2)]
-        params = [jsonrpc.decode_any(jsonrpc.encode(notice.params)) for notice in notices if isinstance(notice, Notice)]
+        params = [
+            jsonrpc.decode_any(jsonrpc.encode(notice.params)) for notice in notices if isinstance(notice, Notification)
+        ]
         assert params == [{"progressToken": "client-token", "progress": number} for number in (1, 2)]
         assert text_of(await outcome(ticket)) == "streamed"
 
@@ -781,7 +783,7 @@ async def test_the_sdks_server_in_both_eras(options: tuple[str, ...]) -> None:
                 assert text_of(await call(session, "echo", {"text": "x"})) == "x"
                 ticket = start_call(session, "progress", {"n": 3}, progress=True)
                 notices = 0
-                while isinstance(found := await ticket.next(), Notice):
+                while isinstance(found := await ticket.next(), Notification):
                     notices += 1
                 assert text_of(found) == "3 steps"
                 assert notices == (0 if "--json" in options else 3)

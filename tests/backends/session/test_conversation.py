@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from gateway import jsonrpc
 from gateway.backends.session.conversation import MAX_BATCH, MAX_WITHDRAWN, SUSPECT_FOR
-from gateway.calls import Ask, Complete, Era, Failure, InputRequired, Notice
+from gateway.calls import Complete, Era, Failure, InputRequired, Notification, ServerRequest
 from gateway.eras import asks
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
-from gateway.lines import Overlong
+from gateway.lines import OversizedLine
 from gateway.rates import BURST, LINES_PER_SECOND
 from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, SOON, Script, make_ticket, settle
 
@@ -27,7 +27,7 @@ GONE = BackendExited("b", "exited with status 3")
 
 
 def plain(notice: object) -> Any:
-    assert isinstance(notice, Notice)
+    assert isinstance(notice, Notification)
     return {name: json.loads(bytes(span)) for name, span in notice.params.items()}
 
 
@@ -242,10 +242,10 @@ async def test_an_overlong_answer_costs_its_own_call() -> None:
     for ticket in tickets:
         script.send(ticket)
     head, tail = b'{"jsonrpc":"2.0","id":2,"result":{"x":"', b'"}}'
-    script.conversation.feed_overlong(Overlong(head, tail, 5000), 1000)
+    script.conversation.feed_overlong(OversizedLine(head, tail, 5000), 1000)
     assert "sent a message of 5000 bytes; the limit is 1000 (max_line_bytes)" in str(tickets[1].outcome)
     assert tickets[0].outcome is None
-    script.conversation.feed_overlong(Overlong(b'{"result":{"x":"', b'"},"id":1}', 5000), 1000)
+    script.conversation.feed_overlong(OversizedLine(b'{"result":{"x":"', b'"},"id":1}', 5000), 1000)
     assert tickets[0].outcome is not None
 
 
@@ -254,9 +254,9 @@ async def test_an_overlong_answer_to_nobody_knows_costs_all_calls() -> None:
     tickets = [make_ticket("a"), make_ticket("b")]
     for ticket in tickets:
         script.send(ticket)
-    script.conversation.feed_overlong(Overlong(b'{"id":9,"result":{"x', b"}}", 5000), 1000)
+    script.conversation.feed_overlong(OversizedLine(b'{"id":9,"result":{"x', b"}}", 5000), 1000)
     assert [ticket.outcome for ticket in tickets] == [None, None]  # it is known, and known to be none of them
-    script.conversation.feed_overlong(Overlong(b'{"result":{"x', b"}}", 5000), 1000)
+    script.conversation.feed_overlong(OversizedLine(b'{"result":{"x', b"}}", 5000), 1000)
     assert all(isinstance(ticket.outcome, BackendProtocol) for ticket in tickets)
 
 
@@ -466,7 +466,7 @@ async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, option
     script.feed({"id": "r", "method": method, "params": given})
     with trio.fail_after(SOON):
         found = await ticket.next()
-    assert isinstance(found, Ask), script.posted
+    assert isinstance(found, ServerRequest), script.posted
     assert {name: bytes(span) for name, span in found.params.items()} == ({} if given is None else {"x": b"null"})
 
 
@@ -491,5 +491,5 @@ async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, p
     script.feed({"method": method, "params": params})
     with trio.fail_after(SOON):
         found = await ticket.next()
-    assert isinstance(found, Notice)
+    assert isinstance(found, Notification)
     assert {name: json.loads(bytes(span)) for name, span in found.params.items()} == arrives

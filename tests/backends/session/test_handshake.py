@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session.handshake import Greeting, change_filter, greet
+from gateway.backends.session.handshake import ServerIntroduction, change_filter, introduce
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.support.fakes import Script
@@ -31,10 +31,12 @@ METHOD_NOT_FOUND = {"code": -32601, "message": "what?"}
 LEGACY_WAY = ["server/discover", "initialize", "notifications/initialized"]
 
 
-async def open_with(answers: dict[str, Any], *, era: str = "auto", pinned: bool = False) -> tuple[Script, Greeting]:
+async def open_with(
+    answers: dict[str, Any], *, era: str = "auto", pinned: bool = False
+) -> tuple[Script, ServerIntroduction]:
     script = Script(answers)
     with trio.fail_after(1000):
-        return script, await greet(script.conversation, era=era, probe_timeout=5, timeout=30, pinned=pinned)
+        return script, await introduce(script.conversation, era=era, probe_timeout=5, timeout=30, pinned=pinned)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autoju
 
     script = Script({"initialize": refuse})
     with trio.fail_after(100):
-        greeting = await greet(script.conversation, era="auto", probe_timeout=5, timeout=30)
+        greeting = await introduce(script.conversation, era="auto", probe_timeout=5, timeout=30)
     assert greeting.era is Era.MODERN
     assert script.conversation.hop.era is Era.MODERN
 
@@ -139,7 +141,7 @@ async def test_an_era_that_is_configured_is_not_probed(autojump_clock: MockClock
 )  # fmt: skip
 def test_what_is_listened_to(capabilities: dict[str, Any], expected: dict[str, Any]) -> None:
     spans = {name: jsonrpc.raw(value) for name, value in capabilities.items()}
-    assert change_filter(Greeting(era=Era.MODERN, version="", capabilities=spans)) == expected
+    assert change_filter(ServerIntroduction(era=Era.MODERN, version="", capabilities=spans)) == expected
 
 
 @pytest.mark.parametrize("declared", [{}, {"capabilities": None}, {"capabilities": []}, {"capabilities": "tools"}])
@@ -161,5 +163,5 @@ async def test_a_backend_that_introduces_itself_with_nulls_has_none_of_that(era:
     method = "initialize" if era == "legacy" else "server/discover"
     for given, expected in ((capabilities, {"tools"}), (None, set[str]())):
         script = Script({method: {**hello, "capabilities": given}})
-        greeting = await greet(script.conversation, era=era, probe_timeout=1, timeout=1)
+        greeting = await introduce(script.conversation, era=era, probe_timeout=1, timeout=1)
         assert greeting.capabilities.keys() == expected

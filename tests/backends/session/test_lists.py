@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.backends.session import lists
-from gateway.backends.session.handshake import Greeting
+from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.lists import LIST_SHARE, UNDECLARED_WAIT, list_all, list_feature
 from gateway.calls import Era
 from gateway.catalog.kinds import FEATURES, Kind
@@ -73,7 +73,7 @@ async def list_everything(script: Script, capabilities: Any = None, *, era: Era 
     declared = {feature: {} for feature in FEATURES} if capabilities is None else capabilities
     spans = {name: jsonrpc.raw(value) for name, value in declared.items()}
     with trio.fail_after(1000):
-        greeting = Greeting(era=era, version="", capabilities=spans, instructions="do")
+        greeting = ServerIntroduction(era=era, version="", capabilities=spans, instructions="do")
         return await list_all(script.conversation, greeting, timeout=TIMEOUT)
 
 

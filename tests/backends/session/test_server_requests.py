@@ -12,32 +12,34 @@ import pytest
 
 from gateway import jsonrpc
 from gateway.backends.session import server_requests
-from gateway.calls import Ask, Caller, Era, Notice, Withdrawn
+from gateway.calls import Caller, Era, Notification, ServerRequest, Withdrawn
 from gateway.errors import BackendExited
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from tests.support.fakes import Script
 from tests.support.suspended import CAN, ELICITATION, ROOTS, SAMPLING, make_call, make_caller
 
 
-def ticket_of(**caller: Any) -> Ticket:
+def ticket_of(**caller: Any) -> PendingCall:
     call = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, **caller))
-    return Ticket(call, backend="b", own_name="x", timeout=300)
+    return PendingCall(call, backend="b", own_name="x", timeout=300)
 
 
-def working(script: Script, *tickets: Ticket) -> None:
+def working(script: Script, *tickets: PendingCall) -> None:
     for ticket in tickets:
         script.send(ticket)
     script.posted.clear()
 
 
-def ask(script: Script, request_id: Any, method: str = ROOTS, params: Any = None, ticket: Ticket | None = None) -> None:
+def ask(
+    script: Script, request_id: Any, method: str = ROOTS, params: Any = None, ticket: PendingCall | None = None
+) -> None:
     message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": {} if params is None else params}
     script.conversation.feed(json.dumps(message).encode(), ticket)
 
 
-async def asked(ticket: Ticket) -> Ask:
+async def asked(ticket: PendingCall) -> ServerRequest:
     item = await ticket.next()
-    assert isinstance(item, Ask), item
+    assert isinstance(item, ServerRequest), item
     return item
 
 
@@ -194,7 +196,7 @@ async def test_log_lines_go_to_the_only_client_or_to_our_own_log(caplog: pytest.
     working(script, ticket)
     script.feed(line)
     notice = await ticket.next()
-    assert isinstance(notice, Notice)
+    assert isinstance(notice, Notification)
     working(script, ticket_of(session="two"))
     caplog.clear()
     with caplog.at_level(logging.INFO, "gateway.backend"):

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session.session_state import Upkeep, Wishes
+from gateway.backends.session.session_state import DesiredState, SessionReconciler
 from gateway.calls import Era
 from tests.backends.session.test_subscription_stream import greeting_of
 from tests.support.fakes import Script, settle
@@ -28,10 +28,10 @@ def told(script: Script) -> list[tuple[str, Any]]:
 
 
 @asynccontextmanager
-async def keeping(capabilities: Any = None, answers: Any = None) -> AsyncGenerator[tuple[Script, Upkeep]]:
+async def keeping(capabilities: Any = None, answers: Any = None) -> AsyncGenerator[tuple[Script, SessionReconciler]]:
     names = ("logging/setLevel", "resources/subscribe", "resources/unsubscribe")
     script = Script(answers if answers is not None else {name: {"": None} for name in names})
-    upkeep = Upkeep(script.conversation, script.ears, timeout=10)
+    upkeep = SessionReconciler(script.conversation, script.ears, timeout=10)
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upkeep.run, greeting_of(capabilities or CAN, Era.LEGACY))
@@ -40,8 +40,8 @@ async def keeping(capabilities: Any = None, answers: Any = None) -> AsyncGenerat
             nursery.cancel_scope.cancel()
 
 
-async def wish(upkeep: Upkeep, level: str | None = None, *uris: str) -> None:
-    upkeep.wish(Wishes(level, frozenset(uris)))
+async def wish(upkeep: SessionReconciler, level: str | None = None, *uris: str) -> None:
+    upkeep.set_desired(DesiredState(level, frozenset(uris)))
     await settle()
 
 
@@ -116,5 +116,7 @@ async def test_changed_roots_are_told_to_legacy_backends_only() -> None:
     await trio.lowlevel.checkpoint()  # what is made here needs a running loop
     for era, expected in ((Era.LEGACY, ["notifications/roots/list_changed"]), (Era.MODERN, [])):
         script = Script(era=era)
-        Upkeep(script.conversation, script.ears, timeout=10).pass_on("notifications/roots/list_changed", jsonrpc.ABSENT)
+        SessionReconciler(script.conversation, script.ears, timeout=10).pass_on(
+            "notifications/roots/list_changed", jsonrpc.ABSENT
+        )
         assert script.methods == expected

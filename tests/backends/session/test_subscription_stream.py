@@ -9,8 +9,8 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
-from gateway.backends.session.handshake import Greeting
-from gateway.backends.session.session_state import Upkeep, Wishes
+from gateway.backends.session.handshake import ServerIntroduction
+from gateway.backends.session.session_state import DesiredState, SessionReconciler
 from gateway.backends.session.subscription_stream import ACKNOWLEDGED_WITHIN, LONGEST_DELAY, RELISTEN_DELAY, SOUND_AFTER
 from gateway.calls import Era
 from tests.support.fakes import Script, settle
@@ -23,15 +23,15 @@ FEATURES = {"toolsListChanged": True, "resourcesListChanged": True}
 ID = "io.modelcontextprotocol/subscriptionId"
 
 
-def greeting_of(capabilities: Any = None, era: Era = Era.MODERN) -> Greeting:
+def greeting_of(capabilities: Any = None, era: Era = Era.MODERN) -> ServerIntroduction:
     spans = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in (capabilities or LISTS).items()}
-    return Greeting(era=era, version="2026-07-28" if era is Era.MODERN else "2025-11-25", capabilities=spans)
+    return ServerIntroduction(era=era, version="2026-07-28" if era is Era.MODERN else "2025-11-25", capabilities=spans)
 
 
 class Kept:
     """An upkeep at work, whose backend is the test."""
 
-    def __init__(self, script: Script, upkeep: Upkeep) -> None:
+    def __init__(self, script: Script, upkeep: SessionReconciler) -> None:
         self.script, self.upkeep = script, upkeep
 
     @property
@@ -48,7 +48,7 @@ class Kept:
         return [one["params"]["requestId"] for one in cancels]
 
     async def wish(self, *uris: str, level: str | None = None) -> None:
-        self.upkeep.wish(Wishes(level, frozenset(uris)))
+        self.upkeep.set_desired(DesiredState(level, frozenset(uris)))
         await settle()
 
     async def acknowledge(self, index: int = -1) -> None:
@@ -65,7 +65,7 @@ class Kept:
 @asynccontextmanager
 async def keeping(capabilities: Any = None) -> AsyncGenerator[Kept]:
     script = Script(era=Era.MODERN)
-    upkeep = Upkeep(script.conversation, script.ears, timeout=10)
+    upkeep = SessionReconciler(script.conversation, script.ears, timeout=10)
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upkeep.run, greeting_of(capabilities))

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.backends.session import tasks as driver
-from gateway.calls import Ask, Call, Caller, Complete, Era, Failure, Notice
+from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
 from gateway.eras import tasks
 from gateway.eras.requests import Hop, backend_params
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
@@ -22,7 +22,7 @@ from tests.support.fakes import Script, make_call, make_ticket, settle
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.inflight.pending import Ticket
+    from gateway.inflight.pending import PendingCall
 
 META = "io.modelcontextprotocol/"
 MARK = {"_meta": {tasks.RELATED: {"taskId": "t"}}}
@@ -42,7 +42,7 @@ async def running(answers: dict[str, Any] | None = None, *, era: Era = Era.LEGAC
             nursery.cancel_scope.cancel()
 
 
-def task_ticket(*, caller: Caller = OLD, **further: Any) -> Ticket:
+def task_ticket(*, caller: Caller = OLD, **further: Any) -> PendingCall:
     ticket = make_ticket(caller=caller, **further)
     ticket.as_task = caller.era is Era.LEGACY
     return ticket
@@ -102,7 +102,7 @@ async def test_what_a_task_wants_goes_to_the_client_whose_task_it_is(autojump_cl
         params = {"message": "m", "task": {"ttl": 1}, "_meta": {**MARK["_meta"], "kept": None}}
         script.feed({"id": "q", "method": "elicitation/create", "params": params})
         ask = await ticket.next()
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, ServerRequest)
         assert plain(ask.params) == {"message": "m", "_meta": {"kept": None}}
         ask.answer(b'{"action":"accept","_meta":{"x":1}}')
         answer = script.posted[-1]
@@ -205,7 +205,7 @@ async def test_progress_goes_on_under_the_calls_own_token(autojump_clock: MockCl
         script.feed({"id": 1, "result": {"task": legacy()}})
         script.feed({"method": "notifications/progress", "params": {"progressToken": 1, "progress": 1}})
         notice = await ticket.next()
-        assert isinstance(notice, Notice)
+        assert isinstance(notice, Notification)
         assert plain(notice.params) == {"progressToken": "mine", "progress": 1}
 
 
@@ -325,9 +325,9 @@ async def test_what_a_modern_task_wants_is_asked_once_and_handed_over(autojump_c
         script.feed({"id": 1, "result": CREATED})
         for expected in (["roots/list", "elicitation/create"], ["elicitation/create"]):
             asks = [await ticket.next() for _ in expected]
-            assert [ask.method for ask in asks if isinstance(ask, Ask)] == expected
+            assert [ask.method for ask in asks if isinstance(ask, ServerRequest)] == expected
             for ask in asks:
-                assert isinstance(ask, Ask)
+                assert isinstance(ask, ServerRequest)
                 if ask.method == "roots/list":
                     ask.answer(b'{"roots":[]}')
                 else:

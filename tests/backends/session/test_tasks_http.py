@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call
+from gateway.calls import Call, ServerRequest
 from gateway.eras.tasks import EXTENSION
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from tests.peers.http_peer import META, LegacyServer, ModernServer, Reply, Request, open_peer, text
 from tests.support import http_sessions
 from tests.support.http_sessions import open_session, outcome, result_of, start_call
@@ -77,11 +77,11 @@ async def test_a_legacy_server_asks_on_the_stream_of_the_result() -> None:
     server.on |= {"tools/call": call, "tasks/result": result, "response": take}
     async with open_peer(server) as peer, open_session(peer.url) as session:
         call_ = Call(method="tools/call", name="echo", params={}, meta={}, caller=http_sessions.CALLER)
-        ticket = Ticket(call_, backend="b", own_name="echo", timeout=60)
+        ticket = PendingCall(call_, backend="b", own_name="echo", timeout=60)
         ticket.as_task = True
         session.send([ticket])
         ask = await ticket.next()
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, ServerRequest)
         assert ask.params == {}
         ask.answer(b'{"roots":[]}')
         assert result_of(await outcome(ticket)) == text("done")

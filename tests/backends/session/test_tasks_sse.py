@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Call
+from gateway.calls import Call, ServerRequest
 from gateway.errors import BackendExited
-from gateway.inflight.pending import Ticket
+from gateway.inflight.pending import PendingCall
 from tests.peers.http_peer import META, Reply, Request, SseServer, open_peer, text
 from tests.support import http_sessions
 from tests.support.http_sessions import open_session, outcome, result_of, start_call, text_of
@@ -22,8 +22,8 @@ MARK = {"_meta": {META + "related-task": {"taskId": "one"}}}
 ABLE = msgspec.structs.replace(http_sessions.CALLER, capabilities=jsonrpc.raw({"roots": {}}))
 
 
-def make_task_ticket() -> Ticket:
-    ticket = Ticket(
+def make_task_ticket() -> PendingCall:
+    ticket = PendingCall(
         Call(method="tools/call", name="long", params={"name": jsonrpc.raw("long")}, meta={}, caller=ABLE),
         backend="b",
         own_name="long",
@@ -89,7 +89,7 @@ async def test_a_task_is_driven_to_its_result_and_what_it_asks_reaches_its_own_c
         assert text_of(await outcome(other)) == "other"
         with trio.fail_after(http_sessions.WITHIN):
             ask = await ticket.next()
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, ServerRequest)
         assert ask.method == "roots/list"
         ask.answer(b'{"roots":[]}')
         assert result_of(await outcome(ticket)) == text("done")

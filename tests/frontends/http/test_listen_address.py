@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from gateway.config.access_model import NO_ACCESS, AccessKey, AccessSettings
-from gateway.frontends.http.endpoint import HttpFace
-from gateway.frontends.http.listen_address import Binding, Exposed, ListenError
+from gateway.frontends.http.endpoint import HttpFrontend
+from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
 from tests.backends.http.test_tls import make_certificate
 from tests.support.access import House, make_config
 from tests.support.fakes import SOON
@@ -35,10 +35,10 @@ def folder() -> Any:
 
 
 @asynccontextmanager
-async def serving(binding: Binding) -> AsyncGenerator[list[str]]:
+async def serving(binding: ListenAddress) -> AsyncGenerator[list[str]]:
     """A gateway of fakes that listens; yields its URLs."""
     house = House(make_config(None), "127.0.0.1")
-    face = HttpFace(
+    face = HttpFrontend(
         house.answers, binding=binding, path="/mcp", others=house.admin, closing=house.closing, access=house.access
     )
     with trio.fail_after(SOON):
@@ -73,22 +73,22 @@ async def test_a_unix_socket(folder: Path, mode: int) -> None:
     path = folder / "s"
     with socket.socket(socket.AF_UNIX) as dead:  # left behind by a gateway that was killed
         dead.bind(str(path))
-    async with serving(Binding(uds=path, uds_mode=mode)) as urls:
+    async with serving(ListenAddress(uds=path, uds_mode=mode)) as urls:
         assert urls == [f"http://unix:{path}:/mcp"]
         assert files(folder) == {"s": mode}
         for host in ("localhost", "any.example"):  # no web page gets here, so a name says nothing
             async with await trio.open_unix_socket(path) as stream:
                 assert b'"ok"' in await ask(stream, host)
         with pytest.raises(ListenError, match="another program listens on it"):
-            Binding(uds=path).open()
+            ListenAddress(uds=path).open()
     assert files(folder) == {}
 
 
 async def test_another_gateways_socket_is_left_alone(folder: Path) -> None:
     path = folder / "s"
-    async with serving(Binding(uds=path)):
+    async with serving(ListenAddress(uds=path)):
         remove(path)
-        Binding(uds=path).open().socket.close()  # killed before it could remove the file
+        ListenAddress(uds=path).open().socket.close()  # killed before it could remove the file
     assert files(folder) == {"s": 0o600}
 
 
@@ -96,18 +96,18 @@ def test_what_is_no_socket_is_never_replaced(folder: Path) -> None:
     path = folder / "f"
     path.write_text("mine")
     with pytest.raises(ListenError, match="no socket"):
-        Binding(uds=path).open()
+        ListenAddress(uds=path).open()
     assert path.read_text() == "mine"
     for wrong in (folder / ("x" * 200), folder / "none" / "s"):
         with pytest.raises(ListenError, match="--uds"):
-            Binding(uds=wrong).open()
+            ListenAddress(uds=wrong).open()
     assert [one.name for one in folder.iterdir()] == ["f"]
 
 
 async def test_tls(folder: Path) -> None:
     make_certificate(folder, "server", None)
     context = ssl.create_default_context(cafile=folder / "server.pem")
-    binding = Binding(port=0, tls_cert=folder / "server.pem", tls_key=folder / "server.key")
+    binding = ListenAddress(port=0, tls_cert=folder / "server.pem", tls_key=folder / "server.key")
     async with serving(binding) as (url,):
         assert url.startswith("https://127.0.0.1:")
         port = int(url.rpartition(":")[2].partition("/")[0])
@@ -121,22 +121,22 @@ def test_wrong_certificates_are_named(folder: Path) -> None:
     make_certificate(folder, "other", None)
     (folder / "text").write_text("text")
     for cert, key in (("one.pem", "other.key"), ("text", None), ("nothing", None)):
-        binding = Binding(tls_cert=folder / cert, tls_key=None if key is None else folder / key)
+        binding = ListenAddress(tls_cert=folder / cert, tls_key=None if key is None else folder / key)
         with pytest.raises(ListenError, match=f"--tls-cert .*{cert}"):
             binding.open()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    Binding(host=host).check(None)
+    ListenAddress(host=host).check(None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.0.7", "localhost.example", "gateway"])
 def test_other_addresses_do(host: str) -> None:
     for access in (None, NO_ACCESS, AccessSettings(allow_origins=("*",))):
-        with pytest.raises(Exposed) as caught:
-            Binding(host=host).check(access)
+        with pytest.raises(InsecureListen) as caught:
+            ListenAddress(host=host).check(access)
         assert "--host" in str(caught.value)
         assert "--insecure" in caught.value.hint
-    Binding(host=host).check(GUARDED)
-    Binding(host=host, uds=Path("/x")).check(None)
+    ListenAddress(host=host).check(GUARDED)
+    ListenAddress(host=host, uds=Path("/x")).check(None)

@@ -12,12 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Ask, Complete, Era, Failure
+from gateway.calls import Complete, Era, Failure, ServerRequest
 from gateway.frontends.legacy.event_store import MAX_STREAM_BYTES, MAX_STREAM_EVENTS, RESUME_WITHIN
 from gateway.frontends.legacy.resumable import MAX_RETRY_MS
 from gateway.frontends.legacy.sessions import SessionTable
-from gateway.frontends.legacy.streamable import StreamableFace
-from gateway.frontends.request_handler import Introduction
+from gateway.frontends.legacy.streamable import StreamableFrontend
+from gateway.frontends.request_handler import ClientIntroduction
 from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import (
     ANSWER,
@@ -43,8 +43,8 @@ class Client:
     def __init__(self, house: House, sessions: SessionTable, version: str) -> None:
         self.house = house
         self.sessions = sessions
-        self.face = StreamableFace(house.answers, sessions)
-        session = sessions.open(Introduction(version, msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b"")))
+        self.face = StreamableFrontend(house.answers, sessions)
+        session = sessions.create(ClientIntroduction(version, msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b"")))
         assert session is not None
         self.session = session
         self.last_id = 0
@@ -292,8 +292,8 @@ async def test_what_nobody_fetches_is_dropped_but_the_call_goes_on(autojump_cloc
         assert len(client.session.in_flight) == 0
 
 
-def make_ask(settled: list[Any] | None = None) -> Ask:
-    return Ask("roots/list", {}, (settled if settled is not None else []).append)
+def make_ask(settled: list[Any] | None = None) -> ServerRequest:
+    return ServerRequest("roots/list", {}, (settled if settled is not None else []).append)
 
 
 async def test_a_request_to_the_client_survives_the_break(autojump_clock: MockClock) -> None:

@@ -12,10 +12,10 @@ from trio.testing import MockClock
 from gateway.calls import ANYBODY, Era, Identity
 from gateway.errors import Busy
 from gateway.frontends.legacy.sessions import EVICTABLE_AFTER, DuplicateId, InFlight, LegacySession, SessionTable
-from gateway.frontends.request_handler import Introduction
+from gateway.frontends.request_handler import ClientIntroduction
 from tests.support.fakes import settle
 
-HELLO = Introduction("2025-06-18", msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b'{"name":"c"}'))
+HELLO = ClientIntroduction("2025-06-18", msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b'{"name":"c"}'))
 
 
 def table(*, most: int = 3, idle_timeout: float = 1800.0) -> SessionTable:
@@ -23,7 +23,7 @@ def table(*, most: int = 3, idle_timeout: float = 1800.0) -> SessionTable:
 
 
 def opened(sessions: SessionTable) -> LegacySession:
-    session = sessions.open(HELLO)
+    session = sessions.create(HELLO)
     assert session is not None
     assert session.id is not None
     return session
@@ -34,29 +34,29 @@ def opened(sessions: SessionTable) -> LegacySession:
 
 def test_ids_are_used_once_at_a_time() -> None:
     requests = InFlight(10)
-    requests.enter(1)
-    requests.enter("1")  # another id: the type counts
+    requests.add(1)
+    requests.add("1")  # another id: the type counts
     with pytest.raises(DuplicateId, match="request id 1 is still in use"):
-        requests.enter(1)
-    requests.leave(1)
-    requests.leave(1)
-    requests.enter(1)
+        requests.add(1)
+    requests.remove(1)
+    requests.remove(1)
+    requests.add(1)
     assert len(requests) == 2
 
 
 def test_one_client_has_only_so_many() -> None:
     requests = InFlight(2)
-    requests.enter(1)
-    requests.enter(2)
+    requests.add(1)
+    requests.add(2)
     with pytest.raises(Busy, match="max_client_requests"):
-        requests.enter(3)
-    requests.leave(1)
-    requests.enter(3)
+        requests.add(3)
+    requests.remove(1)
+    requests.add(3)
 
 
 async def test_a_cancel_hits_exactly_one(autojump_clock: MockClock) -> None:
     requests = InFlight(10)
-    scopes = {request_id: requests.enter(request_id) for request_id in (1, "1", 2)}
+    scopes = {request_id: requests.add(request_id) for request_id in (1, "1", 2)}
     requests.cancel("1")
     requests.cancel("unknown")
     assert [scope.cancel_called for scope in scopes.values()] == [False, True, False]
@@ -88,7 +88,7 @@ async def test_ids_cannot_be_guessed(autojump_clock: MockClock) -> None:
 async def test_a_closed_session_is_gone_and_its_requests_are_cancelled(autojump_clock: MockClock) -> None:
     sessions = table()
     session = opened(sessions)
-    request, session.stream = session.in_flight.enter(1), trio.CancelScope()
+    request, session.stream = session.in_flight.add(1), trio.CancelScope()
     assert sessions.find(str(session.id)) is session
     sessions.close(session)
     sessions.close(session)
@@ -101,8 +101,8 @@ async def test_a_closed_session_is_gone_and_its_requests_are_cancelled(autojump_
 
 def use(session: LegacySession, request_id: int = 1) -> None:
     """Have a session serve a request."""
-    session.in_flight.enter(request_id)
-    session.in_flight.leave(request_id)
+    session.in_flight.add(request_id)
+    session.in_flight.remove(request_id)
 
 
 async def test_the_table_is_full_until_a_client_has_left(autojump_clock: MockClock) -> None:
@@ -110,9 +110,9 @@ async def test_the_table_is_full_until_a_client_has_left(autojump_clock: MockClo
     first, second = opened(sessions), opened(sessions)
     use(first)
     use(second)
-    assert sessions.open(HELLO) is None
+    assert sessions.create(HELLO) is None
     await trio.sleep(EVICTABLE_AFTER - 1)
-    assert sessions.open(HELLO) is None
+    assert sessions.create(HELLO) is None
     sessions.find(str(first.id))  # a sign of life
     await trio.sleep(1)
     third = opened(sessions)  # in the place of the one that was silent for longest
@@ -140,16 +140,16 @@ async def test_the_oldest_unused_session_makes_room_at_once(autojump_clock: Mock
 async def test_other_sessions_do_not_make_room_at_once(what: str, autojump_clock: MockClock) -> None:
     sessions = table(most=1)
     identity = Identity("alice") if what == "of a principal" else ANYBODY
-    session = sessions.open(msgspec.structs.replace(HELLO, identity=identity))
+    session = sessions.create(msgspec.structs.replace(HELLO, identity=identity))
     assert session is not None
     match what:
         case "used":
             use(session)
         case "at work":
-            session.in_flight.enter(1)
+            session.in_flight.add(1)
         case "with a stream":
             session.stream = trio.CancelScope()
-    assert sessions.open(HELLO) is None
+    assert sessions.create(HELLO) is None
     assert not session.ended.is_set()
     await settle()
 
@@ -159,15 +159,15 @@ async def test_a_session_at_work_is_neither_evicted_nor_swept(by: str, autojump_
     sessions = table(most=1, idle_timeout=100)
     session = opened(sessions)
     if by == "request":
-        session.in_flight.enter(1)
+        session.in_flight.add(1)
     else:
         session.stream = trio.CancelScope()
     async with trio.open_nursery() as nursery:
         await nursery.start(sessions.run)
         await trio.sleep(10_000)
-        assert sessions.open(HELLO) is None
+        assert sessions.create(HELLO) is None
         assert not session.ended.is_set()
-        session.in_flight.leave(1)
+        session.in_flight.remove(1)
         session.stream = None
         session.touch()
         await trio.sleep(99)

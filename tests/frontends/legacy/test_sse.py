@@ -12,8 +12,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Ask
-from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFace
+from gateway.calls import ServerRequest
+from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFrontend
 from tests.support.fakes import FakeExchange, make_news, settle
 from tests.support.http_frontends import (
     STREAM,
@@ -49,7 +49,7 @@ class SlowExchange(FakeExchange):
 class Client:
     """One client of the face: its stream, and its POSTs."""
 
-    def __init__(self, house: House, face: SseFace) -> None:
+    def __init__(self, house: House, face: SseFrontend) -> None:
         self.house, self.face = house, face
         self.stream = SlowExchange(method="GET", headers=STREAM)
         self.endpoint = ""
@@ -87,7 +87,7 @@ class Client:
 @asynccontextmanager
 async def open_client(*, version: str | None = "2024-11-05", **settings: Any) -> AsyncGenerator[Client]:
     async with open_house(**settings) as house:
-        client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+        client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
         await client.open()
         if version is not None:
             await client.initialize(version)
@@ -105,7 +105,7 @@ async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -
 
 async def test_below_a_mount_point_the_uri_is_below_it_too(autojump_clock: MockClock) -> None:
     async with open_house() as house:
-        client = Client(house, SseFace(house.answers, "/messages/", trio.Event()))
+        client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
         client.stream.scope["root_path"] = "/a b/"
         await client.open()
         assert client.endpoint.startswith("/a%20b/messages/?session_id=")
@@ -221,7 +221,7 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         settled: list[Any] = []
         await client.call()
-        client.house.ticket.ask(Ask("roots/list", {}, settled.append))
+        client.house.ticket.ask(ServerRequest("roots/list", {}, settled.append))
         await settle()
         assert client.messages[-1]["method"] == "roots/list"
         await client.post({"jsonrpc": "2.0", "id": client.messages[-1]["id"], "result": {"roots": []}})
@@ -230,11 +230,11 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
 
 async def test_changes_are_told_to_who_has_initialized(autojump_clock: MockClock) -> None:
     async with open_client(version=None) as client:
-        client.face.tell(make_news("tools"))
+        client.face.notify_list_changed(make_news("tools"))
         await settle()
         assert client.messages == []
         await client.initialize()
-        client.face.tell(make_news("tools"))
+        client.face.notify_list_changed(make_news("tools"))
         await settle()
         assert client.messages[-1]["method"] == "notifications/tools/list_changed"
 

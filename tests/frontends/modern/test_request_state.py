@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.errors import InvalidParams
-from gateway.frontends.modern.request_state import LIFETIME, MAX_TOKEN, Sealer, digest_of
+from gateway.frontends.modern.request_state import LIFETIME, MAX_TOKEN, RequestStateCodec, digest_of
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
@@ -39,32 +39,32 @@ def call_of(
     return Call(method=method, name=name, params=params, meta={}, caller=caller)
 
 
-def refused(sealer: Sealer, call: Call, token: str) -> str:
+def refused(sealer: RequestStateCodec, call: Call, token: str) -> str:
     with pytest.raises(InvalidParams) as caught:
-        sealer.open(call, token)
+        sealer.decode(call, token)
     return str(caught.value)
 
 
 def test_what_was_sealed_comes_back() -> None:
-    sealer = Sealer()
+    sealer = RequestStateCodec()
     inner = jsonrpc.raw("the backend's own \u00e9\u0000")
-    state = sealer.open(call_of(), sealer.seal(call_of(), parked="p", backend="b", inner=inner))
+    state = sealer.decode(call_of(), sealer.encode(call_of(), parked="p", backend="b", inner=inner))
     assert (state.parked, state.backend, bytes(state.inner)) == ("p", "b", bytes(inner))
-    assert sealer.open(call_of(), sealer.seal(call_of())).inner is jsonrpc.ABSENT
+    assert sealer.decode(call_of(), sealer.encode(call_of())).inner is jsonrpc.ABSENT
 
 
 def test_no_two_tokens_are_alike_and_none_shows_what_it_holds() -> None:
-    sealer = Sealer()
-    tokens = [sealer.seal(call_of(), parked="the-key") for _ in range(3)]
+    sealer = RequestStateCodec()
+    tokens = [sealer.encode(call_of(), parked="the-key") for _ in range(3)]
     assert len(set(tokens)) == 3
     assert not any(b"the-key" in base64.urlsafe_b64decode(token) for token in tokens)
 
 
 def test_a_retry_may_be_written_otherwise() -> None:
-    sealer = Sealer()
-    token = sealer.seal(call_of())
+    sealer = RequestStateCodec()
+    token = sealer.encode(call_of())
     retry = call_of('{ "b": 2, "a": 1 }', inputResponses={"input-1": {}}, requestState=token)
-    sealer.open(retry, token)
+    sealer.decode(retry, token)
 
 
 @pytest.mark.parametrize(
@@ -80,40 +80,40 @@ def test_a_retry_may_be_written_otherwise() -> None:
     ],
 )
 def test_a_token_is_for_one_request(other: Call) -> None:
-    sealer = Sealer()
-    assert "was given for another request" in refused(sealer, other, sealer.seal(call_of()))
+    sealer = RequestStateCodec()
+    assert "was given for another request" in refused(sealer, other, sealer.encode(call_of()))
 
 
 def test_a_token_is_for_one_principal() -> None:
-    sealer = Sealer()
-    token = sealer.seal(call_of(principal="ada"))
-    sealer.open(call_of(principal="ada"), token)
+    sealer = RequestStateCodec()
+    token = sealer.encode(call_of(principal="ada"))
+    sealer.decode(call_of(principal="ada"), token)
     for principal in (None, "eve", "", "None"):
         assert "was given for another request" in refused(sealer, call_of(principal=principal), token)
-    assert "another request" in refused(sealer, call_of(principal="None"), sealer.seal(call_of()))
+    assert "another request" in refused(sealer, call_of(principal="None"), sealer.encode(call_of()))
 
 
 def test_a_token_expires() -> None:
     clock = Clock()
-    sealer = Sealer(clock=clock)
-    token = sealer.seal(call_of())
+    sealer = RequestStateCodec(clock=clock)
+    token = sealer.encode(call_of())
     clock.now += LIFETIME
-    sealer.open(call_of(), token)
+    sealer.decode(call_of(), token)
     clock.now += 0.001
     assert "has expired" in refused(sealer, call_of(), token)
 
 
 def test_keys_are_the_process_own_unless_they_are_given() -> None:
-    token = Sealer().seal(call_of())
-    assert "is not one that this server gave" in refused(Sealer(), call_of(), token)
-    old, new, both = Sealer([OTHER_KEY]), Sealer([KEY]), Sealer([KEY, OTHER_KEY])
-    both.open(call_of(), old.seal(call_of()))
-    new.open(call_of(), both.seal(call_of()))
-    refused(old, call_of(), both.seal(call_of()))
+    token = RequestStateCodec().encode(call_of())
+    assert "is not one that this server gave" in refused(RequestStateCodec(), call_of(), token)
+    old, new, both = RequestStateCodec([OTHER_KEY]), RequestStateCodec([KEY]), RequestStateCodec([KEY, OTHER_KEY])
+    both.decode(call_of(), old.encode(call_of()))
+    new.decode(call_of(), both.encode(call_of()))
+    refused(old, call_of(), both.encode(call_of()))
 
 
-SEALER = Sealer([KEY])
-TOKEN = SEALER.seal(call_of(), parked="p")
+SEALER = RequestStateCodec([KEY])
+TOKEN = SEALER.encode(call_of(), parked="p")
 
 
 @given(st.integers(0, len(base64.urlsafe_b64decode(TOKEN)) * 8 - 1))
@@ -141,14 +141,14 @@ def test_a_token_may_be_only_so_long() -> None:
     "arguments", ["[" * 100_000 + "]" * 100_000, '{"a":1e999}', '{"a":123456789012345678901234567890}']
 )
 def test_arguments_that_cannot_be_decoded_are_bound_letter_by_letter(arguments: str) -> None:
-    token = SEALER.seal(call_of(arguments))
-    SEALER.open(call_of(arguments), token)
+    token = SEALER.encode(call_of(arguments))
+    SEALER.decode(call_of(arguments), token)
     refused(SEALER, call_of("[" + arguments + "]"), token)
 
 
 def test_arguments_with_lone_surrogates_are_bound_by_their_value() -> None:
-    token = SEALER.seal(call_of(r'{"a":"\ud83d","\ude00":1}'))
-    SEALER.open(call_of(r'{"\uDE00":1, "a":"\uD83D"}'), token)
+    token = SEALER.encode(call_of(r'{"a":"\ud83d","\ude00":1}'))
+    SEALER.decode(call_of(r'{"\uDE00":1, "a":"\uD83D"}'), token)
     for other in (r'{"a":"\ud83e","\ude00":1}', r'{"a":"\ufffd","\ude00":1}', r'{"a":"\\ud83d","\ude00":1}'):
         refused(SEALER, call_of(other), token)
 

@@ -16,7 +16,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.errors import InvalidParams
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.supervisor.client_notifications import Mailboxes
+from gateway.supervisor.client_notifications import ClientNotifications
 from tests.support.fakes import MODERN_CALLER, make_news
 
 ID = "io.modelcontextprotocol/subscriptionId"
@@ -39,7 +39,7 @@ class Source:
     def forget(self, watcher: object) -> None:
         pass
 
-    mailboxes = Mailboxes()
+    mailboxes = ClientNotifications()
 
 
 FLEET = Source()
@@ -54,7 +54,7 @@ def listen(wanted: object, request_id: jsonrpc.Id = "s1", *, caller: Caller = MO
 
 async def taken(subscription: Subscription) -> list[Any]:
     with trio.fail_after(5):
-        return [json.loads(line) for line in cast("list[bytes]", await subscription.take())]
+        return [json.loads(line) for line in cast("list[bytes]", await subscription.next_notifications())]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_only_what_is_honoured_is_acknowledged(wanted: Any, honoured: Any,
     subscription = listen(wanted, request_id)
     with trio.fail_after(5):
         acknowledgement = await subscription.open()
-    assert FLEET.listeners == [subscription.tell]
+    assert FLEET.listeners == [subscription.notify_list_changed]
     subscription.close()
     subscription.close()
     assert FLEET.listeners == []
@@ -92,8 +92,8 @@ async def test_a_malformed_filter_is_refused(wanted: object) -> None:
 async def test_changes_are_told_once_and_only_if_wanted() -> None:
     subscription = listen({"toolsListChanged": True, "promptsListChanged": True}, 7)
     for _ in range(3):
-        subscription.tell(make_news("tools", "resources"))
-    subscription.tell(make_news("prompts"))
+        subscription.notify_list_changed(make_news("tools", "resources"))
+    subscription.notify_list_changed(make_news("prompts"))
     told = await taken(subscription)
     assert sorted(message["method"] for message in told) == [
         "notifications/prompts/list_changed",
@@ -101,9 +101,9 @@ async def test_changes_are_told_once_and_only_if_wanted() -> None:
     ]
     assert [message["params"] for message in told] == [{"_meta": {ID: 7}}] * 2
     with trio.move_on_after(0) as empty:
-        await subscription.take()
+        await subscription.next_notifications()
     assert empty.cancelled_caught
-    subscription.tell(make_news("tools"))
+    subscription.notify_list_changed(make_news("tools"))
     assert [message["method"] for message in await taken(subscription)] == ["notifications/tools/list_changed"]
 
 
@@ -125,17 +125,17 @@ async def test_what_a_principals_own_backend_session_saw_reaches_its_subscriptio
     with trio.fail_after(5):
         for subscription in every:
             await subscription.open()
-    FLEET.mailboxes.put("anna", "notifications/tools/list_changed", {})
-    FLEET.mailboxes.put("anna", "notifications/elicitation/complete", {"elicitationId": jsonrpc.raw("e")})
+    FLEET.mailboxes.deliver("anna", "notifications/tools/list_changed", {})
+    FLEET.mailboxes.deliver("anna", "notifications/elicitation/complete", {"elicitationId": jsonrpc.raw("e")})
     told = await taken(tools)
     assert [(message["method"], message["params"]["_meta"]) for message in told] == [
         ("notifications/tools/list_changed", {ID: "t"})
     ]
     for deaf in (tools, prompts, others, nobodys):
         with trio.move_on_after(0) as scope:
-            await deaf.take()
+            await deaf.next_notifications()
         assert scope.cancelled_caught
     for subscription in (*every, *every):
         subscription.close()
-    FLEET.mailboxes.put("anna", "notifications/tools/list_changed", {})
+    FLEET.mailboxes.deliver("anna", "notifications/tools/list_changed", {})
     assert len(FLEET.mailboxes) == 0

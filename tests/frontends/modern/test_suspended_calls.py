@@ -11,23 +11,23 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Era, Failure, Notice, Withdrawn
+from gateway.calls import Era, Failure, Notification, Withdrawn
 from gateway.errors import InvalidParams
 from gateway.frontends.modern import suspended_calls as parking_module
-from gateway.frontends.modern.request_state import Sealer
-from gateway.frontends.modern.suspended_calls import GATHER_TURNS, MAX_PARKED_EACH, PARKED_FOR, Parking
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import GATHER_TURNS, MAX_PARKED_EACH, PARKED_FOR, SuspendedCalls
 from tests.support.fakes import settle
 from tests.support.suspended import ELICITATION, ROOTS, Asked, Lines, done, make_call, make_caller, open_flow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.frontends.call_stream import Flow
+    from gateway.frontends.call_stream import CallStream
 
 
 @asynccontextmanager
-async def open_lot() -> AsyncGenerator[Parking]:
-    parking = Parking(Sealer())
+async def open_lot() -> AsyncGenerator[SuspendedCalls]:
+    parking = SuspendedCalls(RequestStateCodec())
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             nursery.start_soon(parking.run)
@@ -35,7 +35,7 @@ async def open_lot() -> AsyncGenerator[Parking]:
             nursery.cancel_scope.cancel()
 
 
-async def park(parking: Parking, flow: Flow, *asked: Asked) -> dict[str, Any]:
+async def park(parking: SuspendedCalls, flow: CallStream, *asked: Asked) -> dict[str, Any]:
     """Have the backend of a flow ask, and the call be parked; the result that its client gets."""
     ticket = flow._ticket
     for one in asked:
@@ -45,11 +45,11 @@ async def park(parking: Parking, flow: Flow, *asked: Asked) -> dict[str, Any]:
     return json.loads(answer)
 
 
-def key_of(parking: Parking, flow: Flow, result: dict[str, Any]) -> str:
-    return parking.sealer.open(flow.call, result["requestState"]).parked
+def key_of(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any]) -> str:
+    return parking.sealer.decode(flow.call, result["requestState"]).parked
 
 
-def resume(parking: Parking, flow: Flow, result: dict[str, Any], responses: object, **further: Any) -> Any:
+def resume(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any], responses: object, **further: Any) -> Any:
     retry = make_call(Era.MODERN, inputResponses=responses, **further)
     return parking.resume(key_of(parking, flow, result), retry)
 
@@ -191,9 +191,9 @@ async def test_notices_that_come_meanwhile_wait_for_the_retry_and_its_token(auto
     async with open_lot() as parking:
         flow, ticket = open_flow(Era.MODERN, Lines(), token="old")
         ticket.ask(Asked().ask)
-        ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(1)}))
+        ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
         result = json.loads(await parking.park(flow, await flow.next()))  # type: ignore[arg-type] - an ask, a result
-        ticket.notify(Notice("notifications/progress", {"progress": jsonrpc.raw(2)}))
+        ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(2)}))
         caller = make_caller(Era.MODERN, log_level="debug")
         resume(parking, flow, result, {"input-1": {}}, token="new", caller=caller)
         assert (flow.token, flow.level) == ("new", "debug")
@@ -278,13 +278,13 @@ async def test_who_parked_a_call_cannot_close_it_any_more(autojump_clock: MockCl
     async with open_lot() as parking:
         lines = Lines()
         flow, _ = open_flow(Era.MODERN, lines)
-        first = flow.take()
+        first = flow.acquire()
         result = await park(parking, flow, Asked())
         resume(parking, flow, result, {"input-1": {}})
-        second = flow.take()
-        flow.let_go(first)
+        second = flow.acquire()
+        flow.release_by(first)
         assert lines.cancelled == []
-        flow.let_go(second, "the client hung up")
+        flow.release_by(second, "the client hung up")
         assert lines.cancelled == ["the client hung up"]
 
 

@@ -1,6 +1,6 @@
-"""What users of the gateway rely on, row by row, and the tests that show it: `python -m tests.seeds` writes the table.
+"""The guarantees of the gateway, row by row, and the tests that show each: `bin/guarantee-table` writes the table.
 
-A test belongs to a row when its name begins with `test_seed_ROW_`. `--print` shows the table and changes no file.
+A test belongs to a row when its name begins with `test_guarantee_ROW_`. `--print` shows the table and changes no file.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ ROWS = {
     "M5": "Without the right key a request gets 401 and nothing else; CORS follows `allow_origins`",
     "M6": "Failures are logged and raised as the project's own errors, never half-mounted",
 }  # fmt: skip
-BEGIN, END = "<!-- seed table -->", "<!-- end of seed table -->"
-_TEST = re.compile(r"^(?:async )?def (test_seed_([a-z]\d+)_\w+)\(", re.MULTILINE)
+BEGIN, END = "<!-- guarantee table -->", "<!-- end of guarantee table -->"
+_TEST = re.compile(r"^(?:async )?def (test_guarantee_([a-z]\d+)_\w+)\(", re.MULTILINE)
 
 
 def find_tests() -> dict[str, list[str]]:
-    """The tests of each row, as `FILE::NAME`; a row that is none stands there too."""
+    """The tests of each row, as `FILE::NAME`; an unknown row is included."""
     found: dict[str, list[str]] = {row: [] for row in ROWS}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for name, row in _TEST.findall(path.read_text(encoding="utf-8")):
@@ -78,12 +78,12 @@ def put_in_readme(text: str, table: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bin/seed-table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bin/guarantee-table", description=__doc__)
     parser.add_argument("--print", action="store_true", help="show the table; change no file")
     options = parser.parse_args()
     missing = [row for row, tests in find_tests().items() if not tests]
     if missing:
-        print(f"bin/seed-table: no test shows {', '.join(missing)}", file=sys.stderr)
+        print(f"bin/guarantee-table: no test shows {', '.join(missing)}", file=sys.stderr)
         return 1
     if options.print:
         print(render())
