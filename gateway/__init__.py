@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.version import VERSION
+
 if TYPE_CHECKING:
     from gateway.embed.manager import ProxyManager
     from gateway.embed.manager import ProxyManager as MCPProxyManager
     from gateway.embed.native import EmbeddedGateway, open_gateway
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["EmbeddedGateway", "MCPProxyManager", "ProxyManager", "__version__", "open_gateway"]
 
 _HOMES = {

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-import gateway
 from gateway import jsonrpc
 from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
@@ -44,6 +43,7 @@ from gateway.reload.source import ConfigSource
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
+from gateway.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -135,7 +135,7 @@ def make_opener(
     `records` says what was found of each server before; without them it is remembered by this opener.
     """
     records = records or EraRecords()
-    hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": gateway.__version__}))
+    hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": VERSION}))
 
     http: HttpOpener | None = None
 
@@ -184,7 +184,7 @@ class Gateway:
         self._access = self.router.admission = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
         self._access.on_denied = self._audit.denied
-        self._handler = RequestHandler(self.router, config.gateway, gateway.__version__, self._parking)
+        self._handler = RequestHandler(self.router, config.gateway, VERSION, self._parking)
         self._stop = trio.Event()
         self._closing = trio.Event()
         self._frontends_scope = trio.CancelScope()

@@ -9,17 +9,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import gateway
 from gateway import jsonrpc, surrogates
 from gateway.admin import documents as doc
 from gateway.admin.access import HINT, AdminAccess
 from gateway.admin.events import serve_events
-from gateway.admin.metrics import CONTENT_TYPE
+from gateway.admin.metrics import CONTENT_TYPE, Metrics
 from gateway.admin.openapi import OPERATIONS, Operation, openapi_document
 from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
 from gateway.frontends.http.exchange import UNCOMPRESSED, ClientGone, Exchange, compressed, explain_compressed
 from gateway.frontends.http.view_routing import without_slash
 from gateway.reload.reloader import NotChangeable, UnknownServer
+from gateway.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -55,10 +55,11 @@ def make_admin_app(management: Management, access: AdminAccess) -> Any:
     async def not_found(_request: object, _exc: Exception) -> Response:  # noqa: RUF029, ASYNC124 - Starlette's form
         return Response(jsonrpc.encode(doc.Problem("Not Found")), 404, media_type="application/json")
 
+    metrics = Metrics(management)
     operations = [one for one in OPERATIONS if access.mode != "off" or one.access == "open"]
     endpoints: dict[str, dict[str, Endpoint]] = {}
     for one in operations:
-        endpoints.setdefault(one.path, {})[one.method] = Endpoint(one, management, access)
+        endpoints.setdefault(one.path, {})[one.method] = Endpoint(one, management, access, metrics)
     app = Starlette(
         # Made without `methods`, a route takes an ASGI app as it is, which then tells the methods apart itself.
         routes=[Route(path, Methods(by_method)) for path, by_method in endpoints.items()],
@@ -95,10 +96,11 @@ class Methods:
 class Endpoint:
     """One operation: checks who asks and what they send, then has it done."""
 
-    def __init__(self, operation: Operation, management: Management, access: AdminAccess) -> None:
+    def __init__(self, operation: Operation, management: Management, access: AdminAccess, metrics: Metrics) -> None:
         self._operation = operation
         self._management = management
         self._access = access
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -110,7 +112,7 @@ class Endpoint:
                 await serve_events(exchange, self._management.feed, self._management.closing, may_read)
                 return
             if self._operation.name == "read_metrics":
-                await exchange.text(await self._management.metrics.text(), CONTENT_TYPE)
+                await exchange.text(await self._metrics.text(), CONTENT_TYPE)
                 return
             status, answer = await self._handle(exchange, scope.get("path_params", {}).get("name", ""))
             await exchange.json(status, jsonrpc.encode(answer))
@@ -157,7 +159,7 @@ class Endpoint:
                 details = self._access.mode != "off" and self._may_read(exchange.headers)
                 return 200, health if details else doc.Probe(health.status)
             case "show_openapi":
-                return 200, openapi_document(gateway.__version__)
+                return 200, openapi_document(VERSION)
             case "add_servers":
                 body = await exchange.read_body(management.max_body)
                 if body is None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-import gateway
 from gateway.audit import error_word
 from gateway.supervisor.history import BOUNDS
 from gateway.supervisor.states import State
 from gateway.telemetry import dropped_lines
+from gateway.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +51,7 @@ class Metrics:
 
     def _whole(self) -> Iterable[Family]:
         management, router = self._management, self._management.router
-        yield "gauge", "info", "The gateway's version.", ("version",), [((gateway.__version__,), 1)]
+        yield "gauge", "info", "The gateway's version.", ("version",), [((VERSION,), 1)]
         yield _one("gauge", "calls_in_flight", "Calls that have come and not been answered.", router.under_way)
         yield _one("gauge", "event_readers", "Clients that read the events.", len(management.feed))
         yield _one("counter", "notices_dropped", "Notices that a client was too slow for.", router.dropped)

@@ -10,7 +10,6 @@ import msgspec
 from gateway import jsonrpc
 from gateway.admin import documents as doc
 from gateway.admin.events import Feed
-from gateway.admin.metrics import Metrics
 from gateway.admin.tree import make_tree
 from gateway.backends.stderr import shown
 from gateway.catalog.kinds import Kind
@@ -47,7 +46,6 @@ class Management:
         guard: ChildGuard | None = None,
     ) -> None:
         self.feed = Feed(router.fleet)
-        self.metrics = Metrics(self)
         self.gauges: dict[str, Callable[[], int]] = {}
         """What only the faces can count; see `gateway.admin.metrics.GAUGES`."""
         self.lost: Callable[[], int] = int

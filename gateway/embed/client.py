@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -10,7 +10,27 @@ if TYPE_CHECKING:
 
     from mcp_types import CallToolResult, Tool
 
-    from gateway.embed.manager import ProxyManager
+
+class ClientSessions(Protocol):
+    """The sessions of clients. Implemented by `gateway.embed.manager.ProxyManager`."""
+
+    async def acquire_session(self, client: Client) -> object:
+        """Open the client's session, or share it; return the token that gives it back."""
+        ...
+
+    async def release_session(self, token: object) -> None:
+        """Give a session back."""
+        ...
+
+    async def call_held(
+        self, client: Client, tool: str, arguments: Mapping[str, object] | None, timeout_ms: float | None
+    ) -> CallToolResult:
+        """Call a tool in the client's session."""
+        ...
+
+    async def list_held(self, client: Client) -> list[Tool]:
+        """List tools in the client's session."""
+        ...
 
 
 class Client:
@@ -19,31 +39,31 @@ class Client:
     Several tasks may be inside at once; the session ends when the last one leaves.
     """
 
-    def __init__(self, manager: ProxyManager, name: str) -> None:
+    def __init__(self, sessions: ClientSessions, name: str) -> None:
         self.name = name
-        self._manager = manager
+        self._sessions = sessions
         self._tokens: list[object] = []
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `ProxyManager.call_tool` raises, and NotInitialized."""
-        self._tokens.append(await self._manager.acquire_session(self))
+        self._tokens.append(await self._sessions.acquire_session(self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Disconnect, and wait until the server has been stopped; cancelled, it stops all the same."""
-        await self._manager.release_session(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
+        await self._sessions.release_session(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
 
     async def list_tools(self) -> list[Tool]:
         """The server's tools, under its own names."""
-        return await self._manager.list_held(self)
+        return await self._sessions.list_held(self)
 
     async def call_tool(
         self, name: str, arguments: Mapping[str, object] | None = None, timeout_ms: float | None = None
     ) -> CallToolResult:
         """Call a tool by the server's own name for it; see `ProxyManager.call_tool`."""
-        return await self._manager.call_held(self, name, arguments, timeout_ms)
+        return await self._sessions.call_held(self, name, arguments, timeout_ms)
 
     def __repr__(self) -> str:
         return f"<Client of server {self.name!r}>"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
-import gateway
 from gateway import jsonrpc
 from gateway.access.table import Access
 from gateway.calls import Caller, Era
@@ -37,6 +36,7 @@ from gateway.processes.guard import open_guard
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
+from gateway.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -66,7 +66,7 @@ class EmbeddedGateway(LoginObserver):
         self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
         self._access = self.router.admission = Access(config.access or NO_ACCESS)
         self._access.on_end.append(self._end_principal)
-        self._answers = RequestHandler(self.router, config.gateway, gateway.__version__, self._parking)
+        self._answers = RequestHandler(self.router, config.gateway, VERSION, self._parking)
         self._stop = trio.Event()
         self._faces: list[AsgiFrontends] = []
         self._reloading = trio.Lock()
