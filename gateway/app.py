@@ -12,24 +12,21 @@ import logging
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
 
-from gateway import jsonrpc
 from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.audit import Audit
-from gateway.backends.opening import EraRecords
-from gateway.backends.stdio import open_stdio
-from gateway.calls import ANYBODY, Era, at_view
+from gateway.backends.opener import SessionOpener
+from gateway.calls import ANYBODY, at_view
 from gateway.config.access_model import NO_ACCESS
 from gateway.config.shown import secrets_of_config
-from gateway.eras.requests import Hop
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
 from gateway.frontends.modern.request_state import RequestStateCodec
@@ -46,19 +43,13 @@ from gateway.supervisor.fleet import Fleet
 from gateway.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from gateway.access.principals import Principal
-    from gateway.backends.http.detect import HttpOpener
-    from gateway.backends.opening import Attempts
-    from gateway.backends.session.interface import Opener, Session, SessionObserver
-    from gateway.backends.stdio import StdioSession
-    from gateway.config import Config, ServerConfig
+    from gateway.config import Config
     from gateway.frontends.http.listen_address import ListeningSocket
     from gateway.inflight.pending import PendingCall
-    from gateway.oauth_client.logins import Logins
     from gateway.processes.guard import ChildGuard
 
 GC_THRESHOLD: Final = 5_000
@@ -127,40 +118,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def make_opener(
-    guard: ChildGuard, records: EraRecords | None = None, *, name: str, logins: Logins | None = None
-) -> Opener:
-    """Choose the transport for each backend; `logins` are for those that may want OAuth.
-
-    `records` says what was found of each server before; without them it is remembered by this opener.
-    """
-    records = records or EraRecords()
-    hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": VERSION}))
-
-    http: HttpOpener | None = None
-
-    def open_session(
-        config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
-    ) -> AbstractAsyncContextManager[Session]:
-        nonlocal http
-        own = hop if capabilities is None else msgspec.structs.replace(hop, capabilities=capabilities)
-        if config.transport == "stdio":
-
-            def attempt(attempts: Attempts) -> AbstractAsyncContextManager[StdioSession]:
-                return open_stdio(config, listener, guard=guard, hop=own, attempts=attempts)
-
-            return records.open(config, attempt)
-        if http is None:
-            from gateway.backends.http.detect import HttpOpener  # 0.1 s that a gateway of stdio backends does not pay
-
-            http = HttpOpener(records)
-        if logins is not None and config.uses_oauth:
-            return logins.open(config, partial(http.open, config, listener, hop=own))
-        return http.open(config, listener, hop=own)
-
-    return open_session
-
-
 class Gateway:
     """One run: what is composed, and the order in which it starts and stops."""
 
@@ -170,11 +127,14 @@ class Gateway:
         self._settings = config.gateway
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
-        self._logins = self._make_logins() if any(one.uses_oauth for one in config.servers.values()) else None
-        self._adding_logins = trio.Lock()
-        self._records = EraRecords(self._store)
-        self._opener = make_opener(guard, self._records, name=config.gateway.name, logins=self._logins)
-        self.fleet = Fleet(config, self._opener if self._logins is not None else self._open, self._store)
+        self._opener = SessionOpener(
+            guard,
+            name=config.gateway.name,
+            store=self._store,
+            waiting=self._calls_waiting_for,
+            note_login_required=self._note_login_required,
+        )
+        self.fleet = Fleet(config, self._opener, self._store)
         source = options.source or ConfigSource(None, environ={}, given=config)
         self._reloader = Reloader(source, self.fleet, held=self._apply_settings, check=self._check)
         self.router = Router(self.fleet)
@@ -197,12 +157,10 @@ class Gateway:
         `bound` is where the HTTP face listens, None with stdio.
         """
         async with trio.open_nursery() as services:
-            self._services_nursery = services
             services.start_soon(self._handle_signals)
             services.start_soon(self._parking.run)
             await services.start(self._audit.run)
-            if self._logins is not None:
-                await services.start(self._logins.run)
+            await services.start(self._opener.run)
             await services.start(self.fleet.run)
             await services.start(partial(self._reloader.run, watching=self._options.watching))
             if self._store is not None:
@@ -230,31 +188,6 @@ class Gateway:
             services.cancel_scope.cancel(reason="everything has stopped")
         return clean and self._all_answered
 
-    def _make_logins(self) -> Logins:
-        from gateway.oauth_client.logins import Logins  # as with `HttpOpener`
-
-        def waiting(name: str) -> list[PendingCall]:
-            return self.router.waiting(name)
-
-        def owed(name: str, reason: str) -> None:
-            self.fleet.login_owed(name, reason)
-
-        return Logins(self._store, waiting=waiting, owed=owed)
-
-    @asynccontextmanager
-    async def _open(
-        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
-    ) -> AsyncGenerator[Session]:
-        """Open a session of a gateway that began without servers that may want OAuth; the first brings logins."""
-        async with self._adding_logins:
-            if config.uses_oauth and self._logins is None:
-                logins = self._make_logins()
-                await self._services_nursery.start(logins.run)
-                self._logins = logins
-                self._opener = make_opener(self._guard, self._records, name=self._settings.name, logins=logins)
-        async with self._opener(config, listener, capabilities=capabilities) as session:
-            yield session
-
     def _check(self, config: Config) -> None:
         """Refuse a config with which this gateway would be open to a network. Raises ConfigError."""
         if "stdio" in self._options.transports or self._options.insecure:
@@ -275,6 +208,12 @@ class Gateway:
         self._settings = self._handler.settings = config.gateway
         self._access.apply(config.access or NO_ACCESS)
         self._update_masking_and_audit(config)
+
+    def _calls_waiting_for(self, backend: str) -> list[PendingCall]:
+        return self.router.waiting(backend)
+
+    def _note_login_required(self, backend: str, reason: str) -> None:
+        self.fleet.login_owed(backend, reason)
 
     def _end_principal(self, principal: Principal) -> None:
         """What is kept for somebody outside of the faces ends with its key."""

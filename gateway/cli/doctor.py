@@ -29,8 +29,8 @@ from gateway.store import ERA_MAX_AGE, Store, eras_of
 if TYPE_CHECKING:
     import msgspec
 
+    from gateway.backends.opener import SessionOpener
     from gateway.config import Config, ServerConfig
-    from gateway.embed.openers import Openers
     from gateway.processes.guard import ChildGuard
 
 MAX_NAME: Final = 64
@@ -81,17 +81,17 @@ class _Listener:
 
 
 async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]]:
-    from gateway.embed.openers import LoginObserver, Openers
+    from gateway.backends.opener import SessionOpener
     from gateway.processes.guard import open_guard
 
     found: dict[str, dict[str, Any]] = {}
     async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
-        openers = Openers(guard, config.gateway.name, LoginObserver())
-        await nursery.start(openers.run)
+        opener = SessionOpener(guard, name=config.gateway.name)
+        await nursery.start(opener.run)
         async with trio.open_nursery() as examinations:
 
             async def examine(server: ServerConfig) -> None:
-                found[server.name] = await _examine(server, openers, guard, config)
+                found[server.name] = await _examine(server, opener, guard, config)
 
             for server in config.servers.values():
                 if not server.disabled:
@@ -118,7 +118,7 @@ def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
     }
 
 
-async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, config: Config) -> dict[str, Any]:
+async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuard, config: Config) -> dict[str, Any]:
     report: dict[str, Any] = {"ok": False, "problem": None, "hints": []}
     listener = _Listener()
     if server.command is not None:
@@ -131,7 +131,7 @@ async def _examine(server: ServerConfig, openers: Openers, guard: ChildGuard, co
     bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
     try:
         with trio.move_on_after(bound) as scope:
-            await _meet(server, openers, listener, report, config)
+            await _meet(server, opener, listener, report, config)
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
     except* (GatewayError, OSError, trio.TooSlowError) as group:
@@ -152,13 +152,13 @@ def _ladder(server: ServerConfig) -> float:
 
 
 async def _meet(
-    server: ServerConfig, openers: Openers, listener: _Listener, report: dict[str, Any], config: Config
+    server: ServerConfig, opener: SessionOpener, listener: _Listener, report: dict[str, Any], config: Config
 ) -> None:
     from gateway.catalog.kinds import Kind
     from gateway.catalog.names import public_name
 
     began = trio.current_time()
-    async with openers(server, listener) as session:
+    async with opener(server, listener) as session:
         items = session.listing.items.get(Kind.TOOLS, ())
         report |= {
             "ready_after": round(trio.current_time() - began, 3),

@@ -18,7 +18,6 @@ from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config.shown import secrets_of
 from gateway.embed.errors import CallFailed
-from gateway.embed.openers import LoginObserver
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
 from gateway.inflight.pending import PendingCall
@@ -177,7 +176,7 @@ class _Counted:
         self._connection.count(-1)
 
 
-class Connections(LoginObserver):
+class Connections:
     """All sessions that the program has open."""
 
     def __init__(self) -> None:
@@ -229,7 +228,7 @@ class Connections(LoginObserver):
             await connection.ended.wait()
 
     def note_login_required(self, name: str, reason: str) -> None:
-        """Let nobody wait for a person who may never come."""
+        """Fail the connections to a server that waits for a person, who may never come."""
         for connection in self._open.get(name, ()):
             connection.fail(BackendUnavailable(name, reason))
 

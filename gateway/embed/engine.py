@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gateway.backends.opener import SessionOpener
 from gateway.embed.connections import Connections
 from gateway.embed.errors import CallFailed, Closed, InvalidTools
 from gateway.embed.native import EmbeddedGateway
-from gateway.embed.openers import Openers
 from gateway.errors import BackendError, GatewayError
 from gateway.processes.guard import open_guard
 
@@ -52,7 +52,7 @@ class Engine:
         self._connections = Connections()
         self._held: dict[object, _Held] = {}  # by holder
         self._holds: dict[object, _Held] = {}  # by token
-        self._openers: Openers
+        self._opener: SessionOpener
         self._guard: ChildGuard
         self._nursery: trio.Nursery  # of the gateway; opened and left by run
         self._gateway: EmbeddedGateway | None = None
@@ -63,8 +63,12 @@ class Engine:
     async def run(self, started: Callable[[], object]) -> None:
         """Serve until `stop`."""
         async with open_guard(subreaper=False) as self._guard, trio.open_nursery() as self._nursery:
-            self._openers = Openers(self._guard, self._registry.settings.name, self._connections)
-            await self._nursery.start(self._openers.run)
+            self._opener = SessionOpener(
+                self._guard,
+                name=self._registry.settings.name,
+                note_login_required=self._connections.note_login_required,
+            )
+            await self._nursery.start(self._opener.run)
             await self._nursery.start(self._connections.run)
             started()
             await self._stop.wait()
@@ -85,7 +89,7 @@ class Engine:
         """Start a connection; see `Connections.open`."""
         if self._stop.is_set():
             raise Closed("the gateway is being closed")
-        return self._connections.open(record, self._openers)
+        return self._connections.open(record, self._opener)
 
     async def call_tool(
         self, record: Record, tool: str, arguments: Mapping[str, object] | None, timeout: float | None

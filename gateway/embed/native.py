@@ -15,6 +15,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.access.table import Access
+from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
@@ -23,7 +24,6 @@ from gateway.config.shown import secrets_of_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
 from gateway.embed.faces import AsgiFrontends, Paths
-from gateway.embed.openers import LoginObserver, Openers
 from gateway.embed.records import read_registry
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
@@ -54,14 +54,20 @@ PROGRAM: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY, session="program"
 CONFIG_SHAPE: Final = "a dict, the path of a file, or a gateway.config.Config"
 
 
-class EmbeddedGateway(LoginObserver):
+class EmbeddedGateway:
     """A running gateway; made by `open_gateway`."""
 
     def __init__(self, config: Config, guard: ChildGuard, store: Store | None = None) -> None:
         self._settings = config.gateway
         self._config = config
-        self._openers = Openers(guard, config.gateway.name, self, store)
-        self.fleet = Fleet(config, self._openers, store)
+        self._opener = SessionOpener(
+            guard,
+            name=config.gateway.name,
+            store=store,
+            waiting=self._calls_waiting_for,
+            note_login_required=self._note_login_required,
+        )
+        self.fleet = Fleet(config, self._opener, store)
         self.router = Router(self.fleet)
         self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
         self._access = self.router.admission = Access(config.access or NO_ACCESS)
@@ -150,6 +156,12 @@ class EmbeddedGateway(LoginObserver):
             self._access.apply(config.access or NO_ACCESS)
             self._config = config
 
+    def _calls_waiting_for(self, backend: str) -> list[PendingCall]:
+        return self.router.waiting(backend)
+
+    def _note_login_required(self, backend: str, reason: str) -> None:
+        self.fleet.login_owed(backend, reason)
+
     def _end_principal(self, principal: Principal) -> None:
         self._parking.close_of(principal.name)
         self.router.cut_off(principal)
@@ -158,18 +170,6 @@ class EmbeddedGateway(LoginObserver):
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools, None: all; returns the names that nobody owns, and then nothing has changed."""
         return self.fleet.offer(offers)
-
-    # `LoginObserver`
-
-    def waiting(self, name: str) -> list[PendingCall]:
-        """The calls for a server that it has not been sent yet."""
-        return self.router.waiting(name)
-
-    def note_login_required(self, name: str, reason: str) -> None:
-        """Note that a server waits for a person."""
-        supervisor = self.fleet.supervisors.get(name)
-        if supervisor is not None:
-            supervisor.login_owed(reason)
 
     # The task.
 
@@ -184,7 +184,7 @@ class EmbeddedGateway(LoginObserver):
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(self._parking.run)
-            await services.start(self._openers.run)
+            await services.start(self._opener.run)
             await services.start(self.fleet.run)
             async with trio.open_nursery() as self._nursery:
                 await self.open_faces(Paths(), None)
@@ -210,8 +210,8 @@ async def open_gateway(
     """Run a gateway for the length of a block, in a trio program.
 
     `config` is a dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
-    `gateway.config.Config`. With a `state_directory` the servers' last-good lists are kept there; without one no file
-    is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers have stopped.
+    `gateway.config.Config`. With a `state_directory` the servers' last-good lists and tokens are kept there; without
+    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers have stopped.
 
     Raises:
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.

@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway.access.keys import digest_in, digest_of, hash_key, make_key
-from gateway.app import Gateway, Options, make_opener
+from gateway.app import Gateway, Options
+from gateway.backends.opener import SessionOpener
 from gateway.catalog.snapshot import Route
 from gateway.config import parse_config
 from gateway.embed.native import open_gateway
@@ -361,9 +362,9 @@ async def test_no_credential_of_a_client_travels_on_to_a_backend(server: Any) ->
     }
     with trio.fail_after(SOON):
         async with open_peer(server()) as peer:
-            raw = {"mcpServers": {"a": {"url": peer.url, "headers": {"X-Own": "1"}}}, "access": keys()}
+            raw = {"mcpServers": {"a": {"url": peer.url, "headers": {"X-Own": "1"}, "oauth": False}}, "access": keys()}
             config = parse_config(raw, environ={})
-            house = House(config, opener=make_opener(None, name="g"))  # type: ignore[arg-type] - for children only
+            house = House(config, opener=SessionOpener(None, name="g"))  # type: ignore[arg-type] - for children only
             async with running(house):
                 await house.fleet.supervisors["a"].known.wait()
                 session = await house.initialize()

@@ -172,7 +172,7 @@ def test_the_doctor_never_shows_a_bare_exception(cli, tmp_path, monkeypatch, pro
     def fail(*_, **__):
         raise problem
 
-    monkeypatch.setattr("gateway.embed.openers.Openers.__call__", fail)
+    monkeypatch.setattr("gateway.backends.opener.SessionOpener.__call__", fail)
     (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"x": {"url": "http://127.0.0.1:1"}}}), encoding="utf-8")
     status, out, _ = cli("doctor", "c.json")
     assert (status, out) == (1, f"x: {said}\n")

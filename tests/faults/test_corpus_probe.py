@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from gateway.app import make_opener
 from gateway.backends.http.detect import HttpOpener
+from gateway.backends.opener import SessionOpener
 from gateway.backends.opening import EraRecords
 from gateway.calls import Era
 from gateway.config import parse_server
@@ -71,7 +71,7 @@ async def open_with(config: ServerConfig, records: EraRecords | None = None) -> 
         with trio.fail_after(WITHIN):
             async with (
                 open_guard(subreaper=False) as guard,
-                make_opener(guard, records, name="g")(config, Heard()) as session,
+                SessionOpener(guard, name="g", records=records)(config, Heard()) as session,
             ):
                 yield session
     except BaseExceptionGroup as group:

@@ -19,8 +19,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import jsonrpc
-from gateway.app import make_opener
 from gateway.backends.http.detect import HttpOpener
+from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Complete, Era, ServerRequest, Withdrawn
 from gateway.config import ServerConfig, parse_server
 from gateway.eras.requests import Hop
@@ -197,7 +197,7 @@ async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path
         house.peer.tokens["given"] = {"read"}
         nothing: Any = None
         listener: Any = Deaf()
-        open_session = make_opener(nothing, name="g", logins=house.logins)
+        open_session = SessionOpener(nothing, name="g", store=Store(house.state))
         async with open_session(house.config(headers={name: "Bearer given"}), listener) as session:
             assert isinstance(await call(session), Complete)
         for refused in ({"headers": {name: "Bearer wrong"}}, {"oauth": False}):

@@ -1,0 +1,115 @@
+"""Open backend sessions: choose the transport of each server, and sign requests where a server wants OAuth.
+
+What only some transports need is imported when the first such server is opened: 0.1 s and more that a gateway of
+stdio servers does not pay.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.backends.opening import EraRecords
+from gateway.backends.stdio import open_stdio
+from gateway.calls import Era
+from gateway.eras.requests import Hop
+from gateway.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from gateway.backends.http.detect import HttpOpener
+    from gateway.backends.opening import Attempts
+    from gateway.backends.session.interface import Session, SessionObserver
+    from gateway.backends.stdio import StdioSession
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import PendingCall
+    from gateway.oauth_client.logins import Logins
+    from gateway.processes.guard import ChildGuard
+    from gateway.store import Store
+
+
+def _no_calls(_backend: str) -> Sequence[PendingCall]:
+    return ()
+
+
+def _ignore_login(_backend: str, _reason: str) -> None:
+    pass
+
+
+class SessionOpener:
+    """Implements `gateway.backends.session.interface.Opener`. Owns the tasks in which tokens are renewed.
+
+    `name` is the gateway's, as servers see it. Eras and tokens are kept in `store`, without one in memory. `waiting`
+    returns the calls that wait for a backend and whose clients can be asked to log in; `note_login_required` is called
+    with a backend that waits for a person, and the reason.
+    """
+
+    def __init__(
+        self,
+        guard: ChildGuard,
+        *,
+        name: str,
+        store: Store | None = None,
+        records: EraRecords | None = None,
+        waiting: Callable[[str], Sequence[PendingCall]] = _no_calls,
+        note_login_required: Callable[[str, str], None] = _ignore_login,
+    ) -> None:
+        self._guard = guard
+        self._store = store
+        self._records = EraRecords(store) if records is None else records
+        self._waiting = waiting
+        self._note_login_required = note_login_required
+        self._hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": VERSION}))
+        self._http: HttpOpener | None = None
+        self._logins: Logins | None = None
+        self._adding_logins = trio.Lock()
+        self._nursery: trio.Nursery  # of the logins; opened and left by run
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled. Only servers that may want OAuth need it."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    @asynccontextmanager
+    async def __call__(
+        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
+    ) -> AsyncGenerator[Session]:
+        """Open a session; see `gateway.backends.session.interface.Opener`."""
+        hop = self._hop if capabilities is None else msgspec.structs.replace(self._hop, capabilities=capabilities)
+        opened: AbstractAsyncContextManager[Session]
+        if config.transport == "stdio":
+
+            def attempt(attempts: Attempts) -> AbstractAsyncContextManager[StdioSession]:
+                return open_stdio(config, listener, guard=self._guard, hop=hop, attempts=attempts)
+
+            opened = self._records.open(config, attempt)
+        else:
+            if self._http is None:
+                from gateway.backends.http.detect import HttpOpener
+
+                self._http = HttpOpener(self._records)
+            if config.uses_oauth:
+                logins = self._logins or await self._add_logins()
+                opened = logins.open(config, partial(self._http.open, config, listener, hop=hop))
+            else:
+                opened = self._http.open(config, listener, hop=hop)
+        async with opened as session:
+            yield session
+
+    async def _add_logins(self) -> Logins:
+        from gateway.oauth_client.logins import Logins
+
+        async with self._adding_logins:
+            if self._logins is None:
+                logins = Logins(self._store, waiting=self._waiting, owed=self._note_login_required)
+                await self._nursery.start(logins.run)
+                self._logins = logins
+        return self._logins
