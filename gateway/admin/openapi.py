@@ -1,63 +1,44 @@
-"""The OpenAPI document of the management API, made from the Structs that the answers are made of.
-
-`OPERATIONS` is the one list of what there is: the routes come from it too, so that the document cannot forget one.
-"""
+"""The OpenAPI document of the management API, made from its operations and the Structs that they answer with."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from gateway.admin import documents as doc
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from gateway.admin.request import Request
+
 JSON: Final = "application/json"
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One method of one path: the name of its handler, what it is for, what it answers."""
+    """One method of one path: what handles it, what it is for, what it answers with, who may use it."""
 
     method: str
     path: str
     name: str
+    """Its `operationId`."""
+    handle: Callable[[Request], Awaitable[None]]
+    """Answers a request that passed the checks. Raises Refused and GatewayError before it has sent anything."""
     summary: str
-    answers: type[msgspec.Struct] | None
-    """The document that it answers with; None for the event stream, the metrics and this document itself."""
-    access: str = "read"
-    """`open`, `read` or `change`."""
+    answers: tuple[type[msgspec.Struct], ...] = ()
+    """The documents that it may answer with; none for text and for this document itself."""
+    access: Literal["open", "read", "change"] = "read"
     problems: tuple[int, ...] = ()
-    status: int = 200
+    """The statuses that it refuses with, apart from 401."""
+    problem: type[msgspec.Struct] = doc.Problem
+    content_type: str = JSON
+    takes_config: bool = False
+    """The body must be a config, in JSON."""
 
-
-OPERATIONS: Final = (
-    Operation("GET", "/livez", "livez", "Whether the process works at all.", doc.Probe, "open"),
-    Operation("GET", "/readyz", "readyz", "Whether all required servers are ready.", doc.Probe, "open", (503,)),
-    Operation("GET", "/health", "health", "The gateway and its servers; details only to those who may read.",
-              doc.Health, "open"),
-    Operation("GET", "/servers", "list_servers", "All servers.", doc.ServerList),
-    Operation("POST", "/servers", "add_servers", "Add or replace servers; the body is a config.", doc.Added,
-              "change", (400, 413, 415, 422, 503)),
-    Operation("GET", "/servers/{name}", "show_server", "Everything about one server.", doc.ServerDetail, "read",
-              (404,)),
-    Operation("DELETE", "/servers/{name}", "remove_server", "Remove a server.", doc.Removed, "change", (404, 422, 503)),
-    Operation("POST", "/servers/{name}/restart", "restart_server", "Start a server anew, beside the one that runs.",
-              doc.Done, "change", (404, 409, 415, 503)),
-    Operation("POST", "/servers/{name}/enable", "enable_server", "Turn a server on.", doc.Done, "change",
-              (404, 415, 422, 503)),
-    Operation("POST", "/servers/{name}/disable", "disable_server", "Turn a server off.", doc.Done, "change",
-              (404, 415, 422, 503)),
-    Operation("POST", "/reload", "reload", "Read the config file anew.", doc.Reloaded, "change", (415, 422, 503)),
-    Operation("GET", "/tools", "list_tools", "Public names of tools, by server.", doc.Tools),
-    Operation("GET", "/tree", "show_tree", "The calls under way and the processes.", doc.Tree),
-    Operation("GET", "/metrics", "read_metrics", "What is counted, in the text format of Prometheus.", None),
-    Operation("GET", "/events", "read_events", "State changes, calls and reloads as they"
-              " happen, as server-sent events.", None,
-              "read", (503,)),
-    Operation("GET", "/openapi.json", "show_openapi", "This document.", None),
-)  # fmt: skip
 
 _WORDS: Final = {
-    200: "Done.",
+    200: "Success.",
     400: "The body is not JSON.",
     401: "The admin token is missing or wrong.",
     404: "There is no such server.",
@@ -65,19 +46,20 @@ _WORDS: Final = {
     413: "The body is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
     422: "The configuration is not valid; nothing has changed.",
-    503: "Not now.",
+    503: "Service unavailable.",
 }
 
 
-def openapi_document(version: str) -> dict[str, Any]:
-    """The document, for this version of the gateway."""
-    structs = {one.answers for one in OPERATIONS if one.answers is not None} | {doc.Problem}
+def openapi_document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
+    """Return the document of these operations, for this version of the gateway."""
+    operations = tuple(operations)
+    structs = {doc.Problem}.union(*(operation.answers for operation in operations))
     (*_,), components = msgspec.json.schema_components(
         sorted(structs, key=lambda struct: struct.__name__), ref_template="#/components/schemas/{name}"
     )
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "MCP gateway management", "version": version},
@@ -89,15 +71,23 @@ def openapi_document(version: str) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _describe(operation: Operation) -> dict[str, Any]:
     codes = operation.problems if operation.access == "open" else (401, *operation.problems)
-    problem = doc.Probe if operation.name == "readyz" else doc.Problem
+    problem = {JSON: {"schema": _ref(operation.problem)}}
+    schema: dict[str, Any]
+    match operation.answers:
+        case ():
+            schema = {"type": "object" if operation.content_type == JSON else "string"}
+        case (answer,):
+            schema = _ref(answer)
+        case answers:
+            schema = {"anyOf": [_ref(answer) for answer in answers]}
     members: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "responses": {
-            str(operation.status): _success(operation),
-            **{str(code): {"description": _WORDS[code], "content": _content(_ref(problem))} for code in codes},
+            "200": {"description": _WORDS[200], "content": {operation.content_type: {"schema": schema}}},
+            **{str(code): {"description": _WORDS[code], "content": problem} for code in codes},
         },
     }
     if operation.access != "open":
@@ -105,28 +95,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if "{name}" in operation.path:
         parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         members["parameters"] = [parameter]
-    if operation.name == "add_servers":
-        members["requestBody"] = {"required": True, "content": _content(_config_schema())}
+    if operation.takes_config:
+        members["requestBody"] = {"required": True, "content": {JSON: {"schema": _config_schema()}}}
     return members
-
-
-def _success(operation: Operation) -> dict[str, Any]:
-    if operation.name == "read_metrics":
-        return {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    if operation.name == "read_events":
-        return {"description": "The stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-    schema: dict[str, Any] = {"type": "object"} if operation.answers is None else _ref(operation.answers)
-    if operation.name == "health":
-        schema = {"anyOf": [_ref(doc.Health), _ref(doc.Probe)]}
-    return {"description": _WORDS[operation.status], "content": _content(schema)}
 
 
 def _ref(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{struct.__name__}"}
-
-
-def _content(schema: dict[str, Any]) -> dict[str, Any]:
-    return {JSON: {"schema": schema}}
 
 
 def _config_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jwt.algorithms import ECAlgorithm
 from msgspec import Struct
 
 from gateway.access.keys import hash_key
-from gateway.admin.openapi import OPERATIONS
+from gateway.admin.operations import OPERATIONS
 from gateway.embed.native import open_gateway
 from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, MODERN_META, House, keys, make_config, open_house
 from tests.support.fakes import FakeExchange, settle
@@ -130,7 +130,7 @@ MANAGEMENT = [
     )
     for one in OPERATIONS
     for before, name, after in [one.path.partition("{name}")]
-    for method in ((one.method, "HEAD") if one.method == "GET" and one.name != "read_events" else (one.method,))
+    for method in ((one.method, "HEAD") if one.method == "GET" else (one.method,))
 ]
 OPEN = [
     Endpoint("GET", "/.well-known/oauth-protected-resource/mcp", 200, "open"),

@@ -10,13 +10,15 @@ import pytest
 import trio
 
 from gateway.admin.access import FORWARDED
-from gateway.admin.openapi import OPERATIONS, Operation
+from gateway.admin.operations import OPERATIONS
 from gateway.frontends.http.listen_address import ListenAddress
 from tests.support.access import ADMIN_TOKEN, ALICE, House, keys, make_config, running
 from tests.support.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
+    from gateway.admin.openapi import Operation
 
 CREDENTIALS: dict[str, dict[str, str]] = {
     "none": {},

@@ -15,7 +15,8 @@ from trio.testing import MockClock
 from gateway.admin.access import AdminAccess, find_token
 from gateway.admin.events import KEEP_ALIVE, MAX_EVENTS, MAX_READERS
 from gateway.admin.http import make_admin_app
-from gateway.admin.openapi import OPERATIONS, openapi_document
+from gateway.admin.openapi import Operation, openapi_document
+from gateway.admin.operations import OPERATIONS
 from gateway.admin.servers import Management
 from gateway.calls import Failure
 from gateway.catalog.kinds import Kind
@@ -31,6 +32,8 @@ from tests.support.fakes import LEGACY_CALLER, FakeBackend, FakeExchange, backen
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+
+    from gateway.admin.request import Request
 
 TOKEN = "correct-horse-battery-staple"
 SECRET = "s3cr3t-value"
@@ -562,7 +565,7 @@ async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock:
 
 
 def test_the_document_names_every_operation_once() -> None:
-    document = openapi_document("1.2.3")
+    document = openapi_document(OPERATIONS, "1.2.3")
     found = {
         (method.upper(), path): operation
         for path, operations in document["paths"].items()
@@ -574,6 +577,36 @@ def test_the_document_names_every_operation_once() -> None:
     text = json.dumps(document)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
+
+
+class Restarts(msgspec.Struct):
+    """How often a server was started again."""
+
+    restarts: int
+
+
+async def test_an_endpoint_is_a_row_a_handler_and_a_document(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async def show_restarts(request: Request) -> None:
+        await request.answer(Restarts(request.management.list_servers().details[request.server].restarts))
+
+    row = Operation(
+        "GET", "/servers/{name}/restarts", "show_restarts", show_restarts, "The restarts of a server.", (Restarts,)
+    )
+    async with open_house(tmp_path) as house:
+        house.app = make_admin_app(house.management, AdminAccess("token", host="0.0.0.0", token=TOKEN), [row])
+        assert await house.ask("GET", "/servers/a/restarts") == (200, {"restarts": 0})
+        assert (await house.ask("GET", "/servers/a/restarts", headers={}))[0] == 401
+        assert (await house.ask("POST", "/servers/a/restarts"))[0] == 405
+    document = openapi_document([row], "1")
+    assert document["paths"].keys() == {"/servers/{name}/restarts"}
+    assert "Restarts" in document["components"]["schemas"]
+
+
+async def test_head_of_the_events_ends_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_house(tmp_path) as house:
+        exchange = await house.exchange("HEAD", "/events", headers={})
+        assert (exchange.status, exchange.headers["content-type"]) == (200, "text/event-stream")
+        assert len(house.management.feed) == 0
 
 
 async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from gateway.admin.openapi import OPERATIONS
+from gateway.admin.operations import OPERATIONS
 from tests.contract.support import FAST, LADDER, check_leaks
 from tests.support.access import ALICE, keys
 from tests.support.gateway_process import (

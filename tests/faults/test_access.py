@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from gateway.access.keys import MAX_CREDENTIAL, credential_in, hash_key
 from gateway.access.principals import Principal
 from gateway.access.table import Access
-from gateway.admin.openapi import OPERATIONS
+from gateway.admin.operations import OPERATIONS
 from gateway.config import parse_config
 from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, modern_headers, open_house, tool_call
 from tests.support.fakes import FakeExchange, settle

@@ -1,0 +1,139 @@
+"""The operations of the management API: one row each, and the coroutine that handles it.
+
+A new endpoint is a handler here, its row in `OPERATIONS`, and the Struct that it answers with in `documents`. The
+routes, the access checks and the OpenAPI document are made from the rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway.admin import documents as doc
+from gateway.admin.events import serve_events
+from gateway.admin.metrics import CONTENT_TYPE
+from gateway.admin.openapi import Operation, openapi_document
+from gateway.version import VERSION
+
+if TYPE_CHECKING:
+    from gateway.admin.request import Request
+
+
+async def livez(request: Request) -> None:
+    """Answer that the process works at all."""
+    await request.answer(doc.Probe("ok"))
+
+
+async def readyz(request: Request) -> None:
+    """Answer 200 if all required servers are ready, else 503."""
+    if request.management.is_ready():
+        await request.answer(doc.Probe("ready"))
+    else:
+        await request.answer(doc.Probe("not ready"), 503)
+
+
+async def health(request: Request) -> None:
+    """Answer with the whole health document, or with its status alone for those who may not read."""
+    report = request.management.health()
+    detailed = request.access.mode != "off" and request.may_read()
+    await request.answer(report if detailed else doc.Probe(report.status))
+
+
+async def list_servers(request: Request) -> None:
+    """List all servers of the config."""
+    await request.answer(request.management.list_servers())
+
+
+async def add_servers(request: Request) -> None:
+    """Add or replace the servers of the config in the body."""
+    await request.answer(await request.management.add(await request.read_json()))
+
+
+async def show_server(request: Request) -> None:
+    """Show everything about one server."""
+    await request.answer(request.management.show_server(request.server))
+
+
+async def remove_server(request: Request) -> None:
+    """Remove one server."""
+    await request.answer(await request.management.remove(request.server))
+
+
+async def restart_server(request: Request) -> None:
+    """Start a replacement of one server, then stop the old one."""
+    await request.answer(await request.management.restart(request.server))
+
+
+async def enable_server(request: Request) -> None:
+    """Turn one server on."""
+    await request.answer(await request.management.switch(request.server, disabled=False))
+
+
+async def disable_server(request: Request) -> None:
+    """Turn one server off."""
+    await request.answer(await request.management.switch(request.server, disabled=True))
+
+
+async def reload(request: Request) -> None:
+    """Read the config file again."""
+    await request.answer(await request.management.reload())
+
+
+async def list_tools(request: Request) -> None:
+    """List the public names of tools."""
+    await request.answer(request.management.list_tools())
+
+
+async def show_tree(request: Request) -> None:
+    """Show the calls under way and the processes."""
+    await request.answer(request.management.show_tree())
+
+
+async def read_metrics(request: Request) -> None:
+    """Send the metrics."""
+    await request.exchange.text(await request.metrics.text(), CONTENT_TYPE)
+
+
+async def read_events(request: Request) -> None:
+    """Send events until the client hangs up; a HEAD gets the head of the stream."""
+    if request.exchange.method == "HEAD":
+        await request.exchange.end_stream()
+        return
+    await serve_events(request.exchange, request.management.feed, request.management.closing, request.may_read)
+
+
+async def show_openapi(request: Request) -> None:
+    """Send the OpenAPI document."""
+    await request.answer(openapi_document(OPERATIONS, VERSION))
+
+
+OPERATIONS: Final = (
+    Operation("GET", "/livez", "livez", livez, "Whether the process works at all.", (doc.Probe,), "open"),
+    Operation("GET", "/readyz", "readyz", readyz, "Whether all required servers are ready.", (doc.Probe,), "open",
+              (503,), problem=doc.Probe),
+    Operation("GET", "/health", "health", health, "The gateway and its servers; details only to those who may read.",
+              (doc.Health, doc.Probe), "open"),
+    Operation("GET", "/servers", "list_servers", list_servers, "All servers.", (doc.ServerList,)),
+    Operation("POST", "/servers", "add_servers", add_servers, "Add or replace servers; the body is a config.",
+              (doc.Added,), "change", (400, 413, 415, 422, 503), takes_config=True),
+    Operation("GET", "/servers/{name}", "show_server", show_server, "Everything about one server.",
+              (doc.ServerDetail,), "read", (404,)),
+    Operation("DELETE", "/servers/{name}", "remove_server", remove_server, "Remove a server.", (doc.Removed,),
+              "change", (404, 422, 503)),
+    Operation("POST", "/servers/{name}/restart", "restart_server", restart_server,
+              "Start a server again, beside the one that runs.", (doc.Done,), "change", (404, 409, 415, 503)),
+    Operation("POST", "/servers/{name}/enable", "enable_server", enable_server, "Turn a server on.", (doc.Done,),
+              "change", (404, 415, 422, 503)),
+    Operation("POST", "/servers/{name}/disable", "disable_server", disable_server, "Turn a server off.", (doc.Done,),
+              "change", (404, 415, 422, 503)),
+    Operation("POST", "/reload", "reload", reload, "Read the config file again.", (doc.Reloaded,), "change",
+              (415, 422, 503)),
+    Operation("GET", "/tools", "list_tools", list_tools, "Public names of tools, by server.", (doc.Tools,)),
+    Operation("GET", "/tree", "show_tree", show_tree, "The calls under way and the processes.", (doc.Tree,)),
+    Operation("GET", "/metrics", "read_metrics", read_metrics, "What is counted, in the text format of Prometheus.",
+              content_type="text/plain"),
+    Operation("GET", "/events", "read_events", read_events,
+              "State changes, calls and reloads as they happen, as server-sent events.", problems=(503,),
+              content_type="text/event-stream"),
+    Operation("GET", "/openapi.json", "show_openapi", show_openapi, "This document."),
+)  # fmt: skip
+"""Every operation, in the order of the document."""

@@ -1,0 +1,75 @@
+"""One request to the management API: what an operation's handler reads, and how it answers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from gateway import jsonrpc, surrogates
+from gateway.admin import documents as doc
+from gateway.frontends.http.exchange import UNCOMPRESSED, compressed, explain_compressed
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from gateway.admin.access import AdminAccess
+    from gateway.admin.metrics import Metrics
+    from gateway.admin.servers import Management
+    from gateway.frontends.http.exchange import Exchange
+
+
+class Refused(Exception):
+    """The request is answered with this status and problem."""
+
+    def __init__(self, status: int, problem: doc.Problem, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(problem.error)
+        self.status = status
+        self.problem = problem
+        self.headers = headers
+
+
+class Request:
+    """One request whose sender may make it."""
+
+    def __init__(self, exchange: Exchange, management: Management, access: AdminAccess, metrics: Metrics) -> None:
+        self.exchange = exchange
+        self.management = management
+        self.access = access
+        self.metrics = metrics
+
+    @property
+    def server(self) -> str:
+        """The server that the path names."""
+        name: str = self.exchange.scope["path_params"]["name"]
+        return name
+
+    def may_read(self) -> bool:
+        """Return whether its sender may see what the gateway does, by the present config."""
+        return self.access.may_read(self.exchange.headers, guarded=self.management.is_guarded)
+
+    def may_change(self) -> bool:
+        """Return whether its sender may change what the gateway does, by the present config."""
+        return self.access.may_change(self.exchange.headers, guarded=self.management.is_guarded)
+
+    async def read_json(self) -> bytes:
+        """Return the body, which must be JSON, without a byte order mark.
+
+        Raises:
+            Refused: it is compressed, too large, or not JSON.
+        """
+        if (encoding := compressed(self.exchange)) is not None:
+            raise Refused(415, doc.Problem(explain_compressed(encoding)), UNCOMPRESSED)
+        limit = self.management.max_body
+        body = await self.exchange.read_body(limit)
+        if body is None:
+            raise Refused(413, doc.Problem(f"The body is larger than {limit} bytes."))
+        body = surrogates.without_bom(body)
+        try:
+            json.loads(body)
+        except (ValueError, RecursionError) as exc:
+            raise Refused(400, doc.Problem(f"Invalid JSON payload: {exc}")) from None
+        return body
+
+    async def answer(self, document: msgspec.Struct | dict[str, Any], status: int = 200) -> None:
+        """Send one JSON document."""
+        await self.exchange.json(status, jsonrpc.encode(document))
