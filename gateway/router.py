@@ -187,6 +187,9 @@ class Router:
             route = self._lookup(call)
             backend = "" if route is None else route.backend
         key = backend, "cancelled" if problem is None else type(problem).__name__
+        if key not in self.refused:  # those of removed servers are dropped whenever one is added, which bounds them
+            known = {"", *self.fleet.supervisors}
+            self.refused = {old: count for old, count in self.refused.items() if old[0] in known}
         self.refused[key] = self.refused.get(key, 0) + 1
         if self.on_refused is not None:
             self.on_refused(call, backend, trio.current_time() - began, problem)

@@ -71,9 +71,11 @@ class Metrics:
         found = router.fleet.supervisors
         calls = [((name, word), count) for name, one in found.items() for word, count in one.history.outcomes()]
         yield "counter", "calls", "Calls that have ended, by how.", ("backend", "outcome"), calls
-        for name, kind in [key for key in router.refused if key[0] and key[0] not in found]:
-            del router.refused[name, kind]  # of a server that is in the config no more
-        refused = [((name, error_word(kind)), count) for (name, kind), count in router.refused.items()]
+        refused = [
+            ((name, error_word(kind)), count)
+            for (name, kind), count in router.refused.items()
+            if not name or name in found  # the router drops those of removed servers later
+        ]
         text = "Calls that did not get as far as a queue, by why; without a backend where none was found."
         yield "counter", "calls_refused", text, ("backend", "reason"), refused
         states = [((name, state), int(one.state is state)) for name, one in found.items() for state in State]

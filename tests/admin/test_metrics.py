@@ -85,12 +85,25 @@ async def test_states_processes_and_reloads(tmp_path: Path) -> None:
     assert {"notices_dropped_total", "log_lines_dropped_total", "children", "descendants"} <= {one[0] for one in found}
 
 
-async def test_what_is_counted_of_servers_that_have_gone_is_forgotten(tmp_path: Path) -> None:
+async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        counts = {("gone", "Busy"): 1, ("a", "Busy"): 2, ("", "UnknownName"): 3}
+        house.router.refused = dict(counts)
+        first, second = [
+            {labels: value for labels, value in (await scrape(house)).items() if labels[0] == "calls_refused_total"}
+            for _ in range(2)
+        ]
+        assert house.router.refused == counts
+    assert first == second == {("calls_refused_total", "a", "busy"): 2, ("calls_refused_total", "", "unknown_name"): 3}
+
+
+async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         house.router.refused = {("gone", "Busy"): 1, ("a", "Busy"): 2}
-        found = await scrape(house)
-        assert house.router.refused == {("a", "Busy"): 2}
-    assert [labels for labels in found if labels[0] == "calls_refused_total"] == [("calls_refused_total", "a", "busy")]
+        for expected in (1, 2):
+            with pytest.raises(UnknownName):
+                await house.router.submit(make_call("made-up"))
+            assert house.router.refused == {("a", "Busy"): 2, ("", "UnknownName"): expected}
 
 
 @pytest.mark.parametrize(
