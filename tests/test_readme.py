@@ -7,9 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
-from gateway.cli.fields import render
 from gateway.cli.flags import convert, read_plain
 from gateway.cli.main import COMMANDS, find_command
+from gateway.cli.reference import render
 from gateway.config import parse_config
 from tests.support import guarantees
 

@@ -1,69 +1,148 @@
-"""`mcp-gateway call SERVER.TOOL`: one tool call, from the command line."""
+"""`mcp-gateway call`, `read` and `prompt`: one request to a server, and its result."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import base64
+import json
+import sys
+from typing import Any, cast
 
+import trio
+
+from gateway.catalog.kinds import Kind
 from gateway.cli.arguments import read_object, split_words, typed
-from gateway.cli.contents import show_block
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import UsageError, print_json
 from gateway.cli.target import FLAGS, open_target
-
-if TYPE_CHECKING:
-    from gateway.cli.target import Target
+from gateway.cli.terminal import Terminal
 
 
-def run(values: Values) -> int:
-    """Call it and print the result; 1 if that says `isError`."""
-    import trio
-
+def run_call(values: Values) -> int:
+    """Call a tool and print the result; 1 if that says `isError`."""
     texts = split_words(values.argument)
     if texts and values.args is not None:
         problem = "give the arguments as words or as --args, not both"
         raise UsageError(problem)
-    result = trio.run(_call, values, texts)
+
+    async def call() -> dict[str, Any]:
+        async with open_target(values, values.tool) as target:
+            schema: dict[str, Any] = {}
+            if texts:
+                tools = await target.list(Kind.TOOLS)
+                schema = next((tool.get("inputSchema") for tool in tools if tool["name"] == values.tool), None) or {}
+            params = {"name": values.tool, "arguments": values.args or typed(texts, schema)}
+            with Terminal(values.tool) as terminal:
+                return await target.request("tools/call", values.tool, params, terminal)
+
+    result = trio.run(call)
     if values.json:
         print_json(result)
     else:
-        _show(result)
+        blocks: list[dict[str, Any]] = result.get("content") or []
+        for block in blocks:
+            print(show_block(block))
+        if not blocks and "structuredContent" in result:
+            print_json(result["structuredContent"])
     return 1 if result.get("isError") else 0
 
 
-async def _call(values: Values, texts: dict[str, str]) -> dict[str, Any]:
-    from gateway.cli.terminal import Terminal
+def run_read(values: Values) -> int:
+    """Read a resource and print it; what is not text goes to stdout as it is, unless that is a terminal."""
 
-    async with open_target(values, values.tool) as target:
-        arguments = values.args or typed(texts, await _schema(target, values.tool) if texts else {})
-        with Terminal(values.tool) as desk:
-            params = {"name": values.tool, "arguments": arguments}
-            return await target.request("tools/call", values.tool, params, desk)
+    async def read() -> dict[str, Any]:
+        async with open_target(values) as target:
+            await target.list(Kind.RESOURCES)  # before that the URI has no known owner
+            with Terminal(values.uri) as terminal:
+                return await target.request("resources/read", values.uri, {"uri": values.uri}, terminal)
+
+    result = trio.run(read)
+    if values.json:
+        print_json(result)
+        return 0
+    contents: list[dict[str, Any]] = result.get("contents") or []
+    for resource in contents:
+        if "blob" in resource and not sys.stdout.isatty():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(base64.b64decode(resource["blob"]))
+        else:
+            print(show_resource(resource))
+    return 0
 
 
-async def _schema(target: Target, tool: str) -> dict[str, Any]:
-    from gateway.catalog.kinds import Kind
+def run_prompt(values: Values) -> int:
+    """Fill in a prompt and print its messages."""
+    params = {"name": values.name, "arguments": split_words(values.argument)}
 
-    found = [one for one in await target.list(Kind.TOOLS) if one["name"] == tool]
-    return found[0].get("inputSchema") or {} if found else {}
+    async def get() -> dict[str, Any]:
+        async with open_target(values, values.name) as target:
+            with Terminal(values.name) as terminal:
+                return await target.request("prompts/get", values.name, params, terminal)
+
+    result = trio.run(get)
+    if values.json:
+        print_json(result)
+        return 0
+    messages: list[dict[str, Any]] = result.get("messages") or []
+    for message in messages:
+        content: Any = message.get("content")
+        blocks = cast("list[dict[str, Any]]", content if isinstance(content, list) else [content])
+        for block in blocks:
+            print(f"{message.get('role')}: {show_block(block)}")
+    return 0
 
 
-def _show(result: dict[str, Any]) -> None:
-    blocks: list[dict[str, Any]] = result.get("content") or []
-    for block in blocks:
-        print(show_block(block))
-    if not blocks and "structuredContent" in result:
-        print_json(result["structuredContent"])
+def show_block(block: dict[str, Any]) -> str:
+    """Return one content block for people: text as it is, all else named (2025-11-25 server/tools, "Tool Result")."""
+    match block.get("type"):
+        case "text":
+            return str(block.get("text", ""))
+        case "image" | "audio":
+            return f"[{block['type']}: {block.get('mimeType', '?')}, {_size(block.get('data'))}]"
+        case "resource_link":
+            return f"[resource: {block.get('uri')}]" + (f" {block['name']}" if block.get("name") else "")
+        case "resource":
+            return show_resource(block.get("resource") or {})
+        case _:
+            return json.dumps(block, ensure_ascii=False)
+
+
+def show_resource(resource: dict[str, Any]) -> str:
+    """Return what a resource holds, for people."""
+    if "text" in resource:
+        return str(resource["text"])
+    return f"[{resource.get('uri')}: {resource.get('mimeType', '?')}, {_size(resource.get('blob'))}]"
+
+
+def _size(encoded: Any) -> str:
+    return f"{len(encoded) * 3 // 4} bytes" if isinstance(encoded, str) else "no data"
 
 
 COMMANDS = (
     Command(
         "call",
         "call a tool",
-        run,
+        run_call,
         (
             Flag("TOOL", "its public name, as `list` shows it: SERVER.TOOL", required=True),
             Flag("ARGUMENT", "KEY=VALUE; what the tool's schema says is made of VALUE", many=True),
             Flag("--args", "all arguments as one JSON object", "JSON", parse=read_object),
+            *FLAGS,
+            JSON,
+        ),
+    ),
+    Command(
+        "read",
+        "read a resource",
+        run_read,
+        (Flag("URI", "the resource, as `list` shows it", required=True), *FLAGS, JSON),
+    ),
+    Command(
+        "prompt",
+        "fill in a prompt",
+        run_prompt,
+        (
+            Flag("NAME", "its public name, as `list` shows it: SERVER.PROMPT", required=True),
+            Flag("ARGUMENT", "KEY=VALUE; prompts take only texts", many=True),
             *FLAGS,
             JSON,
         ),

@@ -19,8 +19,8 @@ COMMANDS = {
     "serve": "serve",
     "list": "listing",
     "call": "call",
-    "read": "read",
-    "prompt": "prompt",
+    "read": "call",
+    "prompt": "call",
     "check": "check",
     "doctor": "doctor",
     "import": "importing",
@@ -31,10 +31,10 @@ COMMANDS = {
     "disable": "management",
     "login": "login",
     "logout": "login",
-    "fields": "fields",
-    "schema": "schema",
-    "hash-key": "access",
-    "demo": "demo",
+    "fields": "reference",
+    "schema": "reference",
+    "hash-key": "hash_key",
+    "demo": "serve",
 }
 """Each command with its module, which is imported when the command is used."""
 COMPLETION = "_" + PROGRAM.upper().replace("-", "_") + "_COMPLETE"

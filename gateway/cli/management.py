@@ -9,16 +9,16 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import STATE, state_directory
+from gateway.cli.options import STATE, split_address, state_directory
 from gateway.cli.output import CommandError, print_json, warn
 from gateway.cli.ps import collect_reports, running_url
-from gateway.cli.sockets import UnixConnection, split_address
 from gateway.config.hosts import parse_authority
 from gateway.errors import ConfigError
 from gateway.store import Store
@@ -29,6 +29,20 @@ MAX_ANSWER: Final = 16 * 1024 * 1024
 """Bytes of an answer."""
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Open the socket. Raises OSError."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def post(values: Values, path: str) -> dict[str, Any]:

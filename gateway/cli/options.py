@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,15 @@ ADDRESS = (
     Flag("--port", "port (default 8080; 0 picks a free one)", "P", 8080, port),
     Flag("--streamable-http-path", "path of the streamable HTTP endpoint", "PATH", "/mcp", url_path),
 )
+
+
+def split_address(url: str) -> tuple[str, str | None]:
+    """Split a gateway's address into one with a host and the Unix socket by which it is reached; None is the network.
+
+    `serve --uds` prints `http://unix:/PATH/OF/SOCKET:/mcp`.
+    """
+    address = re.match(r"(https?)://unix:(/.*?):(/[^:]*)?$", url)
+    return (url, None) if address is None else (f"{address[1]}://localhost{address[3] or ''}", address[2])
 
 
 def state_directory(values: Values) -> Path:

@@ -1,4 +1,4 @@
-"""`mcp-gateway serve`: the gateway itself, on stdio or HTTP.
+"""`mcp-gateway serve`: the gateway itself, on stdio or HTTP; and `demo`, the guided first run.
 
 Clients start it and wait: what is imported here at the top, each of them pays for.
 """
@@ -6,16 +6,19 @@ Clients start it and wait: what is imported here at the top, each of them pays f
 from __future__ import annotations
 
 import os
+import string
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli.access import LISTENING, check_exposure, listening
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import ADDRESS, CONFIG, STATE, state_directory, url_path
-from gateway.cli.output import print_error, warn
+from gateway.cli.output import UsageError, print_error, warn
 from gateway.errors import ConfigError
+from gateway.frontends.http.listen_address import InsecureListen
 
 if TYPE_CHECKING:
     from gateway.admin.access import AdminAccess
+    from gateway.app import Options
     from gateway.config import Config
     from gateway.store import Store
 
@@ -37,6 +40,14 @@ def transports(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def file_mode(text: str) -> int:
+    """A file's mode, such as 660."""
+    if not text.isdigit() or set(text) - set(string.octdigits) or int(text, 8) > 0o777:
+        message = f"{text!r} is no file mode; give one like 600 or 660"
+        raise ValueError(message)
+    return int(text, 8)
+
+
 def run(values: Values) -> int:
     """Serve until a signal, or the end of stdin; 1 if calls had to be cut off."""
     from gateway import app
@@ -44,8 +55,16 @@ def run(values: Values) -> int:
     from gateway.store import Store
     from gateway.telemetry import open_logging
 
-    if "sse" in values.transport:
-        _check_paths(values)
+    paths = {
+        "--streamable-http-path": values.streamable_http_path,
+        "--sse-path": values.sse_path,
+        "--message-path": values.message_path,
+    }
+    if "sse" in values.transport and len({path.rstrip("/") for path in paths.values()}) < len(paths):
+        raise ConfigError([f"{', '.join(paths)} must be three different paths, not {', '.join(paths.values())}"])
+    if values.tls_key is not None and values.tls_cert is None:
+        message = "--tls-key needs --tls-cert"
+        raise UsageError(message, "mcp-gateway serve --help")
     store = _usable(Store(state_directory(values)))
     source = ConfigSource(
         values.config, environ=os.environ, name=values.name, store=None if values.ephemeral else store
@@ -71,9 +90,13 @@ def run(values: Values) -> int:
         source=source,
         watching=not values.no_watch,
         admin=None if "stdio" in values.transport else _admin_access(values, store),
-        **listening(values),
+        insecure=values.insecure,
+        tls_cert=values.tls_cert,
+        tls_key=values.tls_key,
+        uds=values.uds,
+        uds_mode=values.uds_mode,
     )
-    check_exposure(options, config)
+    _check_exposure(options, config)
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
@@ -100,16 +123,6 @@ def _check_view(values: Values, config: Config) -> None:
         raise ConfigError([f"--view {values.view}: there is no such view; the config's section 'views' has {known}"])
 
 
-def _check_paths(values: Values) -> None:
-    given = {
-        "--streamable-http-path": values.streamable_http_path,
-        "--sse-path": values.sse_path,
-        "--message-path": values.message_path,
-    }
-    if len({path.rstrip("/") for path in given.values()}) < len(given):
-        raise ConfigError([f"{', '.join(given)} must be three different paths, not {', '.join(given.values())}"])
-
-
 def _admin_access(values: Values, store: Store | None) -> AdminAccess:
     from gateway.admin.access import AdminAccess, find_token
 
@@ -122,6 +135,40 @@ def _admin_access(values: Values, store: Store | None) -> AdminAccess:
     return AdminAccess(values.admin, host="localhost" if values.uds is not None else values.host, token=token)
 
 
+def _check_exposure(options: Options, config: Config) -> None:
+    """Raise UsageError where a network would be let in without keys; warn of keys that travel in the clear."""
+    if "stdio" in options.transports:
+        return
+    binding = options.binding
+    if not options.insecure:
+        try:
+            binding.check(config.access)
+        except InsecureListen as exc:
+            raise UsageError(str(exc), exc.hint) from None
+    if (
+        not binding.is_private
+        and binding.tls_cert is None
+        and config.access is not None
+        and config.access.requires_credentials
+    ):
+        warn("keys travel unencrypted; give --tls-cert, or serve loopback only and put a proxy with TLS before it")
+
+
+def run_demo(values: Values) -> int:
+    """Run the demo; 1 if something did not work."""
+    from gateway.demo.tour import run_demo
+    from gateway.telemetry import open_logging
+
+    with open_logging("warning"):
+        clean = run_demo(
+            host=values.host,
+            port=values.port,
+            path=values.streamable_http_path,
+            say=lambda text: print(text, flush=True),
+        )
+    return 0 if clean else 1
+
+
 FLAGS = (
     CONFIG,
     Flag(
@@ -132,7 +179,11 @@ FLAGS = (
         transports,
     ),
     *ADDRESS,
-    *LISTENING,
+    Flag("--insecure", "serve other machines although the config has no keys: everybody may use it", switch=True),
+    Flag("--tls-cert", "serve TLS with this certificate (PEM, with its chain)", "FILE", parse=Path),
+    Flag("--tls-key", "its key (PEM; default: in the file of the certificate)", "FILE", parse=Path),
+    Flag("--uds", "listen on a Unix socket at this path instead of --host and --port", "PATH", parse=Path),
+    Flag("--uds-mode", "its file mode: who on this machine may connect (default 600)", "MODE", 0o600, file_mode),
     Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
     Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
     Flag("--view", "serve only this view of the config, on stdio", "NAME"),
@@ -157,4 +208,7 @@ FLAGS = (
     Flag("--ephemeral", "forget at the end what was changed over the management API", switch=True),
     Flag("--no-watch", "do not watch the config file; SIGHUP and the API still reload it", switch=True),
 )
-COMMANDS = (Command("serve", "serve the backends of a config file", run, FLAGS),)
+COMMANDS = (
+    Command("serve", "serve the backends of a config file", run, FLAGS),
+    Command("demo", "try it: two built-in servers, one real client, one call", run_demo, ADDRESS),
+)

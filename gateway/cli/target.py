@@ -18,9 +18,8 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
 from gateway.catalog.kinds import Kind
 from gateway.cli.flags import Flag, Values
-from gateway.cli.options import CONFIG, STATE, load, state_directory
+from gateway.cli.options import CONFIG, STATE, load, split_address, state_directory
 from gateway.cli.output import CommandError, UsageError
-from gateway.cli.sockets import split_address
 from gateway.config import NEVER_RESTART, Config, parse_server
 from gateway.embed.native import open_gateway
 from gateway.eras.tools import View

@@ -1,10 +1,12 @@
-"""`mcp-gateway fields`: every field of the config, as Markdown tables; README shows the same."""
+"""`mcp-gateway fields` and `schema`: every field of the config file, as Markdown tables and as a JSON Schema."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from gateway.cli.flags import JSON, Command
+from gateway.cli.output import print_json
 from gateway.config import config_reference
 
 if TYPE_CHECKING:
@@ -25,10 +27,11 @@ TITLES = {
 
 
 def render() -> str:
-    """One table a section."""
+    """Return one table for each section; README shows the same."""
     sections: dict[str, list[str]] = {}
     for row in config_reference():
-        line = f"| `{row.field}` | {_cell(row.type)} | {_cell(row.default)} | {_cell(row.doc)} |"
+        cells = [text.replace("|", "\\|") for text in (row.type, row.default, row.doc)]
+        line = f"| `{row.field}` | {' | '.join(cells)} |"
         sections.setdefault(row.section, []).append(line)
     return "\n\n".join(
         f"**{TITLES.get(section, f'`{section}`')}**\n\n| field | type | default | meaning |\n|---|---|---|---|\n"
@@ -37,19 +40,24 @@ def render() -> str:
     )
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def run(values: Values) -> int:
-    """Print them."""
+def run_fields(values: Values) -> int:
+    """Print the tables."""
     if values.json:
-        from gateway.cli.output import print_json
-
         print_json([row._asdict() for row in config_reference()])
     else:
         print(render())
     return 0
 
 
-COMMANDS = (Command("fields", "list every field of the config file, with its default", run, (JSON,)),)
+def run_schema(values: Values) -> int:
+    """Print the schema; it is JSON either way."""
+    from gateway.config.schema import config_schema
+
+    print(json.dumps(config_schema(), indent=None if values.json else 2, ensure_ascii=False))
+    return 0
+
+
+COMMANDS = (
+    Command("fields", "list every field of the config file, with its default", run_fields, (JSON,)),
+    Command("schema", "print the JSON Schema of the config file, to be named in its $schema", run_schema, (JSON,)),
+)
