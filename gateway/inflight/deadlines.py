@@ -1,4 +1,4 @@
-"""The deadlines of calls that are waited for: one task rings those whose time is up.
+"""The deadlines of pending calls: one task wakes the waiters of those that have expired.
 
 A cancel scope for each wait cost a tenth of a call. Calls of one backend mostly have the same time, so that the next
 deadline seldom comes nearer: the task wakes once in a while, and looks at what waits then.
@@ -7,12 +7,19 @@ deadline seldom comes nearer: the task wakes once in a while, and looks at what 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
-if TYPE_CHECKING:
-    from gateway.inflight.pending import PendingCall
+
+class Expiring(Protocol):
+    """A call with a deadline, which may be extended while somebody waits."""
+
+    deadline: float
+
+    def wake(self) -> None:
+        """Have whoever waits for the call look at it."""
+        ...
 
 
 class Deadlines:
@@ -21,20 +28,20 @@ class Deadlines:
     def __init__(self) -> None:
         self.is_kept = False
         """Whether `run` runs: else whoever waits must see to its deadline itself."""
-        self._tickets: set[PendingCall] = set()
+        self._tickets: set[Expiring] = set()
         self._scope = trio.CancelScope()
 
     def __len__(self) -> int:
         """Tickets that are waited for."""
         return len(self._tickets)
 
-    def add(self, ticket: PendingCall) -> None:
+    def add(self, ticket: Expiring) -> None:
         """Ring this ticket when its deadline has passed, which may be put off meanwhile."""
         self._tickets.add(ticket)
         if ticket.deadline < self._scope.deadline:
             self._scope.deadline = ticket.deadline
 
-    def discard(self, ticket: PendingCall) -> None:
+    def discard(self, ticket: Expiring) -> None:
         """Ring it no more."""
         self._tickets.discard(ticket)
 
