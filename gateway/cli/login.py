@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from gateway.config import Config, ServerConfig
     from gateway.inflight.pending import PendingCall
+    from gateway.oauth_client.answers import Challenge
     from gateway.oauth_client.redirect_listener import RedirectListener
-    from gateway.oauth_client.token_manager import Challenge
 
 _NOT_FOUND: Final = frozenset({404, 405})
 _REFUSED: Final = 400
@@ -105,7 +105,7 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
 async def _challenge(server: ServerConfig) -> Challenge | None:
     """Ask the server for something, and return what it demands first."""
     from gateway.http_client import HttpRefused, open_http_client
-    from gateway.oauth_client.token_manager import challenge_of
+    from gateway.oauth_client.answers import challenge_of
 
     info = {"name": "trio-mcp-gateway", "version": gateway.__version__}
     params = {"protocolVersion": LATEST_LEGACY, "capabilities": {}, "clientInfo": info}

@@ -14,10 +14,14 @@ import re
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
+import msgspec
+
 from gateway.config.findings import kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import httpx2
 
     Members = Mapping[str, object]
 
@@ -25,6 +29,8 @@ MAX_TEXT: Final = 200
 """Characters that are shown of what a server has written."""
 MAX_LIFETIME: Final = 1_000_000_000.0
 """Seconds; a longer lifetime of a token (30 years) is taken for a placeholder."""
+UNAUTHORIZED: Final = 401
+FORBIDDEN: Final = 403
 SUCCESS: Final = range(200, 300)
 REDIRECT: Final = range(300, 400)
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # RFC 6749, A.12; anything else would break the header that carries it
@@ -32,6 +38,27 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
 _PARAMETER = re.compile(r"""([A-Za-z0-9_.*-]+)\s*=\s*(?:"((?:\\.|[^"\\])*)"?|([^\s,"]+))""", re.ASCII)
 _BEARER = re.compile(r"(?:^|[\s,])bearer(?=\s|$)", re.ASCII | re.IGNORECASE)
 _SECRET_METHODS = frozenset({"client_secret_basic", "client_secret_post"})
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """A server's refusal that another token may answer: 401, or 403 for want of a scope."""
+
+    status: int
+    header: str
+    """Its `WWW-Authenticate`, perhaps empty."""
+
+    @property
+    def step_up(self) -> bool:
+        """Whether the token is good, but not for this."""
+        return self.status != UNAUTHORIZED
+
+
+def challenge_of(response: httpx2.Response) -> Challenge | None:
+    """What the response demands, if it is about tokens."""
+    header = response.headers.get("www-authenticate", "")
+    refused = response.status_code == UNAUTHORIZED
+    wants_more = response.status_code == FORBIDDEN and "insufficient_scope" in header
+    return Challenge(response.status_code, header) if refused or wants_more else None
 
 
 class UnusableAnswer(Exception):

@@ -17,8 +17,9 @@ import trio
 
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client import CLOSE_WAIT, TICKET
+from gateway.oauth_client.answers import challenge_of
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
-from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager, challenge_of
+from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager
 from gateway.oauth_client.token_store import TokenFiles
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
-    from gateway.oauth_client.token_manager import Challenge
+    from gateway.oauth_client.answers import Challenge
     from gateway.store import Store
 
 POLL: Final = 0.5

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from mcp.client.auth.oauth2 import OAuthContext
 
     from gateway.config import OAuthSettings, ServerConfig
-    from gateway.oauth_client.token_manager import Challenge
+    from gateway.oauth_client.answers import Challenge
     from gateway.oauth_client.token_store import Saved
 
     Keep = Callable[[Saved], Awaitable[None]]

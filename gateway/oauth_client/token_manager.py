@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
+    from gateway.oauth_client.answers import Challenge
     from gateway.oauth_client.http import OAuthHttp
     from gateway.oauth_client.login_prompt import LoginPrompt
     from gateway.oauth_client.token_store import TokenFiles
@@ -34,33 +35,10 @@ if TYPE_CHECKING:
 QUIET_WAIT: Final = 60.0
 """Seconds for a renewal without a person: some requests, and another gateway's refresh."""
 REFUSED: Final = "refuses the token that its authorization server has just given"
-UNAUTHORIZED: Final = 401
-FORBIDDEN: Final = 403
 STORED, RENEWED, BY_PERSON = range(3)
 """How a token was come by. When the server refuses it, the next one must be come by in a later way."""
 
 log = logging.getLogger("gateway.backend")
-
-
-class Challenge(msgspec.Struct, frozen=True):
-    """A server's refusal that another token may answer: 401, or 403 for want of a scope."""
-
-    status: int
-    header: str
-    """Its `WWW-Authenticate`, perhaps empty."""
-
-    @property
-    def step_up(self) -> bool:
-        """Whether the token is good, but not for this."""
-        return self.status != UNAUTHORIZED
-
-
-def challenge_of(response: httpx2.Response) -> Challenge | None:
-    """What the response demands, if it is about tokens."""
-    header = response.headers.get("www-authenticate", "")
-    refused = response.status_code == UNAUTHORIZED
-    wants_more = response.status_code == FORBIDDEN and "insufficient_scope" in header
-    return Challenge(response.status_code, header) if refused or wants_more else None
 
 
 class _Renewal:

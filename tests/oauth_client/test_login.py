@@ -27,9 +27,10 @@ from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client import HttpRefused
 from gateway.inflight.pending import PendingCall
+from gateway.oauth_client.answers import Challenge
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.logins import Logins
-from gateway.oauth_client.token_manager import REFUSED, Challenge
+from gateway.oauth_client.token_manager import REFUSED
 from gateway.oauth_client.token_store import Saved, TokenFiles
 from gateway.store import Store
 from tests.peers import oauth_peer
