@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends.opening import Attempts
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.conversation import Conversation
+from gateway.backends.session.handshake import Attempts
 from gateway.backends.session.session_state import SessionReconciler
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
@@ -27,8 +27,8 @@ from gateway.processes.child import Child, ChildCommand, open_child
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
-    from gateway.backends.session.interface import SessionObserver
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop

@@ -145,7 +145,7 @@ class Connection:
             return BackendTooSlow(self.config.name, text)
         return BackendUnavailable(self.config.name, f"failed: {problem}")
 
-    # `gateway.backends.session.interface.Listener`: what a server says on its own concerns nobody here.
+    # `gateway.backends.session.contracts.SessionObserver`: what a server says on its own concerns nobody here.
 
     def list_changed(self, feature: str) -> None:
         """Hear that a list has changed."""

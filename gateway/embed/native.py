@@ -211,7 +211,8 @@ async def open_gateway(
 
     `config` is a dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
     `gateway.config.Config`. With a `state_directory` the servers' last-good lists and tokens are kept there; without
-    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers have stopped.
+    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers have
+    stopped.
 
     Raises:
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.

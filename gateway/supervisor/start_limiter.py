@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.backends.session.interface import Opener, Session, SessionObserver
+    from gateway.backends.session.contracts import SessionObserver
+    from gateway.backends.session.interface import Opener, Session
     from gateway.config import ServerConfig
 
 MOST: Final = max(16, 4 * (os.cpu_count() or 1))

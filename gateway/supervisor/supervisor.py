@@ -274,7 +274,7 @@ class Supervisor:
             breaker=None if self.gate.breaker is None else self.gate.breaker.state,
         )
 
-    # `gateway.backends.session.interface.Listener`: called by the session, synchronously.
+    # `gateway.backends.session.contracts.SessionObserver`: called by the session, synchronously.
 
     def list_changed(self, feature: str) -> None:
         """Note that a feature's lists must be read again."""

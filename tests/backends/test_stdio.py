@@ -26,7 +26,7 @@ from tests.support.http_sessions import HOP, Heard, first, outcome, start_call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
-    from gateway.backends.session.interface import SessionObserver
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.processes.child import Child
 
 PINGS = 1_000

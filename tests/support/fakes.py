@@ -32,7 +32,7 @@ from gateway.inflight.pending import PendingCall
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
-    from gateway.backends.session.interface import SessionObserver
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.calls import Outcome
 
 SOON = 10.0
@@ -268,7 +268,7 @@ def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
 
 
 class Ears:
-    """Implements `gateway.backends.session.interface.Listener`."""
+    """Implements `gateway.backends.session.contracts.SessionObserver`."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from gateway.backends.opening import Attempts
-    from gateway.backends.session.interface import Session, SessionObserver
+    from gateway.backends.session.contracts import SessionObserver
+    from gateway.backends.session.handshake import Attempts
+    from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 

@@ -25,8 +25,8 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, Backe
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
-    from gateway.backends.session.interface import SessionObserver
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop

@@ -21,8 +21,8 @@ from gateway.backends.http.recovery import Refusal, Standing, Verdict, read_refu
 from gateway.backends.http.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.http.session import HttpSession, carried
 from gateway.backends.http.sse_events import Event, EventParser
-from gateway.backends.opening import Attempts
 from gateway.backends.session import handshake, lists
+from gateway.backends.session.handshake import Attempts
 from gateway.calls import Failure
 from gateway.eras.errors import with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
@@ -41,7 +41,7 @@ from gateway.proxies import via
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.backends.session.interface import SessionObserver
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.http_client import HttpClient

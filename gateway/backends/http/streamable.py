@@ -20,8 +20,8 @@ from gateway.backends.http.recovery import Verdict, read_refusal
 from gateway.backends.http.request_headers import RequestHeaders
 from gateway.backends.http.session import HttpSession, carried
 from gateway.backends.http.standalone_stream import StandaloneStream
-from gateway.backends.opening import Attempts
 from gateway.backends.session import handshake, lists
+from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendTooSlow
 from gateway.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_body
@@ -29,8 +29,8 @@ from gateway.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
-    from gateway.backends.session.interface import SessionObserver
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop

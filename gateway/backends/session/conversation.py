@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.backends.session.interface import PendingRequest
+from gateway.backends.session.contracts import PendingRequest
 from gateway.backends.session.server_requests import ServerRequestRouter
 from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
@@ -32,7 +32,7 @@ from gateway.rates import LogRate
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from gateway.backends.session.interface import Exchanges, SessionObserver
+    from gateway.backends.session.contracts import Exchanges, SessionObserver
     from gateway.backends.stderr import StrayLines
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop

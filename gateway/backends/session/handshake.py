@@ -14,7 +14,6 @@ import msgspec
 import trio
 
 from gateway import jsonrpc, surrogates
-from gateway.backends.opening import Attempts
 from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta, versions
@@ -22,8 +21,8 @@ from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 
 if TYPE_CHECKING:
+    from gateway.backends.session.contracts import PendingRequest
     from gateway.backends.session.conversation import Conversation
-    from gateway.backends.session.interface import PendingRequest
     from gateway.calls import Outcome
     from gateway.eras.requests import Hop
 
@@ -37,6 +36,113 @@ _UNFIT_STATUSES: Final = frozenset({400, 422, 500})
 AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
 
 log = logging.getLogger("gateway.backend")
+
+
+class Attempts:
+    """How one session is to be opened, and what was tried so far; it outlives a process that ends meanwhile.
+
+    `era` is "auto", or the era to begin with, which only the config may pin. `version` is what `initialize` should name
+    first. Without `walks` no further process is started to try older versions.
+    """
+
+    def __init__(
+        self,
+        era: str = "auto",
+        *,
+        pinned: bool = False,
+        version: str | None = None,
+        transport: str | None = None,
+        walks: bool = True,
+    ) -> None:
+        self.era = era
+        self.pinned = pinned
+        self.transport = transport
+        """The transport to try first, then the one that was opened; None if it is not known."""
+        self.was_probed = False
+        """Whether any process has been sent `server/discover`."""
+        self.is_probing = False
+        """Whether this process has been sent `server/discover`, and has shown no era since."""
+        self.has_read = True
+        """Whether the process has read anything; one that ended before was not ended by what it was sent."""
+        self.has_walked = False
+        """Whether every version was tried, and the process ended at the last one too."""
+        self.is_due = False
+        """Whether the last version was refused in a way that lets another one be tried."""
+        self.offered: tuple[str, ...] = ()
+        self.refused: list[str] = []
+        """The versions that `initialize` has named in vain."""
+        self._version = version
+        self._walks = walks
+        self._candidates: tuple[str, ...] = versions.LEGACY_VERSIONS
+        self._asks = self._is_open = self._has_repeated = False
+        self._deadline: float | None = None
+
+    def deadline(self, patience: float) -> float:
+        """When the session must be open: `patience` seconds from the first call on, over all attempts."""
+        if self._deadline is None:
+            self._deadline = trio.current_time() + patience
+        return self._deadline
+
+    def probing(self, *, shares_pipe: bool) -> None:
+        """Note that `server/discover` is sent; where it shares a pipe with `initialize`, both end together."""
+        self.was_probed = True
+        self.is_probing = shares_pipe and not (self.pinned and self.era == "modern")
+
+    def next_version(self) -> str | None:
+        """The version that `initialize` should name; None if all were refused."""
+        if self._version is not None and not self.refused:
+            return self._version
+        return versions.choose_legacy(self._candidates, self.refused)
+
+    def narrow(self, offered: list[str]) -> None:
+        """Try none but these versions from now on."""
+        self._version = None
+        self._candidates = tuple(offered)
+
+    def asking(self, version: str) -> None:
+        """Note that `initialize` is sent."""
+        self.refused.append(version)
+        self._asks, self.is_due = True, False
+
+    def answered(self, *, is_open: bool) -> None:
+        """Note that `initialize` was answered, or `server/discover` by a modern server."""
+        self._asks, self._is_open = False, is_open
+        if is_open:
+            self.is_probing = False
+
+    def start_over(self) -> None:
+        """Forget refusals: they were those of another transport."""
+        self.refused.clear()
+
+    def prepare_restart(self) -> bool:
+        """Decide, after the process or connection has ended, what another one is sent; False: it is of no use."""
+        if self._is_open or not self.has_read or (self.pinned and self.era == "modern"):
+            return False
+        asked, self._asks = self._asks, False
+        if self.is_probing:
+            self.is_probing, self.era = False, "legacy"
+            if asked:
+                self.refused.pop()  # the probe may be what it ended at
+            return True
+        if not asked:
+            return self._walks and self.is_due
+        self.has_walked = self.next_version() is None
+        return self._walks and self.cut_off()
+
+    def cut_off(self) -> bool:
+        """Decide what follows an `initialize` that was not answered; False: nothing.
+
+        A connection may end for reasons of its own, so the same version is named once more before older ones are.
+        """
+        if not self._has_repeated:
+            self._has_repeated = True
+            self.refused.pop()
+        return self.next_version() is not None
+
+    @property
+    def hung_on_probe(self) -> bool:
+        """Whether the process has read the probe and then answered nothing at all, as far as can be told."""
+        return self.is_probing and self._asks and self.has_read
 
 
 class ServerIntroduction(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,26 +1,36 @@
 """Keeps one backend session as clients want it: log level and resource subscriptions, in either era.
 
-A legacy backend is told by `logging/setLevel`, `resources/subscribe` and `unsubscribe`; a modern one by the filter of
-the upstream `subscriptions/listen` (`listening`), and by the level on each request. What has been told is part of the
-session, so that a new session is told everything again.
+A legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one gets the level
+with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open (2026-07-28
+basic/patterns/subscriptions). What was sent is part of the session, so that a new session is sent everything again.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
-from gateway.backends.session.subscription_stream import run_subscription_stream
-from gateway.calls import Complete, Era
+from gateway import jsonrpc
+from gateway.backends.session.handshake import change_filter, has_flag
+from gateway.calls import Complete, Era, Failure
 
 if TYPE_CHECKING:
+    from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.conversation import Conversation
     from gateway.backends.session.handshake import ServerIntroduction
-    from gateway.backends.session.interface import SessionObserver
     from gateway.calls import Outcome
+
+RELISTEN_DELAY: Final = 5.0
+"""Seconds until a `subscriptions/listen` that has ended is opened again; polling faster would be a storm."""
+LONGEST_DELAY: Final = 300.0
+"""Seconds between two attempts at a backend that ends it again and again."""
+SOUND_AFTER: Final = 30.0
+"""Seconds that it must stay open for the delay to be reset."""
+ACKNOWLEDGED_WITHIN: Final = 5.0
+"""Seconds that an old request stays open for the acknowledgement of the new one that takes its place."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -75,31 +85,98 @@ class SessionReconciler:
         self.changed.set()
 
     async def run(self, greeting: ServerIntroduction) -> None:
-        """Do what is wished, until cancelled."""
+        """Keep the session as wished, until cancelled or until a modern backend says that it serves no listen."""
         if greeting.era is Era.MODERN:
-            await run_subscription_stream(self._conversation, greeting, self._listener, self)
+            await self._keep_listening(greeting)
             return
         while True:
             await self.changed.wait()
             self.changed = trio.Event()
-            await self._apply(greeting)
-
-    async def _apply(self, greeting: ServerIntroduction) -> None:
-        wishes = self.wishes
-        if "logging" in greeting.capabilities and wishes.log_level not in {None, self._level}:
-            await self._send_changes("logging/setLevel", {"level": wishes.log_level})
-            self._level = wishes.log_level
-        for uri in sorted(self._uris - wishes.uris):
-            self._uris.discard(uri)
-            await self._send_changes("resources/unsubscribe", {"uri": uri})
-            if uri in self._uris:  # by a client's own request meanwhile; over HTTP either may have come first
+            wishes = self.wishes
+            if "logging" in greeting.capabilities and wishes.log_level not in {None, self._level}:
+                await self._send_changes("logging/setLevel", {"level": wishes.log_level})
+                self._level = wishes.log_level
+            for uri in sorted(self._uris - wishes.uris):
                 self._uris.discard(uri)
-                self.changed.set()
-        for uri in sorted(wishes.uris - self._uris):
-            self._uris.add(uri)
-            await self._send_changes("resources/subscribe", {"uri": uri})
+                await self._send_changes("resources/unsubscribe", {"uri": uri})
+                if uri in self._uris:  # by a client's own request meanwhile; over HTTP either may have come first
+                    self._uris.discard(uri)
+                    self.changed.set()
+            for uri in sorted(wishes.uris - self._uris):
+                self._uris.add(uri)
+                await self._send_changes("resources/subscribe", {"uri": uri})
 
     async def _send_changes(self, method: str, params: dict[str, object]) -> None:
         outcome = await self._conversation.request(method, params, timeout=self._timeout)
         if not isinstance(outcome, Complete):
             log.warning("backend %r did not accept %s: %s", self._conversation.backend, method, outcome)
+
+    async def _keep_listening(self, greeting: ServerIntroduction) -> None:
+        """Keep one `subscriptions/listen` open where lists can change or clients watch resources.
+
+        Whenever it ends, everything counts as changed, since no notice is repeated that was sent meanwhile.
+        """
+        delay = RELISTEN_DELAY
+        while True:
+            self.changed = trio.Event()
+            if not self._filter(greeting):
+                await self.changed.wait()
+                continue
+            began = trio.current_time()
+            outcome = await self._listen(greeting)
+            if isinstance(outcome, Failure) and outcome.code == jsonrpc.METHOD_NOT_FOUND:
+                log.debug("backend %r does not serve subscriptions/listen", self._conversation.backend)
+                return
+            if trio.current_time() - began >= SOUND_AFTER:
+                delay = RELISTEN_DELAY
+            await trio.sleep(delay)
+            delay = min(delay * 2, LONGEST_DELAY)
+            for feature in greeting.capabilities:
+                self._listener.list_changed(feature)
+            for uri in sorted(self.wishes.uris):
+                self._listener.resource_updated(uri, {"uri": jsonrpc.raw(uri)})
+
+    async def _listen(self, greeting: ServerIntroduction) -> Outcome | None:
+        """Keep a request open until the backend ends it.
+
+        Its filter cannot be changed: another request takes its place, and the old one ends when the new one is
+        acknowledged, so that nothing is missed between them.
+        """
+        conversation = self._conversation
+        request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": self._filter(greeting)})
+        try:
+            while not waiter.event.is_set():
+                await _wait_either(waiter.event, self.changed)
+                if not self.changed.is_set():
+                    continue
+                self.changed = trio.Event()
+                old_id, old_waiter = request_id, waiter
+                features = self._filter(greeting)
+                request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": features})
+                try:
+                    with trio.move_on_after(ACKNOWLEDGED_WITHIN):
+                        await _wait_either(waiter.acknowledged, old_waiter.event)
+                finally:
+                    conversation.end(old_id, reason="another subscription takes its place")
+        finally:
+            conversation.end(request_id, reason="no longer needed")
+        return waiter.outcome
+
+    def _filter(self, greeting: ServerIntroduction) -> dict[str, object]:
+        """Ask for every list that can change, and for the resources that clients watch."""
+        features = change_filter(greeting)
+        if self.wishes.uris and has_flag(greeting, "resources", "subscribe"):
+            features["resourceSubscriptions"] = sorted(self.wishes.uris)
+        return features
+
+
+async def _wait_either(first: trio.Event, second: trio.Event) -> None:
+    """Wait until one of two events is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel(reason="one of two events is set")
+
+        nursery.start_soon(wait, first)
+        await wait(second)

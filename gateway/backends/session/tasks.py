@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import trio
@@ -23,8 +23,9 @@ from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, Backen
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.backends.session.conversation import Conversation
+    from gateway.backends.session.contracts import PendingRequest
     from gateway.calls import Outcome
+    from gateway.eras.requests import Hop
     from gateway.inflight.pending import PendingCall
 
 POLL_TIMEOUT: Final = 30.0
@@ -41,10 +42,27 @@ MAX_KNOWN: Final = 1_024
 log = logging.getLogger("gateway.backend")
 
 
+class RequestSender(Protocol):
+    """The part of the conversation that sends the driver's own requests."""
+
+    backend: str
+    hop: Hop
+
+    def begin(
+        self, method: str, params: dict[str, object] | None = None, *, ticket: PendingCall | None = None
+    ) -> tuple[int, PendingRequest]:
+        """Send a request; `ticket` is the call whose task it is about."""
+        ...
+
+    def end(self, request_id: int, *, reason: str | None = None) -> None:
+        """Stop waiting for an answer; with a reason, the backend is told to cancel."""
+        ...
+
+
 class TaskDriver:
     """The tasks of one session."""
 
-    def __init__(self, conversation: Conversation, freed: Callable[[], None]) -> None:
+    def __init__(self, conversation: RequestSender, freed: Callable[[], None]) -> None:
         self.driven: dict[int, PendingCall] = {}
         """Calls that are tasks now, by the id (and progress token) that began them. Read only."""
         self._conversation = conversation

@@ -16,7 +16,7 @@ import trio
 from gateway import http_client, jsonrpc
 from gateway.backends.http import exchange, recovery, standalone_stream, streamable
 from gateway.backends.http.detect import HttpOpener
-from gateway.backends.session import subscription_stream
+from gateway.backends.session import session_state
 from gateway.calls import Era, Failure, Notification
 from gateway.catalog.kinds import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
@@ -38,7 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "LEAST_PAUSE", 0.01)
     monkeypatch.setattr(standalone_stream, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(recovery, "ALARM_PAUSE", 0.02)
-    monkeypatch.setattr(subscription_stream, "RELISTEN_DELAY", 0.02)
+    monkeypatch.setattr(session_state, "RELISTEN_DELAY", 0.02)
 
 
 async def streamed(request: Request, reply: Reply) -> None:

@@ -1,24 +1,40 @@
-"""A legacy session is brought in line with what clients wish: told once, told again after it was forgotten."""
+"""A session of either era is kept as clients wish, and again after the backend has forgotten it or ended its stream."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session.session_state import DesiredState, SessionReconciler
+from gateway.backends.session.handshake import ServerIntroduction
+from gateway.backends.session.session_state import (
+    ACKNOWLEDGED_WITHIN,
+    LONGEST_DELAY,
+    RELISTEN_DELAY,
+    SOUND_AFTER,
+    DesiredState,
+    SessionReconciler,
+)
 from gateway.calls import Era
-from tests.backends.session.test_subscription_stream import greeting_of
 from tests.support.fakes import Script, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+LISTS = {"tools": {"listChanged": True}, "prompts": {}, "resources": {"listChanged": True, "subscribe": True}}
+FEATURES = {"toolsListChanged": True, "resourcesListChanged": True}
+ID = "io.modelcontextprotocol/subscriptionId"
 CAN = {"logging": {}, "resources": {"subscribe": True}}
+
+
+def greeting_of(capabilities: Any = None, era: Era = Era.MODERN) -> ServerIntroduction:
+    spans = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in (capabilities or LISTS).items()}
+    return ServerIntroduction(era=era, version="2026-07-28" if era is Era.MODERN else "2025-11-25", capabilities=spans)
 
 
 def told(script: Script) -> list[tuple[str, Any]]:
@@ -120,3 +136,122 @@ async def test_changed_roots_are_told_to_legacy_backends_only() -> None:
             "notifications/roots/list_changed", jsonrpc.ABSENT
         )
         assert script.methods == expected
+
+
+class Kept:
+    """A reconciler at work, whose modern backend is the test."""
+
+    def __init__(self, script: Script, upkeep: SessionReconciler) -> None:
+        self.script, self.upkeep = script, upkeep
+
+    @property
+    def listens(self) -> list[Any]:
+        return [one for one in self.script.posted if one["method"] == "subscriptions/listen"]
+
+    @property
+    def filters(self) -> list[Any]:
+        return [one["params"]["notifications"] for one in self.listens]
+
+    @property
+    def cancelled(self) -> list[int]:
+        cancels = [one for one in self.script.posted if one["method"] == "notifications/cancelled"]
+        return [one["params"]["requestId"] for one in cancels]
+
+    async def wish(self, *uris: str, level: str | None = None) -> None:
+        self.upkeep.set_desired(DesiredState(level, frozenset(uris)))
+        await settle()
+
+    async def acknowledge(self, index: int = -1) -> None:
+        listen = self.listens[index]["id"]
+        params = {"_meta": {ID: listen}, "notifications": {}}
+        self.script.feed({"method": "notifications/subscriptions/acknowledged", "params": params})
+        await settle()
+
+    async def end(self, index: int = -1, **answer: Any) -> None:
+        self.script.feed({"id": self.listens[index]["id"], **(answer or {"result": {"resultType": "complete"}})})
+        await settle()
+
+
+@asynccontextmanager
+async def keeping_modern(capabilities: Any = None) -> AsyncGenerator[Kept]:
+    script = Script(era=Era.MODERN)
+    upkeep = SessionReconciler(script.conversation, script.ears, timeout=10)
+    with trio.fail_after(1e6):  # of the clock that jumps
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upkeep.run, greeting_of(capabilities))
+            await settle()
+            yield Kept(script, upkeep)  # ruff: ignore[fallible-context-manager]
+            nursery.cancel_scope.cancel()
+
+
+async def test_every_list_that_can_change_is_listened_to() -> None:
+    async with keeping_modern() as kept:
+        assert kept.filters == [FEATURES]
+
+
+async def test_where_nothing_can_change_nothing_is_sent() -> None:
+    async with keeping_modern({"tools": {}, "resources": {"subscribe": False}}) as kept:
+        await kept.wish("memo:a")
+        assert kept.listens == []
+
+
+async def test_a_wish_opens_another_request_before_the_old_one_ends(autojump_clock: MockClock) -> None:
+    async with keeping_modern() as kept:
+        await kept.acknowledge()
+        await kept.wish("memo:b", "memo:a")
+        assert kept.filters == [FEATURES, {**FEATURES, "resourceSubscriptions": ["memo:a", "memo:b"]}]
+        assert kept.cancelled == []  # nothing must be missed between them
+        await kept.acknowledge()
+        assert kept.cancelled == [kept.listens[0]["id"]]
+        await kept.wish()
+        await kept.acknowledge()
+        assert kept.filters[-1] == FEATURES
+
+
+async def test_a_backend_that_acknowledges_nothing_is_not_waited_for(autojump_clock: MockClock) -> None:
+    async with keeping_modern() as kept:
+        await kept.wish("memo:a")
+        await trio.sleep(ACKNOWLEDGED_WITHIN + 0.1)
+        assert kept.cancelled == [kept.listens[0]["id"]]
+
+
+async def test_wishes_alone_are_enough_to_listen(autojump_clock: MockClock) -> None:
+    async with keeping_modern({"resources": {"subscribe": True}}) as kept:
+        assert kept.listens == []
+        await kept.wish("memo:a")
+        assert kept.filters == [{"resourceSubscriptions": ["memo:a"]}]
+
+
+async def test_a_request_that_ends_is_opened_again_and_everything_counts_as_changed(autojump_clock: MockClock) -> None:
+    async with keeping_modern() as kept:
+        await kept.wish("memo:a")
+        await kept.acknowledge()
+        await kept.end()
+        await trio.sleep(RELISTEN_DELAY - 0.1)
+        assert len(kept.listens) == 2
+        await trio.sleep(0.2)
+        assert len(kept.listens) == 3
+        assert kept.script.ears.heard == ["tools", "prompts", "resources", "updated memo:a"]
+
+
+async def test_a_request_that_ends_again_and_again_is_opened_less_and_less_often(autojump_clock: MockClock) -> None:
+    async with keeping_modern() as kept:
+        for expected in (5, 10, 20, 40, 80, 160, LONGEST_DELAY, LONGEST_DELAY):
+            count = len(kept.listens)
+            await kept.end(error={"code": -32603, "message": "no"})
+            await trio.sleep(expected - 0.1)
+            assert len(kept.listens) == count
+            await trio.sleep(0.2)
+            assert len(kept.listens) == count + 1
+        await trio.sleep(SOUND_AFTER)
+        count = len(kept.listens)
+        await kept.end()
+        await trio.sleep(RELISTEN_DELAY + 0.1)
+        assert len(kept.listens) == count + 1
+
+
+async def test_a_backend_without_the_method_is_left_alone(autojump_clock: MockClock) -> None:
+    async with keeping_modern() as kept:
+        await kept.end(error={"code": -32601, "message": "Method not found"})
+        await trio.sleep(1000)
+        assert len(kept.listens) == 1
