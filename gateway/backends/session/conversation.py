@@ -8,6 +8,7 @@ that was sent is finished exactly once, by its answer, by its ticket's withdrawa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from functools import partial
@@ -85,7 +86,7 @@ class Conversation:
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
         self._asking = ServerRequestRouter(
-            backend, post=self._reply, calls=self._calls_now, for_client=self._for_client
+            backend, post=self._reply, calls=self._calls_under_way, for_client=listener.for_client
         )
 
     @property
@@ -108,10 +109,7 @@ class Conversation:
         """Whether the process or connection has ended, so that no request is answered any more."""
         return self._closed is not None
 
-    def _for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        self._listener.for_client(key, method, params)
-
-    def _calls_now(self) -> Collection[PendingCall]:
+    def _calls_under_way(self) -> Collection[PendingCall]:
         return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
 
     def waits_for(self, request_id: int) -> bool:
@@ -135,20 +133,12 @@ class Conversation:
         ticket.on_close = partial(self._withdraw, request_id)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
-    def _resend(self, ticket: PendingCall) -> None:
-        ticket.as_task = True
-        line = self.encode_call(ticket)
-        if self._exchanges is None:
-            self._post(line)
-        else:
-            self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
-
     def suspects(self) -> list[Suspect]:
         """The calls that were sent and not answered, the last one sent first."""
         since = trio.current_time() - SUSPECT_FOR
-        found = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
-        found |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
-        return [found[number] for number in sorted(found, reverse=True)]
+        suspects = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
+        suspects |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
+        return [suspects[number] for number in sorted(suspects, reverse=True)]
 
     def _withdraw(self, request_id: int, ticket: PendingCall, reason: str) -> None:
         if self._calls.pop(request_id, None) is None:
@@ -261,29 +251,53 @@ class Conversation:
         except jsonrpc.Malformed as exc:
             self._malformed(exc, data)
             return
-        if message.method is msgspec.UNSET:
+        method, params = message.method, message.params
+        if method is msgspec.UNSET:
             self._handle_response(message)
-        elif message.id is msgspec.UNSET:
-            self._notification(message.method, message.params, ticket)
-        else:
-            self._asking.request(message, ticket or self.tasks.owner(message.params))
+            return
+        if message.id is not msgspec.UNSET:
+            self._asking.request(message, ticket or self.tasks.owner(params))
+            return
+        match method:
+            case "notifications/progress":
+                self._handle_progress(params)
+            case "notifications/message":
+                self._asking.message(params, ticket)
+            case "notifications/resources/updated":
+                self._handle_resource_updated(params)
+            case "notifications/subscriptions/acknowledged":
+                self._handle_acknowledged(params)
+            case "notifications/elicitation/complete":
+                self._asking.completed(params)
+            case "notifications/cancelled":
+                self._asking.cancelled(params)
+            case "notifications/tasks/status":
+                pass  # the gateway drives tasks by asking for their state; no client knows of any
+            case (
+                "notifications/tools/list_changed"
+                | "notifications/prompts/list_changed"
+                | "notifications/resources/list_changed"
+            ):
+                self._listener.list_changed(method.split("/")[1])
+            case _:
+                self._asking.vendor(method, params, ticket)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
-        found = jsonrpc.recover_id(line.head)
-        if found is None:
-            found = jsonrpc.recover_id(line.tail)
+        request_id = jsonrpc.recover_id(line.head)
+        if request_id is None:
+            request_id = jsonrpc.recover_id(line.tail)
         problem = BackendProtocol(
             self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
         )
         self._warn("%s", problem)
-        if found is not None and self._finish(found, problem):
+        if request_id is not None:
+            self._finish(request_id, problem)
             return
-        if found is None:
-            if self._stray is not None:
-                self._stray.note(line.head)
-            for request_id in list(self._calls):
-                self._finish(request_id, problem)
+        if self._stray is not None:
+            self._stray.note(line.head)
+        for number in list(self._calls):
+            self._finish(number, problem)
 
     def fail(self, request_id: int, outcome: Outcome) -> bool:
         """End a request that will get no other answer; False if nobody waits for it."""
@@ -305,9 +319,16 @@ class Conversation:
         if problem.id is not None and self._salvage(problem.id, data):
             return
         stray = self._stray
-        if stray is not None and (whole := stray.join(data)) is not None and self._spread(whole):
-            stray.note(data)
-            return
+        whole = None if stray is None else stray.join(data)
+        if stray is not None and whole is not None:
+            with contextlib.suppress(jsonrpc.Malformed):
+                message = jsonrpc.decode(whole)
+                spread = BackendProtocol(self.backend, SPREAD)
+                self._warn("%s", spread)
+                if message.method is msgspec.UNSET and message.id is not msgspec.UNSET and message.id is not None:
+                    self._finish(message.id, spread)
+                stray.note(data)
+                return
         reason = f"answered with a message that is {problem.reason}"
         if stray is not None and stray.is_open:
             reason = f"{reason}; {ONE_LINE}"
@@ -322,18 +343,6 @@ class Conversation:
             len(data),
             shown,
         )
-
-    def _spread(self, whole: bytes) -> bool:
-        """End the request that a message spread over several lines answers; False if it is no message."""
-        try:
-            message = jsonrpc.decode(whole)
-        except jsonrpc.Malformed:
-            return False
-        problem = BackendProtocol(self.backend, SPREAD)
-        self._warn("%s", problem)
-        if message.method is msgspec.UNSET and message.id is not msgspec.UNSET and message.id is not None:
-            self._finish(message.id, problem)
-        return True
 
     def _salvage(self, request_id: jsonrpc.Id, data: bytes) -> bool:
         """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""
@@ -363,7 +372,12 @@ class Conversation:
         if ticket is not None:
             ticket.on_close = None
             if self.tasks.wants(ticket, outcome):
-                self._resend(ticket)
+                ticket.as_task = True
+                line = self.encode_call(ticket)
+                if self._exchanges is None:
+                    self._post(line)
+                else:
+                    self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
                 return True
             if self._exchanges is not None and not isinstance(outcome, Complete):
                 self._exchanges.call_failed(outcome)
@@ -379,30 +393,25 @@ class Conversation:
     def _handle_response(self, message: jsonrpc.Message) -> None:
         request_id = message.id
         if request_id is msgspec.UNSET or request_id is None:
-            if message.error is not jsonrpc.ABSENT and not self._refuse_opening(message):
-                error = jsonrpc.decode_error(message.error)
-                self._warn("backend %r reported an error without an id: %s", self.backend, error.message[:MAX_LOGGED])
+            if message.error is jsonrpc.ABSENT:
+                return
+            # While the session is being opened, an error without an id can only be about the request that opens it.
+            waiters = self._waiters.values()
+            opening = next((waiter for waiter in waiters if waiter.opens and waiter.outcome is None), None)
+            if opening is not None:
+                opening.finish(self.outcome_of(message))
+                return
+            error = jsonrpc.decode_error(message.error)
+            self._warn("backend %r reported an error without an id: %s", self.backend, error.message[:MAX_LOGGED])
             return
-        if message.result is not jsonrpc.ABSENT and self._became_task(request_id, message.result):
+        number = _number(request_id)
+        if message.result is not jsonrpc.ABSENT and self.tasks.adopt(number, self._calls.get(number), message.result):
+            self._calls.pop(number, None)
             return
         if not self._finish(request_id, self.outcome_of(message)):
-            self._withdrawn.pop(_number(request_id), None)
+            self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
-
-    def _refuse_opening(self, message: jsonrpc.Message) -> bool:
-        """End the oldest request that opens the session with an error that has no id; False if there is none."""
-        waiter = next((one for one in self._waiters.values() if one.opens and one.outcome is None), None)
-        if waiter is not None:
-            waiter.finish(self.outcome_of(message))
-        return waiter is not None
-
-    def _became_task(self, request_id: jsonrpc.Id, result: msgspec.Raw) -> bool:
-        number = _number(request_id)
-        taken = self.tasks.adopt(number, self._calls.get(number), result)
-        if taken:
-            self._calls.pop(number, None)
-        return taken
 
     def outcome_of(self, message: jsonrpc.Message) -> Outcome:
         """Read an answer in the era of this hop."""
@@ -421,32 +430,7 @@ class Conversation:
             return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
         return outcome
 
-    def _notification(self, method: str, params: msgspec.Raw, ticket: PendingCall | None) -> None:
-        match method:
-            case "notifications/progress":
-                self._progress(params)
-            case "notifications/message":
-                self._asking.message(params, ticket)
-            case "notifications/resources/updated":
-                self._updated(params)
-            case "notifications/subscriptions/acknowledged":
-                self._acknowledged(params)
-            case "notifications/elicitation/complete":
-                self._asking.completed(params)
-            case "notifications/cancelled":
-                self._asking.cancelled(params)
-            case "notifications/tasks/status":
-                pass  # the gateway drives tasks by asking for their state; no client knows of any
-            case (
-                "notifications/tools/list_changed"
-                | "notifications/prompts/list_changed"
-                | "notifications/resources/list_changed"
-            ):
-                self._listener.list_changed(method.split("/")[1])
-            case _:
-                self._asking.vendor(method, params, ticket)
-
-    def _updated(self, params: msgspec.Raw) -> None:
+    def _handle_resource_updated(self, params: msgspec.Raw) -> None:
         try:
             members = jsonrpc.decode_object(params)
             uri = jsonrpc.decode_string(members["uri"])
@@ -457,7 +441,7 @@ class Conversation:
         meta.drop_subscription(members)
         self._listener.resource_updated(uri, members)
 
-    def _acknowledged(self, params: msgspec.Raw) -> None:
+    def _handle_acknowledged(self, params: msgspec.Raw) -> None:
         try:
             own = jsonrpc.decode_object(jsonrpc.decode_object(params)["_meta"])
             request_id = jsonrpc.decode_id(own[meta.SUBSCRIPTION_ID])
@@ -467,7 +451,7 @@ class Conversation:
         if waiter is not None:
             waiter.acknowledged.set()
 
-    def _progress(self, params: msgspec.Raw) -> None:
+    def _handle_progress(self, params: msgspec.Raw) -> None:
         """Route progress to the call that asked for it, under the token that its client gave."""
         try:
             members = jsonrpc.decode_object(params)

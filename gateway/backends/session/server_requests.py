@@ -7,6 +7,7 @@ helps, and a log line goes to the gateway's own log. Nothing ever reaches a clie
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.calls import Caller
     from gateway.inflight.pending import PendingCall
 
 MAX_OPEN: Final = 1_024
@@ -118,18 +118,22 @@ class ServerRequestRouter:
                 reply = tasks.relate(reply, related) if related else reply
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
-        self._remember(params, owner.call.caller)
-        ask = ServerRequest(method, params, settle, self._progress if wants_progress else None)
+        def report_progress(progress: dict[str, msgspec.Raw]) -> None:
+            if self._open:  # else the session is over, or has nothing that this could be about
+                self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(progress)) + b"\n")
+
+        if "elicitationId" in params and (key := owner.call.caller.session) is not None:
+            # The client's call may be over when the server says that the URL has been dealt with.
+            with contextlib.suppress(ValueError):
+                self._elicited[jsonrpc.decode_string(params["elicitationId"])] = key
+                if len(self._elicited) > MAX_ELICITED:
+                    del self._elicited[next(iter(self._elicited))]
+        ask = ServerRequest(method, params, settle, report_progress if wants_progress else None)
         if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
             oldest, _ = self._open[next(iter(self._open))]
             oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")
         self._open[request_id] = (ask, owner)
         owner.ask(ask)
-
-    def _progress(self, params: dict[str, msgspec.Raw]) -> None:
-        if not self._open:  # the session is over, or at least has nothing that this could be about
-            return
-        self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(params)) + b"\n")
 
     def cancelled(self, params: msgspec.Raw) -> None:
         """Take in the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
@@ -137,9 +141,9 @@ class ServerRequestRouter:
             request_id = jsonrpc.decode_id(jsonrpc.decode_object(params)["requestId"])
         except (KeyError, ValueError):
             return
-        found = self._open.pop(request_id, None)
-        if found is not None:
-            ask, owner = found
+        opened = self._open.pop(request_id, None)
+        if opened is not None:
+            ask, owner = opened
             owner.withdraw_ask(ask)
 
     def close(self) -> None:
@@ -156,17 +160,6 @@ class ServerRequestRouter:
             return
         if key is not None:
             self._for_client(key, "notifications/elicitation/complete", members)
-
-    def _remember(self, params: dict[str, msgspec.Raw], caller: Caller) -> None:
-        """Note which client is shown a URL; its call may be over when the server says that it is done with it."""
-        if "elicitationId" not in params or caller.session is None:
-            return
-        try:
-            self._elicited[jsonrpc.decode_string(params["elicitationId"])] = caller.session
-        except ValueError:
-            return
-        if len(self._elicited) > MAX_ELICITED:
-            del self._elicited[next(iter(self._elicited))]
 
     def vendor(self, method: str, params: msgspec.Raw, ticket: PendingCall | None) -> None:
         """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""

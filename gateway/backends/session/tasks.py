@@ -166,8 +166,8 @@ class TaskDriver:
         outcome: Outcome | None = None
         backend = self._conversation.backend
         with scope:
-            follow = self._poll_legacy if self._conversation.hop.era is Era.LEGACY else self._poll_modern
-            outcome = await follow(ticket, state)
+            poll = self._poll_legacy if self._conversation.hop.era is Era.LEGACY else self._poll_modern
+            outcome = await poll(ticket, state)
         if ticket.over or isinstance(outcome, GatewayError):
             self._begin(partial(self._cancel, state.taskId, ticket))
         self._end(request_id, outcome or BackendProtocol(backend, "was told to cancel the task of this call"))
@@ -176,10 +176,10 @@ class TaskDriver:
         """Wait until the task has ended or wants something: then `tasks/result` waits, and carries what it asks."""
         while state.status == "working":
             await trio.sleep(state.pause)
-            found = await self._fetch_status(ticket)
-            if not isinstance(found, tasks.State):
-                return found
-            state = found
+            fetched = await self._fetch_status(ticket)
+            if not isinstance(fetched, tasks.State):
+                return fetched
+            state = fetched
         outcome = await self._request(ticket, "tasks/result")
         if isinstance(outcome, Complete):
             return Complete(tasks.unrelated_result(outcome.result), outcome.era)
@@ -191,19 +191,19 @@ class TaskDriver:
         if state.status == "working":
             await trio.sleep(state.pause)
         while True:
-            found = await self._fetch_status(ticket)
-            if not isinstance(found, tasks.State):
-                return found
-            if found.status in tasks.ENDED:
-                return tasks.modern_outcome(found, self._conversation.backend)
-            wanted = {key: one for key, one in (found.inputRequests or {}).items() if key not in answered}
+            fetched = await self._fetch_status(ticket)
+            if not isinstance(fetched, tasks.State):
+                return fetched
+            if fetched.status in tasks.ENDED:
+                return tasks.modern_outcome(fetched, self._conversation.backend)
+            wanted = {key: one for key, one in (fetched.inputRequests or {}).items() if key not in answered}
             if wanted:
                 answered |= wanted.keys()
-                problem = await self._give(ticket, wanted)
+                problem = await self._answer_input_requests(ticket, wanted)
                 if problem is not None:
                     return problem
             else:
-                await trio.sleep(found.pause)
+                await trio.sleep(fetched.pause)
 
     async def _fetch_status(self, ticket: PendingCall) -> tasks.State | Outcome:
         with trio.move_on_after(POLL_TIMEOUT):
@@ -226,8 +226,8 @@ class TaskDriver:
             conversation.end(request_id, reason=None if waiter.outcome else "the call is over")
         return waiter.outcome or BackendTooSlow(conversation.backend, f"did not answer {method} in time")
 
-    async def _give(self, ticket: PendingCall, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
-        """Ask the client for what a modern task wants, and hand it over; returns what ends the call instead."""
+    async def _answer_input_requests(self, ticket: PendingCall, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
+        """Have the client answer a modern task's requests; return the outcome if that ends the call."""
         answers: dict[str, msgspec.Raw] = {}
         refused: list[Failure] = []
         changed = trio.Event()
@@ -244,8 +244,25 @@ class TaskDriver:
 
             return take
 
+        caller = ticket.call.caller
         for key, one in wanted.items():
-            self._deliver_server_request(ticket, one, taker(key, one.method))
+            method = one.method
+            request = ServerRequest(method, one.params, taker(key, method))
+            if method not in asks.CAPABILITY:
+                request.refuse(jsonrpc.METHOD_NOT_FOUND, f"{method!r} is no input request")
+                continue
+            missing = asks.missing_capability(caller, method, one.params)
+            if missing is not None:
+                request.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
+                continue
+            try:
+                request.params = asks.for_version(method, one.params, caller.version)
+            except ValueError as exc:
+                request.refuse(jsonrpc.INVALID_PARAMS, str(exc))
+                continue
+            if caller.era is Era.LEGACY:
+                request.params = asks.for_legacy_client(method, request.params)
+            ticket.ask(request)
         while not changed.is_set() and trio.current_time() < ticket.deadline:
             with trio.move_on_at(ticket.deadline):
                 await changed.wait()
@@ -256,27 +273,6 @@ class TaskDriver:
             return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
         outcome = await self._request(ticket, "tasks/update", inputResponses=answers)
         return None if isinstance(outcome, Complete) else outcome
-
-    def _deliver_server_request(
-        self, ticket: PendingCall, one: asks.InputRequest, take: Callable[[bytes | Failure], None]
-    ) -> None:
-        ask = ServerRequest(one.method, one.params, take)
-        caller = ticket.call.caller
-        if one.method not in asks.CAPABILITY:
-            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"{one.method!r} is no input request")
-            return
-        missing = asks.missing_capability(caller, one.method, one.params)
-        if missing is not None:
-            ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
-            return
-        try:
-            ask.params = asks.for_version(one.method, one.params, caller.version)
-        except ValueError as exc:
-            ask.refuse(jsonrpc.INVALID_PARAMS, str(exc))
-            return
-        if caller.era is Era.LEGACY:
-            ask.params = asks.for_legacy_client(one.method, ask.params)
-        ticket.ask(ask)
 
     async def _cancel(self, task_id: str, ticket: PendingCall | None) -> None:
         """Tell the backend that nobody waits for a task; that it has ended already is no news."""
