@@ -69,7 +69,9 @@ class EraRecords:
             BackendError, OSError, trio.TooSlowError: as the last attempt, perhaps grouped.
         """
         known = await self._recall(config)
-        record = self._valid(known.record)
+        record = known.record
+        if record is not None and not 0 <= self._clock() - record.at <= ERA_MAX_AGE:
+            record = None  # too old, or from the future, by a clock that was wrong
         pinned = config.era != "auto"
         attempts = Attempts(
             "legacy" if known.skips_probe and not pinned else record.era if record and not pinned else config.era,
@@ -84,7 +86,7 @@ class EraRecords:
             try:
                 async with attempt(attempts) as session:
                     opened = True
-                    await self._succeeded(config, known, record, session.greeting, attempts)
+                    await self._note_success(config, known, record, session.greeting, attempts)
                     yield session
             except* (BackendError, OSError, trio.TooSlowError) as group:
                 if opened:
@@ -93,7 +95,11 @@ class EraRecords:
             if failure is None:
                 return
             if failure.subgroup(BackendExited) is None or not attempts.prepare_restart():
-                await self._failed(config, known, attempts, failure)
+                if failure.split(BackendUnavailable)[1] is not None:  # the server was reached: forget its record
+                    known.skips_probe = attempts.hung_on_probe
+                    known.has_walked = known.has_walked or attempts.has_walked
+                    if known.record is not None:
+                        await self._keep(config, known, None)
                 raise failure
             text = "backend %r ended before it had shown its era; it is started again at once, with initialize %s"
             log.info(text, config.name, attempts.next_version(), extra={"backend": config.name})
@@ -110,13 +116,7 @@ class EraRecords:
             known = self._known[config.name] = _Known(digest, record)
         return known
 
-    def _valid(self, record: EraRecord | None) -> EraRecord | None:
-        """The record, unless it is too old; one from the future is of a clock that was wrong."""
-        if record is None or not 0 <= self._clock() - record.at <= ERA_MAX_AGE:
-            return None
-        return record
-
-    async def _succeeded(
+    async def _note_success(
         self,
         config: ServerConfig,
         known: _Known,
@@ -133,7 +133,7 @@ class EraRecords:
             await self._keep(config, known, None)
             return
         info = greeting.server_info
-        found = EraRecord(
+        new_record = EraRecord(
             era=greeting.era,
             version=greeting.version,
             asked=greeting.asked,
@@ -142,18 +142,7 @@ class EraRecords:
             server_info=msgspec.Raw(b"null") if info is jsonrpc.ABSENT else info,
             at=self._clock(),
         )
-        await self._keep(config, known, found)
-
-    async def _failed(
-        self, config: ServerConfig, known: _Known, attempts: Attempts, group: BaseExceptionGroup[BaseException]
-    ) -> None:
-        """Forget what a failed start went by, unless the server was not even reached."""
-        if group.split(BackendUnavailable)[1] is None:
-            return
-        known.skips_probe = attempts.hung_on_probe
-        known.has_walked = known.has_walked or attempts.has_walked
-        if known.record is not None:
-            await self._keep(config, known, None)
+        await self._keep(config, known, new_record)
 
     async def _keep(self, config: ServerConfig, known: _Known, record: EraRecord | None) -> None:
         known.record = record

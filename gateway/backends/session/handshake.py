@@ -218,13 +218,16 @@ async def introduce(
     try:
         patience = timeout if era == "modern" else probe_timeout
         await _wait(waiter, patience)
-        if _may_try_again(waiter.outcome):
+        refusal = waiter.outcome
+        offered = _offered(refusal) if isinstance(refusal, Failure) and refusal.code == UNSUPPORTED_VERSION else []
+        if versions.choose_modern(offered) is not None:
+            # It offers the version that it refuses: the spec says to choose from the list and retry.
             conversation.end(request_id)
             request_id, waiter = conversation.begin("server/discover")
             await _wait(waiter, patience)
-        found = _discovered(conversation, waiter.outcome, attempts)
-        if found is not None or is_pinned:
-            return found or _refuse(conversation, waiter.outcome)
+        introduction = _discovered(conversation, waiter.outcome, attempts)
+        if introduction is not None or is_pinned:
+            return introduction or _refuse(conversation, waiter.outcome)
         # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
@@ -240,13 +243,6 @@ async def introduce(
 
 def _modern(hop: Hop, version: str) -> Hop:
     return msgspec.structs.replace(hop, era=Era.MODERN, version=version)
-
-
-def _may_try_again(outcome: Outcome | None) -> bool:
-    """Whether the backend refuses the version and yet offers it: the spec says to choose from the list and retry."""
-    if not isinstance(outcome, Failure) or outcome.code != UNSUPPORTED_VERSION:
-        return False
-    return versions.choose_modern(_offered(outcome)) is not None
 
 
 def _offered(failure: Failure) -> list[str]:
@@ -265,8 +261,8 @@ def _refuse(conversation: Conversation, outcome: Outcome | None) -> ServerIntrod
     """Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start."""
     if isinstance(outcome, BackendError):
         raise outcome
-    said = outcome.message if isinstance(outcome, Failure) else "nothing usable"
-    text = f"does not speak a modern protocol version (era: modern): {said}"
+    answer = outcome.message if isinstance(outcome, Failure) else "nothing usable"
+    text = f"does not speak a modern protocol version (era: modern): {answer}"
     if outcome is None or (isinstance(outcome, Failure) and outcome.code == jsonrpc.INTERNAL_ERROR):
         raise BackendProtocol(conversation.backend, text)
     raise BackendUnfit(conversation.backend, f"{text}; {AUTO_HINT}")
@@ -283,7 +279,15 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
             return None
         raise outcome
     if isinstance(outcome, Failure):
-        return _from_error(conversation, outcome, attempts)
+        if outcome.code not in _MODERN_ERRORS:
+            return None
+        offered = _offered(outcome)
+        if versions.choose_legacy(offered) is not None:  # even a modern server may offer legacy versions alone
+            attempts.offered = tuple(offered)
+            attempts.narrow(offered)
+            return None
+        attempts.answered(is_open=True)  # it is modern: no other process need be asked
+        raise _no_common_version(conversation, outcome.message)
     if not isinstance(outcome, Complete):
         return None
     try:
@@ -294,7 +298,8 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
     attempts.offered = tuple(hello.supported_versions)
     version = versions.choose_modern(hello.supported_versions)
     if version is None:
-        _prefer(attempts, hello.supported_versions)
+        if versions.choose_legacy(hello.supported_versions) is not None:
+            attempts.narrow(hello.supported_versions)
         return None
     attempts.answered(is_open=True)
     conversation.hop = _modern(conversation.hop, version)
@@ -316,27 +321,9 @@ def _server_info(hello: _InitializeResult) -> msgspec.Raw:
         return jsonrpc.ABSENT
 
 
-def _from_error(conversation: Conversation, failure: Failure, attempts: Attempts) -> ServerIntroduction | None:
-    """Only a modern server sends these codes; one that offers just legacy versions is greeted as a legacy one."""
-    if failure.code not in _MODERN_ERRORS:
-        return None
-    offered = _offered(failure)
-    if versions.choose_legacy(offered) is not None:
-        attempts.offered = tuple(offered)
-        _prefer(attempts, offered)
-        return None
-    attempts.answered(is_open=True)  # it is modern: no other process need be asked
-    raise _no_common_version(conversation, failure.message)
-
-
-def _prefer(attempts: Attempts, offered: list[str]) -> None:
-    if versions.choose_legacy(offered) is not None:
-        attempts.narrow(offered)
-
-
-def _no_common_version(conversation: Conversation, said: str) -> BackendProtocol:
+def _no_common_version(conversation: Conversation, answer: str) -> BackendProtocol:
     spoken = ", ".join(versions.SUPPORTED_VERSIONS)
-    return BackendProtocol(conversation.backend, f"speaks none of our protocol versions ({spoken}): {said}")
+    return BackendProtocol(conversation.backend, f"speaks none of our protocol versions ({spoken}): {answer}")
 
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeResult:

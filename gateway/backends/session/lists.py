@@ -66,7 +66,7 @@ class _Reading:
         seen: set[str] = set()
         params: dict[str, object] = {}
         for number in range(MAX_PAGES):
-            page = await self._page(params)
+            page = await self._read_page(params)
             if page is None:
                 break
             spans, cursor = page
@@ -84,7 +84,7 @@ class _Reading:
             params = {"cursor": cursor}
         self.done.set()
 
-    async def _page(self, params: dict[str, object]) -> tuple[list[msgspec.Raw], str | None] | None:
+    async def _read_page(self, params: dict[str, object]) -> tuple[list[msgspec.Raw], str | None] | None:
         """Return one page's entries and the next cursor; None if there is no such page."""
         method, member = self.kind.list_method, self.kind.member
         outcome = await self._conversation.request(
@@ -108,21 +108,19 @@ class _Reading:
             self._note(f"answered {method} without {member!r}; it counts as an empty list")
             span = b"[]"
         try:
-            return jsonrpc.decode_array(span), self._cursor(members)
+            entries = jsonrpc.decode_array(span)
         except ValueError:
             text = f"answered {method} without a valid {member!r} array"
             self.fail(BackendProtocol(self._conversation.backend, text), again=False)
             return None
-
-    def _cursor(self, members: dict[str, msgspec.Raw]) -> str | None:
-        span = members.get("nextCursor")
-        if span is None or bytes(span) == b"null":
-            return None
+        cursor = members.get("nextCursor")
+        if cursor is None or bytes(cursor) == b"null":
+            return entries, None
         try:
-            return jsonrpc.decode_string(span)
+            return entries, jsonrpc.decode_string(cursor)
         except ValueError:
-            self._note(f"answered {self.kind.list_method} with a nextCursor that is no string; the list ends there")
-            return None
+            self._note(f"answered {method} with a nextCursor that is no string; the list ends there")
+            return entries, None
 
     def _note(self, problem: str) -> None:
         if not self._quiet:
@@ -173,17 +171,17 @@ async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, 
     else:
         await _read_all(readings, 0.0, 0.0, UNDECLARED_LINGER)
     _raise_if_gone(conversation, readings)
-    found = _collect(readings)
+    listing = _collect(readings)
     failures = [reading.failure for reading in readings if reading.failure is not None and not reading.is_answered]
     if declared and len(failures) == len(readings):
         raise failures[0]
-    _log(conversation, found.warnings)
+    _log(conversation, listing.warnings)
     return Listing(
-        items=found.items,
-        capabilities=offered_capabilities(greeting.capabilities, found.items),
+        items=listing.items,
+        capabilities=offered_capabilities(greeting.capabilities, listing.items),
         instructions=greeting.instructions,
-        problems=found.problems,
-        unread=found.unread,
+        problems=listing.problems,
+        unread=listing.unread,
     )
 
 
@@ -237,9 +235,9 @@ async def list_feature(
     for reading in readings:
         await reading.run()
     _raise_if_gone(conversation, readings)
-    found = _collect(readings)
-    _log(conversation, [text for text in found.warnings if text not in known])
-    return found
+    listing = _collect(readings)
+    _log(conversation, [text for text in listing.warnings if text not in known])
+    return listing
 
 
 def _collect(readings: Iterable[_Reading]) -> Listing:
