@@ -7,7 +7,7 @@ backend works on). Nothing in here knows about sockets or pipes.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -34,14 +34,15 @@ from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.call_stream import CallStream
+from gateway.frontends.legacy.sessions import ClientIntroduction
 from gateway.frontends.modern.suspended_calls import PARKABLE
 from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
 
 if TYPE_CHECKING:
+    from gateway.access.principals import Principal
     from gateway.calls import Identity, Outcome, Scope
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
-    from gateway.frontends.modern.subscriptions import Subscription
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
     from gateway.jsonrpc import Message
     from gateway.router import Router
@@ -62,13 +63,12 @@ class _InitializeParams(msgspec.Struct):
 _initialize_params = msgspec.json.Decoder(_InitializeParams)
 
 
-class ClientIntroduction(msgspec.Struct, frozen=True):
-    """What a legacy client said in `initialize`, and the version it was given."""
+class Listener(Protocol):
+    """An open subscription of a modern client."""
 
-    version: str
-    capabilities: msgspec.Raw
-    client_info: msgspec.Raw
-    identity: Identity = ANYBODY
+    def update_principal(self, principal: Principal) -> None:
+        """Apply the present rules of the principal, if it is the client's own."""
+        ...
 
 
 class RequestHandler:
@@ -79,7 +79,7 @@ class RequestHandler:
         self.parking = parking
         self.fleet = router.fleet
         self.settings = settings
-        self.listeners: set[Subscription] = set()
+        self.listeners: set[Listener] = set()
         """The subscriptions of modern clients that are open."""
         self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})

@@ -26,11 +26,11 @@ from gateway.catalog.snapshot import MAX_SCOPED, Snapshot
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.caching import Hint
 from gateway.errors import BackendUnavailable, GatewayError, UnknownMethod, UnknownName
-from gateway.frontends.legacy.sessions import LegacySession, SessionTable
+from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession, SessionTable
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.subscriptions import Subscription
 from gateway.frontends.modern.suspended_calls import SuspendedCalls
-from gateway.frontends.request_handler import ClientIntroduction, RequestHandler
+from gateway.frontends.request_handler import RequestHandler
 from gateway.frontends.resource_subscriptions import watch_all
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet

@@ -16,8 +16,8 @@ from gateway.calls import Call, Complete, Era, Failure, InputRequired, Notificat
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.requests import UnsupportedVersion
 from gateway.errors import BackendUnavailable, InvalidParams, UnknownMethod
-from gateway.frontends.legacy.sessions import LegacySession
-from gateway.frontends.request_handler import ClientIntroduction, RequestHandler, cancelled_id, encode_notice
+from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
+from gateway.frontends.request_handler import RequestHandler, cancelled_id, encode_notice
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, backends, make_call, make_listing, settle

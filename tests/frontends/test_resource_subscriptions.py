@@ -16,9 +16,8 @@ from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.errors import Busy, UnknownMethod
 from gateway.frontends import resource_subscriptions
-from gateway.frontends.legacy.sessions import LegacySession
+from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
 from gateway.frontends.notification_queue import NotificationQueue
-from gateway.frontends.request_handler import ClientIntroduction
 from gateway.frontends.resource_subscriptions import Refused, subscribe, unsubscribe, watch_all
 from tests.support.fakes import MODERN_CALLER, FakeBackend, make_call, settle
 from tests.test_router import offers, running

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import trio
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.calls import Identity, ServerRequest
     from gateway.catalog.news import ListNews
-    from gateway.frontends.legacy.resumable import ResumableResponse
-    from gateway.frontends.request_handler import ClientIntroduction
+    from gateway.frontends.http.exchange import Exchange
     from gateway.jsonrpc import Id, Message
 
 STDIO: Final = "stdio"
@@ -41,6 +40,23 @@ EVICTABLE_AFTER: Final = 60.0
 """Seconds without a request after which an abandoned session may make room for a new client."""
 SWEEP_INTERVAL: Final = 30.0
 """Seconds between two looks for sessions that were idle too long."""
+
+
+class ClientIntroduction(msgspec.Struct, frozen=True):
+    """The content of a legacy client's `initialize`, and the version negotiated with it."""
+
+    version: str
+    capabilities: msgspec.Raw
+    client_info: msgspec.Raw
+    identity: Identity = ANYBODY
+
+
+class ResumableStream(Protocol):
+    """The stream of a call; its client can continue it on another connection."""
+
+    async def resume(self, exchange: Exchange, after: int) -> None:
+        """Send the events behind number `after`, and all later ones, on this exchange."""
+        ...
 
 
 class DuplicateId(RequestError):
@@ -208,7 +224,7 @@ class LegacySession:
         """The scope of the open GET stream, if there is one."""
         self.events = EventStore(Budget() if budget is None else budget)
         """What was sent on streams that can be resumed."""
-        self.replies: dict[int, ResumableResponse] = {}
+        self.replies: dict[int, ResumableStream] = {}
         """The calls whose streams can be resumed, by the number of the stream."""
         self.last_used = trio.current_time()
 

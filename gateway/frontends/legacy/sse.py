@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.calls import Event, Identity
     from gateway.catalog.news import ListNews
     from gateway.frontends.call_stream import CallStream
-    from gateway.frontends.request_handler import ClientIntroduction
+    from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
 MAX_WAITING_BYTES: Final = 1_048_576

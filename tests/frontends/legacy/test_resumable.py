@@ -15,9 +15,8 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure, ServerRequest
 from gateway.frontends.legacy.event_store import MAX_STREAM_BYTES, MAX_STREAM_EVENTS, RESUME_WITHIN
 from gateway.frontends.legacy.resumable import MAX_RETRY_MS
-from gateway.frontends.legacy.sessions import SessionTable
+from gateway.frontends.legacy.sessions import ClientIntroduction, SessionTable
 from gateway.frontends.legacy.streamable import StreamableFrontend
-from gateway.frontends.request_handler import ClientIntroduction
 from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import (
     ANSWER,

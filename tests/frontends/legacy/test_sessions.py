@@ -11,8 +11,14 @@ from trio.testing import MockClock
 
 from gateway.calls import ANYBODY, Era, Identity
 from gateway.errors import Busy
-from gateway.frontends.legacy.sessions import EVICTABLE_AFTER, DuplicateId, InFlight, LegacySession, SessionTable
-from gateway.frontends.request_handler import ClientIntroduction
+from gateway.frontends.legacy.sessions import (
+    EVICTABLE_AFTER,
+    ClientIntroduction,
+    DuplicateId,
+    InFlight,
+    LegacySession,
+    SessionTable,
+)
 from tests.support.fakes import settle
 
 HELLO = ClientIntroduction("2025-06-18", msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b'{"name":"c"}'))
