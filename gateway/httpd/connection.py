@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import h11
 import trio
-from hypercorn.logging import Logger
 from hypercorn.utils import valid_server_name
 
 from gateway.httpd.connection_limit import Rank
@@ -25,9 +23,7 @@ from gateway.httpd.exchange import ClientGone, Exchange, ResponseState, refusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from hypercorn.config import Config
-
-    from gateway.httpd.connection_limit import Limits
+    from gateway.httpd.exchange import Service
     from gateway.httpd.wire import Wire
 
     Message: TypeAlias = dict[str, Any]
@@ -53,31 +49,6 @@ def is_framed_twice(request: h11.Request) -> bool:
     """Whether both headers say where the body ends: what follows it may be smuggled in (RFC 9112, 6.1)."""
     names = {name for name, _ in request.headers}
     return b"transfer-encoding" in names and b"content-length" in names
-
-
-class Service:
-    """What all connections of one server share: the config, the limits, and what is rendered once a second."""
-
-    def __init__(self, config: Config, limits: Limits) -> None:
-        self.config, self.limits = config, limits
-        log = config.log
-        self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
-        self._second = -1
-        self._lines = b""
-
-    def common_lines(self) -> bytes:
-        """Return the header lines that the config adds to every response (date, server, alt-svc)."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.config.response_headers("h11"))
-        return self._lines
-
-    async def note_end(self, exchange: Exchange) -> None:
-        """Write the access log's line; only for ``logs_access``, to save the call."""
-        access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
-        response = exchange.response if exchange.state is ResponseState.DONE else None
-        await access(exchange.scope, response, time.time() - exchange.started)
 
 
 class Connection:

@@ -15,17 +15,20 @@ from collections import deque
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote
 
 import h11
 import trio
+from hypercorn.logging import Logger
 from hypercorn.utils import UnexpectedMessageError, suppress_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from gateway.httpd.connection import Connection
+    from hypercorn.config import Config
+
+    from gateway.httpd.connection_limit import Limits
 
 KNOWN_HEADERS = 1024
 """Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
@@ -67,10 +70,62 @@ def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
     return b"%b: %b\r\n" % (name, value), name.lower(), value
 
 
+class Service:
+    """What all connections of one server share: the config, the limits, and what is rendered once a second."""
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.config, self.limits = config, limits
+        log = config.log
+        self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
+        self._second = -1
+        self._lines = b""
+
+    def common_lines(self) -> bytes:
+        """Return the header lines that the config adds to every response (date, server, alt-svc)."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.config.response_headers("h11"))
+        return self._lines
+
+    async def note_end(self, exchange: Exchange) -> None:
+        """Write the access log's line; only for ``logs_access``, to save the call."""
+        access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
+        response = exchange.response if exchange.state is ResponseState.DONE else None
+        await access(exchange.scope, response, time.time() - exchange.started)
+
+
+class ExchangeOwner(Protocol):
+    """The connection of an exchange, as far as the exchange needs it."""
+
+    config: Config
+    service: Service
+    scheme: str
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+    keeps_alive: bool
+
+    def resume(self) -> None:
+        """Parse more of the body: the app has taken a chunk."""
+        ...
+
+    def take_continue(self) -> bool:
+        """Return whether the client waits for `100 Continue`; true at most once per request."""
+        ...
+
+    async def write(self, *pieces: bytes) -> None:
+        """Send one message. Raises ClientGone."""
+        ...
+
+    def finished(self, exchange: Exchange) -> None:
+        """Serve the next request, or close: this response is complete."""
+        ...
+
+
 class Exchange:
     """One request on its way to the app, and the response on its way back."""
 
-    def __init__(self, connection: Connection, request: h11.Request) -> None:
+    def __init__(self, connection: ExchangeOwner, request: h11.Request) -> None:
         self._connection = connection
         self.version = request.http_version
         self.started = time.time()

@@ -35,8 +35,9 @@ import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
-from gateway.httpd.connection import Connection, Service
+from gateway.httpd.connection import Connection
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
+from gateway.httpd.exchange import Service
 from gateway.httpd.http2 import BoundedTCPServer
 from gateway.httpd.wire import PlainWire, TLSWire
 
