@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection: h11 parses, the app answers through an ``HttpRequest``, and reading never stops for long.
+"""One HTTP/1.1 connection: h11 parses, the app answers through an `HttpRequest`, and reading never stops for long.
 
 Invariant: at most one exchange is current; requests are served in the order in which they came. The connection's own
 task reads until the peer hangs up, so a hang-up is seen while an app works; what a client sends ahead waits in a
-buffer of ``MAX_AHEAD`` bytes. Each app runs in a task of the connection's nursery, which ends with the connection.
-What changes state is synchronous: between two checkpoints trio is a lock. ``httpd.server`` says why all this
-stands in place of Hypercorn's ``TCPServer``, ``H11Protocol`` and ``HTTPStream``.
+buffer of `MAX_AHEAD` bytes. Each app runs in a task of the connection's nursery, which ends with the connection.
+What changes state is synchronous: between two checkpoints trio is a lock. `httpd.server` says why all this
+stands in place of Hypercorn's `TCPServer`, `H11Protocol` and `HTTPStream`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LINGER = 2.0
 Closing with unread data sends RST, and a client that is still sending would lose the answer (a 413 for instance)."""
 
 SHORTEST_LOOK = 0.05
-"""Seconds; a busy connection's idle check comes no more often, however short ``keep_alive_timeout`` is."""
+"""Seconds; a busy connection's idle check comes no more often, however short `keep_alive_timeout` is."""
 
 
 def is_framed_twice(request: h11.Request) -> bool:
@@ -52,7 +52,7 @@ def is_framed_twice(request: h11.Request) -> bool:
 
 
 class Connection:
-    """One client's connection. ``run`` serves it to its end; ``drain`` asks it to end; cancelling ``run`` aborts it."""
+    """One client's connection. `run` serves it to its end; `drain` asks it to end; cancelling `run` aborts it."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Connection:
     # --- life and death
 
     async def run(self) -> None:
-        """Serve until a hang-up, an idle deadline, ``drain`` or a fault; an app may take longer than its wire."""
+        """Serve until a hang-up, an idle deadline, `drain` or a fault; an app may take longer than its wire."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -351,7 +351,7 @@ class Connection:
         self._end(lingers=self._deaf or unread or bool(self._ahead))
 
     def take_continue(self) -> bool:
-        """Return whether the client waits for ``100 Continue``; once a request."""
+        """Return whether the client waits for `100 Continue`; once a request."""
         waits = not self._continued and self._parser.they_are_waiting_for_100_continue
         self._continued = self._continued or waits
         return waits
@@ -372,7 +372,7 @@ class Connection:
     # --- writing
 
     async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
-        """Send a message, waiting for the peer at most ``send_timeout`` s at a time; messages never interleave.
+        """Send a message, waiting for the peer at most `send_timeout` s at a time; messages never interleave.
 
         Raises ClientGone when the peer has gone or took nothing for so long (the connection is then aborted). A write
         that is cancelled half-way aborts the connection too: nothing sensible can follow half a message. What fits

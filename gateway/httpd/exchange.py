@@ -1,7 +1,7 @@
-"""One HTTP request and its response, as an ASGI app sees them: ``scope``, ``receive`` and ``send``.
+"""One HTTP request and its response, as an ASGI app sees them: `scope`, `receive` and `send`.
 
-Invariant: the response head leaves together with the first body message (an empty one with ``more_body`` flushes it),
-a message is one write, and nothing empty is sent. The request body waits in a queue of ``max_app_queue_size`` chunks;
+Invariant: the response head leaves together with the first body message (an empty one with `more_body` flushes it),
+a message is one write, and nothing empty is sent. The request body waits in a queue of `max_app_queue_size` chunks;
 when it is full the connection stops parsing. An exchange starts no tasks; its connection owns it and ends it.
 The response side does without h11 (its events cost as much as parsing the request), except that h11 checks each header.
 """
@@ -47,7 +47,7 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 class ClientGone(ConnectionError):
     """The client hung up, or stopped reading for too long: nobody's bug; nothing more can be sent.
 
-    ASGI asks for an OSError here, so that an app that streams without listening for ``http.disconnect`` ends too.
+    ASGI asks for an OSError here, so that an app that streams without listening for `http.disconnect` ends too.
     """
 
 
@@ -89,7 +89,7 @@ class Service:
         return self._lines
 
     async def note_end(self, exchange: Exchange) -> None:
-        """Write the access log's line; only for ``logs_access``, to save the call."""
+        """Write the access log's line; only for `logs_access`, to save the call."""
         access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
         response = exchange.response if exchange.state is ResponseState.DONE else None
         await access(exchange.scope, response, time.time() - exchange.started)
@@ -136,7 +136,7 @@ class Exchange:
         self.complete = False
         """The request has arrived to its end (the app need not have read it)."""
         self.gone = False
-        """The client hung up or the response is complete: the app hears ``http.disconnect``."""
+        """The client hung up or the response is complete: the app hears `http.disconnect`."""
         self._end_told = False
         self._news: trio.Event | None = None
         # the response side
@@ -202,7 +202,7 @@ class Exchange:
         self._wake()
 
     def put_disconnect(self) -> None:
-        """From here on ``receive`` ends in ``http.disconnect``; safe to repeat."""
+        """From here on `receive` ends in `http.disconnect`; safe to repeat."""
         self.gone = True
         self._wake()
 
@@ -212,7 +212,7 @@ class Exchange:
             self._news = None
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's ``receive``: the body, then a wait for ``http.disconnect``. Cancelled: nothing is lost."""
+        """ASGI's `receive`: the body, then a wait for `http.disconnect`. Cancelled: nothing is lost."""
         while True:
             if self._chunks:
                 data = self._chunks.popleft()
@@ -238,7 +238,7 @@ class Exchange:
     # --- the response side
 
     async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
-        """ASGI's ``send``; see ``Connection.write`` for its bound.
+        """ASGI's `send`; see `Connection.write` for its bound.
 
         Raises ClientGone, UnexpectedMessageError for a message out of order, h11.LocalProtocolError or ValueError for
         headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message

@@ -307,7 +307,7 @@ class BoundedTCPServer(TCPServer):
             await self._reset(stream)
 
     async def protocol_send(self, event: Event) -> None:
-        """Send within ``Limits.send`` s a slice, or close; everything but data is Hypercorn's business."""
+        """Send within `Limits.send` s a slice, or close; everything but data is Hypercorn's business."""
         if not isinstance(event, RawData):
             if isinstance(event, Updated):
                 self._idle_since = trio.current_time()

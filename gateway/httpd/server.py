@@ -1,27 +1,27 @@
 """Serve an ASGI app with Hypercorn on trio, with the HTTP/1.1 side of it replaced where stock Hypercorn falls short.
 
-``serve_http`` stands in place of ``hypercorn.trio.run.worker_serve``. It is an equivalent built from Hypercorn's public
+`serve_http` stands in place of `hypercorn.trio.run.worker_serve`. It is an equivalent built from Hypercorn's public
 parts (config, sockets, TLS, logging, its HTTP/2), not a patch: other users of Hypercorn in the process notice nothing.
-Its invariant: every connection is a task of its one nursery, which ends within ``graceful_timeout`` of the trigger.
+Its invariant: every connection is a task of its one nursery, which ends within `graceful_timeout` of the trigger.
 
 What differs from Hypercorn 0.18, and why (each has a test that fails on stock, so that one sees when it can go):
 
 - *A send is bounded.* Hypercorn sends in a shield without a deadline: against a client that stops reading, the app's
-  own timeouts never fire and shutdown never ends. Here a peer that takes nothing for ``send_timeout`` s is reset, the
-  app's ``send`` raises ``ClientGone`` (an OSError) and its ``receive`` says ``http.disconnect``.
+  own timeouts never fire and shutdown never ends. Here a peer that takes nothing for `send_timeout` s is reset, the
+  app's `send` raises `ClientGone` (an OSError) and its `receive` says `http.disconnect`.
 - *Reading goes on while a response is pending.* Hypercorn stops reading once a further request is pipelined, and so
   misses the hang-up. Here up to 64 KiB (and one read of 64 KiB) wait, then reading pauses, and hang-ups wait with it.
 - *Speed.* One write a message, head included; no timer, channel or log call that a request does not need; one idle
   deadline a connection; header lines are checked once and remembered. About four times Hypercorn's calls a second.
 - *A head without a body yet is held back*: a stream that wants its head out at once sends an empty body message with
-  ``more_body``. An app that fails while its head is held still gets to say 500.
-- *``100 Continue`` is sent when the app asks for the body*, so that an app can refuse first.
+  `more_body`. An app that fails while its head is held still gets to say 500.
+- *`100 Continue` is sent when the app asks for the body*, so that an app can refuse first.
 - *The rest of an unread request is dropped for up to 2 s* before closing, or the client would lose the answer to RST.
 
 EOF is a hang-up, as for Hypercorn, also after a complete request: MCP clients do not half-close, and a vanished one
 must be seen. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not
 granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds
-(`httpd.http2`). There is no lifespan, no HTTP/3, no statsd, and no ``max_requests``, which is for workers that a
+(`httpd.http2`). There is no lifespan, no HTTP/3, no statsd, and no `max_requests`, which is for workers that a
 parent replaces.
 """
 
@@ -72,12 +72,12 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     limits: Limits | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ``app`` until ``shutdown_trigger`` returns, then end: idle connections at once, busy ones within the grace.
+    """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
 
-    ``task_status`` is given the bound addresses ("http://127.0.0.1:8080") once they accept. ``limits`` says how many
+    `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` says how many
     connections may be open, and how long each of their states may last (`httpd.connection_limit`). OSError when an
-    address cannot be bound. Requests still busy ``config.graceful_timeout`` s after the trigger are cancelled and their
-    connections reset; cancelling ``serve_http`` does so at once. Sockets given are closed too.
+    address cannot be bound. Requests still busy `config.graceful_timeout` s after the trigger are cancelled and their
+    connections reset; cancelling `serve_http` does so at once. Sockets given are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()

@@ -1,11 +1,11 @@
 """The byte end of one HTTP connection: a plain or a TLS socket with bounded sends.
 
-Invariant: no call here waits for the peer without a deadline except ``receive``, and every waiter is woken when the
-wire is closed from another task. ``close`` and ``abort`` are synchronous, so that a task that is itself cancelled can
-still end the connection. The connection (``httpd.connection``) owns its wire; one task receives, one at a time sends.
+Invariant: no call here waits for the peer without a deadline except `receive`, and every waiter is woken when the
+wire is closed from another task. `close` and `abort` are synchronous, so that a task that is itself cancelled can
+still end the connection. The connection (`httpd.connection`) owns its wire; one task receives, one at a time sends.
 
-The plain wire works on the standard library's socket, not on ``trio.SocketStream``: waiting for readiness first saves
-one failing ``recv`` a request, and a send that fits into the kernel's buffer is one system call without a reschedule.
+The plain wire works on the standard library's socket, not on `trio.SocketStream`: waiting for readiness first saves
+one failing `recv` a request, and a send that fits into the kernel's buffer is one system call without a reschedule.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ LEAST_RATE = 256
 """Bytes a second that a peer must take of a message in the mean, or reading a byte now and then would hold it."""
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER on, zero seconds: ``close`` drops what the peer did not take and sends RST instead of FIN."""
+"""SO_LINGER on, zero seconds: `close` drops what the peer did not take and sends RST instead of FIN."""
 
 
 class Wire(Protocol):
@@ -40,7 +40,7 @@ class Wire(Protocol):
         ...
 
     async def send_all(self, data: memoryview) -> None:
-        """Send everything; TooSlowError when the peer takes nothing for ``send_timeout`` s. Cancelled: half is out."""
+        """Send everything; TooSlowError when the peer takes nothing for `send_timeout` s. Cancelled: half is out."""
         ...
 
     def send_eof(self) -> None:
@@ -68,7 +68,7 @@ class PlainWire:
         self._least_rate = least_rate
 
     async def receive(self) -> bytes:
-        """See ``Wire``."""
+        """See `Wire`."""
         try:
             while self._socket.fileno() != -1:
                 await trio.lowlevel.wait_readable(self._socket)
@@ -82,14 +82,14 @@ class PlainWire:
         return b""
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """See ``Wire``."""
+        """See `Wire`."""
         try:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
 
     async def send_all(self, data: memoryview) -> None:
-        """See ``Wire``; TooSlowError also when the peer takes less than ``least_rate`` bytes a second of it all."""
+        """See `Wire`; TooSlowError also when the peer takes less than `least_rate` bytes a second of it all."""
         last = trio.current_time() + self._send_timeout + len(data) / self._least_rate
         while data:
             with trio.fail_at(min(last, trio.current_time() + self._send_timeout)):
@@ -98,18 +98,18 @@ class PlainWire:
         await trio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         with contextlib.suppress(OSError):  # closed on this side, or reset by the peer
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
     def abort(self) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         if self._socket.fileno() != -1:
             with contextlib.suppress(OSError):  # some systems refuse once the peer has reset the connection
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -124,7 +124,7 @@ class TLSWire:
         self._send_timeout = send_timeout
 
     async def receive(self) -> bytes:
-        """See ``Wire``."""
+        """See `Wire`."""
         try:
             return bytes(await self._stream.receive_some(MAX_RECEIVE))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -137,7 +137,7 @@ class TLSWire:
         return 0
 
     async def send_all(self, data: memoryview) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         for start in range(0, len(data), TLS_RECORDS):
             with trio.fail_after(self._send_timeout):
                 await self._stream.send_all(data[start : start + TLS_RECORDS])
@@ -147,11 +147,11 @@ class TLSWire:
         """Nothing: TLS ends both sides at once."""
 
     def close(self) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         self._stream.transport_stream.socket.close()
 
     def abort(self) -> None:
-        """See ``Wire``."""
+        """See `Wire`."""
         held = self._stream.transport_stream.socket
         if held.fileno() != -1:
             with contextlib.suppress(OSError):
