@@ -81,7 +81,7 @@ class Connection:
         self._ahead = bytearray()
         self._room = trio.Event()
         self._sending = trio.Lock()
-        self._patience = trio.CancelScope()  # around the reader; `_read` renews it
+        self._patience = trio.CancelScope()  # around `_read`; `run` renews it
         self._since = trio.current_time()  # when the connection became idle, or a body last moved
         self._head_since: float | None = self._since  # when a head began whose end has not come; the first one at once
         self._window_end: float | None = None  # when it is checked that a body has brought enough
@@ -104,9 +104,16 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._read()
+                while not self._ending:
+                    with trio.CancelScope(deadline=self._next_look()) as self._patience:
+                        await self._read()
+                    if self._is_overdue():
+                        break
                 if self._lingers:
-                    await self._drop_the_rest()
+                    self._wire.send_eof()
+                    with trio.move_on_after(LINGER):
+                        while await self._wire.receive():
+                            pass
                 self._shut(self._wire.close)
         finally:
             self._shut(self._wire.abort)
@@ -152,14 +159,6 @@ class Connection:
 
     # --- reading
 
-    async def _read(self) -> None:
-        while not self._ending:
-            with trio.CancelScope(deadline=self._next_look()) as self._patience:
-                await self._read_on()
-            if self._is_overdue():
-                break
-        await trio.lowlevel.checkpoint()
-
     def _next_look(self) -> float:
         """Return when reading may have to stop: one deadline a connection, looked at when it passes, never moved."""
         exchange = self._exchange
@@ -185,7 +184,7 @@ class Connection:
         self._window_end, self._window_bytes = now + self._limits.window, 0
         return False
 
-    async def _read_on(self) -> None:
+    async def _read(self) -> None:
         while not self._ending:
             if len(self._ahead) >= MAX_AHEAD:
                 self._room = trio.Event()
@@ -195,20 +194,17 @@ class Connection:
             if not data:
                 self._ending = True  # EOF is a hang-up, also after a complete request: see `httpd.server`
             elif not (self._deaf or self._ending):
-                self._feed(data)
+                exchange = self._exchange
+                if exchange is not None and (exchange.complete or exchange.full):
+                    self._ahead += data
+                else:
+                    if exchange is not None:
+                        self._since = trio.current_time()
+                    self._parser.receive_data(data)
+                    self._parse()
                 if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer
                     self._patience.deadline = min(self._patience.deadline, self._next_look())
         await trio.lowlevel.checkpoint()
-
-    def _feed(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is not None:
-            if exchange.complete or exchange.full:
-                self._ahead += data
-                return
-            self._since = trio.current_time()
-        self._parser.receive_data(data)
-        self._parse()
 
     def resume(self) -> None:
         """Continue to parse the body; the app has taken a piece."""
@@ -244,29 +240,25 @@ class Connection:
                 return
             if isinstance(event, h11.Request):
                 self._begin(event)
-            elif exchange is None:
-                self._await_head()
+            elif exchange is None:  # part of a head has come: the rest must come in time
+                if self._head_since is None:
+                    self._head_since = trio.current_time()
+                self._patience.deadline = min(self._patience.deadline, self._next_look())
                 return
             elif isinstance(event, h11.Data):
                 self._window_bytes += len(event.data)
                 exchange.put(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                self._note_end(exchange)
-            else:
-                self._await_body()
+                state = self._parser.their_state
+                if state is not h11.DONE:  # must close, or asks for another protocol, which is not granted
+                    closes = state is h11.MUST_CLOSE or exchange.asks_to_close()
+                    self.keeps_alive = self.keeps_alive and not closes
+                exchange.put_end()
+            else:  # part of a body has come: the rest must come at `Limits.rate`
+                if self._window_end is None:
+                    self._body_since = trio.current_time()
+                    self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
                 return
-
-    def _await_head(self) -> None:
-        """Part of a head has come: see to it that the rest does."""
-        if self._head_since is None:
-            self._head_since = trio.current_time()
-        self._patience.deadline = min(self._patience.deadline, self._next_look())
-
-    def _await_body(self) -> None:
-        """Part of a body has come: see to it that the rest does, at a bearable rate."""
-        if self._window_end is None:
-            self._body_since = trio.current_time()
-            self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
 
     def _begin(self, request: h11.Request) -> None:
         self._head_since = self._window_end = self._paused_at = None
@@ -282,18 +274,6 @@ class Connection:
             return
         self._exchange = Exchange(self, request)
         self._nursery.start_soon(self._run_app, self._exchange)
-
-    def _note_end(self, exchange: Exchange) -> None:
-        state = self._parser.their_state
-        if state is not h11.DONE:  # must close, or asks for another protocol, which is not granted
-            self.keeps_alive = self.keeps_alive and state is not h11.MUST_CLOSE and not exchange.asks_to_close()
-        exchange.put_end()
-
-    async def _drop_the_rest(self) -> None:
-        self._wire.send_eof()
-        with trio.move_on_after(LINGER):
-            while await self._wire.receive():
-                pass
 
     # --- the app
 
@@ -312,19 +292,16 @@ class Connection:
             await self.config.log.error("Error in ASGI Framework", exc_info=fault)
         if cancelled is not None:
             raise cancelled
-        if exchange.state is not ResponseState.DONE:
-            await self._give_up(exchange)
-
-    async def _give_up(self, exchange: Exchange) -> None:
-        """Answer for an app that did not; where the head is out, the client must see that the body is not whole."""
+        if exchange.state is ResponseState.DONE:
+            return
         if self.service.logs_access:
             await self.service.note_end(exchange)
-        if not exchange.gone:
-            if exchange.state is ResponseState.STREAMING:
-                self._break_off(exchange)
-            else:
-                await self._answer(500)
-        await trio.lowlevel.checkpoint()
+        if exchange.gone:
+            return
+        if exchange.state is ResponseState.STREAMING:  # the client must see that the body is incomplete
+            self._break_off(exchange)
+        else:
+            await self._answer(500)
 
     def _break_off(self, exchange: Exchange) -> None:
         """Close in the middle of a body so that the client notices, whichever way the body is framed."""

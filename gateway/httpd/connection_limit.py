@@ -96,27 +96,26 @@ class ConnectionLimit:
             if not self.make_room():
                 if len(self._slots) - self._taken < limits.reserve:
                     break
-                self._refuse_first()
-            await self._freed_within(RECHECK_INTERVAL)
+                if self._waiting:  # refuse the request that has waited longest in the reserve
+                    first = next(iter(self._waiting))
+                    del self._waiting[first]
+                    first.refused = True
+                    first.changed.set()
+            if self._freed.is_set():
+                self._freed = trio.Event()
+            with trio.move_on_after(RECHECK_INTERVAL):
+                await self._freed.wait()
         slot = Slot(address, placed=self._taken < limits.connections)
         self._taken += slot.placed
         self._slots[slot] = None
         if address is not None and limits.per_address:
-            self._bound_address(slot, self._silent.setdefault(address, {}))
+            silent = self._silent.setdefault(address, {})
+            silent[slot] = None
+            oldest = next(iter(silent))
+            if len(silent) > limits.per_address and trio.current_time() - oldest.opened >= limits.settle:
+                self._end(oldest)
         await trio.lowlevel.checkpoint()
         return slot
-
-    async def _freed_within(self, seconds: float) -> None:
-        if self._freed.is_set():
-            self._freed = trio.Event()
-        with trio.move_on_after(seconds):
-            await self._freed.wait()
-
-    def _bound_address(self, slot: Slot, silent: dict[Slot, None]) -> None:
-        silent[slot] = None
-        oldest = next(iter(silent))
-        if len(silent) > self._limits.per_address and trio.current_time() - oldest.opened >= self._limits.settle:
-            self._end(oldest)
 
     def note_request(self, slot: Slot) -> None:
         """Take note that a connection has sent a request: the bound of its address is no longer for it."""
@@ -143,14 +142,6 @@ class ConnectionLimit:
         slot.changed.set()
         self._freed.set()  # in the reserve
 
-    def _refuse_first(self) -> None:
-        """Refuse the request that has waited longest in the reserve, if there is one."""
-        if self._waiting:
-            slot = next(iter(self._waiting))
-            del self._waiting[slot]
-            slot.refused = True
-            slot.changed.set()
-
     async def wait_for_place(self, slot: Slot) -> bool:
         """Wait until a connection of the reserve has a place; False if it gets none in time."""
         self._waiting[slot] = None
@@ -171,17 +162,17 @@ class ConnectionLimit:
     def make_room(self) -> bool:
         """End connections that wait for their client, those of the lowest rank first; False if there is none."""
         now = trio.current_time()
-        found = [
+        candidates = [
             (*waits, index, slot)
             for index, slot in enumerate(self._slots)
             if not slot.ended and (waits := slot.waits()) is not None
             if waits[0] is not Rank.SILENT or now - waits[1] >= self._limits.settle
         ]
-        if not found:
+        if not candidates:
             return False
-        rank = min(found)[0]
+        rank = min(candidates)[0]
         most = max(1, self._limits.connections // BATCH) if rank is Rank.SILENT else 1
-        for *_, slot in sorted(one for one in found if one[0] is rank)[:most]:
+        for *_, slot in sorted(candidate for candidate in candidates if candidate[0] is rank)[:most]:
             self._end(slot)
         return True
 

@@ -277,22 +277,19 @@ class Exchange:
                 self.close_after = True
             lines.append(line)
         self._status, self._head = status, lines
-        self._frame(status, None if chunked else length)
-        self.state = ResponseState.HELD
-
-    def _frame(self, status: int, length: bytes | None) -> None:
-        """Choose how the end of the body is marked (RFC 9112, section 6)."""
+        # How the end of the body is marked: RFC 9112, section 6.
         self._no_body = suppress_body(self.scope["method"], status)
-        if length is not None:
-            self._head.append(header_line(b"content-length", length)[0])
+        if length is not None and not chunked:
+            lines.append(header_line(b"content-length", length)[0])
             self._left = int(length)
         elif self._no_body and status in {204, 304}:
             pass
         elif self.version >= b"1.1":
             self._chunked = True
-            self._head.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked\r\n")
         else:
             self.close_after = True
+        self.state = ResponseState.HELD
 
     @property
     def ends_by_close(self) -> bool:
@@ -302,7 +299,14 @@ class Exchange:
     async def _send_body(self, body: bytes, more: bool) -> None:
         parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response is on the wire
         if self.state is ResponseState.HELD:
-            parts = [*self._finished_head(more), *parts]
+            if not more and not self.complete:
+                self.close_after = True  # the rest of the request is not waited for
+            head = [*self._head, self._connection.service.common_lines()]
+            if self.close_after or not self._connection.keeps_alive:
+                self.close_after = True
+                head = [line for line in head if line[:11].lower() != b"connection:"]
+                head.append(b"connection: close\r\n")
+            parts = [*head, b"\r\n", *parts]
         self.state = ResponseState.STREAMING if more else ResponseState.DONE
         await self._connection.write(*joined(parts))
         if more:
@@ -326,18 +330,6 @@ class Exchange:
             if self._left and not more:
                 raise h11.LocalProtocolError("Too little data for declared Content-Length")
         return [body] if body else []
-
-    def _finished_head(self, more: bool) -> list[bytes]:
-        if not more and not self.complete:
-            self.close_after = True  # the rest of the request is not waited for
-        lines = self._head
-        lines.append(self._connection.service.common_lines())
-        if self.close_after or not self._connection.keeps_alive:
-            self.close_after = True
-            lines = [line for line in lines if line[:11].lower() != b"connection:"]
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        return lines
 
 
 def joined(parts: list[bytes]) -> list[bytes]:

@@ -78,7 +78,11 @@ class FrameWatch:
                 part = data[at : at + self._skip]
                 at += len(part)
                 self._skip -= len(part)
-                self._count(part)
+                if self._type == DATA and (body := self.bodies.get(self._stream)) is not None:
+                    body.received += len(part)
+                    if self._flags & PADDED and self._padding < 0:  # padding is no body
+                        self._padding = part[0]
+                        body.received -= 1 + self._padding
                 if not self._skip:
                     self._end_frame(now)
                 continue
@@ -87,29 +91,17 @@ class FrameWatch:
             part = data[at : at + FRAME_HEADER_BYTES - len(self._header)]
             at += len(part)
             self._header += part
-            if len(self._header) == FRAME_HEADER_BYTES:
-                self._begin_frame(now)
-
-    def _begin_frame(self, now: float) -> None:
-        header = self._header
-        self._skip = int.from_bytes(header[:3], "big")
-        self._type, self._flags = header[3], header[4]
-        self._stream = int.from_bytes(header[5:9], "big") & 0x7FFF_FFFF
-        self._padding = -1
-        self._header = bytearray()
-        if self._type == HEADERS:
-            self._ends_stream = bool(self._flags & END_STREAM)
-        if not self._skip:
-            self._end_frame(now)
-
-    def _count(self, part: bytes) -> None:
-        """Count the bytes of a body; padding is none."""
-        if self._type != DATA or (body := self.bodies.get(self._stream)) is None:
-            return
-        body.received += len(part)
-        if self._flags & PADDED and self._padding < 0:
-            self._padding = part[0]
-            body.received -= 1 + self._padding
+            if len(self._header) < FRAME_HEADER_BYTES:
+                continue
+            header, self._header = self._header, bytearray()
+            self._skip = int.from_bytes(header[:3], "big")
+            self._type, self._flags = header[3], header[4]
+            self._stream = int.from_bytes(header[5:9], "big") & 0x7FFF_FFFF
+            self._padding = -1
+            if self._type == HEADERS:
+                self._ends_stream = bool(self._flags & END_STREAM)
+            if not self._skip:
+                self._end_frame(now)
 
     def _end_frame(self, now: float) -> None:
         kind, flags, stream = self._type, self._flags, self._stream
@@ -295,16 +287,13 @@ class BoundedTCPServer(TCPServer):
                 with trio.move_on_after(self._limits.send) as patience:
                     await send(part)
                 if patience.cancelled_caught:
-                    await self._reset_scope(scope)
+                    streams = self._h2.streams.items()
+                    for stream in [number for number, served in streams if getattr(served, "scope", None) is scope]:
+                        await self._reset(stream)
                     raise ClientGone("the client has stopped reading")
 
         with suppress(ClientGone):
             await self._bounded_app(scope, receive, bounded_send)
-
-    async def _reset_scope(self, scope: Message) -> None:
-        streams = self._h2.streams.items()
-        for stream in [stream for stream, served in streams if getattr(served, "scope", None) is scope]:
-            await self._reset(stream)
 
     async def protocol_send(self, event: Event) -> None:
         """Send within `Limits.send` s a slice, or close; everything but data is Hypercorn's business."""

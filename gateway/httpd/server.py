@@ -83,20 +83,6 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
         sockets = config.create_sockets()
     if sockets.quic_sockets:
         raise ValueError("HTTP/3 is not served")
-    listeners, addresses = _listen(config, sockets)
-    async with trio.open_nursery() as connections:
-        server = _Server(app, config, Limits() if limits is None else limits, connections)
-        async with trio.open_nursery() as accepting:
-            for listener in listeners:
-                accepting.start_soon(server.accept, listener)
-            task_status.started(addresses)
-            await shutdown_trigger()
-            accepting.cancel_scope.cancel(reason="the server is shutting down")
-        connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
-        await server.drain()
-
-
-def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]]:
     listeners: list[Listener] = []
     addresses: list[str] = []
     context = config.create_ssl_context()
@@ -110,7 +96,16 @@ def _listen(config: Config, sockets: Sockets) -> tuple[list[Listener], list[str]
         else:
             listeners.append(listener)
             addresses.append(f"http://{address}")
-    return listeners, addresses
+    async with trio.open_nursery() as connections:
+        server = _Server(app, config, Limits() if limits is None else limits, connections)
+        async with trio.open_nursery() as accepting:
+            for each in listeners:
+                accepting.start_soon(server.accept, each)
+            task_status.started(addresses)
+            await shutdown_trigger()
+            accepting.cancel_scope.cancel(reason="the server is shutting down")
+        connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
+        await server.drain()
 
 
 class _Server:
