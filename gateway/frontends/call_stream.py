@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Call, Era, Failure, InputRequired, Notification, ServerRequest, StreamClosed
+from gateway.calls import Era, Failure, InputRequired, Notification, ServerRequest, StreamClosed
 from gateway.eras import asks
 from gateway.errors import BackendProtocol, GatewayError
 from gateway.inflight.pending import MAX_NOTICES
@@ -22,7 +22,7 @@ from gateway.inflight.pending import MAX_NOTICES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.calls import Event, Outcome, Withdrawn
+    from gateway.calls import Call, Event, Outcome, Withdrawn
     from gateway.inflight.pending import PendingCall
     from gateway.router import Router
 
@@ -195,27 +195,16 @@ class CallStream:
             return self._refused
         if not self._answers:
             await trio.sleep_until(self._send_again_at)
-        try:
-            old, self._ticket = self._ticket, await self._router.submit(self._again(), again=True)
-        except GatewayError as problem:
-            return problem
-        self._in_round = False
-        self._router.release(old)
-        return None
-
-    def _again(self) -> Call:
-        """The same call with the answers; its id on the backend's hop is a new one, as it must be."""
         params = dict(self.call.params)
         if self._answers:
             params["inputResponses"] = jsonrpc.raw(self._answers)
         if self._state != jsonrpc.NULL:
             params["requestState"] = self._state
-        call = self.call
-        return Call(
-            method=call.method,
-            name=call.name,
-            params=params,
-            meta=call.meta,
-            caller=call.caller,
-            progress_token=call.progress_token,
-        )
+        call = msgspec.structs.replace(self.call, params=params)
+        try:
+            old, self._ticket = self._ticket, await self._router.submit(call, again=True)
+        except GatewayError as problem:
+            return problem
+        self._in_round = False
+        self._router.release(old)
+        return None

@@ -39,7 +39,7 @@ class CompletionQueue:
         self._answer = answer
         self._start = start
         self._calls: dict[Id, Waiting] = {}
-        self._rung: dict[Id, None] = {}
+        self._ready: dict[Id, None] = {}
         self._wake = trio.Event()
         self._ended = False
 
@@ -53,8 +53,8 @@ class CompletionQueue:
             self._begin_task(request_id)
 
     def drop(self, request_id: Id) -> bool:
-        """Let go of a call that its client has cancelled; False: it is none of these."""
-        waiting = self._run(request_id)
+        """Close a call that its client has cancelled; False if it is not in the queue."""
+        waiting = self._remove(request_id)
         if waiting is not None:
             waiting.flow.close()
         return waiting is not None
@@ -70,26 +70,27 @@ class CompletionQueue:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            rung, self._rung = self._rung, {}
-            for request_id in rung:
+            ready, self._ready = self._ready, {}
+            for request_id in ready:
                 self._finish_ready(request_id)
 
-    def _run(self, request_id: Id) -> Waiting | None:
+    def _remove(self, request_id: Id) -> Waiting | None:
         waiting = self._calls.pop(request_id, None)
         if waiting is not None:
             waiting.flow.unwatch()
         return waiting
 
     def _begin_task(self, request_id: Id) -> None:
-        waiting = self._run(request_id)
+        waiting = self._remove(request_id)
         if waiting is not None:
             self._start(waiting)
 
     def _mark_ready(self, request_id: Id) -> None:
-        self._rung[request_id] = None
+        self._ready[request_id] = None
         self._wake.set()
 
     def _finish_ready(self, request_id: Id) -> None:
+        # Not part of `run`: its variables would keep the last call and its outcome alive until the next one.
         waiting = self._calls.get(request_id)
         if waiting is None:  # dropped, or its task has it
             return
@@ -97,5 +98,5 @@ class CompletionQueue:
         if outcome is None:
             self._begin_task(request_id)
             return
-        self._run(request_id)
+        self._remove(request_id)
         self._answer(request_id, waiting, outcome)

@@ -156,7 +156,7 @@ class RequestHandler:
         if method == "ping":
             return b"{}"
         if method == "logging/setLevel":
-            self._set_level(session, _level(requests.params_of(message)))
+            self._set_level(session, requests.params_of(message))
             return b"{}"
         if method in WATCH_METHODS:
             act = (
@@ -188,8 +188,15 @@ class RequestHandler:
                 return  # nothing that could be called a call
             self.router.turn_away(call, problem)
 
-    def _set_level(self, session: LegacySession, level: str) -> None:
-        """Filter what this client is sent, and have backends send what the most talkative of all clients wants."""
+    def _set_level(self, session: LegacySession, params: dict[str, msgspec.Raw]) -> None:
+        """Filter the client's log messages; backends send at the lowest level that any client wants."""
+        try:
+            level = jsonrpc.decode_string(params["level"])
+        except (KeyError, ValueError):
+            level = ""
+        if level not in meta.LOG_LEVELS:
+            text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
+            raise InvalidParams(text)
         session.log_level = level
         session.caller = msgspec.structs.replace(session.caller, log_level=level)  # modern backends: with each request
         if session not in self.fleet.wish_list:
@@ -244,7 +251,17 @@ class RequestHandler:
         if call.method in BY_METHOD:
             return await self._list(BY_METHOD[call.method], call.params, call.caller)
         if call.method == "server/discover":
-            return self._discover(call.caller.scope)
+            scope = call.caller.scope
+            members: dict[str, object] = {
+                "supportedVersions": list(versions.SUPPORTED_VERSIONS),
+                "capabilities": self._capabilities(Era.MODERN, scope),
+                "ttlMs": 0,
+                "cacheScope": "private",
+            }
+            instructions = merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS)
+            if instructions is not None:
+                members["instructions"] = instructions
+            return results.modern_result(members, server_info=self.server_info)
         if call.method in ROUTED_METHODS or not requests.is_mcp_method(call.method):
             level = call.caller.log_level
             if level is not None and self.fleet.wish_list.lend_level(level):
@@ -255,18 +272,6 @@ class RequestHandler:
         if call.method in requests.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
         raise UnknownMethod(text)
-
-    def _discover(self, scope: Scope | None) -> bytes:
-        members: dict[str, object] = {
-            "supportedVersions": list(versions.SUPPORTED_VERSIONS),
-            "capabilities": self._capabilities(Era.MODERN, scope),
-            "ttlMs": 0,
-            "cacheScope": "private",
-        }
-        instructions = merge_instructions(self.fleet.snapshot(scope).parts, limit=MAX_INSTRUCTIONS)
-        if instructions is not None:
-            members["instructions"] = instructions
-        return results.modern_result(members, server_info=self.server_info)
 
     # Both.
 
@@ -324,8 +329,13 @@ class RequestHandler:
                 undeclared = _undeclared(call, outcome)
                 if undeclared is not None:
                     return undeclared.encode(request_id), undeclared.code
-                wrapped = InputRequired(self._wrap_state(call, outcome.result))
-                return jsonrpc.response(request_id, results.for_modern(wrapped, self.server_info)), None
+                # The state is bound to this principal and request; the backend gets its own back.
+                members = jsonrpc.decode_object(outcome.result)
+                inner = members.get("requestState", jsonrpc.NULL)
+                if inner != jsonrpc.NULL:
+                    members["requestState"] = jsonrpc.raw(self.parking.sealer.encode(call, inner=inner))
+                    outcome = InputRequired(jsonrpc.encode(members))
+                return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info)), None
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
         if isinstance(outcome, Failure) and era is Era.MODERN and call.method in PARKABLE:
             wanted = asks.url_input_requests(outcome, call.caller)
@@ -346,15 +356,6 @@ class RequestHandler:
                 item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
             elif not isinstance(item, Notification | Withdrawn | StreamClosed):
                 return self.encode_outcome(flow.call, request_id, item)[0]
-
-    def _wrap_state(self, call: Call, result: bytes) -> bytes:
-        """Bind a modern backend's `requestState` to this principal and request; the backend gets its own back."""
-        members = jsonrpc.decode_object(result)
-        inner = members.get("requestState")
-        if inner is None or inner == jsonrpc.NULL:
-            return result
-        members["requestState"] = jsonrpc.raw(self.parking.sealer.encode(call, inner=inner))
-        return jsonrpc.encode(members)
 
     def encode_error(
         self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era, call: Call | None = None
@@ -407,17 +408,6 @@ def is_wanted(notice: Notification, level: str | None) -> bool:
     except (KeyError, ValueError):
         return True  # a level that nobody knows: better shown than lost
     return severity >= meta.LOG_LEVELS.index(level)
-
-
-def _level(params: dict[str, msgspec.Raw]) -> str:
-    try:
-        level = jsonrpc.decode_string(params["level"])
-    except (KeyError, ValueError):
-        level = ""
-    if level not in meta.LOG_LEVELS:
-        text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
-        raise InvalidParams(text)
-    return level
 
 
 class _Cancelled(msgspec.Struct):

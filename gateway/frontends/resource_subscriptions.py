@@ -71,21 +71,14 @@ def watch(
         seen = router.fleet.snapshot(now)
         return seen.any_resource and route.backend in seen.backends
 
-    update = _teller(route.own, uri, changes, may_see)
-    wish_list.watch(client, route.backend, route.own, update, key=caller.session or caller.principal)
-    router.fleet.apply_subscriptions([route.backend])
-
-
-def _teller(
-    own: str, public: str, changes: NotificationQueue, may_see: Callable[[], bool]
-) -> Callable[[str, dict[str, msgspec.Raw]], None]:
     def notify(updated: str, params: dict[str, msgspec.Raw]) -> None:
         if not may_see():
             return
-        shown = public + updated[len(own) :]  # the resource itself, or one that is part of it
-        changes.updated(shown, params if own == public else {**params, "uri": jsonrpc.raw(shown)})
+        shown = uri + updated[len(route.own) :]  # the resource itself, or one that is part of it
+        changes.updated(shown, params if route.own == uri else {**params, "uri": jsonrpc.raw(shown)})
 
-    return notify
+    wish_list.watch(client, route.backend, route.own, notify, key=caller.session or caller.principal)
+    router.fleet.apply_subscriptions([route.backend])
 
 
 async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes:
@@ -102,7 +95,18 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
     result = b"{}"
     supervisor = router.fleet.supervisors[route.backend]
     if supervisor.speaks_legacy and route.own not in router.fleet.wish_list.of(route.backend).uris:
-        result = await _send_on(router, call)
+        stream = CallStream(router, await router.submit(call))
+        try:
+            outcome = await stream.next_but_notices()
+            while not isinstance(outcome, Complete | Failure | GatewayError):
+                outcome = await stream.next_but_notices()
+        finally:
+            stream.close()
+        if isinstance(outcome, Failure):
+            raise Refused(outcome)
+        if isinstance(outcome, GatewayError):
+            raise outcome
+        result = outcome.result
         supervisor.subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))
@@ -116,21 +120,6 @@ async def unsubscribe(router: Router, session: LegacySession, call: Call) -> byt
     router.fleet.wish_list.unwatch(session, route.backend, route.own)
     router.fleet.apply_subscriptions([route.backend])
     return b"{}"
-
-
-async def _send_on(router: Router, call: Call) -> bytes:
-    flow = CallStream(router, await router.submit(call))
-    try:
-        while True:
-            item = await flow.next_but_notices()
-            if isinstance(item, Complete):
-                return item.result
-            if isinstance(item, Failure):
-                raise Refused(item)
-            if isinstance(item, GatewayError):
-                raise item
-    finally:
-        flow.close()
 
 
 async def watch_all(
