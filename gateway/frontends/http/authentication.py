@@ -10,7 +10,6 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-from gateway import jsonrpc
 from gateway.access.keys import repeated_header, repeated_text
 from gateway.access.refusal import Refusal
 from gateway.frontends.http.exchange import ClientGone, Exchange
@@ -18,7 +17,6 @@ from gateway.frontends.http.exchange import ClientGone, Exchange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.access.principals import Principal
     from gateway.access.table import Access
     from gateway.frontends.http.host_policy import HostPolicy
 
@@ -55,22 +53,27 @@ class AuthMiddleware:
             if len(headers) != len(pairs) and (twice := repeated_header(pairs)):
                 text = repeated_text(twice)
                 self._record_refusal(exchange, 400, text)
-                await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+                await exchange.refuse(400, text)
                 return
             refusal = self._policy.refusal(headers)
             if refusal is not None:
                 self._record_refusal(exchange, 403, refusal)
-                await exchange.json(403, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, refusal))
+                await exchange.refuse(403, refusal)
                 return
             if b"origin" in headers:
                 exchange.always = self._policy.cors_headers(headers[b"origin"])
                 if exchange.always and exchange.method == "OPTIONS" and b"access-control-request-method" in headers:
-                    await self._allow(exchange)
+                    # A preflight bears no key (Fetch, "CORS-preflight request").
+                    wanted = headers.get(b"access-control-request-headers", b"")
+                    if _HEADER_LIST.fullmatch(wanted) is None:
+                        wanted = USUAL_HEADERS
+                    allowed_headers = (b"access-control-allow-headers", wanted)
+                    await exchange.empty(204, ALLOWED_METHODS, allowed_headers, PREFLIGHT_FOR)
                     return
             if self._access is None or not self._access.requires_credentials:
                 await handle(exchange)
             else:
-                await self._check(self._access, exchange, handle)
+                await self._authenticate(self._access, exchange, handle)
         except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
@@ -79,35 +82,26 @@ class AuthMiddleware:
             principal = None if exchange.principal is None else exchange.principal.name
             self._access.on_denied(status, text, principal, exchange.address, exchange.scope["path"])
 
-    async def _allow(self, exchange: Exchange) -> None:
-        """Answer a preflight, which by its nature bears no key (Fetch, "CORS-preflight request")."""
-        wanted = exchange.headers.get(b"access-control-request-headers", b"")
-        if _HEADER_LIST.fullmatch(wanted) is None:
-            wanted = USUAL_HEADERS
-        await exchange.empty(204, ALLOWED_METHODS, (b"access-control-allow-headers", wanted), PREFLIGHT_FOR)
-
-    async def _check(self, access: Access, exchange: Exchange, handle: Handler) -> None:
-        found = access.find(exchange.headers)
-        if found is None:
-            asked = await access.authenticate_token(exchange.headers, exchange.counted_address)
-            if isinstance(asked, Refusal):
-                self._record_refusal(exchange, asked.status, asked.text)
-                await _refuse(exchange, asked)
+    async def _authenticate(self, access: Access, exchange: Exchange, handle: Handler) -> None:
+        """Find the principal of a request and serve it, or refuse it."""
+        principal = access.find(exchange.headers)
+        if principal is None:
+            verdict = await access.authenticate_token(exchange.headers, exchange.counted_address)
+            if isinstance(verdict, Refusal):
+                self._record_refusal(exchange, verdict.status, verdict.text)
+                await _refuse(exchange, verdict)
                 return
-            found, exchange.valid_until = asked
-        exchange.principal = found
-        if not found.may_use_view(exchange.view):  # one that does not exist is none of its views either
-            text = f"this key is for the views {', '.join(found.rules.views or ())} only"
+            principal, exchange.valid_until = verdict
+        exchange.principal = principal
+        if not principal.may_use_view(exchange.view):  # one that does not exist is none of its views either
+            text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
             self._record_refusal(exchange, 403, text)
             await _refuse(exchange, Refusal(403, text))
             return
-        if exchange.method == "GET":
-            await self._stream(found, exchange, handle)
-        else:
+        if exchange.method != "GET":
             await handle(exchange)  # what comes of it ends with its session or its call; see `Router.cut_off`
-
-    async def _stream(self, principal: Principal, exchange: Exchange, handle: Handler) -> None:
-        """Serve what may last for as long as the client likes: at most until its key or token is no good any more."""
+            return
+        # A stream lasts as long as the client likes, but ends when its key or token does.
         with principal.track_stream(exchange.valid_until) as scope:
             await handle(exchange)
         if scope.cancelled_caught:
@@ -121,4 +115,4 @@ async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
     text = f"{refusal.text}; {refusal.hint}" if refusal.hint else refusal.text
-    await exchange.json(refusal.status, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text), *headers)
+    await exchange.refuse(refusal.status, text, *headers)

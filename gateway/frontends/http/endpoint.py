@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from gateway.frontends.http.listen_address import ListenAddress, ListeningSocket
     from gateway.frontends.request_handler import RequestHandler
     from gateway.httpd.connection_limit import Limits
-    from gateway.jsonrpc import Message
 
     AsgiApp = Any
 
@@ -100,32 +99,25 @@ class McpEndpoint:
     async def _post(self, exchange: Exchange) -> None:
         if not (exchange.accepts(b"application/json") or exchange.accepts(b"text/event-stream")):
             text = "the Accept header must list application/json and text/event-stream"
-            await exchange.json(406, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(406, text)
             return
         body = await read_json(exchange, self._answers.settings.max_body_bytes)
         if body is None:
             return
+        header = exchange.headers.get(headers.VERSION_HEADER)
+        version = None if header is None else header.decode("latin-1")
         if jsonrpc.is_batch(body):
-            await self._batch(exchange, body)
+            if version in versions.MODERN_VERSIONS:
+                await exchange.refuse(400, "the body must be a single JSON-RPC message")
+            else:
+                await self._streamable.post_batch(exchange, body)
             return
         try:
             message = self._answers.decode(body, exchange.identity)
         except jsonrpc.Malformed as exc:
-            await exchange.json(400, jsonrpc.error_response(exc.id, exc.code, exc.reason))
+            await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
-        await self._dispatch(exchange, message)
-
-    async def _batch(self, exchange: Exchange, body: bytes) -> None:
-        if exchange.headers.get(headers.VERSION_HEADER, b"").decode("latin-1") in versions.MODERN_VERSIONS:
-            text = "the body must be a single JSON-RPC message"
-            await exchange.json(400, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
-            return
-        await self._streamable.post_batch(exchange, body)
-
-    async def _dispatch(self, exchange: Exchange, message: Message) -> None:
-        """Serve the message in its era (2026-07-28 basic/versioning: it shows in how the client opens)."""
-        found = exchange.headers.get(headers.VERSION_HEADER)
-        version = None if found is None else found.decode("latin-1")
+        # The client's first message shows its era (2026-07-28 basic/versioning).
         if version in versions.MODERN_VERSIONS or requests.is_modern(message):
             await self._modern.post(exchange, message)
         elif version is None or version in versions.LEGACY_VERSIONS or headers.SESSION_HEADER in exchange.headers:
@@ -255,35 +247,30 @@ class HttpFrontend:
         self._sse.notify_list_changed(news)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request: at an endpoint, below one as a view's, or else by the management app."""
         if scope["type"] != "http":
             return
         path = view_routing.without_slash(scope["path"])
+        views = self._answers.fleet.config.views
         if path == self._place:
             await self._endpoint(scope, receive, send)
         elif path in self._sse_routes:
             await self._entrance.serve(Exchange(scope, receive, send), self._sse_routes[path])
         elif path.startswith(WELL_KNOWN):
             await show_resource(Exchange(scope, receive, send), self._policy, self._access)
-        else:
-            await self._route_view(path, scope, receive, send)
-
-    async def _route_view(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """What lies below one of the endpoints is a view's, all else the management app's."""
-        views = self._answers.fleet.config.views
-        view = view_routing.view_in(path, self._place, views)
-        if view is not None:
+        elif (view := view_routing.view_in(path, self._place, views)) is not None:
             await self._endpoint(scope, receive, send, view)
-            return
-        for place, handle in self._sse_routes.items():
-            view = view_routing.view_in(path, place, views)
-            if view is not None:
-                exchange = Exchange(scope, receive, send, view)
-                await self._entrance.serve(exchange, handle if view in views else view_routing.refuse)
-                return
-        await self._guard(scope, receive, send)
+        else:
+            for place, handle in self._sse_routes.items():
+                view = view_routing.view_in(path, place, views)
+                if view is not None:
+                    exchange = Exchange(scope, receive, send, view)
+                    await self._entrance.serve(exchange, handle if view in views else view_routing.refuse)
+                    return
+            await self._serve_management(scope, receive, send)
 
-    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The management app, behind the same Host and Origin checks."""
+    async def _serve_management(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to the management app after the checks of Host and Origin."""
         exchange = Exchange(scope, receive, send)
         refusal = self._policy.refusal(exchange.headers)
         if name := repeated_header(scope["headers"]):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.calls import Identity
+    from gateway.jsonrpc import Id
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -175,6 +176,17 @@ class Exchange:
         """Answer with one JSON document."""
         await self._document(status, body, JSON, *headers, *self.always)
 
+    async def refuse(
+        self,
+        status: int,
+        text: str,
+        *headers: tuple[bytes, bytes],
+        code: int = jsonrpc.INVALID_REQUEST,
+        request_id: Id | None = None,
+    ) -> None:
+        """Answer with a JSON-RPC error."""
+        await self.json(status, jsonrpc.error_response(request_id, code, text), *headers)
+
     async def text(self, body: bytes, media_type: bytes) -> None:
         """Answer with one document that is not JSON."""
         await self._document(200, body, (b"content-type", media_type))
@@ -271,18 +283,18 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
     encoding = compressed(exchange)
     if encoding is not None:
         text = explain_compressed(encoding)
-        await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text), UNCOMPRESSED)
+        await exchange.refuse(415, text, UNCOMPRESSED)
         return None
     if not exchange.headers.get(b"content-type", b"").lower().startswith(b"application/json"):
         text = "the Content-Type must be application/json"
-        await exchange.json(415, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+        await exchange.refuse(415, text)
         return None
     body = await exchange.read_body(most)
     if body is None:
         text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
-        await exchange.json(413, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
+        await exchange.refuse(413, text)
     elif exchange.principal is not None and exchange.principal.ended:  # while the body was on its way
-        await exchange.json(401, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, str(Revoked())), INVALID_TOKEN)
+        await exchange.refuse(401, str(Revoked()), INVALID_TOKEN)
         return None
     return body
 
@@ -293,10 +305,10 @@ class NullExchange(Exchange):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__({"headers": [], "method": "GET"}, self._silence, self._drop)
+        super().__init__({"headers": [], "method": "GET"}, self._report_disconnect, self._discard)
 
-    async def _silence(self) -> MutableMapping[str, Any]:
+    async def _report_disconnect(self) -> MutableMapping[str, Any]:
         return {"type": "http.disconnect"}
 
-    async def _drop(self, message: MutableMapping[str, Any]) -> None:
+    async def _discard(self, message: MutableMapping[str, Any]) -> None:
         del message

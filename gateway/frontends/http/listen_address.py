@@ -83,14 +83,12 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             from hypercorn.config import Config as HypercornConfig
 
             self.set_tls(HypercornConfig())
-        sock = self._open_tcp() if self.uds is None else _open_unix(self.uds, self.uds_mode)
-        return ListeningSocket(self, sock)
-
-    def _open_tcp(self) -> socket.socket:
+        if self.uds is not None:
+            return ListeningSocket(self, _open_unix(self.uds, self.uds_mode))
         try:
             infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, address = infos[0]
-            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            return ListeningSocket(self, socket.create_server(address[:2], family=family, backlog=BACKLOG))
         except OSError as exc:
             reason, hint = exc.strerror or str(exc), "see --host"
             if exc.errno == errno.EADDRINUSE:

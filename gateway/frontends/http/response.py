@@ -94,7 +94,10 @@ class CallResponse(ABC):
             if item is None:
                 patience = settings.keep_alive_interval if self._streaming else settings.sse_after
                 with trio.move_on_after(patience) as silence:
-                    item = await self._next()
+                    try:
+                        item = await self._flow.next()
+                    except GatewayError as exc:  # a further round of the call was refused
+                        item = exc
                 if silence.cancelled_caught:
                     await self._pass_time()
                     continue
@@ -115,12 +118,6 @@ class CallResponse(ABC):
                 await self._finish(item)
                 return
             item = None
-
-    async def _next(self) -> Event | Outcome | None:
-        try:
-            return await self._flow.next()
-        except GatewayError as exc:  # a further round of the call was refused
-            return exc
 
     async def _event(self, message: bytes) -> None:
         if self._can_stream:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gateway import jsonrpc
-
 if TYPE_CHECKING:
     from collections.abc import Container
 
@@ -38,4 +36,4 @@ def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | Non
 
 async def refuse(exchange: Exchange) -> None:
     """Answer who has come to the endpoint of a view that there is not. Raises ClientGone."""
-    await exchange.json(404, jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, NO_VIEW))
+    await exchange.refuse(404, NO_VIEW)

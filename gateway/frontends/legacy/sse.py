@@ -46,10 +46,6 @@ RETRY_AFTER: Final = (b"retry-after", b"30")
 log = logging.getLogger("gateway.http")
 
 
-def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
-    return jsonrpc.error_response(request_id, code, text)
-
-
 class SseStream:
     """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
 
@@ -188,7 +184,7 @@ class SseStream:
                 scope = self.session.in_flight.add(request_id)
             except DuplicateId as exc:
                 self._answers.turn_away(message, self.session.caller, exc)
-                return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
+                return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
             except GatewayError as exc:
                 self._answers.turn_away(message, self.session.caller, exc)
                 await self.send(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
@@ -251,7 +247,7 @@ class SseStream:
             while True:
                 item = await answer.next()
                 if item is None:
-                    return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
+                    return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
                 if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
                 await self._pass_on(session, answer, item)
@@ -305,17 +301,17 @@ class SseFrontend:
         if exchange.method != "GET":
             await exchange.empty(405, (b"allow", b"GET"))
         elif not exchange.accepts(b"text/event-stream"):
-            await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
+            await exchange.refuse(406, "GET needs Accept: text/event-stream")
         elif self._closing.is_set() or (len(self._streams) >= most and not self._evict_unused()):
             text = "the gateway is shutting down"
             if len(self._streams) >= most:
                 text = f"{most} streams are open (max_sessions); try again later"
-            await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
+            await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR)
         elif principal is not None and self._streams_of(principal.name) >= principal.most_sessions(most):
             text = (
                 f"{principal.name!r} has too many streams open (max_sessions of its key); end one, or try again later"
             )
-            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text), RETRY_AFTER)
+            await exchange.refuse(429, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR)
         else:
             await self._serve(exchange)
 
@@ -354,12 +350,12 @@ class SseFrontend:
         given = parse_qs(exchange.scope["query_string"].decode("latin-1")).get("session_id", [])
         if len(given) != 1:
             text = "session_id is missing: POST to the URI that the stream's endpoint event gave"
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(400, text)
             return
         stream = self._streams.get(given[0])
         if stream is None or not stream.belongs_to(exchange.identity):
             text = "this session does not exist or has ended with its stream: open another one"
-            await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(404, text)
             return
         body = await read_json(exchange, self._answers.settings.max_body_bytes)
         if body is None:
@@ -367,7 +363,7 @@ class SseFrontend:
         try:
             messages = self._decode(body, stream, exchange.identity)
         except jsonrpc.Malformed as exc:
-            await exchange.json(400, _error(exc.code, exc.reason, exc.id))
+            await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
         refusals = [refusal for message in messages if (refusal := await stream.handle_message(message)) is not None]
         if refusals:

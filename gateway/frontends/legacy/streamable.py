@@ -32,10 +32,6 @@ RETRY_AFTER: Final = (b"retry-after", b"30")
 """Told to clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
 
 
-def _error(code: int, text: str, request_id: Id | None = None) -> bytes:
-    return jsonrpc.error_response(request_id, code, text)
-
-
 class StreamableFrontend:
     """Answers legacy requests on the MCP endpoint."""
 
@@ -64,13 +60,13 @@ class StreamableFrontend:
             return
         if session.caller.version != versions.BATCH_VERSION:
             text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(400, text)
             return
         try:
             parts = jsonrpc.decode_batch(body, most=MAX_BATCH)
             messages = [self._answers.decode(part, exchange.identity) for part in parts]
         except jsonrpc.Malformed as exc:
-            await exchange.json(400, _error(exc.code, exc.reason, exc.id))
+            await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
         wanted: list[tuple[Id, Message]] = []
         for message in messages:
@@ -100,7 +96,7 @@ class StreamableFrontend:
             scope = session.in_flight.add(request_id)
         except DuplicateId as exc:
             self._answers.turn_away(message, session.caller, exc)
-            return _error(jsonrpc.INVALID_REQUEST, str(exc), request_id)
+            return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
         except GatewayError as exc:
             self._answers.turn_away(message, session.caller, exc)
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
@@ -117,7 +113,7 @@ class StreamableFrontend:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
             session.in_flight.remove(request_id)
-        return _error(jsonrpc.INTERNAL_ERROR, "the request was cancelled", request_id)
+        return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
 
     async def get(self, exchange: Exchange) -> None:
         """Resume a stream, or carry the session's own: list changes, until the client goes or the session ends."""
@@ -125,7 +121,7 @@ class StreamableFrontend:
         if session is None:
             return
         if not exchange.accepts(b"text/event-stream"):
-            await exchange.json(406, _error(jsonrpc.INVALID_REQUEST, "GET needs Accept: text/event-stream"))
+            await exchange.refuse(406, "GET needs Accept: text/event-stream")
             return
         last_event_id = exchange.headers.get(LAST_EVENT_ID)
         if last_event_id is None:
@@ -135,7 +131,7 @@ class StreamableFrontend:
         found = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
         if found is None:
             text = f"Last-Event-ID names no stream of this session that is kept; they are for {RESUME_WITHIN:g} s"
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(400, text)
             return
         log, after = found
         if log.number == STANDALONE:
@@ -205,12 +201,12 @@ class StreamableFrontend:
             text = (
                 f"{principal.name!r} has too many sessions open (max_sessions of its key); end one, or try again later"
             )
-            await exchange.json(429, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
+            await exchange.refuse(429, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
             return
         session = self._sessions.create(introduction)
         if session is None or session.id is None:
             text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
-            await exchange.json(503, _error(jsonrpc.INTERNAL_ERROR, text, request_id), RETRY_AFTER)
+            await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
             return
         await exchange.message(
             jsonrpc.response(request_id, self._answers.greeting(introduction)),
@@ -222,18 +218,18 @@ class StreamableFrontend:
         session_id = exchange.headers.get(headers.SESSION_HEADER)
         if session_id is None:
             text = "the Mcp-Session-Id header is missing: send initialize first, then its session id with each request"
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(400, text)
             return None
         session = self._sessions.find(session_id.decode("latin-1"), exchange.identity)
         if session is None:
             text = "this session does not exist or has ended: initialize again without a session id"
-            await exchange.json(404, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(404, text)
             return None
         version = exchange.headers.get(headers.VERSION_HEADER)
         if version is not None and version.decode("latin-1") not in versions.LEGACY_VERSIONS:
             spoken = ", ".join(versions.LEGACY_VERSIONS)
             text = f"MCP-Protocol-Version {version.decode('latin-1')!r} is not supported in a session; use {spoken}"
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, text))
+            await exchange.refuse(400, text)
             return None
         return session
 
@@ -242,7 +238,7 @@ class StreamableFrontend:
             scope = session.in_flight.add(request_id)
         except DuplicateId as exc:
             self._answers.turn_away(message, session.caller, exc)
-            await exchange.json(400, _error(jsonrpc.INVALID_REQUEST, str(exc), request_id))
+            await exchange.refuse(400, str(exc), request_id=request_id)
             return
         except GatewayError as exc:
             self._answers.turn_away(message, session.caller, exc)
