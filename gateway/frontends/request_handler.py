@@ -34,7 +34,7 @@ from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.call_stream import CallStream
-from gateway.frontends.legacy.sessions import ClientIntroduction
+from gateway.frontends.legacy.sessions import ClientIntroduction, DuplicateId
 from gateway.frontends.modern.suspended_calls import PARKABLE
 from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
 
@@ -108,6 +108,17 @@ class RequestHandler:
         raise jsonrpc.Malformed(jsonrpc.INVALID_PARAMS, problem, request_id)
 
     # The legacy era.
+
+    def decode_batch(self, data: bytes, identity: Identity, session: LegacySession | None) -> list[Message]:
+        """Decode a batch, which only one protocol version has.
+
+        Raises:
+            jsonrpc.Malformed: the session has no batches, or a message is refused; none has had an effect.
+        """
+        if session is None or session.caller.version != versions.BATCH_VERSION:
+            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
+            raise jsonrpc.Malformed(jsonrpc.INVALID_REQUEST, text, None)
+        return [self.decode(part, identity) for part in jsonrpc.decode_batch(data, most=MAX_BATCH)]
 
     def introduce(self, message: Message, identity: Identity = ANYBODY) -> ClientIntroduction:
         """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.first_starts`.
@@ -362,6 +373,8 @@ class RequestHandler:
     ) -> tuple[bytes, int]:
         """The error response to a request, and its code."""
         match problem:
+            case DuplicateId():
+                wire = errors.WireError(jsonrpc.INVALID_REQUEST, str(problem))
             case resource_subscriptions.Refused():
                 wire = errors.to_wire(problem.failure, era)
             case requests.UnsupportedVersion():

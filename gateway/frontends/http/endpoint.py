@@ -68,8 +68,8 @@ class McpEndpoint:
             most=settings.max_sessions,
             idle_timeout=settings.session_idle_timeout,
             max_requests=settings.max_client_requests,
+            welcome=answers.welcome,
         )
-        self.sessions.welcome = answers.welcome
         self._answers = answers
         self._entrance = entrance
         self._streamable = StreamableFrontend(answers, self.sessions)

@@ -111,7 +111,14 @@ class EventStore:
             self._count(log, len(message))
             while log.events and (len(log.events) > MAX_STREAM_EVENTS or log.size > MAX_STREAM_BYTES):
                 self._drop_oldest(log)
-            self._make_room(log)
+            # Ended streams are dropped first, whole and the oldest first, then the oldest events of this one.
+            while len(self._ended) > MAX_SESSION_STREAMS or self._is_full():
+                oldest = self._oldest_ended()
+                if oldest is None or oldest is log:
+                    break
+                self.drop(oldest)
+            while self._is_full() and log.events:
+                self._drop_oldest(log)
         return self.id(log, log.last)
 
     def end(self, log: Log, message: bytes, instead: bytes, *, now: float) -> bytes:
@@ -169,16 +176,6 @@ class EventStore:
 
     def _is_full(self) -> bool:
         return self._size > MAX_SESSION_BYTES or self._budget.used > self._budget.most
-
-    def _make_room(self, log: Log) -> None:
-        """Drop ended streams first, whole and the oldest first, then the oldest events of the one that grows."""
-        while len(self._ended) > MAX_SESSION_STREAMS or self._is_full():
-            oldest = self._oldest_ended()
-            if oldest is None or oldest is log:
-                break
-            self.drop(oldest)
-        while self._is_full() and log.events:
-            self._drop_oldest(log)
 
 
 def _is_number(text: str) -> bool:

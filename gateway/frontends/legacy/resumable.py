@@ -84,7 +84,10 @@ class ResumableResponse(CallResponse):
         mine = False
         try:
             with scope:
-                await self._turn()
+                while self._busy:  # the predecessor, which has been cancelled, lets go
+                    self._freed = trio.Event()
+                    await self._freed.wait()
+                self._busy = True
                 mine, self._exchange = True, exchange
                 await replay(exchange, self._session.events, self._log, after)
                 if self._ended:
@@ -126,13 +129,6 @@ class ResumableResponse(CallResponse):
     def _give(self, scope: trio.CancelScope) -> None:
         self._scope = scope
         self._session.in_flight.replace(self._id, scope)
-
-    async def _turn(self) -> None:
-        """Wait until the predecessor, which has been cancelled, has let go."""
-        while self._busy:
-            self._freed = trio.Event()
-            await self._freed.wait()
-        self._busy = True
 
     def _release(self, scope: trio.CancelScope, *, mine: bool = True) -> None:
         """Let go; where nobody carries on, the call is over."""

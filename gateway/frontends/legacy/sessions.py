@@ -38,6 +38,8 @@ MAX_ASKED: Final = 1_024
 """Requests of servers that one client may have before it, unanswered."""
 EVICTABLE_AFTER: Final = 60.0
 """Seconds without a request after which an abandoned session may make room for a new client."""
+RETRY_AFTER: Final = (b"retry-after", b"30")
+"""Header for clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
 SWEEP_INTERVAL: Final = 30.0
 """Seconds between two looks for sessions that were idle too long."""
 
@@ -271,20 +273,23 @@ class LegacySession:
         self.events.clear()
 
 
-def _take_no_notice(_session: LegacySession) -> None:
-    pass
-
-
 class SessionTable:
     """All legacy sessions of the HTTP face."""
 
-    def __init__(self, *, most: int, idle_timeout: float, max_requests: int) -> None:
+    def __init__(
+        self,
+        *,
+        most: int,
+        idle_timeout: float,
+        max_requests: int,
+        welcome: Callable[[LegacySession], None] | None = None,
+    ) -> None:
+        """Make an empty table; `welcome` is called with each new session, to tie to it what is kept elsewhere."""
         self._sessions: dict[str, LegacySession] = {}
         self._most = most
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
-        self.welcome: Callable[[LegacySession], None] = _take_no_notice
-        """Called with each new session, so that what is kept for it elsewhere can end with it."""
+        self._welcome = welcome
         self._budget = Budget()
         self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
 
@@ -298,12 +303,19 @@ class SessionTable:
 
     def create(self, introduction: ClientIntroduction) -> LegacySession | None:
         """Make a session for this client; return None if the table is full and no session can make room."""
-        if len(self._sessions) >= self._most and not (self._evict_unused() or self._evict(self._sessions.values())):
-            return None
+        if len(self._sessions) >= self._most:
+            # Opening sessions costs a client nothing. One that asks for nothing else must not shut out the others, so
+            # the oldest anonymous session that has served nothing makes room first, however recent it is.
+            unused = next((session for session in self._sessions.values() if session.is_unused), None)
+            if unused is not None:
+                self.close(unused)
+            elif not self._evict(self._sessions.values()):
+                return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
         session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
         self._sessions[session_id] = session
-        self.welcome(session)
+        if self._welcome is not None:
+            self._welcome(session)
         return session
 
     def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
@@ -330,17 +342,6 @@ class SessionTable:
         mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
         return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
 
-    def _evict_unused(self) -> bool:
-        """Make room by ending the oldest anonymous session that has served nothing, however recent it is.
-
-        Opening sessions costs a client nothing: without this, one that only does that shuts all others out.
-        """
-        oldest = next((session for session in self._sessions.values() if session.is_unused), None)
-        if oldest is None:
-            return False
-        self.close(oldest)
-        return True
-
     def _evict(self, among: Iterable[LegacySession]) -> bool:
         """Make room by ending the session that has been idle longest, if that is long enough."""
         oldest = max(among, key=lambda session: session.idle)
@@ -355,18 +356,15 @@ class SessionTable:
             task_status.started()
             while True:
                 await trio.sleep(min(SWEEP_INTERVAL, self._idle_timeout))
-                self._sweep()
+                now = trio.current_time()
+                for session in list(self._sessions.values()):
+                    session.events.expire(now)
+                    if session.idle >= self._idle_timeout:
+                        self.close(session)
 
     def start_call_task(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
         """Run a call's task in the nursery of the sessions; it ends with its session, which cancels its scope."""
         self._nursery.start_soon(run, scope)
-
-    def _sweep(self) -> None:
-        now = trio.current_time()
-        for session in list(self._sessions.values()):
-            session.events.expire(now)
-            if session.idle >= self._idle_timeout:
-                self.close(session)
 
     def update_principal(self, principal: Principal) -> None:
         """Have every session of a principal go by its present rules; those at views that it may not use now end."""

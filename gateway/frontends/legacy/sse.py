@@ -18,18 +18,17 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Era, Notification, ServerRequest, StreamClosed, Withdrawn
-from gateway.eras import errors, meta, versions
+from gateway.eras import errors, meta
 from gateway.errors import GatewayError
 from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
 from gateway.frontends.legacy.notifications import handle_notification
-from gateway.frontends.legacy.sessions import SESSION_ID_BYTES, DuplicateId, LegacySession
-from gateway.frontends.request_handler import MAX_BATCH, RequestHandler, encode_notice, is_wanted
+from gateway.frontends.legacy.sessions import RETRY_AFTER, SESSION_ID_BYTES, DuplicateId, LegacySession
+from gateway.frontends.request_handler import RequestHandler, encode_notice, is_wanted
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
-    from gateway.calls import Event, Identity
+    from gateway.calls import Identity
     from gateway.catalog.news import ListNews
-    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
@@ -41,7 +40,6 @@ PATIENCE: Final = 10.0
 """Seconds that a message waits for room in a full buffer; then the client counts as one that does not read."""
 WRITE_BYTES: Final = 65_536
 """How much of what waits is sent at once; smaller writes would cost, larger ones would free the buffer late."""
-RETRY_AFTER: Final = (b"retry-after", b"30")
 
 log = logging.getLogger("gateway.http")
 
@@ -147,7 +145,14 @@ class SseStream:
         """Send what waits, and comments while nothing does. Raises ClientGone."""
         while True:
             if self._waiting:
-                await exchange.frames(self._next_batch())
+                frames = [self._waiting.popleft()]
+                size = len(frames[0])
+                while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
+                    frames.append(self._waiting.popleft())
+                    size += len(frames[-1])
+                self._size -= size
+                self._room.unpark()
+                await exchange.frames(b"".join(frames))
                 continue
             if self._ending and not (self.session is not None and len(self.session.in_flight)):
                 return
@@ -156,16 +161,6 @@ class SseStream:
                 await self._news.wait()
             if silence.cancelled_caught:
                 await exchange.keep_alive()
-
-    def _next_batch(self) -> bytes:
-        some = [self._waiting.popleft()]
-        size = len(some[0])
-        while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
-            some.append(self._waiting.popleft())
-            size += len(some[-1])
-        self._size -= size
-        self._room.unpark()
-        return b"".join(some)
 
     # Messages of the client.
 
@@ -182,12 +177,12 @@ class SseStream:
         else:
             try:
                 scope = self.session.in_flight.add(request_id)
-            except DuplicateId as exc:
-                self._answers.turn_away(message, self.session.caller, exc)
-                return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
             except GatewayError as exc:
                 self._answers.turn_away(message, self.session.caller, exc)
-                await self.send(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+                refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
+                if isinstance(exc, DuplicateId):
+                    return refusal  # on the stream it would pass for the response to the other request
+                await self.send(refusal)
             else:
                 self._nursery.start_soon(self._request, self.session, message, request_id, scope)
         return None
@@ -250,20 +245,17 @@ class SseStream:
                     return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
                 if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
-                await self._pass_on(session, answer, item)
+                if isinstance(item, Notification):
+                    if is_wanted(item, session.log_level or meta.LOG_LEVELS[0]):
+                        await self.send(encode_notice(item, answer.token))
+                elif isinstance(item, ServerRequest):
+                    await self.send(session.desk.request(item))
+                elif isinstance(item, Withdrawn):
+                    cancel = session.desk.withdraw(item.ask)
+                    if cancel is not None:
+                        await self.send(cancel)
         finally:
             answer.close()
-
-    async def _pass_on(self, session: LegacySession, flow: CallStream, event: Event) -> None:
-        if isinstance(event, Notification):
-            if is_wanted(event, session.log_level or meta.LOG_LEVELS[0]):
-                await self.send(encode_notice(event, flow.token))
-        elif isinstance(event, ServerRequest):
-            await self.send(session.desk.request(event))
-        elif isinstance(event, Withdrawn):
-            message = session.desk.withdraw(event.ask)
-            if message is not None:
-                await self.send(message)
 
 
 class SseFrontend:
@@ -307,7 +299,7 @@ class SseFrontend:
             if len(self._streams) >= most:
                 text = f"{most} streams are open (max_sessions); try again later"
             await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR)
-        elif principal is not None and self._streams_of(principal.name) >= principal.most_sessions(most):
+        elif principal is not None and self._count_streams(principal) >= principal.most_sessions(most):
             text = (
                 f"{principal.name!r} has too many streams open (max_sessions of its key); end one, or try again later"
             )
@@ -317,19 +309,22 @@ class SseFrontend:
 
     def _evict_unused(self) -> bool:
         """Make room by ending the oldest anonymous stream whose client has not even sent `initialize`."""
-        oldest = next((one for one in self._streams.values() if one.is_unused), None)
+        oldest = next((stream for stream in self._streams.values() if stream.is_unused), None)
         if oldest is None:
             return False
         del self._streams[oldest.id]
         oldest.end()
         return True
 
-    def _streams_of(self, principal: str) -> int:
-        return sum(stream.identity.principal == principal for stream in self._streams.values())
+    def _count_streams(self, principal: Principal) -> int:
+        return sum(stream.identity.principal == principal.name for stream in self._streams.values())
 
     async def _serve(self, exchange: Exchange) -> None:
         stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
-        path = quote(exchange.scope.get("root_path", "").rstrip("/") + self._path_for(exchange.view))
+        path = self._message_path
+        if exchange.view is not None:  # a view has a path of its own, by which its requests are known
+            path = f"{path.rstrip('/')}/{exchange.view}"
+        path = quote(exchange.scope.get("root_path", "").rstrip("/") + path)
         self._streams[stream.id] = stream
         try:
             await stream.run(exchange, f"{path}?session_id={stream.id}".encode("ascii"))
@@ -337,10 +332,6 @@ class SseFrontend:
             log.debug("an SSE client hung up")
         finally:
             self._streams.pop(stream.id, None)
-
-    def _path_for(self, view: str | None) -> str:
-        """Where a client is told to POST; one of a view has a path of its own, by which its requests are known."""
-        return self._message_path if view is None else f"{self._message_path.rstrip('/')}/{view}"
 
     async def post(self, exchange: Exchange) -> None:
         """Take in the messages of a POST; their answers go over the client's stream. Raises ClientGone."""
@@ -361,7 +352,10 @@ class SseFrontend:
         if body is None:
             return
         try:
-            messages = self._decode(body, stream, exchange.identity)
+            if jsonrpc.is_batch(body):
+                messages = self._answers.decode_batch(body, exchange.identity, stream.session)
+            else:
+                messages = [self._answers.decode(body, exchange.identity)]
         except jsonrpc.Malformed as exc:
             await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
@@ -370,16 +364,3 @@ class SseFrontend:
             await exchange.json(400, refusals[0])
         else:
             await exchange.empty(202)
-
-    def _decode(self, body: bytes, stream: SseStream, identity: Identity) -> list[Message]:
-        """The messages of a POST: one, or in the one version that has them a batch.
-
-        Raises:
-            jsonrpc.Malformed: it is neither.
-        """
-        if not jsonrpc.is_batch(body):
-            return [self._answers.decode(body, identity)]
-        if stream.session is None or stream.session.caller.version != versions.BATCH_VERSION:
-            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
-            raise jsonrpc.Malformed(jsonrpc.INVALID_REQUEST, text, None)
-        return [self._answers.decode(part, identity) for part in jsonrpc.decode_batch(body, most=MAX_BATCH)]

@@ -19,17 +19,15 @@ from gateway.errors import GatewayError
 from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.resumable import FIRST_PRIMED, ResumableResponse, replay
-from gateway.frontends.legacy.sessions import DuplicateId
-from gateway.frontends.request_handler import MAX_BATCH, RequestHandler
+from gateway.frontends.legacy.sessions import RETRY_AFTER, DuplicateId
 
 if TYPE_CHECKING:
     from gateway.frontends.http.exchange import Exchange
     from gateway.frontends.legacy.sessions import LegacySession, SessionTable
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id, Message
 
 LAST_EVENT_ID: Final = b"last-event-id"
-RETRY_AFTER: Final = (b"retry-after", b"30")
-"""Told to clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
 
 
 class StreamableFrontend:
@@ -58,13 +56,8 @@ class StreamableFrontend:
         session = await self._session(exchange)
         if session is None:
             return
-        if session.caller.version != versions.BATCH_VERSION:
-            text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
-            await exchange.refuse(400, text)
-            return
         try:
-            parts = jsonrpc.decode_batch(body, most=MAX_BATCH)
-            messages = [self._answers.decode(part, exchange.identity) for part in parts]
+            messages = self._answers.decode_batch(body, exchange.identity, session)
         except jsonrpc.Malformed as exc:
             await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
@@ -77,26 +70,20 @@ class StreamableFrontend:
         if not wanted:
             await exchange.empty(202)
             return
-        await self._answer_batch(exchange, session, wanted)
+        responses: list[bytes] = []
 
-    async def _answer_batch(self, exchange: Exchange, session: LegacySession, wanted: list[tuple[Id, Message]]) -> None:
-        answers: list[bytes] = []
-
-        async def answer(request_id: Id, message: Message) -> None:
-            answers.append(await self._answer_alone(session, request_id, message))
+        async def respond(request_id: Id, message: Message) -> None:
+            responses.append(await self._respond(session, request_id, message))
 
         async with trio.open_nursery() as nursery:
             for request_id, message in wanted:
-                nursery.start_soon(answer, request_id, message)
-        await exchange.message(b"[" + b",".join(answers) + b"]")
+                nursery.start_soon(respond, request_id, message)
+        await exchange.message(b"[" + b",".join(responses) + b"]")
 
-    async def _answer_alone(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
+    async def _respond(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
         """One response of a batch; its notices have no stream of their own and are dropped."""
         try:
             scope = session.in_flight.add(request_id)
-        except DuplicateId as exc:
-            self._answers.turn_away(message, session.caller, exc)
-            return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
         except GatewayError as exc:
             self._answers.turn_away(message, session.caller, exc)
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
@@ -157,7 +144,7 @@ class StreamableFrontend:
         await exchange.end_stream()
 
     async def _send_notifications(self, exchange: Exchange, session: LegacySession, after: int) -> None:
-        """Send what changes, and comments while nothing does."""
+        """Send notifications, and comments while there are none."""
         store, log = session.events, session.events.standalone()
         await replay(exchange, store, log, after)  # opens the stream, so that the client sees at once that it stands
         if session.caller.version >= FIRST_PRIMED:
@@ -236,13 +223,10 @@ class StreamableFrontend:
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         try:
             scope = session.in_flight.add(request_id)
-        except DuplicateId as exc:
-            self._answers.turn_away(message, session.caller, exc)
-            await exchange.refuse(400, str(exc), request_id=request_id)
-            return
         except GatewayError as exc:
             self._answers.turn_away(message, session.caller, exc)
-            await exchange.message(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
+            await (exchange.json(400, refusal) if isinstance(exc, DuplicateId) else exchange.message(refusal))
             return
         reply: ResumableResponse | None = None  # which takes care of the call, its scope and its id
         body = b""
