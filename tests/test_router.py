@@ -28,7 +28,7 @@ from gateway.errors import (
 )
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from tests.support.fakes import LEGACY_CALLER, RESULT, FakeBackend, backends, make_call, make_listing, settle
 
 if TYPE_CHECKING:

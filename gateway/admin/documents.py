@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.reload.reloader import LastReload  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
 from gateway.supervisor.history import ErrorRecord, Latency  # ruff: ignore[typing-only-first-party-import] - the same
-from gateway.supervisor.status import Status  # ruff: ignore[typing-only-first-party-import] - the same
+from gateway.supervisor.lifecycle import Status  # ruff: ignore[typing-only-first-party-import] - the same
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import trio
 
 from gateway.audit import error_word
 from gateway.supervisor.history import BOUNDS
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from gateway.telemetry import dropped_lines
 from gateway.version import VERSION
 

@@ -19,7 +19,7 @@ from gateway.errors import ConfigError
 from gateway.masking import SECRETS
 from gateway.reload.reloader import UnknownServer
 from gateway.supervisor.history import CallStats
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

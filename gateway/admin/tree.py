@@ -11,7 +11,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
     from gateway.calls import Caller

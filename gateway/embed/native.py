@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from gateway.catalog.offers import Offer
     from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
-    from gateway.supervisor.supervisor import Status
+    from gateway.supervisor.lifecycle import Status
 
 PROGRAM: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY, session="program")
 """The program around the gateway, as a client among others; it declares nothing that it could be asked for."""

@@ -2,7 +2,7 @@
 
 The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. `apply` puts another config
 in the place of the present one: what is new starts beside what is old, both tables are swapped between two
-checkpoints, then the old drains and stops. `assembly` makes the catalog, `keeping` remembers it for the next run.
+checkpoints, then the old drains and stops. `catalog` builds the catalog and caches it for the next run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown
 from gateway.inflight.deadlines import Deadlines
 from gateway.masking import SECRETS
-from gateway.supervisor.catalog_builder import CatalogBuilder
-from gateway.supervisor.catalog_cache import CatalogCache
-from gateway.supervisor.client_notifications import ClientNotifications
+from gateway.supervisor.catalog import CatalogBuilder, CatalogCache
+from gateway.supervisor.lifecycle import State
 from gateway.supervisor.per_client import PerClientSupervisors
 from gateway.supervisor.start_limiter import StartLimiter
-from gateway.supervisor.states import State
-from gateway.supervisor.subscriptions import SubscriptionRegistry
+from gateway.supervisor.subscriptions import ClientNotifications, SubscriptionRegistry
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
 
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.config import Config, GatewaySettings, ServerConfig
     from gateway.inflight.pending import PendingCall
     from gateway.store import Store
-    from gateway.supervisor.status import Status
+    from gateway.supervisor.lifecycle import Status
 
     ChangeListener = Callable[[ListNews], None]
     Observer = Callable[[Supervisor, PendingCall | None, float], None]
@@ -69,7 +67,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Implements `gateway.supervisor.events.Upward` for every backend of one config."""
+    """All backends of one config: the `SupervisorEvents` of their supervisors."""
 
     def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
         self.config = config
@@ -183,7 +181,7 @@ class Fleet:
         """Put something into one client's mailboxes."""
         self.mailboxes.deliver(key, method, params)
 
-    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
+    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
         """What clients want of a backend beyond single calls; with a key, what that client wants of its session."""
         return self.wish_list.of(backend, key)
 

@@ -18,7 +18,7 @@ import trio
 from gateway.backends.session.session_state import DesiredState
 from gateway.catalog.kinds import Kind
 from gateway.errors import BackendUnavailable, Busy
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
-    from gateway.supervisor.events import SupervisorEvents
+    from gateway.supervisor.supervisor import SupervisorEvents
 
 CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
@@ -67,8 +67,8 @@ class PerClientSupervisors(Supervisor):
 
     nursery: trio.Nursery
 
-    def __init__(self, config: ServerConfig, opener: Opener, upward: SupervisorEvents, **further: Any) -> None:
-        super().__init__(config, opener, upward, **further)
+    def __init__(self, config: ServerConfig, opener: Opener, events: SupervisorEvents, **further: Any) -> None:
+        super().__init__(config, opener, events, **further)
         self._private: dict[object, ClientSupervisor] = {}
 
     def submit(self, ticket: PendingCall) -> None:
@@ -105,7 +105,7 @@ class PerClientSupervisors(Supervisor):
         private = ClientSupervisor(
             self._private_config(alone=alone),
             partial(self._opener, capabilities=caller.capabilities),
-            _Upward(self, key),
+            _ClientEvents(self, key),
             last_good=self.listing,
         )
         private.alone = alone
@@ -144,11 +144,13 @@ class PerClientSupervisors(Supervisor):
 
     def updated_for(self, key: str, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on that a resource was updated, to one client."""
-        self._upward.resource_updated(self, uri, params, key)
+        self._events.resource_updated(self, uri, params, key)
 
-    def wishes_of(self, key: str | None) -> DesiredState:
+    def desired_state_of(self, key: str | None) -> DesiredState:
         """What the session of one client should be set to; one of a single call watches nothing."""
-        return DesiredState(self.wishes().log_level) if key is None else self._upward.wishes_for(self.name, key)
+        return (
+            DesiredState(self.desired_state().log_level) if key is None else self._events.desired_state(self.name, key)
+        )
 
     @property
     def in_flight(self) -> int:
@@ -172,8 +174,8 @@ class PerClientSupervisors(Supervisor):
             await super().run()
 
 
-class _Upward:
-    """Implements `gateway.supervisor.events.Upward` for one private session: its news are its client's alone."""
+class _ClientEvents:
+    """The `SupervisorEvents` of one private session, which concern its client alone."""
 
     def __init__(self, owner: PerClientSupervisors, key: object) -> None:
         self._owner = owner
@@ -209,7 +211,7 @@ class _Upward:
         """Hand on what is for one client alone."""
         self._owner.for_client(key, method, params)
 
-    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
+    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
         """The log level that clients want, and what this one watches."""
         del backend, key
-        return self._owner.wishes_of(self._client)
+        return self._owner.desired_state_of(self._client)

@@ -1,7 +1,11 @@
-"""The calls that wait for one backend: a bounded channel, and those that are to be sent once more.
+"""The calls that wait for one backend: a bounded channel, and the calls to retry.
 
-A full queue refuses, once the calls in it that were cancelled meanwhile have made room. The supervisor's own task holds
-both ends (`with queue`) and takes batches out; whoever submits only puts tickets in, and never waits.
+A full queue drops its cancelled calls before it refuses one. The supervisor's own task holds both ends (`with queue`)
+and takes batches out; callers only put calls in, and never wait.
+
+A call is retried because the backend died before it sent anything about it, and only for tools whose annotations say
+that a second call has no further effect (`retry` in the config). Retries are bounded by what a session may work on at
+once: only the calls of a session that has died are kept, until the next start is due.
 """
 
 from __future__ import annotations
@@ -9,16 +13,61 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 import trio
 
-from gateway.errors import BackendUnavailable, Busy
-from gateway.supervisor.retry_queue import RetryQueue
+from gateway.catalog.kinds import Kind
+from gateway.errors import BackendExited, BackendUnavailable, Busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gateway.calls import Outcome
+    from gateway.catalog.listing import Listing
     from gateway.inflight.pending import PendingCall
+
+
+class _Hints(msgspec.Struct):
+    readOnlyHint: object = False  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    idempotentHint: object = False  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+
+
+class _Tool(msgspec.Struct):
+    annotations: _Hints | None = None
+
+
+def may_repeat(tool: bytes) -> bool:
+    """Whether a tool says of itself that a second call does no more than the first (server/tools, annotations)."""
+    try:
+        hints = msgspec.json.decode(tool, type=_Tool).annotations
+    except (ValueError, RecursionError):
+        return False
+    return hints is not None and (hints.readOnlyHint is True or hints.idempotentHint is True)
+
+
+class RetryQueue:
+    """The calls of one backend that wait to be sent once more."""
+
+    def __init__(self) -> None:
+        self.kept: list[PendingCall] = []
+
+    def add(self, ticket: PendingCall, outcome: Outcome, listing: Listing | None) -> bool:
+        """Keep a call with this outcome, if it may be sent once more; returns whether it is kept."""
+        if not isinstance(outcome, BackendExited) or ticket.call.method != "tools/call" or listing is None:
+            return False
+        if not ticket.is_untouched or ticket.task_id:
+            return False
+        tools = listing.items.get(Kind.TOOLS, ())
+        if not any(tool.own == ticket.own_name and may_repeat(tool.raw) for tool in tools):
+            return False
+        ticket.retry = None  # once
+        self.kept.append(ticket)
+        return True
+
+    def pop_all(self) -> list[PendingCall]:
+        """All of them; they are kept no longer."""
+        kept, self.kept = self.kept, []
+        return [ticket for ticket in kept if not ticket.over]
 
 
 class CallQueue:

@@ -1,8 +1,12 @@
-"""What clients want of backends beyond single calls: resource updates, and how much logging.
+"""What clients receive beyond the answers to their calls: resource updates, log messages, notifications.
 
-Counted by who wants it, so that a backend is subscribed to a resource once, however many clients are, and is told the
-most verbose level that anybody wants. Sessions bring their backend in line with these wishes, also after a restart.
-Kept by backend and by client: what happens often looks only at what it concerns.
+`SubscriptionRegistry` counts by client, so that a backend is subscribed to a resource once, however many clients are,
+and has the most verbose log level that any of them wants. Sessions bring their backend in line with it, also after a
+restart. Kept by backend and by client: frequent events look only at the entries that they concern.
+
+`ClientNotifications` delivers what is for one client alone, by the key of its sessions with backends: the stdio
+process, a legacy session, or an authenticated principal. A principal may have several streams open; each of them
+receives everything. The owner of a mailbox closes it when the client has gone.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Update = Callable[[str, dict[str, msgspec.Raw]], None]
+    Mailbox = Callable[[str, dict[str, msgspec.Raw]], None]
 
 LEVEL_KEPT: Final = 60.0
 """Seconds for which legacy backends log what a modern request has asked for: telling them costs a request each time."""
@@ -158,3 +163,31 @@ class SubscriptionRegistry:
             for watcher in list(watched.watchers[wanted].values()):
                 if key is None or watcher.key == key:
                     watcher.update(uri, params)
+
+
+class ClientNotifications:
+    """All mailboxes of all clients. A mailbox takes a method and params, and returns at once."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, list[Mailbox]] = {}
+
+    def __len__(self) -> int:
+        """Clients that have one."""
+        return len(self._boxes)
+
+    def register(self, key: str, mailbox: Mailbox) -> None:
+        """Have a mailbox filled with what is for this client."""
+        self._boxes.setdefault(key, []).append(mailbox)
+
+    def close(self, key: str, mailbox: Mailbox) -> None:
+        """Take a mailbox away. Safe to repeat, and for one that never was."""
+        boxes = self._boxes.get(key, [])
+        if mailbox in boxes:
+            boxes.remove(mailbox)
+        if not boxes:
+            self._boxes.pop(key, None)
+
+    def deliver(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Tell a client something; one that has gone, or has no mailbox, does not get it."""
+        for mailbox in tuple(self._boxes.get(key, ())):
+            mailbox(method, params)

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from types import NoneType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
@@ -19,22 +19,13 @@ from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
-from gateway.errors import (
-    BackendError,
-    BackendExited,
-    BackendUnavailable,
-    BackendUnfit,
-    Busy,
-    GatewayError,
-)
+from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError
 from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, ping_periodically
 from gateway.supervisor.history import CallStats
+from gateway.supervisor.lifecycle import LISTED, Backoff, State, Status, check
 from gateway.supervisor.limits import CallLimits
 from gateway.supervisor.queue import CallQueue
-from gateway.supervisor.restart import Backoff
-from gateway.supervisor.states import LISTED, State, check
-from gateway.supervisor.status import Status
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
@@ -48,19 +39,37 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
-    from gateway.supervisor.events import SupervisorEvents
 
 log = logging.getLogger("gateway.supervisor")
 
 
+class SupervisorEvents(Protocol):
+    """What a supervisor reports: to the fleet, or to the owner of one client's session. Methods return at once."""
+
+    def backend_changed(self, supervisor: Supervisor) -> None:
+        """Note that the state or the listing of a backend has changed."""
+
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Pass on that a resource was updated; with a key, to the client of that session only."""
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Pass a notification to one client alone."""
+
+    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
+        """Return what clients want of a backend beyond calls; with a key, what that client wants of its session."""
+        ...
+
+
 class Supervisor:
-    """One backend's owner."""
+    """The owner of one backend."""
 
     def __init__(
         self,
         config: ServerConfig,
         opener: Opener,
-        upward: SupervisorEvents,
+        events: SupervisorEvents,
         *,
         last_good: Listing | None = None,
         jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
@@ -84,7 +93,7 @@ class Supervisor:
         self.gate = CallLimits(config)
         self.history = CallStats()
         self._opener = opener
-        self._upward = upward
+        self._events = events
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
         self._queue = CallQueue(config.queue_size)
@@ -200,7 +209,7 @@ class Supervisor:
     def apply_subscriptions(self) -> None:
         """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
         if self._session is not None:
-            self._session.upkeep.set_desired(self.wishes())
+            self._session.upkeep.set_desired(self.desired_state())
 
     def subscribed(self, uri: str) -> None:
         """Note that a client's own request has subscribed the session to a resource."""
@@ -282,11 +291,11 @@ class Supervisor:
 
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on that a resource was updated."""
-        self._upward.resource_updated(self, uri, params)
+        self._events.resource_updated(self, uri, params)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Hand on what is for one client alone."""
-        self._upward.for_client(key, method, params)
+        self._events.for_client(key, method, params)
 
     def freed(self) -> None:
         """Note that a call has ended."""
@@ -326,9 +335,9 @@ class Supervisor:
         del delay
         return False
 
-    def wishes(self) -> DesiredState:
-        """What clients want of this backend beyond single calls."""
-        return self._upward.wishes_for(self.name)
+    def desired_state(self) -> DesiredState:
+        """Return what clients want of this backend beyond single calls."""
+        return self._events.desired_state(self.name)
 
     async def _live(self) -> float | None:
         """One session from start to end; returns how long to wait before the next, or None to give up."""
@@ -354,7 +363,14 @@ class Supervisor:
         return self._failed(problem, healthy_for)
 
     def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
-        self.last_error = self._explain(problem)
+        if problem is None:
+            self.last_error = "ended"
+        elif isinstance(problem, BackendError):
+            self.last_error = problem.reason
+        elif isinstance(problem, trio.TooSlowError):
+            self.last_error = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
+        else:
+            self.last_error = SECRETS.mask(f"failed: {problem}")
         self.history.broke(self.last_error)
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
@@ -364,12 +380,9 @@ class Supervisor:
             self.gate.blame(problem, now := trio.current_time())
             self._tries_again = self.config.restart != NEVER_RESTART
             self._queue.recheck(lambda ticket: self.gate.check_strikes(ticket, now))
-        # Nor would another start help where the config itself is at fault.
-        delay = (
-            None
-            if isinstance(problem, BackendUnfit)
-            else self._backoff.failed(healthy_for, has_served=self._has_served)
-        )
+        delay = None
+        if not isinstance(problem, BackendUnfit):  # another start does not help where the config itself is at fault
+            delay = self._backoff.failed(healthy_for, has_served=self._has_served)
         if delay is None:
             log.error("backend %r is given up: %s", self.name, self.last_error)
             self._to(State.FAILED)
@@ -377,21 +390,11 @@ class Supervisor:
         else:
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
             self._to(State.BACKOFF)
-            self._send_again()
+            for ticket, has_room in self._queue.repeat():
+                log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
+                if not has_room:
+                    ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
         return delay
-
-    def _send_again(self) -> None:
-        for ticket, has_room in self._queue.repeat():
-            log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
-            if not has_room:
-                ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
-
-    def _explain(self, problem: BaseException | None) -> str:
-        if isinstance(problem, BackendError):
-            return problem.reason
-        if isinstance(problem, trio.TooSlowError):
-            return f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
-        return SECRETS.mask(f"failed: {problem}") if problem is not None else "ended"
 
     async def _wait_backoff(self, delay: float | None) -> None:
         """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
@@ -416,7 +419,8 @@ class Supervisor:
         """Feed the session until `stop`, then let its calls finish."""
         self._session = session
         session.listing = session.listing.after(self.listing)
-        self._listed(session.listing)
+        self.listing = session.listing
+        self.known.set()
         self._to(State.READY)
         self.apply_subscriptions()
         async with trio.open_nursery() as nursery:
@@ -424,7 +428,7 @@ class Supervisor:
             nursery.start_soon(self._relister.run, session, self._relisted)
             if self.config.ping_interval is not None:
                 nursery.start_soon(ping_periodically, session, self.config, self.config.ping_interval)
-            await self._idle_or_stopping(session)
+            await self._wait_until_idle_or_stopping(session)
             if self._stopping.is_set():
                 self._to(State.DRAINING)
                 with trio.move_on_after(self._drain_grace):
@@ -436,7 +440,7 @@ class Supervisor:
                 self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
                 nursery.cancel_scope.cancel(reason="the backend is idle")
 
-    async def _idle_or_stopping(self, session: Session) -> None:
+    async def _wait_until_idle_or_stopping(self, session: Session) -> None:
         """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
         patience = self.config.idle_timeout
         if patience is None:
@@ -464,13 +468,9 @@ class Supervisor:
             else:
                 self.freed()  # the drain may be waiting for the queue to empty
 
-    def _listed(self, listing: Listing) -> None:
-        self.listing = listing
-        self.known.set()
-
     def _relisted(self, listing: Listing) -> None:
-        self._listed(listing)
-        self._upward.backend_changed(self)
+        self.listing = listing
+        self._events.backend_changed(self)
 
     def _to(self, new: State) -> None:
         """The one place where the state changes."""
@@ -487,7 +487,7 @@ class Supervisor:
             self._failed_for_good = new is State.FAILED
             self._tries_again = self._tries_again and self._failed_for_good
         log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
-        self._upward.backend_changed(self)
+        self._events.backend_changed(self)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

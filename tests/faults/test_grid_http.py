@@ -23,7 +23,7 @@ from gateway.config.model import Config, ServerConfig
 from gateway.errors import BackendError
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from tests.contract.support import FAST
 from tests.peers.http_peer import Cut, LegacyServer, Reply, Request, SseServer, open_peer, text, tool
 from tests.support.fakes import FakeBackend, make_call

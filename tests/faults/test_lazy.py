@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import RESULT, FakeBackend, settle
 from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process

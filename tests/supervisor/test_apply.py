@@ -16,7 +16,7 @@ from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
 from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from tests.supervisor.test_fleet import POLICY, listed, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, settle
 

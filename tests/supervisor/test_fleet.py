@@ -17,7 +17,7 @@ from gateway.catalog.ownership import Route
 from gateway.config.model import Config, GatewaySettings, RestartPolicy, ServerConfig
 from gateway.errors import BackendExited
 from gateway.supervisor.fleet import Fleet
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from tests.support.fakes import FakeBackend, backends, make_listing, settle
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from gateway.catalog.listing import Item, Listing
 from gateway.config.model import NEVER_RESTART, CircuitBreaker, CrashLimit, RateLimit, RestartPolicy
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
 from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
+from gateway.supervisor.lifecycle import State
 from gateway.supervisor.limits import MAX_ORIGINS, Strikes, TokenBucket
-from gateway.supervisor.retry_queue import may_repeat
-from gateway.supervisor.states import State
+from gateway.supervisor.queue import may_repeat
 from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
 

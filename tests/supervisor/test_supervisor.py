@@ -18,7 +18,7 @@ from gateway.catalog.listing import Item, Listing
 from gateway.config.model import RestartPolicy, ServerConfig
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
-from gateway.supervisor.states import State
+from gateway.supervisor.lifecycle import State
 from gateway.supervisor.supervisor import Supervisor
 from tests.support.fakes import RESULT, FakeBackend, make_listing, make_ticket, settle
 
@@ -50,7 +50,7 @@ class Watcher:
     def for_client(self, key: str, method: str, params: object) -> None:
         self.changes += 1
 
-    def wishes_for(self, backend: str, key: str | None = None) -> DesiredState:
+    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
         return DesiredState()
 
 

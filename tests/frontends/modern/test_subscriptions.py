@@ -16,7 +16,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.errors import InvalidParams
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.supervisor.client_notifications import ClientNotifications
+from gateway.supervisor.subscriptions import ClientNotifications
 from tests.support.fakes import MODERN_CALLER, make_news
 
 ID = "io.modelcontextprotocol/subscriptionId"

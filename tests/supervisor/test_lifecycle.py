@@ -1,6 +1,8 @@
-"""The arithmetic of restarts, without a clock."""
+"""The state table and the delays between restarts."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import msgspec
 import pytest
@@ -9,7 +11,39 @@ from hypothesis import strategies as st
 
 from gateway.config import NEVER_RESTART
 from gateway.config.model import RestartPolicy
-from gateway.supervisor.restart import Backoff
+from gateway.supervisor.lifecycle import LISTED, TRANSITIONS, Backoff, IllegalTransition, State, check
+
+ALLOWED = {  # the table a second time: a change of it is a decision, not an accident
+    ("stopped", "starting"),
+    ("stopped", "draining"),
+    ("starting", "ready"),
+    ("starting", "backoff"),
+    ("starting", "failed"),
+    ("starting", "draining"),
+    ("ready", "backoff"),
+    ("ready", "failed"),
+    ("ready", "stopped"),
+    ("ready", "draining"),
+    ("backoff", "starting"),
+    ("backoff", "draining"),
+    ("failed", "starting"),
+    ("failed", "draining"),
+    ("draining", "stopped"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(State, State)), ids=str)
+def test_what_may_follow_what(old: State, new: State) -> None:
+    if (old.value, new.value) in ALLOWED:
+        assert check(old, new) is new
+    else:
+        with pytest.raises(IllegalTransition, match=f"{old} may not be followed by {new}"):
+            check(old, new)
+
+
+def test_the_table_is_whole() -> None:
+    assert TRANSITIONS.keys() == set(State)
+    assert {state.value for state in LISTED} == {"starting", "ready", "backoff"}
 
 
 def delays(policy: RestartPolicy, healthy: list[float], *, random: float = 0.0) -> list[float | None]:
