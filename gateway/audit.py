@@ -20,7 +20,7 @@ from gateway.config.model import RateLimit
 from gateway.eras.errors import to_wire
 from gateway.errors import BackendExited
 from gateway.masking import SECRETS
-from gateway.supervisor.limits import TokenBucket
+from gateway.rates import LogRate
 from gateway.telemetry import now_iso
 from gateway.telemetry.formats import encode_line
 from gateway.telemetry.line_file import LineFile
@@ -67,8 +67,7 @@ class Audit:
         self._nursery: trio.Nursery | None = None
         self._writing: trio.CancelScope | None = None
         self._lost = 0
-        self._denials = TokenBucket(DENIED)
-        self._untold = 0
+        self._denials = LogRate(DENIED)
 
     @property
     def dropped(self) -> int:
@@ -137,10 +136,9 @@ class Audit:
         """Hear of a request that was not let in: with which status, what it was told, who sent it, and where to."""
         if self._settings is None:
             return
-        if self._denials.delay_until_available(trio.current_time()):
-            self._untold += 1
+        if not self._denials.allows():
             return
-        untold, self._untold = self._untold, 0
+        untold = self._denials.pop_suppressed()
         text = SECRETS.mask(text)
         self._report_suppressed(
             f"{status}: {text}",

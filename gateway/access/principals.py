@@ -15,7 +15,7 @@ import trio
 
 from gateway.calls import ALL, Identity, Scope, at_view
 from gateway.errors import Busy
-from gateway.supervisor.limits import TokenBucket
+from gateway.rates import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Generator

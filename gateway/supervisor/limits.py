@@ -1,4 +1,4 @@
-"""Limits of one backend: a token bucket, a circuit breaker, and strikes for crashes. None has a clock.
+"""Limits of one backend: its rate, a circuit breaker, and strikes for crashes. None has a clock.
 
 `CallLimits` holds them for one backend, however many sessions it has, and refuses calls: one too many as busy, one to a
 backend that keeps failing as unavailable. It is asked once when a call is submitted, notified once when the call ends,
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.calls import Complete, Failure, InputRequired
 from gateway.errors import BackendError, BackendUnavailable, Busy
+from gateway.rates import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.calls import Outcome
-    from gateway.config import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
+    from gateway.config import CircuitBreaker, CrashLimit, ServerConfig
     from gateway.errors import BackendExited, Suspect
     from gateway.inflight.pending import PendingCall
 
@@ -31,25 +32,6 @@ MAX_NAMED: Final = 5
 """Calls that the log names when a backend dies that had many."""
 MAX_ORIGINS: Final = 1_024
 """Clients of one backend whose crashes are counted; each has cost a start, so the table fills slowly."""
-
-
-class TokenBucket:
-    """Lets `burst` calls through at once, and `per_second` in the long run."""
-
-    def __init__(self, limit: RateLimit) -> None:
-        self._limit = limit
-        self._tokens = float(limit.burst)
-        self._at = -math.inf
-
-    def delay_until_available(self, now: float) -> float:
-        """Take a token; returns 0, or the seconds until there is one."""
-        limit = self._limit
-        self._tokens = min(float(limit.burst), self._tokens + max(0.0, now - self._at) * limit.per_second)
-        self._at = now
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        return (1.0 - self._tokens) / limit.per_second
 
 
 class BreakerState(enum.StrEnum):

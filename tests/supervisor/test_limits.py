@@ -17,7 +17,7 @@ from gateway.config.model import NEVER_RESTART, CircuitBreaker, CrashLimit, Rate
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
 from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
 from gateway.supervisor.lifecycle import State
-from gateway.supervisor.limits import MAX_ORIGINS, Strikes, TokenBucket
+from gateway.supervisor.limits import MAX_ORIGINS, Strikes
 from gateway.supervisor.queue import may_repeat
 from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
@@ -199,20 +199,6 @@ async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
 
 
 # -- rates -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("limit", "times", "waits"),
-    [
-        (RateLimit(1, 2), [0, 0, 0, 0.25, 1, 1], [0, 0, 1, 0.75, 0, 1]),
-        (RateLimit(10, 1), [0, 0.05, 0.1], [0, 0.05, 0]),
-        (RateLimit(1, 3), [0, 0, 0, 1000, 1000, 1000, 1000], [0, 0, 0, 0, 0, 0, 1]),
-        (RateLimit(1, 1), [5, 4, 6], [0, 1, 0]),  # a clock that steps back gives nothing and takes nothing
-    ],
-)
-def test_a_bucket_lets_a_burst_through_and_then_the_rate(limit: Any, times: list[float], waits: list[float]) -> None:
-    bucket = TokenBucket(limit)
-    assert [bucket.delay_until_available(now) for now in times] == pytest.approx(waits)
 
 
 async def test_a_call_too_many_is_refused_as_busy(autojump_clock: MockClock) -> None:
