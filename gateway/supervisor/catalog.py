@@ -109,16 +109,12 @@ class CatalogBuilder:
         if part is None or part.listing is not listing:
             part = self._parts[name] = make_part(name, config.effective_namespace, listing, self._naming, config.tools)
             fill_memos(part)
-            _note_loose_ends(supervisor, part)
+            loose_ends = tuple(map(SECRETS.mask, part.loose_ends))
+            for text in loose_ends:
+                if text not in supervisor.loose_ends:
+                    log.warning("server %r: %s", name, text)
+            supervisor.loose_ends = loose_ends
         return part
-
-
-def _note_loose_ends(supervisor: Supervisor, part: Part) -> None:
-    loose_ends = tuple(map(SECRETS.mask, part.loose_ends))
-    for text in loose_ends:
-        if text not in supervisor.loose_ends:
-            log.warning("server %r: %s", supervisor.name, text)
-    supervisor.loose_ends = loose_ends
 
 
 def _excludes(config: Config) -> bool:

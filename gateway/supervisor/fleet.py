@@ -101,7 +101,8 @@ class Fleet:
         return self.config.gateway
 
     def _make(self, server: ServerConfig, last_good: Listing | None) -> Supervisor:
-        supervisor = _owner_of(server)(server, self._opener, self, last_good=last_good)
+        owner = Supervisor if server.session == "shared" else PerClientSupervisors
+        supervisor = owner(server, self._opener, self, last_good=last_good)
         if self._observers:
             self._report(supervisor)
         return supervisor
@@ -312,7 +313,16 @@ class Fleet:
             again = tuple(name for name in (*diff.unchanged, *diff.retouched) if name in restart)
             changed = {*diff.added, *diff.changed, *again}
             try:
-                await self._start_fresh([one for one in config.servers.values() if one.name in changed])
+                for server in config.servers.values():
+                    if server.name not in changed or server.disabled:
+                        continue
+                    last_good = await self._keeper.load_in_thread(server)
+                    self._refuse_when_stopped()
+                    old = self._supervisors.get(server.name)
+                    if last_good is None and old is not None and server.start == "eager":
+                        last_good = old.listing  # a known name stays known while the new one starts
+                    self._fresh[server.name] = self._make(server, last_good)
+                    self._start(self._fresh[server.name])
                 not_ready = await self._wait_for_new()
                 self._refuse_when_stopped()
             except BaseException:
@@ -333,18 +343,6 @@ class Fleet:
         if self._stopped.is_set():
             text = "the gateway is shutting down and takes no new config"
             raise ShuttingDown(text)
-
-    async def _start_fresh(self, servers: list[ServerConfig]) -> None:
-        for server in servers:
-            if server.disabled:
-                continue
-            last_good = await self._keeper.load_in_thread(server)
-            self._refuse_when_stopped()
-            old = self._supervisors.get(server.name)
-            if last_good is None and old is not None and server.start == "eager":
-                last_good = old.listing  # a known name stays known while the new one starts
-            supervisor = self._fresh[server.name] = self._make(server, last_good)
-            self._start(supervisor)
 
     async def _wait_for_new(self) -> dict[str, str]:
         """Wait for the new backends; returns which are not ready, and why."""
@@ -392,7 +390,3 @@ class Fleet:
             if news:
                 for listener in tuple(self._listeners):
                     listener(news)
-
-
-def _owner_of(server: ServerConfig) -> type[Supervisor]:
-    return Supervisor if server.session == "shared" else PerClientSupervisors

@@ -22,7 +22,6 @@ from gateway.telemetry import now_iso
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.calls import Outcome
     from gateway.inflight.pending import PendingCall
 
 MAX_TIMES: Final = 512
@@ -36,7 +35,6 @@ BOUNDS: Final = (
 )  # fmt: skip
 """Seconds up to which a call counts into each bucket but the last, which has no bound: from a call to a quick local
 server to one that takes the whole of the default `call_timeout`."""
-_FAILURES: Final = (Failure, GatewayError)
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
@@ -107,20 +105,22 @@ class CallStats:
         self.seconds += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
         outcome = ticket.outcome
-        if type(outcome) is not Complete:
-            self._count(ticket, outcome)
-        if self.observer is not None:
-            self.observer(ticket, seconds)
-
-    def _count(self, ticket: PendingCall, outcome: Outcome | None) -> None:
-        if isinstance(outcome, _FAILURES):
+        if type(outcome) is Complete:  # nearly always
+            pass
+        elif isinstance(outcome, Failure):
             self.failed += 1
-            self.refused += isinstance(outcome, Failure)
-            self._keep(ticket.own_name or ticket.call.method, _text(outcome))
+            self.refused += 1
+            self._keep(ticket.own_name or ticket.call.method, f"error {outcome.code}: {outcome.message}")
+        elif isinstance(outcome, GatewayError):
+            self.failed += 1
+            reason = outcome.reason if isinstance(outcome, BackendError) else str(outcome)
+            self._keep(ticket.own_name or ticket.call.method, reason)
         elif outcome is None:
             self.cancelled += 1
         else:
             self.input_required += 1
+        if self.observer is not None:
+            self.observer(ticket, seconds)
 
     def outcomes(self) -> tuple[tuple[str, int], ...]:
         """How many calls ended in which way; the words are the audit's."""
@@ -150,9 +150,3 @@ class CallStats:
 
     def _keep(self, call: str | None, text: str) -> None:
         self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT]))
-
-
-def _text(outcome: Failure | GatewayError) -> str:
-    if isinstance(outcome, Failure):
-        return f"error {outcome.code}: {outcome.message}"
-    return outcome.reason if isinstance(outcome, BackendError) else str(outcome)

@@ -19,11 +19,9 @@ from gateway.errors import BackendError, BackendUnavailable, Busy
 from gateway.rates import TokenBucket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gateway.calls import Outcome
     from gateway.config import CircuitBreaker, CrashLimit, ServerConfig
-    from gateway.errors import BackendExited, Suspect
+    from gateway.errors import BackendExited
     from gateway.inflight.pending import PendingCall
 
 log = logging.getLogger("gateway.supervisor")
@@ -128,13 +126,6 @@ class Strikes:
         return max(0.0, crashes[0][0] + self._limit.within - now)
 
 
-def _named(suspects: Sequence[Suspect]) -> str:
-    """Those calls for the log: what was called, by whom."""
-    texts = [f"{one.name} of {one.origin} (call {one.call})" for one in suspects[:MAX_NAMED]]
-    more = len(suspects) - len(texts)
-    return ", ".join(texts) + (f" and {more} more" if more else "")
-
-
 class CallLimits:
     """The limits of one backend."""
 
@@ -163,7 +154,9 @@ class CallLimits:
         if not crash.suspects or crash is self._crash:
             return
         self._crash = crash
-        log.warning("backend %r died with calls in flight, last first: %s", self._name, _named(crash.suspects))
+        named = ", ".join(f"{one.name} of {one.origin} (call {one.call})" for one in crash.suspects[:MAX_NAMED])
+        more = f" and {len(crash.suspects) - MAX_NAMED} more" if len(crash.suspects) > MAX_NAMED else ""
+        log.warning("backend %r died with calls in flight, last first: %s%s", self._name, named, more)
         if self.strikes is not None:
             origin = crash.suspects[0].origin
             self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))

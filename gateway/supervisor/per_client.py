@@ -102,8 +102,9 @@ class PerClientSupervisors(Supervisor):
             )
             raise Busy(text)
         alone = self.config.session == "call" or not isinstance(key, str)
+        idle_timeout = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
         private = ClientSupervisor(
-            self._private_config(alone=alone),
+            msgspec.structs.replace(self.config, idle_timeout=idle_timeout, start="eager"),
             partial(self._opener, capabilities=caller.capabilities),
             _ClientEvents(self, key),
             last_good=self.listing,
@@ -114,10 +115,6 @@ class PerClientSupervisors(Supervisor):
         self.nursery.start_soon(private.run, name=f"session of {self.name}")
         private.wake()
         return private
-
-    def _private_config(self, *, alone: bool) -> ServerConfig:
-        patience = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
-        return msgspec.structs.replace(self.config, idle_timeout=patience, start="eager")
 
     def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
         """Hand on a client's notification to its own session; one that has none yet has nothing to hear it."""
@@ -188,16 +185,13 @@ class _ClientEvents:
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
         elif self._client is not None and supervisor.state is State.READY:
-            told, self._listed = self._listed, supervisor.listing
-            if told is not None and self._listed is not None:
-                self._notify(self._client, told, self._listed)
-
-    def _notify(self, client: str, told: Listing, listed: Listing) -> None:
-        """Tell the client which lists have changed; what everybody is shown is read anew, it may be about that too."""
-        changed = {kind.feature for kind in Kind if told.items.get(kind) != listed.items.get(kind)}
-        for feature in sorted(changed):
-            self._owner.for_client(client, f"notifications/{feature}/list_changed", {})
-            self._owner.list_changed(feature)
+            before, self._listed = self._listed, supervisor.listing
+            if before is None or self._listed is None:
+                return
+            after = self._listed.items
+            for feature in sorted({kind.feature for kind in Kind if before.items.get(kind) != after.get(kind)}):
+                self._owner.for_client(self._client, f"notifications/{feature}/list_changed", {})
+                self._owner.list_changed(feature)  # the lists of the shared session may have changed too
 
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None

@@ -50,45 +50,42 @@ class StartLimiter:
         self._most = most
         self._starting: set[_Slot] = set()
         self._waiting: list[_Slot] = []
-        self._heard = 0.0  # when a place was given or given back last
+        self._changed_at = 0.0  # when a slot was given or released last
 
     @asynccontextmanager
     async def __call__(
         self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
     ) -> AsyncGenerator[Session]:
         """Open a session when it is this backend's turn; raises what the opener raises. Cancelled, it goes."""
-        place = _Slot(listener)
+        slot = _Slot(listener)
         try:
             if config.command is not None:
-                await self._wait(place)
+                self._waiting.append(slot)
+                self._start_next()
+                while not slot.given.is_set():
+                    with trio.move_on_at(self._changed_at + QUIET):
+                        await slot.given.wait()
+                    if trio.current_time() >= self._changed_at + QUIET:
+                        self._starting.clear()
+                        self._start_next()
             async with self._opener(config, listener, capabilities=capabilities) as session:
-                self._release(place)
+                self._release(slot)
                 yield session
         finally:
-            self._release(place)
-
-    async def _wait(self, place: _Slot) -> None:
-        self._waiting.append(place)
-        self._start_next()
-        while not place.given.is_set():
-            with trio.move_on_at(self._heard + QUIET):
-                await place.given.wait()
-            if trio.current_time() >= self._heard + QUIET:
-                self._starting.clear()
-                self._start_next()
+            self._release(slot)
 
     def _start_next(self) -> None:
         while self._waiting and len(self._starting) < self._most:
-            place = next((one for one in self._waiting if one.wanted), self._waiting[0])
-            self._waiting.remove(place)
-            self._starting.add(place)
-            self._heard = trio.current_time()
-            place.given.set()
+            slot = next((one for one in self._waiting if one.wanted), self._waiting[0])
+            self._waiting.remove(slot)
+            self._starting.add(slot)
+            self._changed_at = trio.current_time()
+            slot.given.set()
 
-    def _release(self, place: _Slot) -> None:
-        if place in self._waiting:
-            self._waiting.remove(place)
-        elif place in self._starting:
-            self._starting.discard(place)
-            self._heard = trio.current_time()
+    def _release(self, slot: _Slot) -> None:
+        if slot in self._waiting:
+            self._waiting.remove(slot)
+        elif slot in self._starting:
+            self._starting.discard(slot)
+            self._changed_at = trio.current_time()
             self._start_next()

@@ -21,7 +21,7 @@ from gateway.backends.session.session_state import DesiredState
 from gateway.eras.meta import LOG_LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Update = Callable[[str, dict[str, msgspec.Raw]], None]
     Mailbox = Callable[[str, dict[str, msgspec.Raw]], None]
@@ -59,21 +59,18 @@ class _Watched:
                 del self._wholes[whole]
 
     def concerned(self, uri: str) -> set[str]:
-        """The watched URIs that are this resource, or one that it is part of."""
-        found = {uri} if uri in self.watchers else set[str]()
-        for whole in self._beginnings(uri):
-            found |= self._wholes[whole]
-        return found
-
-    def _beginnings(self, uri: str) -> Iterator[str]:
+        """Return the watched URIs that are this resource, or one that it is part of."""
+        concerned = {uri} if uri in self.watchers else set[str]()
         if uri.count("/") > len(self._wholes):  # a URI may consist of slashes
-            yield from [whole for whole in self._wholes if uri.startswith(whole + "/")]
-            return
+            for whole, watched in self._wholes.items():
+                if uri.startswith(whole + "/"):
+                    concerned |= watched
+            return concerned
         end = uri.find("/")
         while end >= 0:
-            if uri[:end] in self._wholes:
-                yield uri[:end]
+            concerned |= self._wholes.get(uri[:end], set())
             end = uri.find("/", end + 1)
+        return concerned
 
 
 class SubscriptionRegistry:
