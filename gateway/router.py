@@ -97,9 +97,7 @@ class Router:
             RequestError: unknown name or method, shutting down.
             BackendUnavailable: the owner is not known because a backend that may be it has failed.
         """
-        if self._draining:
-            text = "the gateway is shutting down and takes no new calls"
-            raise ShuttingDown(text)
+        self._refuse_while_draining()
         return self._lookup(call) or await self._await_owner(call)
 
     def knows(self, call: Call) -> bool:
@@ -121,7 +119,18 @@ class Router:
             return ticket
         began = trio.current_time()
         try:
-            return await self._submit(call, again=again)
+            self._refuse_while_draining()
+            counted = self._count(call, again=again)
+            try:
+                route = self._lookup(call) or await self._await_owner(call)
+                self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
+                if counted is not None and counted.ended:
+                    raise Revoked
+            except BaseException:
+                if counted is not None:
+                    counted.end_call()
+                raise
+            return self._hand_over(call, route, counted)
         except (GatewayError, trio.Cancelled) as exc:
             self._not_submitted(call, exc if isinstance(exc, GatewayError) else None, began)
             raise
@@ -139,20 +148,6 @@ class Router:
         except GatewayError as exc:
             self._not_submitted(call, exc, trio.current_time())
             raise
-
-    async def _submit(self, call: Call, *, again: bool) -> PendingCall:
-        self._refuse_while_draining()
-        counted = self._count(call, again=again)
-        try:
-            route = self._lookup(call) or await self._await_owner(call)
-            self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
-            if counted is not None and counted.ended:
-                raise Revoked
-        except BaseException:
-            if counted is not None:
-                counted.end_call()
-            raise
-        return self._hand_over(call, route, counted)
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
         """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
@@ -279,21 +274,16 @@ class Router:
             return self._completion_owner(call, snapshot)
         kind = OWNER_KIND.get(call.method)
         if kind is None:
-            return self._vendor_owner(call, snapshot)
+            # A method that MCP does not define goes to the only backend, if there is only one. Not for a caller who may
+            # see only a part of that backend: what the method would disclose is unknown.
+            owner = _only_backend(snapshot)
+            if owner is None or is_mcp_method(call.method):
+                text = f"method {call.method!r} is not served"
+                raise UnknownMethod(text)
+            return Route(owner, "")
         if kind is Kind.RESOURCES:
             return self._resource_owner(call.name, snapshot)
         return snapshot.route(kind, call.name)
-
-    def _vendor_owner(self, call: Call, snapshot: Snapshot) -> Route:
-        """A method that MCP does not know goes to the only backend, where there is only one.
-
-        Not for a caller who may see only some of what that backend has: nobody knows what the method would show.
-        """
-        owner = _only_backend(snapshot)
-        if owner is None or is_mcp_method(call.method):
-            text = f"method {call.method!r} is not served"
-            raise UnknownMethod(text)
-        return Route(owner, "")
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
         route = snapshot.uris.resources.get(uri)  # nearly always
@@ -304,8 +294,9 @@ class Router:
         route = route or snapshot.uris.find(uri, self._links.owner(uri, snapshot.backends))
         if route is not None and route.backend in self.fleet.supervisors:
             return route
-        owner = _only_one_with_resources(snapshot)
-        return None if owner is None else Route(owner, uri)
+        # The only backend that has resources at all decides on URIs that no backend lists.
+        owners = [part.backend for part in snapshot.parts if has_capability([part], ["resources"])]
+        return Route(owners[0], uri) if len(owners) == 1 else None
 
     def _completion_owner(self, call: Call, snapshot: Snapshot) -> Route | None:
         """Find the owner of the prompt or resource template that `ref` names, and put its own name there."""
@@ -360,9 +351,3 @@ def unknown(call: Call) -> UnknownName:
 def _only_backend(snapshot: Snapshot) -> str | None:
     """The one backend that there is, for a caller who may see all of it."""
     return snapshot.backends[0] if len(snapshot.backends) == 1 and snapshot.whole_servers else None
-
-
-def _only_one_with_resources(snapshot: Snapshot) -> str | None:
-    """The one backend that has resources at all: it decides on URIs that nobody lists."""
-    owners = [part.backend for part in snapshot.parts if has_capability([part], ["resources"])]
-    return owners[0] if len(owners) == 1 else None
