@@ -90,8 +90,8 @@ class Authority:
 
     async def keys(self) -> list[dict[str, Any]]:
         """Its keys, as it has them (RFC 7517). Raises AuthorityDown."""
-        found = await self._get(self._settings.jwks_url or await self._find_keys())
-        keys = found.get("keys")
+        url = self._settings.jwks_url or await self._find_jwks_url()
+        keys = self._read(url, *await self._send("GET", url)).get("keys")
         if not isinstance(keys, list):
             text = f"the keys of {self._settings.issuer} are no key set"
             raise AuthorityDown(text)
@@ -107,8 +107,8 @@ class Authority:
         status, answer = await self._send("POST", asked.url, headers=headers, body=body)
         return self._read(asked.url, status, answer)
 
-    async def _find_keys(self) -> str:
-        """Where its keys are, from its metadata."""
+    async def _find_jwks_url(self) -> str:
+        """Return the address of its keys, from its metadata."""
         issuer = self._settings.issuer
         parts = urlsplit(issuer)
         path = parts.path.rstrip("/")
@@ -121,15 +121,16 @@ class Authority:
             if status != 200:
                 continue
             metadata = self._read(url, status, answer)
-            where = metadata.get("jwks_uri")
+            keys_url = metadata.get("jwks_uri")
             # A server that speaks for another issuer must not be believed (RFC 8414, 3.3).
-            if is_same_issuer(metadata.get("issuer"), issuer) and isinstance(where, str) and _as_safe(where, issuer):
-                return where
+            if not is_same_issuer(metadata.get("issuer"), issuer) or not isinstance(keys_url, str):
+                continue
+            # By https, or from this machine where the issuer is there too.
+            is_local = parts.scheme == "http" and urlsplit(keys_url).hostname == parts.hostname
+            if keys_url.startswith("https://") or is_local:
+                return keys_url
         text = f"{issuer} has no metadata that name it and its keys; say 'jwks_url'"
         raise AuthorityDown(text)
-
-    async def _get(self, url: str) -> dict[str, Any]:
-        return self._read(url, *await self._send("GET", url))
 
     def _read(self, url: str, status: int, answer: bytes) -> dict[str, Any]:
         where = url.partition("?")[0]
@@ -137,17 +138,10 @@ class Authority:
             text = f"{where} answered HTTP {status}"
             raise AuthorityDown(text)
         try:
-            found = json.loads(answer)
+            members = json.loads(answer)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            members = None
+        if not isinstance(members, dict):
             text = f"{where} answered with something that is no JSON object"
             raise AuthorityDown(text)
-        return found  # pyright: ignore[reportUnknownVariableType] - JSON
-
-
-def _as_safe(url: str, issuer: str) -> bool:
-    """Whether keys may come from there: by https, or from this machine where the issuer is there too."""
-    return url.startswith("https://") or (
-        issuer.startswith("http://") and urlsplit(url).hostname == urlsplit(issuer).hostname
-    )
+        return members  # pyright: ignore[reportUnknownVariableType] - JSON

@@ -57,7 +57,18 @@ class KeySet:
             if len(self._raw) != 1:
                 return None
             (key_id,) = self._raw
-        return self._make(key_id, algorithm)
+        raw = self._raw.get(key_id)
+        if raw is None or raw.get("alg", algorithm) != algorithm or raw["kty"] != _KINDS[algorithm[:2]]:
+            return None
+        if (key_id, algorithm) not in self._made:  # as many as keys have algorithms: bounded
+            from jwt import PyJWK, PyJWTError
+
+            try:
+                self._made[key_id, algorithm] = PyJWK(raw, algorithm)
+            except PyJWTError as exc:
+                log.warning("a key of the authorization server cannot be used: %s", type(exc).__name__)
+                self._made[key_id, algorithm] = None
+        return self._made[key_id, algorithm]
 
     def _knows(self, key_id: str | None) -> bool:
         if self._fetched_at + FRESH <= trio.current_time():
@@ -77,18 +88,3 @@ class KeySet:
         self._raw = {str(key.get("kid", number)): key for number, key in enumerate(usable[:MAX_KEYS])}
         self._made = {}
         self._fetched_at = trio.current_time()
-
-    def _make(self, key_id: str, algorithm: str) -> PyJWK | None:
-        """The key made ready for an algorithm, which must be one of its own."""
-        raw = self._raw.get(key_id)
-        if raw is None or raw.get("alg", algorithm) != algorithm or raw["kty"] != _KINDS[algorithm[:2]]:
-            return None
-        if (key_id, algorithm) not in self._made:  # as many as keys have algorithms: bounded
-            from jwt import PyJWK, PyJWTError
-
-            try:
-                self._made[key_id, algorithm] = PyJWK(raw, algorithm)
-            except PyJWTError as exc:
-                log.warning("a key of the authorization server cannot be used: %s", type(exc).__name__)
-                self._made[key_id, algorithm] = None
-        return self._made[key_id, algorithm]

@@ -51,10 +51,16 @@ class Subjects:
         if missing:
             text = f"the token lacks the scope {' '.join(missing)}"
             return Refusal(403, text, challenge=challenge(self.settings, "insufficient_scope"))
-        principal = self._principal(known.principal)
-        if principal is None:
-            return Refusal(503, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN)
-        return principal, known.until
+        name = known.principal
+        if name not in self._principals:
+            if len(self._principals) >= MAX_SUBJECTS:
+                idle = next((other for other, principal in self._principals.items() if principal.idle), None)
+                if idle is None:
+                    return Refusal(503, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN)
+                del self._principals[idle]
+            self._principals[name] = Principal(name, self.settings.rules)
+        self._principals.move_to_end(name)
+        return self._principals[name], known.until
 
     def get(self, name: str) -> Principal | None:
         """The principal of this name, if it is known now."""
@@ -72,19 +78,3 @@ class Subjects:
         for principal in self._principals.values():
             principal.update_rules(settings.rules)
         return True
-
-    def _principal(self, name: str) -> Principal | None:
-        found = self._principals.get(name)
-        if found is None:
-            if len(self._principals) >= MAX_SUBJECTS and not self._make_room():
-                return None
-            found = self._principals[name] = Principal(name, self.settings.rules)
-        self._principals.move_to_end(name)
-        return found
-
-    def _make_room(self) -> bool:
-        for name, principal in self._principals.items():
-            if principal.idle:
-                del self._principals[name]
-                return True
-        return False

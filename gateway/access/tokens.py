@@ -97,7 +97,7 @@ class _Turns:
             async with self._wait(self._all):
                 yield
             return
-        network = _network(address)
+        network = _address_network(address)
         if self._present[network] >= ADDRESS_ASKED + ADDRESS_WAITING:
             raise Busy("too many tokens from this address are being checked; try again", retry_after=1.0)
         own = self._by_address.setdefault(network, trio.Semaphore(ADDRESS_ASKED))
@@ -258,21 +258,24 @@ class Tokens:
             subject, prefix = claims.get("client_id"), CLIENT
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT or not subject.isprintable():
             raise Invalid("it does not say whose it is")
+        given: object = claims.get("scope", claims.get("scp"))  # `scope` (RFC 8693, 4.2), or `scp` from some servers
+        words = given.split() if isinstance(given, str) else given
+        listed = cast("list[object]", words) if isinstance(words, list) else []
+        scopes = frozenset(word for word in listed if isinstance(word, str))
         now = trio.current_time()
         left = _seconds(claims.get("exp"), float("inf")) + self._settings.leeway - time.time()
-        return Known(prefix + subject, _scopes(claims), now + left, now + min(left, believed_for))
+        return Known(prefix + subject, scopes, now + left, now + min(left, believed_for))
 
 
-def _network(address: str) -> str:
+def _address_network(address: str) -> str:
     """Return what stands for a client: its IPv4 address, or the network of its IPv6 address."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    mapped = found.ipv4_mapped
-    return str(mapped or ipaddress.IPv6Network((int(found), IPV6_PREFIX), strict=False))
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), IPV6_PREFIX), strict=False))
 
 
 def _seconds(value: object, default: float) -> float:
@@ -285,13 +288,6 @@ def _seconds(value: object, default: float) -> float:
         return float(value)
     except OverflowError:
         raise Invalid("it does not check out") from None
-
-
-def _scopes(claims: dict[str, Any]) -> frozenset[str]:
-    """The scopes of a token: `scope` (RFC 8693, 4.2), or `scp` as some servers have it."""
-    found: object = claims.get("scope", claims.get("scp"))
-    words = found.split() if isinstance(found, str) else cast("list[object]", found) if isinstance(found, list) else []
-    return frozenset(word for word in words if isinstance(word, str))
 
 
 _WHY: Final = {
