@@ -58,9 +58,12 @@ class LineSplitter:
         first, *middle, last = data.split(b"\n")
         self._hold(first)
         lines: list[bytes | OversizedLine] = []
-        done = self._finish()
-        if done:
-            lines.append(done)
+        if self._head is not None:
+            lines.append(OversizedLine(self._head, self._tail, self._size))
+            self._head, self._tail = None, b""
+        elif not _is_empty(line := self._pop_held()):
+            lines.append(line)
+        self._size = 0
         for line in middle:
             if len(line) > self._max:
                 lines.append(OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
@@ -94,15 +97,6 @@ class LineSplitter:
             self._tail = joined[-EDGE_BYTES:]
         self._head += data[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
-
-    def _finish(self) -> bytes | OversizedLine | None:
-        size, self._size = self._size, 0
-        if self._head is not None:
-            done: bytes | OversizedLine | None = OversizedLine(self._head, self._tail, size)
-            self._head, self._tail = None, b""
-            return done
-        line = self._pop_held()
-        return None if _is_empty(line) else line
 
     def _pop_held(self) -> bytes:
         parts = self._parts
@@ -169,26 +163,22 @@ class BufferedWriter:
         if self.broken:
             return
         if direct and not self._parts and not self._sending:
-            data = self._write_now(data)
-            if not data:
+            try:
+                # The descriptor is read each time: it is -1 once the stream is closed, and its number may be reused.
+                written = os.write(self._stream.fileno(), data)
+            except BlockingIOError:
+                written = 0
+            except OSError:
+                self.broken = True
+                self._wake.set()
                 return
+            self.written += written
+            if written == len(data):
+                return
+            data = data[written:]
         self._parts.append(data)
         self._size += len(data)
         self._wake.set()
-
-    def _write_now(self, data: bytes) -> bytes:
-        """Write what the pipe takes without waiting; return the rest."""
-        try:
-            # Asked anew each time: the number of a closed stream may be somebody else's by now; its own is -1 then.
-            written = os.write(self._stream.fileno(), data)
-        except BlockingIOError:
-            return data
-        except OSError:
-            self.broken = True
-            self._wake.set()
-            return b""
-        self.written += written
-        return data[written:]
 
     async def wait_writable(self) -> None:
         """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""

@@ -156,20 +156,19 @@ class Masker:
         if len(text) < MIN_SECRET:
             return text
         lowered = _lower(text)
+        keys: Iterable[str]
+        if len(self._by_key) < MANY_KEYS * len(self._key_lengths):
+            keys = [key for key in self._by_key if key in lowered]
+        else:
+            ends = ((length, len(lowered) - length + 1) for length in self._key_lengths)
+            keys = self._by_key.keys() & {lowered[at : at + length] for length, end in ends for at in range(end)}
         spans = [
             (start, end, self._shown[piece])
-            for key in self._keys_in(lowered)
+            for key in keys
             for piece in self._by_key[key]
             for start, end in self._needles[piece].spans(lowered)
         ]
         return _replaced(text, sorted(spans)) if spans else text
-
-    def _keys_in(self, text: str) -> Iterable[str]:
-        """The keys that a text in lower case holds."""
-        if len(self._by_key) < MANY_KEYS * len(self._key_lengths):
-            return [key for key in self._by_key if key in text]
-        ends = ((length, len(text) - length + 1) for length in self._key_lengths)
-        return self._by_key.keys() & {text[at : at + length] for length, end in ends for at in range(end)}
 
 
 def _replaced(text: str, spans: list[tuple[int, int, str]]) -> str:

@@ -1,8 +1,8 @@
 """Logs and the audit file: never in the way of what they tell about, and never on stdout.
 
-`logs` owns the thread that writes to stderr, `formats` makes one line of one event, `masking` takes secrets out of it,
-`fields` says whom a task works for, and `trail` appends lines to a file. Invariant: whatever is logged, nothing in here
-waits, one event is one line, and no secret of the config is in it.
+`logs` owns the thread that writes to stderr, `formats` makes one line of one event, `gateway.masking` removes secrets,
+`fields` names the session and backend of a task, `line_file` appends lines to a file. Whatever is logged, nothing here
+waits, one event is one line, and it contains no secret of the config.
 """
 
 from gateway.masking import SECRETS

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_QUEUED: Final = 10_000
 """Log lines that may wait for stderr; the oldest are dropped, and counted in the next line that gets out."""
+BATCH_LINES: Final = 100
+"""Lines that one write has."""
 FLUSH_WAIT: Final = 0.5
 """Seconds that the end of the program waits for a stalled reader of stderr."""
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -68,31 +70,22 @@ class _StderrWriter(logging.Handler):
             self._ready.wait()
             self._ready.clear()
             while self._lines:
-                batch = b"".join(self._pop_lines())
-                try:
-                    while batch:
-                        batch = self._write_some(batch)
-                except OSError:
-                    return  # nobody reads stderr any more; nothing in here may fail for that
-
-    def _write_some(self, data: bytes) -> bytes:
-        """Write what stderr takes, and return the rest; this thread may wait."""
-        try:
-            return data[os.write(self._fd, data) :]
-        except BlockingIOError:  # on a terminal stderr is one with stdin, which the stdio face makes non-blocking
-            select.select([], [self._fd], [], FLUSH_WAIT)
-            return data
-
-    def _pop_lines(self) -> list[bytes]:
-        lines: list[bytes] = []
-        if self._dropped:
-            text = f"{self._dropped} log lines dropped: stderr was not read"
-            notice = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
-            lines.append(self.format(notice).encode() + b"\n")
-            self._dropped = 0
-        while self._lines and len(lines) < 100:
-            lines.append(self._lines.popleft())
-        return lines
+                lines: list[bytes] = []
+                if self._dropped:
+                    text = f"{self._dropped} log lines dropped: stderr was not read"
+                    notice = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
+                    lines.append(self.format(notice).encode() + b"\n")
+                    self._dropped = 0
+                while self._lines and len(lines) < BATCH_LINES:
+                    lines.append(self._lines.popleft())
+                batch = b"".join(lines)
+                while batch:
+                    try:
+                        batch = batch[os.write(self._fd, batch) :]
+                    except BlockingIOError:  # a terminal's stderr is its stdin, which the stdio frontend unblocks
+                        select.select([], [self._fd], [], FLUSH_WAIT)
+                    except OSError:
+                        return  # stderr has no reader; nothing may fail for that
 
     def close(self) -> None:
         """Write what is queued, as far as `FLUSH_WAIT` allows."""
