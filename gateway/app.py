@@ -25,7 +25,7 @@ from gateway.admin.report import encode_report
 from gateway.audit import Audit
 from gateway.backends.opener import SessionOpener
 from gateway.calls import ANYBODY, at_view
-from gateway.config.access_model import NO_ACCESS
+from gateway.config.access import NO_ACCESS
 from gateway.config.shown import secrets_of_config
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress

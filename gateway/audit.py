@@ -17,7 +17,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Failure, InputRequired
-from gateway.config.model import RateLimit
+from gateway.config.limits import RateLimit
 from gateway.eras.errors import to_wire
 from gateway.errors import BackendExited
 from gateway.masking import SECRETS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.config.model import RateLimit
+from gateway.config.limits import RateLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

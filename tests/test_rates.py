@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.model import RateLimit
+from gateway.config.limits import RateLimit
 from gateway.rates import LogRate, TokenBucket
 
 

@@ -15,7 +15,8 @@ from gateway import jsonrpc
 from gateway.calls import Call, Complete, Era, Failure, Scope
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.config.model import Config, RestartPolicy, ServerConfig
+from gateway.config.lifecycle import RestartPolicy
+from gateway.config.model import Config, ServerConfig
 from gateway.errors import (
     BackendExited,
     BackendUnavailable,

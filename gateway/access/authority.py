@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from gateway.config.access_model import Introspection, ResourceServer
+    from gateway.config.access import Introspection, ResourceServer
 
     Fetch = Callable[..., Awaitable[tuple[int, bytes]]]
 

@@ -20,7 +20,7 @@ from gateway.rates import TokenBucket
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from gateway.config.access_model import Rules
+    from gateway.config.access import Rules
 
 CONCURRENCY_HINT: Final = 1.0
 """Seconds after which a client is told to try again when too many of its calls are under way: nobody knows better."""

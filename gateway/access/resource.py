@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 if TYPE_CHECKING:
-    from gateway.config.access_model import ResourceServer
+    from gateway.config.access import ResourceServer
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 

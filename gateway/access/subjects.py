@@ -17,7 +17,7 @@ from gateway.errors import Busy
 
 if TYPE_CHECKING:
     from gateway.access.authority import Fetch
-    from gateway.config.access_model import ResourceServer
+    from gateway.config.access import ResourceServer
 
 MAX_SUBJECTS: Final = 4_096
 """Subjects that are known at once. Those that have nothing under way are forgotten, the longest quiet first."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.access.authority import Fetch
     from gateway.access.subjects import Subjects
     from gateway.calls import Caller
-    from gateway.config.access_model import AccessSettings
+    from gateway.config.access import AccessSettings
 
 HINT: Final = "send it as 'Authorization: Bearer KEY' (or 'X-API-Key: KEY'); who runs this gateway gives keys out"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.access.authority import Fetch
-    from gateway.config.access_model import Introspection, ResourceServer
+    from gateway.config.access import Introspection, ResourceServer
 
 BELIEVED_FOR: Final = 60.0
 """Seconds for which a JWT is not checked again: so long a key that its server took back may still be good."""

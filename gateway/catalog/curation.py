@@ -12,13 +12,13 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.catalog.offers import Offer, described
-from gateway.config.offered_model import ALL, ALL_TOOLS
+from gateway.config.offered import ALL, ALL_TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gateway.catalog.listing import Item
-    from gateway.config.offered_model import ToolChoice
+    from gateway.config.offered import ToolChoice
 
 
 class Curated(msgspec.Struct, frozen=True, gc=False):

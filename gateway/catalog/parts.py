@@ -15,7 +15,7 @@ from gateway.catalog.curation import curate, loose_ends
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import declares
 from gateway.catalog.ownership import Route
-from gateway.config.offered_model import ALL_TOOLS
+from gateway.config.offered import ALL_TOOLS
 from gateway.eras import tools
 from gateway.eras.caching import Hint, merge_hints
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gateway.catalog.listing import Listing
-    from gateway.config.offered_model import ToolChoice
+    from gateway.config.offered import ToolChoice
 
 
 _KEYS: Final = {kind: jsonrpc.Names(kind.key) for kind in Kind}

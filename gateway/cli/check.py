@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import error, print_error, print_json, warn
 from gateway.cli.places import Places
-from gateway.config.access_model import Rules
+from gateway.config.access import Rules
 from gateway.config.parse import files_of, parse_config, read_file
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gateway.cli.flags import JSON, Command, Flag
 from gateway.cli.output import UsageError, print_json
-from gateway.config.access_model import AccessKey
+from gateway.config.access import AccessKey
 from gateway.config.scalars import specs_of
 
 if TYPE_CHECKING:

@@ -7,18 +7,10 @@ line each; what is odd but harmless comes back in `Config.warnings`. No line eve
 
 from gateway.config.audit import AuditSettings
 from gateway.config.difference import ConfigDiff, diff_configs
-from gateway.config.model import (
-    NEVER_RESTART,
-    CircuitBreaker,
-    Config,
-    CrashLimit,
-    GatewaySettings,
-    OAuthSettings,
-    RateLimit,
-    RestartPolicy,
-    ServerConfig,
-    ShutdownGrace,
-)
+from gateway.config.lifecycle import NEVER_RESTART, RestartPolicy, ShutdownGrace
+from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
+from gateway.config.model import Config, GatewaySettings, ServerConfig
+from gateway.config.oauth import OAuthSettings
 from gateway.config.parse import load_config, parse_config
 from gateway.config.reference import FieldReference, config_reference
 from gateway.config.servers import parse_server

@@ -1,36 +1,140 @@
 """The section `access`: who may use the MCP endpoint, and what.
 
 Stricter than the rest of the config: what is not known here is a problem and no warning, since a slip in this section
-could open a door. No line ever shows a hash or a secret.
+could open a door. No line and no `repr` ever shows a hash or a secret.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from gateway.config.access_model import (
-    ALGORITHMS,
-    NO_ACCESS,
-    AccessKey,
-    AccessSettings,
-    Introspection,
-    ResourceServer,
-    Rules,
-)
+from msgspec import Meta, Struct
+
+from gateway.config.fields import ALL, Count, Globs, Seconds, doc
 from gateway.config.findings import Entry, did_you_mean, is_list, is_object, kind, shown
 from gateway.config.hosts import parse_authority, parse_origin
-from gateway.config.limits import read_rate
+from gateway.config.limits import RateLimit, read_rate
 from gateway.config.scalars import read_scalar, specs_of
 from gateway.config.substitution import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from msgspec import Struct
-
     from gateway.config.findings import Scope
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+KeyName = Annotated[
+    str,
+    Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,64}\Z", title="1 to 64 letters, digits, '_', '.', '@' and '-'"),
+]  # without a colon: principals of OAuth have one, so that neither can pass for the other
+KeyHash = Annotated[
+    str,
+    Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z", title="'sha256:' and 64 hex digits (`mcp-gateway hash-key` makes one)"),
+]
+
+# What an authorization server may sign with; all others, and above all 'none' and those with a shared secret, never.
+ALGORITHMS = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+
+
+class Rules(Struct, frozen=True):
+    """What somebody may do."""
+
+    servers: Annotated[Globs, doc("Servers that it may use, by glob.")] = ALL
+    tools: Annotated[
+        Globs,
+        doc("Tools and prompts that it may use, by glob over their public names; resources only where all are ('*')."),
+    ] = ALL
+    views: Annotated[
+        tuple[str, ...] | None, doc("Views that it may use; left out: all, and the endpoint without a view.")
+    ] = None
+    rate_limit: Annotated[
+        RateLimit | None,
+        doc(
+            "Calls that it gets at most: a number a second, or an object; lists and handshakes, which cost no"
+            " server anything, do not count; left out: no limit."
+        ),
+    ] = None
+    max_concurrency: Annotated[Count | None, doc("Calls of it that may be under way at once; left out: no limit.")] = (
+        None
+    )
+    max_sessions: Annotated[
+        Count | None, doc("Sessions of it that may be open at once; left out: half of `gateway.max_sessions`.")
+    ] = None
+
+
+class AccessKey(Struct, frozen=True):
+    """One key, and what it opens."""
+
+    name: Annotated[KeyName, doc("Who it is for; what logs say, and what sessions are bound to.")]
+    hash: Annotated[KeyHash, doc("The SHA-256 of the key, which is itself kept nowhere.")]
+    rules: Rules = Rules()
+
+    def __repr__(self) -> str:
+        return f"AccessKey({self.name!r})"
+
+
+class Introspection(Struct, frozen=True):
+    """Where tokens are asked about that are no JWT (RFC 7662); JSON `introspection`."""
+
+    url: Annotated[str, doc("The introspection endpoint.")]
+    client_id: Annotated[str | None, doc("Who the gateway is there.")] = None
+    client_secret: Annotated[str | None, doc("Its secret.")] = None
+    cache: Annotated[Seconds, doc("How long an answer is believed; a token that was revoked works for so long.")] = 30.0
+
+    def __repr__(self) -> str:
+        return f"Introspection({self.url.partition('?')[0]!r}, client_id={self.client_id!r})"
+
+
+class ResourceServer(Struct, frozen=True):
+    """How tokens of an authorization server are checked; JSON `oauth`."""
+
+    resource: Annotated[str, doc("The address of the endpoint as clients know it, which tokens must be for.")]
+    issuer: Annotated[str, doc("The authorization server, as its tokens name it.")]
+    jwks_url: Annotated[str | None, doc("Where its keys are; left out: what its metadata says.")] = None
+    audience: Annotated[
+        tuple[str, ...], doc("Other values that a token's audience may have; left out: only 'resource'.")
+    ] = ()
+    algorithms: Annotated[tuple[str, ...], doc("What tokens may be signed with.")] = ("RS256", "ES256", "EdDSA")
+    scopes: Annotated[tuple[str, ...], doc("Scopes that a token must have, all of them.")] = ()
+    leeway: Annotated[Seconds, doc("How far the clocks of both may be apart.")] = 30.0
+    introspection: Annotated[
+        Introspection | None, doc("Ask the authorization server about each token instead of reading it.")
+    ] = None
+    rules: Rules = Rules()
+
+
+class AccessSettings(Struct, frozen=True):
+    """Who may use the MCP endpoint. With neither keys nor `oauth` everybody may, who reaches it."""
+
+    keys: Annotated[
+        tuple[AccessKey, ...],
+        Meta(title="a list of keys"),
+        doc("Keys that are let in; `mcp-gateway hash-key` makes one."),
+    ] = ()
+    oauth: Annotated[ResourceServer | None, doc("Let in who has a token of an authorization server.")] = None
+    allow_origins: Annotated[
+        tuple[str, ...], doc("Web pages that may use the gateway, each as 'https://HOST'; '*' for all.")
+    ] = ()
+    allow_hosts: Annotated[
+        tuple[str, ...], doc("Host names by which clients reach it, such as those of a reverse proxy.")
+    ] = ()
+
+    @property
+    def requires_credentials(self) -> bool:
+        """Whether anybody is asked for anything."""
+        return bool(self.keys) or self.oauth is not None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether the section says anything, so that the gateway is meant for others than this machine's users."""
+        return self.requires_credentials or bool(self.allow_origins or self.allow_hosts)
+
+
+NO_ACCESS = AccessSettings()
+
+
 _RULES = tuple(specs_of(Rules))
 _LISTS = {"servers", "tools", "views", "audience", "algorithms", "scopes", "allow_origins", "allow_hosts"}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from gateway.config.fields import doc
 from gateway.config.findings import Entry, is_object, kind
 from gateway.config.process import read_path
 from gateway.config.scalars import read_struct
@@ -19,14 +20,12 @@ class AuditSettings(Struct, frozen=True):
 
     file: Annotated[
         str | None,
-        Meta(
-            description="The file that lines are appended to, as JSON, made with mode 0600; SIGHUP opens it anew."
+        doc(
+            "The file that lines are appended to, as JSON, made with mode 0600; SIGHUP opens it anew."
             " Left out: the lines go to the log."
         ),
     ] = None
-    arguments: Annotated[
-        bool, Meta(description="Whether a line holds the call's arguments, which may be confidential.")
-    ] = False
+    arguments: Annotated[bool, doc("Whether a line holds the call's arguments, which may be confidential.")] = False
 
 
 def read_audit(scope: Scope, entry: Entry) -> AuditSettings | None:

@@ -5,14 +5,43 @@ Each has a short form for the usual case: a number of calls a second, true for t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from msgspec import Struct
+
+from gateway.config.fields import Count, Rate, Seconds, doc
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.model import CircuitBreaker, CrashLimit, RateLimit, ServerConfig
-from gateway.config.scalars import read_scalar, read_struct, specs_of
+from gateway.config.scalars import field_spec, read_scalar, read_struct, specs_of
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
+
+
+class RateLimit(Struct, frozen=True):
+    """How many calls a server gets; JSON `rate_limit`. What is more is refused at once, as busy."""
+
+    per_second: Annotated[Rate, doc("Calls a second that are let through in the long run.")]
+    burst: Annotated[Count, doc("Calls that may come at once after a quiet time.")] = 10
+
+
+class CircuitBreaker(Struct, frozen=True):
+    """When a server that keeps failing gets no calls for a while; JSON `circuit_breaker`."""
+
+    failures: Annotated[
+        Count, doc("After so many calls in a row that timed out or that the server did not live to answer, it opens.")
+    ] = 5
+    open_for: Annotated[Seconds, doc("Calls are refused for so long; then one is let through to try.")] = 30.0
+
+
+class CrashLimit(Struct, frozen=True):
+    """When a client whose calls crash a server gets no more calls there for a while; JSON `crash_limit`."""
+
+    crashes: Annotated[
+        Count, doc("Crashes after which calls are refused; each counts to the sender of the call that was sent last.")
+    ] = 3
+    within: Annotated[Seconds, doc("Time in which they must happen; a crash that is longer ago counts no more.")] = (
+        600.0
+    )
 
 
 def read_rate(scope: Scope, entry: Entry) -> RateLimit | None:
@@ -56,7 +85,7 @@ def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:
         scope.problem(entry.label, f"must be an object of seconds by tool, such as {{'build_*': 600}}, not"
                       f" {kind(entry.value)}")  # fmt: skip
         return {}
-    spec = specs_of(ServerConfig)["call_timeout"]
+    spec = field_spec("tool_timeouts", Seconds, 0.0)
     raw = entry.raw if is_object(entry.raw) else {}
     return {
         glob: read_scalar(scope, spec, Entry(f"{entry.label}.{glob}", value, raw.get(glob)))

@@ -7,16 +7,20 @@ the secret. What a server that is not reached over HTTP, or has its credentials 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from msgspec import Struct
+
+from gateway.config.fields import Port, Seconds, doc
 from gateway.config.findings import Entry, is_list, is_object, kind
 from gateway.config.hosts import parse_authority
-from gateway.config.model import OAuthSettings
 from gateway.config.scalars import read_struct, specs_of
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
-    from gateway.config.model import ServerConfig
+
+OAuthGrant = Literal["authorization_code", "client_credentials"]
+OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 
 _ALIASES = {
     "clientId": "client_id",
@@ -29,6 +33,44 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
 _ISSUER = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]\\]+)(?::([0-9]*))?(/\S*)?", re.ASCII | re.IGNORECASE)
 _DEFAULT_PORTS = frozenset({("http", "80"), ("https", "443")})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class OAuthSettings(Struct, frozen=True):
+    """How tokens are got for a server that asks for them with a 401; JSON `oauth`. `repr` never shows the secret."""
+
+    grant: Annotated[
+        OAuthGrant, doc("authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret'.")
+    ] = "authorization_code"
+    client_id: Annotated[
+        str | None, doc("The client registered at the authorization server; left out: registered on the way.")
+    ] = None
+    client_secret: Annotated[str | None, doc("Its secret, if it has one.")] = None
+    client_metadata_url: Annotated[
+        str | None, doc("The https address of a client id metadata document, used where the server supports that.")
+    ] = None
+    issuer: Annotated[
+        str | None,
+        doc(
+            "The only issuer that is accepted, also where the MCP server names another address for it;"
+            " left out: the one that it names."
+        ),
+    ] = None
+    scopes: Annotated[tuple[str, ...], doc("Scopes to ask for besides those that the server demands.")] = ()
+    redirect_port: Annotated[
+        Port | None, doc("The port on 127.0.0.1 that the browser comes back to; left out: any free one.")
+    ] = None
+    browser: Annotated[
+        OAuthBrowser,
+        doc(
+            "How a person gets to the login page. elicit: the client whose call needs it is asked to open it; open: by"
+            " a browser where the gateway runs; print: not at all, 'mcp-gateway login NAME' does it; auto: elicit where"
+            " the client can, else open where there is a display, else print."
+        ),
+    ] = "auto"
+    login_timeout: Annotated[Seconds, doc("The longest a login may take.")] = 300.0
+
+    def __repr__(self) -> str:
+        return f"OAuthSettings({self.grant}, client_id={self.client_id!r}, issuer={self.issuer!r})"
 
 
 def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
@@ -121,13 +163,3 @@ def normal_issuer(issuer: str) -> str:
 def is_same_issuer(first: object, second: str) -> bool:
     """Whether both name the same authorization server; what is no string names none."""
     return isinstance(first, str) and normal_issuer(first) == normal_issuer(second)
-
-
-def check_oauth_use(scope: Scope, server: ServerConfig, *, given: bool) -> None:
-    """Say where a section that was written has no use."""
-    if not given or server.oauth is None:
-        return
-    if server.command is not None:
-        scope.warn("oauth", "is ignored: it is for servers with 'url'")
-    elif server.url is not None and not server.uses_oauth:
-        scope.warn("oauth", "is ignored: 'headers' or 'url' already holds credentials")

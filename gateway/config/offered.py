@@ -6,10 +6,13 @@ A list alone is what is included. `includeTools`, `enabledTools` and the like ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import Meta, Struct, field
+
+from gateway.config.fields import ALL, Globs, doc
 from gateway.config.findings import Entry, is_list, is_object, kind, shown
-from gateway.config.offered_model import ALL_TOOLS, ToolChoice, ToolOverride
 from gateway.config.scalars import read_scalar, specs_of, warn_unknown
 
 if TYPE_CHECKING:
@@ -25,6 +28,62 @@ INCLUDING = frozenset({
 })
 EXCLUDING = frozenset({"excludeTools", "disabledTools", "exclude_tools", "disabled_tools"})
 _SPELLINGS = {"inputSchema": "input_schema", "parameters": "input_schema", "rename": "name"}
+
+
+ToolName = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,128}\Z", title="1 to 128 letters, digits, '_', '-' and '.'")
+]
+
+
+class ToolOverride(Struct, frozen=True):
+    """How one tool is offered; what is left out is as the server says it."""
+
+    name: Annotated[ToolName | None, doc("The name after the namespace, instead of the server's own.")] = None
+    title: Annotated[str | None, doc("The title that people see.")] = None
+    description: Annotated[str | None, doc("The description that models read.")] = None
+    input_schema: Annotated[
+        dict[str, Any] | None,
+        Meta(title="a JSON Schema of type 'object'"),
+        doc("What the arguments look like; also spelled 'inputSchema'. The server checks them by its own."),
+    ] = None
+    enabled: Annotated[bool, doc("false: the tool is not offered.")] = True
+
+
+class ToolChoice(Struct, frozen=True):
+    """Which tools of a server are offered, and how; JSON `tools`. Globs are held against the server's own names."""
+
+    include: Annotated[Globs, doc("Offer only tools that fit one of these.")] = ALL
+    exclude: Annotated[Globs, doc("Offer no tools that fit one of these, even if they are included.")] = ()
+    overrides: Annotated[
+        dict[str, ToolOverride],
+        Meta(title="an object of tools by their own names"),
+        doc("Other names, titles, descriptions and schemas."),
+    ] = field(default_factory=dict[str, ToolOverride])
+
+    @property
+    def excludes(self) -> bool:
+        """Whether a tool of the server may be kept from all callers."""
+        return (
+            self.include != ALL
+            or bool(self.exclude)
+            or not all(override.enabled for override in self.overrides.values())
+        )
+
+    def offers(self, own: str) -> bool:
+        """Whether a tool is offered."""
+        override = self.overrides.get(own)
+        if override is not None and not override.enabled:
+            return False
+        return any(fnmatchcase(own, glob) for glob in self.include) and not any(
+            fnmatchcase(own, glob) for glob in self.exclude
+        )
+
+    def own_of(self, local: str) -> str:
+        """The server's own name of a tool that is offered as `local`, as far as the config can tell."""
+        return next((own for own, override in self.overrides.items() if override.name == local), local)
+
+
+ALL_TOOLS = ToolChoice()
 
 
 def gather_tools(raw: dict[object, object]) -> dict[object, object]:

@@ -6,22 +6,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.config.access_model import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
+from gateway.config.access import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
 from gateway.config.audit import AuditSettings
-from gateway.config.model import (
-    NOT_WRITTEN,
-    CircuitBreaker,
-    CrashLimit,
-    GatewaySettings,
-    OAuthSettings,
-    RateLimit,
-    RestartPolicy,
-    ServerConfig,
-    ShutdownGrace,
-)
-from gateway.config.offered_model import ToolChoice, ToolOverride
+from gateway.config.lifecycle import RestartPolicy, ShutdownGrace
+from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
+from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
+from gateway.config.oauth import OAuthSettings
+from gateway.config.offered import ToolChoice, ToolOverride
 from gateway.config.scalars import FieldSpec, specs_of
-from gateway.config.views_model import ViewConfig, ViewTools
+from gateway.config.views import ViewConfig, ViewTools
 
 _SERVER = "mcpServers.NAME"
 _SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (

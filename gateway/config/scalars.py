@@ -1,7 +1,7 @@
 """Fields that are one value: numbers, booleans, choices, short texts.
 
 A `FieldSpec` is what a Struct's annotation says about a field; `read_scalar` holds a value against it. So a new
-limit in `gateway.config.model` needs its line there and nothing here.
+limit needs its line in a Struct and nothing here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FieldSpec(Struct, frozen=True):
 @cache
 def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
     """Every field of a config Struct by name, in the order of its definition."""
-    return {info.name: _spec(info.name, info.type, _default(info)) for info in fields(struct)}
+    return {info.name: field_spec(info.name, info.type, _default(info)) for info in fields(struct)}
 
 
 def _default(info: Any) -> object:
@@ -60,7 +60,8 @@ def _default(info: Any) -> object:
     return None if info.default_factory is NODEFAULT else info.default_factory()
 
 
-def _spec(name: str, annotation: Any, default: object) -> FieldSpec:
+def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
+    """Return what an annotation says about a field."""
     metas, base, optional, choices = _unpack(annotation)
 
     def first(attribute: str) -> Any:

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.config.access_model import AccessSettings
+from gateway.config.access import AccessSettings
 from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
 from gateway.config.offered import EXCLUDING, INCLUDING
 from gateway.config.servers import ALIASES
-from gateway.config.views_model import ViewConfig
+from gateway.config.views import ViewConfig
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/$defs/{name}"

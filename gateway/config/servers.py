@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.config.files import read_env_file
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
+from gateway.config.lifecycle import read_ladder, read_restart
 from gateway.config.limits import read_breaker, read_crash_limit, read_rate, read_tool_timeouts
 from gateway.config.model import NOT_WRITTEN, ServerConfig
-from gateway.config.oauth import check_oauth_use, read_oauth
+from gateway.config.oauth import read_oauth
 from gateway.config.offered import gather_tools, read_tools
 from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
 from gateway.config.remote import read_headers, read_url
 from gateway.config.scalars import read_scalar, specs_of, warn_unknown
-from gateway.config.sections import read_ladder, read_restart
 from gateway.config.substitution import resolve
 
 if TYPE_CHECKING:
@@ -100,7 +100,11 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     if variables:
         values["env"] = {**variables, **values.get("env", {})}
     server = ServerConfig(name=name, disabled=disabled, masked=scope.secrets, **values)
-    check_oauth_use(scope, server, given="oauth" in entries)
+    if "oauth" in entries and server.oauth is not None:
+        if server.command is not None:
+            scope.warn("oauth", "is ignored: it is for servers with 'url'")
+        elif server.url is not None and not server.uses_oauth:
+            scope.warn("oauth", "is ignored: 'headers' or 'url' already holds credentials")
     return server
 
 

@@ -18,7 +18,7 @@ from gateway.masking import MASK, Masker, mask_texts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.config.access_model import AccessSettings
+    from gateway.config.access import AccessSettings
     from gateway.config.model import Config, ServerConfig
 
 _TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import Struct
+
+from gateway.config.fields import ALL, Globs, NameLength, Separator, doc
 from gateway.config.findings import Entry, Findings, Scope, is_list, is_object, kind, shown
 from gateway.config.offered import read_globs
 from gateway.config.scalars import read_scalar, specs_of, warn_unknown
 from gateway.config.substitution import resolve
-from gateway.config.views_model import ViewConfig, ViewTools
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SPELLINGS = {"maxNameLength": "max_name_length"}
+
+
+_OWN = " A tool's name is its public one outside views, or 'SERVER.' and the server's own."
+
+
+class ViewTools(Struct, frozen=True):
+    """Which tools a view shows; JSON `tools`."""
+
+    include: Annotated[Globs, doc("Show only tools that fit one of these." + _OWN)] = ALL
+    exclude: Annotated[Globs, doc("Show no tools that fit one of these, even if they are included.")] = ()
+
+
+class ViewConfig(Struct, frozen=True):
+    """One view."""
+
+    servers: Annotated[Globs, doc("Show only servers whose names fit one of these.")] = ALL
+    tools: Annotated[ViewTools, doc("Which of their tools; a list is what is included.")] = ViewTools()
+    prompts: Annotated[Globs, doc("Which of their prompts, by the same kinds of names.")] = ALL
+    resources: Annotated[bool, doc("Whether their resources are there too.")] = True
+    separator: Annotated[
+        Separator | None, doc("Stands between namespace and name; left out: as everywhere ('gateway.separator').")
+    ] = None
+    max_name_length: Annotated[
+        NameLength | None, doc("Longer names are shortened, with a hash; also spelled 'maxNameLength'.")
+    ] = None
 
 
 def read_views(

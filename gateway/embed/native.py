@@ -19,7 +19,7 @@ from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
-from gateway.config.access_model import NO_ACCESS
+from gateway.config.access import NO_ACCESS
 from gateway.config.shown import secrets_of_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
@@ -210,9 +210,9 @@ async def open_gateway(
     """Run a gateway for the length of a block, in a trio program.
 
     `config` is a dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
-    `gateway.config.Config`. With a `state_directory` the servers' last-good lists and tokens are kept there; without
-    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers have
-    stopped.
+    `gateway.config.Config`. With a `state_directory` the last-good lists and tokens of the servers are kept there;
+    without one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all
+    servers have stopped.
 
     Raises:
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.

@@ -1,6 +1,6 @@
 """How a person gets to a login page: asked by the client whose call needs it, or by a browser on this machine.
 
-`oauth.browser` says which (`gateway.config.model.OAuthSettings`). Where neither works the login is refused with the
+`oauth.browser` says which (`gateway.config.oauth.OAuthSettings`). Where neither works the login is refused with the
 command that does it. Nobody waits here: what comes of a page is heard by the `RedirectListener`.
 """
 

@@ -19,7 +19,7 @@ from trio.testing import MockClock
 from gateway.access import jwks, subjects, tokens
 from gateway.access.authority import AuthorityDown, fetch
 from gateway.access.resource import metadata, metadata_url
-from gateway.config.access_model import ResourceServer
+from gateway.config.access import ResourceServer
 from tests.support.access import ALICE, House, keys, make_config, open_house
 from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import texts_of

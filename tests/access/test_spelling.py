@@ -20,7 +20,7 @@ from gateway.catalog.listing import Item, Listing
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import parse_config
-from gateway.config.offered_model import ToolChoice
+from gateway.config.offered import ToolChoice
 from gateway.eras import asks, requests
 from gateway.eras.param_headers import find_second_argument
 from gateway.frontends.stdio import StdioFrontend

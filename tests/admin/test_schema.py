@@ -18,7 +18,7 @@ from gateway.admin.access import AdminAccess
 from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.config import Config, ServerConfig
-from gateway.config.access_model import AccessKey, AccessSettings
+from gateway.config.access import AccessKey, AccessSettings
 from gateway.frontends.http.endpoint import HttpFrontend
 from gateway.frontends.http.listen_address import ListenAddress
 from gateway.frontends.modern.request_state import RequestStateCodec

@@ -19,7 +19,7 @@ from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Snapshot
-from gateway.config.offered_model import ToolChoice, ToolOverride
+from gateway.config.offered import ToolChoice, ToolOverride
 
 
 def merged(backends: dict[str, list[str]], *, namespace: str | None = "", most: int = 128) -> Snapshot:

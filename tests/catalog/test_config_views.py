@@ -15,7 +15,7 @@ from gateway.catalog.parts import Naming
 from gateway.catalog.views import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
-from gateway.config.views_model import ViewConfig, ViewTools
+from gateway.config.views import ViewConfig, ViewTools
 from gateway.embed.faces import AsgiFrontends, Paths
 from gateway.errors import ConfigError
 from gateway.frontends.http.view_routing import NO_VIEW, view_in

@@ -18,7 +18,7 @@ from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs, parse_config
-from gateway.config.offered_model import ALL_TOOLS, ToolChoice, ToolOverride
+from gateway.config.offered import ALL_TOOLS, ToolChoice, ToolOverride
 from gateway.errors import ConfigError, UnknownName
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet

@@ -11,16 +11,11 @@ import msgspec
 import pytest
 
 from gateway.config import parse_config
-from gateway.config.access_model import AccessSettings, Introspection, ResourceServer
-from gateway.config.model import (
-    NOT_WRITTEN,
-    CircuitBreaker,
-    GatewaySettings,
-    OAuthSettings,
-    RateLimit,
-    RestartPolicy,
-    ServerConfig,
-)
+from gateway.config.access import AccessSettings, Introspection, ResourceServer
+from gateway.config.lifecycle import RestartPolicy
+from gateway.config.limits import CircuitBreaker, RateLimit
+from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
+from gateway.config.oauth import OAuthSettings
 from gateway.embed.native import open_gateway
 from gateway.errors import ConfigError, GatewayError
 from tests.support.gateway_process import PEERS, HttpClient, open_gateway_process, open_sse, run_process

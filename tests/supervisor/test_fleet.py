@@ -14,7 +14,8 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
 from gateway.catalog.news import ListNews
 from gateway.catalog.ownership import Route
-from gateway.config.model import Config, GatewaySettings, RestartPolicy, ServerConfig
+from gateway.config.lifecycle import RestartPolicy
+from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.errors import BackendExited
 from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State

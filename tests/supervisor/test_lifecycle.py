@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config import NEVER_RESTART
-from gateway.config.model import RestartPolicy
+from gateway.config.lifecycle import RestartPolicy
 from gateway.supervisor.lifecycle import LISTED, TRANSITIONS, Backoff, IllegalTransition, State, check
 
 ALLOWED = {  # the table a second time: a change of it is a decision, not an accident

@@ -15,7 +15,8 @@ from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.config.model import RestartPolicy, ServerConfig
+from gateway.config.lifecycle import RestartPolicy
+from gateway.config.model import ServerConfig
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
 from gateway.supervisor.lifecycle import State

@@ -16,7 +16,7 @@ from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.calls import Complete, Era
 from gateway.config import Config, parse_config
-from gateway.config.access_model import NO_ACCESS
+from gateway.config.access import NO_ACCESS
 from gateway.frontends.http.endpoint import HttpFrontend
 from gateway.frontends.http.listen_address import ListenAddress
 from gateway.frontends.modern.request_state import RequestStateCodec

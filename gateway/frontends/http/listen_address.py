@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config as HypercornConfig
 
-    from gateway.config.access_model import AccessSettings
+    from gateway.config.access import AccessSettings
 
 BACKLOG: Final = 1_024
 """Connections that may wait to be accepted: a thousand clients may come at once."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from gateway.config.access_model import NO_ACCESS, AccessKey, AccessSettings
+from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
 from gateway.frontends.http.endpoint import HttpFrontend
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
 from tests.backends.http.test_tls import make_certificate

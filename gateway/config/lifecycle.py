@@ -1,17 +1,46 @@
-"""Fields that are objects of scalars: `restart`, `shutdown_grace`, and the section `gateway`."""
+"""When a backend is restarted and how it is stopped: the fields `restart` and `shutdown_grace` of a server."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
-from gateway.config.audit import read_audit
+from msgspec import Struct
+
+from gateway.config.fields import LONGEST_SECONDS, Count, Seconds, Share, doc
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.model import NEVER_RESTART, GatewaySettings, RestartPolicy, ShutdownGrace
-from gateway.config.scalars import read_scalar, read_struct, specs_of, warn_unknown
-from gateway.config.substitution import resolve
+from gateway.config.scalars import read_scalar, read_struct, specs_of
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
+
+
+class ShutdownGrace(Struct, frozen=True):
+    """How long each rung of the stop ladder waits before the next one; JSON `shutdown_grace`."""
+
+    close_stdin: Annotated[Seconds, doc("Wait after closing the child's stdin, before SIGTERM.")] = 2.0
+    terminate: Annotated[Seconds, doc("Wait after SIGTERM to the group, before SIGKILL.")] = 2.0
+    kill: Annotated[Seconds, doc("Wait after SIGKILL to the group, before giving up.")] = 1.0
+
+
+class RestartPolicy(Struct, frozen=True):
+    """When a backend that went away is started again; JSON `restart`."""
+
+    initial_delay: Annotated[Seconds, doc("Wait before the first restart; it doubles with each failure.")] = 0.5
+    max_delay: Annotated[Seconds, doc("The longest wait between two starts.")] = 30.0
+    jitter: Annotated[Share, doc("Random part of each wait, so that backends do not restart in step.")] = 0.2
+    max_quick_failures: Annotated[
+        Count,
+        doc(
+            "After this many quick failures in a row the backend is marked failed; a session that served calls is none."
+        ),
+    ] = 5
+    healthy_after: Annotated[
+        Seconds, doc("Uptime after which the failure count is reset; a session that served calls resets it too.")
+    ] = 30.0
+
+
+# `"restart": false`. The first end of the backend is its last: no run is ever long enough to be forgiven.
+NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECONDS)
 
 
 def read_restart(scope: Scope, entry: Entry) -> RestartPolicy:
@@ -46,29 +75,3 @@ def read_ladder(scope: Scope, entry: Entry) -> ShutdownGrace:
         for index, spec in enumerate(specs)
     ]
     return ShutdownGrace(*waits)
-
-
-_READERS = {"audit": read_audit}
-"""Fields of the section `gateway` that are no scalars."""
-
-
-def read_gateway(raw: object, scope: Scope) -> GatewaySettings:
-    """Read the `gateway` section; null or nothing means all defaults."""
-    if raw is None:
-        return GatewaySettings()
-    if not is_object(raw):
-        scope.refuse(f"must be an object, not {kind(raw)}")
-        return GatewaySettings()
-    values: dict[object, object] = {}
-    structs: dict[str, Any] = {}
-    for key, value in raw.items():
-        if not isinstance(key, str):
-            scope.refuse(f"has a key that is not a string but {kind(key)}")
-        elif key in _READERS:
-            if value is not None:
-                structs[key] = _READERS[key](scope, Entry(key, resolve(scope, key, value), value))
-        elif key in specs_of(GatewaySettings):
-            values[key] = resolve(scope, key, value)
-        else:
-            warn_unknown(scope, key, specs_of(GatewaySettings))
-    return GatewaySettings(**read_struct(scope, GatewaySettings, Entry("gateway", values, raw), ""), **structs)
