@@ -26,6 +26,7 @@ from gateway.audit import Audit
 from gateway.backends.opener import SessionOpener
 from gateway.calls import ANYBODY, at_view
 from gateway.config.access import NO_ACCESS
+from gateway.config.difference import changed_at_start_only
 from gateway.config.shown import secrets_of_config
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
@@ -61,17 +62,6 @@ HURRIED_GRACE: Final = 0.25
 """The same after a second signal: enough for a client that reads, too short for one that does not to be in the way."""
 RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
-AT_START_ONLY: Final = (
-    "name",
-    "log_format",
-    "max_sessions",
-    "max_connections",
-    "max_silent_connections",
-    "session_idle_timeout",
-    "max_client_requests",
-    "request_state_keys",
-)
-"""Settings of the gateway that are put into things which live as long as the gateway."""
 
 log = logging.getLogger("gateway.app")
 
@@ -199,9 +189,8 @@ class Gateway:
 
     def _apply_settings(self, config: Config) -> None:
         """Go by the settings of a config that has come to hold; some are for the next start."""
-        for name in AT_START_ONLY:
-            if getattr(config.gateway, name) != getattr(self._settings, name):
-                log.warning("gateway.%s has changed, which takes effect at the next start", name)
+        for name in changed_at_start_only(self._settings, config.gateway):
+            log.warning("gateway.%s has changed, which takes effect at the next start", name)
         view = self._options.view
         if view is not None and view not in config.views:
             log.warning("the view %r, which is served here, is not in the config any more: nothing is offered", view)

@@ -6,7 +6,7 @@ line each; what is odd but harmless comes back in `Config.warnings`. No line eve
 """
 
 from gateway.config.audit import AuditSettings
-from gateway.config.difference import ConfigDiff, diff_configs
+from gateway.config.difference import ConfigDiff, changed_at_start_only, diff_configs
 from gateway.config.lifecycle import NEVER_RESTART, RestartPolicy, ShutdownGrace
 from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
 from gateway.config.model import Config, GatewaySettings, ServerConfig
@@ -29,6 +29,7 @@ __all__ = [
     "RestartPolicy",
     "ServerConfig",
     "ShutdownGrace",
+    "changed_at_start_only",
     "config_reference",
     "diff_configs",
     "load_config",

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.config.model import GatewaySettings
+from gateway.config.scalars import specs_of
+
 if TYPE_CHECKING:
     from gateway.config.model import Config, ServerConfig
 
@@ -34,6 +37,15 @@ def diff_configs(old: Config, new: Config) -> ConfigDiff:
         unchanged=tuple(name for name in both if name in same),
         retouched=tuple(retouched),
     )
+
+
+def changed_at_start_only(old: GatewaySettings, new: GatewaySettings) -> list[str]:
+    """Return the names of settings that differ and that apply only at the next start of the gateway."""
+    return [
+        name
+        for name, spec in specs_of(GatewaySettings).items()
+        if spec.at_start_only and getattr(old, name) != getattr(new, name)
+    ]
 
 
 def _meant(server: ServerConfig) -> ServerConfig:

@@ -43,6 +43,13 @@ ALL = ("*",)
 """The globs that fit every name."""
 
 
-def doc(description: str) -> Meta:
-    """Describe a field, for `--help`, the README and the JSON Schema."""
-    return Meta(description=description)
+def doc(description: str, *, at_start_only: bool = False) -> Meta:
+    """Describe a field, for `--help`, the README and the JSON Schema.
+
+    Args:
+        description: one or more sentences.
+        at_start_only: a reload does not apply a change of this field; the next start of the gateway does.
+    """
+    if at_start_only:
+        description += " A change applies at the next start."
+    return Meta(description=description, extra={"at_start_only": at_start_only})

@@ -216,7 +216,7 @@ def public_address(url: str) -> str:
 class GatewaySettings(Struct, frozen=True):
     """What holds for the gateway as a whole; JSON section `gateway`."""
 
-    name: Annotated[ShownName, doc("The name that clients see.")] = "trio-mcp-gateway"
+    name: Annotated[ShownName, doc("The name that clients see.", at_start_only=True)] = "trio-mcp-gateway"
     separator: Annotated[
         Separator, doc("Stands between namespace and name; some desktop clients need '__' or '_'.")
     ] = "."
@@ -224,27 +224,35 @@ class GatewaySettings(Struct, frozen=True):
     start_grace: Annotated[Seconds, doc("The longest a list waits for backends in their first start.")] = 2.0
     drain_grace: Annotated[Seconds, doc("Time that running calls get to finish when the gateway stops.")] = 5.0
     max_sessions: Annotated[
-        Count, doc("Client sessions at once; unused anonymous ones make room, else more are refused with 503.")
+        Count,
+        doc(
+            "Client sessions at once; unused anonymous ones make room, else more are refused with 503.",
+            at_start_only=True,
+        ),
     ] = 1000
     max_connections: Annotated[
-        Count, doc("HTTP connections at once; silent and idle ones make room, new ones wait up to 10 s.")
+        Count,
+        doc("HTTP connections at once; silent and idle ones make room, new ones wait up to 10 s.", at_start_only=True),
     ] = 5000
     max_silent_connections: Annotated[
         Room,
         doc(
             "Connections of one address that have not sent a request yet; over it the oldest is closed. Not for this"
-            " machine; 0 (behind a trusted proxy): no bound."
+            " machine; 0 (behind a trusted proxy): no bound.",
+            at_start_only=True,
         ),
     ] = 256
-    session_idle_timeout: Annotated[Seconds, doc("A session unused for so long ends.")] = 1800.0
+    session_idle_timeout: Annotated[Seconds, doc("A session unused for so long ends.", at_start_only=True)] = 1800.0
     max_body_bytes: Annotated[Count, doc("The largest request body; more is refused with 413.")] = 4 * 1024 * 1024
     page_size: Annotated[Count | None, doc("Entries in one page of a list; left out: all in one.")] = None
-    max_client_requests: Annotated[Count, doc("Requests of one client in flight; more are refused.")] = 1024
+    max_client_requests: Annotated[
+        Count, doc("Requests of one client in flight; more are refused.", at_start_only=True)
+    ] = 1024
     keep_alive_interval: Annotated[Seconds, doc("Time between two comments on a silent stream.")] = 15.0
     sse_after: Annotated[Seconds, doc("Silence after which a JSON answer turns into a stream.")] = 5.0
     list_change_delay: Annotated[Seconds, doc("Changes of lists within it are announced as one.")] = 0.05
     log_format: Annotated[
-        LogFormat, doc("How log lines look: for people, or as JSON; '--log-format' overrides it.")
+        LogFormat, doc("How log lines look: for people, or as JSON; '--log-format' overrides it.", at_start_only=True)
     ] = "console"
     audit: Annotated[
         AuditSettings | None,
@@ -252,7 +260,10 @@ class GatewaySettings(Struct, frozen=True):
     ] = None
     request_state_keys: Annotated[
         KeyList | None,
-        doc("Keys that seal `requestState`, newest first, shared by replicas; left out: random for each process."),
+        doc(
+            "Keys that seal `requestState`, newest first, shared by replicas; left out: random for each process.",
+            at_start_only=True,
+        ),
     ] = None
 
     def state_keys(self) -> list[bytes]:

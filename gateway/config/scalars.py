@@ -46,6 +46,8 @@ class FieldSpec(Struct, frozen=True):
     least: float | None = None
     most: float | None = None
     pattern: str | None = None
+    at_start_only: bool = False
+    """Whether a change applies only at the next start of the gateway."""
 
 
 @cache
@@ -67,6 +69,7 @@ def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
     def first(attribute: str) -> Any:
         return next((found for meta in metas if (found := getattr(meta, attribute)) is not None), None)
 
+    extra: dict[str, Any] = {key: value for meta in metas for key, value in (meta.extra or {}).items()}
     title = first("title") or (
         "one of " + ", ".join(map(repr, choices)) if choices else _WORDS.get(get_origin(base) or base, "an object")
     )
@@ -82,6 +85,7 @@ def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
         least=first("ge"),
         most=first("le"),
         pattern=first("pattern"),
+        at_start_only=extra.get("at_start_only", False),
     )
 
 

@@ -19,6 +19,7 @@ from gateway.config import (
     GatewaySettings,
     ServerConfig,
     ShutdownGrace,
+    changed_at_start_only,
     config_reference,
     diff_configs,
     load_config,
@@ -199,6 +200,24 @@ def test_difference() -> None:
     diff = diff_configs(old, new)
     assert (diff.added, diff.removed, diff.changed, diff.unchanged) == (("e",), ("c",), ("d", "b"), ("a",))
     assert diff_configs(old, old).unchanged == tuple("abcd")
+
+
+@pytest.mark.parametrize("name", GatewaySettings.__struct_fields__)
+def test_a_setting_for_the_next_start_says_so(name) -> None:
+    changed = changed_at_start_only(GatewaySettings(), msgspec.structs.replace(GatewaySettings(), **{name: object()}))
+    (doc,) = (row.doc for row in config_reference() if (row.section, row.field) == ("gateway", name))
+    assert changed == ([name] if doc.endswith("A change applies at the next start.") else [])
+
+
+def test_settings_of_listeners_and_sessions_apply_at_the_next_start() -> None:
+    other = {
+        "max_sessions": 1,
+        "log_format": "json",
+        "page_size": 1,
+        "start_grace": 1.0,
+    }
+    found = changed_at_start_only(GatewaySettings(), msgspec.structs.replace(GatewaySettings(), **other))
+    assert found == ["max_sessions", "log_format"]
 
 
 def test_reference() -> None:
