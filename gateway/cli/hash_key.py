@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.cli.flags import JSON, Command, Flag
 from gateway.cli.output import UsageError, print_json
 from gateway.config.access import AccessKey
-from gateway.config.scalars import specs_of
+from gateway.config.fields import specs_of
 
 if TYPE_CHECKING:
     from gateway.cli.flags import Values

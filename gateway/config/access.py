@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from msgspec import Meta, Struct
 
-from gateway.config.fields import ALL, Count, Globs, Seconds, doc
+from gateway.config.fields import ALL, Count, Globs, Seconds, doc, read_by, specs_of
 from gateway.config.findings import Entry, did_you_mean, is_list, is_object, kind, shown
 from gateway.config.hosts import parse_authority, parse_origin
-from gateway.config.limits import RateLimit, read_rate
-from gateway.config.scalars import read_scalar, specs_of
+from gateway.config.limits import RateLimitField  # noqa: TC001 - msgspec reads it
+from gateway.config.scalars import read_field
 from gateway.config.substitution import resolve
 
 if TYPE_CHECKING:
@@ -41,16 +41,17 @@ ALGORITHMS = (
 class Rules(Struct, frozen=True):
     """What somebody may do."""
 
-    servers: Annotated[Globs, doc("Servers that it may use, by glob.")] = ALL
+    servers: Annotated[StrictGlobs, doc("Servers that it may use, by glob.")] = ALL
     tools: Annotated[
-        Globs,
+        StrictGlobs,
         doc("Tools and prompts that it may use, by glob over their public names; resources only where all are ('*')."),
     ] = ALL
     views: Annotated[
-        tuple[str, ...] | None, doc("Views that it may use; left out: all, and the endpoint without a view.")
+        Strings | None,
+        doc("Views that it may use; left out: all, and the endpoint without a view."),
     ] = None
     rate_limit: Annotated[
-        RateLimit | None,
+        RateLimitField,
         doc(
             "Calls that it gets at most: a number a second, or an object; lists and handshakes, which cost no"
             " server anything, do not count; left out: no limit."
@@ -94,13 +95,19 @@ class ResourceServer(Struct, frozen=True):
     issuer: Annotated[str, doc("The authorization server, as its tokens name it.")]
     jwks_url: Annotated[str | None, doc("Where its keys are; left out: what its metadata says.")] = None
     audience: Annotated[
-        tuple[str, ...], doc("Other values that a token's audience may have; left out: only 'resource'.")
+        Strings,
+        doc("Other values that a token's audience may have; left out: only 'resource'."),
     ] = ()
-    algorithms: Annotated[tuple[str, ...], doc("What tokens may be signed with.")] = ("RS256", "ES256", "EdDSA")
-    scopes: Annotated[tuple[str, ...], doc("Scopes that a token must have, all of them.")] = ()
+    algorithms: Annotated[Strings, doc("What tokens may be signed with.")] = (
+        "RS256",
+        "ES256",
+        "EdDSA",
+    )
+    scopes: Annotated[Strings, doc("Scopes that a token must have, all of them.")] = ()
     leeway: Annotated[Seconds, doc("How far the clocks of both may be apart.")] = 30.0
     introspection: Annotated[
-        Introspection | None, doc("Ask the authorization server about each token instead of reading it.")
+        IntrospectionField,
+        doc("Ask the authorization server about each token instead of reading it."),
     ] = None
     rules: Rules = Rules()
 
@@ -109,16 +116,17 @@ class AccessSettings(Struct, frozen=True):
     """Who may use the MCP endpoint. With neither keys nor `oauth` everybody may, who reaches it."""
 
     keys: Annotated[
-        tuple[AccessKey, ...],
-        Meta(title="a list of keys"),
+        Keys,
         doc("Keys that are let in; `mcp-gateway hash-key` makes one."),
     ] = ()
-    oauth: Annotated[ResourceServer | None, doc("Let in who has a token of an authorization server.")] = None
+    oauth: Annotated[ResourceServerField, doc("Let in who has a token of an authorization server.")] = None
     allow_origins: Annotated[
-        tuple[str, ...], doc("Web pages that may use the gateway, each as 'https://HOST'; '*' for all.")
+        Hosts,
+        doc("Web pages that may use the gateway, each as 'https://HOST'; '*' for all."),
     ] = ()
     allow_hosts: Annotated[
-        tuple[str, ...], doc("Host names by which clients reach it, such as those of a reverse proxy.")
+        Hosts,
+        doc("Host names by which clients reach it, such as those of a reverse proxy."),
     ] = ()
 
     @property
@@ -135,8 +143,7 @@ class AccessSettings(Struct, frozen=True):
 NO_ACCESS = AccessSettings()
 
 
-_RULES = tuple(specs_of(Rules))
-_LISTS = {"servers", "tools", "views", "audience", "algorithms", "scopes", "allow_origins", "allow_hosts"}
+_RULES = Rules.__struct_fields__
 
 
 def read_access(raw: object, scope: Scope) -> AccessSettings:
@@ -146,20 +153,20 @@ def read_access(raw: object, scope: Scope) -> AccessSettings:
     if not is_object(raw):
         scope.refuse(f"must be an object, not {kind(raw)}")
         return NO_ACCESS
-    entries = _members(scope, Entry("access", resolve(scope, "access", raw), raw), "", _KNOWN)
-    values: dict[str, Any] = {}
-    for key, entry in entries.items():
-        match key:
-            case "keys":
-                values[key] = _read_keys(scope, entry)
-            case "oauth":
-                values[key] = _read_oauth(scope, entry)
-            case _:
-                values[key] = _read_hosts(scope, entry)
-    return AccessSettings(**values)
+    entry = Entry("access", resolve(scope, "access", raw), raw)
+    return AccessSettings(**_read_members(scope, AccessSettings, _members(scope, entry, "", _names(AccessSettings))))
 
 
-_KNOWN = ("keys", "oauth", "allow_origins", "allow_hosts")
+def _names(struct: type[Struct]) -> tuple[str, ...]:
+    """The names of a Struct's own fields; rules stand beside what they are for."""
+    return tuple(name for name in struct.__struct_fields__ if name != "rules")
+
+
+def _read_members(scope: Scope, struct: type[Struct], members: dict[str, Entry]) -> dict[str, Any]:
+    """Read those members of an object that are fields of this Struct."""
+    return {
+        name: read_field(scope, specs_of(struct)[name], members[name]) for name in _names(struct) if name in members
+    }
 
 
 def _members(scope: Scope, entry: Entry, prefix: str, known: Collection[str]) -> dict[str, Entry]:
@@ -205,26 +212,8 @@ def _read_key(scope: Scope, entry: Entry) -> AccessKey | None:
             scope.problem(entry.label, f"needs {' and '.join(map(repr, missing))} (see `mcp-gateway hash-key`)")
         return None
     known = len(scope.findings.problems)
-    name, hashed = (read_scalar(scope, _KEY_SPECS[what], members[what]) for what in ("name", "hash"))
-    rules = _read_rules(scope, members)
-    return AccessKey(name, hashed, rules) if len(scope.findings.problems) == known else None
-
-
-_KEY_SPECS = specs_of(AccessKey)
-
-
-def _read_rules(scope: Scope, members: dict[str, Entry]) -> Rules:
-    return Rules(**{key: _read_member(scope, Rules, members[key]) for key in _RULES if key in members})
-
-
-def _read_member(scope: Scope, struct: type[Struct], entry: Entry) -> Any:
-    """One member that is a list of strings, a rate or a scalar."""
-    name = entry.label.rpartition(".")[2]
-    if name == "rate_limit":
-        return read_rate(scope, entry)
-    if name in _LISTS:
-        return _read_texts(scope, entry)
-    return read_scalar(scope, specs_of(struct)[name], entry)
+    key = AccessKey(**_read_members(scope, AccessKey, members), rules=Rules(**_read_members(scope, Rules, members)))
+    return key if len(scope.findings.problems) == known else None
 
 
 def _read_texts(scope: Scope, entry: Entry) -> tuple[str, ...]:
@@ -249,14 +238,8 @@ def _read_hosts(scope: Scope, entry: Entry) -> tuple[str, ...]:
 
 
 def _read_oauth(scope: Scope, entry: Entry) -> ResourceServer | None:
-    own = [name for name in specs_of(ResourceServer) if name != "rules"]
-    members = _members(scope, entry, f"{entry.label}.", (*own, *_RULES))
-    values: dict[str, Any] = {}
-    for key in own:
-        if key == "introspection" and key in members:
-            values[key] = _read_introspection(scope, members[key])
-        elif key in members:
-            values[key] = _read_member(scope, ResourceServer, members[key])
+    members = _members(scope, entry, f"{entry.label}.", (*_names(ResourceServer), *_RULES))
+    values = _read_members(scope, ResourceServer, members)
     for key in ("resource", "issuer"):
         if key not in values:
             scope.problem(entry.label, f"needs {key!r}")
@@ -266,12 +249,12 @@ def _read_oauth(scope: Scope, entry: Entry) -> ResourceServer | None:
         scope.problem(f"{entry.label}.algorithms", f"must be some of {', '.join(ALGORITHMS)}")
     if "resource" not in values or "issuer" not in values:
         return None
-    return ResourceServer(**values, rules=_read_rules(scope, members))
+    return ResourceServer(**values, rules=Rules(**_read_members(scope, Rules, members)))
 
 
 def _read_introspection(scope: Scope, entry: Entry) -> Introspection | None:
-    members = _members(scope, entry, f"{entry.label}.", specs_of(Introspection))
-    values = {key: _read_member(scope, Introspection, one) for key, one in members.items()}
+    members = _members(scope, entry, f"{entry.label}.", _names(Introspection))
+    values = _read_members(scope, Introspection, members)
     if "url" not in values:
         scope.problem(entry.label, "needs 'url'")
         return None
@@ -308,3 +291,11 @@ def _address_fault(text: str) -> str | None:
     if parts.scheme == "https" or (parts.scheme == "http" and authority.host in _LOOPBACK):
         return None
     return "must be an https address, or an http one on this machine"
+
+
+StrictGlobs = Annotated[Globs, read_by(_read_texts)]
+Strings = Annotated[tuple[str, ...], read_by(_read_texts)]
+Hosts = Annotated[tuple[str, ...], read_by(_read_hosts)]
+Keys = Annotated[tuple[AccessKey, ...], Meta(title="a list of keys"), read_by(_read_keys)]
+ResourceServerField = Annotated[ResourceServer | None, read_by(_read_oauth)]
+IntrospectionField = Annotated[Introspection | None, read_by(_read_introspection)]

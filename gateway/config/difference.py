@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.config.fields import specs_of
 from gateway.config.model import GatewaySettings
-from gateway.config.scalars import specs_of
 
 if TYPE_CHECKING:
     from gateway.config.model import Config, ServerConfig

@@ -1,13 +1,24 @@
-"""Types and bounds that the fields of several sections share.
+"""What the annotation of a field says: its type, bounds, wording, aliases, short forms, and when a change applies.
 
-`title` words what a value must be; the reader, the JSON Schema and the reference all take it from here. Pure.
+The annotation is the only place: the readers, `--help`, the README, the JSON Schema and the reload take it from the
+`FieldSpec` made of it. The types here are those that several sections share; `title` words what a value must be. Pure.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
-from msgspec import Meta
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gateway.config.findings import Entry, Scope
+
+JsonSchema = dict[str, Any]
 
 # Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
 LONGEST_SECONDS = 1e9
@@ -17,7 +28,6 @@ Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of sec
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
 Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
 Rate = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of calls a second, above 0")]
-TimesByGlob = Annotated[dict[str, Seconds], Meta(title="an object of seconds by glob")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
 Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]
 NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
@@ -35,21 +45,145 @@ KeyList = Annotated[
 ShownName = Annotated[
     str, Meta(pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]{1,128}\Z", title="1 to 128 characters in one line")
 ]
-
-
 Globs = Annotated[tuple[str, ...], Meta(title="a list of globs")]
 
 ALL = ("*",)
 """The globs that fit every name."""
 
+BOOLEAN: JsonSchema = {"type": "boolean"}
+NUMBER: JsonSchema = {"type": "number", "exclusiveMinimum": 0}
+STRINGS: JsonSchema = {"type": "array", "items": {"type": "string"}}
+VARIABLE: JsonSchema = {"type": "string", "pattern": r"\$\{.+\}"}
 
-def doc(description: str, *, at_start_only: bool = False) -> Meta:
+_WORDS: dict[object, str] = {
+    bool: "true or false",
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list of strings",
+    dict: "an object of strings",
+}
+
+
+def doc(description: str, *, aliases: tuple[str, ...] = (), at_start_only: bool = False) -> Meta:
     """Describe a field, for `--help`, the README and the JSON Schema.
 
     Args:
         description: one or more sentences.
+        aliases: other names that the file may use for the field.
         at_start_only: a reload does not apply a change of this field; the next start of the gateway does.
     """
     if at_start_only:
         description += " A change applies at the next start."
-    return Meta(description=description, extra={"at_start_only": at_start_only})
+    return Meta(description=description, extra={"aliases": aliases, "at_start_only": at_start_only})
+
+
+def read_by(reader: Callable[[Scope, Entry], Any], *forms: JsonSchema) -> Meta:
+    """Name the reader of a field that is no scalar, and what it takes besides the field's type.
+
+    A reader that makes the Structs of its module comes after them, so such annotations are named at the module's end:
+    they are looked up when a Struct's fields are first needed.
+    """
+    return Meta(extra={"reader": reader, "forms": forms})
+
+
+class FieldSpec(Struct, frozen=True):
+    """One field as its annotation has it; `title` is what its value must be, in words."""
+
+    name: str
+    base: Any
+    title: str
+    description: str
+    default: Any
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+    pattern: str | None = None
+    struct: type[Struct] | None = None
+    """The Struct of the field's value, or of each of its members."""
+    aliases: tuple[str, ...] = ()
+    """Other names that the file may use."""
+    reader: Callable[[Scope, Entry], Any] | None = None
+    """What reads the field; None for a scalar."""
+    forms: tuple[JsonSchema, ...] = ()
+    """What the reader takes besides the field's type."""
+    at_start_only: bool = False
+    """Whether a change applies only at the next start of the gateway."""
+
+
+@cache
+def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
+    """Every field of a config Struct by name, in the order of its definition."""
+    return {info.name: field_spec(info.name, info.type, _default(info)) for info in fields(struct)}
+
+
+@cache
+def names_by_spelling(struct: type[Struct]) -> dict[str, str]:
+    """The name of each field by every spelling that the file may use."""
+    return {spelling: name for name, spec in specs_of(struct).items() for spelling in (name, *spec.aliases)}
+
+
+def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
+    """A Struct, and those of its fields and of theirs."""
+    yield struct
+    for spec in specs_of(struct).values():
+        if spec.struct is not None:
+            yield from structs_within(spec.struct)
+
+
+def _is_struct(kind: object) -> TypeGuard[type[Struct]]:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _default(info: Any) -> object:
+    if info.default is not NODEFAULT:
+        return info.default
+    return None if info.default_factory is NODEFAULT else info.default_factory()
+
+
+def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
+    """Return what an annotation says about a field."""
+    metas, base, optional, choices = _unpack(annotation)
+
+    def first(attribute: str) -> Any:
+        return next((found for meta in metas if (found := getattr(meta, attribute)) is not None), None)
+
+    extra: dict[str, Any] = {key: value for meta in metas for key, value in (meta.extra or {}).items()}
+    title = first("title") or (
+        "one of " + ", ".join(map(repr, choices)) if choices else _WORDS.get(get_origin(base) or base, "an object")
+    )
+    return FieldSpec(
+        name=name,
+        base=base,
+        title=title,
+        description=first("description") or "",
+        default=default,
+        optional=optional,
+        choices=choices,
+        above=first("gt"),
+        least=first("ge"),
+        most=first("le"),
+        pattern=first("pattern"),
+        struct=next((each for each in (base, *get_args(base)) if _is_struct(each)), None),
+        **extra,
+    )
+
+
+def _unpack(annotation: Any) -> tuple[list[Meta], object, bool, tuple[str, ...]]:
+    """Take an annotation apart: what is noted on it, the bare type, whether it may be None, its choices."""
+    metas: list[Meta] = []
+    optional = False
+    while True:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            metas += [note for note in annotation.__metadata__ if isinstance(note, Meta)]
+            annotation = annotation.__origin__
+        elif origin in {Union, UnionType}:
+            (annotation,) = (member for member in get_args(annotation) if member is not type(None))
+            optional = True
+        elif origin is Literal:
+            return metas, str, optional, get_args(annotation)
+        else:
+            return metas, annotation, optional, ()

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.config.findings import shown
-from gateway.config.process import read_text
+from gateway.config.transport import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

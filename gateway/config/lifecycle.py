@@ -6,9 +6,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from msgspec import Struct
 
-from gateway.config.fields import LONGEST_SECONDS, Count, Seconds, Share, doc
+from gateway.config.fields import (
+    BOOLEAN,
+    LONGEST_SECONDS,
+    NUMBER,
+    VARIABLE,
+    Count,
+    Seconds,
+    Share,
+    doc,
+    read_by,
+    specs_of,
+)
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.scalars import read_scalar, read_struct, specs_of
+from gateway.config.scalars import read_scalar, read_struct, read_switchable
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
@@ -45,12 +56,7 @@ NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECOND
 
 def read_restart(scope: Scope, entry: Entry) -> RestartPolicy:
     """Read the restart policy: an object, true for the defaults, false for never."""
-    if isinstance(entry.value, bool):
-        return RestartPolicy() if entry.value else NEVER_RESTART
-    if not is_object(entry.value):
-        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
-        return RestartPolicy()
-    policy = RestartPolicy(**read_struct(scope, RestartPolicy, entry, f"{entry.label}."))
+    policy = read_switchable(RestartPolicy, NEVER_RESTART, scope, entry)
     if policy.max_delay < policy.initial_delay:
         scope.problem(f"{entry.label}.max_delay", "must not be less than 'initial_delay'")
     return policy
@@ -75,3 +81,14 @@ def read_ladder(scope: Scope, entry: Entry) -> ShutdownGrace:
         for index, spec in enumerate(specs)
     ]
     return ShutdownGrace(*waits)
+
+
+RestartField = Annotated[RestartPolicy, read_by(read_restart, BOOLEAN)]
+ShutdownGraceField = Annotated[
+    ShutdownGrace,
+    read_by(
+        read_ladder,
+        NUMBER,
+        {"type": "array", "items": {"anyOf": [NUMBER, VARIABLE]}, "minItems": 3, "maxItems": 3},
+    ),
+]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from gateway.config.fields import Count, Rate, Seconds, doc
+from gateway.config.fields import NUMBER, Count, Rate, Seconds, doc, field_spec, read_by, specs_of
 from gateway.config.findings import Entry, is_list, is_object, kind
-from gateway.config.scalars import field_spec, read_scalar, read_struct, specs_of
+from gateway.config.scalars import read_scalar, read_struct, switchable
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
@@ -59,26 +59,6 @@ def read_rate(scope: Scope, entry: Entry) -> RateLimit | None:
     return RateLimit(per_second=read_scalar(scope, specs_of(RateLimit)["per_second"], entry) or 1.0)
 
 
-def read_breaker(scope: Scope, entry: Entry) -> CircuitBreaker | None:
-    """Read the circuit breaker: an object, true for the defaults, false for none."""
-    if isinstance(entry.value, bool):
-        return CircuitBreaker() if entry.value else None
-    if not is_object(entry.value):
-        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
-        return None
-    return CircuitBreaker(**read_struct(scope, CircuitBreaker, entry, f"{entry.label}."))
-
-
-def read_crash_limit(scope: Scope, entry: Entry) -> CrashLimit | None:
-    """Read the crash limit: an object, true for the defaults, false for none."""
-    if isinstance(entry.value, bool):
-        return CrashLimit() if entry.value else None
-    if not is_object(entry.value):
-        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
-        return None
-    return CrashLimit(**read_struct(scope, CrashLimit, entry, f"{entry.label}."))
-
-
 def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:
     """Read seconds by glob over the server's own tool names."""
     if not is_object(entry.value):
@@ -92,3 +72,9 @@ def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:
         for glob, value in entry.value.items()
         if isinstance(glob, str)  # substitution has noted the others
     }
+
+
+RateLimitField = Annotated[RateLimit | None, read_by(read_rate, NUMBER)]
+CircuitBreakerField = Annotated[CircuitBreaker | None, switchable(CircuitBreaker)]
+CrashLimitField = Annotated[CrashLimit | None, switchable(CrashLimit)]
+ToolTimeouts = Annotated[dict[str, Seconds], Meta(title="an object of seconds by glob"), read_by(read_tool_timeouts)]

@@ -2,8 +2,7 @@
 
 Fields that are objects have their Struct beside its reader, in the module of their name or concept.
 
-A field's annotation is the single source of its meaning: the type, the bounds and the wording of the bounds
-(`title`) drive the reader, and the description is its line in `--help` and in the README. All times are seconds.
+A field's annotation is the single source of its meaning (`gateway.config.fields`). All times are seconds.
 The Structs themselves check nothing; `parse_config` and `parse_server` do, and give readable lines.
 """
 
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Struct, field
 
-from gateway.config.audit import AuditSettings  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
+from gateway.config.audit import AuditSettings
 from gateway.config.fields import (
     Count,
     KeyList,
@@ -23,20 +22,28 @@ from gateway.config.fields import (
     Seconds,
     Separator,
     ShownName,
-    TimesByGlob,
     doc,
 )
-from gateway.config.lifecycle import RestartPolicy, ShutdownGrace
-from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
-from gateway.config.oauth import OAuthSettings
-from gateway.config.offered import ALL_TOOLS, ToolChoice
+from gateway.config.lifecycle import RestartField, RestartPolicy, ShutdownGrace, ShutdownGraceField
+from gateway.config.limits import CircuitBreakerField, CrashLimit, CrashLimitField, RateLimitField, ToolTimeouts
+from gateway.config.oauth import OAuthField, OAuthSettings
+from gateway.config.offered import ALL_TOOLS, ToolsField
+from gateway.config.scalars import switchable
+from gateway.config.transport import (  # noqa: TC001 - msgspec reads them
+    Arguments,
+    Encoding,
+    Environment,
+    FilePath,
+    Headers,
+    TransportField,
+    Url,
+)
 from gateway.masking import MASK, Masker
 
 if TYPE_CHECKING:
     from gateway.config.access import AccessSettings
     from gateway.config.views import ViewConfig
 
-Transport = Literal["stdio", "sse", "streamable-http"]
 Era = Literal["auto", "legacy", "modern"]
 Start = Literal["eager", "lazy"]
 SessionMode = Literal["shared", "client", "call"]
@@ -55,49 +62,51 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
 
     name: str
     transport: Annotated[
-        Transport | None,
+        TransportField,
         doc(
             "How the server is reached; also spelled 'type', and 'streamable-http' also 'http'. "
-            "Left out: 'command' means stdio, a 'url' is probed."
+            "Left out: 'command' means stdio, a 'url' is probed.",
+            aliases=("type",),
         ),
     ] = None
-    command: Annotated[str | None, doc("The program to start; '~/' is the home directory.")] = None
-    args: Annotated[tuple[str, ...], doc("Its arguments; one that begins with '~/' is expanded.")] = ()
+    command: Annotated[FilePath, doc("The program to start; '~/' is the home directory.")] = None
+    args: Annotated[Arguments, doc("Its arguments; one that begins with '~/' is expanded.")] = ()
     env: Annotated[
-        dict[str, str],
+        Environment,
         doc(
             "Variables added to the child's small safe environment, which is the user's home, path, locale, and the"
             " network's proxies and certificates."
         ),
     ] = field(default_factory=dict[str, str])
     env_file: Annotated[
-        str | None,
+        FilePath,
         doc(
             "A file of more such variables (NAME=VALUE lines), which '${NAME}' in this server's other fields finds too;"
-            " relative to the config file; also spelled 'envFile'."
+            " relative to the config file; also spelled 'envFile'.",
+            aliases=("envFile",),
         ),
     ] = None
-    cwd: Annotated[str | None, doc("The child's working directory; '~/' is the home directory.")] = None
-    encoding: Annotated[str, doc("The child's text encoding, one that keeps ASCII as it is.")] = "utf-8"
+    cwd: Annotated[FilePath, doc("The child's working directory; '~/' is the home directory.")] = None
+    encoding: Annotated[Encoding, doc("The child's text encoding, one that keeps ASCII as it is.")] = "utf-8"
     encoding_error_handler: Annotated[ErrorHandler, doc("What happens to bytes that do not decode.")] = "strict"
-    url: Annotated[str | None, doc("The http or https address of a remote server.")] = None
-    headers: Annotated[dict[str, str], doc("HTTP headers sent with every request to 'url'.")] = field(
+    url: Annotated[Url, doc("The http or https address of a remote server.")] = None
+    headers: Annotated[Headers, doc("HTTP headers sent with every request to 'url'.")] = field(
         default_factory=dict[str, str]
     )
-    unix_socket: Annotated[str | None, doc("Path of a Unix socket by which 'url' is reached.")] = None
-    ca_file: Annotated[str | None, doc("PEM file of the authorities to trust for 'url' instead of the system's.")] = (
+    unix_socket: Annotated[FilePath, doc("Path of a Unix socket by which 'url' is reached.")] = None
+    ca_file: Annotated[FilePath, doc("PEM file of the authorities to trust for 'url' instead of the system's.")] = None
+    client_cert: Annotated[FilePath, doc("PEM file of the certificate shown to 'url', with its key if it has it.")] = (
         None
     )
-    client_cert: Annotated[
-        str | None, doc("PEM file of the certificate shown to 'url', with its key if it has it.")
-    ] = None
-    client_key: Annotated[str | None, doc("PEM file of the key of 'client_cert', where that file has none.")] = None
+    client_key: Annotated[FilePath, doc("PEM file of the key of 'client_cert', where that file has none.")] = None
     oauth: Annotated[
-        OAuthSettings | None,
+        OAuthField,
         doc("How tokens are got if 'url' asks for them and 'headers' has no 'Authorization'; false: never."),
     ] = OAuthSettings()
     disabled: Annotated[bool, doc("Keep the entry but do not use it; 'enabled' is its opposite.")] = False
-    call_timeout: Annotated[Seconds, doc("The longest a call may take; also spelled 'timeout'.")] = 300.0
+    call_timeout: Annotated[
+        Seconds, doc("The longest a call may take; also spelled 'timeout'.", aliases=("timeout",))
+    ] = 300.0
     connect_timeout: Annotated[Seconds, doc("The longest a start may take, handshake included.")] = 30.0
     # Below start_grace: a legacy server that meets the probe with silence must still make the first list. One that is
     # only slow to start answers the probe later, which counts too.
@@ -106,10 +115,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     queue_size: Annotated[Room, doc("Calls that may wait beyond those; more are refused as busy.")] = 256
     max_line_bytes: Annotated[Count, doc("The longest line a stdio backend may write.")] = 16 * 1024 * 1024
     restart: Annotated[
-        RestartPolicy, doc("When to start it again: an object, true (the defaults) or false (never).")
+        RestartField, doc("When to start it again: an object, true (the defaults) or false (never).")
     ] = RestartPolicy()
     shutdown_grace: Annotated[
-        ShutdownGrace, doc("The stop ladder: an object, a list of its three waits, or the first one alone.")
+        ShutdownGraceField, doc("The stop ladder: an object, a list of its three waits, or the first one alone.")
     ] = ShutdownGrace()
     namespace: Annotated[
         Namespace | None,
@@ -128,14 +137,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     idle_timeout: Annotated[Seconds | None, doc("Stop the backend after so long without a call.")] = None
     required: Annotated[bool, doc("Whether '/readyz' says no while this server is not ready.")] = False
     rate_limit: Annotated[
-        RateLimit | None, doc("Calls that it gets at most: a number a second, or an object; left out: no limit.")
+        RateLimitField, doc("Calls that it gets at most: a number a second, or an object; left out: no limit.")
     ] = None
     circuit_breaker: Annotated[
-        CircuitBreaker | None,
+        CircuitBreakerField,
         doc("Refuse calls for a while after failures in a row: an object, true (the defaults) or false."),
     ] = None
     crash_limit: Annotated[
-        CrashLimit | None,
+        CrashLimitField,
         doc(
             "Refuse calls of a client, as busy, after its calls have crashed the server several times: an object, true"
             " (the defaults) or false."
@@ -145,11 +154,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         Seconds | None, doc("Ask an idle backend so often whether it lives; one that is silent is restarted.")
     ] = None
     tool_timeouts: Annotated[
-        TimesByGlob,
+        ToolTimeouts,
         doc("'call_timeout' of single tools, by a glob over their own names; the first that fits."),
     ] = field(default_factory=dict[str, float])
     tools: Annotated[
-        ToolChoice,
+        ToolsField,
         doc(
             "Which of its tools are offered, and how; a list is what is included. Changes of it hold at once, without a"
             " restart of the server."
@@ -256,6 +265,7 @@ class GatewaySettings(Struct, frozen=True):
     ] = "console"
     audit: Annotated[
         AuditSettings | None,
+        switchable(AuditSettings),
         doc("Note each call: who, what, how long, how it ended; an object, true (the defaults) or false."),
     ] = None
     request_state_keys: Annotated[

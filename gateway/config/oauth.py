@@ -11,24 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Struct
 
-from gateway.config.fields import Port, Seconds, doc
-from gateway.config.findings import Entry, is_list, is_object, kind
+from gateway.config.fields import BOOLEAN, Port, Seconds, doc, read_by, specs_of
+from gateway.config.findings import is_list, kind
 from gateway.config.hosts import parse_authority
-from gateway.config.scalars import read_struct, specs_of
+from gateway.config.scalars import read_switchable
 
 if TYPE_CHECKING:
-    from gateway.config.findings import Scope
+    from gateway.config.findings import Entry, Scope
 
 OAuthGrant = Literal["authorization_code", "client_credentials"]
 OAuthBrowser = Literal["auto", "open", "print", "elicit"]
 
-_ALIASES = {
-    "clientId": "client_id",
-    "clientSecret": "client_secret",
-    "clientMetadataUrl": "client_metadata_url",
-    "callbackPort": "redirect_port",
-    "scope": "scopes",
-}
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
 _ISSUER = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]\\]+)(?::([0-9]*))?(/\S*)?", re.ASCII | re.IGNORECASE)
 _DEFAULT_PORTS = frozenset({("http", "80"), ("https", "443")})
@@ -42,11 +35,18 @@ class OAuthSettings(Struct, frozen=True):
         OAuthGrant, doc("authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret'.")
     ] = "authorization_code"
     client_id: Annotated[
-        str | None, doc("The client registered at the authorization server; left out: registered on the way.")
+        str | None,
+        doc(
+            "The client registered at the authorization server; left out: registered on the way.", aliases=("clientId",)
+        ),
     ] = None
-    client_secret: Annotated[str | None, doc("Its secret, if it has one.")] = None
+    client_secret: Annotated[str | None, doc("Its secret, if it has one.", aliases=("clientSecret",))] = None
     client_metadata_url: Annotated[
-        str | None, doc("The https address of a client id metadata document, used where the server supports that.")
+        str | None,
+        doc(
+            "The https address of a client id metadata document, used where the server supports that.",
+            aliases=("clientMetadataUrl",),
+        ),
     ] = None
     issuer: Annotated[
         str | None,
@@ -55,9 +55,13 @@ class OAuthSettings(Struct, frozen=True):
             " left out: the one that it names."
         ),
     ] = None
-    scopes: Annotated[tuple[str, ...], doc("Scopes to ask for besides those that the server demands.")] = ()
+    scopes: Annotated[
+        Scopes,
+        doc("Scopes to ask for besides those that the server demands.", aliases=("scope",)),
+    ] = ()
     redirect_port: Annotated[
-        Port | None, doc("The port on 127.0.0.1 that the browser comes back to; left out: any free one.")
+        Port | None,
+        doc("The port on 127.0.0.1 that the browser comes back to; left out: any free one.", aliases=("callbackPort",)),
     ] = None
     browser: Annotated[
         OAuthBrowser,
@@ -75,55 +79,42 @@ class OAuthSettings(Struct, frozen=True):
 
 def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
     """Read the section: an object, true for the defaults, false for never."""
-    if isinstance(entry.value, bool):
-        return OAuthSettings() if entry.value else None
-    if not is_object(entry.value):
-        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
-        return OAuthSettings()
-    raw = entry.raw if is_object(entry.raw) else {}
-    members: dict[object, object] = {}
-    raws: dict[object, object] = {}
-    scopes: tuple[str, ...] = ()
-    for key, value in entry.value.items():
-        name = _ALIASES.get(key, key) if isinstance(key, str) else key
-        if name == "scopes":
-            scopes = _read_scopes(scope, f"{entry.label}.{key}", value)
-        else:
-            members[name], raws[name] = value, raw.get(key)
-    values = read_struct(scope, OAuthSettings, Entry(entry.label, members, raws), f"{entry.label}.")
-    _check(scope, entry.label, values)
-    return OAuthSettings(scopes=scopes, **values)
+    settings = read_switchable(OAuthSettings, None, scope, entry)
+    if settings is not None:
+        _check(scope, entry.label, settings)
+    return settings
 
 
-def _read_scopes(scope: Scope, label: str, value: object) -> tuple[str, ...]:
+def _read_scopes(scope: Scope, entry: Entry) -> tuple[str, ...]:
     """A list, or one string with blanks between, as the protocol has it."""
-    words: list[Any] = value.split() if isinstance(value, str) else list(value) if is_list(value) else []
-    if value is None or words == []:
-        if value is not None and not is_list(value) and not isinstance(value, str):
-            scope.problem(label, f"must be {specs_of(OAuthSettings)['scopes'].title}, not {kind(value)}")
+    value = entry.value
+    if not is_list(value) and not isinstance(value, str):
+        scope.problem(entry.label, f"must be {specs_of(OAuthSettings)['scopes'].title}, not {kind(value)}")
         return ()
+    words: list[Any] = value.split() if isinstance(value, str) else list(value)
     if not all(isinstance(word, str) and _SCOPE.fullmatch(word) for word in words):
-        scope.problem(label, "must hold scopes, each in plain ASCII without blanks and quotes")
+        scope.problem(entry.label, "must hold scopes, each in plain ASCII without blanks and quotes")
         return ()
     return tuple(dict.fromkeys(words))
 
 
-def _check(scope: Scope, label: str, values: dict[str, Any]) -> None:
+def _check(scope: Scope, label: str, settings: OAuthSettings) -> None:
     """Hold the members against what they are for and against one another."""
     for key in ("client_id", "client_secret"):
-        if values.get(key) is not None and not values[key].strip():
+        value: str | None = getattr(settings, key)
+        if value is not None and not value.strip():
             scope.problem(f"{label}.{key}", "must not be empty")
-    if values.get("client_metadata_url") is not None and not _is_address(values["client_metadata_url"], document=True):
+    if settings.client_metadata_url is not None and not _is_address(settings.client_metadata_url, document=True):
         scope.problem(f"{label}.client_metadata_url", "must be an https address with a path")
-    if values.get("issuer") is not None and not _is_address(values["issuer"]):
+    if settings.issuer is not None and not _is_address(settings.issuer):
         scope.problem(f"{label}.issuer", "must be an https address, or an http one on this machine")
-    if values.get("client_secret") is not None and values.get("client_id") is None:
+    if settings.client_secret is not None and settings.client_id is None:
         scope.problem(f"{label}.client_secret", "needs 'client_id'")
-    if values.get("grant") != "client_credentials":
+    if settings.grant != "client_credentials":
         return
-    if values.get("client_id") is None or values.get("client_secret") is None:
+    if settings.client_id is None or settings.client_secret is None:
         scope.problem(f"{label}.grant", "is 'client_credentials', which needs 'client_id' and 'client_secret'")
-    elif values.get("issuer") is None:
+    elif settings.issuer is None:
         text = "is missing: without it 'url' decides which authorization server gets the secret"
         scope.warn(f"{label}.issuer", text)
 
@@ -163,3 +154,7 @@ def normal_issuer(issuer: str) -> str:
 def is_same_issuer(first: object, second: str) -> bool:
     """Whether both name the same authorization server; what is no string names none."""
     return isinstance(first, str) and normal_issuer(first) == normal_issuer(second)
+
+
+OAuthField = Annotated[OAuthSettings | None, read_by(read_oauth, BOOLEAN)]
+Scopes = Annotated[tuple[str, ...], read_by(_read_scopes, {"type": "string"})]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from gateway.config.fields import ALL, Globs, doc
+from gateway.config.fields import ALL, STRINGS, Globs, doc, read_by
 from gateway.config.findings import Entry, is_list, is_object, kind, shown
-from gateway.config.scalars import read_scalar, specs_of, warn_unknown
+from gateway.config.scalars import read_struct
 
 if TYPE_CHECKING:
     from gateway.config.findings import Scope
@@ -27,9 +27,6 @@ INCLUDING = frozenset({
     "allowed_tools",
 })
 EXCLUDING = frozenset({"excludeTools", "disabledTools", "exclude_tools", "disabled_tools"})
-_SPELLINGS = {"inputSchema": "input_schema", "parameters": "input_schema", "rename": "name"}
-
-
 ToolName = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,128}\Z", title="1 to 128 letters, digits, '_', '-' and '.'")
 ]
@@ -38,13 +35,17 @@ ToolName = Annotated[
 class ToolOverride(Struct, frozen=True):
     """How one tool is offered; what is left out is as the server says it."""
 
-    name: Annotated[ToolName | None, doc("The name after the namespace, instead of the server's own.")] = None
+    name: Annotated[
+        ToolName | None, doc("The name after the namespace, instead of the server's own.", aliases=("rename",))
+    ] = None
     title: Annotated[str | None, doc("The title that people see.")] = None
     description: Annotated[str | None, doc("The description that models read.")] = None
     input_schema: Annotated[
-        dict[str, Any] | None,
-        Meta(title="a JSON Schema of type 'object'"),
-        doc("What the arguments look like; also spelled 'inputSchema'. The server checks them by its own."),
+        InputSchema,
+        doc(
+            "What the arguments look like; also spelled 'inputSchema'. The server checks them by its own.",
+            aliases=("inputSchema", "parameters"),
+        ),
     ] = None
     enabled: Annotated[bool, doc("false: the tool is not offered.")] = True
 
@@ -52,11 +53,10 @@ class ToolOverride(Struct, frozen=True):
 class ToolChoice(Struct, frozen=True):
     """Which tools of a server are offered, and how; JSON `tools`. Globs are held against the server's own names."""
 
-    include: Annotated[Globs, doc("Offer only tools that fit one of these.")] = ALL
-    exclude: Annotated[Globs, doc("Offer no tools that fit one of these, even if they are included.")] = ()
+    include: Annotated[GlobList, doc("Offer only tools that fit one of these.")] = ALL
+    exclude: Annotated[GlobList, doc("Offer no tools that fit one of these, even if they are included.")] = ()
     overrides: Annotated[
-        dict[str, ToolOverride],
-        Meta(title="an object of tools by their own names"),
+        Overrides,
         doc("Other names, titles, descriptions and schemas."),
     ] = field(default_factory=dict[str, ToolOverride])
 
@@ -112,14 +112,7 @@ def read_tools(scope: Scope, entry: Entry) -> ToolChoice:
         scope.problem(entry.label, f"must be an object with 'include', 'exclude', 'overrides', or a list of globs, not"
                       f" {kind(entry.value)}")  # fmt: skip
         return ALL_TOOLS
-    given: dict[str, Any] = {}
-    for key, value in entry.value.items():
-        member = Entry(f"{entry.label}.{key}", value, value)
-        if key not in {"include", "exclude", "overrides"}:
-            warn_unknown(scope, str(key), specs_of(ToolChoice), f"{entry.label}.")
-        elif value is not None:
-            given[str(key)] = _read_overrides(scope, member) if key == "overrides" else read_globs(scope, member)
-    return ToolChoice(**given)
+    return ToolChoice(**read_struct(scope, ToolChoice, entry, f"{entry.label}."))
 
 
 def read_globs(scope: Scope, entry: Entry) -> tuple[str, ...]:
@@ -135,35 +128,26 @@ def _read_overrides(scope: Scope, entry: Entry) -> dict[str, ToolOverride]:
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object of tools by their own names, not {kind(entry.value)}")
         return {}
-    found: dict[str, ToolOverride] = {}
+    raw = entry.raw if is_object(entry.raw) else {}
+    overrides: dict[str, ToolOverride] = {}
     takers: dict[str, str] = {}
     for own, value in entry.value.items():
-        found[str(own)] = override = _read_override(scope, Entry(f"{entry.label}.{own}", value, value))
+        label = f"{entry.label}.{own}"
+        overrides[str(own)] = override = _read_override(scope, Entry(label, value, raw.get(own)))
         if override.name is not None and takers.setdefault(override.name, str(own)) != own:
-            scope.problem(f"{entry.label}.{own}.name", f"is the name of {shown(takers[override.name])} too; keep one")
-    return found
+            scope.problem(f"{label}.name", f"is the name of {shown(takers[override.name])} too; keep one")
+    return overrides
 
 
 def _read_override(scope: Scope, entry: Entry) -> ToolOverride:
     if isinstance(entry.value, bool):
         return ToolOverride(enabled=entry.value)
     if isinstance(entry.value, str):
-        entry = Entry(entry.label, {"name": entry.value}, entry.raw)
+        entry = Entry(entry.label, {"name": entry.value}, {"name": entry.raw})
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object, a new name, or false, not {kind(entry.value)}")
         return ToolOverride()
-    specs = specs_of(ToolOverride)
-    given: dict[str, Any] = {}
-    for label, value in entry.value.items():
-        key = _SPELLINGS.get(str(label), str(label))
-        member = Entry(f"{entry.label}.{label}", value, value)
-        if key not in specs:
-            warn_unknown(scope, str(label), specs, f"{entry.label}.")
-        elif value is not None:
-            given[key] = (
-                _read_schema(scope, member) if key == "input_schema" else read_scalar(scope, specs[key], member)
-            )
-    return ToolOverride(**given)
+    return ToolOverride(**read_struct(scope, ToolOverride, entry, f"{entry.label}."))
 
 
 def _read_schema(scope: Scope, entry: Entry) -> dict[str, Any] | None:
@@ -171,3 +155,16 @@ def _read_schema(scope: Scope, entry: Entry) -> dict[str, Any] | None:
         scope.problem(entry.label, "must be a JSON Schema of type 'object'")
         return None
     return {"type": "object", **{str(key): value for key, value in entry.value.items()}}
+
+
+ToolsField = Annotated[ToolChoice, read_by(read_tools, STRINGS)]
+GlobList = Annotated[Globs, read_by(read_globs)]
+InputSchema = Annotated[dict[str, Any] | None, Meta(title="a JSON Schema of type 'object'"), read_by(_read_schema)]
+Overrides = Annotated[
+    dict[str, ToolOverride],
+    Meta(title="an object of tools by their own names"),
+    read_by(
+        _read_overrides,
+        {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/ToolOverride"}, {"type": "string"}]}},
+    ),
+]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gateway.config.access import read_access
-from gateway.config.audit import read_audit
 from gateway.config.files import SpecialFile, read_at_most, reader
-from gateway.config.findings import Entry, Findings, Scope, did_you_mean, edit_distance, is_object, kind, shown
+from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_object, kind, shown
 from gateway.config.model import Config, GatewaySettings, ServerConfig
-from gateway.config.scalars import read_struct, specs_of, warn_unknown
+from gateway.config.scalars import read_section
 from gateway.config.servers import read_server
-from gateway.config.substitution import resolve
 from gateway.config.text import SHAPE, check_surrogates, decode
 from gateway.config.views import read_views
 from gateway.errors import ConfigError
@@ -148,30 +146,11 @@ def _no_section(root: dict[object, object], sections: list[str]) -> str:
     return f"has no section 'mcpServers'; expected {SHAPE}"
 
 
-_GATEWAY_READERS = {"audit": read_audit}
-"""Fields of the section `gateway` that are no scalars."""
-
-
 def _read_gateway(raw: object, scope: Scope) -> GatewaySettings:
     """Read the `gateway` section; null or nothing means all defaults."""
-    if raw is None:
-        return GatewaySettings()
-    if not is_object(raw):
+    if raw is not None and not is_object(raw):
         scope.refuse(f"must be an object, not {kind(raw)}")
-        return GatewaySettings()
-    values: dict[object, object] = {}
-    structs: dict[str, Any] = {}
-    for key, value in raw.items():
-        if not isinstance(key, str):
-            scope.refuse(f"has a key that is not a string but {kind(key)}")
-        elif key in _GATEWAY_READERS:
-            if value is not None:
-                structs[key] = _GATEWAY_READERS[key](scope, Entry(key, resolve(scope, key, value), value))
-        elif key in specs_of(GatewaySettings):
-            values[key] = resolve(scope, key, value)
-        else:
-            warn_unknown(scope, key, specs_of(GatewaySettings))
-    return GatewaySettings(**read_struct(scope, GatewaySettings, Entry("gateway", values, raw), ""), **structs)
+    return GatewaySettings(**read_section(scope, GatewaySettings, raw)) if is_object(raw) else GatewaySettings()
 
 
 def _note_shared_namespaces(servers: dict[str, ServerConfig], findings: Findings) -> None:

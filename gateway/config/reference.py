@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_origin
 
 import msgspec
 
-from gateway.config.access import AccessKey, AccessSettings, Introspection, ResourceServer, Rules
-from gateway.config.audit import AuditSettings
-from gateway.config.lifecycle import RestartPolicy, ShutdownGrace
-from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
+from gateway.config.access import AccessKey, AccessSettings, ResourceServer, Rules
+from gateway.config.fields import specs_of
 from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
-from gateway.config.oauth import OAuthSettings
-from gateway.config.offered import ToolChoice, ToolOverride
-from gateway.config.scalars import FieldSpec, specs_of
-from gateway.config.views import ViewConfig, ViewTools
+from gateway.config.views import ViewConfig
 
-_SERVER = "mcpServers.NAME"
-_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
-    (_SERVER, ServerConfig),
-    (f"{_SERVER}.restart", RestartPolicy),
-    (f"{_SERVER}.shutdown_grace", ShutdownGrace),
-    (f"{_SERVER}.rate_limit", RateLimit),
-    (f"{_SERVER}.circuit_breaker", CircuitBreaker),
-    (f"{_SERVER}.crash_limit", CrashLimit),
-    (f"{_SERVER}.oauth", OAuthSettings),
-    (f"{_SERVER}.tools", ToolChoice),
-    (f"{_SERVER}.tools.overrides.NAME", ToolOverride),
-    ("gateway", GatewaySettings),
-    ("gateway.audit", AuditSettings),
-    ("views.NAME", ViewConfig),
-    ("views.NAME.tools", ViewTools),
-    ("access", AccessSettings),
-    ("access.keys[]", AccessKey),
-    ("access.keys[] and access.oauth", Rules),
-    ("access.oauth", ResourceServer),
-    ("access.oauth.introspection", Introspection),
-)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.config.fields import FieldSpec
+
+_ROOTS: dict[str, type[msgspec.Struct]] = {
+    "mcpServers.NAME": ServerConfig,
+    "gateway": GatewaySettings,
+    "views.NAME": ViewConfig,
+    "access": AccessSettings,
+}
+_RULES_SECTION = "access.keys[] and access.oauth"
 _NO_FIELDS = {*((ServerConfig, name) for name in NOT_WRITTEN), (AccessKey, "rules"), (ResourceServer, "rules")}
 """The name of a server is the key in the file; rules stand beside what they are for."""
 
@@ -53,12 +39,27 @@ class FieldReference(NamedTuple):
 
 def config_reference() -> list[FieldReference]:
     """Every field that a config file may hold, in the order of the file."""
+    sections: dict[type[msgspec.Struct], str] = {}
+    for root, struct in _ROOTS.items():
+        for section, each in _sections(root, struct):
+            sections.setdefault(each, section)
     return [
         FieldReference(section, spec.name, spec.title, _default(spec), spec.description)
-        for section, struct in _SECTIONS
+        for struct, section in sections.items()
         for spec in specs_of(struct).values()
         if (struct, spec.name) not in _NO_FIELDS
     ]
+
+
+def _sections(section: str, struct: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """A Struct and those within it, each with the place where it stands in the file."""
+    yield section, struct
+    for spec in specs_of(struct).values():
+        if spec.struct is Rules:
+            yield _RULES_SECTION, Rules
+        elif spec.struct is not None:
+            members = {tuple: "[]", dict: ".NAME"}.get(get_origin(spec.base), "")
+            yield from _sections(f"{section}.{spec.name}{members}", spec.struct)
 
 
 def _default(spec: FieldSpec) -> str:

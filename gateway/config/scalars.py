@@ -1,110 +1,28 @@
-"""Fields that are one value: numbers, booleans, choices, short texts.
+"""Reading fields by their specs: scalars (numbers, booleans, choices, short texts) and the objects that hold them.
 
-A `FieldSpec` is what a Struct's annotation says about a field; `read_scalar` holds a value against it. So a new
-limit needs its line in a Struct and nothing here.
+A `FieldSpec` is what a Struct's annotation says about a field, so a new limit needs its line in a Struct and nothing
+here.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import partial
 from math import isfinite
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from msgspec import NODEFAULT, Meta, Struct
-from msgspec.structs import fields
-
+from gateway.config.fields import BOOLEAN, names_by_spelling, read_by, specs_of
 from gateway.config.findings import Entry, did_you_mean, is_object, kind
+from gateway.config.substitution import resolve
 
 if TYPE_CHECKING:
+    from msgspec import Meta, Struct
+
+    from gateway.config.fields import FieldSpec
     from gateway.config.findings import Scope
 
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_WORDS: dict[object, str] = {
-    bool: "true or false",
-    str: "a string",
-    int: "a whole number",
-    float: "a number",
-    tuple: "a list of strings",
-    dict: "an object of strings",
-}
-
-
-class FieldSpec(Struct, frozen=True):
-    """One field as its annotation has it; `title` is what its value must be, in words."""
-
-    name: str
-    base: Any
-    title: str
-    description: str
-    default: Any
-    optional: bool = False
-    choices: tuple[str, ...] = ()
-    above: float | None = None
-    least: float | None = None
-    most: float | None = None
-    pattern: str | None = None
-    at_start_only: bool = False
-    """Whether a change applies only at the next start of the gateway."""
-
-
-@cache
-def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
-    """Every field of a config Struct by name, in the order of its definition."""
-    return {info.name: field_spec(info.name, info.type, _default(info)) for info in fields(struct)}
-
-
-def _default(info: Any) -> object:
-    if info.default is not NODEFAULT:
-        return info.default
-    return None if info.default_factory is NODEFAULT else info.default_factory()
-
-
-def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
-    """Return what an annotation says about a field."""
-    metas, base, optional, choices = _unpack(annotation)
-
-    def first(attribute: str) -> Any:
-        return next((found for meta in metas if (found := getattr(meta, attribute)) is not None), None)
-
-    extra: dict[str, Any] = {key: value for meta in metas for key, value in (meta.extra or {}).items()}
-    title = first("title") or (
-        "one of " + ", ".join(map(repr, choices)) if choices else _WORDS.get(get_origin(base) or base, "an object")
-    )
-    return FieldSpec(
-        name=name,
-        base=base,
-        title=title,
-        description=first("description") or "",
-        default=default,
-        optional=optional,
-        choices=choices,
-        above=first("gt"),
-        least=first("ge"),
-        most=first("le"),
-        pattern=first("pattern"),
-        at_start_only=extra.get("at_start_only", False),
-    )
-
-
-def _unpack(annotation: Any) -> tuple[list[Meta], object, bool, tuple[str, ...]]:
-    """Take an annotation apart: what is noted on it, the bare type, whether it may be None, its choices."""
-    metas: list[Meta] = []
-    optional = False
-    while True:
-        origin = get_origin(annotation)
-        if origin is Annotated:
-            metas += [note for note in annotation.__metadata__ if isinstance(note, Meta)]
-            annotation = annotation.__origin__
-        elif origin in {Union, UnionType}:
-            (annotation,) = (member for member in get_args(annotation) if member is not type(None))
-            optional = True
-        elif origin is Literal:
-            return metas, str, optional, get_args(annotation)
-        else:
-            return metas, annotation, optional, ()
 
 
 def read_scalar(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
@@ -163,19 +81,51 @@ def warn_unknown(scope: Scope, key: str, known: dict[str, Any], prefix: str = ""
     scope.warn(prefix + key, f"is unknown and ignored{did_you_mean(key, known)}")
 
 
+def read_field(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
+    """Return the value of one field, by its own reader if it has one."""
+    return read_scalar(scope, spec, entry) if spec.reader is None else spec.reader(scope, entry)
+
+
 def read_struct(scope: Scope, struct: type[Struct], entry: Entry, prefix: str) -> dict[str, Any]:
-    """Read an object whose members are all scalars; null counts as left out. Returns what was given."""
+    """Read an object, each member by its field; null counts as left out. Returns what was given, by field name."""
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object, not {kind(entry.value)}")
         return {}
-    specs = specs_of(struct)
+    specs, names = specs_of(struct), names_by_spelling(struct)
     raw = entry.raw if is_object(entry.raw) else {}
     given: dict[str, Any] = {}
     for key, value in entry.value.items():
         if not isinstance(key, str):
             continue  # substitution has noted it
-        if key not in specs:
+        if key not in names:
             warn_unknown(scope, key, specs, prefix)
         elif value is not None:
-            given[key] = read_scalar(scope, specs[key], Entry(prefix + key, value, raw.get(key)))
+            given[names[key]] = read_field(scope, specs[names[key]], Entry(prefix + key, value, raw.get(key)))
     return given
+
+
+def read_section(scope: Scope, struct: type[Struct], raw: dict[object, object]) -> dict[str, Any]:
+    """Read a whole object of the file, as `read_struct` does, once its variables have been substituted."""
+    names = names_by_spelling(struct)
+    values: dict[object, object] = {}
+    for key, value in raw.items():
+        if isinstance(key, str):
+            values[key] = resolve(scope, key, value) if key in names else value
+        else:
+            scope.refuse(f"has a key that is not a string but {kind(key)}")
+    return read_struct(scope, struct, Entry("", values, raw), "")
+
+
+def read_switchable(struct: type[Struct], off: Any, scope: Scope, entry: Entry) -> Any:
+    """Read an object, or true for all its defaults, or false for `off`."""
+    if isinstance(entry.value, bool):
+        return struct() if entry.value else off
+    if not is_object(entry.value):
+        scope.problem(entry.label, f"must be an object, true or false, not {kind(entry.value)}")
+        return struct()
+    return struct(**read_struct(scope, struct, entry, f"{entry.label}."))
+
+
+def switchable(struct: type[Struct]) -> Meta:
+    """Mark a field as an object, true (its defaults) or false (None)."""
+    return read_by(partial(read_switchable, struct, None), BOOLEAN)

@@ -1,6 +1,6 @@
 """The JSON Schema of the config file, made from the Structs: what editors complete and check by.
 
-The Structs say what holds; `_FORMS` adds the short forms and `_SPELLINGS` the other spellings that the readers take.
+The fields say what holds, with the short forms and the aliases that their readers take.
 Whatever may hold `${VAR}` in the place of a number or a choice may be a string of that kind. Unknown keys are not
 refused, as the gateway does not refuse them either, except in `access`. Pure.
 """
@@ -12,59 +12,22 @@ from typing import Any, cast
 import msgspec
 
 from gateway.config.access import AccessSettings
+from gateway.config.fields import VARIABLE, FieldSpec, JsonSchema, specs_of, structs_within
 from gateway.config.model import NOT_WRITTEN, GatewaySettings, ServerConfig
 from gateway.config.offered import EXCLUDING, INCLUDING
-from gateway.config.servers import ALIASES
 from gateway.config.views import ViewConfig
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/$defs/{name}"
-_NUMBER = {"type": "number", "exclusiveMinimum": 0}
-_BOOLEAN = {"type": "boolean"}
-_TEXTS = {"type": "array", "items": {"type": "string"}}
-_VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}
-_FORMS: dict[tuple[str, str], list[dict[str, Any]]] = {
-    ("ServerConfig", "restart"): [_BOOLEAN],
-    ("ServerConfig", "shutdown_grace"): [
-        _NUMBER,
-        {"type": "array", "items": {"anyOf": [_NUMBER, _VARIABLE]}, "minItems": 3, "maxItems": 3},
-    ],
-    ("ServerConfig", "rate_limit"): [_NUMBER],
-    ("ServerConfig", "circuit_breaker"): [_BOOLEAN],
-    ("ServerConfig", "crash_limit"): [_BOOLEAN],
-    ("ServerConfig", "oauth"): [_BOOLEAN],
-    ("ServerConfig", "tools"): [_TEXTS],
-    ("ServerConfig", "transport"): [{"enum": ["http", "streamable_http", "streamablehttp", "streamableHttp"]}],
-    ("ServerConfig", "args"): [{"type": "array", "items": {"type": ["string", "integer"]}}],
-    ("ServerConfig", "env"): [_loose := {"additionalProperties": {"type": ["string", "number", "boolean"]}}],
-    ("ServerConfig", "headers"): [_loose],
-    ("OAuthSettings", "scopes"): [{"type": "string"}],
-    ("ToolChoice", "overrides"): [
-        {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/ToolOverride"}, {"type": "string"}]}}
-    ],
-    ("ViewConfig", "tools"): [_TEXTS],
-    ("Rules", "rate_limit"): [_NUMBER],
-}
-_SPELLINGS: dict[str, dict[str, str]] = {
-    "ServerConfig": ALIASES,
-    "OAuthSettings": {
-        "clientId": "client_id",
-        "clientSecret": "client_secret",
-        "clientMetadataUrl": "client_metadata_url",
-        "callbackPort": "redirect_port",
-        "scope": "scopes",
-    },
-    "ToolOverride": {"inputSchema": "input_schema", "parameters": "input_schema", "rename": "name"},
-    "ViewConfig": {"maxNameLength": "max_name_length"},
-}
 _STRICT = ("AccessSettings", "AccessKey", "ResourceServer", "Introspection")
 
 
 def config_schema() -> dict[str, Any]:
     """The schema, as a document of its own."""
     types = (ServerConfig, GatewaySettings, AccessSettings, ViewConfig)
+    structs = {struct.__name__: struct for each in types for struct in structs_within(each)}
     (server, gateway, access, view), components = msgspec.json.schema_components(types, ref_template=_REF)
-    defs = {name: _component(name, each) for name, each in components.items()}
+    defs = {name: _component(structs[name], each) for name, each in components.items()}
     rules = defs.pop("Rules")["properties"]
     for name in ("AccessKey", "ResourceServer"):  # rules stand beside what they are for
         del defs[name]["properties"]["rules"]
@@ -98,37 +61,39 @@ def config_schema() -> dict[str, Any]:
     }
 
 
-def _component(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _component(struct: type[msgspec.Struct], schema: JsonSchema) -> JsonSchema:
     """One Struct's schema, as its reader takes it."""
+    specs = specs_of(struct)
     properties: dict[str, Any] = {
-        key: _member(name, key, each)
+        key: _member(specs[key], each)
         for key, each in schema["properties"].items()
-        if name != "ServerConfig" or key not in NOT_WRITTEN
+        if struct is not ServerConfig or key not in NOT_WRITTEN
     }
-    for other, key in _SPELLINGS.get(name, {}).items():
-        properties[other] = {**properties[key], "description": f"The same as '{key}'."}
-    if name == "ServerConfig":
+    for key in list(properties):
+        for alias in specs[key].aliases:
+            properties[alias] = {**properties[key], "description": f"The same as '{key}'."}
+    if struct is ServerConfig:
         properties["enabled"] = {**properties["disabled"], "description": "The opposite of 'disabled'."}
         for other in sorted(INCLUDING | EXCLUDING):
             part = "include" if other in INCLUDING else "exclude"
             properties[other] = {"type": ["array", "null"], "description": f"The same as 'tools.{part}'."}
     made: dict[str, Any] = {**schema, "properties": properties}
     made.pop("required", None)
-    required = [key for key in schema.get("required", ()) if key in properties and name not in _SPELLINGS]
+    required = [key for key in schema.get("required", ()) if key in properties and not specs[key].aliases]
     if required:
         made["required"] = required
-    if name == "ServerConfig":
+    if struct is ServerConfig:
         made["oneOf"] = [{"required": ["command"]}, {"required": ["url"]}]
     return made
 
 
-def _member(name: str, key: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _member(spec: FieldSpec, schema: JsonSchema) -> JsonSchema:
     """One field: its description and default, and every form that it may have; null is the same as left out."""
     notes = {what: schema[what] for what in ("description", "default") if what in schema}
     forms = schema.get("anyOf") or [{what: said for what, said in schema.items() if what not in notes}]
-    forms = [*(_plain(form) for form in forms), *_FORMS.get((name, key), [])]
+    forms = [*(_plain(form) for form in forms), *spec.forms]
     if any(_takes_variables(form) for form in forms):
-        forms.append(_VARIABLE)
+        forms.append(VARIABLE)
     if {"type": "null"} not in forms:
         forms.append({"type": "null"})
     return {**notes, "anyOf": forms}
@@ -141,7 +106,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
         made["pattern"] = made["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
     inner: Any = made.get("additionalProperties")
     if isinstance(inner, dict) and "$ref" not in inner:
-        made["additionalProperties"] = {"anyOf": [_plain(cast("dict[str, Any]", inner)), _VARIABLE]} if inner else {}
+        made["additionalProperties"] = {"anyOf": [_plain(cast("dict[str, Any]", inner)), VARIABLE]} if inner else {}
     return made
 
 

@@ -10,33 +10,22 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gateway.config.fields import names_by_spelling, specs_of
 from gateway.config.files import read_env_file
 from gateway.config.findings import Entry, Findings, Scope, is_object, kind, shown
-from gateway.config.lifecycle import read_ladder, read_restart
-from gateway.config.limits import read_breaker, read_crash_limit, read_rate, read_tool_timeouts
 from gateway.config.model import NOT_WRITTEN, ServerConfig
-from gateway.config.oauth import read_oauth
-from gateway.config.offered import gather_tools, read_tools
-from gateway.config.process import read_args, read_encoding, read_env, read_path, warn_command_line
-from gateway.config.remote import read_headers, read_url
-from gateway.config.scalars import read_scalar, specs_of, warn_unknown
+from gateway.config.offered import gather_tools
+from gateway.config.scalars import read_field, read_scalar, warn_unknown
 from gateway.config.substitution import resolve
+from gateway.config.transport import warn_command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.config.files import Files
-    from gateway.config.model import Transport
+    from gateway.config.transport import Transport
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-ALIASES = {"type": "transport", "timeout": "call_timeout", "envFile": "env_file"}
-_TRANSPORTS: dict[str, Transport] = {
-    "stdio": "stdio",
-    "sse": "sse",
-    "http": "streamable-http",
-    "streamable-http": "streamable-http",
-    "streamablehttp": "streamable-http",
-}
 _OF_PROCESS = ("args", "env", "cwd", "encoding", "encoding_error_handler")
 # Nobody waits for an answer for hours; who writes such a number thought of milliseconds.
 _LIKELY_MILLISECONDS = 10_000
@@ -89,11 +78,13 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     entries: dict[str, Entry] = {}
     values: dict[str, Any] = {}
     variables = _open_env_file(scope, written)
-    for key, (label, value) in written.items():
+    for key, (label, raw_value) in written.items():
         known = len(scope.findings.warnings)
-        entry = entries[key] = Entry(label, resolve(scope, label, value), value)
+        entry = entries[key] = Entry(label, resolve(scope, label, raw_value), raw_value)
         if len(scope.findings.warnings) == known:
-            values[key] = _read(scope, key, entry)
+            values[key] = value = read_field(scope, specs_of(ServerConfig)[key], entry)
+            if key.endswith("_timeout") and value is not None and value >= _LIKELY_MILLISECONDS:
+                scope.warn(label, f"is {value:g} seconds; if milliseconds were meant, write {value / 1000:g}")
         elif key in {"command", "url"}:
             values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
     values["transport"] = _resolve_transport(scope, entries, values.get("transport"))
@@ -128,14 +119,14 @@ def _check_name(name: str, scope: Scope) -> None:
 
 def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, object]]:
     """The known fields by their own name, each with the key that the file used; null counts as left out."""
-    specs = specs_of(ServerConfig)
+    names = names_by_spelling(ServerConfig)
     written: dict[str, tuple[str, object]] = {}
     for label, value in raw.items():
         if not isinstance(label, str):
             scope.refuse(f"has a key that is not a string but {kind(label)}")
             continue
-        key = ALIASES.get(label, label)
-        if key in NOT_WRITTEN or (key not in specs and key != "enabled"):
+        key = names.get(label, label)
+        if key in NOT_WRITTEN or (key not in names and key != "enabled"):
             _note_unknown(scope, label)
         elif value is not None:
             if key in written and written[key][1] != value:
@@ -154,7 +145,7 @@ def _note_unknown(scope: Scope, key: str) -> None:
     elif key.startswith(("_", "//", "#")):
         scope.warn(key, "is taken as a comment and ignored")
     else:
-        known = {name: None for name in (*specs_of(ServerConfig), *ALIASES) if name not in NOT_WRITTEN}
+        known = {name: None for name in names_by_spelling(ServerConfig) if name not in NOT_WRITTEN}
         warn_unknown(scope, key, known)
 
 
@@ -171,49 +162,6 @@ def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool
     if "disabled" in found and found["disabled"] == enabled:
         scope.problem("enabled", "contradicts 'disabled'; keep one")
     return not enabled
-
-
-def _read(scope: Scope, key: str, entry: Entry) -> Any:
-    """Return the value of one field as `ServerConfig` wants it."""
-    if key in {"command", "cwd", "env_file", "unix_socket", "ca_file", "client_cert", "client_key"}:
-        return read_path(scope, entry)
-    reader = _READERS.get(key)
-    if reader is not None:
-        return reader(scope, entry)
-    spec = specs_of(ServerConfig)[key]
-    if key == "encoding":
-        return read_encoding(scope, entry, spec.default)
-    value = read_scalar(scope, spec, entry)
-    if key.endswith("_timeout") and value is not None and value >= _LIKELY_MILLISECONDS:
-        scope.warn(entry.label, f"is {value:g} seconds; if milliseconds were meant, write {value / 1000:g}")
-    return value
-
-
-def _read_transport(scope: Scope, entry: Entry) -> Transport | None:
-    if isinstance(entry.value, str):
-        transport = _TRANSPORTS.get(entry.value.lower().replace("_", "-"))
-        if transport is not None:
-            return transport
-    given = entry.quoted
-    scope.problem(entry.label, f"must be one of 'stdio', 'sse', 'streamable-http' (or 'http'), not {given}")
-    return None
-
-
-_READERS = {
-    "transport": _read_transport,
-    "args": read_args,
-    "env": read_env,
-    "url": read_url,
-    "headers": read_headers,
-    "oauth": read_oauth,
-    "restart": read_restart,
-    "rate_limit": read_rate,
-    "circuit_breaker": read_breaker,
-    "crash_limit": read_crash_limit,
-    "tool_timeouts": read_tool_timeouts,
-    "tools": read_tools,
-    "shutdown_grace": read_ladder,
-}
 
 
 def _resolve_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:

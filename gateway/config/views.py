@@ -4,45 +4,44 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Struct
 
-from gateway.config.fields import ALL, Globs, NameLength, Separator, doc
-from gateway.config.findings import Entry, Findings, Scope, is_list, is_object, kind, shown
-from gateway.config.offered import read_globs
-from gateway.config.scalars import read_scalar, specs_of, warn_unknown
-from gateway.config.substitution import resolve
+from gateway.config.fields import ALL, STRINGS, NameLength, Separator, doc, read_by
+from gateway.config.findings import Findings, Scope, is_list, is_object, kind, shown
+from gateway.config.offered import GlobList, read_globs
+from gateway.config.scalars import read_section, read_struct
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from gateway.config.findings import Entry
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_SPELLINGS = {"maxNameLength": "max_name_length"}
-
-
 _OWN = " A tool's name is its public one outside views, or 'SERVER.' and the server's own."
 
 
 class ViewTools(Struct, frozen=True):
     """Which tools a view shows; JSON `tools`."""
 
-    include: Annotated[Globs, doc("Show only tools that fit one of these." + _OWN)] = ALL
-    exclude: Annotated[Globs, doc("Show no tools that fit one of these, even if they are included.")] = ()
+    include: Annotated[GlobList, doc("Show only tools that fit one of these." + _OWN)] = ALL
+    exclude: Annotated[GlobList, doc("Show no tools that fit one of these, even if they are included.")] = ()
 
 
 class ViewConfig(Struct, frozen=True):
     """One view."""
 
-    servers: Annotated[Globs, doc("Show only servers whose names fit one of these.")] = ALL
-    tools: Annotated[ViewTools, doc("Which of their tools; a list is what is included.")] = ViewTools()
-    prompts: Annotated[Globs, doc("Which of their prompts, by the same kinds of names.")] = ALL
+    servers: Annotated[GlobList, doc("Show only servers whose names fit one of these.")] = ALL
+    tools: Annotated[ViewToolsField, doc("Which of their tools; a list is what is included.")] = ViewTools()
+    prompts: Annotated[GlobList, doc("Which of their prompts, by the same kinds of names.")] = ALL
     resources: Annotated[bool, doc("Whether their resources are there too.")] = True
     separator: Annotated[
         Separator | None, doc("Stands between namespace and name; left out: as everywhere ('gateway.separator').")
     ] = None
     max_name_length: Annotated[
-        NameLength | None, doc("Longer names are shortened, with a hash; also spelled 'maxNameLength'.")
+        NameLength | None,
+        doc("Longer names are shortened, with a hash; also spelled 'maxNameLength'.", aliases=("maxNameLength",)),
     ] = None
 
 
@@ -72,21 +71,7 @@ def _read_view(scope: Scope, raw: object) -> ViewConfig:
     if not is_object(raw):
         scope.refuse(f'must be an object like {{"servers": ["..."]}}, not {kind(raw)}')
         return ViewConfig()
-    specs = specs_of(ViewConfig)
-    given: dict[str, Any] = {}
-    for label, value in raw.items():
-        key = _SPELLINGS.get(str(label), str(label))
-        if key not in specs:
-            warn_unknown(scope, str(label), specs)
-        elif value is not None:
-            entry = Entry(str(label), resolve(scope, str(label), value), value)
-            if key == "tools":
-                given[key] = _read_tools(scope, entry)
-            elif key in {"servers", "prompts"}:
-                given[key] = read_globs(scope, entry)
-            else:
-                given[key] = read_scalar(scope, specs[key], entry)
-    return ViewConfig(**given)
+    return ViewConfig(**read_section(scope, ViewConfig, raw))
 
 
 def _read_tools(scope: Scope, entry: Entry) -> ViewTools:
@@ -96,11 +81,7 @@ def _read_tools(scope: Scope, entry: Entry) -> ViewTools:
         scope.problem(entry.label, f"must be an object with 'include' and 'exclude', or a list of globs, not"
                       f" {kind(entry.value)}")  # fmt: skip
         return ViewTools()
-    given: dict[str, Any] = {}
-    for key, value in entry.value.items():
-        label = f"{entry.label}.{key}"
-        if key not in {"include", "exclude"}:
-            warn_unknown(scope, str(key), specs_of(ViewTools), f"{entry.label}.")
-        elif value is not None:
-            given[str(key)] = read_globs(scope, Entry(label, value, value))
-    return ViewTools(**given)
+    return ViewTools(**read_struct(scope, ViewTools, entry, f"{entry.label}."))
+
+
+ViewToolsField = Annotated[ViewTools, read_by(_read_tools, STRINGS)]

@@ -9,8 +9,11 @@ import jsonschema
 import pytest
 
 from gateway.cli import main
-from gateway.config import config_reference, parse_config
+from gateway.config import GatewaySettings, ServerConfig, config_reference, parse_config
+from gateway.config.access import AccessSettings
+from gateway.config.fields import specs_of, structs_within
 from gateway.config.schema import config_schema
+from gateway.config.views import ViewConfig
 from gateway.errors import ConfigError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -48,6 +51,20 @@ def test_every_field_is_in_it_with_its_description():
     assert not {"name", "masked"} & SCHEMA["$defs"]["ServerConfig"]["properties"].keys()
 
 
+def test_every_alias_is_in_it():
+    structs = {
+        struct
+        for root in (ServerConfig, GatewaySettings, AccessSettings, ViewConfig)
+        for struct in structs_within(root)
+    }
+    aliases = {(struct, spec) for struct in structs for spec in specs_of(struct) if specs_of(struct)[spec].aliases}
+    assert len(aliases) > 8
+    for struct, name in aliases:
+        properties = SCHEMA["$defs"][struct.__name__]["properties"]
+        for alias in specs_of(struct)[name].aliases:
+            assert properties[alias] == {**properties[name], "description": f"The same as {name!r}."}
+
+
 def one(**fields):
     return {"mcpServers": {"s": {"command": "x", **fields}}}
 
@@ -72,6 +89,9 @@ GOOD = [
     {"servers": {"s": {"url": "http://h/", "oauth": {"clientId": "x", "callbackPort": 80, "scope": "a b"}}}},
     {"servers": {"s": {"url": "http://h/", "oauth": False, "headers": {"A": "x"}}}},
     {"mcpServers": {}, "gateway": {"separator": "__", "page_size": 3}, "access": {"keys": [{**KEY, "rate_limit": 1}]}},
+    one(tools={"overrides": {"a": {"rename": "b", "parameters": {"type": "object"}}, "c": {"enabled": "${E:-false}"}}}),
+    {"mcpServers": {}, "gateway": {"audit": True}},
+    {"mcpServers": {}, "gateway": {"audit": {"file": "a.jsonl", "arguments": "${E:-false}"}}},
     {"mcpServers": {}, "gateway": None, "views": {"v": {"tools": ["a"], "maxNameLength": 64}}},
 ]
 BAD = [

@@ -1,19 +1,50 @@
-"""The fields of a server that the gateway starts itself: `command`, `args`, `env`, `cwd`, `encoding`."""
+"""How a server is reached: `transport`; the program to start and its surroundings; `url` and `headers`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from gateway.config.fields import JsonSchema, read_by
 from gateway.config.findings import is_list, is_object, kind, shown
-from gateway.config.substitution import expand_home
+from gateway.config.substitution import expand_home, is_unicode
 
 if TYPE_CHECKING:
     from gateway.config.findings import Entry, Scope
 
+Transport = Literal["stdio", "sse", "streamable-http"]
+
+_TRANSPORTS: dict[str, Transport] = {
+    "stdio": "stdio",
+    "sse": "sse",
+    "http": "streamable-http",
+    "streamable-http": "streamable-http",
+    "streamablehttp": "streamable-http",
+}
 # Beyond this a number in a file cannot have survived every JSON tool on its way here.
 _LONGEST_INTEGER = 2**63
 # JSON lines are read as bytes, split at the newline, so ASCII must mean itself in the child's encoding.
 _ASCII = "".join(map(chr, range(32, 127))) + "\n"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, 5.6.2
+_UNSAFE = re.compile(r"[^\t\x20-\x7e]")
+_BLANK = re.compile(r"[\x00-\x20\x7f]")
+# The transport writes these itself. Other clients' files hold some of them, so they are dropped, not refused.
+_OWN = frozenset({
+    "accept", "connection", "content-length", "content-type", "last-event-id", "mcp-method", "mcp-name",
+    "mcp-protocol-version", "mcp-session-id", "transfer-encoding", "upgrade",
+})  # fmt: skip
+_LOOSE: JsonSchema = {"additionalProperties": {"type": ["string", "number", "boolean"]}}
+
+
+def read_transport(scope: Scope, entry: Entry) -> Transport | None:
+    """Return the transport by any of its spellings."""
+    if isinstance(entry.value, str):
+        transport = _TRANSPORTS.get(entry.value.lower().replace("_", "-"))
+        if transport is not None:
+            return transport
+    given = entry.quoted
+    scope.problem(entry.label, f"must be one of 'stdio', 'sse', 'streamable-http' (or 'http'), not {given}")
+    return None
 
 
 def read_text(scope: Scope, entry: Entry) -> str | None:
@@ -97,17 +128,87 @@ def read_env(scope: Scope, entry: Entry) -> dict[str, str]:
     return env
 
 
-def read_encoding(scope: Scope, entry: Entry, default: str) -> str:
+def read_encoding(scope: Scope, entry: Entry) -> str:
     """Return the name of an encoding that Python knows and that keeps ASCII as it is."""
     name = read_text(scope, entry)
     if name is None:
-        return default
+        return "utf-8"
     try:
         fits = _ASCII.encode(name) == _ASCII.encode()
     except (LookupError, ValueError):  # unknown, not a text encoding, or not even a name
         scope.problem(entry.label, f"must be an encoding that Python knows, such as 'utf-8', not {entry.quoted}")
-        return default
+        return "utf-8"
     if not fits:
         scope.problem(entry.label, f"cannot be {entry.quoted}: JSON lines need one that keeps ASCII, such as 'utf-8'")
-        return default
+        return "utf-8"
     return name
+
+
+def read_url(scope: Scope, entry: Entry) -> str | None:
+    """Return an http or https address with a host. It is never shown, for keys travel in addresses."""
+    url = read_text(scope, entry)
+    if url is None:
+        return None
+    fault = _url_fault(url)
+    if fault is not None:
+        scope.problem(entry.label, fault)
+        return None
+    if "@" in url.split("/", 3)[2]:
+        scope.warn(entry.label, "holds a user name or password; an 'Authorization' entry in 'headers' is safer")
+    return url
+
+
+def _url_fault(url: str) -> str | None:
+    from urllib.parse import urlsplit  # 2 ms that a config of stdio servers need not spend
+
+    if _BLANK.search(url) or not is_unicode(url):
+        return "must not hold spaces, line breaks or control characters"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "is not a valid address; check its host and port"
+    if parts.scheme not in {"http", "https"}:
+        return "must begin with http:// or https://"
+    if not host:
+        return "has no host; write it as https://HOST/PATH"
+    return "has port 0; leave the port out or name one" if port == 0 else None
+
+
+def read_headers(scope: Scope, entry: Entry) -> dict[str, str]:
+    """Return headers that are safe to send as they are."""
+    headers: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, value in read_texts(scope, entry).items():
+        label = f"{entry.label}.{name}"
+        folded = name.lower()
+        if _TOKEN.fullmatch(name) is None:
+            scope.problem(entry.label, f"has the name {shown(name)}; a header's name takes letters, digits and '-'")
+        elif folded in seen:
+            scope.problem(label, "is there twice, in different case; keep one")
+        elif _UNSAFE.search(value):
+            scope.problem(label, _unsafe(value))
+        elif folded in _OWN:
+            scope.warn(label, "is ignored: the gateway writes this header itself")
+        else:
+            headers[name] = value.strip(" \t")
+        seen.add(folded)
+    return headers
+
+
+def _unsafe(value: str) -> str:
+    if "\n" in value or "\r" in value:
+        return "must not hold a line break; check the end of the text or variable"
+    return "must be plain ASCII without control characters"
+
+
+FilePath = Annotated[str | None, read_by(read_path)]
+TransportField = Annotated[
+    Transport | None,
+    read_by(read_transport, {"enum": ["http", "streamable_http", "streamablehttp", "streamableHttp"]}),
+]
+Arguments = Annotated[tuple[str, ...], read_by(read_args, {"type": "array", "items": {"type": ["string", "integer"]}})]
+Environment = Annotated[dict[str, str], read_by(read_env, _LOOSE)]
+Encoding = Annotated[str, read_by(read_encoding)]
+Url = Annotated[str | None, read_by(read_url)]
+Headers = Annotated[dict[str, str], read_by(read_headers, _LOOSE)]
