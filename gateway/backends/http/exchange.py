@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from gateway.backends.http.recovery import Recovery, Refusal
-    from gateway.backends.http.sse_events import Event
     from gateway.backends.session.conversation import Conversation
-    from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.http_client import AnyHeaders, HttpClient
     from gateway.inflight.pending import PendingCall
@@ -156,45 +154,44 @@ class HttpRequest:
         except BodyTooLong:
             raise self._too_long() from None
         self._note_session(response, era)
-        link.conversation.feed(data, self._ticket)
-        if link.conversation.waits_for(self.request_id):
-            link.conversation.fail(self.request_id, self._read_misfit(data))
-
-    def _read_misfit(self, data: bytes) -> Outcome:
-        """What to make of a message that was no answer to this request: an error without an id is one."""
+        conversation = link.conversation
+        conversation.feed(data, self._ticket)
+        if not conversation.waits_for(self.request_id):
+            return
+        # The message was no answer to this request, unless it is an error without an id.
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed:
             message = None
         if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
-            return self._link.conversation.outcome_of(message)
+            conversation.fail(self.request_id, conversation.outcome_of(message))
+            return
         text = f"answered {self._method} with no answer to it"
         if jsonrpc.is_batch(data):
-            hop = self._link.conversation.hop
+            hop = conversation.hop
             text += ": with a JSON array"
             text += f", which protocol version {hop.version} does not have" if hop.era is Era.MODERN else ""
-        misfit = BackendProtocol(self._link.config.name, text)
+        misfit = BackendProtocol(link.config.name, text)
         misfit.status = _OK
-        return misfit
+        conversation.fail(self.request_id, misfit)
 
     async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
-        def take(data: bytes) -> None:
+        conversation = self._link.conversation
+
+        def handle_data(data: bytes) -> None:
             if self._answered:
                 return  # to the stream's end, so that the connection can be used again; LINGER bounds it
             for event in parser.feed(data):
-                self._handle_message(event)
-                if not self._link.conversation.waits_for(self.request_id):
+                if isinstance(event.data, OversizedLine):
+                    conversation.fail(self.request_id, self._too_long(event.data.size))
+                elif event.event == "message":
+                    conversation.feed(event.data, self._ticket)
+                if not conversation.waits_for(self.request_id):
                     self._answered = True
                     self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
                     break
 
-        await read_pieces(response, take)
-
-    def _handle_message(self, event: Event) -> None:
-        if isinstance(event.data, OversizedLine):
-            self._link.conversation.fail(self.request_id, self._too_long(event.data.size))
-        elif event.event == "message":
-            self._link.conversation.feed(event.data, self._ticket)
+        await read_pieces(response, handle_data)
 
     async def _resume(self, parser: EventParser, era: Era) -> None:
         """Take up a stream that ended before the answer."""
@@ -236,10 +233,10 @@ class HttpRequest:
             link.recovery.suspect()
         if refusal.message is None:
             raise self._no_answer(response, refusal)
-        if first and modern and self._ticket is not None and _code(refusal.message) == HEADER_MISMATCH:
-            return True
         outcome = link.conversation.outcome_of(refusal.message)
         if isinstance(outcome, Failure):
+            if first and modern and self._ticket is not None and outcome.code == HEADER_MISMATCH:
+                return True
             outcome = with_retry_hint(outcome, retry_after(response))
         link.conversation.fail(self.request_id, outcome)
         return False
@@ -267,7 +264,3 @@ class HttpRequest:
         text += "" if pause is None else f"; it asks to retry in {pause:g} s"
         body = b"" if refusal is None else refusal.body
         return HttpRefused(self._link.config.name, text, status, body, retry_after=pause)
-
-
-def _code(message: jsonrpc.Message) -> int | None:
-    return None if message.error is jsonrpc.ABSENT else jsonrpc.decode_error(message.error).code

@@ -273,13 +273,24 @@ class Recovery:
             await self._alarm.wait()
             self._alarm = trio.Event()
             if self.standing is not Standing.LOST:
-                await self._check()
+                await self._probe()
             if self.standing is Standing.LOST:
                 await trio.sleep_until(self._renew_at)
-                await self._renew()
+                self._renew_at = self._hold_at = trio.current_time() + RENEW_INTERVAL
+                try:
+                    await self._session.renew()
+                except BackendError as problem:
+                    if self._is_proven or isinstance(problem, (BackendExited, BackendUnavailable)):
+                        how = f"has forgotten the session, and starting another failed: {problem.reason}"
+                        self._session.give_up(how)
+                    log.warning("%s: no new session for now", problem, extra={"backend": problem.backend})
+                else:
+                    self.generation += 1
+                self._to(Standing.SOUND)
             await trio.sleep(ALARM_PAUSE)
 
-    async def _check(self) -> None:
+    async def _probe(self) -> None:
+        """Ask the server whether it still knows the session, and set the standing accordingly."""
         is_refused = False
         self._is_probing = True
         try:
@@ -301,15 +312,3 @@ class Recovery:
             return
         self._is_proven = False
         self._to(Standing.LOST)
-
-    async def _renew(self) -> None:
-        self._renew_at = self._hold_at = trio.current_time() + RENEW_INTERVAL
-        try:
-            await self._session.renew()
-        except BackendError as problem:
-            if self._is_proven or isinstance(problem, (BackendExited, BackendUnavailable)):
-                self._session.give_up(f"has forgotten the session, and starting another failed: {problem.reason}")
-            log.warning("%s: no new session for now", problem, extra={"backend": problem.backend})
-        else:
-            self.generation += 1
-        self._to(Standing.SOUND)

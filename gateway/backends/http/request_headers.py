@@ -122,18 +122,20 @@ class RequestHeaders:
             return listing
         sound: list[Item] = []
         problems: list[str] = []
-        found: dict[str, Annotations] = {}
+        annotated: dict[str, Annotations] = {}
         for item in listing.items[Kind.TOOLS]:
+            annotations: Annotations = ()
             try:
-                annotations = _annotations_of(item)
+                if KEYWORD.encode() in item.raw:  # very few
+                    annotations = find_annotations(jsonrpc.decode_any(jsonrpc.decode_object(item.raw)["inputSchema"]))
             except InvalidAnnotation as problem:
                 problems.append(f"tool {item.own!r} left out: {problem}")
                 continue
             sound.append(item)
             if annotations:
-                found[item.own] = annotations
+                annotated[item.own] = annotations
         # What was not read to its end may be served with entries that were read before.
-        self._annotations = {**self._annotations, **found} if Kind.TOOLS in listing.unread else found
+        self._annotations = {**self._annotations, **annotated} if Kind.TOOLS in listing.unread else annotated
         problems = list(bound_problems(Kind.TOOLS, problems, MAX_PROBLEMS))
         for text in problems:
             log.warning("backend %r: %s", self._backend, text, extra={"backend": self._backend})
@@ -142,9 +144,3 @@ class RequestHeaders:
             items={**listing.items, Kind.TOOLS: tuple(sound)},
             problems={**listing.problems, Kind.TOOLS: (*listing.problems.get(Kind.TOOLS, ()), *problems)},
         )
-
-
-def _annotations_of(item: Item) -> Annotations:
-    if KEYWORD.encode() not in item.raw:  # nearly all
-        return ()
-    return find_annotations(jsonrpc.decode_any(jsonrpc.decode_object(item.raw)["inputSchema"]))

@@ -1,7 +1,7 @@
 """What the sessions of both HTTP transports have in common: calls go out in requests of their own, posts in order.
 
-The session owns, in one nursery: the task of its transport (`_carry`), one for notifications (`OutgoingQueue`), one for
-tasks, and whatever the transport starts for each request. When the transport's task raises, the session is over.
+The session owns, in one nursery: a task that recovers lost sessions, one for notifications (`OutgoingQueue`), one for
+tasks, and whatever the transport starts for its streams and requests. When one of them raises, the session is over.
 """
 
 from __future__ import annotations
@@ -171,15 +171,11 @@ class HttpSession(ABC):
     async def _deliver(self, data: bytes) -> None:
         """POST one of them now. Raises BackendError."""
 
-    @abstractmethod
-    async def _carry(self) -> None:
-        """Do the transport's part of the session; raises BackendError when the server is gone."""
-
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Carry the session; never returns, but raises BackendError when it is over."""
+        """Run the session's tasks; never returns, but raises BackendError when it is over."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._posts.run)
-            self._nursery.start_soon(self._carry)
+            self._nursery.start_soon(self.recovery.run)
             self._nursery.start_soon(self.conversation.tasks.run)
             task_status.started()
 

@@ -20,7 +20,7 @@ import trio
 from gateway.backends.http.recovery import Refusal, Standing, Verdict, read_refusal
 from gateway.backends.http.request_headers import EVENT_STREAM, JSON_BODY
 from gateway.backends.http.session import HttpSession, carried
-from gateway.backends.http.sse_events import Event, EventParser
+from gateway.backends.http.sse_events import EventParser
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Failure
@@ -161,6 +161,7 @@ class SseSession(HttpSession):
     async def start(self, attempts: Attempts) -> None:
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         wait = self.config.connect_timeout
+        self._nursery.start_soon(self._run_stream, self._stream)
         await self._greet(wait, attempts)
         self.listing = await lists.list_all(self.conversation, self.greeting, timeout=wait)
         self._nursery.start_soon(self.upkeep.run, self.greeting)
@@ -175,10 +176,6 @@ class SseSession(HttpSession):
             )
         )
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
-
-    async def _carry(self) -> None:
-        self._nursery.start_soon(self._run_stream, self._stream)
-        await self.recovery.run()
 
     @property
     def has_id(self) -> bool:
@@ -252,26 +249,21 @@ class SseSession(HttpSession):
             raise HttpRefused(self.config.name, text, status)
         parser = EventParser(self.config.max_line_bytes)
 
-        def take(data: bytes) -> None:
+        def handle_data(data: bytes) -> None:
             for event in parser.feed(data):
-                self._handle_message(stream, event)
+                if isinstance(event.data, OversizedLine):
+                    self.conversation.feed_overlong(event.data, self.config.max_line_bytes)
+                elif event.event == "endpoint" and stream.endpoint is None:
+                    self._connect(stream, event.data)
+                elif event.event == "message":
+                    self.conversation.feed(event.data)
             if stream is self._replaced:
                 self._settle()
 
-        await read_pieces(response, take)
-
-    def _handle_message(self, stream: _Stream, event: Event) -> None:
-        if isinstance(event.data, OversizedLine):
-            self.conversation.feed_overlong(event.data, self.config.max_line_bytes)
-        elif event.event == "endpoint":
-            self._connect(stream, event.data)
-        elif event.event == "message":
-            self.conversation.feed(event.data)
+        await read_pieces(response, handle_data)
 
     def _connect(self, stream: _Stream, data: bytes) -> None:
-        """Take the address for POSTs; only the first one counts."""
-        if stream.endpoint is not None:
-            return
+        """Read the address for POSTs, which the first event names."""
         try:
             endpoint = self.http.url.join(data.decode("utf-8-sig").strip())
         except (httpx2.InvalidURL, UnicodeDecodeError):

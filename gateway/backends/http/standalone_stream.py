@@ -19,7 +19,6 @@ from gateway.http_client import media_type, read_pieces
 from gateway.lines import OversizedLine
 
 if TYPE_CHECKING:
-    import httpx2
 
     from gateway.backends.http.exchange import SessionContext
 
@@ -61,77 +60,62 @@ class StandaloneStream:
 
     async def run(self) -> None:
         """Keep it open until cancelled; returns if the server has no such stream."""
+        link, pause = self._link, FIRST_PAUSE
+        parser = EventParser(link.config.max_line_bytes)
         self.is_running = True
         try:
-            await self._run()
+            while True:
+                await link.recovery.admitted("GET", is_call=False)
+                generation, opened_at = link.recovery.generation, trio.current_time()
+                is_served = True
+                with trio.CancelScope() as self._scope:
+                    is_served = await self._read_stream(parser)
+                if not is_served:
+                    return
+                lived = trio.current_time() - opened_at
+                pause = FIRST_PAUSE if lived >= SOUND_AFTER or self._scope.cancelled_caught else pause
+                if not self._scope.cancelled_caught:
+                    await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
+                    pause = min(pause * 2, LONGEST_PAUSE)
+                same = generation == link.recovery.generation
+                parser = parser.successor() if same else EventParser(link.config.max_line_bytes)
         finally:
             self.is_running = False
 
-    async def _run(self) -> None:
-        link, pause = self._link, FIRST_PAUSE
-        parser = EventParser(link.config.max_line_bytes)
-        while True:
-            await link.recovery.admitted("GET", is_call=False)
-            generation, opened_at = link.recovery.generation, trio.current_time()
-            goes_on = True
-            with trio.CancelScope() as self._scope:
-                goes_on = await self._read_one(parser)
-            if not goes_on:
-                return
-            lived = trio.current_time() - opened_at
-            pause = FIRST_PAUSE if lived >= SOUND_AFTER or self._scope.cancelled_caught else pause
-            if not self._scope.cancelled_caught:
-                await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
-                pause = min(pause * 2, LONGEST_PAUSE)
-            same = generation == link.recovery.generation
-            parser = parser.successor() if same else EventParser(link.config.max_line_bytes)
-
-    async def _read_one(self, parser: EventParser) -> bool:
-        """One connection; returns whether to go on."""
+    async def _read_stream(self, parser: EventParser) -> bool:
+        """Open the stream once and read it to its end; return whether the server serves one."""
         link, name = self._link, self._link.config.name
         resumed = bool(parser.last_id)
+
+        def handle_data(data: bytes) -> None:
+            for event in parser.feed(data):
+                if isinstance(event.data, OversizedLine):
+                    log.warning("backend %r sent an event of %d bytes, skipped", name, event.data.size)
+                elif event.event == "message":
+                    link.conversation.feed(event.data)
+
         try:
             async with link.http.exchange("GET", link.stream_headers(parser.last_id)) as response:
-                if response.status_code != _OK:
-                    return self._refused(response.status_code)
+                status = response.status_code
+                if status != _OK:
+                    log.debug("backend %r answered GET with HTTP %d", name, status)
+                    verdict = judge(status, None, "", answered=False)
+                    if self._was_open and verdict is not Verdict.UNRELATED and status not in _NOT_SERVED:
+                        link.recovery.suspect()
+                        return True
+                    return status not in _NO_STREAM
                 if media_type(response) != "text/event-stream":
                     log.debug("backend %r answers GET with %s: no stream", name, media_type(response))
                     return False
                 if self._was_open and not resumed:
                     self._owner.missed()
                 self._was_open = True
-                await self._read(response, parser)
+                await read_pieces(response, handle_data)
                 log.debug("backend %r closed its stream", name)
-        except BackendExited as problem:
-            log.debug("%s", problem)
-            link.recovery.doubt()
-        except BackendUnavailable as problem:
+        except (BackendExited, BackendUnavailable) as problem:
             log.debug("%s", problem)
             link.recovery.doubt()
         except BackendProtocol as problem:
             log.warning("%s: no stream for its messages", problem, extra={"backend": name})
             return False
-        return True
-
-    async def _read(self, response: httpx2.Response, parser: EventParser) -> None:
-        link = self._link
-
-        def take(data: bytes) -> None:
-            for event in parser.feed(data):
-                if isinstance(event.data, OversizedLine):
-                    log.warning("backend %r sent an event of %d bytes, skipped", link.config.name, event.data.size)
-                elif event.event == "message":
-                    link.conversation.feed(event.data)
-
-        await read_pieces(response, take)
-
-    def _refused(self, status: int) -> bool:
-        verdict = judge(status, None, "", answered=False)
-        if self._was_open and verdict is not Verdict.UNRELATED and status not in _NOT_SERVED:
-            self._link.recovery.suspect()
-            return True
-        if status in _NO_STREAM:
-            log.debug("backend %r has no GET stream (HTTP %d)", self._link.config.name, status)
-            return False
-        log.debug("backend %r answered GET with HTTP %d", self._link.config.name, status)
         return True

@@ -158,9 +158,6 @@ class StreamableSession(HttpSession):
         super()._adopt(greeting)
         self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
 
-    async def _carry(self) -> None:
-        await self.recovery.run()
-
     @property
     def has_id(self) -> bool:
         """Whether the server has given a session id."""
