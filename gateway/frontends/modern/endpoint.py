@@ -43,9 +43,9 @@ class ModernFrontend:
         elif message.id is msgspec.UNSET or message.id is None:
             await exchange.empty(202)
         else:
-            await self._request(exchange, message, message.id)
+            await self._handle_request(exchange, message, message.id)
 
-    async def _request(self, exchange: Exchange, message: Message, request_id: Id) -> None:
+    async def _handle_request(self, exchange: Exchange, message: Message, request_id: Id) -> None:
         try:
             call = self._read(exchange, message)
         except InvalidParams as exc:
@@ -76,19 +76,25 @@ class ModernFrontend:
             answer.release_by(holder, "the client hung up")
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
-        found = headers.mirrored(exchange.scope["headers"])
+        """Make the call of a request whose headers agree with its body.
+
+        Raises:
+            HeaderMismatch: they do not.
+            GatewayError: the body is no request of this era.
+        """
+        mirrored = headers.mirrored(exchange.scope["headers"])
         try:
             call = requests.modern_call(message, identity=exchange.identity, address=exchange.counted_address)
         except requests.UnsupportedVersion as exc:
-            said = found.get(headers.VERSION_HEADER, b"").decode("latin-1")
-            if said != exc.requested:
+            version = mirrored.get(headers.VERSION_HEADER, b"").decode("latin-1")
+            if version != exc.requested:
                 text = (
-                    f"Header mismatch: MCP-Protocol-Version header value {said!r}"
+                    f"Header mismatch: MCP-Protocol-Version header value {version!r}"
                     f" does not match body value {exc.requested!r}"
                 )
                 raise headers.HeaderMismatch(text) from None
             raise
-        headers.check(found, call)
+        headers.check(mirrored, call)
         if call.method == "tools/call":
             annotations = self._answers.fleet.snapshot(call.caller.scope).mirrored_params(call.name)
             if annotations:
@@ -97,7 +103,7 @@ class ModernFrontend:
                     twice = find_second_argument(annotations, arguments)
                     if twice is not None:
                         raise InvalidParams(requests.ambiguous(f"params.arguments.{twice}"))
-                check_param_headers(found, annotations, arguments)
+                check_param_headers(mirrored, annotations, arguments)
         return call
 
     async def _refuse(self, exchange: Exchange, request_id: Id, problem: GatewayError) -> None:
@@ -123,7 +129,14 @@ class ModernFrontend:
                 nursery.start_soon(end_on, subscription.over, "the client may not use this view any more")
                 nursery.start_soon(watch_client)
                 with exchange.while_valid():
-                    await self._send_notifications(exchange, subscription)
+                    while True:
+                        messages: list[bytes] = []
+                        with trio.move_on_after(self._answers.settings.keep_alive_interval) as silence:
+                            messages = await subscription.next_notifications()
+                        if silence.cancelled_caught:
+                            await exchange.keep_alive()
+                        for message in messages:
+                            await exchange.event(message)
                 nursery.cancel_scope.cancel(reason="the client's key or token is no good any more")
             await exchange.event(subscription.result())
             await exchange.end_stream()
@@ -131,14 +144,3 @@ class ModernFrontend:
             pass
         finally:
             subscription.close()
-
-    async def _send_notifications(self, exchange: Exchange, subscription: Subscription) -> None:
-        interval = self._answers.settings.keep_alive_interval
-        while True:
-            messages: list[bytes] = []
-            with trio.move_on_after(interval) as silence:
-                messages = await subscription.next_notifications()
-            if silence.cancelled_caught:
-                await exchange.keep_alive()
-            for message in messages:
-                await exchange.event(message)

@@ -112,15 +112,6 @@ class RequestStateCodec:
         Raises:
             InvalidParams: it is none of ours, was changed, has expired, or was given for another request or principal.
         """
-        state = self._decrypt(token)
-        same_principal = hmac.compare_digest(_name_of(state.principal), _name_of(call.caller.principal))
-        if self._clock() > state.expires:
-            raise InvalidParams(_refusal("has expired"))
-        if not same_principal or state.view != _view_of(call) or not hmac.compare_digest(state.digest, digest_of(call)):
-            raise InvalidParams(_refusal("was given for another request"))
-        return state
-
-    def _decrypt(self, token: str) -> State:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -133,10 +124,18 @@ class RequestStateCodec:
         for key in self._keys:
             try:
                 plain = AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], PURPOSE)
-                return jsonrpc.read(_states, plain)
+                state = jsonrpc.read(_states, plain)
+                break
             except (InvalidTag, ValueError):
                 continue
-        raise InvalidParams(_refusal("is not one that this server gave"))
+        else:
+            raise InvalidParams(_refusal("is not one that this server gave"))
+        same_principal = hmac.compare_digest(_name_of(state.principal), _name_of(call.caller.principal))
+        if self._clock() > state.expires:
+            raise InvalidParams(_refusal("has expired"))
+        if not same_principal or state.view != _view_of(call) or not hmac.compare_digest(state.digest, digest_of(call)):
+            raise InvalidParams(_refusal("was given for another request"))
+        return state
 
 
 def _name_of(principal: str | None) -> bytes:

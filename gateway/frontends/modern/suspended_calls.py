@@ -19,8 +19,6 @@ from gateway.eras import asks
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
-    import msgspec
-
     from gateway.calls import Call, Outcome
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.modern.request_state import RequestStateCodec
@@ -69,7 +67,7 @@ class SuspendedCalls:
         flow, for there was no room and the requests were refused, or the backend has taken them back.
         """
         gathered = [first]
-        while not isinstance(item := await self._more(flow), bool):
+        while not isinstance(item := await self._next_of_round(flow), bool):
             if isinstance(item, ServerRequest):
                 gathered.append(item)
             elif isinstance(item, Withdrawn):
@@ -80,7 +78,7 @@ class SuspendedCalls:
         open_asks = {f"input-{flow.number_ask()}": ask for ask in gathered}
         return self._suspend(flow, open_asks) if open_asks else None
 
-    async def _more(self, flow: CallStream) -> ServerRequest | Withdrawn | Outcome | bool | None:
+    async def _next_of_round(self, flow: CallStream) -> ServerRequest | Withdrawn | Outcome | bool | None:
         """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
         for _ in range(GATHER_TURNS):
             with trio.move_on_after(0):  # what is there by now
@@ -90,7 +88,8 @@ class SuspendedCalls:
     def _suspend(self, flow: CallStream, open_asks: dict[str, ServerRequest]) -> bytes | None:
         key = secrets.token_urlsafe(16)
         entry = SuspendedCall(flow, open_asks)
-        if not self._has_room(entry.principal):
+        mine = sum(1 for each in self._parked.values() if each.principal == entry.principal)
+        if len(self._parked) >= MAX_PARKED or mine >= MAX_PARKED_EACH:
             for ask in open_asks.values():
                 ask.refuse(jsonrpc.INTERNAL_ERROR, "too many calls wait for input of their clients")
             return None
@@ -105,10 +104,6 @@ class SuspendedCalls:
         state = self.sealer.encode(flow.call, parked=key)
         return jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted, "requestState": state})
 
-    def _has_room(self, principal: str | None) -> bool:
-        mine = sum(1 for entry in self._parked.values() if entry.principal == principal)
-        return len(self._parked) < MAX_PARKED and mine < MAX_PARKED_EACH
-
     def resume(self, key: str, retry: Call) -> CallStream | bytes:
         """Go on with a parked call: the flow to wait on, or `input_required` again where an answer is missing.
 
@@ -119,7 +114,13 @@ class SuspendedCalls:
         if entry is None:
             text = "params.requestState belongs to a call that has ended or was resumed before; it is not run again"
             raise InvalidParams(text)
-        responses = _responses(retry)
+        text = "params.inputResponses must be an object of objects"
+        try:
+            responses = jsonrpc.decode_object(retry.params.get("inputResponses", jsonrpc.ABSENT))
+        except ValueError:
+            raise InvalidParams(text) from None
+        if not all(bytes(response).startswith(b"{") for response in responses.values()):
+            raise InvalidParams(text)
         del self._parked[key]
         for name, ask in list(entry.asks.items()):
             if name in responses:
@@ -154,14 +155,3 @@ class SuspendedCalls:
     def _end(self, key: str, reason: str) -> None:
         entry = self._parked.pop(key)
         entry.flow.close(reason)
-
-
-def _responses(retry: Call) -> dict[str, msgspec.Raw]:
-    text = "params.inputResponses must be an object of objects"
-    try:
-        responses = jsonrpc.decode_object(retry.params.get("inputResponses", jsonrpc.ABSENT))
-    except ValueError:
-        raise InvalidParams(text) from None
-    if not all(bytes(answer).startswith(b"{") for answer in responses.values()):
-        raise InvalidParams(text)
-    return responses
