@@ -28,7 +28,6 @@ from gateway.frontends.modern.subscriptions import Subscription
 from gateway.frontends.notification_queue import NotificationQueue
 from gateway.frontends.request_handler import (
     LISTEN,
-    MAX_BATCH,
     RequestHandler,
     encode_notice,
     is_wanted,
@@ -38,7 +37,7 @@ from gateway.lines import READ_BYTES, BufferedWriter, LineSplitter, OversizedLin
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.calls import Event, Identity, Outcome
+    from gateway.calls import Identity, Outcome
     from gateway.catalog.news import ListNews
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
@@ -92,33 +91,30 @@ class StdioFrontend:
         fleet = self._answers.fleet
         fleet.subscribe(self._changed)
         try:
-            await self._serve()
+            async with self._stdout, trio.open_nursery() as services:
+                services.start_soon(self._write)
+                services.start_soon(self._waiting.run)
+                services.start_soon(self._send_notifications)
+                services.start_soon(self._close_with_gateway)
+                async with trio.open_nursery() as self._nursery:
+                    try:
+                        with self._reading:
+                            await self._read()
+                    finally:  # when cancelled, too: these calls end as tasks do, none begins after the nursery's end
+                        deadline = trio.current_time() + END_GRACE
+                        self._in_flight.end_at(deadline)
+                        self._waiting.end()
+                    self._ending.set()
+                    self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
+                self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
+                with trio.move_on_at(deadline + END_GRACE):
+                    await self._outbox.drained()
+                services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
         finally:
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
         return not self._cut_off
-
-    async def _serve(self) -> None:
-        async with self._stdout, trio.open_nursery() as services:
-            services.start_soon(self._write)
-            services.start_soon(self._waiting.run)
-            services.start_soon(self._send_notifications)
-            services.start_soon(self._close_with_gateway)
-            async with trio.open_nursery() as self._nursery:
-                try:
-                    with self._reading:
-                        await self._read()
-                finally:  # when cancelled, too: these calls end as tasks do, and none begins after the nursery's end
-                    deadline = trio.current_time() + END_GRACE
-                    self._in_flight.end_at(deadline)
-                    self._waiting.end()
-                self._ending.set()
-                self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
-            self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
-            with trio.move_on_at(deadline + END_GRACE):
-                await self._outbox.drained()
-            services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
 
     async def _close_with_gateway(self) -> None:
         await self._closing.wait()
@@ -150,9 +146,9 @@ class StdioFrontend:
         """Take in one line: answer it, or start the task that will."""
         if isinstance(line, OversizedLine):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
-            found = jsonrpc.recover_id(line.head)
-            found = jsonrpc.recover_id(line.tail) if found is None else found
-            self._post(jsonrpc.error_response(found, jsonrpc.INVALID_REQUEST, text))
+            request_id = jsonrpc.recover_id(line.head)
+            request_id = jsonrpc.recover_id(line.tail) if request_id is None else request_id
+            self._post(jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, text))
             return
         if jsonrpc.is_batch(line):
             if self._batches >= MAX_BATCHES:
@@ -177,11 +173,17 @@ class StdioFrontend:
                 self._handle_request(message, message.id, scope)
 
     def _handle_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+        """Submit a tool call if that takes no wait; start a task for all other requests."""
+        begun: CallStream | None = None
+        is_modern = requests.is_modern(message)
         try:
-            begun = self._begin(message)
+            if message.method == "tools/call" and is_modern:
+                begun = self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
+            elif message.method == "tools/call" and self._session is not None:
+                begun = self._answers.begin(requests.legacy_call(message, self._session.caller))
         except GatewayError as exc:
             self._in_flight.remove(request_id)
-            era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
+            era = Era.MODERN if is_modern else Era.LEGACY
             self._post_response(self._answers.encode_error(request_id, exc, era)[0], request_id)
             return
         if begun is None:
@@ -193,9 +195,7 @@ class StdioFrontend:
         """The scope in which a request runs, or the response that refuses it."""
         try:
             return self._in_flight.add(request_id)
-        except DuplicateId as exc:
-            return jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, str(exc))
-        except Busy as exc:
+        except (DuplicateId, Busy) as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
 
     def _is_request(self, message: Message) -> bool:
@@ -204,16 +204,6 @@ class StdioFrontend:
             return True
         handle_notification(self._answers, self._session, message, self._in_flight)
         return False
-
-    def _begin(self, message: Message) -> CallStream | None:
-        """Put a tool call on its way; None: that is for the request's task. Raises GatewayError."""
-        if message.method != "tools/call":
-            return None
-        if requests.is_modern(message):
-            return self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
-        if self._session is not None:
-            return self._answers.begin(requests.legacy_call(message, self._session.caller))
-        return None
 
     def _start(self, waiting: Waiting) -> None:
         self._nursery.start_soon(self._request, *waiting)
@@ -254,24 +244,6 @@ class StdioFrontend:
 
     async def _batch(self, line: bytes) -> None:
         """Answer a batch with a batch, which is a MUST in the one protocol version that has them."""
-        try:
-            if self._session is None or self._session.caller.version != versions.BATCH_VERSION:
-                text = f"batches exist only in protocol version {versions.BATCH_VERSION}; send messages one by one"
-                self._post(jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text))
-                return
-            try:
-                parts = jsonrpc.decode_batch(line, most=MAX_BATCH)
-                messages = [self._answers.decode(part, self._identity) for part in parts]
-            except jsonrpc.Malformed as exc:
-                self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
-                return
-            responses = await self._respond_all(messages)
-            if responses:
-                self._post_response(b"[" + b",".join(responses) + b"]", None)
-        finally:
-            self._batches -= 1
-
-    async def _respond_all(self, messages: list[Message]) -> list[bytes]:
         responses: list[bytes] = []
 
         async def respond(message: Message, scope: trio.CancelScope) -> None:
@@ -279,15 +251,24 @@ class StdioFrontend:
             if response is not None:
                 responses.append(response)
 
-        async with trio.open_nursery() as nursery:
-            for message in messages:
-                if self._is_request(message) and isinstance(message.id, int | str):
-                    scope = self._open_scope(message.id)
-                    if isinstance(scope, bytes):
-                        responses.append(scope)
-                    else:
-                        nursery.start_soon(respond, message, scope)
-        return responses
+        try:
+            try:
+                messages = self._answers.decode_batch(line, self._identity, self._session)
+            except jsonrpc.Malformed as exc:
+                self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
+                return
+            async with trio.open_nursery() as nursery:
+                for message in messages:
+                    if self._is_request(message) and isinstance(message.id, int | str):
+                        scope = self._open_scope(message.id)
+                        if isinstance(scope, bytes):
+                            responses.append(scope)
+                        else:
+                            nursery.start_soon(respond, message, scope)
+            if responses:
+                self._post_response(b"[" + b",".join(responses) + b"]", None)
+        finally:
+            self._batches -= 1
 
     async def _respond(
         self, message: Message, scope: trio.CancelScope, begun: CallStream | None = None
@@ -301,9 +282,12 @@ class StdioFrontend:
             with scope:
                 if begun is not None:
                     return await self._finish(begun, request_id)
-                if era is Era.MODERN:
-                    return await self._modern(message, request_id)
-                return await self._legacy(message, request_id)
+                if era is Era.LEGACY:
+                    return await self._respond_legacy(message, request_id)
+                call = requests.modern_call(message, identity=self._identity, session=STDIO)
+                if call.method == LISTEN:
+                    return await self._listen(Subscription(self._answers, request_id, call))
+                return await self._finish(await self._answers.modern(call), request_id)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, era)[0]
         finally:
@@ -313,13 +297,6 @@ class StdioFrontend:
             text = f"stdin has ended, and this was not done within {END_GRACE:g} s after it"
             return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, text)
         return None
-
-    async def _modern(self, message: Message, request_id: Id) -> bytes:
-        call = requests.modern_call(message, identity=self._identity, session=STDIO)
-        if call.method == LISTEN:
-            return await self._listen(Subscription(self._answers, request_id, call))
-        answer = await self._answers.modern(call)
-        return await self._finish(answer, request_id)
 
     def _initialize(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
         """Open the process' legacy conversation (2025-11-25 basic/lifecycle)."""
@@ -352,7 +329,7 @@ class StdioFrontend:
         self._post(jsonrpc.response(request_id, self._answers.greeting(introduction)))
         self._introduced.set()
 
-    async def _legacy(self, message: Message, request_id: Id) -> bytes:
+    async def _respond_legacy(self, message: Message, request_id: Id) -> bytes:
         if message.method == "server/discover":
             # Modern servers are told apart by how they answer this without `_meta` (basic/index: -32602).
             text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
@@ -386,25 +363,20 @@ class StdioFrontend:
                     item = parked
                 if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
                     return self._answers.encode_outcome(answer.call, request_id, item)[0]
-                self._pass_on(answer, item)
+                session = self._session if answer.call.caller.era is Era.LEGACY else None
+                if isinstance(item, Notification):
+                    level = answer.level if session is None else session.log_level or meta.LOG_LEVELS[0]
+                    if is_wanted(item, level):
+                        self._post(encode_notice(item, answer.token))
+                elif session is not None and isinstance(item, ServerRequest):
+                    self._post(session.desk.request(item))
+                elif session is not None and isinstance(item, Withdrawn):
+                    cancel = session.desk.withdraw(item.ask)
+                    if cancel is not None:
+                        self._post(cancel)
                 await self._outbox.wait_writable()
         finally:
             answer.release_by(holder)
-
-    def _pass_on(self, flow: CallStream, event: Event) -> None:
-        """Bring an event of a call to the client."""
-        session = self._session if flow.call.caller.era is Era.LEGACY else None
-        if isinstance(event, Notification):
-            level = flow.level if session is None else session.log_level or meta.LOG_LEVELS[0]
-            if is_wanted(event, level):
-                self._post(encode_notice(event, flow.token))
-        elif isinstance(event, ServerRequest):
-            if session is not None:
-                self._post(session.desk.request(event))
-        elif isinstance(event, Withdrawn) and session is not None:
-            message = session.desk.withdraw(event.ask)
-            if message is not None:
-                self._post(message)
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""
