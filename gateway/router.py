@@ -15,8 +15,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Complete, Failure
 from gateway.catalog.kinds import OWNER_KIND, Kind
-from gateway.catalog.links import Asked, Links, publish, publish_error
-from gateway.catalog.ownership import Route
+from gateway.catalog.ownership import Asked, Links, Route, publish, publish_error
 from gateway.catalog.parts import has_capability
 from gateway.eras.requests import is_foreign_notification, is_mcp_method
 from gateway.errors import (

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final
 
 from gateway import surrogates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HASH_LENGTH: Final = 8
 """Hex digits of the hash that replaces what was cut off; 32 bits keep thousands of names apart."""
@@ -58,3 +62,19 @@ def distinct_name(taken: str, backend: str, own: str, max_length: int) -> str:
     """Another name for an item whose public name another backend already has; depends on nothing but its arguments."""
     tail = f"_{_digest(f'{backend} {own}')}"  # a server's name holds no space
     return f"{taken[: max_length - len(tail)]}{tail}"
+
+
+class Claims:
+    """The prefixes of all servers' public names, of which each is kept for its server."""
+
+    def __init__(self, namespaces: Iterable[str], separator: str) -> None:
+        self._separator = separator
+        self._prefixes = sorted({f"{namespace}{separator}" for namespace in namespaces if namespace})
+
+    def within(self, namespace: str) -> tuple[str, ...]:
+        """The prefixes that the names of a server of this namespace can begin with and that are not its own."""
+        own = f"{namespace}{self._separator}" if namespace else ""
+        first = last = bisect_right(self._prefixes, own)
+        while last < len(self._prefixes) and self._prefixes[last].startswith(own):
+            last += 1
+        return tuple(self._prefixes[first:last])

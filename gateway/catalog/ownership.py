@@ -4,27 +4,30 @@ A URI belongs to the first backend that lists it and stays as it is; only where 
 second's becomes `mcp+<server>:<URI>` (`gateway.catalog.uris`), and so does one that names another server in this way,
 since `mcp+<server>:` belongs to that server alone, also while it has listed nothing. Invariant: what `public` gives for
 a URI that a backend lists leads back to that backend and that URI through `find`. Filled once, while a snapshot is
-made. Pure.
+made.
+
+A link in a result need not be listed (2025-11-25 server/tools, "Resource Links"), but whoever gave it can be asked for
+it: `Links` remembers who that was, bounded for each backend; the link seen longest ago is forgotten first. Pure.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway import surrogates
+from gateway import jsonrpc, surrogates
 from gateway.catalog import uris
-from gateway.catalog.templates import template_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    from gateway.catalog.parts import Part
+    from collections.abc import Collection
 
 MAX_FOLDERS: Final = 32
 """Path segments of a URI that are cut off, one by one, in search of a listed resource that it may be part of."""
+MAX_LINKS: Final = 1_024
+"""Links remembered of one backend; a search that returns thousands must not grow the memory."""
+MAX_LINK_LENGTH: Final = 2_048
+"""Characters of the longest link that is remembered; longer ones are data, not names."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
@@ -33,27 +36,6 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     backend: str
     own: str
     task: bool = False
-
-
-class Claims:
-    """The prefixes of all servers' public names, of which each is kept for its server."""
-
-    def __init__(self, namespaces: Iterable[str], separator: str) -> None:
-        self._separator = separator
-        self._prefixes = sorted({f"{namespace}{separator}" for namespace in namespaces if namespace})
-
-    def within(self, namespace: str) -> tuple[str, ...]:
-        """The prefixes that the names of a server of this namespace can begin with and that are not its own."""
-        own = f"{namespace}{self._separator}" if namespace else ""
-        first = last = bisect_right(self._prefixes, own)
-        while last < len(self._prefixes) and self._prefixes[last].startswith(own):
-            last += 1
-        return tuple(self._prefixes[first:last])
-
-
-def rank(part: Part) -> tuple[int, bool]:
-    """The order in which parts get their public names: who is named by more of a name, or by its own name, is first."""
-    return -len(part.namespace), part.namespace != part.backend
 
 
 class _Renamed(msgspec.Struct):
@@ -177,3 +159,101 @@ class Ownership:
                 return route.backend
         owners = self._schemes.get(uri.partition(":")[0], set())
         return next(iter(owners)) if len(owners) == 1 else None
+
+
+def template_weight(template: str, uri: str) -> int:
+    """How well a URI template (RFC 6570) fits: its number of literal characters, or -1 if they do not occur in order.
+
+    Linear in the URI's length, so that a hostile template costs nothing; enough to find an owner, which then decides.
+    """
+    first, *rest = template.split("{")
+    if not uri.startswith(first):
+        return -1
+    literals = [piece.partition("}")[2] for piece in rest]
+    if not literals:
+        return len(first) if uri == first else -1
+    position, weight = len(first), len(first)
+    for literal in literals[:-1]:
+        position = uri.find(literal, position)
+        if position < 0:
+            return -1
+        position += len(literal)
+        weight += len(literal)
+    last = literals[-1]
+    if not uri.endswith(last) or len(uri) - len(last) < position:
+        return -1
+    return weight + len(last)
+
+
+class Links:
+    """Links seen in results, by backend, in the order in which they were seen last."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[str, int]] = {}
+        self._count = 0
+
+    def learn(self, backend: str, uri: str) -> None:
+        """Note that a backend has linked to this URI."""
+        if len(uri) > MAX_LINK_LENGTH:
+            return
+        links = self._seen.setdefault(backend, {})
+        links.pop(uri, None)
+        if len(links) >= MAX_LINKS:
+            del links[next(iter(links))]
+        self._count += 1
+        links[uri] = self._count
+
+    def owner(self, uri: str, among: Collection[str] | None = None) -> str | None:
+        """The backend (one of `among`, if they are given) that linked to this URI last, or None."""
+        found = [
+            (links[uri], backend)
+            for backend, links in self._seen.items()
+            if uri in links and (among is None or backend in among)
+        ]
+        return max(found)[1] if found else None
+
+    def forget(self, backend: str) -> None:
+        """Drop what was learned of a backend that is no more."""
+        self._seen.pop(backend, None)
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """Which backend was asked what; for `resources/read` also the URI, as the backend and as the client knows it."""
+
+    backend: str
+    method: str
+    own: str = ""
+    public: str = ""
+
+
+def publish(owners: Ownership, links: Links, asked: Asked, result: bytes) -> bytes:
+    """A backend's result with each of its URIs as clients see it; what nobody lists is learned on the way.
+
+    The very same bytes come back wherever no URI has to be changed, which is nearly always.
+    """
+    if not uris.may_link(result):
+        return result
+
+    def change(uri: str) -> str:
+        if uri == asked.own:
+            return asked.public
+        public = owners.public(asked.backend, uri)
+        if public not in owners.resources:
+            links.learn(asked.backend, public)
+        return public
+
+    return uris.change_result(asked.method, result, change)
+
+
+def publish_error(asked: Asked, data: bytes | None) -> bytes | None:
+    """The data of a backend's error with the resource's URI as the client gave it (`data.uri`)."""
+    if data is None or asked.own == asked.public:
+        return data
+    try:
+        members = jsonrpc.decode_object(data)
+        if jsonrpc.decode_string(members["uri"]) != asked.own:
+            return data
+    except (KeyError, ValueError):
+        return data
+    members["uri"] = jsonrpc.raw(asked.public)
+    return jsonrpc.encode(members)

@@ -11,9 +11,9 @@ import msgspec
 
 from gateway import jsonrpc, surrogates
 from gateway.catalog import names, uris
-from gateway.catalog.curation import curate, loose_ends
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import declares
+from gateway.catalog.offers import curate, loose_ends
 from gateway.catalog.ownership import Route
 from gateway.config.offered import ALL_TOOLS
 from gateway.eras import tools
@@ -67,6 +67,11 @@ class Naming(msgspec.Struct, frozen=True):
 
     separator: str = "."
     max_length: int = 128
+
+
+def rank(part: Part) -> tuple[int, bool]:
+    """The order in which parts get their public names: who is named by more of a name, or by its own name, is first."""
+    return -len(part.namespace), part.namespace != part.backend
 
 
 def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, choice: ToolChoice = ALL_TOOLS) -> Part:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from gateway.calls import ALL, EVERYTHING
+from gateway.calls import ALL, EVERYTHING, Scope
 from gateway.catalog import names
 from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Entry, Naming, Part, is_unclear, renamed
@@ -19,8 +19,7 @@ from gateway.catalog.parts import Entry, Naming, Part, is_unclear, renamed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gateway.calls import Scope
-    from gateway.config.model import ServerConfig
+    from gateway.config.model import Config, ServerConfig
 
 _HASHED: Final = re.compile(rf"_[0-9a-f]{{{names.HASH_LENGTH}}}\Z")
 """The end of a name that was shortened or made distinct."""
@@ -32,6 +31,24 @@ class NamedView(msgspec.Struct, frozen=True):
 
     scope: Scope = EVERYTHING
     naming: Naming | None = None
+
+
+def make_views(config: Config) -> dict[str, NamedView]:
+    """Make the views of a config, by name."""
+    settings = config.gateway
+    return {
+        name: NamedView(
+            Scope(
+                servers=view.servers,
+                tools=view.tools.include,
+                excluded_tools=view.tools.exclude,
+                prompts=view.prompts,
+                resources=view.resources,
+            ),
+            Naming(view.separator or settings.separator, view.max_name_length or settings.max_name_length),
+        )
+        for name, view in config.views.items()
+    }
 
 
 class Placed(Protocol):

@@ -2,27 +2,41 @@
 
 A snapshot only concatenates parts, so that a change of one backend re-encodes only what that backend lists. Names stay
 in the routing table while a backend is away: a known name never becomes an unknown one. `within` gives the snapshot
-that a caller of some scope sees, another whole of the same kind, made once.
+that a caller of some scope sees, another whole of the same kind, made once. Lists come in pages, with cursors between
+them (server/utilities/pagination), and `ListNews` compares two snapshots.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import operator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from gateway import jsonrpc
 from gateway.calls import EVERYTHING
 from gateway.catalog import names, uris
 from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
-from gateway.catalog.ownership import Claims, Ownership, Route, rank
-from gateway.catalog.pages import Page, decode_cursor, encode_cursor
-from gateway.catalog.parts import Entry, Naming, Part, hint_of_part, join_entries, join_part, plain_routes, renamed
+from gateway.catalog.ownership import Ownership, Route
+from gateway.catalog.parts import (
+    Entry,
+    Naming,
+    Part,
+    hint_of_part,
+    join_entries,
+    join_part,
+    plain_routes,
+    rank,
+    renamed,
+)
 from gateway.catalog.scopes import may_see, narrowed, renamed_part
 from gateway.eras.caching import Hint, merge_hints
 from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
+from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +48,19 @@ if TYPE_CHECKING:
 
 MAX_SCOPED: Final = 256
 """Scopes for which a narrowed snapshot is kept; with more, the one made first is made again when it is next needed."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A run of a list's entries, and the cursor of the next run."""
+
+    chunks: tuple[bytes, ...]
+    """Encoded entries, some of them joined; all joined they are what stands between the list's brackets."""
+    next_cursor: str | None
+
+    @property
+    def joined(self) -> bytes:
+        """What stands between the list's brackets."""
+        return b",".join(self.chunks)
 
 
 class Snapshot:
@@ -69,7 +96,7 @@ class Snapshot:
         self._everywhere = self.naming  # a reference to itself would hold a snapshot until the collector comes by
         self._scoped: dict[Scope, Snapshot] = {}
         self._namespaces = {part.backend: part.namespace for part in parts} if namespaces is None else namespaces
-        self._claims = Claims(() if is_named else self._namespaces.values(), self.naming.separator)
+        self._claims = names.Claims(() if is_named else self._namespaces.values(), self.naming.separator)
         self.uris = Ownership(self._namespaces)
         self._routes: dict[Kind, dict[str, Route]] = {kind: {} for kind in Kind}
         self._routes[Kind.RESOURCES], self._routes[Kind.TEMPLATES] = self.uris.resources, self.uris.templates
@@ -320,3 +347,61 @@ class Snapshot:
 def _only(view: str) -> Scope:
     """The scope of a caller who sees all of a view."""
     return msgspec.structs.replace(EVERYTHING, view=view)
+
+
+def encode_cursor(kind: Kind, index: int, last: str) -> str:
+    """The cursor of the page that begins at `index`, behind the entry named `last`."""
+    return base64.urlsafe_b64encode(jsonrpc.encode([kind.member, index, last])).decode()
+
+
+def decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
+    """What `encode_cursor` was given.
+
+    Raises:
+        InvalidParams: the cursor is none of ours.
+    """
+    text = "params.cursor is none that this server gave; list again without a cursor"
+    try:
+        member, index, last = msgspec.json.decode(
+            base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[str, int, str]
+        )
+    except (binascii.Error, ValueError, *jsonrpc.UNDECODABLE):
+        raise InvalidParams(text) from None
+    if member != kind.member or index < 0:
+        raise InvalidParams(text)
+    return index, last
+
+
+def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:
+    """The result object of a list method; `head` and `tail` are further members with their commas."""
+    cursor = b"" if page.next_cursor is None else b',"nextCursor":' + jsonrpc.encode(page.next_cursor)
+    before, after = b'{%b"%b":[' % (head, kind.member.encode()), b"]%b%b}" % (cursor, tail)
+    if not page.chunks:
+        return before + after
+    first, *others = page.chunks
+    if not others:
+        return b"%b%b%b" % (before, first, after)
+    *others, last = others
+    return b",".join([before + first, *others, last + after])  # a list of thousands is copied once
+
+
+class ListNews:
+    """The lists that a client has to be told of; looked at once for each scope."""
+
+    def __init__(self, told: Snapshot, fresh: Snapshot) -> None:
+        self._told = told
+        self._fresh = fresh
+        self._seen: dict[Scope | None, frozenset[str]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there may be news for anybody: where nobody sees a change, no part of it has changed either."""
+        return bool(self.features(None)) or self._told.views != self._fresh.views
+
+    def features(self, scope: Scope | None) -> frozenset[str]:
+        """The features ("tools", "prompts", "resources") whose lists look different now in this scope."""
+        found = self._seen.get(scope)
+        if found is None:
+            told, fresh = self._told.within(scope), self._fresh.within(scope)
+            found = frozenset(kind.feature for kind in Kind if not fresh.same_list(told, kind))
+            self._seen[scope] = found
+        return found

@@ -26,8 +26,8 @@ from gateway.calls import (
     Withdrawn,
 )
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
-from gateway.catalog.pages import encode_list
 from gateway.catalog.parts import has_capability, merge_instructions
+from gateway.catalog.snapshot import encode_list
 from gateway.eras import asks, errors, meta, requests, results, versions
 from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of

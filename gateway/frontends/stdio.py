@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from gateway.calls import Identity, Outcome
-    from gateway.catalog.news import ListNews
+    from gateway.catalog.snapshot import ListNews
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.jsonrpc import Id, Message

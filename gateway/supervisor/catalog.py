@@ -16,8 +16,8 @@ import trio
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, Part, fill_memos, make_part
+from gateway.catalog.scopes import make_views
 from gateway.catalog.snapshot import Snapshot
-from gateway.catalog.views import make_views
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:

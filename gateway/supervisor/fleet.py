@@ -15,8 +15,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.catalog.news import ListNews
-from gateway.catalog.snapshot import Snapshot
+from gateway.catalog.snapshot import ListNews, Snapshot
 from gateway.config import diff_configs
 from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown

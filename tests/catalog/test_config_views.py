@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from gateway.access.keys import hash_key
 from gateway.catalog.parts import Naming
-from gateway.catalog.views import make_views
+from gateway.catalog.scopes import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
 from gateway.config.views import ViewConfig, ViewTools

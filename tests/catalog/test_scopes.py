@@ -15,14 +15,12 @@ from trio.testing import MockClock
 from gateway import jsonrpc
 from gateway.calls import EVERYTHING, Call, Era, Identity, Scope, at_view
 from gateway.catalog.kinds import Kind
-from gateway.catalog.links import Links
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.news import ListNews
 from gateway.catalog.offers import Offer
-from gateway.catalog.ownership import Route
+from gateway.catalog.ownership import Links, Route
 from gateway.catalog.parts import Naming, make_part, merge_instructions
 from gateway.catalog.scopes import NamedView
-from gateway.catalog.snapshot import MAX_SCOPED, Snapshot
+from gateway.catalog.snapshot import MAX_SCOPED, ListNews, Snapshot
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.caching import Hint
 from gateway.errors import BackendUnavailable, GatewayError, UnknownMethod, UnknownName

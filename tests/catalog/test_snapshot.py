@@ -19,10 +19,9 @@ from gateway.calls import Scope
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
-from gateway.catalog.pages import Page, encode_list
 from gateway.catalog.parts import Naming, Part, has_capability, join_part, make_part, merge_instructions
 from gateway.catalog.scopes import NamedView
-from gateway.catalog.snapshot import Snapshot
+from gateway.catalog.snapshot import Page, Snapshot, encode_list
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
 

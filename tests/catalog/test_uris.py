@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from gateway import jsonrpc
 from gateway.catalog import uris
 from gateway.catalog.kinds import Kind
-from gateway.catalog.links import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, publish
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.ownership import Route
+from gateway.catalog.ownership import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, Route, publish
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
-from gateway.catalog.news import ListNews
 from gateway.catalog.ownership import Route
+from gateway.catalog.snapshot import ListNews
 from gateway.config.lifecycle import RestartPolicy
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.errors import BackendExited

@@ -21,9 +21,8 @@ from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Call, Caller, Complete, Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.news import ListNews
 from gateway.catalog.parts import Naming, make_part
-from gateway.catalog.snapshot import Snapshot
+from gateway.catalog.snapshot import ListNews, Snapshot
 from gateway.config.model import ServerConfig
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendExited, BackendTooSlow

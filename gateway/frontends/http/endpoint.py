@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.access.table import Access
-    from gateway.catalog.news import ListNews
+    from gateway.catalog.snapshot import ListNews
     from gateway.frontends.http.exchange import Receive, Scope, Send
     from gateway.frontends.http.listen_address import ListenAddress, ListeningSocket
     from gateway.frontends.request_handler import RequestHandler

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.calls import Identity, ServerRequest
-    from gateway.catalog.news import ListNews
+    from gateway.catalog.snapshot import ListNews
     from gateway.frontends.http.exchange import Exchange
     from gateway.jsonrpc import Id, Message
 

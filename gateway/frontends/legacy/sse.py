@@ -28,7 +28,7 @@ from gateway.frontends.request_handler import RequestHandler, encode_notice, is_
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.calls import Identity
-    from gateway.catalog.news import ListNews
+    from gateway.catalog.snapshot import ListNews
     from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 

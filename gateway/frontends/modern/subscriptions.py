@@ -20,7 +20,7 @@ from gateway.frontends.notification_queue import NotificationQueue
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.calls import Call, Scope
-    from gateway.catalog.news import ListNews
+    from gateway.catalog.snapshot import ListNews
     from gateway.frontends.request_handler import RequestHandler
 
 _FILTERS: Final = {

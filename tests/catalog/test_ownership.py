@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
+from gateway.catalog.ownership import template_weight
 from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
-from gateway.catalog.templates import template_weight
 
 
 @pytest.mark.parametrize(
