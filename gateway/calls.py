@@ -1,7 +1,7 @@
 """The era-neutral call: what meets in the middle of M frontends and N backends.
 
 A face builds a `Call` from its era's request; a backend's session turns it into its own era's request and hands
-notifications and one `Outcome` back through the call's `Outlet`. Nothing here knows an era's spelling of anything.
+notifications and one `Outcome` back through its `PendingCall`. Nothing here knows an era's spelling of anything.
 Pure: no I/O.
 """
 
@@ -11,7 +11,7 @@ import enum
 import hashlib
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -263,27 +263,3 @@ class StreamClosed(msgspec.Struct, frozen=True, gc=False):
 
 Event = Notification | ServerRequest | Withdrawn | StreamClosed
 """What can come of a call before its outcome."""
-
-
-class Outlet(Protocol):
-    """Where a backend's session puts what it hears about a call. The methods return at once and never raise."""
-
-    def notify(self, notice: Notification) -> None:
-        """Hand over a notification, in order; a full buffer drops the oldest."""
-        ...
-
-    def ask(self, ask: ServerRequest) -> None:
-        """Hand over a request to the client, in order; one too many is refused at once, none is dropped."""
-        ...
-
-    def withdraw_ask(self, ask: ServerRequest) -> None:
-        """Say that a request handed over before needs no answer."""
-        ...
-
-    def close_stream(self, retry_ms: int) -> None:
-        """Say that the backend has closed the call's stream for now; the call goes on."""
-        ...
-
-    def finish(self, outcome: Outcome) -> None:
-        """Hand over the end; whatever comes later is ignored."""
-        ...

@@ -20,11 +20,6 @@ class Kind(enum.Enum):
         self.feature = feature
 
     @property
-    def changed(self) -> str:
-        """The notification that says that this list has changed."""
-        return f"notifications/{self.feature}/list_changed"
-
-    @property
     def namespaced(self) -> bool:
         """Whether items get public names; resources keep their URIs, which are their identity."""
         return self.key == "name"

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 HASH_LENGTH: Final = 8
 """Hex digits of the hash that replaces what was cut off; 32 bits keep thousands of names apart."""
-MIN_LENGTH: Final = 16
-"""A maximum below this could not hold a hash and still be recognised."""
-
-
 _UNSEEN: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"

@@ -135,11 +135,6 @@ class Ownership:
         owner = linked or self._near(uri)
         return None if owner is None else Route(owner, uri)
 
-    def template_owner(self, uri: str) -> str | None:
-        """The backend whose resource template fits this URI best (most literal characters), or None."""
-        template, _ = self._best_template(uri)
-        return self.templates[template].backend if template else None
-
     def _best_template(self, uri: str) -> tuple[str, int]:
         best, weight = "", -1
         for template in self.templates:
@@ -211,10 +206,6 @@ class Links:
             if uri in links and (among is None or backend in among)
         ]
         return max(found)[1] if found else None
-
-    def forget(self, backend: str) -> None:
-        """Drop what was learned of a backend that is no more."""
-        self._seen.pop(backend, None)
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):

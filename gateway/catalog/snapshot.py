@@ -280,17 +280,6 @@ class Snapshot:
         """Who owns this name; also of backends that are not listed now."""
         return self._routes[kind].get(public)
 
-    def template_owner(self, uri: str) -> str | None:
-        """The backend whose resource template fits this URI best (most literal characters), or None."""
-        return self.uris.template_owner(uri)
-
-    def public_names(self, kind: Kind) -> dict[str, list[str]]:
-        """Listed public names by backend."""
-        found: dict[str, list[str]] = {}
-        for entry in self._lists[kind]:
-            found.setdefault(self._routes[kind][entry.public].backend, []).append(entry.public)
-        return found
-
     def hint(self, kind: Kind) -> Hint:
         """For how long a list may be kept: as long as the part of it that may be kept least."""
         found = self._hints.get(kind)

@@ -140,9 +140,6 @@ class AccessSettings(Struct, frozen=True):
         return self.requires_credentials or bool(self.allow_origins or self.allow_hosts)
 
 
-NO_ACCESS = AccessSettings()
-
-
 _RULES = Rules.__struct_fields__
 
 
@@ -299,3 +296,5 @@ Hosts = Annotated[tuple[str, ...], read_by(_read_hosts)]
 Keys = Annotated[tuple[AccessKey, ...], Meta(title="a list of keys"), read_by(_read_keys)]
 ResourceServerField = Annotated[ResourceServer | None, read_by(_read_oauth)]
 IntrospectionField = Annotated[Introspection | None, read_by(_read_introspection)]
+
+NO_ACCESS = AccessSettings()

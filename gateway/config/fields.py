@@ -23,6 +23,8 @@ JsonSchema = dict[str, Any]
 # Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
 LONGEST_SECONDS = 1e9
 LARGEST_COUNT = 2**53 - 1
+MIN_NAME_LENGTH = 16
+"""A maximum below this could not hold a hash and still be recognised."""
 
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
@@ -30,7 +32,9 @@ Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at l
 Rate = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of calls a second, above 0")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
 Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]
-NameLength = Annotated[int, Meta(ge=16, le=LARGEST_COUNT, title="a whole number of at least 16")]
+NameLength = Annotated[
+    int, Meta(ge=MIN_NAME_LENGTH, le=LARGEST_COUNT, title=f"a whole number of at least {MIN_NAME_LENGTH}")
+]
 Namespace = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,64}\Z", title="at most 64 letters, digits, '_', '-' and '.'")
 ]

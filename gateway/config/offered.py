@@ -83,9 +83,6 @@ class ToolChoice(Struct, frozen=True):
         return next((own for own, override in self.overrides.items() if override.name == local), local)
 
 
-ALL_TOOLS = ToolChoice()
-
-
 def gather_tools(raw: dict[object, object]) -> dict[object, object]:
     """A server's object with `tools` in one form, whatever of it other programs' spellings say."""
     foreign = [key for key in raw if isinstance(key, str) and key in INCLUDING | EXCLUDING]
@@ -168,3 +165,5 @@ Overrides = Annotated[
         {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/ToolOverride"}, {"type": "string"}]}},
     ),
 ]
+
+ALL_TOOLS = ToolChoice()

@@ -51,7 +51,7 @@ class Counted(Protocol):
 
 
 class PendingCall:
-    """Implements `gateway.calls.Outlet` for one call to one backend."""
+    """One call to one backend without an outcome, and where its backend session puts what it receives."""
 
     __slots__ = (
         "_asks",

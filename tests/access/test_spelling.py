@@ -25,7 +25,7 @@ from gateway.eras import asks, requests
 from gateway.eras.param_headers import find_second_argument
 from gateway.frontends.stdio import StdioFrontend
 from tests.support.access import ALICE, HELLO, MODERN_META, House, keys, modern_headers, running
-from tests.support.fakes import FakeExchange, settle
+from tests.support.fakes import FakeExchange, public_names, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -363,8 +363,8 @@ def test_what_a_backend_names_twice_is_not_shown_to_limited_clients(kind: Kind) 
     items = (Item("u:1", raws[0]), Item("u:3", b'{"%b":"u:3"}' % key.encode()), Item("u:4", raws[1]))
     listing = Listing(items={kind: items}, capabilities={kind.feature: jsonrpc.EMPTY_OBJECT})
     snapshot = Snapshot([make_part("a", "a", listing, Naming())], listed=frozenset({"a"}))
-    assert len(snapshot.public_names(kind)["a"]) == 3
-    assert [name.removeprefix("a.") for name in snapshot.within(Scope(servers=("a",))).public_names(kind)["a"]] == [
+    assert len(public_names(snapshot, kind)["a"]) == 3
+    assert [name.removeprefix("a.") for name in public_names(snapshot.within(Scope(servers=("a",))), kind)["a"]] == [
         "u:3"
     ]
 

@@ -19,7 +19,9 @@ from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Snapshot
+from gateway.config.fields import MIN_NAME_LENGTH
 from gateway.config.offered import ToolChoice, ToolOverride
+from tests.support.fakes import public_names
 
 
 def merged(backends: dict[str, list[str]], *, namespace: str | None = "", most: int = 128) -> Snapshot:
@@ -78,7 +80,7 @@ def test_a_name_that_looks_like_the_way_out_of_a_clash_is_not_taken_over() -> No
     st.dictionaries(
         st.sampled_from("abcd"), st.lists(st.text("xy", min_size=1, max_size=30), max_size=6, unique=True), max_size=4
     ),
-    st.integers(names.MIN_LENGTH, 24),
+    st.integers(MIN_NAME_LENGTH, 24),
 )
 def test_listed_names_are_unique_short_and_routed_to_their_owner(
     namespace: str, backends: dict[str, list[str]], most: int
@@ -143,7 +145,7 @@ def test_the_server_that_is_named_in_a_name_has_it(
     hashed = names.distinct_name(public, other[0], other[1][1][0], 128)
     assert found.route(kind, hashed) == Route(other[0], other[1][1][0])
     order = [public, hashed] if is_first else [hashed, public]
-    assert list(found.public_names(kind).values()) == [[name] for name in order]
+    assert list(public_names(found, kind).values()) == [[name] for name in order]
     for scope in (Scope(servers=(owner[0], other[0])), Scope(prompts=("*",), resources=False)):
         narrowed = found.within(scope)
         assert narrowed.route(kind, public) == Route(owner[0], owner[1][1][0])
@@ -163,8 +165,8 @@ def test_a_name_is_kept_for_its_server_before_that_has_listed_anything(
 
 def test_rules_for_a_server_do_not_mean_one_that_uses_its_prefix() -> None:
     found = named({"evil": ("", ["gh.new", "own"]), "gh": ("gh", ["list"])})
-    assert list(found.within(Scope(tools=("gh.*",))).public_names(Kind.TOOLS)) == ["gh"]
-    assert list(found.within(Scope(tools=("evil.*",))).public_names(Kind.TOOLS)) == ["evil"]
+    assert list(public_names(found.within(Scope(tools=("gh.*",))), Kind.TOOLS)) == ["gh"]
+    assert list(public_names(found.within(Scope(tools=("evil.*",))), Kind.TOOLS)) == ["evil"]
 
 
 def test_a_name_in_a_view_is_kept_by_the_separator_of_the_view() -> None:
@@ -176,7 +178,7 @@ def test_a_name_in_a_view_is_kept_by_the_separator_of_the_view() -> None:
 
 def test_names_that_only_resemble_those_of_another_server_stay() -> None:
     found = named({"evil": ("", ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]), "gh": ("gh", ["x"])})
-    assert found.public_names(Kind.TOOLS)["evil"] == ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]
+    assert public_names(found, Kind.TOOLS)["evil"] == ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]
 
 
 def test_a_name_that_the_operator_gives_stays() -> None:

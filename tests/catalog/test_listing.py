@@ -25,7 +25,6 @@ def spans(*items: bytes) -> list[msgspec.Raw]:
 def test_the_kinds_are_told_apart() -> None:
     assert {kind.feature for kind in Kind} == set(FEATURES)
     assert BY_METHOD["resources/templates/list"] is Kind.TEMPLATES
-    assert Kind.TEMPLATES.changed == "notifications/resources/list_changed"
     assert [kind.namespaced for kind in Kind] == [True, True, False, False]
     named = {"tools/call", "prompts/get", "resources/read", "resources/subscribe", "resources/unsubscribe"}
     assert OWNER_KIND.keys() == named

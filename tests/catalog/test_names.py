@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.catalog import names
+from gateway.config.fields import MIN_NAME_LENGTH
 
 texts = st.text(max_size=40)
 
@@ -35,7 +36,7 @@ def test_guarantee_g5_public_names(namespace: str, separator: str, own: str, mos
 
 
 @settings(deadline=None)
-@given(texts, texts, st.integers(names.MIN_LENGTH, 64))
+@given(texts, texts, st.integers(MIN_NAME_LENGTH, 64))
 def test_names_are_never_too_long_and_stay_apart(one: str, other: str, most: int) -> None:
     cut = names.shorten(one * 3, most), names.shorten(other * 3, most)
     assert all(len(name) <= most for name in cut)
@@ -43,7 +44,7 @@ def test_names_are_never_too_long_and_stay_apart(one: str, other: str, most: int
 
 
 @settings(deadline=None)
-@given(texts, texts, texts, st.integers(names.MIN_LENGTH, 64))
+@given(texts, texts, texts, st.integers(MIN_NAME_LENGTH, 64))
 def test_a_distinct_name_is_another_one(taken: str, backend: str, own: str, most: int) -> None:
     taken = names.shorten(taken, most)
     other = names.distinct_name(taken, backend, own, most)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.ownership import template_weight
+from gateway.catalog.ownership import Route, template_weight
 from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
 
@@ -62,7 +62,6 @@ def test_the_most_literal_template_wins() -> None:
         return make_part(backend, backend, Listing(items={Kind.TEMPLATES: items}), Naming())
 
     found = Snapshot([part("any", "{uri}"), part("files", "file:///{p}"), part("logs", "file:///logs/{p}")])
-    assert found.template_owner("file:///logs/a") == "logs"
-    assert found.template_owner("file:///etc") == "files"
-    assert found.template_owner("x:y") == "any"
-    assert Snapshot([part("files", "file:///{p}")]).template_owner("x:y") is None
+    for uri, owner in (("file:///logs/a", "logs"), ("file:///etc", "files"), ("x:y", "any")):
+        assert found.uris.find(uri) == Route(owner, uri)
+    assert Snapshot([part("files", "file:///{p}")]).uris.find("x:y") is None

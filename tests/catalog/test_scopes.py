@@ -32,7 +32,7 @@ from gateway.frontends.request_handler import RequestHandler
 from gateway.frontends.resource_subscriptions import watch_all
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, backends, make_call, settle
+from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, backends, make_call, public_names, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -108,7 +108,7 @@ def test_everything_else_of_a_server_that_is_out_of_scope_is_gone_too() -> None:
     assert seen.route(Kind.PROMPTS, "git.ask") is None
     assert seen.backends == ("files",)
     assert merge_instructions(seen.parts, limit=99) == "# files\n\nuse read"
-    assert seen.public_names(Kind.TOOLS) == {"files": ["files.read", "files.read_all"]}
+    assert public_names(seen, Kind.TOOLS) == {"files": ["files.read", "files.read_all"]}
 
 
 def test_prompts_and_resources_can_be_left_out() -> None:

@@ -24,6 +24,7 @@ from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Page, Snapshot, encode_list
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
+from tests.support.fakes import public_names
 
 
 def tools(*names: str, **further: Any) -> Listing:
@@ -70,7 +71,7 @@ def test_a_backend_that_is_away_is_routed_and_not_listed() -> None:
     found = snapshot(part("a", tools("x")), part("b", tools("x")), listed=frozenset({"b"}))
     assert listed_names(found) == ["b.x"]
     assert found.route(Kind.TOOLS, "a.x") == Route("a", "x")
-    assert found.public_names(Kind.TOOLS) == {"b": ["b.x"]}
+    assert public_names(found, Kind.TOOLS) == {"b": ["b.x"]}
 
 
 def test_same_list_compares_what_clients_see() -> None:

@@ -388,3 +388,8 @@ class FakeExchange:
         blocks = self.body.replace(b"\r\n", b"\n").split(b"\n\n")
         lines = [line for block in blocks for line in block.split(b"\n") if line.startswith(b"data:")]
         return [json.loads(line[5:]) for line in lines]
+
+
+def public_names(snapshot: Snapshot, kind: Kind) -> dict[str, list[str]]:
+    """Listed public names by backend."""
+    return {backend: [name for name, _own in pairs] for backend, pairs in snapshot.listed_by_backend(kind).items()}
