@@ -164,16 +164,12 @@ def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:
         text = f"its {kind.key} {own!r} holds control characters, which no URI may"
         raise ValueError(text)
     if kind is Kind.TOOLS:
-        _check_schema(own, members)
+        # SDK clients refuse the whole list if one tool's inputSchema is not `{"type": "object", ...}`.
+        try:
+            schema = jsonrpc.read(_schemas, members.get("inputSchema", jsonrpc.ABSENT)).type
+        except jsonrpc.UNDECODABLE:
+            schema = ""
+        if schema != "object":
+            text = f"tool {own!r} has no inputSchema of type 'object'"
+            raise ValueError(text)
     return Item(own, jsonrpc.one_line(span), hint)
-
-
-def _check_schema(own: str, members: dict[str, msgspec.Raw]) -> None:
-    """SDK clients refuse the whole list if one tool's inputSchema is not `{"type": "object", ...}`."""
-    try:
-        kind = jsonrpc.read(_schemas, members.get("inputSchema", jsonrpc.ABSENT)).type
-    except jsonrpc.UNDECODABLE:
-        kind = ""
-    if kind != "object":
-        text = f"tool {own!r} has no inputSchema of type 'object'"
-        raise ValueError(text)

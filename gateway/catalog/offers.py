@@ -56,16 +56,18 @@ def curate(items: Sequence[Item], choice: ToolChoice) -> Iterable[Curated]:
     """The tools that are offered, in the server's order."""
     if choice == ALL_TOOLS:
         return [Curated(item, item.own) for item in items]
-    return [_curated(item, choice) for item in items if choice.offers(item.own)]
-
-
-def _curated(item: Item, choice: ToolChoice) -> Curated:
-    override = choice.overrides.get(item.own)
-    if override is None:
-        return Curated(item, item.own)
-    schema = None if override.input_schema is None else jsonrpc.raw(override.input_schema)
-    raw = described(item.raw, Offer(override.description, schema, override.title))
-    return Curated(msgspec.structs.replace(item, raw=raw), override.name or item.own)
+    curated: list[Curated] = []
+    for item in items:
+        override = choice.overrides.get(item.own)
+        if not choice.offers(item.own):
+            continue
+        if override is None:
+            curated.append(Curated(item, item.own))
+            continue
+        schema = None if override.input_schema is None else jsonrpc.raw(override.input_schema)
+        raw = described(item.raw, Offer(override.description, schema, override.title))
+        curated.append(Curated(msgspec.structs.replace(item, raw=raw), override.name or item.own))
+    return curated
 
 
 def loose_ends(items: Sequence[Item], choice: ToolChoice) -> tuple[str, ...]:

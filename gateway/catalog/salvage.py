@@ -78,7 +78,11 @@ def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
     """
     scanner = _Scanner(data)
     try:
-        begin, pieces = _array(scanner, kind)
+        place = 0, len(data)
+        for name in ("result", kind.member):
+            place = scanner.member(_opening(data, place, b"{"), name) or (0, 0)
+        begin = _opening(data, place, b"[")
+        pieces = list(scanner.pieces(begin))
         kept, problems = _sort(scanner, kind, pieces)
     except (_TooMuchError, ValueError):
         return None
@@ -88,15 +92,6 @@ def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
     except jsonrpc.Malformed:
         return None
     return mended, bound_problems(kind, problems, MAX_NAMED)
-
-
-def _array(scanner: _Scanner, kind: Kind) -> tuple[int, list[tuple[int, int]]]:
-    """Where the array of items begins, and where each of them stands."""
-    place = 0, len(scanner.data)
-    for name in ("result", kind.member):
-        place = scanner.member(_opening(scanner.data, place, b"{"), name) or (0, 0)
-    begin = _opening(scanner.data, place, b"[")
-    return begin, list(scanner.pieces(begin))
 
 
 def _opening(data: bytes, place: tuple[int, int], bracket: bytes) -> int:

@@ -139,20 +139,19 @@ class Snapshot:
         """What a caller of this scope sees; the same object as long as it is kept."""
         if scope is None:
             return self
-        found = self._scoped.get(scope)
-        if found is None:
-            while len(self._scoped) >= MAX_SCOPED:
-                del self._scoped[next(iter(self._scoped))]
-            found = self._scoped[scope] = self._make_scoped(scope)
-        return found
-
-    def _make_scoped(self, scope: Scope) -> Snapshot:
-        seen = self
+        known = self._scoped.get(scope)
+        if known is not None:
+            return known
+        seen, inner = self, scope.within_view()
         if scope.view is not None:
-            seen = self._view(scope.view) if scope.within_view() == EVERYTHING else self.within(_only(scope.view))
-        if scope.within_view() != EVERYTHING:
-            seen = seen._narrowed(scope.within_view())
+            whole_view = msgspec.structs.replace(EVERYTHING, view=scope.view)
+            seen = self._view(scope.view) if inner == EVERYTHING else self.within(whole_view)
+        if inner != EVERYTHING:
+            seen = seen._narrowed(inner)
             seen._is_personal = True
+        while len(self._scoped) >= MAX_SCOPED:
+            del self._scoped[next(iter(self._scoped))]
+        self._scoped[scope] = seen
         return seen
 
     def _view(self, name: str) -> Snapshot:
@@ -331,11 +330,6 @@ class Snapshot:
             return index
         # The list changed since: go on behind that entry, or where it stood if it is gone.
         return next((i + 1 for i, entry in enumerate(entries) if entry.public == last), min(index, len(entries)))
-
-
-def _only(view: str) -> Scope:
-    """The scope of a caller who sees all of a view."""
-    return msgspec.structs.replace(EVERYTHING, view=view)
 
 
 def encode_cursor(kind: Kind, index: int, last: str) -> str:

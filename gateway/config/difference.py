@@ -29,7 +29,12 @@ def diff_configs(old: Config, new: Config) -> ConfigDiff:
     """Compare what two configs mean; where they came from and how they are spelled does not count."""
     both = [name for name in new.servers if name in old.servers]
     same = {name for name in both if _meant(old.servers[name]) == _meant(new.servers[name])}
-    retouched = [name for name in both if name not in same and _same_but_offered(old.servers[name], new.servers[name])]
+    retouched = [
+        name
+        for name in both
+        if name not in same
+        and _meant(replace(old.servers[name], tools=new.servers[name].tools)) == _meant(new.servers[name])
+    ]
     return ConfigDiff(
         added=tuple(name for name in new.servers if name not in old.servers),
         removed=tuple(name for name in old.servers if name not in new.servers),
@@ -51,7 +56,3 @@ def changed_at_start_only(old: GatewaySettings, new: GatewaySettings) -> list[st
 def _meant(server: ServerConfig) -> ServerConfig:
     """The server without which of its texts came from variables."""
     return replace(server, masked={})
-
-
-def _same_but_offered(old: ServerConfig, new: ServerConfig) -> bool:
-    return _meant(replace(old, tools=new.tools)) == _meant(new)

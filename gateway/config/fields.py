@@ -120,7 +120,13 @@ class FieldSpec(Struct, frozen=True):
 @cache
 def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
     """Every field of a config Struct by name, in the order of its definition."""
-    return {info.name: field_spec(info.name, info.type, _default(info)) for info in fields(struct)}
+    specs: dict[str, FieldSpec] = {}
+    for info in fields(struct):
+        default = None if info.default is NODEFAULT else info.default
+        if info.default_factory is not NODEFAULT:
+            default = info.default_factory()
+        specs[info.name] = field_spec(info.name, info.type, default)
+    return specs
 
 
 @cache
@@ -139,12 +145,6 @@ def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
 
 def _is_struct(kind: object) -> TypeGuard[type[Struct]]:
     return isinstance(kind, type) and issubclass(kind, Struct)
-
-
-def _default(info: Any) -> object:
-    if info.default is not NODEFAULT:
-        return info.default
-    return None if info.default_factory is NODEFAULT else info.default_factory()
 
 
 def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:

@@ -79,9 +79,25 @@ class OAuthSettings(Struct, frozen=True):
 
 def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
     """Read the section: an object, true for the defaults, false for never."""
-    settings = read_switchable(OAuthSettings, None, scope, entry)
-    if settings is not None:
-        _check(scope, entry.label, settings)
+    settings: OAuthSettings | None = read_switchable(OAuthSettings, None, scope, entry)
+    if settings is None:
+        return None
+    for key in ("client_id", "client_secret"):
+        value: str | None = getattr(settings, key)
+        if value is not None and not value.strip():
+            scope.problem(f"{entry.label}.{key}", "must not be empty")
+    if settings.client_metadata_url is not None and not _is_address(settings.client_metadata_url, document=True):
+        scope.problem(f"{entry.label}.client_metadata_url", "must be an https address with a path")
+    if settings.issuer is not None and not _is_address(settings.issuer):
+        scope.problem(f"{entry.label}.issuer", "must be an https address, or an http one on this machine")
+    if settings.client_secret is not None and settings.client_id is None:
+        scope.problem(f"{entry.label}.client_secret", "needs 'client_id'")
+    is_machine = settings.grant == "client_credentials"
+    if is_machine and (settings.client_id is None or settings.client_secret is None):
+        scope.problem(f"{entry.label}.grant", "is 'client_credentials', which needs 'client_id' and 'client_secret'")
+    elif is_machine and settings.issuer is None:
+        text = "is missing: without it 'url' decides which authorization server gets the secret"
+        scope.warn(f"{entry.label}.issuer", text)
     return settings
 
 
@@ -96,27 +112,6 @@ def _read_scopes(scope: Scope, entry: Entry) -> tuple[str, ...]:
         scope.problem(entry.label, "must hold scopes, each in plain ASCII without blanks and quotes")
         return ()
     return tuple(dict.fromkeys(words))
-
-
-def _check(scope: Scope, label: str, settings: OAuthSettings) -> None:
-    """Hold the members against what they are for and against one another."""
-    for key in ("client_id", "client_secret"):
-        value: str | None = getattr(settings, key)
-        if value is not None and not value.strip():
-            scope.problem(f"{label}.{key}", "must not be empty")
-    if settings.client_metadata_url is not None and not _is_address(settings.client_metadata_url, document=True):
-        scope.problem(f"{label}.client_metadata_url", "must be an https address with a path")
-    if settings.issuer is not None and not _is_address(settings.issuer):
-        scope.problem(f"{label}.issuer", "must be an https address, or an http one on this machine")
-    if settings.client_secret is not None and settings.client_id is None:
-        scope.problem(f"{label}.client_secret", "needs 'client_id'")
-    if settings.grant != "client_credentials":
-        return
-    if settings.client_id is None or settings.client_secret is None:
-        scope.problem(f"{label}.grant", "is 'client_credentials', which needs 'client_id' and 'client_secret'")
-    elif settings.issuer is None:
-        text = "is missing: without it 'url' decides which authorization server gets the secret"
-        scope.warn(f"{label}.issuer", text)
 
 
 def _is_address(text: str, *, document: bool = False) -> bool:

@@ -98,7 +98,11 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
             continue
         if key in _FOREIGN_SECTIONS:
             findings.warnings.append(f"{source}: section {shown(key)} belongs to another client and is ignored")
-        elif isinstance(key, str) and (meant := _limiting_section(key)) is not None:
+            continue
+        plain = key.casefold() if isinstance(key, str) else ""
+        near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
+        meant = next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
+        if meant is not None:
             findings.problems.append(
                 f"{source}: section {shown(key)} is unknown; write {meant!r} if it is meant, else choose a name that is"
                 " less like it: without that section more is open to clients"
@@ -106,13 +110,6 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
         else:
             hint = did_you_mean(key, _SECTIONS) if isinstance(key, str) else ""
             findings.warnings.append(f"{source}: section {shown(key)} is unknown and ignored{hint}")
-
-
-def _limiting_section(key: str) -> str | None:
-    """The section that limits what clients may use and that this key is probably a misspelling of, or None."""
-    plain = key.casefold()
-    near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
-    return next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
 
 
 def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict[str, ServerConfig]:

@@ -27,7 +27,12 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 def read_scalar(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
     """Return the value as the field's type, or the default after noting the problem."""
-    value = _typed(spec, entry)
+    value: Any = entry.value
+    if isinstance(value, str) and entry.from_variable:  # variables hold only text, which may be a number or a boolean
+        if spec.base is bool:
+            value = _BOOLEANS.get(value.lower(), value)
+        elif spec.base in {int, float} and _NUMBER.fullmatch(value):
+            value = int(value) if value.lstrip("-").isdigit() else float(value)
     fault = _fault(spec, entry, value)
     if fault is None:
         return float(value) if spec.base is float else value
@@ -35,45 +40,26 @@ def read_scalar(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
     return spec.default
 
 
-def _typed(spec: FieldSpec, entry: Entry) -> Any:
-    """Variables hold only text, so text that came out of one may be a number or a boolean."""
-    text = entry.value
-    if not isinstance(text, str) or not entry.from_variable:
-        return text
-    if spec.base is bool:
-        return _BOOLEANS.get(text.lower(), text)
-    if spec.base in {int, float} and _NUMBER.fullmatch(text):
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    return text
-
-
 def _fault(spec: FieldSpec, entry: Entry, value: Any) -> str | None:
-    if spec.base in {int, float}:
-        return _number_fault(spec, entry, value)
-    if type(value) is not spec.base:
-        return f"must be {spec.title}, not {kind(value)}"
-    if spec.choices and value not in spec.choices:
-        return f"must be {spec.title}, not {entry.quoted}"
-    if spec.pattern is not None and re.search(spec.pattern, value) is None:
-        return f"must be {spec.title}"
-    return None
-
-
-def _number_fault(spec: FieldSpec, entry: Entry, value: Any) -> str | None:
+    must = f"must be {spec.title}"
+    if spec.base not in {int, float}:
+        if type(value) is not spec.base:
+            return f"{must}, not {kind(value)}"
+        if spec.choices and value not in spec.choices:
+            return f"{must}, not {entry.quoted}"
+        return must if spec.pattern is not None and re.search(spec.pattern, value) is None else None
     if isinstance(value, str):
         quotes = not entry.from_variable and _NUMBER.fullmatch(value)
-        return f"must be {spec.title}, not a string" + (" (write it without quotes)" if quotes else "")
+        return f"{must}, not a string" + (" (write it without quotes)" if quotes else "")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be {spec.title}, not {kind(value)}"
+        return f"{must}, not {kind(value)}"
     if isinstance(value, float) and not isfinite(value):
-        return f"must be {spec.title}, not infinite or NaN"
+        return f"{must}, not infinite or NaN"
     if spec.base is int and not isinstance(value, int):
-        return f"must be {spec.title}, not one with a fraction"
+        return f"{must}, not one with a fraction"
     if (spec.above is not None and value <= spec.above) or (spec.least is not None and value < spec.least):
-        return f"must be {spec.title}"
-    if spec.most is not None and value > spec.most:
-        return f"must be {spec.title}, and at most {spec.most:g}"
-    return None
+        return must
+    return f"{must}, and at most {spec.most:g}" if spec.most is not None and value > spec.most else None
 
 
 def warn_unknown(scope: Scope, key: str, known: dict[str, Any], prefix: str = "") -> None:

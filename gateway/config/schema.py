@@ -92,7 +92,9 @@ def _member(spec: FieldSpec, schema: JsonSchema) -> JsonSchema:
     notes = {what: schema[what] for what in ("description", "default") if what in schema}
     forms = schema.get("anyOf") or [{what: said for what, said in schema.items() if what not in notes}]
     forms = [*(_plain(form) for form in forms), *spec.forms]
-    if any(_takes_variables(form) for form in forms):
+    if any(
+        form.get("type") in {"number", "integer", "boolean"} or "enum" in form or "pattern" in form for form in forms
+    ):
         forms.append(VARIABLE)
     if {"type": "null"} not in forms:
         forms.append({"type": "null"})
@@ -108,7 +110,3 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(inner, dict) and "$ref" not in inner:
         made["additionalProperties"] = {"anyOf": [_plain(cast("dict[str, Any]", inner)), VARIABLE]} if inner else {}
     return made
-
-
-def _takes_variables(schema: dict[str, Any]) -> bool:
-    return schema.get("type") in {"number", "integer", "boolean"} or "enum" in schema or "pattern" in schema

@@ -67,7 +67,9 @@ def parse_server(
 
 def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     """Read one server; what is wrong goes to the scope, and a default then stands in its place."""
-    _check_name(name, scope)
+    if _NAME.fullmatch(name) is None:
+        better = re.sub(r"[^A-Za-z0-9_-]+", "-", name[:64]).strip("-") or "server"
+        scope.refuse(f"a name is 1 to 64 letters, digits, '_' and '-'; call it {better!r} instead")
     if not is_object(raw):
         scope.refuse(f'must be an object like {{"command": "..."}} or {{"url": "..."}}, not {kind(raw)}')
         return ServerConfig(name=name)
@@ -77,7 +79,13 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     written.pop("disabled", None)
     entries: dict[str, Entry] = {}
     values: dict[str, Any] = {}
-    variables = _open_env_file(scope, written)
+    variables: dict[str, str] = {}
+    if "env_file" in written:  # before the other fields, which may name its variables
+        label, path = written["env_file"]
+        variables = read_env_file(scope, Entry(label, resolve(scope, label, path), path))
+        scope.environ = {**scope.environ, **variables}
+        for variable, value in variables.items():
+            scope.note_secret(value, f"${{{variable}}}")
     for key, (label, raw_value) in written.items():
         known = len(scope.findings.warnings)
         entry = entries[key] = Entry(label, resolve(scope, label, raw_value), raw_value)
@@ -97,24 +105,6 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
         elif server.url is not None and not server.uses_oauth:
             scope.warn("oauth", "is ignored: 'headers' or 'url' already holds credentials")
     return server
-
-
-def _open_env_file(scope: Scope, written: dict[str, tuple[str, object]]) -> dict[str, str]:
-    """Take in the variables of `env_file` before any other field, which may name them."""
-    if "env_file" not in written:
-        return {}
-    label, raw = written["env_file"]
-    variables = read_env_file(scope, Entry(label, resolve(scope, label, raw), raw))
-    scope.environ = {**scope.environ, **variables}
-    for name, value in variables.items():
-        scope.note_secret(value, f"${{{name}}}")
-    return variables
-
-
-def _check_name(name: str, scope: Scope) -> None:
-    if _NAME.fullmatch(name) is None:
-        better = re.sub(r"[^A-Za-z0-9_-]+", "-", name[:64]).strip("-") or "server"
-        scope.refuse(f"a name is 1 to 64 letters, digits, '_' and '-'; call it {better!r} instead")
 
 
 def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, object]]:

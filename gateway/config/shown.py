@@ -18,7 +18,6 @@ from gateway.masking import MASK, Masker, mask_texts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.config.access import AccessSettings
     from gateway.config.model import Config, ServerConfig
 
 _TELLING = re.compile(r"(?i)(key|token|secret|passw|pwd|auth|credential|bearer|cookie|session)")
@@ -60,16 +59,11 @@ def secrets_of(server: ServerConfig) -> set[str]:
 
 def secrets_of_config(config: Config) -> set[str]:
     """The same of a whole config, the disabled servers included."""
-    found = set(config.masked) | _secrets_of_access(config.access)
-    return found.union(*map(secrets_of, config.servers.values()))
-
-
-def _secrets_of_access(access: AccessSettings | None) -> set[str]:
-    """Those of the section `access`, whose keys are there as hashes only."""
-    oauth = None if access is None else access.oauth
-    if oauth is None or oauth.introspection is None or not oauth.introspection.client_secret:
-        return set()
-    return {oauth.introspection.client_secret}
+    secrets = set(config.masked).union(*map(secrets_of, config.servers.values()))
+    oauth = None if config.access is None else config.access.oauth  # keys are there as hashes only
+    if oauth is not None and oauth.introspection is not None and oauth.introspection.client_secret:
+        secrets.add(oauth.introspection.client_secret)
+    return secrets
 
 
 def shown_args(args: Sequence[str]) -> list[str]:

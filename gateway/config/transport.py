@@ -77,19 +77,19 @@ def read_args(scope: Scope, entry: Entry) -> tuple[str, ...]:
     if not is_list(entry.value):
         scope.problem(entry.label, f"must be a list of strings, not {kind(entry.value)}")
         return ()
-    return tuple(_argument(scope, f"{entry.label}[{index}]", item) for index, item in enumerate(entry.value))
-
-
-def _argument(scope: Scope, label: str, item: object) -> str:
-    if isinstance(item, str):
-        if "\0" in item:
-            scope.problem(label, "must not hold a NUL character")
-        return expand_home(scope, label, item) if item.startswith("~/") else item
-    if isinstance(item, int) and not isinstance(item, bool) and abs(item) < _LONGEST_INTEGER:
-        scope.warn(label, "is a number and was taken as a string; write it in quotes")
-        return str(item)
-    scope.problem(label, f"must be a string, not {kind(item)}")
-    return ""
+    args: list[str] = []
+    for index, item in enumerate(entry.value):
+        label = f"{entry.label}[{index}]"
+        if isinstance(item, str):
+            if "\0" in item:
+                scope.problem(label, "must not hold a NUL character")
+            args.append(expand_home(scope, label, item) if item.startswith("~/") else item)
+        elif isinstance(item, int) and not isinstance(item, bool) and abs(item) < _LONGEST_INTEGER:
+            scope.warn(label, "is a number and was taken as a string; write it in quotes")
+            args.append(str(item))
+        else:
+            scope.problem(label, f"must be a string, not {kind(item)}")
+    return tuple(args)
 
 
 def read_texts(scope: Scope, entry: Entry) -> dict[str, str]:
@@ -97,24 +97,22 @@ def read_texts(scope: Scope, entry: Entry) -> dict[str, str]:
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object of strings, not {kind(entry.value)}")
         return {}
-    return {
-        key: _plain_text(scope, f"{entry.label}.{key}", item)
-        for key, item in entry.value.items()
-        if isinstance(key, str)  # substitution has noted the others
-    }
-
-
-def _plain_text(scope: Scope, label: str, item: object) -> str:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, bool):
-        scope.warn(label, "is a boolean and was taken as a string; write it in quotes")
-        return "true" if item else "false"
-    if isinstance(item, float) or (isinstance(item, int) and abs(item) < _LONGEST_INTEGER):
-        scope.warn(label, "is a number and was taken as a string; write it in quotes")
-        return repr(item)
-    scope.problem(label, f"must be a string, not {kind(item)}")
-    return ""
+    texts: dict[str, str] = {}
+    for key, item in entry.value.items():
+        if not isinstance(key, str):
+            continue  # substitution has noted it
+        label = f"{entry.label}.{key}"
+        if isinstance(item, str):
+            texts[key] = item
+        elif isinstance(item, bool):
+            scope.warn(label, "is a boolean and was taken as a string; write it in quotes")
+            texts[key] = "true" if item else "false"
+        elif isinstance(item, float) or (isinstance(item, int) and abs(item) < _LONGEST_INTEGER):
+            scope.warn(label, "is a number and was taken as a string; write it in quotes")
+            texts[key] = repr(item)
+        else:
+            scope.problem(label, f"must be a string, not {kind(item)}")
+    return texts
 
 
 def read_env(scope: Scope, entry: Entry) -> dict[str, str]:
@@ -187,19 +185,15 @@ def read_headers(scope: Scope, entry: Entry) -> dict[str, str]:
         elif folded in seen:
             scope.problem(label, "is there twice, in different case; keep one")
         elif _UNSAFE.search(value):
-            scope.problem(label, _unsafe(value))
+            breaks = "\n" in value or "\r" in value
+            scope.problem(label, "must not hold a line break; check the end of the text or variable" if breaks else
+                          "must be plain ASCII without control characters")  # fmt: skip
         elif folded in _OWN:
             scope.warn(label, "is ignored: the gateway writes this header itself")
         else:
             headers[name] = value.strip(" \t")
         seen.add(folded)
     return headers
-
-
-def _unsafe(value: str) -> str:
-    if "\n" in value or "\r" in value:
-        return "must not hold a line break; check the end of the text or variable"
-    return "must be plain ASCII without control characters"
 
 
 FilePath = Annotated[str | None, read_by(read_path)]
