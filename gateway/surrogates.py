@@ -35,7 +35,12 @@ def masked(text: bytes) -> tuple[bytes, str | None]:
 
     `unmasked` undoes it in what a decoder has made of the result.
     """
-    mark = _unused_mark(text)
+    unused = (
+        mark
+        for mark in _MARKS
+        if mark.encode() not in text and not re.search(rb"(?i)\\u%04x" % ord(mark), text)  # nor escaped
+    )
+    mark = next(unused, None)
     found = text if mark is None else _marked(text, _lone_escapes(text), mark.encode())
     return (text, None) if found is text else (found, mark)
 
@@ -107,14 +112,6 @@ def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) ->
         parts += mark
         end = place + length
     return bytes(parts + data[end:]) if end else data
-
-
-def _unused_mark(data: bytes) -> str | None:
-    """A mark that the data holds neither as it is nor escaped."""
-    for mark in _MARKS:
-        if mark.encode() not in data and not re.search(rb"(?i)\\u%04x" % ord(mark), data):
-            return mark
-    return None
 
 
 def find_lone_surrogate(data: bytes) -> int | None:

@@ -300,36 +300,31 @@ class Snapshot:
         Raises:
             InvalidParams: the cursor is none of ours (server/utilities/pagination).
         """
-        start = 0 if cursor is None else self._start(kind, cursor)
+        entries, start = self._lists[kind], 0
+        if cursor is not None:
+            start, last = decode_cursor(kind, cursor)
+            if not 0 < start <= len(entries) or entries[start - 1].public != last:
+                # The list has changed since: continue behind that entry, or where it stood if it is gone.
+                behind = (position for position, entry in enumerate(entries, 1) if entry.public == last)
+                start = next(behind, min(start, len(entries)))
         if kind is not Kind.TOOLS:
             view = View.MODERN  # they look the same to all
         memo = self._pages.get((kind, start, size, view))
-        if memo is None:
-            memo = self._pages[kind, start, size, view] = self._make_page(kind, start, size, view)
-        return memo
-
-    def _make_page(self, kind: Kind, start: int, size: int | None, view: View) -> Page:
-        entries = self._lists[kind]
+        if memo is not None:
+            return memo
         end = len(entries) if size is None else min(start + size, len(entries))
         following = encode_cursor(kind, end, entries[end - 1].public) if end < len(entries) else None
+        chunks: list[bytes] = []
         if end - start < len(entries):
             joined = join_entries(entries[start:end], kind, view)
-            return Page((joined,) if joined else (), following)
-        chunks: list[bytes] = []
-        for part in self.parts:
-            if part.backend in self.listed and (placed := self.placed(kind, part.backend)):
-                is_plain = placed is part.entries.get(kind)
-                chunks.append(join_part(part, kind, view) if is_plain else join_entries(placed, kind, view))
-        return Page(tuple(chunks), following)
-
-    def _start(self, kind: Kind, cursor: str) -> int:
-        """Where the page after a cursor begins: behind the entry it names, wherever that stands now."""
-        index, last = decode_cursor(kind, cursor)
-        entries = self._lists[kind]
-        if 0 < index <= len(entries) and entries[index - 1].public == last:
-            return index
-        # The list changed since: go on behind that entry, or where it stood if it is gone.
-        return next((i + 1 for i, entry in enumerate(entries) if entry.public == last), min(index, len(entries)))
+            chunks += [joined] if joined else []
+        else:
+            for part in self.parts:
+                if part.backend in self.listed and (placed := self.placed(kind, part.backend)):
+                    is_plain = placed is part.entries.get(kind)
+                    chunks.append(join_part(part, kind, view) if is_plain else join_entries(placed, kind, view))
+        page = self._pages[kind, start, size, view] = Page(tuple(chunks), following)
+        return page
 
 
 def encode_cursor(kind: Kind, index: int, last: str) -> str:

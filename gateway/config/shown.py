@@ -76,14 +76,10 @@ def shown_args(args: Sequence[str]) -> list[str]:
             shown.append(MASK)
         elif sign and value and _TELLING.search(option):
             shown.append(f"{option}={MASK}")
+        elif "://" in arg:
+            address, query, _ = _USERINFO.sub(MASK, arg).partition("?")
+            shown.append(address + query + (MASK if query else ""))
         else:
-            shown.append(_shown_address(arg))
+            shown.append(arg)
         masks_next = arg.startswith("-") and not sign and _TELLING.search(arg) is not None
     return shown
-
-
-def _shown_address(arg: str) -> str:
-    if "://" not in arg:
-        return arg
-    address, query, _ = _USERINFO.sub(MASK, arg).partition("?")
-    return address + query + (MASK if query else "")

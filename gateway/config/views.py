@@ -60,18 +60,14 @@ def read_views(
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
             scope.refuse("a name is 1 to 64 letters, digits, '_' and '-', for it ends up in an address")
         else:
-            views[name] = view = _read_view(scope, value)
+            if not is_object(value):
+                scope.refuse(f'must be an object like {{"servers": ["..."]}}, not {kind(value)}')
+                continue
+            views[name] = view = ViewConfig(**read_section(scope, ViewConfig, value))
             for glob in view.servers:
                 if not any(fnmatchcase(server, glob) for server in servers):
                     scope.warn("servers", f"has {shown(glob)}, which fits no server")
     return views
-
-
-def _read_view(scope: Scope, raw: object) -> ViewConfig:
-    if not is_object(raw):
-        scope.refuse(f'must be an object like {{"servers": ["..."]}}, not {kind(raw)}')
-        return ViewConfig()
-    return ViewConfig(**read_section(scope, ViewConfig, raw))
 
 
 def _read_tools(scope: Scope, entry: Entry) -> ViewTools:

@@ -197,7 +197,9 @@ def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> di
         _split_messages(params)
         contents.downgrade_blocks(params, version)
     elif method == ELICITATION:
-        blocks.change_one(params, "requestedSchema", _downgrade_form)
+        blocks.change_one(
+            params, "requestedSchema", lambda form: blocks.change_one(form, "properties", _downgrade_properties)
+        )
     return params
 
 
@@ -217,10 +219,6 @@ def _split_messages(params: dict[str, msgspec.Raw]) -> None:
             continue
         split += [{**members, "content": part} for part in parts]
     params["messages"] = jsonrpc.raw(split)
-
-
-def _downgrade_form(form: dict[str, msgspec.Raw]) -> bool:
-    return blocks.change_one(form, "properties", _downgrade_properties)
 
 
 def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:

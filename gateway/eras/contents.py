@@ -43,27 +43,21 @@ def downgrade_blocks(members: Members, version: str) -> bool:
         kind = blocks.read_string(block, "type")
         if FIRST_IN.get(kind, version) <= version:
             return False
-        text = _describe_audio(block) if kind == "audio" else _describe_link(block)
+        if kind == "audio":
+            media_type = blocks.read_string(block, "mimeType") or "audio"
+            size = len(bytes(block.get("data", b""))) * 3 // 4
+            text = f"[{media_type}, about {size} bytes, which this client's protocol version cannot carry]"
+        else:
+            uri, description = blocks.read_string(block, "uri"), blocks.read_string(block, "description")
+            title = blocks.read_string(block, "title") or blocks.read_string(block, "name")
+            text = f"[{title}]({uri})" if title else f"<{uri}>"
+            text = f"{text}: {description}" if description else text
         kept = {name: block[name] for name in ("annotations", "_meta") if name in block}
         block.clear()
         block.update({"type": jsonrpc.raw("text"), "text": jsonrpc.raw(text), **kept})
         return True
 
     return version < _NEWEST and blocks.change_blocks(members, change)
-
-
-def _describe_audio(block: Members) -> str:
-    size = len(bytes(block.get("data", b""))) * 3 // 4
-    kind = blocks.read_string(block, "mimeType") or "audio"
-    return f"[{kind}, about {size} bytes, which this client's protocol version cannot carry]"
-
-
-def _describe_link(block: Members) -> str:
-    uri, title = blocks.read_string(block, "uri"), blocks.read_string(block, "title")
-    title = title or blocks.read_string(block, "name")
-    description = blocks.read_string(block, "description")
-    text = f"[{title}]({uri})" if title else f"<{uri}>"
-    return f"{text}: {description}" if description else text
 
 
 def without_odd_structure(members: Members) -> None:

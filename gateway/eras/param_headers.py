@@ -109,7 +109,10 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
         return []
     headers: list[tuple[bytes, bytes]] = []
     for path, name in annotations:
-        text = _spell(_at(values, path))
+        value = values
+        for member in path:
+            value = cast("dict[str, object]", value).get(member) if isinstance(value, dict) else None
+        text = _spell(value)
         if text is not None:
             headers.append((name, encode_value(text).encode()))
     return headers
@@ -161,14 +164,6 @@ def _same_number(one: str, other: str) -> bool:
         return len(one) < 40 and len(other) < 40 and Decimal(one) == Decimal(other)
     except InvalidOperation:
         return False
-
-
-def _at(value: object, path: Path) -> object:
-    for name in path:
-        if not isinstance(value, dict):
-            return None
-        value = cast("dict[str, object]", value).get(name)
-    return value
 
 
 def _spell(value: object) -> str | None:

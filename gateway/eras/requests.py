@@ -198,16 +198,23 @@ def modern_call(
     """
     params = params_of(message)
     travelling, hop = meta.split_request_meta(params)
-    version = _version(hop)
+    try:
+        version = jsonrpc.decode_string(hop[meta.PROTOCOL_VERSION])
+    except (KeyError, ValueError):
+        text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
+        raise InvalidParams(text) from None
+    if version not in MODERN_VERSIONS:
+        raise UnsupportedVersion(version)
     capabilities = hop.get(meta.CLIENT_CAPABILITIES)
     if capabilities is None or not bytes(capabilities).lstrip().startswith(b"{"):
         text = f"params._meta[{meta.CLIENT_CAPABILITIES!r}] is required and must be an object"
         raise InvalidParams(text)
+    client_info = hop.get(meta.CLIENT_INFO)
     caller = Caller(
         era=Era.MODERN,
         version=version,
         capabilities=capabilities,
-        client_info=_unless_null(hop.get(meta.CLIENT_INFO), jsonrpc.ABSENT),
+        client_info=jsonrpc.ABSENT if client_info is None or client_info == jsonrpc.NULL else client_info,
         log_level=meta.log_level(hop),
         principal=identity.principal,
         scope=identity.scope,
@@ -223,21 +230,6 @@ def modern_call(
         caller=caller,
         progress_token=meta.progress_token(hop),
     )
-
-
-def _unless_null(span: msgspec.Raw | None, otherwise: msgspec.Raw) -> msgspec.Raw:
-    return otherwise if span is None or span == jsonrpc.NULL else span
-
-
-def _version(hop: dict[str, msgspec.Raw]) -> str:
-    try:
-        version = jsonrpc.decode_string(hop[meta.PROTOCOL_VERSION])
-    except (KeyError, ValueError):
-        text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
-        raise InvalidParams(text) from None
-    if version not in MODERN_VERSIONS:
-        raise UnsupportedVersion(version)
-    return version
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
