@@ -1,8 +1,12 @@
 """The gateway's configuration: read, substituted, checked, compared.
 
-A pure room: everything is decided from values handed in (`environ`, `home`), and only `load_config` opens a file.
+Pure: everything is decided from values handed in (`environ`, `home`), and only `load_config` opens a file.
 `parse_config` returns frozen Structs or raises one ConfigError that holds every problem of the file, one readable
 line each; what is odd but harmless comes back in `Config.warnings`. No line ever shows a secret.
+
+To add a field, add its annotated line to a Struct: bounds and wording by its type, meaning and aliases by `doc`. One
+that is no scalar has its Struct and its reader in a module of its own, tied together by `read_by` (see `limits`). The
+readers, `mcp-gateway fields`, the README and the JSON Schema follow.
 """
 
 from gateway.config.audit import AuditSettings
