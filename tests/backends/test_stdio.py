@@ -88,7 +88,7 @@ async def end_of(script: str, use: Callable[[StdioSession, Heard], Awaitable[Non
 
 def make_session(stdin: trio.lowlevel.FdStream) -> StdioSession:
     config = parse_config(json.dumps({"mcpServers": {"box": {"command": "none"}}}), environ={}).servers["box"]
-    listener: Any = SimpleNamespace(freed=lambda: None, wrote_stderr=lambda line: None)
+    listener: Any = SimpleNamespace(freed=lambda: None, wrote_stderr=lambda line: None, for_client=lambda *_: None)
     return StdioSession(
         config,
         cast("Child", SimpleNamespace(stdin=stdin)),
