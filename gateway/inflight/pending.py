@@ -51,7 +51,7 @@ class Counted(Protocol):
 
 
 class PendingCall:
-    """One call to one backend without an outcome, and where its backend session puts what it receives."""
+    """One call to one backend: the events on its way, its outcome and its deadline."""
 
     __slots__ = (
         "_asks",
@@ -132,8 +132,17 @@ class PendingCall:
         if self.over:
             return
         size = _size(notice)
-        while self._notices and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES):
-            self._drop_oldest()
+        while (
+            self._events
+            and self._notices
+            and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES)
+        ):
+            # Requests to the client are never dropped.
+            oldest = next(event for event in self._events if isinstance(event, Notification))
+            self._events.remove(oldest)
+            self._notices -= 1
+            self._notice_bytes -= _size(oldest)
+            self.dropped += 1
         self._notice_bytes += size
         if self.latest is not None and notice.method == "notifications/progress":
             self.extend()
@@ -192,15 +201,6 @@ class PendingCall:
         self._events.append(event)
         self.wake()
 
-    def _drop_oldest(self) -> None:
-        """Make room by dropping the oldest notice; requests to the client are never dropped."""
-        if self._events is not None:
-            oldest = next(event for event in self._events if isinstance(event, Notification))
-            self._events.remove(oldest)
-            self._notices -= 1
-            self._notice_bytes -= _size(oldest)
-            self.dropped += 1
-
     def finish(self, outcome: Outcome) -> None:
         """Hand over the end; only the first counts."""
         if self.over:
@@ -211,9 +211,9 @@ class PendingCall:
         self._end()
 
     def _end(self) -> None:
-        told, self.on_end = self.on_end, None
-        if told is not None:
-            told(self)
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
         self.wake()
 
     def wake(self) -> None:
@@ -252,37 +252,30 @@ class PendingCall:
         """
         while True:
             if not self.over and trio.current_time() >= self.deadline:  # also while events keep coming
-                self._expire()
+                waited = self.deadline - self.opened_at
+                problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
+                self.abandon(problem, "the gateway's deadline passed")
             if self._events:
-                event = self._events.popleft()
-                if isinstance(event, Notification):
+                first = self._events.popleft()
+                if isinstance(first, Notification):
                     self._notices -= 1
-                    self._notice_bytes -= _size(event)
-                return event
+                    self._notice_bytes -= _size(first)
+                return first
             if self.outcome is not None:
                 return self.outcome
             if self.closed:
                 return None
-            await self._wait()
-
-    async def _wait(self) -> None:
-        """Wait until `ring`, or until the deadline."""
-        event = self._event = trio.Event()
-        if self.deadlines is None or not self.deadlines.is_kept:
-            with trio.move_on_at(self.deadline):
+            event = self._event = trio.Event()
+            if self.deadlines is None or not self.deadlines.is_kept:
+                with trio.move_on_at(self.deadline):
+                    await event.wait()
+                continue
+            self.deadlines.add(self)
+            try:
                 await event.wait()
-            return
-        self.deadlines.add(self)
-        try:
-            await event.wait()
-        finally:
-            if self._event is event:  # else somebody else has begun to wait meanwhile, whose deadline holds on
-                self.deadlines.discard(self)
-
-    def _expire(self) -> None:
-        waited = self.deadline - self.opened_at
-        problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
-        self.abandon(problem, "the gateway's deadline passed")
+            finally:
+                if self._event is event:  # else another task has begun to wait meanwhile, whose deadline holds on
+                    self.deadlines.discard(self)
 
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to call twice."""
