@@ -7,6 +7,7 @@ Garbage on stdout is logged and skipped; a line over the cap costs its own call,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -126,44 +127,44 @@ class StdioSession:
         return await lists.list_feature(self._conversation, feature, timeout=self._config.connect_timeout, known=known)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Carry the session; never returns, but raises BackendExited when the child is gone."""
+        """Run the session's tasks; never returns, but raises BackendExited when the child is gone."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write)
+            nursery.start_soon(self._write_stdin)
             nursery.start_soon(self._stderr.run, self._child.stderr)
-            nursery.start_soon(self._watch)
-            nursery.start_soon(self._read)
+            nursery.start_soon(self._watch_exit)
+            nursery.start_soon(self._read_stdout)
             nursery.start_soon(self._conversation.tasks.run)
             task_status.started()
 
     @property
     def has_read(self) -> bool:
         """Whether the child has read any of what it was sent; true also where the system does not tell."""
-        return self._outbox.written > _unread(self._child.stdin.fileno())
+        fd, unread = self._child.stdin.fileno(), 0
+        if fcntl is not None and termios is not None and fd >= 0:
+            with contextlib.suppress(OSError):
+                unread = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return self._outbox.written > unread
 
     async def open(self, attempts: Attempts) -> None:
         """Shake hands and list, within `connect_timeout`. Raises BackendError."""
         config = self._config
         try:
             with trio.move_on_at(attempts.deadline(config.connect_timeout)) as scope:
-                await self._open(attempts)
+                self.greeting = await handshake.introduce(
+                    self._conversation,
+                    era=attempts.era,
+                    probe_timeout=config.probe_timeout,
+                    timeout=config.connect_timeout,
+                    pinned=attempts.pinned,
+                    attempts=attempts,
+                )
+                self.listing = await lists.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
         except BackendTooSlow as problem:
             raise BackendTooSlow(config.name, self._explain(problem.reason)) from None
         if scope.cancelled_caught:
             text = f"was not ready within {config.connect_timeout:g} s (connect_timeout)"
             raise BackendTooSlow(config.name, self._explain(text))
         self._is_open = True
-
-    async def _open(self, attempts: Attempts) -> None:
-        config = self._config
-        self.greeting = await handshake.introduce(
-            self._conversation,
-            era=attempts.era,
-            probe_timeout=config.probe_timeout,
-            timeout=config.connect_timeout,
-            pinned=attempts.pinned,
-            attempts=attempts,
-        )
-        self.listing = await lists.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
 
     def close(self, problem: BackendExited) -> None:
         """Finish everything that waits."""
@@ -185,7 +186,7 @@ class StdioSession:
             log.warning(text, self._config.name, extra={"backend": self._config.name})
         self._unanswered += 1
 
-    async def _write(self) -> None:
+    async def _write_stdin(self) -> None:
         """Write what is posted; a child that takes no more is gone, though it may go on living and writing."""
         async with trio.open_nursery() as nursery:
 
@@ -200,7 +201,7 @@ class StdioSession:
             return  # the reader of stdout reports the end
         await self._gone("closed its stdin")
 
-    async def _read(self) -> None:
+    async def _read_stdout(self) -> None:
         splitter, stdout = self._splitter, self._child.stdout
         try:
             while data := await read_some(stdout):
@@ -228,7 +229,7 @@ class StdioSession:
                 log.debug("backend %r wrote a line that is not %s", self._config.name, self._config.encoding)
         self._conversation.feed(line)
 
-    async def _watch(self) -> None:
+    async def _watch_exit(self) -> None:
         await self._child.wait()
         with trio.move_on_after(LAST_OUTPUT_WAIT):
             await self._read_to_end.wait()
@@ -252,31 +253,18 @@ class StdioSession:
             parts.append(self._stray.describe())
             if unfinished := self._splitter.peek(SHOWN).decode(errors="replace").strip():
                 parts.append(f"its stdout ends with an unfinished line: {unfinished!r}")
-        if said := informative(self._stderr.tail):
-            parts.append(f"stderr: {said}")
+        if summary := informative(self._stderr.tail):
+            parts.append(f"stderr: {summary}")
         return "; ".join(part for part in parts if part)
-
-
-def _unread(fd: int) -> int:
-    """Bytes in a pipe that its reader has not read; 0 where the system does not tell."""
-    if fcntl is None or termios is None or fd < 0:
-        return 0
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
 
 
 def _escape_non_ascii(data: bytes) -> bytes:
     """The same JSON in ASCII: characters outside it only occur in strings, where escapes mean the same."""
     if data.isascii():
         return data
-    return "".join(char if char < "\x80" else _escape(char) for char in data.decode()).encode("ascii")
-
-
-def _escape(char: str) -> str:
-    units = char.encode("utf-16-be")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+    text = data.decode().encode("utf-16-be")
+    units = (int.from_bytes(text[at : at + 2]) for at in range(0, len(text), 2))
+    return "".join(chr(unit) if unit < 0x80 else f"\\u{unit:04x}" for unit in units).encode("ascii")
 
 
 @asynccontextmanager
