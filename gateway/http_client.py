@@ -23,14 +23,13 @@ import trio
 
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
 from gateway.masking import SECRETS
-from gateway.proxies import BadProxy, find_proxy, via
+from gateway.proxies import BadProxy, aclose_shielded, find_proxy, port_of, via
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
-    from gateway.proxies import ProxyChoice
 
 SPARE_CONNECTIONS: Final = 2
 """Connections beyond `max_concurrency`: one for the stream that stays open, one for all that is no call."""
@@ -40,8 +39,6 @@ MAX_REDIRECTS: Final = 5
 """Redirects of one request; within one origin more can only be a circle."""
 MAX_ERROR_BYTES: Final = 65_536
 """How much of an error response's body is read."""
-CLOSE_WAIT: Final = 1.0
-"""Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
 SEE_OTHER: Final = 303
 TICKET: Final = "gateway.ticket"
 """The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
@@ -145,8 +142,7 @@ class HttpClient:
                 yield response
             finally:
                 if not response.is_closed:
-                    with trio.move_on_after(CLOSE_WAIT, shield=True):
-                        await response.aclose()
+                    await aclose_shielded(response)
 
     async def _send(
         self,
@@ -165,52 +161,30 @@ class HttpClient:
                 self._client.cookies.set_cookie_header(request)
             response = await self._client.send(request, stream=True)
             if response.status_code == _PROXY_LOGIN and self.proxy:
-                await _close(response)
+                await aclose_shielded(response)
                 text = f"cannot be reached{via(self.proxy)}: it asks for a user name and password (HTTP 407)"
                 raise BackendUnavailable(self._backend, text)
             if not response.has_redirect_location:
                 if permanent and target is not self.url:
                     self.url = target
                 return response
-            permanent = permanent and response.status_code in {301, 308}
-            target = await self._redirect_target(response, target)
+            await aclose_shielded(response)
+            status, source = response.status_code, target
+            permanent = permanent and status in {301, 308}
+            target = source.join(response.headers["location"])
+            if not same_origin(source, target):
+                where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace').rpartition('@')[2]}"
+                text = f"redirects to another origin, {where} (HTTP {status}), which is not followed; check 'url'"
+                raise HttpRefused(self._backend, text, status)
+            # The method stays: a POST that became a GET says nothing.
+            if status == SEE_OTHER or target.userinfo != source.userinfo:
+                raise HttpRefused(self._backend, f"answered with a redirect that is no answer (HTTP {status})", status)
         raise BackendProtocol(self._backend, f"redirects in a circle, or more than {MAX_REDIRECTS} times")
-
-    async def _redirect_target(self, response: httpx2.Response, source: httpx2.URL) -> httpx2.URL:
-        """Where a redirect leads, if it may be followed. The method stays: a POST that became a GET says nothing."""
-        await _close(response)
-        status = response.status_code
-        target = source.join(response.headers["location"])
-        if not same_origin(source, target):
-            where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace').rpartition('@')[2]}"
-            text = f"redirects to another origin, {where} (HTTP {status}), which is not followed; check 'url'"
-            raise HttpRefused(self._backend, text, status)
-        if status == SEE_OTHER or target.userinfo != source.userinfo:
-            raise HttpRefused(self._backend, f"answered with a redirect that is no answer (HTTP {status})", status)
-        return target
-
-
-async def _close(response: httpx2.Response) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-        await response.aclose()
 
 
 def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
     """Whether both have the same scheme, host and port."""
-    return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
-
-
-def _port(url: httpx2.URL) -> int | None:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _transport(
-    config: ServerConfig, choice: ProxyChoice | None, tls: ssl.SSLContext, limits: httpx2.Limits
-) -> httpx2.AsyncHTTPTransport:
-    """Return what requests go through: the Unix socket, the proxy, or neither."""
-    if choice is None:
-        return httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
-    return choice.transport(tls, limits)
+    return (one.scheme, one.host, port_of(one)) == (other.scheme, other.host, port_of(other))
 
 
 @asynccontextmanager
@@ -222,7 +196,10 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
         tls = _tls(config.ca_file, config.client_cert, config.client_key)
         # Redirects stay within the origin, so that the first address decides for all.
         choice = None if config.unix_socket is not None else find_proxy(httpx2.URL(config.url or ""))
-        transport = _transport(config, choice, tls, limits)
+        if choice is None:
+            transport = httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
+        else:
+            transport = choice.transport(tls, limits)
         client = httpx2.AsyncClient(auth=auth, transport=transport, follow_redirects=False)
         http = HttpClient(client, config, proxy="" if choice is None else choice.variable)
     except BadProxy as exc:
@@ -234,8 +211,7 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
     try:
         yield http
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-            await client.aclose()
+        await aclose_shielded(client)
 
 
 class _Translated:
@@ -301,8 +277,17 @@ class BodyDecoder:
     """
 
     def __init__(self, header: str) -> None:
-        self.coding = _coding(header)
+        self.coding: str | None
         """`gzip` or `deflate`, empty where nothing is to be decoded, None where the gateway cannot decode it."""
+        match [coding for part in header.split(",") if (coding := part.strip().lower()) not in _NO_CODING]:
+            case []:
+                self.coding = ""
+            case ["gzip" | "x-gzip"]:
+                self.coding = "gzip"
+            case ["deflate"]:
+                self.coding = "deflate"
+            case _:
+                self.coding = None
         self._header = header
         self._pending = b""
         self._inflater = None
@@ -350,19 +335,6 @@ class BodyDecoder:
         first, second = self._pending[:_ZLIB_HEADER]
         has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
         return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
-
-
-def _coding(header: str) -> str | None:
-    codings = [part.strip().lower() for part in header.split(",")]
-    match [part for part in codings if part not in _NO_CODING]:
-        case []:
-            return ""
-        case ["gzip" | "x-gzip"]:
-            return "gzip"
-        case ["deflate"]:
-            return "deflate"
-        case _:
-            return None
 
 
 async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:

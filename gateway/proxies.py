@@ -11,7 +11,7 @@ import importlib
 import ipaddress
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.request import getproxies
 
 import httpx2
@@ -27,10 +27,29 @@ _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,15}", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._:-]+")
 _MAX_PORT: Final = 65_535
 CLOSE_WAIT: Final = 1.0
-"""Seconds that closing a connection may take while everything around it is being cancelled."""
+"""Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Closable(Protocol):
+    """A response, a client or a stream."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+        ...
+
+
+async def aclose_shielded(resource: Closable) -> None:
+    """Close a connection, within `CLOSE_WAIT`, also while the caller is being cancelled."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+        await resource.aclose()
+
+
+def port_of(url: httpx2.URL) -> int | None:
+    """Return the port of a URL, that of its scheme if it names none."""
+    return url.port or _PORTS.get(url.scheme)
 
 
 class BadProxy(Exception):
@@ -83,9 +102,8 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
             raise httpx2.ProxyError(f"it does not speak SOCKS5: {exc}", request=request) from exc
         finally:
             if not served:  # the library leaves connections open whose SOCKS handshake fails
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-                    for stream in opened:
-                        await stream.aclose()
+                for stream in opened:
+                    await aclose_shielded(stream)
         return response
 
 
@@ -121,9 +139,14 @@ def find_proxy(url: httpx2.URL) -> ProxyChoice | None:
     proxies = getproxies()
     scheme = url.scheme if proxies.get(url.scheme) else "all"
     value = proxies.get(scheme, "").strip()
-    if not value or is_loopback(url) or is_unspecified(url) or _is_excluded(url, proxies.get("no", "")):
+    if not value or is_loopback(url) or is_unspecified(url):
         return None
-    variable = _variable(scheme, proxies[scheme])
+    # `NO_PROXY` names hosts, domains, addresses and networks, perhaps with a port.
+    if any(_is_named(url, entry) for entry in re.split(r"[\s,]+", proxies.get("no", "").lower()) if entry):
+        return None
+    wanted = f"{scheme}_proxy"
+    names = [wanted, wanted.upper(), *(name for name in os.environ if name.lower() == wanted)]
+    variable = next((name for name in names if os.environ.get(name) == proxies[scheme]), "the system's settings")
     return ProxyChoice(variable, _read(variable, value))
 
 
@@ -139,13 +162,6 @@ def proxy_variable(url: httpx2.URL) -> str:
 def via(variable: str) -> str:
     """What the errors of a connection say of the proxy that it goes through."""
     return f" through the proxy of {variable}" if variable else ""
-
-
-def _variable(scheme: str, value: str) -> str:
-    wanted = f"{scheme}_proxy"
-    names = [wanted, wanted.upper(), *(name for name in os.environ if name.lower() == wanted)]
-    found = (name for name in names if os.environ.get(name) == value)
-    return next(found, "the system's settings")
 
 
 def _read(variable: str, value: str) -> httpx2.Proxy:
@@ -188,12 +204,8 @@ def is_unspecified(url: httpx2.URL) -> bool:
     return address is not None and address.is_unspecified
 
 
-def _is_excluded(url: httpx2.URL, no_proxy: str) -> bool:
-    """Whether `NO_PROXY` has an entry for a URL: a host, a domain, an address or a network, perhaps with a port."""
-    return any(_fits(url, entry) for entry in re.split(r"[\s,]+", no_proxy.lower()) if entry)
-
-
-def _fits(url: httpx2.URL, entry: str) -> bool:
+def _is_named(url: httpx2.URL, entry: str) -> bool:
+    """Whether an entry of `NO_PROXY` names the host of a URL."""
     scheme, separator, rest = entry.partition("://")
     if separator:
         if scheme not in {"all", url.scheme}:
@@ -203,7 +215,7 @@ def _fits(url: httpx2.URL, entry: str) -> bool:
     if network is None:
         name, colon, port = entry.rpartition(":")
         if colon and port.isdecimal():
-            if int(port[:9]) != (url.port or _PORTS.get(url.scheme)):
+            if int(port[:9]) != port_of(url):
                 return False
             entry, network = name, _network(name)
     if network is not None:

@@ -54,8 +54,8 @@ async def fetch(
     """Send one request; returns its status and body. Raises AuthorityDown."""
     import httpx2
 
-    from gateway.http_client import CLOSE_WAIT, BodyTooLong, read_body
-    from gateway.proxies import EnvironmentTransport, proxy_variable, via
+    from gateway.http_client import BodyTooLong, read_body
+    from gateway.proxies import EnvironmentTransport, aclose_shielded, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
@@ -67,8 +67,7 @@ async def fetch(
             try:
                 return response.status_code, await read_body(response, MAX_BODY)
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-                    await response.aclose()
+                await aclose_shielded(response)
     except trio.TooSlowError:
         text = f"{where} did not answer within {REQUEST_WAIT:g} s"
         raise AuthorityDown(text) from None
@@ -77,8 +76,7 @@ async def fetch(
         text = f"{where} cannot be asked{via(proxy)}: {type(exc).__name__}"
         raise AuthorityDown(text) from exc
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-            await client.aclose()
+        await aclose_shielded(client)
 
 
 class Authority:

@@ -17,9 +17,9 @@ import httpx2
 import trio
 
 from gateway.errors import BackendUnavailable
-from gateway.http_client import CLOSE_WAIT, BodyTooLong, explain, read_body, same_origin
+from gateway.http_client import BodyTooLong, explain, read_body, same_origin
 from gateway.oauth_client.answers import describe
-from gateway.proxies import EnvironmentTransport, is_loopback, proxy_variable
+from gateway.proxies import EnvironmentTransport, aclose_shielded, is_loopback, proxy_variable
 from gateway.surrogates import without_bom
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class OAuthHttp:
         try:
             body = await read_body(response, MAX_BODY)
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-                await response.aclose()
+            await aclose_shielded(response)
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _DROPPED]
         answer = httpx2.Response(response.status_code, headers=headers, content=without_bom(body), request=request)
         answer.next_request = response.next_request
@@ -134,5 +133,4 @@ async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
     try:
         yield OAuthHttp(client, config)
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-            await client.aclose()
+        await aclose_shielded(client)

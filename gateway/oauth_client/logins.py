@@ -16,11 +16,12 @@ import httpx2
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import CLOSE_WAIT, TICKET
+from gateway.http_client import TICKET
 from gateway.oauth_client.answers import challenge_of
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager
 from gateway.oauth_client.token_store import TokenFiles
+from gateway.proxies import aclose_shielded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -72,21 +73,13 @@ class BackendAuth(httpx2.Auth):
                 return
             if least > BY_PERSON:
                 raise BackendUnavailable(authorizer.config.name, REFUSED)
-            await _let_go(response)
+            # Its connection must not wait for a person. The client reads it to the end before it sends the request
+            # again: it finds nothing, instead of whatever a server that refuses us wants us to hold.
+            await aclose_shielded(response)
+            response.stream = httpx2.ByteStream(b"")
+            response.is_closed = False
             used, way = await authorizer.renew(challenge, used, least, () if ticket is None else (ticket,))
             least = way + 1
-
-
-async def _let_go(response: httpx2.Response) -> None:
-    """Close a refused response, whose connection must not wait for a person.
-
-    The client reads it to the end before it sends the request again: it finds nothing, instead of whatever a server
-    that refuses us wants us to hold.
-    """
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-        await response.aclose()
-    response.stream = httpx2.ByteStream(b"")
-    response.is_closed = False
 
 
 class Logins:

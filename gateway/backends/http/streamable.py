@@ -24,7 +24,8 @@ from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendTooSlow
-from gateway.http_client import CLOSE_WAIT, HttpRefused, open_http_client, skip_body
+from gateway.http_client import HttpRefused, open_http_client, skip_body
+from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
