@@ -141,14 +141,12 @@ def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence
         if isinstance(reply, Failure):
             if not ask_next():
                 listener.refuse(f"the client could not be asked: {reply.message}")
-        elif _action(reply) != "accept":
+            return
+        try:
+            action = jsonrpc.decode_string(jsonrpc.decode_object(reply)["action"])
+        except (KeyError, ValueError):
+            action = ""
+        if action != "accept":
             listener.refuse("the client declined")
 
     return ask_next()
-
-
-def _action(reply: bytes) -> str:
-    try:
-        return jsonrpc.decode_string(jsonrpc.decode_object(reply)["action"])
-    except (KeyError, ValueError):
-        return ""

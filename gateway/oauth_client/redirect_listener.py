@@ -98,7 +98,13 @@ class RedirectListener:
             with trio.move_on_after(RESULT_WAIT):
                 await self._reported.wait()
             self._reload_due = not self._reported.is_set()
-            yield self._result_page()
+            if not self._reported.is_set():
+                text = "The gateway is still waiting for the authorization server. This page will show the result."
+                yield _page("Not finished yet", text, _RELOAD)
+            elif self._problem is not None:
+                yield _page("Login failed", f"{self._problem}. You may close this page.")
+            else:
+                yield _page("Logged in", "The gateway has what it needs. You may close this page.")
         finally:
             self._held -= 1
             self._delivered.unpark_all()
@@ -107,14 +113,6 @@ class RedirectListener:
         """Wait until the browser has the page with the result; the caller bounds the time."""
         while self._held or self._reload_due:
             await self._delivered.park()
-
-    def _result_page(self) -> str:
-        if not self._reported.is_set():
-            text = "The gateway is still waiting for the authorization server. This page will show the result."
-            return _page("Not finished yet", text, _RELOAD)
-        if self._problem is not None:
-            return _page("Login failed", f"{self._problem}. You may close this page.")
-        return _page("Logged in", "The gateway has what it needs. You may close this page.")
 
     def handle_request(self, target: str) -> tuple[int, str] | None:
         """Take one request's target in.
@@ -132,7 +130,9 @@ class RedirectListener:
                 return None
             return 400, _page("Too late", "This login has ended already.")
         if "code" not in query:
-            self.refuse(f"the authorization server said {_plain(query)}")
+            words = ": ".join(query[name] for name in ("error", "error_description") if query.get(name)) or "nothing"
+            words = SECRETS.mask("".join(char if char.isprintable() else " " for char in words))[:MAX_TEXT]
+            self.refuse(f"the authorization server said {words}")
             text = f"The gateway has not been given access: {self.refusal}. You may close this page."
             return 200, _page("Login refused", text)
         self.answer = query
@@ -140,11 +140,6 @@ class RedirectListener:
         if self.on_settled is not None:
             self.on_settled()
         return None
-
-
-def _plain(query: dict[str, str]) -> str:
-    said = ": ".join(query[name] for name in ("error", "error_description") if query.get(name)) or "nothing"
-    return SECRETS.mask("".join(char if char.isprintable() else " " for char in said))[:MAX_TEXT]
 
 
 @asynccontextmanager

@@ -229,9 +229,18 @@ class _Flow(OAuthClientProvider):
         named, expected, given = self._named_issuer, self._expected_issuer(), members["issuer"]
         issuer = self._settings.issuer
         if is_same_issuer(given, expected):
-            if issuer is not None and not is_same_issuer(named, issuer):
-                self._check_secret(named, issuer, members.get("token_endpoint"))
-            return expected
+            if issuer is None or is_same_issuer(named, issuer) or self._settings.client_secret is None:
+                return expected
+            # A server that only says that it is the configured issuer does not get the configured secret.
+            endpoint, origin = members.get("token_endpoint"), httpx2.URL(issuer)
+            is_issuers = same_origin(httpx2.URL(named), origin)
+            if is_issuers or (isinstance(endpoint, str) and same_origin(httpx2.URL(endpoint), origin)):
+                return expected
+            text = (
+                f"the server names the authorization server {named}, whose metadata give the issuer {issuer}"
+                " (oauth.issuer) and a token endpoint elsewhere; oauth.client_secret is not sent there"
+            )
+            raise OAuthFlowError(text)
         text = f"metadata issuer mismatch: the server names the authorization server {named}"
         if not is_same_issuer(given, named):
             text += f", whose metadata give the issuer {str(given)[: answers.MAX_TEXT]}"
@@ -240,17 +249,6 @@ class _Flow(OAuthClientProvider):
         else:
             text += " (oauth.issuer); if that issuer is right, set oauth.issuer to it"
         raise OAuthFlowError(text)
-
-    def _check_secret(self, named: str, issuer: str, token_endpoint: object) -> None:
-        """Keep a configured secret from a server that only says that it is the configured issuer."""
-        if self._settings.client_secret is None or same_origin(httpx2.URL(named), httpx2.URL(issuer)):
-            return
-        if not isinstance(token_endpoint, str) or not same_origin(httpx2.URL(token_endpoint), httpx2.URL(issuer)):
-            text = (
-                f"the server names the authorization server {named}, whose metadata give the issuer {issuer}"
-                " (oauth.issuer) and a token endpoint elsewhere; oauth.client_secret is not sent there"
-            )
-            raise OAuthFlowError(text)
 
     def _check_discovered(self) -> None:
         """Refuse the addresses that the SDK guesses without metadata, where the config names another issuer."""
@@ -289,8 +287,10 @@ class _CodeFlow(_Flow):
                 client_secret=settings.client_secret,
                 token_endpoint_auth_method="none" if settings.client_secret is None else "client_secret_basic",
             )
-        elif context.client_info is not None and self._visit is not None and not self._fits(context.client_info):
-            context.client_info = None  # registered for another port, which somebody else has now: register anew
+        elif (client := context.client_info) is not None and self._visit is not None:
+            wanted, registered = context.client_metadata.redirect_uris or [], client.redirect_uris or []
+            if client.client_id != settings.client_metadata_url and not set(wanted) <= set(registered):
+                context.client_info = None  # registered for a port that another program has now: register again
         if saved.server_metadata is not None:
             context.oauth_metadata = OAuthMetadata.model_validate_json(saved.server_metadata)
         if saved.resource_metadata is not None:
@@ -298,10 +298,6 @@ class _CodeFlow(_Flow):
             context.auth_server_url = saved.issuer
         _choose_method(context, settings)
         context.token_expiry_time = LONG_AGO if self._visit is None else saved.expires_at
-
-    def _fits(self, client: OAuthClientInformationFull) -> bool:
-        wanted = self.context.client_metadata.redirect_uris or []
-        return client.client_id == self._settings.client_metadata_url or set(wanted) <= set(client.redirect_uris or [])
 
     async def _perform_authorization(self) -> httpx2.Request:
         self._check_discovered()
@@ -379,9 +375,14 @@ def _choose_method(context: OAuthContext, settings: OAuthSettings) -> None:
 
 
 async def log_in(
-    config: ServerConfig, saved: Saved, challenge: Challenge, *, keep: Keep, make_visit: Callable[[OAuthHttp], Visit]
+    config: ServerConfig,
+    saved: Saved,
+    challenge: Challenge,
+    *,
+    keep: Keep,
+    make_visit: Callable[[OAuthHttp], Visit] | None = None,
 ) -> Saved:
-    """Log in because of this challenge, and return (and `keep`) the tokens.
+    """Log in because of this challenge, and return (and `keep`) the tokens; without `make_visit` by credentials alone.
 
     Raises:
         BackendUnavailable: it could not be done, in words for people.
@@ -393,6 +394,7 @@ async def log_in(
         if settings.grant == "client_credentials":
             flow: _Flow = _CredentialsFlow(config, settings, ledger)
         else:
+            assert make_visit is not None  # ruff: ignore[assert] - see `TokenManager._renew_by_person`
             flow = _CodeFlow(config, settings, ledger, make_visit(http))
         await _drive(config, flow, http, challenge)
     if ledger.saved.access_token is None:
@@ -445,33 +447,25 @@ async def _as_response(
     """Return the server's challenge again, in a form that can be read, with the scopes that the config adds."""
     members = answers.read_challenge(challenge.header)
     configured = " ".join(config.oauth.scopes) if config.oauth is not None else ""
-    place = await _metadata_place(members.get("resource_metadata", ""), config, http)
-    found = {
-        "resource_metadata": place,
+    # Servers name a path instead of an address, or, behind a proxy, an address of theirs that no client may ask:
+    # without one the SDK asks the well-known address.
+    address = ""
+    if place := members.get("resource_metadata", ""):
+        try:
+            url = httpx2.URL(config.url or "").join(place)
+            if answers.is_url(str(url)):
+                await http.check(url)
+                address = str(url)
+        except (BackendUnavailable, httpx2.InvalidURL, ValueError) as exc:
+            why = exc.reason if isinstance(exc, BackendUnavailable) else "is no address"
+            log.warning("backend %r: resource_metadata is not used, but the well-known address: %s", config.name, why)
+    parameters = {
+        "resource_metadata": address,
         "scope": union_scopes(members.get("scope"), configured or None),
         "error": "insufficient_scope" if challenge.step_up else "",
     }
-    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in found.items() if value)
+    header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
     return httpx2.Response(challenge.status, headers={"www-authenticate": header}, request=request)
-
-
-async def _metadata_place(text: str, config: ServerConfig, http: OAuthHttp) -> str:
-    """Return the address of the resource's metadata; empty if only the well-known one can be asked.
-
-    Servers name a path instead of an address, or, behind a proxy, an address of theirs that no client may ask.
-    """
-    if not text:
-        return ""
-    try:
-        url = httpx2.URL(config.url or "").join(text)
-        if not answers.is_url(str(url)):
-            return ""
-        await http.check(url)
-    except (BackendUnavailable, httpx2.InvalidURL, ValueError) as exc:
-        reason = exc.reason if isinstance(exc, BackendUnavailable) else "is no address"
-        log.warning("backend %r: resource_metadata is not used, but the well-known address: %s", config.name, reason)
-        return ""
-    return str(url)
 
 
 def _explain(problem: Exception, provider: _Flow) -> str:

@@ -150,31 +150,27 @@ class TokenManager:
             renewal = self._renewal
             assert renewal is not None  # ruff: ignore[assert] - see `_join`
             try:
-                renewal.outcome = await self._carry_out(renewal)
+                if renewal.by_person:
+                    way, saved = await self._renew_by_person(renewal)
+                else:
+                    with trio.fail_after(QUIET_WAIT):
+                        way, saved = await self._renew_quietly(renewal)
+                if saved.access_token is None:
+                    raise LoginRequired(self.config.name)
+                self.token = saved.access_token
+                self.owed = None
+                renewal.outcome = self.token, way
             except BackendError as problem:
                 renewal.outcome = problem
+            except trio.TooSlowError:
+                renewal.outcome = LoginRequired(self.config.name, "renewing the token took too long")
             finally:
                 self._renewal = None
                 renewal.outcome = renewal.outcome or BackendUnavailable(self.config.name, "was stopped")
                 renewal.done.set()
 
-    async def _carry_out(self, renewal: _Renewal) -> tuple[str, int]:
-        if renewal.by_person:
-            way, saved = await self._by_person(renewal)
-        else:
-            try:
-                with trio.fail_after(QUIET_WAIT):
-                    way, saved = await self._quietly(renewal)
-            except trio.TooSlowError:
-                raise LoginRequired(self.config.name, "renewing the token took too long") from None
-        if saved.access_token is None:
-            raise LoginRequired(self.config.name)
-        self.token = saved.access_token
-        self.owed = None
-        return self.token, way
-
-    async def _quietly(self, renewal: _Renewal) -> tuple[int, Saved]:
-        """What needs nobody: another process' token, a refresh, client credentials."""
+    async def _renew_quietly(self, renewal: _Renewal) -> tuple[int, Saved]:
+        """Renew without a person: by another process' token, a refresh or client credentials."""
         saved = await self._load()
         if self._is_news(saved, renewal):
             return STORED, saved
@@ -182,7 +178,7 @@ class TokenManager:
         if sdk is None:
             raise LoginRequired(self.config.name)
         if self._credentials:
-            return RENEWED, await sdk.log_in(self.config, saved, renewal.challenge, keep=self._keep, make_visit=_nobody)
+            return RENEWED, await sdk.log_in(self.config, saved, renewal.challenge, keep=self._keep)
         async with RefreshLock(self._files):
             saved = await self._load()
             if self._is_news(saved, renewal):
@@ -196,7 +192,8 @@ class TokenManager:
         """Whether somebody else has stored a token that the server has not refused yet."""
         return saved.access_token not in {None, renewal.used} and not renewal.challenge.step_up
 
-    async def _by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
+    async def _renew_by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
+        """Have a person log in."""
         settings = self.config.oauth
         wait = settings.login_timeout if settings is not None else QUIET_WAIT
         saved = await self._load()
@@ -258,12 +255,6 @@ class _Visit:
         if self._listener.refusal is not None:
             raise LoginRequired(self._authorizer.config.name, self._listener.refusal)
         return self._listener.answer
-
-
-def _nobody(http: OAuthHttp) -> object:
-    """Client credentials trouble nobody, so that no visit is ever made; one that is would be a bug."""
-    text = f"client credentials need no visit, yet one was wanted ({http!r})"
-    raise AssertionError(text)
 
 
 def _port_of(saved: Saved) -> int | None:

@@ -85,8 +85,10 @@ class TokenFiles:
         """The newest login, whatever its issuer; None if there is none. A file that cannot be read counts as absent."""
         if self._store is None:
             return self._memory
-        found = max(self._files(self._store), key=lambda one: one[1].saved_at, default=None)
-        return None if found is None else found[1].login
+        newest = max(
+            (content for _, content in self._files(self._store)), key=lambda content: content.saved_at, default=None
+        )
+        return None if newest is None else newest.login
 
     def save(self, login: Saved) -> None:
         """Keep a login, in place of the older one of the same issuer. Raises OSError."""
@@ -136,8 +138,8 @@ class TokenFiles:
         return found
 
     def _path(self, store: Store, issuer: str) -> Path:
-        told = [self._server, self._resource, normal_issuer(issuer)]
-        digest = hashlib.sha256(jsonrpc.encode(told)).hexdigest()[:16]
+        key = [self._server, self._resource, normal_issuer(issuer)]
+        digest = hashlib.sha256(jsonrpc.encode(key)).hexdigest()[:16]
         return store.directory / "tokens" / f"{self._server}-{digest}.json"
 
 
@@ -159,13 +161,13 @@ class RefreshLock:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW, 0o600)
         try:
             with trio.move_on_after(LOCK_WAIT):
-                while not self._taken():  # noqa: ASYNC110 - another process holds it, which sets no event
+                while not self._try_lock():  # noqa: ASYNC110 - another process holds it, which sets no event
                     await trio.sleep(LOCK_POLL)
         except BaseException:
             self._release()
             raise
 
-    def _taken(self) -> bool:
+    def _try_lock(self) -> bool:
         if self._fd is None or fcntl is None:
             return True
         try:

@@ -19,7 +19,6 @@ from gateway.http_client import media_type, read_pieces
 from gateway.lines import OversizedLine
 
 if TYPE_CHECKING:
-
     from gateway.backends.http.exchange import SessionContext
 
 FIRST_PAUSE: Final = 1.0
