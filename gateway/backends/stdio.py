@@ -171,8 +171,11 @@ class StdioSession:
         self._conversation.close(problem)
 
     def _post(self, data: bytes) -> None:
-        if self._transcode:
-            data = _escape_non_ascii(data)  # JSON's own way to say any character in any encoding
+        if self._transcode and not data.isascii():
+            # Characters outside ASCII only occur in strings, where escapes mean the same in any encoding.
+            text = data.decode().encode("utf-16-be")
+            units = (int.from_bytes(text[at : at + 2]) for at in range(0, len(text), 2))
+            data = "".join(chr(unit) if unit < 0x80 else f"\\u{unit:04x}" for unit in units).encode("ascii")
         self._outbox.post(data)
 
     def _reply(self, data: bytes) -> None:
@@ -256,15 +259,6 @@ class StdioSession:
         if summary := informative(self._stderr.tail):
             parts.append(f"stderr: {summary}")
         return "; ".join(part for part in parts if part)
-
-
-def _escape_non_ascii(data: bytes) -> bytes:
-    """The same JSON in ASCII: characters outside it only occur in strings, where escapes mean the same."""
-    if data.isascii():
-        return data
-    text = data.decode().encode("utf-16-be")
-    units = (int.from_bytes(text[at : at + 2]) for at in range(0, len(text), 2))
-    return "".join(chr(unit) if unit < 0x80 else f"\\u{unit:04x}" for unit in units).encode("ascii")
 
 
 @asynccontextmanager

@@ -78,7 +78,7 @@ class SseSession(HttpSession):
         self._waiting: set[int] = set()
         self._headers = httpx2.Headers([*http.base_headers, JSON_BODY])
 
-    # `gateway.backends.session.conversation.Exchanges`
+    # `gateway.backends.session.contracts.Exchanges`
 
     def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request in a POST of its own."""

@@ -7,6 +7,7 @@ more than about `max_bytes` of an event are held; a longer one is skipped to its
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -21,6 +22,8 @@ MAX_RETRY: Final = 300.0
 """Seconds; a server that asks for a longer pause before reconnecting gets this one."""
 LONGEST_FIELD_NAME: Final = 16
 """Room beside the data in a line's allowance."""
+_HEADER_VALUE: Final = re.compile(rb"(?! )[^\x00-\x1f\x7f]*(?<! )")
+"""An event id that a header can carry: no control characters, no space at either end."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -105,7 +108,7 @@ class EventParser:
                 self._add_data(value)
             case b"event":
                 self._event = value
-            case b"id" if _fits_header(value):
+            case b"id" if len(value) <= MAX_ID_BYTES and _HEADER_VALUE.fullmatch(value):
                 self._id = value
             case b"retry" if value.isdigit():
                 self.retry = min(int(value[:9]) / 1000, MAX_RETRY)
@@ -178,10 +181,3 @@ class _Held:
         overlong = OversizedLine(self._head, self._tail, size)
         self._head, self._tail = None, b""
         return overlong
-
-
-def _fits_header(value: bytes) -> bool:
-    """Whether an event id can be sent back: of bounded length, without control characters."""
-    return (
-        len(value) <= MAX_ID_BYTES and value == value.strip() and all(byte >= 0x20 and byte != 0x7F for byte in value)
-    )

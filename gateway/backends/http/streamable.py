@@ -45,7 +45,7 @@ log = logging.getLogger("gateway.backend")
 
 
 class StreamableSession(HttpSession):
-    """A session over streamable HTTP; also implements `exchange.Link`."""
+    """A session over streamable HTTP; also implements `exchange.SessionContext`."""
 
     def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
         super().__init__(config, http, listener, hop)
@@ -61,14 +61,21 @@ class StreamableSession(HttpSession):
     def _learn(self, listing: Listing) -> Listing:
         return self._headers.learn(listing) if self.conversation.hop.era is Era.MODERN else listing
 
-    # `gateway.backends.session.conversation.Exchanges`
+    # `gateway.backends.session.contracts.Exchanges`
 
     def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request in an exchange of its own."""
         if method == "initialize":
             self._headers.forget()  # a refused one may have brought a session id
         exchange = self._exchanges[request_id] = HttpRequest(self, request_id, method, data, ticket)
-        self._nursery.start_soon(self._run_exchange, exchange)
+
+        async def run() -> None:
+            try:
+                await exchange.run()
+            finally:
+                del self._exchanges[request_id]
+
+        self._nursery.start_soon(run)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request: its stream is closed, which says it all in the modern era."""
@@ -87,13 +94,7 @@ class StreamableSession(HttpSession):
         finally:
             self._farewells -= 1
 
-    async def _run_exchange(self, exchange: HttpRequest) -> None:
-        try:
-            await exchange.run()
-        finally:
-            del self._exchanges[exchange.request_id]
-
-    # `gateway.backends.http.exchange.Link`
+    # `gateway.backends.http.exchange.SessionContext`
 
     def headers(self, method: str, ticket: PendingCall | None) -> AnyHeaders:
         """The headers of a request's POST."""

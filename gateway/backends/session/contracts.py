@@ -1,4 +1,4 @@
-"""What a conversation needs around it: the transport's exchanges, and an observer of the session."""
+"""What the parts of a session share: a waiting request, its exchange in the transport, and the observer."""
 
 from __future__ import annotations
 
@@ -79,3 +79,15 @@ class Exchanges(Protocol):
     def call_failed(self, outcome: Outcome) -> None:
         """Note that a client's call ends without a result."""
         ...
+
+
+async def wait_any(*events: trio.Event) -> None:
+    """Wait until one of several events is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel(reason="one of several events is set")
+
+        for event in events:
+            nursery.start_soon(wait, event)

@@ -316,7 +316,14 @@ class Conversation:
             waiter.finish(problem)
 
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
-        if problem.id is not None and self._salvage(problem.id, data):
+        """Keep what can be kept of a list; else fail the request that the message answers, if it can be told."""
+        waiter = None if problem.id is None else self._waiters.get(_number(problem.id))
+        if waiter is not None and waiter.kind is not None and (kept := salvage(data, waiter.kind)) is not None:
+            answer, left_out = kept
+            for text in left_out:
+                if waiter.on_problem is not None:
+                    waiter.on_problem(text)
+            self._handle_response(jsonrpc.decode(answer))
             return
         stray = self._stray
         whole = None if stray is None else stray.join(data)
@@ -343,18 +350,6 @@ class Conversation:
             len(data),
             shown,
         )
-
-    def _salvage(self, request_id: jsonrpc.Id, data: bytes) -> bool:
-        """Take in what can be kept of a list that is no JSON; False if it is no list, or nothing can be made of it."""
-        waiter = self._waiters.get(_number(request_id))
-        kept = None if waiter is None or waiter.kind is None else salvage(data, waiter.kind)
-        if waiter is None or kept is None:
-            return False
-        for text in kept[1]:
-            if waiter.on_problem is not None:
-                waiter.on_problem(text)
-        self._handle_response(jsonrpc.decode(kept[0]))
-        return True
 
     def _warn(self, text: str, *args: object) -> None:
         """Log what the backend does wrong, if the rate allows: it may go on doing so without end."""

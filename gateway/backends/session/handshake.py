@@ -302,23 +302,19 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
             attempts.narrow(hello.supported_versions)
         return None
     attempts.answered(is_open=True)
+    try:  # 2026-07-28 basic/index, "_meta"
+        server_info = jsonrpc.decode_object(hello.meta).get(meta.SERVER_INFO, jsonrpc.ABSENT)
+    except ValueError:
+        server_info = jsonrpc.ABSENT
     conversation.hop = _modern(conversation.hop, version)
     return ServerIntroduction(
         era=Era.MODERN,
         version=version,
         capabilities=_capabilities(hello),
-        server_info=_server_info(hello),
+        server_info=server_info,
         instructions=hello.instructions,
         offered=attempts.offered,
     )
-
-
-def _server_info(hello: _InitializeResult) -> msgspec.Raw:
-    """Who a modern server says it is (2026-07-28 basic/index, "_meta")."""
-    try:
-        return jsonrpc.decode_object(hello.meta).get(meta.SERVER_INFO, jsonrpc.ABSENT)
-    except ValueError:
-        return jsonrpc.ABSENT
 
 
 def _no_common_version(conversation: Conversation, answer: str) -> BackendProtocol:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.session.contracts import wait_any
 from gateway.backends.session.handshake import expect_result
 from gateway.calls import Failure
 from gateway.catalog.kinds import FEATURES, Kind
@@ -199,7 +200,7 @@ async def _read_all(readings: list[_Reading], patience: float, least: float, lin
         with trio.move_on_at(deadline):
             await _wait_done(readings)
         while not any(reading.is_answered for reading in readings) and not all(r.done.is_set() for r in readings):
-            await _wait_any(readings)
+            await wait_any(*(reading.done for reading in readings if not reading.done.is_set()))
         with trio.move_on_after(linger):
             await _wait_done(readings)
         nursery.cancel_scope.cancel(reason="the other lists were answered")
@@ -208,19 +209,6 @@ async def _read_all(readings: list[_Reading], patience: float, least: float, lin
 async def _wait_done(readings: Iterable[_Reading]) -> None:
     for reading in readings:
         await reading.done.wait()
-
-
-async def _wait_any(readings: Iterable[_Reading]) -> None:
-    """Wait until one more list has been read, or has failed."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(reading: _Reading) -> None:
-            await reading.done.wait()
-            nursery.cancel_scope.cancel(reason="one is done")
-
-        for reading in readings:
-            if not reading.done.is_set():
-                nursery.start_soon(wait, reading)
 
 
 async def list_feature(

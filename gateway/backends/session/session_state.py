@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.backends.session.contracts import wait_any
 from gateway.backends.session.handshake import change_filter, has_flag
 from gateway.calls import Complete, Era, Failure
 
@@ -146,7 +147,7 @@ class SessionReconciler:
         request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": self._filter(greeting)})
         try:
             while not waiter.event.is_set():
-                await _wait_either(waiter.event, self.changed)
+                await wait_any(waiter.event, self.changed)
                 if not self.changed.is_set():
                     continue
                 self.changed = trio.Event()
@@ -155,7 +156,7 @@ class SessionReconciler:
                 request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": features})
                 try:
                     with trio.move_on_after(ACKNOWLEDGED_WITHIN):
-                        await _wait_either(waiter.acknowledged, old_waiter.event)
+                        await wait_any(waiter.acknowledged, old_waiter.event)
                 finally:
                     conversation.end(old_id, reason="another subscription takes its place")
         finally:
@@ -168,15 +169,3 @@ class SessionReconciler:
         if self.wishes.uris and has_flag(greeting, "resources", "subscribe"):
             features["resourceSubscriptions"] = sorted(self.wishes.uris)
         return features
-
-
-async def _wait_either(first: trio.Event, second: trio.Event) -> None:
-    """Wait until one of two events is set."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel(reason="one of two events is set")
-
-        nursery.start_soon(wait, first)
-        await wait(second)
