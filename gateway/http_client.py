@@ -315,9 +315,14 @@ class BodyDecoder:
         piece = b""
         while self._pending or len(piece) == PIECE_BYTES:  # a full piece may have left output inside
             if self._inflater is None:
-                if self.coding == "deflate" and len(self._pending) < _ZLIB_HEADER:
-                    return
-                self._inflater = zlib.decompressobj(self._window())
+                window = _GZIP_WINDOW
+                if self.coding == "deflate":  # RFC 9110 demands a zlib header, which many do not send
+                    if len(self._pending) < _ZLIB_HEADER:
+                        return
+                    first, second = self._pending[:_ZLIB_HEADER]
+                    has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
+                    window = zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+                self._inflater = zlib.decompressobj(window)
             elif self._inflater.eof:
                 if self.coding != "gzip" or not self._pending.startswith(_GZIP_MAGIC):
                     self._pending = b""  # padding behind the data
@@ -327,14 +332,6 @@ class BodyDecoder:
             self._pending = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
             if piece:
                 yield piece
-
-    def _window(self) -> int:
-        """The window bits that tell zlib the format: RFC 9110 demands a zlib header of `deflate`, many send none."""
-        if self.coding == "gzip":
-            return _GZIP_WINDOW
-        first, second = self._pending[:_ZLIB_HEADER]
-        has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
-        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:

@@ -67,7 +67,11 @@ class OAuthHttp:
         where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
         try:
             with trio.fail_after(REQUEST_WAIT):
-                answer = await self._exchange(request)
+                response = await self._client.send(request, stream=True)
+                try:
+                    body = await read_body(response, MAX_BODY)
+                finally:
+                    await aclose_shielded(response)
         except trio.TooSlowError:
             text = f"needs a login, and {where} did not answer within {REQUEST_WAIT:g} s"
             raise BackendUnavailable(self._name, text) from None
@@ -77,21 +81,13 @@ class OAuthHttp:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
             text = f"needs a login, and {where} {explain(self._name, exc, proxy_variable(url)).reason}"
             raise BackendUnavailable(self._name, text) from exc
-        if answer.status_code >= _SERVER_ERROR and request.method == "POST":
-            # No verdict on what was sent: a refresh token is not used up by a server that is down.
-            said = describe(answer.status_code, answer.headers.get("content-type", ""), answer.content)
-            raise BackendUnavailable(self._name, f"needs a login, and {where}{url.path} answered {said}")
-        return answer
-
-    async def _exchange(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._client.send(request, stream=True)
-        try:
-            body = await read_body(response, MAX_BODY)
-        finally:
-            await aclose_shielded(response)
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _DROPPED]
         answer = httpx2.Response(response.status_code, headers=headers, content=without_bom(body), request=request)
         answer.next_request = response.next_request
+        if answer.status_code >= _SERVER_ERROR and request.method == "POST":
+            # No verdict on what was sent: a refresh token is not used up by a server that is down.
+            verdict = describe(answer.status_code, answer.headers.get("content-type", ""), answer.content)
+            raise BackendUnavailable(self._name, f"needs a login, and {where}{url.path} answered {verdict}")
         return answer
 
     async def check(self, url: httpx2.URL) -> None:
