@@ -1,6 +1,6 @@
-"""The faces: how clients reach the gateway.
+"""The frontends: the transports on which clients reach the gateway.
 
-`answers` holds what the gateway says itself, in both eras and whatever carries it; `sessions` the legacy sessions.
-`streamable` and `modern` are the two eras over HTTP, `exchange` one HTTP exchange, `http` routes and guards them, and
-`stdio` serves both eras over a pipe. Faces know nothing of one another.
+`request_handler` answers requests in both eras, for every transport. `http` has the endpoint, authentication and one
+exchange; `legacy` the sessions, streamable HTTP and SSE; `modern` the stateless era over HTTP; `stdio` serves both eras
+over a pipe. The transports do not import one another.
 """

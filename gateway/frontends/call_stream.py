@@ -33,7 +33,7 @@ EMPTY_ROUND_DELAY: Final = 0.2
 
 
 class CallStream:
-    """A call under way, from the face's side."""
+    """A call under way, as its frontend sees it."""
 
     def __init__(self, router: Router, ticket: PendingCall) -> None:
         self.call = ticket.call
@@ -58,9 +58,9 @@ class CallStream:
         self._state = jsonrpc.NULL
 
     def watch(self, ring: Callable[[], None]) -> bool:
-        """Have `ring` called when `next` would have something, perhaps now; False: somebody has to wait in `next`.
+        """Have `ring` called when `next` would return; False if only `next` can wait for it.
 
-        With `settled` this is for whoever waits for nothing but the outcome; `unwatch` ends it.
+        It may be called at once. With `settled` this serves callers that wait for the outcome alone; `unwatch` ends it.
         """
         return self._ticket.watch(ring)
 
@@ -70,7 +70,7 @@ class CallStream:
 
     @property
     def settled(self) -> Outcome | None:
-        """The outcome, if that is all there is: no event before it, and nobody is to be asked."""
+        """The outcome, if no event comes before it and the client need not be asked."""
         outcome = self._ticket.settled
         is_round = isinstance(outcome, InputRequired) and self.call.caller.era is Era.LEGACY
         return None if is_round else outcome
@@ -113,32 +113,32 @@ class CallStream:
                 return item
 
     def number_ask(self) -> int:
-        """A number, from 1 on, for a request that the client gets; none is given twice in the life of the call."""
+        """Return a number for a request to the client, from 1 on, unique within the call."""
         self._asked += 1
         return self._asked
 
     def acquire(self) -> object:
-        """Become the holder of the flow, who must `let_go` with what this returns; whoever held it before is free.
+        """Become the holder of the stream; returns the token for `release_by`.
 
-        The answer that parks a call is still being sent when its retry comes: each closes only what it holds.
+        The previous holder loses it: the response that suspends a call may still be on its way when the retry comes.
         """
         self._holder = object()
         return self._holder
 
     def release_by(self, holder: object, reason: str = "the client cancelled the request") -> None:
-        """Close the flow, unless somebody else has taken it meanwhile."""
+        """Close the stream, unless it has another holder by now."""
         if self._holder is holder:
             self.close(reason)
 
     def resume(self, retry: Call) -> None:
-        """Go on with a call for which its client has sent another request, with a progress token of its own."""
+        """Continue the call for another request of its client, with that request's progress token."""
         self.token = retry.progress_token
         self.level = retry.caller.log_level
         self.caller = retry.caller
         self._ticket.extend()
 
     def close(self, reason: str = "the client cancelled the request") -> None:
-        """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to repeat."""
+        """Release the call, and cancel it at its backend if it has not ended. Safe to repeat."""
         self._router.release(self._ticket, reason)
 
     def _begin_round(self, required: InputRequired) -> GatewayError | None:
@@ -163,7 +163,7 @@ class CallStream:
             except ValueError as exc:
                 return BackendProtocol(backend, f"asked for what this client cannot be asked: {exc}")
             params = asks.for_legacy_client(wanted.method, params)
-            ask = ServerRequest(wanted.method, params, self._taker(key, wanted.method))
+            ask = ServerRequest(wanted.method, params, self._answer_callback(key, wanted.method))
             missing = asks.missing_capability(self.call.caller, wanted.method, params)
             if missing is not None:
                 ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")
@@ -171,8 +171,8 @@ class CallStream:
                 self._asks.append(ask)
         return None
 
-    def _taker(self, key: str, method: str) -> Callable[[bytes | Failure], None]:
-        def take(reply: bytes | Failure) -> None:
+    def _answer_callback(self, key: str, method: str) -> Callable[[bytes | Failure], None]:
+        def record_answer(reply: bytes | Failure) -> None:
             answer = asks.answer_to_refusal(method) if isinstance(reply, Failure) else reply
             if answer is None:
                 self._refused = self._refused or (reply if isinstance(reply, Failure) else None)
@@ -181,10 +181,10 @@ class CallStream:
             self._open -= 1
             self._answered.set()
 
-        return take
+        return record_answer
 
     async def _answer_round(self) -> Failure | GatewayError | None:
-        """Wait for the client's answers and send the call again with them; returns what ends the call instead."""
+        """Send the call again with the client's answers; return the failure that ends it instead."""
         with trio.move_on_at(self._answers_by) as scope:
             while self._open:
                 self._answered = trio.Event()

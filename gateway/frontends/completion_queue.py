@@ -1,8 +1,7 @@
-"""Calls of one client that nobody but their outcome is waited for: they have no task each, but one for all.
+"""Calls of one client that wait for nothing but their outcome, without a task for each.
 
-Most calls are put on their way, and then there is the outcome. Of those one task takes the outcomes that came in one
-turn of the loop, all together. Where anything else happens to a call (the backend says or asks something, the client
-cancels, the time is up, stdin ends) it gets a task of its own, in which it goes on as every other request does.
+One task answers all calls whose outcomes came in the same turn of the loop. A call to which anything else happens (an
+event, a server request, the end of its deadline or of stdin) gets a task of its own and continues as other requests do.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Waiting(NamedTuple):
 
 
 class CompletionQueue:
-    """All of them, by request id.
+    """The waiting calls, by request id.
 
-    `answer(request_id, waiting, outcome)` answers one, `start(waiting)` gives one its task; neither may wait, and the
-    call is in nobody's hands but theirs then.
+    `answer(request_id, waiting, outcome)` answers one, `start(waiting)` starts a task for one; neither may wait, and
+    either owns the call from then on.
     """
 
     def __init__(self, answer: Callable[[Id, Waiting, Outcome], None], start: Callable[[Waiting], None]) -> None:
@@ -44,7 +43,7 @@ class CompletionQueue:
         self._ended = False
 
     def add(self, request_id: Id, waiting: Waiting) -> None:
-        """Take on a call that is on its way; at once its own task's, once `end` was called."""
+        """Add a submitted call; after `end` it gets a task at once."""
         if self._ended:
             self._start(waiting)
             return
@@ -53,20 +52,20 @@ class CompletionQueue:
             self._begin_task(request_id)
 
     def drop(self, request_id: Id) -> bool:
-        """Close a call that its client has cancelled; False if it is not in the queue."""
+        """Close a cancelled call; return False if it is not in the queue."""
         waiting = self._remove(request_id)
         if waiting is not None:
             waiting.flow.close()
         return waiting is not None
 
     def end(self) -> None:
-        """Give all of them their tasks, and whatever comes. Afterwards `run` starts none."""
+        """Start a task for each call, now and for all that are added later."""
         self._ended = True
         for request_id in list(self._calls):
             self._begin_task(request_id)
 
     async def run(self) -> None:
-        """Answer them, until cancelled."""
+        """Answer calls as their outcomes come, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()

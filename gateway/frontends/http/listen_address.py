@@ -146,10 +146,10 @@ class ListeningSocket:
 def _mark(path: Path) -> tuple[int, int] | None:
     """What tells the file of a Unix socket from another of the same name."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _open_unix(path: Path, mode: int) -> socket.socket:
@@ -177,10 +177,10 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
 def _check_free(path: Path) -> None:
     """Raise OSError unless there is nothing at the path, or a socket that nobody listens on."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise OSError(errno.EEXIST, "there is a file that is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
         knock.settimeout(KNOCK_WAIT)

@@ -136,7 +136,7 @@ class ServerRequestTable:
         self._last_id = 0
 
     def request(self, ask: ServerRequest) -> bytes:
-        """Give a request its id on this hop and encode it; its answer will be found by `settle`."""
+        """Assign the request an id on this hop and encode it; see `handle_response`."""
         if len(self._open) >= MAX_ASKED:
             self._evict()
         request_id = self._last_id = self._last_id + 1
@@ -147,7 +147,7 @@ class ServerRequestTable:
         return jsonrpc.request(request_id, ask.method, jsonrpc.encode(params))
 
     def withdraw(self, ask: ServerRequest) -> bytes | None:
-        """Take back a request; returns what to tell the client, or None if there is nothing to take back."""
+        """Withdraw a request; return the notification for the client, or None if it is unknown."""
         for request_id, open_ask in list(self._open.items()):
             if open_ask is ask:
                 del self._open[request_id]
@@ -156,7 +156,7 @@ class ServerRequestTable:
         return None
 
     def handle_response(self, message: Message) -> None:
-        """Take in a response of the client; one to nothing, or a second one, is ignored."""
+        """Match a response of the client to its request; an unknown or second one is ignored."""
         ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
         if ask is None:
             return
@@ -182,7 +182,7 @@ class ServerRequestTable:
             ask.on_progress(members)
 
     def _evict(self) -> None:
-        """Forget requests that need no answer any more, since their calls have ended, and the oldest of the others."""
+        """Drop the requests of ended calls, and the oldest of the others."""
         self._open = {request_id: ask for request_id, ask in self._open.items() if not ask.settled}
         while len(self._open) >= MAX_ASKED:
             oldest = self._open.pop(next(iter(self._open)))
@@ -235,7 +235,7 @@ class LegacySession:
         self.last_used = trio.current_time()
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Whether a request of this identity is one of this session; what it may see now holds from now on."""
+        """Whether a request of this identity is this session's; its present scope applies from now on."""
         if identity is self.identity:
             return True
         if not self.identity.same_door(identity):
@@ -284,7 +284,7 @@ class SessionTable:
         max_requests: int,
         welcome: Callable[[LegacySession], None] | None = None,
     ) -> None:
-        """Make an empty table; `welcome` is called with each new session, to tie to it what is kept elsewhere."""
+        """Make an empty table; `welcome` is called with each new session."""
         self._sessions: dict[str, LegacySession] = {}
         self._most = most
         self._idle_timeout = idle_timeout
@@ -302,7 +302,7 @@ class SessionTable:
         return sum(session.stream is not None for session in self._sessions.values())
 
     def create(self, introduction: ClientIntroduction) -> LegacySession | None:
-        """Make a session for this client; return None if the table is full and no session can make room."""
+        """Make a session; return None if the table is full and none can be evicted."""
         if len(self._sessions) >= self._most:
             # Opening sessions costs a client nothing. One that asks for nothing else must not shut out the others, so
             # the oldest anonymous session that has served nothing makes room first, however recent it is.
@@ -319,7 +319,7 @@ class SessionTable:
         return session
 
     def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
-        """This client's session with this id, or None if it never was, has ended, or belongs to somebody else."""
+        """Return the client's session with this id; None if it is unknown, has ended or is another's."""
         session = self._sessions.get(session_id)
         if session is None or not session.belongs_to(identity):
             return None
@@ -338,12 +338,12 @@ class SessionTable:
             session.notify_list_changed(news)
 
     def has_share(self, principal: Principal) -> bool:
-        """Whether somebody may have one more session; makes room among those that it has abandoned itself."""
+        """Whether a principal may have one more session, if need be in place of an idle one."""
         mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
         return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
 
     def _evict(self, among: Iterable[LegacySession]) -> bool:
-        """Make room by ending the session that has been idle longest, if that is long enough."""
+        """End the session that has been idle longest; False if that is not long enough."""
         oldest = max(among, key=lambda session: session.idle)
         if oldest.idle < EVICTABLE_AFTER:
             return False
@@ -351,7 +351,7 @@ class SessionTable:
         return True
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the sessions: end those that were idle too long, be the owner of their calls; runs until cancelled."""
+        """Own the calls of the sessions and end sessions that are idle too long, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:
@@ -363,11 +363,11 @@ class SessionTable:
                         self.close(session)
 
     def start_call_task(self, run: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope) -> None:
-        """Run a call's task in the nursery of the sessions; it ends with its session, which cancels its scope."""
+        """Run a call's task in the nursery of the sessions; its session cancels its scope."""
         self._nursery.start_soon(run, scope)
 
     def update_principal(self, principal: Principal) -> None:
-        """Have every session of a principal go by its present rules; those at views that it may not use now end."""
+        """Apply a principal's present rules to its sessions; end those at views it may not use."""
         for session in list(self._sessions.values()):
             view = session.identity.view
             if session.caller.principal != principal.name:

@@ -45,7 +45,7 @@ log = logging.getLogger("gateway.http")
 
 
 class SseStream:
-    """One client: its stream, what waits for it, and its session once it has sent `initialize`."""
+    """One client: its stream, its unsent messages, and its session after `initialize`."""
 
     def __init__(self, answers: RequestHandler, session_id: str, identity: Identity) -> None:
         self.id = session_id
@@ -61,7 +61,11 @@ class SseStream:
         self._nursery: trio.Nursery  # of the requests and of what keeps the stream; opened and left by run
 
     async def run(self, exchange: Exchange, endpoint: bytes) -> None:
-        """Serve until the client hangs up or does not read, or the gateway stops. Raises ClientGone, in a group."""
+        """Serve until the client hangs up or stops reading, or the gateway stops.
+
+        Raises:
+            ClientGone: the client hung up, in an exception group.
+        """
         try:
             async with trio.open_nursery() as self._nursery:
                 self._enqueue(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
@@ -165,13 +169,13 @@ class SseStream:
     # Messages of the client.
 
     async def handle_message(self, message: Message) -> bytes | None:
-        """Take in one message; returns the error that refuses it, where there can be no answer on the stream."""
+        """Handle one message; return the error that refuses it outside the stream."""
         request_id = message.id
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
             if self.session is not None:
                 handle_notification(self._answers, self.session, message, self.session.in_flight)
         elif self.session is None or message.method == "initialize":
-            answer = self._first(message, request_id)
+            answer = self._handle_before_session(message, request_id)
             if answer is not None:
                 await self.send(answer)
         else:
@@ -187,8 +191,8 @@ class SseStream:
                 self._nursery.start_soon(self._request, self.session, message, request_id, scope)
         return None
 
-    def _first(self, message: Message, request_id: Id) -> bytes | None:
-        """Answer what can be asked before there is a session; None where a task does so."""
+    def _handle_before_session(self, message: Message, request_id: Id) -> bytes | None:
+        """Return the response to a request before the session exists; None if a task responds."""
         if message.method == "ping":
             return jsonrpc.response(request_id, b"{}")
         if message.method != "initialize" or self.session is not None:
@@ -209,7 +213,7 @@ class SseStream:
     async def _answer_initialize(
         self, session: LegacySession, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
     ) -> None:
-        """Answer `initialize`, with what is known when first starts have had their time; it cannot be cancelled."""
+        """Answer `initialize` after `first_starts`; it cannot be cancelled."""
         try:
             with scope:
                 await self._answers.fleet.first_starts(introduction.identity.scope)
@@ -334,7 +338,7 @@ class SseFrontend:
             self._streams.pop(stream.id, None)
 
     async def post(self, exchange: Exchange) -> None:
-        """Take in the messages of a POST; their answers go over the client's stream. Raises ClientGone."""
+        """Handle the messages of a POST; responses go over the client's stream. Raises ClientGone."""
         if exchange.method != "POST":
             await exchange.empty(405, (b"allow", b"POST"))
             return

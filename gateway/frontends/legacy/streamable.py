@@ -52,7 +52,7 @@ class StreamableFrontend:
             await exchange.empty(202)
 
     async def post_batch(self, exchange: Exchange, body: bytes) -> None:
-        """Answer a batch, on one stream in the order in which the answers come. Raises ClientGone."""
+        """Answer a batch, its responses in the order in which they come. Raises ClientGone."""
         session = await self._session(exchange)
         if session is None:
             return
@@ -81,7 +81,7 @@ class StreamableFrontend:
         await exchange.message(b"[" + b",".join(responses) + b"]")
 
     async def _respond(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
-        """One response of a batch; its notices have no stream of their own and are dropped."""
+        """Return one response of a batch; notifications of the call are dropped."""
         try:
             scope = session.in_flight.add(request_id)
         except GatewayError as exc:
@@ -103,7 +103,7 @@ class StreamableFrontend:
         return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
 
     async def get(self, exchange: Exchange) -> None:
-        """Resume a stream, or carry the session's own: list changes, until the client goes or the session ends."""
+        """Resume a stream, or serve the session's own until it or the client ends."""
         session = await self._session(exchange)
         if session is None:
             return
@@ -115,12 +115,12 @@ class StreamableFrontend:
             # What could not be sent on the last stream of this kind is sent on this one.
             await self._serve_stream(exchange, session, session.events.standalone().sent)
             return
-        found = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
-        if found is None:
+        position = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
+        if position is None:
             text = f"Last-Event-ID names no stream of this session that is kept; they are for {RESUME_WITHIN:g} s"
             await exchange.refuse(400, text)
             return
-        log, after = found
+        log, after = position
         if log.number == STANDALONE:
             await self._serve_stream(exchange, session, after)
         elif log.number in session.replies:

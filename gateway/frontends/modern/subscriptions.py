@@ -19,7 +19,7 @@ from gateway.frontends.notification_queue import NotificationQueue
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
-    from gateway.calls import Call, Scope
+    from gateway.calls import Call
     from gateway.catalog.snapshot import ListNews
     from gateway.frontends.request_handler import RequestHandler
 
@@ -64,7 +64,7 @@ class Subscription:
         honoured: dict[str, object] = dict.fromkeys(self._features.values(), True)
         if self._uris:
             watched = await resource_subscriptions.watch_all(
-                self._answers.router, self, self._uris, self._caller, self._changes, self._scope
+                self._answers.router, self, self._uris, self._caller, self._changes, lambda: self._caller.scope
             )
             if watched:
                 honoured["resourceSubscriptions"] = watched
@@ -92,9 +92,6 @@ class Subscription:
         elif scope != self._caller.scope:
             self._caller = msgspec.structs.replace(self._caller, scope=scope)
             self._changes.add(self._features)
-
-    def _scope(self) -> Scope | None:
-        return self._caller.scope
 
     def notify_list_changed(self, news: ListNews) -> None:
         """Note that lists changed."""
