@@ -1,7 +1,7 @@
-"""What the gateway says itself: who it is, what it can do, what it lists. For both eras, whatever carries it.
+"""Answer requests in both eras, for every transport.
 
-A face hands in a request and gets back encoded bytes (an answer of the gateway's own) or a ticket (a call that a
-backend works on). Nothing in here knows about sockets or pipes.
+A frontend passes a request and gets encoded bytes (the gateway's own answer) or a `CallStream` (a call forwarded to a
+backend). Nothing in here knows about sockets or pipes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Listener(Protocol):
 
 
 class RequestHandler:
-    """The gateway's own voice, shared by all faces."""
+    """The gateway's own answers, shared by all frontends."""
 
     def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: SuspendedCalls) -> None:
         self.router = router
@@ -179,7 +179,7 @@ class RequestHandler:
         return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
     def begin(self, call: Call) -> CallStream | None:
-        """Put a tool call on its way before the task that waits for it has begun; None if only that task can.
+        """Submit a tool call without waiting; return None if that takes a task.
 
         Raises:
             GatewayError: as `legacy` and `modern` do.
@@ -191,7 +191,7 @@ class RequestHandler:
         return None if ticket is None else CallStream(self.router, ticket)
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
-        """Have a call noted that its face has refused, as the router's own refusals are."""
+        """Record a call that its frontend has refused, as the router records its own refusals."""
         if message.method in ROUTED_METHODS:
             try:
                 call = requests.legacy_call(message, caller)
@@ -218,7 +218,7 @@ class RequestHandler:
     # The modern era.
 
     async def ask_modern(self, flow: CallStream, ask: ServerRequest) -> bytes | Outcome | None:
-        """Ask a modern client: the result that ends its request, the outcome, or None to go on with the flow."""
+        """Ask a modern client; return the result or outcome that ends its request, or None."""
         if flow.call.method not in PARKABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
@@ -232,7 +232,7 @@ class RequestHandler:
         return results.for_modern(InputRequired(answer), self.server_info)
 
     def _resume(self, call: Call) -> bytes | CallStream | None:
-        """Go on with what a `requestState` stands for; None if the call is to be sent to its backend."""
+        """Resume the call of a `requestState`; None if the backend is to get the call again."""
         try:
             token = jsonrpc.decode_string(call.params["requestState"])
         except ValueError:
@@ -317,8 +317,8 @@ class RequestHandler:
         if caller.era is Era.LEGACY:
             return encode_list(kind, page)
         # While a backend is away, what it lists may come any moment.
-        everybody = all(one.offered and one.listing is not None for one in self.fleet.seen(caller.scope))
-        hint = snapshot.hint(kind) if everybody else KEEP_NOTHING
+        is_whole = all(backend.offered and backend.listing is not None for backend in self.fleet.seen(caller.scope))
+        hint = snapshot.hint(kind) if is_whole else KEEP_NOTHING
         return encode_list(
             kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), self._meta_tail)
         )
@@ -358,7 +358,7 @@ class RequestHandler:
         return self.encode_error(request_id, outcome, era, call)
 
     async def wait(self, flow: CallStream, request_id: jsonrpc.Id) -> bytes:
-        """Wait for a call's outcome where its events have no way to the client; returns the response."""
+        """Return the response to a call whose events cannot reach the client."""
         while True:
             item = await flow.next()
             if item is None:
@@ -385,15 +385,15 @@ class RequestHandler:
 
 
 def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
-    """The error for a backend that asks for what the client has not declared, which the client must not see."""
+    """Return the error for input requests that the client has not declared; None if there are none."""
     try:
         wanted = (asks.read_input_required(required.result).wanted or {}).values()
     except ValueError:
         return None  # a form that nobody knows yet: the client may
-    for one in wanted:
-        missing = (
-            asks.missing_capability(call.caller, one.method, one.params) if one.method in asks.CAPABILITY else None
-        )
+    for request in wanted:
+        if request.method not in asks.CAPABILITY:
+            continue
+        missing = asks.missing_capability(call.caller, request.method, request.params)
         if missing is not None:
             capability, _, member = missing.partition(".")
             needed: dict[str, dict[str, object]] = {capability: {member: {}} if member else {}}
@@ -404,14 +404,14 @@ def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
 
 
 def encode_notice(notice: Notification, token: jsonrpc.Id | None) -> bytes:
-    """A notification that belongs to a call, as one JSON line without its end; progress under this token."""
+    """Encode a notification of a call; progress carries this token."""
     if meta.PROGRESS_TOKEN in notice.params and token is not None:
         notice.params[meta.PROGRESS_TOKEN] = jsonrpc.raw(token)
     return jsonrpc.notification(notice.method, jsonrpc.encode(notice.params))
 
 
 def is_wanted(notice: Notification, level: str | None) -> bool:
-    """Whether a client that asked for this log level gets this notice; all but log messages always pass."""
+    """Whether a notification passes the client's log level; only log messages are filtered."""
     if notice.method != "notifications/message":
         return True
     if level is None:

@@ -60,7 +60,7 @@ log = logging.getLogger("gateway.stdio")
 
 
 class StdioFrontend:
-    """Serves one client over a pair of file descriptors, which the caller has set apart for it."""
+    """The frontend for one client on a pair of file descriptors."""
 
     def __init__(
         self, answers: RequestHandler, stdin: int, stdout: int, closing: trio.Event, identity: Identity = ANYBODY
@@ -84,9 +84,9 @@ class StdioFrontend:
         self._nursery: trio.Nursery  # of the requests; opened and left by run
 
     async def run(self) -> bool:
-        """Serve until stdin ends or the gateway closes; requests under way get `END_GRACE` seconds to be answered.
+        """Serve until stdin ends or the gateway closes.
 
-        Returns whether all of them were.
+        Requests in flight get `END_GRACE` seconds then. Returns whether all of them were answered.
         """
         fleet = self._answers.fleet
         fleet.subscribe(self._changed)
@@ -173,7 +173,7 @@ class StdioFrontend:
                 self._handle_request(message, message.id, scope)
 
     def _handle_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
-        """Submit a tool call if that takes no wait; start a task for all other requests."""
+        """Submit a tool call if that needs no wait; start a task for other requests."""
         begun: CallStream | None = None
         is_modern = requests.is_modern(message)
         try:
@@ -232,7 +232,7 @@ class StdioFrontend:
         await self._outbox.wait_writable()
 
     def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
-        """Post a response, or an error in its place if too much waits for a client that does not read."""
+        """Post a response, or an error if too much waits for a client that does not read."""
         if response is None:
             return
         waiting = self._outbox.size
@@ -243,7 +243,7 @@ class StdioFrontend:
         self._post(response)
 
     async def _batch(self, line: bytes) -> None:
-        """Answer a batch with a batch, which is a MUST in the one protocol version that has them."""
+        """Answer a batch with a batch, as its protocol version demands."""
         responses: list[bytes] = []
 
         async def respond(message: Message, scope: trio.CancelScope) -> None:
@@ -273,7 +273,7 @@ class StdioFrontend:
     async def _respond(
         self, message: Message, scope: trio.CancelScope, begun: CallStream | None = None
     ) -> bytes | None:
-        """The response to one request; None if its client cancelled it, for then none must follow."""
+        """Return the response to one request; None if its client cancelled it."""
         request_id = message.id
         if not isinstance(request_id, int | str):
             return None
@@ -319,7 +319,7 @@ class StdioFrontend:
     async def _answer_initialize(
         self, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
     ) -> None:
-        """Answer `initialize` when first starts have had their time, or stdin has ended; it cannot be cancelled."""
+        """Answer `initialize` after `first_starts` or the end of stdin; it cannot be cancelled."""
         with scope:
             await self._answers.fleet.first_starts(self._identity.scope)
         self._post_initialize_result(introduction, request_id)

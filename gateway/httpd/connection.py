@@ -46,7 +46,7 @@ SHORTEST_LOOK = 0.05
 
 
 def is_framed_twice(request: h11.Request) -> bool:
-    """Whether both headers say where the body ends: what follows it may be smuggled in (RFC 9112, 6.1)."""
+    """Whether two headers frame the body, a sign of request smuggling (RFC 9112, 6.1)."""
     names = {name for name, _ in request.headers}
     return b"transfer-encoding" in names and b"content-length" in names
 
@@ -65,7 +65,7 @@ class Connection:
         app: App,
         on_request: Callable[[], None],
     ) -> None:
-        """Make one; `app` is the service's or stands before it, `on_request` is called when the first head has come."""
+        """Make one; `on_request` is called when the first head is complete."""
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
         self.keeps_alive = True
@@ -100,7 +100,7 @@ class Connection:
     # --- life and death
 
     async def run(self) -> None:
-        """Serve until a hang-up, an idle deadline, `drain` or a fault; an app may take longer than its wire."""
+        """Serve until a hang-up, a deadline, `drain` or a fault, and all apps have returned."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -131,7 +131,7 @@ class Connection:
         return None
 
     def make_room(self) -> None:
-        """End a connection that waits for its client: nothing has been done for a request that is not complete."""
+        """End a connection that waits for its client; no complete request is lost."""
         if self._exchange is None:
             self.drain()
         else:
@@ -160,7 +160,7 @@ class Connection:
     # --- reading
 
     def _next_look(self) -> float:
-        """Return when reading may have to stop: one deadline a connection, looked at when it passes, never moved."""
+        """Return the time of the next check for an overdue client; one deadline serves all."""
         exchange = self._exchange
         if exchange is None:
             idle = self._since + self.config.keep_alive_timeout
@@ -226,7 +226,7 @@ class Connection:
         self._parse()
 
     def _parse(self) -> None:
-        """Hand on what h11 makes of the bytes so far, up to the end of one request or a full queue."""
+        """Handle h11's events up to the end of one request or a full queue."""
         while not self._deaf:
             exchange = self._exchange
             if exchange is not None and (exchange.complete or exchange.full):
@@ -304,7 +304,7 @@ class Connection:
             await self._answer(500)
 
     def _break_off(self, exchange: Exchange) -> None:
-        """Close in the middle of a body so that the client notices, whichever way the body is framed."""
+        """Close in the middle of a body so that the client sees it is incomplete."""
         self._shut(self._wire.abort if exchange.ends_by_close else self._wire.close)
 
     def _refuse(self, status: int) -> None:

@@ -60,7 +60,7 @@ class Rank(IntEnum):
 
 
 class Slot:
-    """One connection in the count. Whoever serves it says what it waits for, and how it is ended."""
+    """One connection in the count; its server sets `waits` and `end`."""
 
     def __init__(self, address: str | None, *, placed: bool) -> None:
         self.address = address
@@ -90,7 +90,7 @@ class ConnectionLimit:
         self._freed = trio.Event()
 
     async def enter(self, address: str | None) -> Slot:
-        """Count one more connection, in a place or in the reserve; waits until there is one of these."""
+        """Wait for a place, or one in the reserve, and count one more connection."""
         limits = self._limits
         while self._taken >= limits.connections:
             if not self.make_room():
@@ -118,7 +118,7 @@ class ConnectionLimit:
         return slot
 
     def note_request(self, slot: Slot) -> None:
-        """Take note that a connection has sent a request: the bound of its address is no longer for it."""
+        """Exempt a connection that has sent a request from the bound of its address."""
         silent = self._silent.get(slot.address or "")
         if silent is not None:
             silent.pop(slot, None)
@@ -160,7 +160,7 @@ class ConnectionLimit:
         return slot.placed
 
     def make_room(self) -> bool:
-        """End connections that wait for their client, those of the lowest rank first; False if there is none."""
+        """End waiting connections, the lowest rank first; False if there are none."""
         now = trio.current_time()
         candidates = [
             (*waits, index, slot)

@@ -45,7 +45,7 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 
 
 class ClientGone(ConnectionError):
-    """The client hung up, or stopped reading for too long: nobody's bug; nothing more can be sent.
+    """The client hung up or stopped reading for too long; nothing more can be sent.
 
     ASGI asks for an OSError here, so that an app that streams without listening for `http.disconnect` ends too.
     """
@@ -64,14 +64,18 @@ class ResponseState(Enum):
 
 @lru_cache(KNOWN_HEADERS)
 def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the line to send, the lower-case name and the value; h11.LocalProtocolError if they are not legal."""
+    """Return the line to send, the lower-case name and the value.
+
+    Raises:
+        h11.LocalProtocolError: name or value is not legal.
+    """
     name, value = name.strip(), value.strip()
     h11.Response(status_code=200, headers=[(name, value)])
     return b"%b: %b\r\n" % (name, value), name.lower(), value
 
 
 class Service:
-    """What all connections of one server share: the config, the limits, and what is rendered once a second."""
+    """Shared by all connections of a server: config, limits, common header lines, access log."""
 
     def __init__(self, config: Config, limits: Limits) -> None:
         self.config, self.limits = config, limits
@@ -333,7 +337,7 @@ class Exchange:
 
 
 def joined(parts: list[bytes]) -> list[bytes]:
-    """The parts of a message in one piece, but for a large one, which is not copied."""
+    """Join the parts of a message, except a large one, which is not copied."""
     large = next((i for i, part in enumerate(parts) if len(part) > COPIED), None)
     if large is None:
         return [b"".join(parts)]

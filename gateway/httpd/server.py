@@ -128,7 +128,7 @@ class _Server:
             connection.drain()
 
     async def accept(self, listener: Listener) -> None:
-        """Serve each client of a listener in a task of its own, until cancelled; the listener is closed then."""
+        """Serve each client of a listener in its own task until cancelled; then close it."""
         async with listener:
             while True:
                 try:
@@ -207,7 +207,7 @@ class _Server:
             self._connections.discard(connection)
 
     async def _run_in_reserve(self, slot: Slot, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the app for a probe at once, and for another request when its connection has got a place."""
+        """Run the app at once for a probe, else when the connection has a place."""
 
         async def send_last(message: Message) -> None:
             if message["type"] == "http.response.start" and scope["http_version"] != "2":
