@@ -275,7 +275,7 @@ async def open_stdio(
         raise BackendProtocol(config.name, "has no command")
     argv = (config.command, *config.args)
     command = ChildCommand(argv=argv, env=child_environment(config, os.environ), cwd=config.cwd)
-    async with open_child(command, ladder=config.shutdown_grace, guard=guard, backend=config.name) as child:
+    async with open_child(command, grace=config.shutdown_grace, guard=guard, backend=config.name) as child:
         session = StdioSession(config, child, listener, hop)
         attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
         try:

@@ -1,9 +1,9 @@
-"""One child program, from start to gone: `open_child` and the ladder by which it is stopped.
+"""One child program from start to end: `open_child` and its shutdown sequence.
 
-Invariant: when `open_child` has been left, for whatever reason, neither the child nor anything that descends from it
-lives, and all its descriptors are closed. The caller's task owns the child; the ladder's helpers live in a nursery
-inside the one shield that bounds it. The child stays unreaped until the end of its ladder: that pins its pid, its group
-and its session, so that no signal to them can hit somebody who got the number anew.
+Invariant: when `open_child` has been left, for whatever reason, neither the child nor any of its descendants is alive,
+and all its descriptors are closed. The caller's task owns the child; the tasks of the shutdown sequence live in a
+nursery inside one shield with a deadline. The child is not reaped before the end of the sequence: that pins its pid,
+its group and its session, so that no signal to them can reach an unrelated process that reused the number.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ __all__ = ["Child", "ChildCommand", "open_child"]
 
 logger: Final = logging.getLogger("gateway.children")
 
-STRAGGLER_GRACE: Final = 0.25  # s from the child's own end to SIGTERM for whom it left behind; most just end as well
-LOOK_BOUND: Final = 0.25  # s for learning who is there before a signal is sent; a hanging /proc must not hold it up
-END_BOUND: Final = 0.25  # s to wait for known stragglers before looking whether there are new ones
-SWEEP_BOUND: Final = 2.0  # s beyond the ladder's own, for those who left the group
-FREEZE_ROUNDS: Final = 5  # looks after SIGSTOP until nobody new turns up; a stopped process cannot fork
-POLL: Final = 0.02  # s, where the system has no descriptor that tells of a process's end
-DRAIN_SIZE: Final = 1 << 16  # bytes thrown away at once while the child flushes: what a pipe holds
-STATUS_TAKEN: Final = 255  # the exit status when other code in this process reaped our child
+STRAGGLER_GRACE: Final = 0.25  # s from the child's own end to SIGTERM for its descendants; most of them end as well
+SCAN_TIMEOUT: Final = 0.25  # s for a scan before a signal is sent; a hanging /proc must not delay the signal
+END_TIMEOUT: Final = 0.25  # s to wait for known descendants before scanning for new ones
+SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that left the group
+FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
+POLL_INTERVAL: Final = 0.02  # s, where the system has no descriptor that reports a process's end
+DISCARD_BYTES: Final = 1 << 16  # read at once while the child flushes: the capacity of a pipe
+STATUS_UNKNOWN: Final = 255  # the exit status when other code in this process reaped our child
 
 
 class Child:
-    """A running child: `stdin` to write to, `stdout` and `stderr` to read; its owner reads both, or it may block."""
+    """A running child with its three streams. Its owner reads `stdout` and `stderr`, or the child may block."""
 
     def __init__(self, spawned: Spawned) -> None:
         self._popen = spawned.popen
@@ -61,26 +61,36 @@ class Child:
     def returncode(self) -> int | None:
         """None while it runs; then its exit status, or minus the number of the signal that killed it."""
         if self._status is None:
-            self._status = self._peek()
+            if sys.platform != "linux":
+                self._status = self._popen.poll()
+                return self._status
+            try:  # WNOWAIT leaves the zombie in place
+                info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                logger.warning("the exit status of process %d was taken by other code in this program", self.pid)
+                self._status = STATUS_UNKNOWN
+            else:
+                if info is not None:
+                    self._status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
         return self._status
 
     async def wait(self) -> int:
-        """Wait for the child's own end and return `returncode`; any number of tasks may, also after it was stopped."""
+        """Wait for the child's own end and return `returncode`. Any number of tasks may wait, also after its end."""
         async with self._wait_lock:
             while (status := self.returncode) is None:
                 if self._pidfd < 0:
-                    await trio.sleep(POLL)
+                    await trio.sleep(POLL_INTERVAL)
                     continue
                 try:
                     await trio.lowlevel.wait_readable(self._pidfd)
-                except trio.ClosedResourceError:  # its ladder ended meanwhile
+                except trio.ClosedResourceError:  # its shutdown sequence ended meanwhile
                     self._pidfd = -1
         return status
 
     async def wait_stdin_closed(self) -> None:
-        """Wait until no process can read the child's stdin any more; for ever where the system does not say so.
+        """Wait until no process can read the child's stdin; forever where the system does not report it.
 
-        Writing would say so too, by EPIPE, but what was written before that is lost in silence.
+        A write reports it too, by EPIPE, but everything written before that is lost without notice.
         """
         if sys.platform != "linux":
             await trio.sleep_forever()
@@ -92,7 +102,7 @@ class Child:
                 trio.lowlevel.notify_closing(poll.fileno())
 
     def describe_exit(self) -> str:
-        """For a sentence that begins with its name: "exited with status 3", "was killed by SIGKILL"."""
+        """Return how it ended, as a predicate: "exited with status 3", "was killed by SIGKILL"."""
         status = self.returncode
         if status is None:
             return "is still running"
@@ -104,18 +114,18 @@ class Child:
             return f"was killed by signal {-status}"
 
     def signal_group(self, number: int) -> None:
-        """Signal the whole group; safe as long as the child is not reaped (see the module's docstring).
+        """Signal the whole group. Safe while the child is not reaped (see the module's docstring).
 
-        Without `/proc` it is reaped early (`group_lives`), and then the group's own members pin its number.
+        Without `/proc` it is reaped early (`has_group`), and then the group's own members pin its number.
         """
-        if self._status != STATUS_TAKEN and (self._popen.returncode is None or not process_tree.CAN_SCAN):
+        if self._status != STATUS_UNKNOWN and (self._popen.returncode is None or not process_tree.CAN_SCAN):
             try:
                 os.killpg(self.pid, number)
-            except (ProcessLookupError, PermissionError) as exc:  # nobody left, or a setuid program among them
+            except (ProcessLookupError, PermissionError) as exc:  # the group is empty, or has a setuid program
                 logger.debug("signal %d to group %d: %s", number, self.pid, exc)
 
-    def group_lives(self) -> bool:
-        """Whether somebody is left in the group; for systems where nobody can be named. Reaps the child."""
+    def has_group(self) -> bool:
+        """Return whether the group has a process, for systems without `/proc`. Reaps the child."""
         self._popen.poll()
         try:
             os.killpg(self.pid, 0)
@@ -124,7 +134,7 @@ class Child:
         return True
 
     def close_and_reap(self) -> bool:
-        """Close everything and reap; False when it still runs, which only the kernel can be blamed for."""
+        """Close all descriptors and reap; return False when the kernel has not ended the child."""
         for stream in (self.stdin, self.stdout, self.stderr):
             stream.close()
         if self._pidfd >= 0:
@@ -137,131 +147,123 @@ class Child:
 
     @property
     def popen(self) -> subprocess.Popen[bytes]:
-        """For whoever has to reap a child that could not be buried."""
+        """The `Popen` object, with which a child that survived SIGKILL is reaped later."""
         return self._popen
-
-    def _peek(self) -> int | None:
-        """Look at the exit status and leave the zombie in place."""
-        if sys.platform != "linux":
-            return self._popen.poll()
-        try:
-            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            logger.warning("the exit status of process %d was taken by other code in this program", self.pid)
-            return STATUS_TAKEN
-        if info is None:
-            return None
-        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
 
 @asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def open_child(
-    command: ChildCommand, *, ladder: ShutdownGrace, guard: ChildGuard, backend: str
+    command: ChildCommand, *, grace: ShutdownGrace, guard: ChildGuard, backend: str
 ) -> AsyncGenerator[Child]:
-    """Start a child, and on leaving stop it with all that descends from it, by the ladder.
+    """Start a child; on leaving, end it and all its descendants by the shutdown sequence.
 
-    Raises `BackendUnavailable` when it cannot be started, saying what to do. Leaving takes at most the sum of the
-    ladder and 2 s, is not interrupted by cancellation, and never raises. Output that nobody has read by then is thrown
-    away. A cancellation while the child is being forked takes effect once there is a child to be stopped.
+    Leaving takes at most the sum of the grace periods and 2 s, is not interrupted by cancellation, and never raises.
+    Output that has not been read by then is discarded. A cancellation while the child is being forked takes effect once
+    there is a child to stop.
+
+    Raises:
+        BackendUnavailable: the child cannot be started; the text says what to do.
     """
     await guard.prepare()
-    family = guard.register(backend, ladder)
-    env = guard.environment(family, command.env)
+    tree = guard.register(backend, grace)
+    env = guard.environment(tree, command.env)
     try:
         # Not abandoned on cancellation: the thread returns the child, or there is none. From its return to the `try`
         # below there is no checkpoint, and no KeyboardInterrupt either.
-        spawned = await trio.to_thread.run_sync(spawn, command, env, family.brand, guard.adopts, limiter=guard.limiter)
+        spawned = await trio.to_thread.run_sync(
+            spawn, command, env, tree.limit_mark, guard.reaps_orphans, limiter=guard.limiter
+        )
     except (OSError, ValueError, IndexError) as exc:
-        guard.dismiss(family, spawned=False)
+        guard.remove(tree, spawned=False)
         raise BackendUnavailable(backend, describe_spawn_error(command, env, exc)) from exc
     except BaseException:
-        guard.dismiss(family, spawned=False)
+        guard.remove(tree, spawned=False)
         raise
-    guard.spawned(family, spawned.popen.pid, spawned.start)
+    guard.spawned(tree, spawned.popen.pid, spawned.start)
     child = Child(spawned)
     try:
         yield child
     finally:
-        run = _ShutdownSequence(child, family, guard)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + sum(family.ladder) + SWEEP_BOUND):
-            await run.run()
-        if child.close_and_reap() and run.gone:
-            guard.dismiss(family)
+        sequence = _ShutdownSequence(child, tree, guard)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + sum(tree.grace) + SWEEP_TIMEOUT):
+            await sequence.run()
+        if child.close_and_reap() and sequence.all_ended:
+            guard.remove(tree)
         else:
-            guard.abandon(family, child.popen)
+            guard.abandon(tree, child.popen)
 
 
 class _ShutdownSequence:
-    """One descent: end of stdin, SIGTERM, SIGKILL; over as soon as nobody is left."""
+    """Close stdin, SIGTERM, SIGKILL, each with a grace period; over when all processes have ended."""
 
-    def __init__(self, child: Child, family: ProcessTree, guard: ChildGuard) -> None:
+    def __init__(self, child: Child, tree: ProcessTree, guard: ChildGuard) -> None:
         self._child = child
-        self._family = family
+        self._tree = tree
         self._guard = guard
-        self._polite = trio.CancelScope()
-        self.gone = False
+        self._grace_scope = trio.CancelScope()
+        self.all_ended = False
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_discard, self._child.stdout)
             nursery.start_soon(_discard, self._child.stderr)
-            nursery.start_soon(self._watch_hurry)
-            await self._descend()
-            nursery.cancel_scope.cancel(reason="the ladder is done")
+            nursery.start_soon(self._watch_force_stop)
+            await self._stop()
+            nursery.cancel_scope.cancel(reason="the shutdown sequence is over")
 
-    async def _descend(self) -> None:
-        close_stdin, terminate, kill = self._family.ladder
+    async def _stop(self) -> None:
+        close_stdin, terminate, kill = self._tree.grace
         self._child.stdin.close()
-        with self._polite:
-            with trio.move_on_after(close_stdin) as rung:
+        with self._grace_scope:
+            with trio.move_on_after(close_stdin) as scope:
                 await self._child.wait()
-                rung.deadline = min(rung.deadline, trio.current_time() + STRAGGLER_GRACE)
+                scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_GRACE)
                 await self._wait_empty()
-            if self.gone:
+            if self.all_ended:
                 return
             with trio.move_on_after(terminate):
-                await self._look()
+                await self._scan()
                 self._child.signal_group(signal.SIGTERM)
                 self._child.signal_group(signal.SIGCONT)  # a stopped process cannot obey
                 await self._wait_empty(terminate=True)
-            if self.gone:
+            if self.all_ended:
                 return
-        with trio.move_on_after(kill + SWEEP_BOUND):
+        with trio.move_on_after(kill + SWEEP_TIMEOUT):
             await self._kill()
 
-    async def _watch_hurry(self) -> None:
+    async def _watch_force_stop(self) -> None:
         await self._guard.force_stopped.wait()
-        self._polite.cancel(reason="a second signal: no more grace")
+        self._grace_scope.cancel(reason="a second signal ends all grace periods")
 
     async def _wait_empty(self, *, terminate: bool = False) -> None:
-        """Return when nobody is left; meanwhile `terminate` everybody outside the group, once, as they are found."""
-        told: set[tuple[int, int]] = set()
+        """Return when all processes have ended; meanwhile `terminate` each one outside the group, once."""
+        signalled: set[tuple[int, int]] = set()
         while True:
             others = self._others()
             if terminate:
                 for row in others:
-                    if (row.pid, row.start) not in told:
-                        told.add((row.pid, row.start))
+                    if (row.pid, row.start) not in signalled:
+                        signalled.add((row.pid, row.start))
                         process_tree.send(row.pid, row.start, signal.SIGTERM)
                         process_tree.send(row.pid, row.start, signal.SIGCONT)
             await self._child.wait()
-            with trio.move_on_after(END_BOUND):
+            with trio.move_on_after(END_TIMEOUT):
                 await _wait_ended(others)
             await self._guard.scan()
             if self._empty():
-                self.gone = True
+                self.all_ended = True
                 return
             if not process_tree.CAN_SCAN:
-                await trio.sleep(POLL)
+                await trio.sleep(POLL_INTERVAL)
 
     async def _kill(self) -> None:
-        """Kill until nobody is left.
+        """Kill until all processes have ended.
 
-        The group dies in one stroke; who left it is stopped first, so that it cannot fork away from under the axe.
+        The group is killed at once; processes that left it are stopped first, so that they cannot fork meanwhile.
         """
         while True:
-            await self._look()
+            await self._scan()
             frozen: set[tuple[int, int]] = set()
             for _ in range(FREEZE_ROUNDS):
                 fresh = {(row.pid, row.start) for row in self._others() if row.pgrp != self._child.pid} - frozen
@@ -270,32 +272,32 @@ class _ShutdownSequence:
                 for pid, start in fresh:
                     process_tree.send(pid, start, signal.SIGSTOP)
                 frozen |= fresh
-                await self._look()
+                await self._scan()
             self._child.signal_group(signal.SIGKILL)
             others = self._others()
             for row in others:
                 process_tree.send(row.pid, row.start, signal.SIGKILL)
-            with trio.move_on_after(END_BOUND):
+            with trio.move_on_after(END_TIMEOUT):
                 await self._child.wait()
                 await _wait_ended(others)
                 await self._guard.scan()
-                self.gone = self._empty()
-            if self.gone:
+                self.all_ended = self._empty()
+            if self.all_ended:
                 return
             if not process_tree.CAN_SCAN:
-                await trio.sleep(POLL)
+                await trio.sleep(POLL_INTERVAL)
 
-    async def _look(self) -> None:  # noqa: ASYNC910 - a census has one; when it takes too long, go on at once
-        with trio.move_on_after(LOOK_BOUND):
+    async def _scan(self) -> None:  # noqa: ASYNC910 - a scan has one; after the timeout, continue at once
+        with trio.move_on_after(SCAN_TIMEOUT):
             await self._guard.scan()
 
     def _others(self) -> list[Row]:
-        return [row for row in self._guard.living(self._family) if row.pid != self._child.pid]
+        return [row for row in self._guard.living(self._tree) if row.pid != self._child.pid]
 
     def _empty(self) -> bool:
         if self._child.returncode is None:
             return False
-        return not (self._others() if process_tree.CAN_SCAN else self._child.group_lives())
+        return not (self._others() if process_tree.CAN_SCAN else self._child.has_group())
 
 
 async def _wait_ended(rows: list[Row]) -> None:
@@ -304,7 +306,7 @@ async def _wait_ended(rows: list[Row]) -> None:
     for row in rows:
         fd = open_pidfd(row.pid)
         if fd < 0:
-            await trio.sleep(POLL)
+            await trio.sleep(POLL_INTERVAL)
             continue
         try:
             now = process_tree.read_row(row.pid)
@@ -316,9 +318,9 @@ async def _wait_ended(rows: list[Row]) -> None:
 
 
 async def _discard(stream: trio.lowlevel.FdStream) -> None:  # noqa: ASYNC910 - a closed stream has none
-    """Read to the end, so that a child that is still flushing can come to its own end."""
+    """Read to the end, so that a child that is still flushing can end by itself."""
     try:
-        while await stream.receive_some(DRAIN_SIZE):
+        while await stream.receive_some(DISCARD_BYTES):
             pass
     except (trio.ClosedResourceError, trio.BusyResourceError, trio.BrokenResourceError) as exc:
         logger.debug("not drained: %r", exc)  # its owner closed it, or is still reading, which drains it as well

@@ -1,10 +1,10 @@
-"""Who descends from a child, read from `/proc`: the one place that decides whom the gateway may end.
+"""The processes that descend from a child, read from `/proc`: decides which processes the gateway may end.
 
-Linux only, synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process is a
-child's when any evidence says so: it was seen as such before (pid *and* start time), its session or its chain of
-parents leads to the child, its environment carries the child's cookie, or its limits the child's brand. Each alone can
-be shed (`setsid`, a dead parent, `env -i`), so they add up, and what was once seen stays known. No tasks; the owner of
-a `ProcessTree` is the guard in the gateway, and the sentinel in its own process.
+Linux only, synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process
+belongs to a child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its
+chain of parents leads to the child, its environment has the id of the tree, or its limits have the mark of the tree.
+Each alone can be lost (`setsid`, a dead parent, `env -i`), so they add up, and a process once seen stays in the tree.
+No tasks; a `ProcessTree` is owned by the guard in the gateway, and by the sentinel in its own process.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import os
 import signal
 import sys
 
-COOKIE_VARIABLE = "MCP_GATEWAY_COOKIE"
-"""Every child's environment has it: `instance.child`; a gateway below a gateway appends its own after a colon."""
+TREE_ID_VARIABLE = "MCP_GATEWAY_COOKIE"
+"""Environment variable with the id of the child's tree, `instance.child`; a nested gateway appends its own ids after a
+colon. The name stays as it is: gateways of other versions may be above or below this one."""
 
-BRAND_LIMIT = 10
-"""RLIMIT_LOCKS, which Linux has not enforced since 2.4.25: a number of 60 bits in it harms nobody, and is inherited
-through `fork`, `exec`, `setsid` and `env -i`. Unlike the environment it can be read of zombies, too."""
+MARK_LIMIT = 10
+"""RLIMIT_LOCKS, which Linux has not enforced since 2.4.25. A random number of 60 bits in it, the mark of a tree, has no
+effect and is inherited through `fork`, `exec`, `setsid` and `env -i`. Unlike the environment, zombies still have it."""
 
-BRAND_LINE = b"Max file locks"
+MARK_LIMIT_LINE = b"Max file locks"
 
 CAN_SCAN = sys.platform == "linux" and os.path.exists("/proc/self/stat")  # ruff: ignore[os-path-exists] - pathlib costs 2 MB in the sentinel
 
@@ -44,39 +45,40 @@ class Row:  # ruff: ignore[class-as-data-structure] - dataclasses cost the senti
 
 
 class ProcessTree:
-    """What is known of one child and of those who descend from it.
+    """A child and the processes that descend from it.
 
-    `pid` is 0 until the child has been spawned. `kin` maps the pids seen so far to their start times, the child's own
-    included; `sessions` maps the sessions that the family founded to the start time of their leader. `pinned`: the
-    child is the scanning process's own and not reaped yet, so that its number cannot stand for anybody else.
+    `pid` is 0 until the child has been spawned. `processes` maps the pids seen so far to their start times, the child's
+    own included; `sessions` maps the sessions that members of the tree lead to the start times of their leaders.
+    `pinned`: the child is one of the scanning process and not reaped yet, so that its pid cannot be reused. `grace` is
+    that of each step of the shutdown sequence: close stdin, SIGTERM, SIGKILL.
     """
 
-    __slots__ = ("brand", "cookie", "kin", "ladder", "pid", "pinned", "sessions", "start")
+    __slots__ = ("grace", "id", "limit_mark", "pid", "pinned", "processes", "sessions", "start")
 
-    def __init__(self, cookie: str, ladder: tuple[float, float, float], brand: int = 0) -> None:
-        self.cookie = cookie
-        self.brand = brand
-        self.ladder = ladder
-        self.kin: dict[int, int] = {}
+    def __init__(self, tree_id: str, grace: tuple[float, float, float], limit_mark: int = 0) -> None:
+        self.id = tree_id
+        self.limit_mark = limit_mark
+        self.grace = grace
+        self.processes: dict[int, int] = {}
         self.sessions: dict[int, int] = {}
         self.pid = 0
         self.start = 0
         self.pinned = False
 
-    def born(self, pid: int, start: int) -> None:
+    def set_child(self, pid: int, start: int) -> None:
         """Record the child itself, which leads a session of its own."""
         self.pid = pid
         self.start = start
-        self.kin[pid] = start
+        self.processes[pid] = start
         self.sessions[pid] = start
 
     def members(self, rows: dict[int, Row]) -> list[Row]:
-        """Everybody of the family in `rows`, zombies too."""
-        found = [rows[pid] for pid, start in self.kin.items() if pid in rows and rows[pid].start == start]
-        return sorted(found, key=lambda row: row.start)
+        """Return the processes of the tree in `rows`, zombies included, oldest first."""
+        members = [rows[pid] for pid, start in self.processes.items() if pid in rows and rows[pid].start == start]
+        return sorted(members, key=lambda row: row.start)
 
     def living(self, rows: dict[int, Row]) -> list[Row]:
-        """The members that still run; a zombie holds nothing and cannot be ended twice."""
+        """Return the processes of the tree that still run; a zombie holds nothing and cannot be ended twice."""
         return [row for row in self.members(rows) if row.state not in ENDED]
 
 
@@ -105,32 +107,32 @@ def _read(path: str, limit: int) -> bytes | None:
 
 
 def read_row(pid: int) -> Row | None:
-    """The process `pid` as it is now; None when there is none (or no `/proc`)."""
+    """Return the process `pid` as it is now; None when there is none (or no `/proc`)."""
     data = _read(f"/proc/{pid}/stat", 4096)
     return None if data is None else parse_stat(pid, data)
 
 
-def read_cookies(pid: int) -> list[str]:
-    """The cookies in the environment with which `pid` was started; none for a zombie or somebody else's process."""
-    mark = COOKIE_VARIABLE.encode() + b"="
+def read_tree_ids(pid: int) -> list[str]:
+    """Return the tree ids in the environment of `pid` at its start; none for a zombie or another user's process."""
+    prefix = TREE_ID_VARIABLE.encode() + b"="
     data = _read(f"/proc/{pid}/environ", MAX_ENVIRON) or b""
     for entry in data.split(b"\0"):
-        if entry.startswith(mark):
-            return entry[len(mark) :].decode("ascii", "replace").split(":")
+        if entry.startswith(prefix):
+            return entry[len(prefix) :].decode("ascii", "replace").split(":")
     return []
 
 
-def read_brand(pid: int) -> int:
-    """The brand of `pid`, a zombie's too; 0 when it has none."""
+def read_limit_mark(pid: int) -> int:
+    """Return the limit mark of `pid`, also if it is a zombie; 0 when it has none."""
     for line in (_read(f"/proc/{pid}/limits", 1 << 14) or b"").splitlines():
-        if line.startswith(BRAND_LINE):
-            soft = line[len(BRAND_LINE) :].split(None, 1)[0]
+        if line.startswith(MARK_LIMIT_LINE):
+            soft = line[len(MARK_LIMIT_LINE) :].split(None, 1)[0]
             return int(soft) if soft.isdigit() else 0
     return 0
 
 
-def scan() -> dict[int, Row]:
-    """Every process that can be seen.
+def list_processes() -> dict[int, Row]:
+    """Return every process that can be seen.
 
     A process may fork and end between the listing and the reading, and its child would be in neither: so list again
     until a listing shows no new pid (nearly always the second).
@@ -151,119 +153,103 @@ def scan() -> dict[int, Row]:
 
 
 class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
-    """All processes at one time, and the marks (cookies, brands) of those that might be a child's."""
+    """All processes at one time, with the tree ids and limit marks of those that may be descendants."""
 
-    __slots__ = ("brands", "cookies", "rows")
+    __slots__ = ("limit_marks", "rows", "tree_ids")
 
-    def __init__(self, rows: dict[int, Row], cookies: dict[int, list[str]], brands: dict[int, int]) -> None:
+    def __init__(self, rows: dict[int, Row], tree_ids: dict[int, list[str]], limit_marks: dict[int, int]) -> None:
         self.rows = rows
-        self.cookies = cookies
-        self.brands = brands
+        self.tree_ids = tree_ids
+        self.limit_marks = limit_marks
 
 
-def survey(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> ProcessScan:
-    """Scan, and read the marks of whoever started after `since` and is not in `known` (pid, start).
+def scan_processes(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> ProcessScan:
+    """List processes; read ids and marks of those started after `since` and not in `known` (pid, start).
 
     Reading an environment may block while its owner is stuck in the kernel: never call this on the loop's own thread.
     """
-    rows = scan()
+    rows = list_processes()
     unknown = [row for row in rows.values() if row.start >= since and (row.pid, row.start) not in known]
-    cookies = {row.pid: read_cookies(row.pid) for row in unknown if row.state not in ENDED}
-    brands = {row.pid: read_brand(row.pid) for row in unknown if not cookies.get(row.pid)}
-    return ProcessScan(rows, cookies, brands)
+    tree_ids = {row.pid: read_tree_ids(row.pid) for row in unknown if row.state not in ENDED}
+    limit_marks = {row.pid: read_limit_mark(row.pid) for row in unknown if not tree_ids.get(row.pid)}
+    return ProcessScan(rows, tree_ids, limit_marks)
 
 
-def _forget_reused(family: ProcessTree, rows: dict[int, Row], sessions: set[int]) -> None:
-    """Drop numbers that stand for nobody any more, before they can stand for somebody else."""
-    for pid, start in list(family.kin.items()):
-        if pid == family.pid and family.pinned:  # it may have been born while the scan ran
+def _forget_reused(tree: ProcessTree, rows: dict[int, Row], sessions: set[int]) -> None:
+    """Remove pids and sessions that have ended, before their numbers can be reused."""
+    for pid, start in list(tree.processes.items()):
+        if pid == tree.pid and tree.pinned:  # it may have started while the scan ran
             continue
         if pid not in rows or rows[pid].start != start:
-            del family.kin[pid]
-    for leader, start in list(family.sessions.items()):
-        if leader == family.pid and family.pinned:
+            del tree.processes[pid]
+    for leader, start in list(tree.sessions.items()):
+        if leader == tree.pid and tree.pinned:
             continue
         # A session's number is not given out again while the session has members, even when its leader is gone.
         if leader not in sessions or (leader in rows and rows[leader].start != start):
-            del family.sessions[leader]
+            del tree.sessions[leader]
 
 
-def claim(
-    found: ProcessScan, families: dict[str, ProcessTree], *, since: int, instance: str, spare: frozenset[int]
+def assign_processes(
+    found: ProcessScan, trees: dict[str, ProcessTree], *, since: int, instance: str, excluded: frozenset[int]
 ) -> list[tuple[Row, str]]:
-    """Give every process in `found` to the family it belongs to (`ProcessTree.kin`), and forget those that are gone.
+    """Add every process in `found` to its tree, and remove those that have ended.
 
-    `since`: nothing older can descend from a child of ours. `spare`: pids that are never anybody's (the gateway, its
-    sentinel). Returns the ghosts: processes with a cookie of this `instance` whose family is not in `families`.
+    `since`: start time before which no process can descend from a child. `excluded`: pids in no tree (the gateway, its
+    sentinel). Returns the orphans, each with its tree id: processes of this `instance` whose tree is not in `trees`.
     """
     rows = found.rows
     sessions = {row.session for row in rows.values()}
     owner: dict[int, ProcessTree] = {}
-    for family in families.values():
-        _forget_reused(family, rows, sessions)
-        owner.update(dict.fromkeys(family.kin, family))
-    candidates = [row for row in rows.values() if row.start >= since and row.pid not in spare and row.pid not in owner]
-    candidates.sort(key=lambda row: row.start)  # parents before children, so that one pass is nearly always enough
-    ghosts: list[tuple[Row, str]] = []
-    branded = {family.brand: family for family in families.values() if family.brand}
-    for row in candidates:
-        if (brand := found.brands.get(row.pid, 0)) in branded:
-            _adopt(row, branded[brand], owner)
-        for cookie in found.cookies.get(row.pid, ()):
-            if cookie in families:
-                _adopt(row, families[cookie], owner)
-            elif cookie.partition(".")[0] == instance:
-                ghosts.append((row, cookie))
-    _note_new_sessions(rows, families)
-    _adopt_descendants([row for row in candidates if row.pid not in owner], rows, families, owner)
-    return [(row, cookie) for row, cookie in ghosts if row.pid not in owner]
+    for tree in trees.values():
+        _forget_reused(tree, rows, sessions)
+        owner.update(dict.fromkeys(tree.processes, tree))
+    unassigned = [
+        row for row in rows.values() if row.start >= since and row.pid not in excluded and row.pid not in owner
+    ]
+    unassigned.sort(key=lambda row: row.start)  # parents before children, so that one pass is nearly always enough
+    orphans: list[tuple[Row, str]] = []
+    marked = {tree.limit_mark: tree for tree in trees.values() if tree.limit_mark}
+    for row in unassigned:
+        if (limit_mark := found.limit_marks.get(row.pid, 0)) in marked:
+            _assign(row, marked[limit_mark], owner)
+        for tree_id in found.tree_ids.get(row.pid, ()):
+            if tree_id in trees:
+                _assign(row, trees[tree_id], owner)
+            elif tree_id.partition(".")[0] == instance:
+                orphans.append((row, tree_id))
+    for tree in trees.values():
+        for pid, start in tree.processes.items():
+            if pid in rows and rows[pid].session == pid:  # it may have called `setsid` since it was first seen
+                tree.sessions[pid] = start
+    # By session and by chain of parents, until a pass finds none; each pass assigns at least one, so it ends.
+    progress = True
+    while progress:
+        unassigned = [row for row in unassigned if row.pid not in owner]
+        by_session = {session: tree for tree in trees.values() for session in tree.sessions}
+        progress = False
+        for row in unassigned:
+            parent = rows.get(row.ppid)
+            has_parent = parent is not None and parent.start <= row.start  # else the parent's pid was reused meanwhile
+            tree = by_session.get(row.session) or (owner.get(row.ppid) if has_parent else None)
+            if tree is not None:
+                _assign(row, tree, owner)
+                progress = True
+    return [(row, tree_id) for row, tree_id in orphans if row.pid not in owner]
 
 
-def _adopt(row: Row, family: ProcessTree, owner: dict[int, ProcessTree]) -> None:
-    owner[row.pid] = family
-    family.kin[row.pid] = row.start
+def _assign(row: Row, tree: ProcessTree, owner: dict[int, ProcessTree]) -> None:
+    owner[row.pid] = tree
+    tree.processes[row.pid] = row.start
     if row.session == row.pid:
-        family.sessions[row.pid] = row.start
-
-
-def _adopt_descendants(
-    strangers: list[Row], rows: dict[int, Row], families: dict[str, ProcessTree], owner: dict[int, ProcessTree]
-) -> None:
-    """Adopt by session and by chain of parents until nobody new is found; each pass adopts one, so it ends."""
-    while strangers:
-        founded = {session: family for family in families.values() for session in family.sessions}
-        left: list[Row] = []
-        for row in strangers:
-            family = founded.get(row.session) or _parents_family(row, rows, owner)
-            if family is None:
-                left.append(row)
-            else:
-                _adopt(row, family, owner)
-        if len(left) == len(strangers):
-            break
-        strangers = left
-
-
-def _note_new_sessions(rows: dict[int, Row], families: dict[str, ProcessTree]) -> None:
-    """A member may have called `setsid` since it was first seen: what it starts there is ours too."""
-    for family in families.values():
-        for pid, start in family.kin.items():
-            if pid in rows and rows[pid].session == pid:
-                family.sessions[pid] = start
-
-
-def _parents_family(row: Row, rows: dict[int, Row], owner: dict[int, ProcessTree]) -> ProcessTree | None:
-    parent = rows.get(row.ppid)
-    if parent is None or parent.start > row.start:  # its parent's number was given out again while we were reading
-        return None
-    return owner.get(row.ppid)
+        tree.sessions[row.pid] = row.start
 
 
 def send(pid: int, start: int, number: int) -> bool:
-    """Signal exactly this process; False when it is gone, or not ours to signal.
+    """Signal exactly this process; return False when it has ended or may not be signalled.
 
-    The pidfd pins whoever has the pid now, the start time says whether that is who was meant, and only then the signal
-    goes out: a reused pid is never hit.
+    The pidfd pins the process that has the pid now, and the start time says whether it is the one meant; only then the
+    signal is sent, so that a reused pid is never hit.
     """
     if sys.platform != "linux":
         return False

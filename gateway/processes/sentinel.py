@@ -1,9 +1,9 @@
-"""The sentinel: a tiny program that outlives a killed gateway just long enough to end the gateway's children.
+"""The sentinel: a small program that outlives a killed gateway just long enough to end the gateway's children.
 
 The guard runs it by path (`python -I -S -E`), so it imports light parts of the standard library only: it has to be
 small. It reads JSON lines from stdin, whose only writer is the gateway, and watches the gateway's pidfd. When the
-gateway is gone, however it went, everybody still alive is taken down the same ladder as in a proper stop: wait (the
-children's stdin is at its end already), SIGTERM, SIGKILL; then the sentinel exits. On `bye` it exits at once.
+gateway has ended, for whatever reason, every process still alive goes through the same shutdown sequence as in a proper
+stop: wait (the children's stdin is closed already), SIGTERM, SIGKILL; then the sentinel exits. `bye` ends it at once.
 """
 
 from __future__ import annotations
@@ -21,54 +21,53 @@ if __name__ == "__main__":  # run by path: the package may be heavy, the one nei
 else:
     from gateway.processes import process_tree
 
-STRAGGLER_GRACE = 0.25  # s: between the end of a child and SIGTERM to whom it left behind, who mostly just end as well
-LINGER = 0.3  # s without any survivor before exit: a child forked as the gateway died gets its cookie only by exec
-PATIENCE = 5.0  # s beyond the longest ladder, for what does not die at once of SIGKILL
-GHOST_LADDER = (0.0, 1.0, 1.0)  # for a cookie of ours whose child was never announced
-FREEZE_ROUNDS = 5  # scans after SIGSTOP until nobody new turns up; a stopped process cannot fork
-MAX_LINE = 1 << 16  # bytes: an announcement has some 200; whoever sends more is not our gateway
-QUICK_LOOK, SLOW_LOOK = 0.03, 0.1  # s between two looks at /proc, in the first second and later
+STRAGGLER_GRACE = 0.25  # s between the end of a child and SIGTERM to its descendants, most of which end as well
+LINGER = 0.3  # s without survivors before exit: a child forked as the gateway died gets its tree id only by exec
+PATIENCE = 5.0  # s beyond the longest grace, for processes that do not end at once on SIGKILL
+ORPHAN_GRACE = (0.0, 1.0, 1.0)  # for a tree id of the gateway whose child was never announced
+FREEZE_ROUNDS = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
+MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a sender of more is not the gateway
+FAST_SCAN_INTERVAL, SCAN_INTERVAL = 0.03, 0.1  # s between two scans of /proc, in the first second and later
 
 
 class Watch:
-    """What the gateway said: who it is, and which children live."""
+    """What the gateway has announced: its own pid, and its living children."""
 
     def __init__(self) -> None:
         self.instance = ""
         self.since = 0
         self.gateway = 0
-        self.families: dict[str, process_tree.ProcessTree] = {}
+        self.trees: dict[str, process_tree.ProcessTree] = {}
 
     def handle_announcement(self, line: bytes) -> bool:
-        """Take one announcement; False means that all is well and nobody needs us any more."""
-        said = json.loads(line)
-        match said["op"]:
+        """Apply one announcement; return False when the sentinel is no longer needed."""
+        message = json.loads(line)
+        match message["op"]:
             case "bye":
                 return False
             case "instance":
-                self.instance, self.gateway, self.since = said["instance"], said["pid"], said["start"]
+                self.instance, self.gateway, self.since = message["instance"], message["pid"], message["start"]
             case "child":
-                family = self.families.get(said["cookie"])
-                if family is None:
-                    ladder = (said["close_stdin"], said["terminate"], said["kill"])
-                    family = self.families[said["cookie"]] = process_tree.ProcessTree(
-                        said["cookie"], ladder, said["brand"]
-                    )
-                if said["pid"]:
-                    family.born(said["pid"], said["start"])
-            case "kin":
-                if (family := self.families.get(said["cookie"])) is not None:
-                    family.kin.update(dict(said["kin"]))
-                    family.sessions.update(dict(said["sessions"]))
+                tree = self.trees.get(message["tree"])
+                if tree is None:
+                    grace = (message["close_stdin"], message["terminate"], message["kill"])
+                    tree = process_tree.ProcessTree(message["tree"], grace, message["limit_mark"])
+                    self.trees[tree.id] = tree
+                if message["pid"]:
+                    tree.set_child(message["pid"], message["start"])
+            case "processes":
+                if (tree := self.trees.get(message["tree"])) is not None:
+                    tree.processes.update(dict(message["processes"]))
+                    tree.sessions.update(dict(message["sessions"]))
             case "gone":
-                self.families.pop(said["cookie"], None)
-            case _:  # a newer gateway: what it says must not kill the guard of what we do understand
+                self.trees.pop(message["tree"], None)
+            case _:  # from a newer gateway: what is understood must still be guarded
                 pass
         return True
 
 
 def listen(watch: Watch) -> bool:
-    """Read until the gateway is gone (True) or says goodbye (False)."""
+    """Read until the gateway has ended (True) or has sent `bye` (False)."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
     gateway_fd = -1
@@ -85,54 +84,50 @@ def listen(watch: Watch) -> bool:
             if gateway_fd < 0 and watch.gateway and hasattr(os, "pidfd_open"):
                 # The pipe alone is not enough: a program that embeds the gateway may have forked without exec,
                 # and that copy holds the pipe open.
-                gateway_fd = _open_pidfd(watch.gateway)
-                if gateway_fd >= 0:
+                try:
+                    gateway_fd = os.pidfd_open(watch.gateway)
+                except OSError:  # already gone (then stdin ends as well), or no pidfds here
+                    pass
+                else:
                     poll.register(gateway_fd, select.POLLIN)
         elif gateway_fd in events:  # it ended, and with nothing left to read we know all it had to say
             return True
 
 
-def _open_pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # already gone (then stdin ends as well), or no pidfds here
-        return -1
-
-
 def stop_all(watch: Watch) -> None:
-    """Run every family's ladder, all at the same time, until nobody is left or all patience is used up."""
+    """Run the shutdown sequence of every tree at once, until all processes have ended or the time is up."""
     began = time.monotonic()
-    told: set[tuple[int, int]] = set()
+    signalled: set[tuple[int, int]] = set()
     childless: dict[str, float] = {}
     last_seen = began
-    longest = max((sum(family.ladder) for family in watch.families.values()), default=0.0)
+    longest = max((sum(tree.grace) for tree in watch.trees.values()), default=0.0)
     while (now := time.monotonic()) < began + longest + PATIENCE and now < last_seen + LINGER:
         rows = scan(watch)
-        doomed: list[process_tree.ProcessTree] = []
-        for family in watch.families.values():
-            living = family.living(rows)
+        overdue: list[process_tree.ProcessTree] = []
+        for tree in watch.trees.values():
+            living = tree.living(rows)
             if not living:
                 continue
             last_seen = now
-            if all(row.pid != family.pid for row in living):
-                childless.setdefault(family.cookie, now)
-            terminate, kill = rungs(family, began, childless.get(family.cookie))
+            if all(row.pid != tree.pid for row in living):
+                childless.setdefault(tree.id, now)
+            terminate, kill = signal_times(tree, began, childless.get(tree.id))
             if now >= kill:
-                doomed.append(family)
+                overdue.append(tree)
             elif now >= terminate:
                 for row in living:
-                    if (row.pid, row.start) not in told:
-                        told.add((row.pid, row.start))
+                    if (row.pid, row.start) not in signalled:
+                        signalled.add((row.pid, row.start))
                         process_tree.send(row.pid, row.start, signal.SIGTERM)
                         process_tree.send(row.pid, row.start, signal.SIGCONT)  # a stopped process cannot obey
-        if doomed:
-            kill_families(watch, doomed)
-        time.sleep(QUICK_LOOK if now < began + 1 else SLOW_LOOK)
+        if overdue:
+            kill_trees(watch, overdue)
+        time.sleep(FAST_SCAN_INTERVAL if now < began + 1 else SCAN_INTERVAL)
 
 
-def rungs(family: process_tree.ProcessTree, began: float, childless: float | None) -> tuple[float, float]:
-    """When this family gets SIGTERM, and when SIGKILL; both come earlier once the child itself has ended."""
-    close_stdin, terminate, _ = family.ladder
+def signal_times(tree: process_tree.ProcessTree, began: float, childless: float | None) -> tuple[float, float]:
+    """Return when a tree gets SIGTERM and SIGKILL; both come earlier once the child itself has ended."""
+    close_stdin, terminate, _ = tree.grace
     at = began + close_stdin
     if childless is not None:
         at = min(at, childless + STRAGGLER_GRACE)
@@ -140,26 +135,28 @@ def rungs(family: process_tree.ProcessTree, began: float, childless: float | Non
 
 
 def scan(watch: Watch) -> dict[int, process_tree.Row]:
-    """Scan once and bring every family up to date; a ghost gets a family of its own."""
-    known = frozenset(item for family in watch.families.values() for item in family.kin.items())
-    found = process_tree.survey(watch.since, known)
-    spare = frozenset((os.getpid(), watch.gateway))
-    for _ in range(2):  # once more when there were ghosts, for those who descend from them
-        ghosts = process_tree.claim(found, watch.families, since=watch.since, instance=watch.instance, spare=spare)
-        for row, cookie in ghosts:
-            family = watch.families.setdefault(cookie, process_tree.ProcessTree(cookie, GHOST_LADDER))
-            family.kin[row.pid] = row.start
-        if not ghosts:
+    """Scan once and update every tree; an orphan gets a tree of its own."""
+    known = frozenset(item for tree in watch.trees.values() for item in tree.processes.items())
+    found = process_tree.scan_processes(watch.since, known)
+    excluded = frozenset((os.getpid(), watch.gateway))
+    for _ in range(2):  # a second time for the descendants of orphans
+        orphans = process_tree.assign_processes(
+            found, watch.trees, since=watch.since, instance=watch.instance, excluded=excluded
+        )
+        for row, tree_id in orphans:
+            tree = watch.trees.setdefault(tree_id, process_tree.ProcessTree(tree_id, ORPHAN_GRACE))
+            tree.processes[row.pid] = row.start
+        if not orphans:
             break
     return found.rows
 
 
-def kill_families(watch: Watch, doomed: list[process_tree.ProcessTree]) -> None:
-    """SIGSTOP everybody until nobody new turns up, then SIGKILL: who is stopped cannot fork away from under the axe."""
+def kill_trees(watch: Watch, overdue: list[process_tree.ProcessTree]) -> None:
+    """SIGSTOP until no new process is found, then SIGKILL: a stopped process cannot fork."""
     frozen: set[tuple[int, int]] = set()
     for _ in range(FREEZE_ROUNDS):
         rows = scan(watch)
-        fresh = {(row.pid, row.start) for family in doomed for row in family.living(rows)} - frozen
+        fresh = {(row.pid, row.start) for tree in overdue for row in tree.living(rows)} - frozen
         if not fresh:
             break
         for pid, start in fresh:
@@ -170,29 +167,29 @@ def kill_families(watch: Watch, doomed: list[process_tree.ProcessTree]) -> None:
 
 
 def stop_groups(watch: Watch) -> None:
-    """Where there is no `/proc`: end the children's process groups, which is all that can be named there."""
+    """End the process groups of the children, where no `/proc` names their descendants."""
     began = time.monotonic()
-    groups = {family.pid: family for family in watch.families.values() if family.pid}
-    told: set[int] = set()
-    while groups and time.monotonic() < began + max(sum(family.ladder) for family in groups.values()) + PATIENCE:
-        for pid, family in list(groups.items()):
-            terminate, kill = rungs(family, began, None)
+    groups = {tree.pid: tree for tree in watch.trees.values() if tree.pid}
+    signalled: set[int] = set()
+    while groups and time.monotonic() < began + max(sum(tree.grace) for tree in groups.values()) + PATIENCE:
+        for pid, tree in list(groups.items()):
+            terminate, kill = signal_times(tree, began, None)
             numbers: tuple[int, ...] = (0,)  # just look
             if time.monotonic() >= kill:
                 numbers = (signal.SIGKILL,)
-            elif time.monotonic() >= terminate and pid not in told:
-                told.add(pid)
+            elif time.monotonic() >= terminate and pid not in signalled:
+                signalled.add(pid)
                 numbers = (signal.SIGTERM, signal.SIGCONT)
             try:
                 for number in numbers:
                     os.killpg(pid, number)
-            except OSError:  # nobody left in it; EPERM is what macOS says of a group of zombies
+            except OSError:  # the group is empty; macOS returns EPERM for a group of zombies
                 del groups[pid]
-        time.sleep(SLOW_LOOK)
+        time.sleep(SCAN_INTERVAL)
 
 
 def main() -> int:
-    """Settle in where no signal to the gateway's group, no closed terminal and no unmounted directory reaches us."""
+    """Leave the reach of signals to the gateway's group, of its terminal and its directory; then watch."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")

@@ -1,8 +1,8 @@
-"""The gateway's end of the sentinel: starts it, tells it of every child, and starts another when it dies.
+"""The gateway's end of the sentinel: starts it, announces every child to it, and replaces it when it dies.
 
-Invariant: what `tell` was given reaches the sentinel that lives now, or the next one learns it from `roster`. Telling
-is a plain call that never waits; the one task, `run`, belongs to the guard's nursery. A sentinel that stops reading is
-replaced like a dead one, since an unread pipe protects nobody.
+Invariant: what `announce` was given reaches the living sentinel, or the next one has it from `announcements`.
+`announce` never waits; the one task, `run`, belongs to the guard's nursery. A sentinel that stops reading is replaced
+like a dead one, since it cannot know the children that were announced meanwhile.
 """
 
 from __future__ import annotations
@@ -27,65 +27,65 @@ logger: Final = logging.getLogger("gateway.children")
 
 PROGRAM: Final = Path(__file__).with_name("sentinel.py")
 PIPE_SIZE: Final = 1 << 20  # bytes: the announcements of some 4,000 children fit without waiting for the reader
-MAX_BACKLOG: Final = 4 << 20  # bytes kept for a slow reader; beyond, it counts as stuck
+MAX_BACKLOG: Final = 4 << 20  # bytes kept for a slow reader; with more it counts as stuck
 STUCK_AFTER: Final = 5.0  # s without reading while there is something to read
 FIRST_DELAY: Final = 0.1  # s before the next one is started; doubles with each quick death
 MAX_DELAY: Final = 60.0  # s: one log line a minute is what a sentinel that cannot live may cost
-HEALTHY_AFTER: Final = 30.0  # s of life that forgive earlier deaths
+HEALTHY_AFTER: Final = 30.0  # s of life after which the delay is reset
 BYE_GRACE: Final = 1.0  # s for the sentinel to exit after `bye`; it needs some 10 ms
-POLL: Final = 0.1  # s between two looks where there is no pidfd
+POLL_INTERVAL: Final = 0.1  # s, where there is no pidfd
 
 
 class SentinelClient:
-    """One living sentinel at most. `roster` gives everything that a newborn has to know."""
+    """At most one living sentinel. `announcements` returns everything that a new one has to know."""
 
-    def __init__(self, roster: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        self._roster = roster
+    def __init__(self, announcements: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        self._announcements = announcements
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._pipe = -1
         self._outbox = bytearray()
         self._backlog = trio.Event()
         self._starting = trio.Lock()
-        self._born = trio.Event()
-        self._limiter = trio.CapacityLimiter(1)  # trio's default one may be full of other rooms' slow lookups
+        self._started = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)  # trio's default one may be full of slow lookups
 
     @property
     def pid(self) -> int | None:
-        """The living sentinel, to be left out of every sweep."""
+        """The pid of the living sentinel, which no scan may assign to a child."""
         return None if self._popen is None else self._popen.pid
 
     async def ensure(self) -> None:
-        """Start the first sentinel and return when it exists; what it is to know waits for it in its pipe.
+        """Start the first sentinel and return when it exists; its announcements are in its pipe by then.
 
-        Replacing a dead one is the task's work. When none can be started the gateway works on without, and says so.
+        `run` replaces a dead one. When none can be started, the gateway continues without and logs a warning.
         """
         async with self._starting:
-            if self._born.is_set():
+            if self._started.is_set():
                 return
             try:
                 await self._start()
             except OSError as exc:
                 logger.warning("cannot start the sentinel, will try again: %s", exc)
-            self._born.set()
+            self._started.set()
 
-    def announce(self, said: dict[str, Any]) -> None:
-        """Queue one announcement and write what the pipe takes at once."""
+    def announce(self, announcement: dict[str, Any]) -> None:
+        """Queue one announcement and write what the pipe accepts at once."""
         if self._pipe >= 0:
-            self._outbox += json.dumps(said, separators=(",", ":")).encode() + b"\n"
+            self._outbox += json.dumps(announcement, separators=(",", ":")).encode() + b"\n"
             self._flush()
 
     async def run(self) -> None:
-        """Watch over the sentinel until cancelled: replace it whenever it is dead or stuck, at a bounded rate."""
-        await self._born.wait()
+        """Replace the sentinel whenever it is dead or stuck, at a bounded rate, until cancelled."""
+        await self._started.wait()
         delay = FIRST_DELAY
         while True:
-            born_at = trio.current_time()
+            started_at = trio.current_time()
             if self._popen is not None:
-                plight = await self._watch()
+                problem = await self._watch()
                 status = await self._kill_and_reap()
-                logger.warning("the sentinel %s (%s); starting another", plight, status)
-            delay = FIRST_DELAY if trio.current_time() - born_at > HEALTHY_AFTER else delay
+                logger.warning("the sentinel %s (%s); starting another", problem, status)
+            delay = FIRST_DELAY if trio.current_time() - started_at > HEALTHY_AFTER else delay
             await trio.sleep(delay)
             delay = min(delay * 2, MAX_DELAY)
             try:
@@ -94,7 +94,7 @@ class SentinelClient:
                 logger.warning("cannot start the sentinel, next try in %.1f s: %s", delay, exc)
 
     async def aclose(self, *, all_gone: bool) -> None:
-        """Send the sentinel home; unless `all_gone`, it does not hear `bye` and still ends whom we could not."""
+        """Dismiss the sentinel; unless `all_gone`, it gets no `bye` and ends the processes that are left."""
         await trio.lowlevel.checkpoint()
         if self._popen is None:
             return
@@ -110,11 +110,17 @@ class SentinelClient:
             self._forget()
 
     async def _start(self) -> None:
-        # All it has to know is in its pipe before it is there: were we killed while it starts, it would know nobody.
-        read, self._pipe = _open_pipe()
+        # Its announcements are in the pipe before it starts: the gateway may be killed meanwhile.
+        read, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):  # an ordinary pipe does as well: the backlog is longer then
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self._outbox.clear()
-        for said in self._roster():
-            self._outbox += json.dumps(said, separators=(",", ":")).encode() + b"\n"
+        for announcement in self._announcements():
+            self._outbox += json.dumps(announcement, separators=(",", ":")).encode() + b"\n"
         self._flush()
         try:
             # Not to be abandoned on cancellation, or nobody would own it; it takes as long as Popen does.
@@ -133,51 +139,47 @@ class SentinelClient:
                 del self._outbox[: os.write(self._pipe, self._outbox)]
         except BlockingIOError:
             self._backlog.set()
-        except BrokenPipeError:  # dead; `run` is about to notice, and the next one is told by the roster
+        except BrokenPipeError:  # dead; `run` will notice, and the next one gets all announcements
             self._outbox.clear()
 
     async def _watch(self) -> str:
-        """Return what is wrong with the sentinel, once something is."""
+        """Return what is wrong with the sentinel, once something is: it died, or it does not read."""
         assert self._popen is not None  # ruff: ignore[assert] - only `run` calls this, right after it looked
-        plight = "died"
+        problem = "died"
         async with trio.open_nursery() as nursery:
 
-            async def feed() -> None:
-                nonlocal plight
-                await self._feed()
-                plight = "does not read"
+            async def write_backlog() -> None:
+                nonlocal problem
+                while True:
+                    await self._backlog.wait()
+                    if len(self._outbox) > MAX_BACKLOG:
+                        break
+                    with trio.move_on_after(STUCK_AFTER) as scope:
+                        await trio.lowlevel.wait_writable(self._pipe)
+                    if scope.cancelled_caught:
+                        break
+                    self._flush()
+                    if not self._outbox:
+                        self._backlog = trio.Event()
+                problem = "does not read"
                 nursery.cancel_scope.cancel(reason="the sentinel is stuck")
 
-            nursery.start_soon(feed)
+            nursery.start_soon(write_backlog)
             await self._wait_dead(self._popen)
             nursery.cancel_scope.cancel(reason="the sentinel died")
-        return plight
-
-    async def _feed(self) -> None:
-        """Write the backlog whenever there is one; return when the sentinel does not take it."""
-        while True:
-            await self._backlog.wait()
-            if len(self._outbox) > MAX_BACKLOG:
-                return
-            with trio.move_on_after(STUCK_AFTER) as scope:
-                await trio.lowlevel.wait_writable(self._pipe)
-            if scope.cancelled_caught:
-                return
-            self._flush()
-            if not self._outbox:
-                self._backlog = trio.Event()
+        return problem
 
     async def _wait_dead(self, popen: subprocess.Popen[bytes]) -> None:
         if self._pidfd >= 0:
             await trio.lowlevel.wait_readable(self._pidfd)
             return
         while True:
-            await trio.sleep(POLL)
+            await trio.sleep(POLL_INTERVAL)
             if popen.poll() is not None:
                 return
 
     async def _kill_and_reap(self) -> int:
-        """End what is left of it; SIGKILL takes effect at once, so the blocking wait is over in a moment."""
+        """Kill it and return its exit status; SIGKILL takes effect at once, so the wait is short."""
         assert self._popen is not None  # ruff: ignore[assert] - the callers hold one
         await trio.lowlevel.checkpoint()
         popen = self._popen
@@ -205,23 +207,11 @@ class SentinelClient:
         self._backlog = trio.Event()
 
 
-def _open_pipe() -> tuple[int, int]:
-    """The sentinel's end and ours, which never makes us wait."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    if sys.platform == "linux":
-        import fcntl
-
-        with contextlib.suppress(OSError):  # an ordinary pipe does as well, the backlog then lives on our side
-            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    return read, write
-
-
 def _spawn_sentinel(stdin: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Run it in a session of its own (the gateway's group may be killed), with no open file of the gateway's.
+    """Start it in a session of its own (the gateway's group may be killed), without open files of the gateway.
 
-    Its stderr is not ours: who reads the gateway's stderr to its end should not have to wait for the sentinel. Its
-    environment is empty but for the loader's path, so that it carries no cookie of a gateway above this one.
+    Its stderr is not the gateway's: a reader of that one to its end should not have to wait for the sentinel. Its
+    environment is empty but for the loader's path, so that it has no tree id of a gateway above this one.
     """
     env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     popen = subprocess.Popen(

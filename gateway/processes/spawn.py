@@ -1,8 +1,8 @@
-"""Starting one child program: its pipes, its session, its limits, and errors that say what to do.
+"""Start one child program: its pipes, its session, its limits, and errors that say what to do.
 
-`spawn` is synchronous and runs in a worker thread; it either returns a whole `Spawned` or leaves nothing behind.
-Nothing in here owns a task. PR_SET_PDEATHSIG is not used: the signal follows the *thread* that forked, and a worker
-thread ends when it has been idle for a while, which would kill a healthy child.
+`spawn` is synchronous and runs in a worker thread; it either returns a whole `Spawned` or leaves nothing behind. No
+task is owned here. PR_SET_PDEATHSIG is not used: the signal follows the *thread* that forked, and a worker thread ends
+when it has been idle for a while, which would kill a healthy child.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("gateway.children")
 
 NOFILE_TARGET: Final = 65536
-"""File descriptors are what the gateway needs most (four a child); more than this many it never needs."""
+"""Open files at most: the gateway needs four for each child."""
 
-_branding: Final = threading.Lock()  # held while this process wears a child's brand, so that one child gets it
+_mark_lock: Final = threading.Lock()  # held while this process has a child's limit mark, so that one child inherits it
 
 _children_nofile: tuple[int, int] | None = None  # the limit that children get back; set once by raise_nofile_limit()
 
 
 class ChildCommand(msgspec.Struct, frozen=True):
-    """What to run. `env` is the complete environment (the guard adds its cookie), `cwd` None means the gateway's."""
+    """The program to run. `env` is complete (but for the tree id); `cwd` None is the gateway's."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -54,12 +54,12 @@ class Spawned(NamedTuple):
     stderr: int
 
 
-def spawn(command: ChildCommand, env: Mapping[str, str], brand: int, wear_brand: bool) -> Spawned:
+def spawn(command: ChildCommand, env: Mapping[str, str], limit_mark: int, inherit_mark: bool) -> Spawned:
     """Start the child as leader of a session and a process group of its own. Raises what `Popen` raises.
 
-    `wear_brand`: the child inherits its brand, so that it has it from birth and cannot fork unbranded; for this
-    moment the whole process wears it, so a program that embeds the gateway, and may be forking itself, brands the child
-    right after the start instead.
+    `inherit_mark`: the child inherits its limit mark, so that it never runs and forks without it. Meanwhile this whole
+    process has the mark; a program that embeds the gateway may fork by itself, so it has the child marked right after
+    the start instead.
 
     All six pipe ends are created non-inheritable, so that no other child holds a write end: the end of the gateway must
     be the end of every child's stdin.
@@ -74,7 +74,7 @@ def spawn(command: ChildCommand, env: Mapping[str, str], brand: int, wear_brand:
         err_read, err_write = os.pipe()
         child_ends.callback(os.close, err_write)
         our_ends.callback(os.close, err_read)
-        with _wearing(brand if wear_brand else 0):
+        with _inheriting_mark(limit_mark if inherit_mark else 0):
             popen = subprocess.Popen(
                 command.argv,
                 stdin=in_read,
@@ -86,10 +86,18 @@ def spawn(command: ChildCommand, env: Mapping[str, str], brand: int, wear_brand:
                 close_fds=True,
             )
         try:
-            _set_limits(popen.pid, 0 if wear_brand else brand)
+            if sys.platform == "linux":
+                import resource
+
+                infinity, mark_limit = resource.RLIM_INFINITY, process_tree.MARK_LIMIT
+                with contextlib.suppress(OSError):  # it ended already, or changed its user
+                    if _children_nofile is not None:
+                        resource.prlimit(popen.pid, resource.RLIMIT_NOFILE, _children_nofile)
+                    if limit_mark and not inherit_mark and resource.prlimit(popen.pid, mark_limit)[1] == infinity:
+                        resource.prlimit(popen.pid, mark_limit, (limit_mark, infinity))
             pidfd = open_pidfd(popen.pid)
             row = process_tree.read_row(popen.pid)
-        except BaseException:  # no place for a half-started child: nobody would own it
+        except BaseException:  # a half-started child would have no owner
             os.killpg(popen.pid, signal.SIGKILL)
             popen.wait()
             raise
@@ -98,7 +106,7 @@ def spawn(command: ChildCommand, env: Mapping[str, str], brand: int, wear_brand:
 
 
 def open_pidfd(pid: int) -> int:
-    """A descriptor that becomes readable when `pid` ends, or -1 where the system has none."""
+    """Return a descriptor that is readable once `pid` has ended, or -1 where the system has none."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # old kernel, strict sandbox, or no descriptors left: poll instead
             return os.pidfd_open(pid)
@@ -112,8 +120,10 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
     if not name:
         return "cannot start: the command is empty"
     if cwd is not None and isinstance(exc, OSError) and not os.access(cwd, os.X_OK):  # access() follows no PATH
-        trouble = "is not a directory" if os.path.exists(cwd) and not os.path.isdir(cwd) else _plight(cwd)  # ruff: ignore[os-path-exists, os-path-isdir]
-        return f"cannot start: its working directory {cwd!r} {trouble}; create it or change `cwd`"
+        problem = "does not exist"
+        if os.path.exists(cwd):  # ruff: ignore[os-path-exists] - no Path is needed
+            problem = "may not be entered" if os.path.isdir(cwd) else "is not a directory"  # ruff: ignore[os-path-isdir]
+        return f"cannot start: its working directory {cwd!r} {problem}; create it or change `cwd`"
     match exc:
         case NotADirectoryError() if cwd is not None and exc.filename == cwd:
             return f"cannot start: its working directory {cwd!r} is not a directory; change `cwd`"
@@ -131,10 +141,6 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
             return "cannot start: its arguments and environment together are too long for this system"
         case _:
             return f"cannot start: command {name!r}: {exc}"
-
-
-def _plight(cwd: str) -> str:
-    return "may not be entered" if os.path.isdir(cwd) else "does not exist"  # ruff: ignore[os-path-isdir] - no Path is needed
 
 
 def _not_found(name: str, env: Mapping[str, str], cwd: str | None) -> str:
@@ -176,31 +182,19 @@ def raise_nofile_limit() -> tuple[int, int] | None:
     return soft, target
 
 
-def _set_limits(pid: int, brand: int) -> None:
-    if sys.platform != "linux":
-        return
-    import resource
-
-    with contextlib.suppress(OSError):  # it ended already, or changed its user: then its limits are its own affair
-        if _children_nofile is not None:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, _children_nofile)
-        if brand and resource.prlimit(pid, process_tree.BRAND_LIMIT)[1] == resource.RLIM_INFINITY:
-            resource.prlimit(pid, process_tree.BRAND_LIMIT, (brand, resource.RLIM_INFINITY))
-
-
 @contextlib.contextmanager
-def _wearing(brand: int) -> Generator[None]:
-    """Have whoever is forked meanwhile inherit the brand. Forks take turns anyway: they hold the interpreter lock."""
-    if sys.platform != "linux" or not brand:
+def _inheriting_mark(limit_mark: int) -> Generator[None]:
+    """Have children forked in this block inherit the mark. Forks take turns anyway: they hold the interpreter lock."""
+    if sys.platform != "linux" or not limit_mark:
         yield
         return
     import resource
 
-    with _branding:
-        before = resource.getrlimit(process_tree.BRAND_LIMIT)
+    with _mark_lock:
+        before = resource.getrlimit(process_tree.MARK_LIMIT)
         if before[1] == resource.RLIM_INFINITY:
-            resource.setrlimit(process_tree.BRAND_LIMIT, (brand, before[1]))
+            resource.setrlimit(process_tree.MARK_LIMIT, (limit_mark, before[1]))
         try:
             yield
         finally:
-            resource.setrlimit(process_tree.BRAND_LIMIT, before)
+            resource.setrlimit(process_tree.MARK_LIMIT, before)

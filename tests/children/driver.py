@@ -16,7 +16,7 @@ from tests.children.support import QUICK, ready_child
 
 
 async def keep(temper: str, mark: str, guard: ChildGuard, *, task_status: trio.TaskStatus[None]) -> None:
-    async with ready_child(temper, mark, guard=guard, ladder=QUICK):
+    async with ready_child(temper, mark, guard=guard, grace=QUICK):
         task_status.started()
         await trio.sleep_forever()
 

@@ -1,7 +1,7 @@
 """What the tests of child lifetimes share: commands of the zoo, and an oracle that asks `/proc` alone.
 
-The oracle knows nothing of cookies, brands or groups: it finds processes by the mark in their command line, and zombies
-by their parent.
+The oracle knows nothing of tree ids, limit marks or groups: it finds processes by the mark in their command line, and
+zombies by their parent.
 """
 
 import contextlib
@@ -89,9 +89,9 @@ async def read_line(stream: trio.lowlevel.FdStream) -> str:
 
 @asynccontextmanager
 async def ready_child(
-    temper: str, mark: str, *args: str, guard: ChildGuard, ladder: ShutdownGrace = QUICK
+    temper: str, mark: str, *args: str, guard: ChildGuard, grace: ShutdownGrace = QUICK
 ) -> AsyncGenerator[Child]:
-    async with open_child(command(temper, mark, *args), ladder=ladder, guard=guard, backend=temper) as child:
+    async with open_child(command(temper, mark, *args), grace=grace, guard=guard, backend=temper) as child:
         assert await read_line(child.stdout) == "ready"
         yield child
 

@@ -5,16 +5,25 @@ import signal
 
 import pytest
 
-from gateway.processes.process_tree import ProcessScan, ProcessTree, Row, claim, parse_stat, read_brand, read_row, send
-from gateway.processes.sentinel import Watch, rungs
+from gateway.processes.process_tree import (
+    ProcessScan,
+    ProcessTree,
+    Row,
+    assign_processes,
+    parse_stat,
+    read_limit_mark,
+    read_row,
+    send,
+)
+from gateway.processes.sentinel import Watch, signal_times
 
 INSTANCE = "cafe"
 GATEWAY = 10
 
 
-def family(pid: int = 100, start: int = 50, brand: int = 7) -> ProcessTree:
-    made = ProcessTree(f"{INSTANCE}.1", (1.0, 1.0, 1.0), brand)
-    made.born(pid, start)
+def tree(pid: int = 100, start: int = 50, limit_mark: int = 7) -> ProcessTree:
+    made = ProcessTree(f"{INSTANCE}.1", (1.0, 1.0, 1.0), limit_mark)
+    made.set_child(pid, start)
     return made
 
 
@@ -25,11 +34,13 @@ def row(pid: int, ppid: int = 1, *, session: int = 1, start: int = 60, state: st
 CHILD = row(100, GATEWAY, session=100, start=50)
 
 
-def kin(*rows: Row, cookies=None, brands=None, of: ProcessTree | None = None, spare=frozenset({GATEWAY})) -> set[int]:
-    mine = of or family()
-    found = ProcessScan({each.pid: each for each in rows}, cookies or {}, brands or {})
-    claim(found, {mine.cookie: mine}, since=40, instance=INSTANCE, spare=spare)
-    return set(mine.kin)
+def assigned(
+    *rows: Row, tree_ids=None, limit_marks=None, of: ProcessTree | None = None, excluded=frozenset({GATEWAY})
+) -> set[int]:
+    mine = of or tree()
+    found = ProcessScan({each.pid: each for each in rows}, tree_ids or {}, limit_marks or {})
+    assign_processes(found, {mine.id: mine}, since=40, instance=INSTANCE, excluded=excluded)
+    return set(mine.processes)
 
 
 @pytest.mark.parametrize(
@@ -38,62 +49,62 @@ def kin(*rows: Row, cookies=None, brands=None, of: ProcessTree | None = None, sp
         ([row(101, 100)], {}, {101}),
         ([row(101, 1, session=100)], {}, {101}),
         ([row(103, 102), row(102, 101), row(101, 100)], {}, {101, 102, 103}),
-        ([row(101, 1)], {"cookies": {101: ["other.9", "cafe.1"]}}, {101}),
-        ([row(101, 1)], {"brands": {101: 7}}, {101}),
-        ([row(101, 1, state="Z")], {"brands": {101: 7}}, {101}),
-        ([row(101, 1, session=101), row(102, 1, session=101)], {"brands": {101: 7}}, {101, 102}),
-        ([row(101, 1)], {"brands": {101: 8}, "cookies": {101: ["beef.1"]}}, set()),
+        ([row(101, 1)], {"tree_ids": {101: ["other.9", "cafe.1"]}}, {101}),
+        ([row(101, 1)], {"limit_marks": {101: 7}}, {101}),
+        ([row(101, 1, state="Z")], {"limit_marks": {101: 7}}, {101}),
+        ([row(101, 1, session=101), row(102, 1, session=101)], {"limit_marks": {101: 7}}, {101, 102}),
+        ([row(101, 1)], {"limit_marks": {101: 8}, "tree_ids": {101: ["beef.1"]}}, set()),
         ([row(101, 1), row(102, GATEWAY)], {}, set()),
         ([row(101, 100, start=49)], {}, set()),
         ([row(101, 100, start=30)], {}, set()),
-        ([row(101, 1, session=101), row(102, 1, session=55)], {"cookies": {102: ["cafe.1"]}}, {102}),
+        ([row(101, 1, session=101), row(102, 1, session=55)], {"tree_ids": {102: ["cafe.1"]}}, {102}),
     ],
     ids=[
-        "its child", "its session", "a chain, in any order", "its cookie among others", "its brand", "a zombie's brand",
+        "its child", "its session", "a chain, in any order", "its tree id among others", "its mark", "a zombie's mark",
         "a session that a member founded", "somebody else's marks", "strangers", "older than its parent",
-        "older than the gateway", "a cookie in a foreign session claims that process alone",
+        "older than the gateway", "a tree id in a foreign session claims that process alone",
     ],
 )  # fmt: skip
 def test_who_is_claimed(others: list[Row], marks, expected: set[int]) -> None:
-    assert kin(CHILD, *others, **marks) == {100} | expected
+    assert assigned(CHILD, *others, **marks) == {100} | expected
 
 
 def test_what_was_seen_stays_known_when_all_evidence_is_gone() -> None:
-    mine = family()
-    assert kin(CHILD, row(101, 100), of=mine) == {100, 101}
-    assert kin(CHILD, row(101, 1, session=77), of=mine) == {100, 101}
+    mine = tree()
+    assert assigned(CHILD, row(101, 100), of=mine) == {100, 101}
+    assert assigned(CHILD, row(101, 1, session=77), of=mine) == {100, 101}
 
 
 def test_a_reused_number_is_forgotten() -> None:
-    mine = family()
-    kin(CHILD, row(101, 100, session=101), of=mine)
+    mine = tree()
+    assigned(CHILD, row(101, 100, session=101), of=mine)
     assert mine.sessions.keys() == {100, 101}
-    assert kin(CHILD, row(101, 1, session=101, start=99), row(102, 1, session=101, start=99), of=mine) == {100}
+    assert assigned(CHILD, row(101, 1, session=101, start=99), row(102, 1, session=101, start=99), of=mine) == {100}
     assert mine.sessions.keys() == {100}
 
 
 def test_a_founded_session_outlives_its_leader_but_not_its_last_member() -> None:
-    mine = family()
-    kin(CHILD, row(101, 100, session=101), row(102, 101, session=101), of=mine)
-    assert kin(CHILD, row(102, 1, session=101), row(103, 1, session=101), of=mine) == {100, 102, 103}
-    assert kin(CHILD, of=mine) == {100}
-    assert kin(CHILD, row(104, 1, session=101), of=mine) == {100}
+    mine = tree()
+    assigned(CHILD, row(101, 100, session=101), row(102, 101, session=101), of=mine)
+    assert assigned(CHILD, row(102, 1, session=101), row(103, 1, session=101), of=mine) == {100, 102, 103}
+    assert assigned(CHILD, of=mine) == {100}
+    assert assigned(CHILD, row(104, 1, session=101), of=mine) == {100}
 
 
 def test_a_pinned_child_is_kept_though_it_was_born_during_the_scan() -> None:
-    mine = family()
+    mine = tree()
     mine.pinned = True
-    assert kin(of=mine) == {100}
+    assert assigned(of=mine) == {100}
     mine.pinned = False
-    assert kin(of=mine) == set()
+    assert assigned(of=mine) == set()
 
 
 def test_ghosts_are_named_and_the_spared_are_not_claimed() -> None:
-    mine = family()
+    mine = tree()
     found = ProcessScan({1: row(1), 5: row(5), 6: row(6)}, {5: ["cafe.99"], 6: ["beef.1"]}, {})
-    ghosts = claim(found, {mine.cookie: mine}, since=40, instance=INSTANCE, spare=frozenset({GATEWAY}))
-    assert [(ghost.pid, cookie) for ghost, cookie in ghosts] == [(5, "cafe.99")]
-    assert kin(CHILD, row(9, 100), spare=frozenset({9})) == {100}
+    orphans = assign_processes(found, {mine.id: mine}, since=40, instance=INSTANCE, excluded=frozenset({GATEWAY}))
+    assert [(orphan.pid, tree_id) for orphan, tree_id in orphans] == [(5, "cafe.99")]
+    assert assigned(CHILD, row(9, 100), excluded=frozenset({9})) == {100}
 
 
 def test_parse_stat_survives_any_name() -> None:
@@ -109,25 +120,25 @@ def test_a_signal_reaches_only_who_was_meant() -> None:
     assert me is not None
     assert send(me.pid, me.start, 0)
     assert not send(me.pid, me.start + 1, signal.SIGKILL)
-    assert read_brand(me.pid) == 0
+    assert read_limit_mark(me.pid) == 0
 
 
 def test_the_sentinel_forgets_who_is_gone_and_ignores_what_is_new() -> None:
     watch = Watch()
-    child = b'{"op":"child","cookie":"cafe.1","brand":7,"pid":%d,"start":50,"close_stdin":1,"terminate":2,"kill":3}'
+    child = b'{"op":"child","tree":"cafe.1","limit_mark":7,"pid":%d,"start":50,"close_stdin":1,"terminate":2,"kill":3}'
     assert watch.handle_announcement(b'{"op":"instance","instance":"cafe","pid":10,"start":40}')
     assert watch.handle_announcement(child % 0)
-    assert watch.families["cafe.1"].kin == {}
+    assert watch.trees["cafe.1"].processes == {}
     assert watch.handle_announcement(child % 100)
-    assert watch.handle_announcement(b'{"op":"kin","cookie":"cafe.1","kin":[[101,60]],"sessions":[[101,60]]}')
-    assert watch.families["cafe.1"].kin == {100: 50, 101: 60}
+    assert watch.handle_announcement(b'{"op":"processes","tree":"cafe.1","processes":[[101,60]],"sessions":[[101,60]]}')
+    assert watch.trees["cafe.1"].processes == {100: 50, 101: 60}
     assert watch.handle_announcement(b'{"op":"from the future"}')
-    assert watch.handle_announcement(b'{"op":"gone","cookie":"cafe.1"}')
-    assert watch.families == {}
+    assert watch.handle_announcement(b'{"op":"gone","tree":"cafe.1"}')
+    assert watch.trees == {}
     assert not watch.handle_announcement(b'{"op":"bye"}')
 
 
-def test_the_rungs_come_earlier_once_the_child_has_ended() -> None:
+def test_the_signals_come_earlier_once_the_child_has_ended() -> None:
     mine = ProcessTree("cafe.1", (2.0, 3.0, 1.0))
-    assert rungs(mine, 10.0, None) == (12.0, 15.0)
-    assert rungs(mine, 10.0, 10.5) == (10.75, 13.75)
+    assert signal_times(mine, 10.0, None) == (12.0, 15.0)
+    assert signal_times(mine, 10.0, 10.5) == (10.75, 13.75)

@@ -29,7 +29,7 @@ from tests.children.support import (
 )
 from tests.children.zoo import TEMPERS
 
-LADDERS = {"flusher": PATIENT, "echo": PATIENT}
+GRACES = {"flusher": PATIENT, "echo": PATIENT}
 EXITS = {
     "echo": "exited with status 0",
     "ignores_eof": "was killed by SIGTERM",
@@ -46,17 +46,17 @@ EXITS = {
 }
 
 
-def bound(ladder: ShutdownGrace) -> float:
-    return ladder.close_stdin + ladder.terminate + ladder.kill + 10  # a loaded machine may be slow
+def bound(grace: ShutdownGrace) -> float:
+    return grace.close_stdin + grace.terminate + grace.kill + 10  # a loaded machine may be slow
 
 
 @pytest.mark.parametrize("subreaper", [True, False], ids=["subreaper", "embedded"])
 @pytest.mark.parametrize("temper", TEMPERS)
 async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) -> None:
-    mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
+    mark, grace = new_mark(), GRACES.get(temper, QUICK)
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=subreaper) as guard:
-            async with ready_child(temper, mark, guard=guard, ladder=ladder) as child:
+            async with ready_child(temper, mark, guard=guard, grace=grace) as child:
                 assert child.pid in marked(mark)
                 began = time.monotonic()
             assert marked(mark) == []
@@ -68,11 +68,11 @@ async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) 
 
 @pytest.mark.parametrize("temper", TEMPERS)
 async def test_cancellation_ends_everybody(temper: str) -> None:
-    mark, ladder = new_mark(), LADDERS.get(temper, QUICK)
+    mark, grace = new_mark(), GRACES.get(temper, QUICK)
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard:
             with trio.CancelScope() as scope:
-                async with ready_child(temper, mark, guard=guard, ladder=ladder):
+                async with ready_child(temper, mark, guard=guard, grace=grace):
                     scope.cancel()
                     await trio.sleep_forever()
             assert scope.cancelled_caught
@@ -207,8 +207,8 @@ async def test_hurry_skips_all_grace() -> None:
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
             async with (
-                ready_child("ignores_term", mark, guard=guard, ladder=PATIENT),
-                ready_child("stubborn_daemon", mark, guard=guard, ladder=PATIENT),
+                ready_child("ignores_term", mark, guard=guard, grace=PATIENT),
+                ready_child("stubborn_daemon", mark, guard=guard, grace=PATIENT),
             ):
                 nursery.start_soon(guard.force_stopped.wait)
                 began = time.monotonic()
@@ -217,13 +217,13 @@ async def test_hurry_skips_all_grace() -> None:
             assert time.monotonic() - began < 10
 
 
-async def test_hurry_cuts_a_running_ladder_short() -> None:
+async def test_hurry_cuts_a_running_shutdown_sequence_short() -> None:
     mark = new_mark()
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
 
             async def hold(*, task_status: trio.TaskStatus[None]) -> None:
-                async with ready_child("ignores_eof", mark, guard=guard, ladder=PATIENT) as child:
+                async with ready_child("ignores_eof", mark, guard=guard, grace=PATIENT) as child:
                     task_status.started()
                 assert child.describe_exit() == "was killed by SIGKILL"
 

@@ -119,7 +119,7 @@ async def test_the_sentinel_is_small_and_alone() -> None:
                 ignored = int(status["SigIgn"], 16)
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                     assert ignored >> (number - 1) & 1
-            assert guard.sentinel_pid == pid, "it is not among what the ladder ends"
+            assert guard.sentinel_pid == pid, "it is not among what the shutdown sequence ends"
 
 
 # Zombies and exit codes.
@@ -141,7 +141,7 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
     async def one(code: int, guard: ChildGuard) -> None:
         argv = ("/bin/sh", "-c", f"(setsid sleep 0.0{code % 10} &) ; exit {code}", mark)
         async with open_child(
-            ChildCommand(argv, {"PATH": "/usr/bin:/bin"}), ladder=QUICK, guard=guard, backend="x"
+            ChildCommand(argv, {"PATH": "/usr/bin:/bin"}), grace=QUICK, guard=guard, backend="x"
         ) as c:
             seen[code] = await c.wait()
 
@@ -161,16 +161,16 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
 
 
 async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn(monkeypatch) -> None:
-    monkeypatch.setattr("gateway.processes.guard.STRANGER_PATIENCE", 0.0)
+    monkeypatch.setattr("gateway.processes.guard.UNKNOWN_ZOMBIE_GRACE", 0.0)
     with trio.fail_after(20):
         async with open_guard(subreaper=True, sentinel=False) as guard:
             pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
             await ended(pid)
-            family = guard.register("being spawned", QUICK)
+            tree = guard.register("being spawned", QUICK)
             await guard.scan()
             await guard.scan()
             assert pid in zombies(os.getpid())
-            guard.dismiss(family, spawned=False)
+            guard.remove(tree, spawned=False)
             await guard.scan()
             assert pid not in zombies(os.getpid())
 
@@ -179,7 +179,7 @@ async def test_the_status_survives_the_end_of_the_context() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=False) as guard:
-            async with open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x") as child:
+            async with open_child(command("exits", mark, "3"), grace=QUICK, guard=guard, backend="x") as child:
                 assert await child.wait() == 3
                 assert child.returncode == 3
             assert (await child.wait(), child.describe_exit()) == (3, "exited with status 3")
@@ -189,10 +189,10 @@ async def test_a_status_taken_by_others_is_said_to_be(caplog) -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=False) as guard:
-            exits = open_child(command("exits", mark, "3"), ladder=QUICK, guard=guard, backend="x")
+            exits = open_child(command("exits", mark, "3"), grace=QUICK, guard=guard, backend="x")
             async with exits as child:
                 await trio.to_thread.run_sync(os.waitpid, child.pid, 0)
-                assert await child.wait() == child_module.STATUS_TAKEN
+                assert await child.wait() == child_module.STATUS_UNKNOWN
                 assert "was taken by other code" in caplog.text
 
 
@@ -247,7 +247,7 @@ async def test_what_cannot_start_says_why(argv, cwd, says, tmp_path) -> None:
     with trio.fail_after(20), nothing_left(new_mark()):
         async with open_guard(subreaper=False) as guard:
             with pytest.raises(BackendUnavailable, match=f"backend 'broken' cannot start: .*{says}"):
-                async with open_child(wanted, ladder=QUICK, guard=guard, backend="broken"):
+                async with open_child(wanted, grace=QUICK, guard=guard, backend="broken"):
                     pytest.fail("it started")
             assert guard.snapshot() == ()
 
@@ -276,7 +276,7 @@ async def test_the_raised_limit_of_open_files_is_the_gateways_alone(monkeypatch)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(before[1], 65536), before[1])
         with trio.fail_after(20), nothing_left(mark):
             async with open_guard(subreaper=False) as guard:
-                limits = open_child(command("limits", mark), ladder=QUICK, guard=guard, backend="x")
+                limits = open_child(command("limits", mark), grace=QUICK, guard=guard, backend="x")
                 async with limits as child:
                     assert await read_line(child.stdout) == f"300 {before[1]} [0, 1, 2]"
     finally:
@@ -284,12 +284,12 @@ async def test_the_raised_limit_of_open_files_is_the_gateways_alone(monkeypatch)
 
 
 async def test_cancelled_at_any_moment_nothing_is_left() -> None:
-    """Before, while and after the thread forks; in the handshake; while the ladder runs."""
+    """Before, while and after the thread forks; in the handshake; while the shutdown sequence runs."""
     mark, rng = new_mark(), random.Random(7)
 
     async def one(guard: ChildGuard, after: float) -> None:
         with trio.move_on_after(after):
-            async with open_child(command("echo", mark), ladder=PATIENT, guard=guard, backend="x") as child:
+            async with open_child(command("echo", mark), grace=PATIENT, guard=guard, backend="x") as child:
                 await read_line(child.stdout)
                 await trio.sleep(0.002)
 
@@ -310,7 +310,7 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
 
     async def batch(guard: ChildGuard, count: int) -> None:
         async def one() -> None:
-            async with open_child(ChildCommand(argv, {}), ladder=PATIENT, guard=guard, backend="x") as child:
+            async with open_child(ChildCommand(argv, {}), grace=PATIENT, guard=guard, backend="x") as child:
                 await child.stdin.send_all(b"hello\n")
                 assert await read_line(child.stdout) == "hello"
 
@@ -335,7 +335,7 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
             assert after[0] == before[0]
             assert after[1] <= before[1] + 1
             assert after[2] == before[2]
-            assert guard._wards == {}
+            assert guard._tracked == {}
 
 
 # Where there is no /proc.

@@ -162,7 +162,7 @@ def hopper() -> None:
 
 
 def briefly() -> None:
-    """Leaves orphans that end soon after: a daemon with a cookie, and one without."""
+    """Leaves orphans that end soon after: a daemon with a tree id, and one without."""
     detach(lambda: time.sleep(float(sys.argv[3])))
     detach(lambda: os.execve("/bin/sleep", ["sleep", sys.argv[3]], {}))
     say()
