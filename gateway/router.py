@@ -66,6 +66,7 @@ class Router:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self._links = Links()
+        self._linked = fleet.supervisors  # a new table after each change of the config
         self.refused: dict[tuple[str, str], int] = {}
         """How many calls were refused, by backend (empty where none was found) and class of error."""
         self.dropped = 0
@@ -189,8 +190,11 @@ class Router:
             self.on_refused(call, backend, trio.current_time() - began, problem)
 
     def _publish(self, ticket: PendingCall, outcome: Outcome) -> Outcome:
-        """An outcome with its URIs as clients see them."""
+        """Return an outcome with its URIs as clients see them; their links are learned on the way."""
         call = ticket.call
+        if self._linked is not self.fleet.supervisors:
+            self._linked = self.fleet.supervisors
+            self._links.retain(self._linked)
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(ticket.backend, call.method, *((ticket.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):

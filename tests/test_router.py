@@ -164,6 +164,30 @@ async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) ->
             router.release(ticket)
 
 
+async def test_links_of_removed_servers_are_forgotten(autojump_clock: MockClock) -> None:
+    async with running({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b", "c")}) as router:
+        fleet = router.fleet
+        whole = fleet.config
+
+        async def call(name: str, uri: str) -> None:
+            ticket = await router.submit(make_call(name))
+            result = jsonrpc.encode({"content": [{"type": "resource_link", "uri": uri, "name": uri}]})
+            ticket.finish(Complete(result, Era.LEGACY))
+            await ticket.next()
+            router.release(ticket)
+
+        await call("a.x", "file:///a")
+        await call("b.x", "file:///b")
+        await fleet.apply(msgspec.structs.replace(whole, servers={name: whole.servers[name] for name in ("b", "c")}))
+        await call("c.x", "file:///c")
+        await fleet.apply(whole)
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("file:///a", "resources/read"))
+        ticket = await router.submit(make_call("file:///b", "resources/read"))
+        assert ticket.backend == "b"
+        router.release(ticket)
+
+
 async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": offers(Kind.RESOURCES, resources={})}
     async with running(fakes) as router:

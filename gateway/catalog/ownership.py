@@ -20,7 +20,7 @@ from gateway import jsonrpc, surrogates
 from gateway.catalog import uris
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Container
 
 MAX_FOLDERS: Final = 32
 """Path segments of a URI that are cut off, one by one, in search of a listed resource that it may be part of."""
@@ -206,6 +206,10 @@ class Links:
             if uri in links and (among is None or backend in among)
         ]
         return max(found)[1] if found else None
+
+    def retain(self, backends: Container[str]) -> None:
+        """Forget the links of all backends but these."""
+        self._seen = {backend: links for backend, links in self._seen.items() if backend in backends}
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
