@@ -67,16 +67,12 @@ class AdminAccess:
 
     @staticmethod
     def _is_local(headers: Mapping[bytes, bytes], guarded: bool) -> bool:
-        return not guarded and not _is_forwarded(headers)
-
-
-def _is_forwarded(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request says of itself that a proxy has sent it on: by its host, or by what proxies add."""
-    if not FORWARDED.isdisjoint(headers):
-        return True
-    host = headers.get(b"host", b"").decode("latin-1")
-    authority = parse_authority(host)
-    return bool(host) and (authority is None or not is_loopback(authority.host))
+        """Return whether `access` is not configured and no proxy shows in the headers, nor in the host."""
+        if guarded or not FORWARDED.isdisjoint(headers):
+            return False
+        host = headers.get(b"host", b"").decode("latin-1")
+        authority = parse_authority(host)
+        return not host or (authority is not None and is_loopback(authority.host))
 
 
 def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:

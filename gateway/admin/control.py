@@ -33,6 +33,7 @@ MAX_QUESTION: Final = 1_024
 """Bytes of a question."""
 MAX_CONNECTIONS: Final = 16
 """Connections served at once; more wait in the socket's own queue."""
+UNKNOWN_QUESTION: Final = {"error": "unknown question; ask ps"}
 
 log = logging.getLogger("gateway.control")
 
@@ -78,7 +79,14 @@ async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitab
     async def serve(sock: trio.socket.SocketType) -> None:
         try:
             with sock, trio.move_on_after(ANSWER_WITHIN), contextlib.suppress(OSError, trio.BrokenResourceError):
-                await _respond(trio.SocketStream(sock), report)
+                stream = trio.SocketStream(sock)
+                splitter = LineSplitter(MAX_QUESTION)
+                while data := await stream.receive_some(MAX_QUESTION):
+                    for question in splitter.feed(bytes(data)):
+                        answer = await report() if question == b"ps" else jsonrpc.encode(UNKNOWN_QUESTION)
+                        await stream.send_all(answer)
+                        await stream.aclose()
+                        return
         finally:
             places.release()
 
@@ -94,13 +102,3 @@ async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitab
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
             nursery.start_soon(serve, sock)
-
-
-async def _respond(stream: trio.SocketStream, report: Callable[[], Awaitable[bytes]]) -> None:
-    splitter = LineSplitter(MAX_QUESTION)
-    while data := await stream.receive_some(MAX_QUESTION):
-        for question in splitter.feed(bytes(data)):
-            known = question == b"ps"
-            await stream.send_all(await report() if known else jsonrpc.encode({"error": "unknown question; ask ps"}))
-            await stream.aclose()
-            return

@@ -50,6 +50,27 @@ _WORDS: Final = {
 }
 
 
+_NOT_EMPTY: Final = {"type": "string", "minLength": 1}
+_CONFIG: Final = {
+    "type": "object",
+    "properties": {
+        "mcpServers": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": "^[A-Za-z0-9_-]{1,64}$"},
+            "additionalProperties": {
+                "type": "object",
+                "description": "A server as in the config file; see the reference of its fields.",
+                "properties": {"command": _NOT_EMPTY, "url": _NOT_EMPTY},
+                "oneOf": [{"required": ["command"]}, {"required": ["url"]}],
+            },
+        },
+    },
+    "required": ["mcpServers"],
+}
+"""The schema of the body of `POST /servers`: the rules of a config are more than a schema can say."""
+
+
 def openapi_document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
     """Return the document of these operations, for this version of the gateway."""
     operations = tuple(operations)
@@ -93,25 +114,12 @@ def _describe(operation: Operation) -> dict[str, Any]:
     if operation.access != "open":
         members["security"] = [{"admin": []}] if operation.access == "change" else [{}, {"admin": []}]
     if "{name}" in operation.path:
-        parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        parameter = {"name": "name", "in": "path", "required": True, "schema": _NOT_EMPTY}
         members["parameters"] = [parameter]
     if operation.takes_config:
-        members["requestBody"] = {"required": True, "content": {JSON: {"schema": _config_schema()}}}
+        members["requestBody"] = {"required": True, "content": {JSON: {"schema": _CONFIG}}}
     return members
 
 
 def _ref(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{struct.__name__}"}
-
-
-def _config_schema() -> dict[str, Any]:
-    text = {"type": "string", "minLength": 1}
-    server = {
-        "type": "object",
-        "description": "A server as in the config file; see the reference of its fields.",
-        "properties": {"command": text, "url": text},
-        "oneOf": [{"required": ["command"]}, {"required": ["url"]}],
-    }
-    names = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
-    servers = {"type": "object", "minProperties": 1, "propertyNames": names, "additionalProperties": server}
-    return {"type": "object", "properties": {"mcpServers": servers}, "required": ["mcpServers"]}

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gateway.processes.guard import ChildGuard
     from gateway.reload.reloader import Reloader
     from gateway.router import Router
-    from gateway.supervisor.supervisor import Supervisor
 
 
 class Management:
@@ -82,8 +81,12 @@ class Management:
         if self._draining():
             return False
         for server in self._fleet.config.servers.values():
+            if not server.required:
+                continue
             supervisor = self._fleet.supervisors.get(server.name)
-            if server.required and (supervisor is None or not _works(supervisor)):
+            if supervisor is None:
+                return False
+            if not (supervisor.state is State.READY or (supervisor.state is State.STOPPED and supervisor.offered)):
                 return False
         return True
 
@@ -99,24 +102,20 @@ class Management:
 
     def list_servers(self) -> doc.ServerList:
         """All servers of the config, in its order."""
-        servers = self._fleet.config.servers
-        return doc.ServerList(list(servers), {name: self._line(name) for name in servers})
-
-    def _line(self, name: str) -> doc.ServerLine:
-        config = self._fleet.config.servers[name]
-        supervisor = self._fleet.supervisors.get(name)
-        line = doc.ServerLine(
-            state="disabled",
-            origin=self._reloader.origin(name),
-            transport=config.transport or "auto",
-            required=config.required,
-        )
-        if supervisor is None:
-            return line
-        status = supervisor.status()
-        return msgspec.structs.replace(
-            line, state=status.state, restarts=status.restarts, tools=status.tools, last_error=status.last_error
-        )
+        details: dict[str, doc.ServerLine] = {}
+        for name, config in self._fleet.config.servers.items():
+            supervisor = self._fleet.supervisors.get(name)
+            status = None if supervisor is None else supervisor.status()
+            details[name] = doc.ServerLine(
+                state="disabled" if status is None else status.state,
+                origin=self._reloader.origin(name),
+                transport=config.transport or "auto",
+                required=config.required,
+                restarts=0 if status is None else status.restarts,
+                tools=0 if status is None else status.tools,
+                last_error=None if status is None else status.last_error,
+            )
+        return doc.ServerList(list(details), details)
 
     def list_tools(self) -> doc.Tools:
         """The public names that clients see, by server; empty for one that lists none now."""
@@ -195,7 +194,3 @@ class Management:
 def _without_secrets(span: msgspec.Raw) -> Any:
     """What a server says of itself, for people."""
     return None if span is jsonrpc.ABSENT else SECRETS.mask_all(jsonrpc.decode_any(span))
-
-
-def _works(supervisor: Supervisor) -> bool:
-    return supervisor.state is State.READY or (supervisor.state is State.STOPPED and supervisor.offered)

@@ -14,7 +14,6 @@ from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
 from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
-    from gateway.calls import Caller
     from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
     from gateway.router import Router
@@ -31,57 +30,50 @@ _clients = msgspec.json.Decoder(_Client)
 
 
 def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
-    """Everything that is under way at this moment."""
-    groups: dict[tuple[str | None, str | None, str], list[PendingCall]] = {}
-    for ticket in router.tickets():
-        caller = ticket.call.caller
-        groups.setdefault((caller.session, caller.principal, caller.era), []).append(ticket)
+    """Return everything that is under way at this moment."""
+    by_session: dict[tuple[str | None, str | None, str], list[PendingCall]] = {}
+    for call in router.tickets():
+        caller = call.call.caller
+        by_session.setdefault((caller.session, caller.principal, caller.era), []).append(call)
     now = trio.current_time()
-    sessions = [
-        _session(tickets[0].call.caller, [_call(ticket, router.fleet, now) for ticket in tickets])
-        for tickets in groups.values()
-    ]
-    return Tree(os.getpid(), sessions, _backends(router.fleet, guard))
-
-
-def _session(caller: Caller, calls: list[CallNode]) -> SessionNode:
-    try:
-        client = jsonrpc.read(_clients, caller.client_info).name[:_MAX_SHOWN] or None
-    except (ValueError, RecursionError):
-        client = None
-    return SessionNode(caller.label, caller.era, client, caller.principal, calls)
-
-
-def _call(ticket: PendingCall, fleet: Fleet, now: float) -> CallNode:
-    supervisor = fleet.supervisors.get(ticket.backend)
-    return CallNode(
-        call=ticket.number,
-        method=ticket.call.method,
-        name=ticket.call.name[:_MAX_SHOWN],
-        backend=ticket.backend,
-        pid=None if supervisor is None else supervisor.status().pid,
-        age=round(now - ticket.opened_at, 3),
-        deadline_in=round(ticket.deadline - now, 3),
-        waits_for=_waits_for(ticket, None if supervisor is None else supervisor.state),
-    )
-
-
-def _waits_for(ticket: PendingCall, state: State | None) -> str:
-    if ticket.over:
-        return "delivery"
-    if ticket.is_waiting_for_client:
-        return "client"
-    if ticket.on_close is not None:
-        return "backend"
-    return "start" if state in {State.STARTING, State.BACKOFF, State.STOPPED} else "queue"
-
-
-def _backends(fleet: Fleet, guard: ChildGuard | None) -> list[BackendNode]:
+    sessions: list[SessionNode] = []
+    for calls in by_session.values():
+        caller = calls[0].call.caller
+        try:
+            client = jsonrpc.read(_clients, caller.client_info).name[:_MAX_SHOWN] or None
+        except (ValueError, RecursionError):
+            client = None
+        nodes = [_describe_call(call, router.fleet, now) for call in calls]
+        sessions.append(SessionNode(caller.label, caller.era, client, caller.principal, nodes))
     children = {} if guard is None else {child.backend: child for child in guard.snapshot()}
-    nodes: list[BackendNode] = []
-    for name, status in fleet.statuses().items():
+    backends: list[BackendNode] = []
+    for name, status in router.fleet.statuses().items():
         child = children.get(name)
         descendants = [] if child is None else list(child.descendants)
         age = None if child is None else round(time.time() - child.started_at, 1)
-        nodes.append(BackendNode(name, status.state, status.pid, descendants, age, status.in_flight, status.queued))
-    return nodes
+        backends.append(BackendNode(name, status.state, status.pid, descendants, age, status.in_flight, status.queued))
+    return Tree(os.getpid(), sessions, backends)
+
+
+def _describe_call(call: PendingCall, fleet: Fleet, now: float) -> CallNode:
+    supervisor = fleet.supervisors.get(call.backend)
+    if call.over:
+        waits_for = "delivery"
+    elif call.is_waiting_for_client:
+        waits_for = "client"
+    elif call.on_close is not None:
+        waits_for = "backend"
+    elif supervisor is not None and supervisor.state in {State.STARTING, State.BACKOFF, State.STOPPED}:
+        waits_for = "start"
+    else:
+        waits_for = "queue"
+    return CallNode(
+        call=call.number,
+        method=call.call.method,
+        name=call.call.name[:_MAX_SHOWN],
+        backend=call.backend,
+        pid=None if supervisor is None else supervisor.status().pid,
+        age=round(now - call.opened_at, 3),
+        deadline_in=round(call.deadline - now, 3),
+        waits_for=waits_for,
+    )

@@ -22,24 +22,12 @@ _TWO_NUMBERS = {
 _TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
-def _add(arguments: dict[str, Any]) -> str:
-    return f"{arguments['a'] + arguments['b']:g}"
-
-
-def _multiply(arguments: dict[str, Any]) -> str:
-    return f"{arguments['a'] * arguments['b']:g}"
-
-
-def _echo(arguments: dict[str, Any]) -> str:
-    return str(arguments["text"])
-
-
 SERVERS: dict[str, dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], str]]]] = {
     "calculator": {
-        "add": ("Add two numbers.", _TWO_NUMBERS, _add),
-        "multiply": ("Multiply two numbers.", _TWO_NUMBERS, _multiply),
+        "add": ("Add two numbers.", _TWO_NUMBERS, lambda given: f"{given['a'] + given['b']:g}"),
+        "multiply": ("Multiply two numbers.", _TWO_NUMBERS, lambda given: f"{given['a'] * given['b']:g}"),
     },
-    "echo": {"echo": ("Say back what was said.", _TEXT, _echo)},
+    "echo": {"echo": ("Say back what was said.", _TEXT, lambda given: str(given["text"]))},
 }
 
 
@@ -50,7 +38,7 @@ class _Refused(Exception):
 
 
 def answer(server: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The result of one request."""
+    """Return the result of one request."""
     tools = SERVERS[server]
     match method:
         case "initialize":
@@ -66,19 +54,17 @@ def answer(server: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
             listed = [{"name": n, "description": d, "inputSchema": s} for n, (d, s, _) in tools.items()]
             return {"tools": listed}
         case "tools/call" if params.get("name") in tools:
-            return _call(tools[params["name"]][2], params.get("arguments") or {})
+            _, _, tool = tools[params["name"]]
+            try:
+                text, is_error = tool(params.get("arguments") or {}), False
+            except (KeyError, TypeError, ValueError) as exc:
+                # The caller's model corrects wrong arguments, so this is a result (server/tools, "Error Handling").
+                text, is_error = f"bad arguments: {exc!r}", True
+            return {"content": [{"type": "text", "text": text}], "isError": is_error}
         case "tools/call":
             raise _Refused(-32602, f"Unknown tool: {params.get('name')}")
         case _:
             raise _Refused(-32601, f"method {method!r} is not served")
-
-
-def _call(tool: Callable[[dict[str, Any]], str], arguments: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"content": [{"type": "text", "text": tool(arguments)}], "isError": False}
-    except (KeyError, TypeError, ValueError) as exc:
-        # A wrong argument is the caller's model's to correct, so it is a result (server/tools, "Error Handling").
-        return {"content": [{"type": "text", "text": f"bad arguments: {exc!r}"}], "isError": True}
 
 
 def main() -> None:

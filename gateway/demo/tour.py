@@ -36,28 +36,29 @@ def demo_config() -> Config:
 
 
 def run_demo(*, host: str, port: int, path: str, say: Say) -> bool:
-    """Run the tour and serve until a signal; returns whether the gateway ended cleanly."""
-    return trio.run(_demo, Options(transports=("streamable-http",), host=host, port=port, path=path), say)
+    """Run the tour and serve until a signal; return whether the gateway ended cleanly."""
+    options = Options(transports=("streamable-http",), host=host, port=port, path=path)
 
+    async def run() -> bool:
+        urls: list[str] = []
+        listening = trio.Event()
 
-async def _demo(options: Options, say: Say) -> bool:
-    found: list[str] = []
-    opened = trio.Event()
+        def on_listening(url: str) -> None:
+            urls.append(url)
+            listening.set()
 
-    def ready(url: str) -> None:
-        found.append(url)
-        opened.set()
+        async with trio.open_nursery() as nursery:
 
-    async with trio.open_nursery() as nursery:
+            async def visit() -> None:
+                await listening.wait()
+                await _visit(urls[0], say)
 
-        async def visit() -> None:
-            await opened.wait()
-            await _visit(found[0], say)
+            nursery.start_soon(visit)
+            clean = await serve(demo_config(), options, on_listening)
+            nursery.cancel_scope.cancel(reason="the gateway has stopped")
+        return clean
 
-        nursery.start_soon(visit)
-        clean = await serve(demo_config(), options, ready)
-        nursery.cancel_scope.cancel(reason="the gateway has stopped")
-    return clean
+    return trio.run(run)
 
 
 async def _visit(url: str, say: Say) -> None:
@@ -77,15 +78,9 @@ async def _visit(url: str, say: Say) -> None:
     say("Try it yourself. For a client that speaks HTTP:")
     say(json.dumps({"mcpServers": {"gateway": {"type": "http", "url": url}}}, indent=2))
     say("For a desktop client that starts programs (put your servers into config.json, same format):")
-    snippet = {"command": _command(), "args": ["serve", "--config", str(Path.cwd() / "config.json")]}
+    script = Path(__file__).parents[2] / "bin" / "mcp-gateway"  # of a clone
+    command = str(script) if script.is_file() else shutil.which("mcp-gateway") or "mcp-gateway"
+    snippet = {"command": command, "args": ["serve", "--config", str(Path.cwd() / "config.json")]}
     say(json.dumps({"mcpServers": {"gateway": snippet}}, indent=2))
     say("")
     say("Serving until Ctrl-C.")
-
-
-def _command() -> str:
-    """How this gateway is started: the clone's script, or the installed command."""
-    script = Path(__file__).parents[2] / "bin" / "mcp-gateway"
-    if script.is_file():
-        return str(script)
-    return shutil.which("mcp-gateway") or "mcp-gateway"

@@ -43,12 +43,8 @@ class Base(msgspec.Struct, frozen=True):
     def digest(self, name: str) -> str | None:
         """What stands for everything that is said of a server; None if nothing is."""
         if name in self.raws:
-            return _digest(self.raws[name])
+            return hashlib.sha256(msgspec.json.encode(self.raws[name], order="sorted")).hexdigest()[:32]
         return "given" if name in self.config.servers else None
-
-
-def _digest(raw: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(raw, order="sorted")).hexdigest()[:32]
 
 
 class Overlay(msgspec.Struct, frozen=True):

@@ -97,7 +97,7 @@ class Reloader:
                 task_status.started()
                 if watching and self._source.path is not None:
                     await trio.sleep(WATCH_AFTER)
-                    await watch(self._source.path, self._file_changed, since=self._source.mark)
+                    await watch(self._source.path, partial(self._quietly, "file", LOOKS), since=self._source.mark)
                 await trio.sleep_forever()
             finally:
                 self._running = False
@@ -210,9 +210,6 @@ class Reloader:
             self.counts[what] += 1
         for tell in self.on_news:
             tell({"at": now_iso(), "by": by, "reload": what, **further})
-
-    async def _file_changed(self) -> None:
-        await self._quietly("file", LOOKS)
 
     async def _quietly(self, by: str, looks: int) -> None:
         """Reload; what comes of it is in the log and in `last`."""

@@ -63,7 +63,16 @@ class ConfigSource:
             ConfigError: the file is not valid.
         """
         self.base = self.read()
-        self.overlay, void = self._load().without_void(self.base)
+        overlay = Overlay()
+        if self._store is not None and self.path is not None:
+            path = self._store.overlay_path(self.path)
+            try:
+                overlay = read_overlay(read_plain(path))
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError) as exc:
+                log.warning("what was changed over the API cannot be read and is left out: %s: %s", path, exc)
+        self.overlay, void = overlay.without_void(self.base)
         self.log_discarded(void)
         try:
             return self.overlay.compose(self.base, self.environ)
@@ -103,18 +112,6 @@ class ConfigSource:
         """Log which changes have been overtaken by the file."""
         for name in names:
             log.warning("server %r: the file says something else now, so what was changed over the API is void", name)
-
-    def _load(self) -> Overlay:
-        if self._store is None or self.path is None:
-            return Overlay()
-        path = self._store.overlay_path(self.path)
-        try:
-            return read_overlay(read_plain(path))
-        except FileNotFoundError:
-            return Overlay()
-        except (OSError, ValueError) as exc:
-            log.warning("what was changed over the API cannot be read and is left out: %s: %s", path, exc)
-            return Overlay()
 
 
 def _pipe_at(path: Path) -> tuple[int, int] | None:
