@@ -7,6 +7,7 @@ is handed on as text, so that both ways give the same values.
 from __future__ import annotations
 
 import inspect
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,7 +50,7 @@ def make_app(commands: Iterable[Command], chosen: list[Chosen]) -> typer.Typer:
         help="Many MCP servers behind one endpoint.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        rich_markup_mode=None if _is_plain() else "rich",
+        rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",  # a frame of lines is colour's companion
     )
     app.callback()(_root)
     for command in commands:
@@ -57,12 +58,6 @@ def make_app(commands: Iterable[Command], chosen: list[Chosen]) -> typer.Typer:
             _function(command, chosen)
         )
     return app
-
-
-def _is_plain() -> bool:
-    import os
-
-    return bool(os.environ.get("NO_COLOR"))  # a frame of lines is colour's companion
 
 
 def _show_version(wanted: bool) -> None:

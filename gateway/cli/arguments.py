@@ -52,15 +52,11 @@ def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
     """The texts as the values that the schema wants. Raises UsageError."""
     properties: dict[str, Any] = schema.get("properties") or {}
     if schema.get("additionalProperties") is False:
-        _check_known(texts, properties)
+        for key in texts:
+            if key not in properties:
+                problem = f"there is no argument {key!r}"
+                raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
     return {key: _value(key, text, _kinds(properties.get(key), schema)) for key, text in texts.items()}
-
-
-def _check_known(texts: dict[str, str], properties: dict[str, Any]) -> None:
-    for key in texts:
-        if key not in properties:
-            problem = f"there is no argument {key!r}"
-            raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
 
 
 def _kinds(schema: Any, root: dict[str, Any], depth: int = 0) -> list[str]:

@@ -91,20 +91,14 @@ def read_plain(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
         if text.startswith("-"):
             return None
         _put(raw, flag, text)
-    if not _place(raw, [flag for flag in command.flags if not flag.is_option], places):
-        return None
-    return None if any(flag.required and flag.key not in raw for flag in command.flags) else raw
-
-
-def _place(raw: dict[str, Any], arguments: list[Flag], places: list[str]) -> bool:
-    """Give each argument its place; whether all of them found one."""
-    left = list(places)
-    for flag in arguments:
-        while left:
-            _put(raw, flag, left.pop(0))
+    for flag in command.flags:
+        while places and not flag.is_option:
+            _put(raw, flag, places.pop(0))
             if not flag.many:
                 break
-    return not left
+    if places:
+        return None
+    return None if any(flag.required and flag.key not in raw for flag in command.flags) else raw
 
 
 def _put(raw: dict[str, Any], flag: Flag, text: str) -> None:

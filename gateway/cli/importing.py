@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -65,7 +66,8 @@ def _show(source: Path, shown: dict[str, Any], left: list[str]) -> None:
 def _shown(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     """What a server would run, without secrets; one that is not valid is taken over all the same, and said to be so."""
     env, headers = list(raw.get("env") or {}), list(raw.get("headers") or {})
-    given = {**os.environ, **dict.fromkeys(_variables(raw), MASK)}
+    variables = re.findall(r"\$\{(?:env:)?(\w+)\}", json.dumps(raw))
+    given = {**os.environ, **dict.fromkeys(variables, MASK)}
     try:
         server = parse_config({"mcpServers": {name: raw}}, environ=given, files=lambda _: "").servers[name]
     except ConfigError as exc:
@@ -77,12 +79,6 @@ def _shown(name: str, raw: dict[str, Any]) -> dict[str, Any]:
         else " ".join([f"runs {config['command']}", *config["args"]])
     )
     return {"runs": runs, "env": env, "headers": headers}
-
-
-def _variables(raw: dict[str, Any]) -> set[str]:
-    import re
-
-    return set(re.findall(r"\$\{(?:env:)?(\w+)\}", json.dumps(raw)))
 
 
 def _agreed(config: Path) -> bool:

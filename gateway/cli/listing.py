@@ -58,12 +58,9 @@ def _show(found: dict[AnyKind, list[dict[str, Any]]]) -> None:
         table.add_column(overflow="fold")
         for item in items:
             table.add_row(Text(str(item[kind.key]), "bold"), Text(_summary(item)))
-        console.print(Text(f"{_title(kind)} ({len(items)})"))
+        title = "resource templates" if kind is Kind.TEMPLATES else kind.member
+        console.print(Text(f"{title} ({len(items)})"))
         console.print(table)
-
-
-def _title(kind: AnyKind) -> str:
-    return "resource templates" if kind is Kind.TEMPLATES else kind.member
 
 
 def _summary(item: dict[str, Any]) -> str:

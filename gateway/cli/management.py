@@ -69,10 +69,6 @@ def post(values: Values, path: str) -> dict[str, Any]:
         raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None
     finally:
         connection.close()
-    return _read(status, body)
-
-
-def _read(status: int, body: bytes) -> dict[str, Any]:
     try:
         found: Any = json.loads(body)
     except ValueError:
@@ -80,10 +76,7 @@ def _read(status: int, body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         problem = f"what is there answered HTTP {status} without JSON, which a gateway does not"
         raise CommandError(problem)
-    return _checked(status, cast("dict[str, Any]", found))
-
-
-def _checked(status: int, found: dict[str, Any]) -> dict[str, Any]:
+    found = cast("dict[str, Any]", found)
     if status == http.client.OK:
         return found
     details: list[str] = found.get("details") or []
@@ -96,11 +89,7 @@ def _token(values: Values, netloc: str) -> str | None:
     authority = parse_authority(netloc)
     if given or (values.url is not None and (authority is None or authority.host not in LOOPBACK)):
         return given
-    return _kept(state_directory(values))
-
-
-def _kept(directory: Path) -> str | None:
-    store = Store(directory)
+    store = Store(state_directory(values))
     store.check()
     try:
         return store.read_admin_token()

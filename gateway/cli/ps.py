@@ -68,7 +68,12 @@ def render(report: dict[str, Any]) -> str:
     """One gateway's report for people."""
     if "error" in report:
         return report["error"]
-    rows = [COLUMNS, *(_row(backend) for backend in report["backends"])]
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for backend in report["backends"]:
+        descendants = " ".join(map(str, backend["descendants"])) or "-"
+        counts = (str(backend[key]) for key in ("restarts", "in_flight", "queued"))
+        pid = str(backend["pid"] or "-")
+        rows.append((backend["name"], backend["state"], pid, descendants, _age(backend["age"]), *counts))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     table = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -79,19 +84,6 @@ def render(report: dict[str, Any]) -> str:
         for text in backend.get("warnings", ())  # a gateway of an older version has none
     )
     return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}{warnings}"
-
-
-def _row(backend: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        backend["name"],
-        backend["state"],
-        str(backend["pid"] or "-"),
-        " ".join(map(str, backend["descendants"])) or "-",
-        _age(backend["age"]),
-        str(backend["restarts"]),
-        str(backend["in_flight"]),
-        str(backend["queued"]),
-    )
 
 
 def _age(seconds: float | None) -> str:
