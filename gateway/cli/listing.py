@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.catalog.kinds import Kind
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import error, print_json, warn
 from gateway.cli.target import FLAGS, REMOTE, open_target
-
-if TYPE_CHECKING:
-    from gateway.catalog.kinds import Kind as AnyKind
 
 KINDS = {"tools": (Kind.TOOLS,), "prompts": (Kind.PROMPTS,), "resources": (Kind.RESOURCES, Kind.TEMPLATES)}
 
@@ -38,13 +35,13 @@ def run(values: Values) -> int:
 
 
 async def _list(
-    values: Values, kinds: tuple[AnyKind, ...]
-) -> tuple[dict[AnyKind, list[dict[str, Any]]], dict[str, str], dict[str, tuple[str, ...]]]:
+    values: Values, kinds: tuple[Kind, ...]
+) -> tuple[dict[Kind, list[dict[str, Any]]], dict[str, str], dict[str, tuple[str, ...]]]:
     async with open_target(values) as target:
         return {kind: await target.list(kind) for kind in kinds}, target.problems(), target.warnings()
 
 
-def _show(found: dict[AnyKind, list[dict[str, Any]]]) -> None:
+def _show(found: dict[Kind, list[dict[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
