@@ -1,8 +1,7 @@
-"""The composition root: the one root nursery, signals, start order and stop order.
+"""The gateway as a process: signals, file descriptors, and which frontends run.
 
-Stopping goes one way, whatever asked for it: refuse new calls, let those under way finish within the grace, end open
-streams, stop the faces, stop all backends at once, logs last. A second signal skips to SIGKILL. Nobody but this module
-starts services, and every task in the process descends from the nursery in `serve`.
+What they serve, and the order in which it starts and stops, is `gateway.runtime`. A second signal skips to SIGKILL.
+Every task in the process descends from the nursery in `Gateway.run`.
 """
 
 from __future__ import annotations
@@ -14,52 +13,36 @@ import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
-from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
-from gateway.audit import Audit
-from gateway.backends.opener import SessionOpener
 from gateway.calls import ANYBODY, at_view
-from gateway.config.access import NO_ACCESS
-from gateway.config.difference import changed_at_start_only
-from gateway.config.shown import secrets_of_config
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
-from gateway.frontends.modern.request_state import RequestStateCodec
-from gateway.frontends.modern.suspended_calls import SuspendedCalls
-from gateway.frontends.request_handler import RequestHandler
-from gateway.masking import SECRETS
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import raise_nofile_limit
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
-from gateway.router import Router
+from gateway.runtime import GatewayRuntime
 from gateway.store import Store
-from gateway.supervisor.fleet import Fleet
-from gateway.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from pathlib import Path
 
-    from gateway.access.principals import Principal
     from gateway.config import Config
     from gateway.frontends.http.listen_address import ListeningSocket
-    from gateway.inflight.pending import PendingCall
+    from gateway.frontends.http.server import HttpFrontend
     from gateway.processes.guard import ChildGuard
+    from gateway.supervisor.fleet import Applied
 
 GC_THRESHOLD: Final = 5_000
 """Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
 At Python's 700 the looks took 3 % of a busy gateway's time."""
-CLOSE_GRACE: Final = 2.0
-"""Seconds that faces get to write their last answers and close, once all calls have ended."""
-HURRIED_GRACE: Final = 0.25
-"""The same after a second signal: enough for a client that reads, too short for one that does not to be in the way."""
 RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
 
@@ -109,74 +92,48 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gateway:
-    """One run: what is composed, and the order in which it starts and stops."""
+    """One run: the runtime with its frontends, the control socket, reloads, and the signals."""
 
     def __init__(self, config: Config, options: Options, guard: ChildGuard, signals: Iterable[int] = ()) -> None:
         self._options = options
         self._early = signals
-        self._settings = config.gateway
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
-        self._opener = SessionOpener(
-            guard,
-            name=config.gateway.name,
-            store=self._store,
-            waiting=self._calls_waiting_for,
-            note_login_required=self._note_login_required,
-        )
-        self.fleet = Fleet(config, self._opener, self._store)
+        self.runtime = GatewayRuntime(config, guard, self._store)
         source = options.source or ConfigSource(None, environ={}, given=config)
-        self._reloader = Reloader(source, self.fleet, held=self._apply_settings, check=self._check)
-        self.router = Router(self.fleet)
-        self._audit = Audit(self.router)
-        self._update_masking_and_audit(config)
-        self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
-        self._access = self.router.admission = Access(config.access or NO_ACCESS)
-        self._access.on_end.append(self._end_principal)
-        self._access.on_denied = self._audit.denied
-        self._handler = RequestHandler(self.router, config.gateway, VERSION, self._parking)
-        self._stop = trio.Event()
-        self._closing = trio.Event()
-        self._frontends_scope = trio.CancelScope()
+        self._reloader = Reloader(source, self.runtime.fleet, apply=self._apply, check=self._check)
         self._all_answered = True
         self._urls: list[str] = []
 
     async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
 
-        `bound` is where the HTTP face listens, None with stdio.
+        `bound` is where the HTTP frontend listens, None with stdio.
         """
-        async with trio.open_nursery() as services:
-            services.start_soon(self._handle_signals)
-            services.start_soon(self._parking.run)
-            await services.start(self._audit.run)
-            await services.start(self._opener.run)
-            await services.start(self.fleet.run)
+
+        async def start_frontends() -> None:
             await services.start(partial(self._reloader.run, watching=self._options.watching))
             if self._store is not None:
-                services.start_soon(self._serve_control, self._store)
-            async with trio.open_nursery() as faces:
-                self._frontends_scope = faces.cancel_scope
-                if bound is None:
-                    faces.start_soon(self._serve_stdio)
-                else:
-                    self._urls = await faces.start(self._make_http_face().run, bound)
-                    for url in self._urls:
-                        ready(url)
-                    if views := self.fleet.config.views:
-                        log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
-                spare_collector()
-                await self._stop.wait()
-                self._reloader.stop()
-                self._parking.close_all()
-                clean = await self.router.drain(self._settings.drain_grace)
-                self._closing.set()
-                grace = HURRIED_GRACE if self._guard.force_stopped.is_set() else CLOSE_GRACE
-                faces.cancel_scope.deadline = trio.current_time() + grace
-            self.fleet.stop()
-            await self.fleet.ended.wait()
+                await services.start(self._serve_control, self._store)
+            if bound is None:
+                await self.runtime.start_frontend(self._serve_stdio)
+            else:
+                self._urls = await self.runtime.start_frontend(self._make_http_frontend().run, bound)
+                for url in self._urls:
+                    ready(url)
+                if views := self.runtime.fleet.config.views:
+                    log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
+            spare_collector()
+
+        async with trio.open_nursery() as services:
+            services.start_soon(self._handle_signals)
+            clean = await self.runtime.run(start_frontends)
             services.cancel_scope.cancel(reason="everything has stopped")
         return clean and self._all_answered
+
+    def _stop(self) -> None:
+        self._reloader.stop()
+        self.runtime.stop()
 
     def _check(self, config: Config) -> None:
         """Refuse a config with which this gateway would be open to a network. Raises ConfigError."""
@@ -187,89 +144,70 @@ class Gateway:
         except InsecureListen as exc:
             raise ConfigError([f"{exc}; {exc.hint}"]) from None
 
-    def _apply_settings(self, config: Config) -> None:
-        """Go by the settings of a config that has come to hold; some are for the next start."""
-        for name in changed_at_start_only(self._settings, config.gateway):
-            log.warning("gateway.%s has changed, which takes effect at the next start", name)
+    async def _apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
+        applied = await self.runtime.apply(config, restart=restart)
         view = self._options.view
         if view is not None and view not in config.views:
-            log.warning("the view %r, which is served here, is not in the config any more: nothing is offered", view)
-        self._settings = self._handler.settings = config.gateway
-        self._access.apply(config.access or NO_ACCESS)
-        self._update_masking_and_audit(config)
+            log.warning("view %r, which is served here, has been removed from the config: nothing is offered", view)
+        return applied
 
-    def _calls_waiting_for(self, backend: str) -> list[PendingCall]:
-        return self.router.waiting(backend)
-
-    def _note_login_required(self, backend: str, reason: str) -> None:
-        self.fleet.login_owed(backend, reason)
-
-    def _end_principal(self, principal: Principal) -> None:
-        """What is kept for somebody outside of the faces ends with its key."""
-        self._parking.close_of(principal.name)
-        self.router.cut_off(principal)
-        self.fleet.client_gone(principal.name)
-
-    def _update_masking_and_audit(self, config: Config) -> None:
-        """Have no text show a secret of a config, and calls noted as it says."""
-        SECRETS.replace(secrets_of_config(config))
-        self._audit.apply(config.gateway.audit)
-
-    async def _serve_stdio(self) -> None:
+    async def _serve_stdio(self, *, task_status: trio.TaskStatus[None]) -> None:
         from gateway.frontends.stdio import StdioFrontend
 
+        task_status.started()
         options, identity = self._options, ANYBODY
         if options.view is not None:
             identity = at_view(identity, options.view)
-        face = StdioFrontend(self._handler, options.stdin, options.stdout, self._closing, identity)
-        self._all_answered = await face.run()
-        self._stop.set()
+        runtime = self.runtime
+        frontend = StdioFrontend(runtime.handler, options.stdin, options.stdout, runtime.closing, identity)
+        self._all_answered = await frontend.run()
+        self._stop()
 
-    async def _serve_control(self, store: Store) -> None:
+    async def _serve_control(self, store: Store, *, task_status: trio.TaskStatus[None]) -> None:
         from gateway.admin.control import serve_control
 
+        task_status.started()
         await serve_control(store, self._report)
 
     async def _report(self) -> bytes:
         await self._guard.scan()
         transport = ",".join(self._options.transports)
-        return encode_report(self.fleet, self._guard, transport=transport, urls=self._urls)
+        return encode_report(self.runtime.fleet, self._guard, transport=transport, urls=self._urls)
 
-    def _make_http_face(self) -> Any:
+    def _make_http_frontend(self) -> HttpFrontend:
         from gateway.admin.http import make_admin_app
         from gateway.admin.servers import Management
-        from gateway.frontends.http.endpoint import HttpFrontend
+        from gateway.frontends.http.host_policy import HostPolicy
+        from gateway.frontends.http.mcp_app import McpApp, Paths
+        from gateway.frontends.http.server import HttpFrontend
 
-        options = self._options
+        options, runtime = self._options, self.runtime
+        paths = Paths(
+            options.path if "streamable-http" in options.transports else None,
+            options.sse_path if "sse" in options.transports else None,
+            options.message_path,
+        )
+        policy = HostPolicy(options.binding.policy_host)
+        mcp = McpApp(runtime.handler, runtime.access, paths, policy=policy, closing=runtime.closing)
         management = Management(
-            self.router,
+            runtime.router,
             self._reloader,
             transport=",".join(options.transports),
-            draining=self._stop.is_set,
-            closing=self._closing,
+            draining=runtime.stopping.is_set,
+            closing=runtime.closing,
             guard=self._guard,
+            gauges={
+                "sessions": lambda: mcp.sessions,
+                "streams": lambda: mcp.streams,
+                "calls_parked": lambda: len(runtime.suspended_calls),
+            },
+            audit_lines_dropped=lambda: runtime.audit.dropped,
         )
-        others = make_admin_app(management, options.admin or AdminAccess("token", host=options.binding.admin_host))
-        face = HttpFrontend(
-            self._handler,
-            binding=options.binding,
-            path=options.path if "streamable-http" in options.transports else None,
-            sse_path=options.sse_path if "sse" in options.transports else None,
-            message_path=options.message_path,
-            others=others,
-            closing=self._closing,
-            access=self._access,
-        )
-        management.lost = lambda: self._audit.dropped
-        management.gauges = {
-            "sessions": lambda: face.sessions,
-            "streams": lambda: face.streams,
-            "calls_parked": lambda: len(self._parking),
-        }
-        return face
+        admin = options.admin or AdminAccess("token", host=options.binding.admin_host)
+        return HttpFrontend(mcp, others=make_admin_app(management, admin), closing=runtime.closing)
 
     async def _handle_signals(self) -> None:
-        """First signal: the orderly way. Second: at once. SIGHUP: read the config anew."""
+        """Handle signals: the first begins to stop, the second kills; SIGHUP reads the config again."""
         with trio.open_signal_receiver(*SIGNALS) as signals:
             for number in self._early:
                 self._handle_signal(number)
@@ -279,19 +217,15 @@ class Gateway:
     def _handle_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if number in RELOAD_SIGNALS:
-            self._audit.reopen()
+            self.runtime.audit.reopen()
             self._reloader.reload_soon(name)
-            return
-        if not self._stop.is_set():
-            self.router.refuse_new()  # before it is said
+        elif not self.runtime.stopping.is_set():
+            self.runtime.router.refuse_new()  # before it is said
             log.info("%s: draining, then stopping", name)
-            self._stop.set()
-            return
-        log.warning("%s again: stopping at once", name)
-        self._guard.force_stop()
-        self.router.stop_draining()
-        if self._closing.is_set():  # before that the drain, which ends now, sets the deadline
-            self._frontends_scope.deadline = min(self._frontends_scope.deadline, trio.current_time() + HURRIED_GRACE)
+            self._stop()
+        else:
+            log.warning("%s again: stopping at once", name)
+            self.runtime.stop_now()
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:

@@ -1,7 +1,7 @@
 """One line for each call: who called what, how long it took, how it ended, how many bytes went each way.
 
-Told of calls by the fleet and the router, in whose tasks it runs; it only makes a line and queues it, for the log or
-for a file (`gateway.telemetry.line_file`). A call is one line, however long it was parked: the line comes with its end.
+The fleet, the router and the access control report to it, in their own tasks; it makes a line and queues it, for the
+log or for a file (`gateway.telemetry.line_file`). A suspended call is one line too, which comes with its end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.config import AuditSettings
     from gateway.errors import GatewayError
     from gateway.inflight.pending import PendingCall
-    from gateway.router import Router
+    from gateway.supervisor.fleet import Fleet
     from gateway.supervisor.supervisor import Supervisor
 
 MAX_NAME: Final = 200
@@ -61,8 +61,8 @@ _results = msgspec.json.Decoder(_Result)
 class Audit:
     """What is noted of calls, by the settings that hold now; None notes nothing, and costs nothing."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._settings: AuditSettings | None = None
         self._trail: LineFile | None = None
         self._nursery: trio.Nursery | None = None
@@ -79,11 +79,9 @@ class Audit:
         """Go by other settings from now on. Calls that are under way are noted by those that hold when they end."""
         old, self._settings = self._settings, settings
         if settings is None:
-            self._router.fleet.unobserve(self._observe)
-            self._router.on_refused = None
+            self._fleet.unobserve(self._observe)
         elif old is None:
-            self._router.fleet.observe(self._observe)
-            self._router.on_refused = self._refused
+            self._fleet.observe(self._observe)
         if settings is not None and settings.file is None:
             log.setLevel(logging.INFO)  # it was asked for, whatever the level of the rest
         path = None if settings is None else settings.file
@@ -117,7 +115,7 @@ class Audit:
             task_status.started()
             await trio.sleep_forever()
 
-    # Told by the fleet and the router.
+    # Called by the fleet, the router and the access control.
 
     def _observe(self, _supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
         if ticket is not None:
@@ -132,13 +130,15 @@ class Audit:
                 crash = "suspect" if outcome.suspects[0].call == ticket.number else "in flight"
             self._record(ticket.call, ticket.number, ticket.backend, seconds, word, code, reason, size, crash)
 
-    def _refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
-        """Hear of a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
+    def note_refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
+        """Note a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
+        if self._settings is None:
+            return
         _, code, reason = _ending(call, problem)
         self._record(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
 
-    def denied(self, status: int, text: str, principal: str | None, address: str | None, path: str) -> None:
-        """Hear of a request that was not let in: with which status, what it was told, who sent it, and where to."""
+    def note_denied(self, status: int, text: str, principal: str | None, address: str | None, path: str) -> None:
+        """Note a request that was refused: with which status and text, who sent it, and where to."""
         if self._settings is None:
             return
         if not self._denials.allows():

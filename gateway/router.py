@@ -60,23 +60,36 @@ class AdmissionControl(Protocol):
         ...
 
 
+def _ignore_refusal(_call: Call, _backend: str, _seconds: float, _problem: GatewayError | None) -> None:
+    pass
+
+
 class Router:
     """Finds owners and counts what is under way."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: AdmissionControl | None = None,
+        *,
+        note_refused: Callable[[Call, str, float, GatewayError | None], None] = _ignore_refusal,
+    ) -> None:
+        """Make one; without `admission` every caller may have any number of calls.
+
+        `note_refused` is called for each call that got no further: the call, its backend (empty where none was found),
+        the seconds that it waited, and why; None where its client gave it up. It must not wait.
+        """
         self.fleet = fleet
+        self._admission = admission
+        self._note_refused = note_refused
         self._links = Links()
         self._linked = fleet.supervisors  # a new table after each change of the config
         self.refused: dict[tuple[str, str], int] = {}
         """How many calls were refused, by backend (empty where none was found) and class of error."""
         self.dropped = 0
         """Notices of calls that have ended which were dropped because their client was too slow."""
-        self.on_refused: Callable[[Call, str, float, GatewayError | None], None] | None = None
-        """Told of each of them: the call, the backend, the seconds that it waited, why. It must not wait."""
         self._draining = False
         self._hurried = trio.Event()
-        self.admission: AdmissionControl | None = None
-        """Who has the say in how many calls somebody may have; None: nobody."""
         self._under_way: set[PendingCall] = set()
         self._drain_scope = trio.CancelScope()
         self._emptied = trio.lowlevel.ParkingLot()
@@ -151,7 +164,7 @@ class Router:
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
         """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
-        return None if self.admission is None else self.admission.begin(call.caller, again=again)
+        return None if self._admission is None else self._admission.begin(call.caller, again=again)
 
     def _hand_over(self, call: Call, route: Route, counted: Counted | None) -> PendingCall:
         """Put a ticket into the owner's channel; one that it refuses counts no more."""
@@ -186,8 +199,7 @@ class Router:
             known = {"", *self.fleet.supervisors}
             self.refused = {old: count for old, count in self.refused.items() if old[0] in known}
         self.refused[key] = self.refused.get(key, 0) + 1
-        if self.on_refused is not None:
-            self.on_refused(call, backend, trio.current_time() - began, problem)
+        self._note_refused(call, backend, trio.current_time() - began, problem)
 
     def _publish(self, ticket: PendingCall, outcome: Outcome) -> Outcome:
         """Return an outcome with its URIs as clients see them; their links are learned on the way."""
@@ -214,7 +226,7 @@ class Router:
             log.debug("a client sent %s as a notification: not passed on", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
             log.debug("a client sent %s with params that are no object", method)
-        elif self.admission is not None and not self.admission.takes_note(caller):
+        elif self._admission is not None and not self._admission.takes_note(caller):
             log.debug("a client sent %s, and more than its rate lets through", method)
         else:
             self.fleet.supervisors[owner].pass_on(method, params, caller.session or "")

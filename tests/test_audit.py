@@ -46,11 +46,17 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_file, "in_thread", at_once)
 
 
-class Shut:
-    """A turnstile that lets nobody in."""
+class Turnstile:
+    """Admits every caller until it is shut."""
+
+    is_shut = False
 
     def begin(self, caller: Caller, *, again: bool = False) -> None:
-        raise Denied("the key was taken away")
+        if self.is_shut:
+            raise Denied("the key was taken away")
+
+    def takes_note(self, caller: Caller) -> bool:
+        return not self.is_shut
 
 
 class House:
@@ -61,8 +67,9 @@ class House:
         self.fake = FakeBackend(make_listing("x"))
         server = ServerConfig(name="a", call_timeout=100, **fields)
         self.fleet = Fleet(Config(servers={"a": server}), backends({"a": self.fake}))
-        self.router = Router(self.fleet)
-        self.audit = Audit(self.router)
+        self.audit = Audit(self.fleet)
+        self.turnstile = Turnstile()
+        self.router = Router(self.fleet, self.turnstile, note_refused=self.audit.note_refused)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -152,10 +159,10 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
             await router.submit(make_call("a.x"))
         with pytest.raises(UnknownName):
             await router.submit(make_call("nobody's"))
-        router.admission = Shut()
+        house.turnstile.is_shut = True
         with pytest.raises(Denied):
             await router.submit(make_call("a.x"))
-        router.admission = None
+        house.turnstile.is_shut = False
         router.release(cancelled)
         router.release(cancelled)
         await settle()
@@ -241,5 +248,5 @@ async def test_settings_may_change_while_calls_come(tmp_path: Path, autojump_clo
             await settle()
             house.fake.session.answer()
             house.router.release(ticket)
-        assert house.router.on_refused is None
+        assert not house.fleet._observers
     assert [len(path.read_text().splitlines()) for path in (first, second)] == [1, 1]

@@ -7,7 +7,7 @@ principal may have the call. What it refuses is a value (`Refusal`), for the ent
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.access.keys import MAX_CREDENTIAL, credential_in, digest_in, digest_of
 from gateway.access.principals import Principal
@@ -27,20 +27,51 @@ HINT: Final = "send it as 'Authorization: Bearer KEY' (or 'X-API-Key: KEY'); who
 log = logging.getLogger("gateway.access")
 
 
+class AccessObserver(Protocol):
+    """Follows changes of who may use the gateway, for what its clients have open. Nothing in it may wait."""
+
+    def apply_access(self) -> None:
+        """Follow the settings: they have changed, or the observer has just been attached."""
+        ...
+
+    def update_principal(self, principal: Principal) -> None:
+        """Go by other rules of a principal, as far as they say what it may see and use."""
+        ...
+
+    def end_principal(self, principal: Principal) -> None:
+        """End the sessions of a principal that may not use the gateway any longer."""
+        ...
+
+
+def _ignore_end(_principal: Principal) -> None:
+    pass
+
+
+def _ignore_denial(_status: int, _text: str, _principal: str | None, _address: str | None, _path: str) -> None:
+    pass
+
+
 class Access:
     """Who may use the gateway. With neither keys nor OAuth it guards nothing: everybody is nobody in particular."""
 
-    def __init__(self, settings: AccessSettings, send: Fetch | None = None) -> None:
-        """Make one; `send` is how an authorization server is asked, over HTTP unless it is given."""
-        self.on_end: list[Callable[[Principal], None]] = []
-        """Told of each principal whose key was taken away, once its exchanges have been ended."""
-        self.on_rules: list[Callable[[Principal], None]] = []
-        """Told of each principal that goes by other rules now, as far as those say what it may see and use."""
-        self.on_change: list[Callable[[], None]] = []
-        """Told when other settings hold, for those which belong to faces."""
-        self.on_denied: Callable[[int, str, str | None, str | None, str], None] | None = None
-        """Told of each request that is not let in: status, what it is told, principal, address, path."""
+    def __init__(
+        self,
+        settings: AccessSettings,
+        send: Fetch | None = None,
+        *,
+        end_calls: Callable[[Principal], None] = _ignore_end,
+        note_denied: Callable[[int, str, str | None, str | None, str], None] = _ignore_denial,
+    ) -> None:
+        """Make one.
+
+        `send` is how an authorization server is asked, over HTTP unless it is given. `end_calls` is called with each
+        principal that may not use the gateway any longer, after its exchanges and sessions have been ended.
+        `note_denied` is called for each request that is refused: status, text, principal, address, path.
+        """
         self.settings = settings
+        self.note_denied = note_denied
+        self._end_calls = end_calls
+        self._observers: list[AccessObserver] = []
         self._send = send
         self._by_digest: dict[bytes, Principal] = {}
         self._by_name: dict[str, Principal] = {}
@@ -127,19 +158,33 @@ class Access:
         rules = {id(principal): principal.rules for principal in before}
         self.settings = settings
         self._fill(settings)
-        for follow in self.on_change:
-            follow()
+        for observer in self._observers:
+            observer.apply_access()
         for principal in self._all():
             if rules.get(id(principal), principal.rules) != principal.rules:
-                for tell in self.on_rules:
-                    tell(principal)
+                for observer in self._observers:
+                    observer.update_principal(principal)
         after = set(map(id, self._all()))
         for principal in before:
             if id(principal) not in after:
                 log.info("%s may not use the gateway any more: its sessions and calls end", principal.name)
-                principal.end()
-                for tell in self.on_end:
-                    tell(principal)
+                self._end(principal)
+
+    def attach(self, observer: AccessObserver) -> None:
+        """Have an observer follow the settings, beginning with those of now."""
+        self._observers.append(observer)
+        observer.apply_access()
+
+    def detach(self, observer: AccessObserver) -> None:
+        """Undo `attach`."""
+        self._observers.remove(observer)
+
+    def _end(self, principal: Principal) -> None:
+        """End all that a principal has open: its exchanges, then its sessions, then its calls."""
+        principal.end()
+        for observer in self._observers:
+            observer.end_principal(principal)
+        self._end_calls(principal)
 
     def _all(self) -> list[Principal]:
         return [*self._by_name.values(), *(() if self._subjects is None else self._subjects.all())]

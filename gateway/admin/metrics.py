@@ -33,7 +33,7 @@ GAUGES: Final = {
     "streams": "Streams on which clients listen for what is not an answer.",
     "calls_parked": "Calls that wait for their client to come back with its input.",
 }
-"""What only the faces know; `Management.gauges` has a function for each that there is."""
+"""What only the frontends know; `Management.gauges` has a function for each that there is."""
 
 
 class Metrics:
@@ -56,7 +56,8 @@ class Metrics:
         yield _one("gauge", "event_readers", "Clients that read the events.", len(management.feed))
         yield _one("counter", "notices_dropped", "Notices that a client was too slow for.", router.dropped)
         yield _one("counter", "log_lines_dropped", "Log lines for which stderr was too slow.", dropped_lines())
-        yield _one("counter", "audit_lines_dropped", "Lines of the audit that its file has not got.", management.lost())
+        dropped = management.audit_lines_dropped()
+        yield _one("counter", "audit_lines_dropped", "Lines of the audit that its file has not got.", dropped)
         for name, read in management.gauges.items():
             yield _one("gauge", name, GAUGES[name], read())
         children = () if management.guard is None else management.guard.snapshot()

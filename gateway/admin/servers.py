@@ -22,7 +22,7 @@ from gateway.supervisor.history import CallStats
 from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import trio
 
@@ -43,12 +43,13 @@ class Management:
         draining: Callable[[], bool],
         closing: trio.Event,
         guard: ChildGuard | None = None,
+        gauges: Mapping[str, Callable[[], int]] | None = None,
+        audit_lines_dropped: Callable[[], int] = int,
     ) -> None:
+        """Make one; `gauges` has what only the frontends can count, see `gateway.admin.metrics.GAUGES`."""
         self.feed = Feed(router.fleet)
-        self.gauges: dict[str, Callable[[], int]] = {}
-        """What only the faces can count; see `gateway.admin.metrics.GAUGES`."""
-        self.lost: Callable[[], int] = int
-        """How many lines of the audit were dropped."""
+        self.gauges = gauges or {}
+        self.audit_lines_dropped = audit_lines_dropped
         reloader.on_news.append(self.feed.publish_reload)
         self.closing = closing
         self.router = router

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.catalog.offers import Offer
     from gateway.embed.connections import Connection
-    from gateway.embed.faces import AsgiFrontends, Paths
+    from gateway.embed.faces import AsgiFrontends
     from gateway.embed.records import Record, Registry
+    from gateway.frontends.http.mcp_app import Paths
     from gateway.processes.guard import ChildGuard
 
 FIRST_RETRY: Final = 0.5

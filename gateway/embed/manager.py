@@ -21,17 +21,19 @@ from gateway.embed.bridge import Bridge
 from gateway.embed.client import Client
 from gateway.embed.engine import OWNERS_WITHIN, Engine
 from gateway.embed.errors import CallTimeout, Closed, InvalidConfig, MountError
-from gateway.embed.faces import AsgiFrontends, Paths
 from gateway.embed.mount import Door, Site, guarded
 from gateway.embed.records import Registry, read_registry
 from gateway.embed.thread import LoopThread
 from gateway.embed.tools import read_tools
 from gateway.errors import GatewayError
+from gateway.frontends.http.mcp_app import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
     from mcp_types import CallToolResult, Tool
+
+    from gateway.embed.faces import AsgiFrontends
 
 CLOSE_MARGIN: Final = 15.0
 """Seconds that closing may take beyond `drain_grace`: a stop ladder, the sweep behind it, and a busy machine."""

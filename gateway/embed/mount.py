@@ -18,8 +18,8 @@ from gateway.embed.errors import MountError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.embed.faces import Paths
     from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.http.mcp_app import Paths
 
     AsgiApp = Any
 

@@ -1,7 +1,7 @@
 """The gateway inside a trio program: `async with open_gateway(config) as gw`.
 
-No signals, no sockets, no stdin: what the command's gateway has beside its backends stays with the program. Owns every
-task under one nursery; leaving the block stops in the order of `gateway.app`: calls drain, streams end, backends stop.
+No signals, no sockets, no stdin: these stay with the program. Leaving the block stops in the order of
+`gateway.runtime`: calls drain, streams end, backends stop.
 """
 
 from __future__ import annotations
@@ -14,38 +14,27 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import trio
 
 from gateway import jsonrpc
-from gateway.access.table import Access
-from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Era
 from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
-from gateway.config.access import NO_ACCESS
-from gateway.config.shown import secrets_of_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
-from gateway.embed.faces import AsgiFrontends, Paths
+from gateway.embed.faces import AsgiFrontends
 from gateway.embed.records import read_registry
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import ConfigError, GatewayError
-from gateway.frontends.modern.request_state import RequestStateCodec
-from gateway.frontends.modern.suspended_calls import SuspendedCalls
-from gateway.frontends.request_handler import RequestHandler
-from gateway.masking import SECRETS
+from gateway.frontends.http.mcp_app import Paths
 from gateway.processes.guard import open_guard
-from gateway.router import Router
+from gateway.runtime import GatewayRuntime
 from gateway.store import Store
-from gateway.supervisor.fleet import Fleet
-from gateway.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from mcp_types import CallToolResult, Tool
 
-    from gateway.access.principals import Principal
     from gateway.catalog.offers import Offer
-    from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
     from gateway.supervisor.lifecycle import Status
 
@@ -58,25 +47,10 @@ class EmbeddedGateway:
     """A running gateway; made by `open_gateway`."""
 
     def __init__(self, config: Config, guard: ChildGuard, store: Store | None = None) -> None:
-        self._settings = config.gateway
-        self._config = config
-        self._opener = SessionOpener(
-            guard,
-            name=config.gateway.name,
-            store=store,
-            waiting=self._calls_waiting_for,
-            note_login_required=self._note_login_required,
-        )
-        self.fleet = Fleet(config, self._opener, store)
-        self.router = Router(self.fleet)
-        self._parking = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
-        self._access = self.router.admission = Access(config.access or NO_ACCESS)
-        self._access.on_end.append(self._end_principal)
-        self._answers = RequestHandler(self.router, config.gateway, VERSION, self._parking)
-        self._stop = trio.Event()
-        self._faces: list[AsgiFrontends] = []
-        self._reloading = trio.Lock()
-        self._nursery: trio.Nursery  # of the faces; opened and left by run
+        self.runtime = GatewayRuntime(config, guard, store)
+        self.fleet = self.runtime.fleet
+        self.router = self.runtime.router
+        self._own_frontends: AsgiFrontends
 
     # What the program calls.
 
@@ -128,17 +102,16 @@ class EmbeddedGateway:
         them; with `access.oauth`, the resource's metadata are at `/.well-known/oauth-protected-resource...`, which must
         be reached at the root of the host. For applications on asyncio there is `gateway.ProxyManager`.
         """
-        return self._faces[0]
+        return self._own_frontends
 
     async def open_faces(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
         """Serve another set of paths; it closes with the gateway.
 
         For pages from these origins too, whose CORS the program sees to; None: as `asgi_app`.
         """
-        faces = AsgiFrontends(self._answers, paths, origins, self._access)
-        await self._nursery.start(faces.run)
-        self._faces.append(faces)
-        return faces
+        frontends = AsgiFrontends(self.runtime.handler, self.runtime.access, paths, origins)
+        await self.runtime.start_frontend(frontends.run, self.runtime.closing)
+        return frontends
 
     async def reload(self, config: object) -> None:
         """Use another configuration; servers that are the same in both are not touched, nor are their calls.
@@ -150,22 +123,7 @@ class EmbeddedGateway:
 
     async def adopt(self, config: Config) -> None:
         """The same with a configuration that has been checked."""
-        async with self._reloading:
-            await self.fleet.apply(config)
-            SECRETS.hold(self, secrets_of_config(config))
-            self._access.apply(config.access or NO_ACCESS)
-            self._config = config
-
-    def _calls_waiting_for(self, backend: str) -> list[PendingCall]:
-        return self.router.waiting(backend)
-
-    def _note_login_required(self, backend: str, reason: str) -> None:
-        self.fleet.login_owed(backend, reason)
-
-    def _end_principal(self, principal: Principal) -> None:
-        self._parking.close_of(principal.name)
-        self.router.cut_off(principal)
-        self.fleet.client_gone(principal.name)
+        await self.runtime.apply(config)
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools, None: all; returns the names that nobody owns, and then nothing has changed."""
@@ -173,34 +131,19 @@ class EmbeddedGateway:
 
     # The task.
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 - `_serve` calls `started`
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 - the runtime does
         """Serve until `stop`."""
-        SECRETS.hold(self, secrets_of_config(self._config))
         try:
-            await self._serve(task_status)
+            await self.runtime.run(self._start_frontends, task_status=task_status)
         finally:
-            SECRETS.release(self)
+            self.runtime.forget_secrets()
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as services:
-            services.start_soon(self._parking.run)
-            await services.start(self._opener.run)
-            await services.start(self.fleet.run)
-            async with trio.open_nursery() as self._nursery:
-                await self.open_faces(Paths(), None)
-                task_status.started()
-                await self._stop.wait()
-                self._parking.close_all()
-                await self.router.drain(self._settings.drain_grace)
-                for faces in self._faces:
-                    faces.close()
-            self.fleet.stop()
-            await self.fleet.ended.wait()
-            services.cancel_scope.cancel(reason="everything has stopped")
+    async def _start_frontends(self) -> None:
+        self._own_frontends = await self.open_faces(Paths(), None)
 
     def stop(self) -> None:
         """Ask for the end, the orderly way. Safe to repeat."""
-        self._stop.set()
+        self.runtime.stop()
 
 
 @asynccontextmanager
@@ -210,9 +153,9 @@ async def open_gateway(
     """Run a gateway for the length of a block, in a trio program.
 
     `config` is a dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
-    `gateway.config.Config`. With a `state_directory` the last-good lists and tokens of the servers are kept there;
-    without one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all
-    servers have stopped.
+    `gateway.config.Config`. With a `state_directory` the servers' last-good lists and tokens are kept there; without
+    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers
+    have stopped.
 
     Raises:
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.

@@ -74,15 +74,19 @@ class Listener(Protocol):
 class RequestHandler:
     """The gateway's own answers, shared by all frontends."""
 
-    def __init__(self, router: Router, settings: GatewaySettings, version: str, parking: SuspendedCalls) -> None:
+    def __init__(self, router: Router, version: str, parking: SuspendedCalls) -> None:
         self.router = router
         self.parking = parking
         self.fleet = router.fleet
-        self.settings = settings
         self.listeners: set[Listener] = set()
         """The subscriptions of modern clients that are open."""
-        self.server_info = jsonrpc.raw({"name": settings.name, "version": version})
+        self.server_info = jsonrpc.raw({"name": self.fleet.settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """The settings of the configuration that holds now."""
+        return self.fleet.settings
 
     def decode(self, data: bytes, identity: Identity = ANYBODY) -> Message:
         """Decode one message of a client.

@@ -69,10 +69,10 @@ class Reloader:
         source: ConfigSource,
         fleet: Fleet,
         *,
-        held: Callable[[Config], None] | None = None,
+        apply: Callable[..., Awaitable[Applied]] | None = None,
         check: Callable[[Config], None] | None = None,
     ) -> None:
-        """Make one; `held` is called with each config that has come to hold.
+        """Make one; `apply` puts a config in place, as `Fleet.apply` does, which is used without it.
 
         `check` is called with each that is about to, and raises ConfigError for one that cannot hold in this run.
         """
@@ -83,7 +83,7 @@ class Reloader:
         """Told when a change begins, and what came of it. They must not wait."""
         self._source = source
         self._fleet = fleet
-        self._held = held
+        self._put_in_place = apply or fleet.apply
         self._check = check
         self._turn = trio.Lock()
         self._waiting = 0
@@ -260,7 +260,7 @@ class Reloader:
         return applied
 
     async def _apply(self, by: str, config: Config, *, restart: tuple[str, ...] = ()) -> Applied:
-        applied = await self._fleet.apply(config, restart=restart)
+        applied = await self._put_in_place(config, restart=restart)
         self.last = LastReload(now_iso(), by, ok=True, not_ready=applied.not_ready)
         parts = [
             f"{word} {', '.join(names)}"
@@ -270,8 +270,6 @@ class Reloader:
         log.info("config reloaded (%s): %s", by, "; ".join(parts) or "no server has changed")
         for name, reason in applied.not_ready.items():
             log.warning("server %r is not ready after the reload: %s", name, reason)
-        if self._held is not None:
-            self._held(config)
         return applied
 
     async def _keep(self, overlay: Overlay) -> None:

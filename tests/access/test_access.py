@@ -12,10 +12,11 @@ from trio.testing import MockClock
 from gateway.access.keys import digest_in, digest_of, hash_key, make_key
 from gateway.app import Gateway, Options
 from gateway.backends.opener import SessionOpener
+from gateway.calls import Caller, Era
 from gateway.catalog.snapshot import Route
 from gateway.config import parse_config
 from gateway.embed.native import open_gateway
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, Revoked
 from gateway.frontends.http.exchange import MAX_ADDRESS
 from tests.peers.http_peer import LegacyServer, ModernServer, open_peer
 from tests.support.access import (
@@ -30,7 +31,7 @@ from tests.support.access import (
     running,
     tool_call,
 )
-from tests.support.fakes import SOON, FakeExchange, settle
+from tests.support.fakes import SOON, FakeExchange, make_call, settle
 
 
 def test_keys_are_random_and_found_by_their_hash() -> None:
@@ -250,7 +251,7 @@ async def test_a_body_that_was_on_its_way_is_not_taken_for_a_key_that_is_gone(au
             (b"content-type", b"application/json"),
             (b"authorization", b"Bearer " + ALICE.encode()),
         ]
-        house.nursery.start_soon(house.face._route, exchange.scope, exchange.receive, exchange.send)
+        house.nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
         await settle()
         house.access.apply(NO_KEYS_OF_ALICE)
         exchange._incoming.append({"type": "http.request", "body": json.dumps(tool_call(modern=True)).encode()})
@@ -390,15 +391,18 @@ async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_ke
     guarded, open_to_all = make_config(keys()), make_config(None)
     options = Options(transports=("streamable-http",), host="0.0.0.0")
     running_one = Gateway(guarded, options, None)  # type: ignore[arg-type] - what guards children is for later
+    runtime = running_one.runtime
     running_one._check(guarded)
     with pytest.raises(ConfigError, match="everybody is let in"):
         running_one._check(open_to_all)
     insecure = Options(transports=("sse",), host="0.0.0.0", insecure=True)
     Gateway(guarded, insecure, None)._check(open_to_all)  # type: ignore[arg-type] - as above
-    running_one._apply_settings(make_config({"keys": keys()["keys"][1:]}))
     headers = {b"authorization": b"Bearer " + ALICE.encode()}
-    assert running_one._access.find(headers) is None
-    assert running_one.router.admission is running_one._access
+    assert runtime.access.find(headers) is not None
+    await running_one._apply(make_config({"keys": keys()["keys"][1:]}))
+    assert runtime.access.find(headers) is None
+    with pytest.raises(Revoked):
+        await runtime.router.submit(make_call("a.x", caller=Caller(era=Era.LEGACY, version="", principal="alice")))
 
 
 async def test_an_embedded_gateway_asks_for_keys_too() -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.audit import DENIED, Audit
+from gateway.audit import DENIED
 from gateway.config import AuditSettings
 from gateway.embed.mount import KeyCheck
 from gateway.embed.native import open_gateway
@@ -29,7 +29,7 @@ async def try_session(house: House, key: str) -> int:
 
 async def test_one_key_cannot_take_all_sessions(autojump_clock: MockClock) -> None:
     async with open_house(keys(max_sessions=2)) as house:
-        house.face._endpoint.sessions._most = 6
+        house.mcp.endpoint.sessions._most = 6
         assert [await try_session(house, ALICE) for _ in range(3)] == [200, 200, 429]
         assert [await try_session(house, BOB) for _ in range(4)] == [
             200,
@@ -67,7 +67,7 @@ async def test_a_header_that_decides_must_stand_there_once(name: str, autojump_c
             headers={"host": "localhost", "authorization": f"Bearer {ALICE}", "content-type": "application/json"},
         )
         fake.scope["headers"] += [(name.encode(), b"x"), (name.encode(), b"y")]
-        house.nursery.start_soon(house.face._route, fake.scope, fake.receive, fake.send)
+        house.nursery.start_soon(house.face, fake.scope, fake.receive, fake.send)
         await settle()
         assert (fake.status, house.sent) == (400, 0)
         assert name in fake.body.decode()
@@ -86,8 +86,8 @@ async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) 
         for exchange in (listening, stream):  # what they have listed does not hold any more
             assert b"notifications/tools/list_changed" in exchange.body
         (subscription,) = house.answers.listeners
-        (kept,) = house.face._sse._streams.values()
-        (legacy,) = house.face._endpoint.sessions._sessions.values()
+        (kept,) = house.mcp.sse._streams.values()
+        (legacy,) = house.mcp.endpoint.sessions._sessions.values()
         for scope in (subscription._caller.scope, kept.identity.scope, legacy.caller.scope):
             assert scope is not None
             assert scope.servers == ("a",)
@@ -112,8 +112,7 @@ async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     async with open_house(keys(views=["small"])) as house:
-        audit = Audit(house.router)
-        house.access.on_denied = audit.denied
+        audit = house.audit
         audit.apply(AuditSettings())
         await house.call(key=ALICE)
         await house.call(key="wrong-key-of-somebody")
@@ -134,13 +133,13 @@ async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
 
 async def test_calls_that_a_face_refuses_are_noted(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
     async with open_house(keys()) as house:
-        audit = Audit(house.router)
+        audit = house.audit
         audit.apply(AuditSettings())
         session = await house.initialize()
         await house.call(session)
         again = tool_call(modern=False, request_id=house._last_id)
         assert (await house.start("POST", "/mcp", again, key=ALICE, mcp_session_id=session)).status == 400
-        (found,) = house.face._endpoint.sessions._sessions.values()
+        (found,) = house.mcp.endpoint.sessions._sessions.values()
         found.in_flight._most = 1
         await house.call(session)
         await house.answer()
@@ -242,8 +241,8 @@ async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_c
         outcomes: dict[str, tuple[int, bytes]] = {}
         for place, app in {
             "mount": KeyCheck(passed, ALICE),
-            "/mcp": house.face._route,
-            "/sse": house.face._route,
+            "/mcp": house.face,
+            "/sse": house.face,
         }.items():
             one = exchange()
             if place == "/sse":
@@ -263,6 +262,6 @@ async def test_a_repeated_header_that_decides_is_refused(path: str, name: str, a
         given = dict(exchange.scope["headers"]).get(name.encode(), b"http://localhost")
         repeated = [(name.encode(), given)] * 2
         exchange.scope |= {"path": path, "headers": [*exchange.scope["headers"], *repeated]}
-        await house.face._route(exchange.scope, exchange.receive, exchange.send)
+        await house.face(exchange.scope, exchange.receive, exchange.send)
         assert exchange.status == 400
         assert name in exchange.body.decode()

@@ -188,7 +188,7 @@ async def test_who_is_let_in(name: str, autojump_clock: MockClock) -> None:
         house.access.apply(now)
         before = state_of(house)
         for endpoint in ENDPOINTS:
-            exchange = await ask(house.face._route, endpoint, kind)
+            exchange = await ask(house.face, endpoint, kind)
             assert exchange.status == expected(endpoint, kind), (endpoint.method, endpoint.path)
             assert not any(secret in exchange.body for secret in secrets_of(kind)), endpoint.path
             if exchange.status == 401:
@@ -200,7 +200,7 @@ async def test_who_is_let_in(name: str, autojump_clock: MockClock) -> None:
 
 
 def state_of(house: House) -> object:
-    return (list(house.fleet.supervisors), house.face.sessions, house.reloader.counts.copy(), house.reloader.last)
+    return (list(house.fleet.supervisors), house.mcp.sessions, house.reloader.counts.copy(), house.reloader.last)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -148,7 +148,7 @@ async def test_bad_tokens_are_refused_without_work(autojump_clock: MockClock) ->
         for what, bad in BAD.items():
             exchange = FakeExchange(b"{}", headers={"host": "localhost", "content-type": "application/json"})
             exchange.scope["headers"].append((b"authorization", b"Bearer " + bad.encode("latin-1")))
-            house.nursery.start_soon(house.face._route, exchange.scope, exchange.receive, exchange.send)
+            house.nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
             await settle()
             assert exchange.status == 401, what
             assert exchange.headers["www-authenticate"].startswith('Bearer error="invalid_token"'), what

@@ -20,6 +20,7 @@ from gateway.catalog.listing import Item, Listing
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import parse_config
+from gateway.config.audit import AuditSettings
 from gateway.config.offered import ToolChoice
 from gateway.eras import asks, requests
 from gateway.eras.param_headers import find_second_argument
@@ -199,20 +200,20 @@ def problem_in(body: bytes) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("way", ["legacy", "modern", "batch", "sse", "sse batch"])
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_limited_client_is_refused_over_http(limit: str, way: str, autojump_clock: MockClock) -> None:
+async def test_a_limited_client_is_refused_over_http(
+    limit: str, way: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
     async with open_limited(limit) as (house, below):
-        noted: list[Any] = []
-        house.router.on_refused = lambda call, _backend, _seconds, problem: noted.append((
-            call.caller.principal,
-            problem,
-        ))
+        house.audit.apply(AuditSettings())
         path, headers = await open_way(house, way, below)
         for members in TWICE:
             body = call(members, modern=way == "modern")
             exchange = await house.start("POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers)
             assert (exchange.status, problem_in(exchange.body)) == (400, (-32602, 1)), members
         assert house.sent == 0
-        assert [principal for principal, _ in noted] == ["alice"] * len(TWICE)
+        noted = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
+        assert [(line["outcome"], line["principal"]) for line in noted] == [("refused", "alice")] * len(TWICE)
+        house.audit.apply(None)
         plain = call(b'"name":"a.x"', modern=way == "modern")
         await house.start("POST", path, b"[%b]" % plain if "batch" in way else plain, key=ALICE, **headers)
         assert house.sent == 1

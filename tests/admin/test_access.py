@@ -50,7 +50,7 @@ async def ask(house: House, way: str, method: str, path: str, credentials: dict[
     exchange = FakeExchange(body, method=method, headers={**headers, "content-type": "application/json"})
     exchange.scope |= {"path": path, "query_string": b""}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(house.face._route, exchange.scope, exchange.receive, exchange.send)
+        nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
         if path == "/events":
             await settle()
             exchange.gone.set()

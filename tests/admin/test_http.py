@@ -53,7 +53,7 @@ GUARDED = {"keys": [{"name": "alice", "hash": "sha256:" + "0" * 64}]}
 class House:
     """A running gateway without faces; `ask` is one HTTP request to its management app."""
 
-    def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None) -> None:
+    def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None, **counts: Any) -> None:
         self.fakes = {name: FakeBackend(make_listing("x")) for name in ("a", "b", "c", "off")}
         self.path = path
         self.source = ConfigSource(path, environ={}, store=store)
@@ -63,7 +63,12 @@ class House:
         self.draining = False
         self.closing = trio.Event()
         self.management = Management(
-            self.router, self.reloader, transport="http", draining=lambda: self.draining, closing=self.closing
+            self.router,
+            self.reloader,
+            transport="http",
+            draining=lambda: self.draining,
+            closing=self.closing,
+            **counts,
         )
         self.app = make_admin_app(self.management, access)
 
@@ -90,12 +95,18 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    folder: Path, *, mode: Any = "token", host: str = "127.0.0.1", config: Any = CONFIG, store: Store | None = None
+    folder: Path,
+    *,
+    mode: Any = "token",
+    host: str = "127.0.0.1",
+    config: Any = CONFIG,
+    store: Store | None = None,
+    **counts: Any,
 ) -> AsyncGenerator[House]:
     path = folder / "config.json"
     if config is not None:
         path.write_text(json.dumps(config), encoding="utf-8")
-    house = House(path, AdminAccess(mode, host=host, token=TOKEN), store=store)
+    house = House(path, AdminAccess(mode, host=host, token=TOKEN), store=store, **counts)
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             await nursery.start(house.fleet.run)

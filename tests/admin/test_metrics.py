@@ -66,9 +66,8 @@ async def test_calls_are_counted_by_backend_and_outcome(tmp_path: Path) -> None:
 
 
 async def test_states_processes_and_reloads(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.management.gauges = dict.fromkeys(GAUGES, lambda: 7)
-        house.management.lost = lambda: 3
+    gauges = dict.fromkeys(GAUGES, lambda: 7)
+    async with open_house(tmp_path, gauges=gauges, audit_lines_dropped=lambda: 3) as house:
         house.path.write_text("{")
         assert (await house.ask("POST", "/reload", {}))[0] == 422
         house.path.write_text(json.dumps(CONFIG))

@@ -14,13 +14,16 @@ import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.config import Config, ServerConfig
-from gateway.config.access import AccessKey, AccessSettings
-from gateway.frontends.http.endpoint import HttpFrontend
+from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
+from gateway.frontends.http.host_policy import HostPolicy
 from gateway.frontends.http.listen_address import ListenAddress
+from gateway.frontends.http.mcp_app import McpApp, Paths
+from gateway.frontends.http.server import HttpFrontend
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.suspended_calls import SuspendedCalls
 from gateway.frontends.request_handler import RequestHandler
@@ -73,8 +76,10 @@ class Server:
         reloader = Reloader(ConfigSource(None, environ={}, given=config), fleet)
         management = Management(router, reloader, transport="http", draining=closing.is_set, closing=closing)
         app = make_admin_app(management, AdminAccess("token", host="127.0.0.1", token=TOKEN))
-        answers = RequestHandler(router, config.gateway, "0", SuspendedCalls(RequestStateCodec([])))
-        face = HttpFrontend(answers, binding=ListenAddress(port=0), path="/mcp", others=app, closing=closing)
+        answers = RequestHandler(router, "0", SuspendedCalls(RequestStateCodec([])))
+        access, policy = Access(NO_ACCESS), HostPolicy("127.0.0.1")
+        mcp = McpApp(answers, access, Paths(sse=None), policy=policy, closing=closing)
+        face = HttpFrontend(mcp, others=app, closing=closing)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(partial(reloader.run, watching=False))

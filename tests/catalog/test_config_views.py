@@ -16,8 +16,9 @@ from gateway.catalog.scopes import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
 from gateway.config.views import ViewConfig, ViewTools
-from gateway.embed.faces import AsgiFrontends, Paths
+from gateway.embed.faces import AsgiFrontends
 from gateway.errors import ConfigError
+from gateway.frontends.http.mcp_app import Paths
 from gateway.frontends.http.view_routing import NO_VIEW, view_in
 from tests.support.access import ALICE, MODERN_META, House, modern_headers, open_house
 from tests.support.fakes import FakeExchange, settle
@@ -199,7 +200,7 @@ async def test_views_change_live(autojump_clock: MockClock) -> None:
         session = await introduced(house, "/mcp/one")
         main_session = await introduced(house, "/mcp")
         told: list[tuple[frozenset[str], frozenset[str]]] = []
-        scope = house.face._endpoint.sessions._sessions[session].caller.scope
+        scope = house.mcp.endpoint.sessions._sessions[session].caller.scope
         house.fleet.subscribe(lambda news: told.append((news.features(None), news.features(scope))))
         await trio.sleep(1)  # what was announced of the start
         told.clear()
@@ -251,8 +252,8 @@ async def test_views_over_the_older_transport(autojump_clock: MockClock) -> None
 
 async def test_views_of_a_gateway_inside_a_program(autojump_clock: MockClock) -> None:
     async with viewed() as house:
-        faces = AsgiFrontends(house.answers, Paths(), ())
-        await house.nursery.start(faces.run)
+        faces = AsgiFrontends(house.answers, house.access, Paths(), ())
+        await house.nursery.start(faces.run, house.closing)
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
         headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/list", "content-type": "application/json"}
         found: dict[str, Any] = {}

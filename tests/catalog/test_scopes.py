@@ -269,7 +269,7 @@ async def running(fakes: dict[str, FakeBackend], **start: Any) -> AsyncGenerator
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await settle()
-            yield RequestHandler(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
+            yield RequestHandler(Router(fleet), "9", parking)  # ruff: ignore[fallible-context-manager]
             fleet.stop()
 
 

@@ -86,9 +86,9 @@ class Watched(House):
     @property
     def state(self) -> tuple[object, ...]:
         """What a request that is refused must leave as it is."""
-        sessions = self.face._endpoint.sessions._sessions
+        sessions = self.mcp.endpoint.sessions._sessions
         idle = [session.last_used for session in sessions.values()]
-        return self.sent, len(sessions), idle, len(self.face._sse), self.router.under_way, len(self.parking)
+        return self.sent, len(sessions), idle, len(self.mcp.sse), self.router.under_way, len(self.parking)
 
 
 async def refuse(house: House, request: tuple[str, str, object, dict[str, str]], **headers: str) -> FakeExchange:

@@ -40,7 +40,7 @@ async def running(**settings: Any) -> AsyncGenerator[RequestHandler]:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await settle()
-            yield RequestHandler(Router(fleet), config.gateway, "9", parking)  # ruff: ignore[fallible-context-manager]
+            yield RequestHandler(Router(fleet), "9", parking)  # ruff: ignore[fallible-context-manager]
             fleet.stop()
 
 

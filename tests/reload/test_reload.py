@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from gateway.config import Config
+    from gateway.supervisor.fleet import Applied
+
 
 def base_of(**servers: Any) -> Base:
     return Base(parse_config({"mcpServers": servers}, environ={}), servers)
@@ -279,7 +282,12 @@ class Rig:
         self.source = place.source()
         self.fleet = Fleet(self.source.open(), backends(self.fakes))
         self.held: list[Any] = []
-        self.reloader = Reloader(self.source, self.fleet, held=self.held.append)
+        self.reloader = Reloader(self.source, self.fleet, apply=self.apply)
+
+    async def apply(self, config: Config, *, restart: Any = ()) -> Applied:
+        applied = await self.fleet.apply(config, restart=restart)
+        self.held.append(config)
+        return applied
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(SOON):

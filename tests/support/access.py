@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from gateway.access.keys import hash_key
-from gateway.access.table import Access
 from gateway.admin.access import AdminAccess
 from gateway.admin.http import make_admin_app
 from gateway.admin.servers import Management
 from gateway.calls import Complete, Era
 from gateway.config import Config, parse_config
-from gateway.config.access import NO_ACCESS
-from gateway.frontends.http.endpoint import HttpFrontend
-from gateway.frontends.http.listen_address import ListenAddress
-from gateway.frontends.modern.request_state import RequestStateCodec
-from gateway.frontends.modern.suspended_calls import SuspendedCalls
-from gateway.frontends.request_handler import RequestHandler
+from gateway.frontends.http.host_policy import HostPolicy
+from gateway.frontends.http.mcp_app import McpApp, Paths
+from gateway.frontends.http.server import HttpFrontend
 from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
-from gateway.router import Router
-from gateway.supervisor.fleet import Fleet
+from gateway.runtime import GatewayRuntime
 from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing, settle
 
 if TYPE_CHECKING:
@@ -56,33 +51,39 @@ def make_config(access: object, *servers: str) -> Config:
     return parse_config(json.dumps(raw), environ={})
 
 
+class Unguarded:
+    """A guard over no children."""
+
+    def __init__(self) -> None:
+        self.force_stopped = trio.Event()
+
+
 class House:
     """All of it; `ask` is one HTTP request."""
 
-    def __init__(self, config: Config, host: str = "127.0.0.1", send: Any = None, opener: Any = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        host: str = "127.0.0.1",
+        paths: Paths | None = None,
+        *,
+        send: Any = None,
+        opener: Any = None,
+    ) -> None:
         self.fakes = {name: FakeBackend(make_listing("x", "y")) for name in config.servers}
-        self.fleet = Fleet(config, opener or backends(self.fakes))
-        self.router = Router(self.fleet)
-        self.access = self.router.admission = Access(config.access or NO_ACCESS, send)
-        self.parking = SuspendedCalls(RequestStateCodec())
-        self.access.on_end += [lambda principal: self.parking.close_of(principal.name), self.router.cut_off]
-        self.answers = RequestHandler(self.router, config.gateway, "9", self.parking)
-        self.closing = trio.Event()
-        reloader = Reloader(ConfigSource(None, environ={}, given=config), self.fleet)
+        guard: Any = Unguarded()
+        self.runtime = GatewayRuntime(config, guard, opener=opener or backends(self.fakes), fetch=send)
+        self.fleet, self.router, self.access = self.runtime.fleet, self.runtime.router, self.runtime.access
+        self.parking, self.answers, self.audit = self.runtime.suspended_calls, self.runtime.handler, self.runtime.audit
+        self.closing = self.runtime.closing
+        self.reloader = Reloader(ConfigSource(None, environ={}, given=config), self.fleet, apply=self.runtime.apply)
         management = Management(
-            self.router, reloader, transport="http", draining=self.closing.is_set, closing=self.closing
+            self.router, self.reloader, transport="http", draining=self.closing.is_set, closing=self.closing
         )
-        self.admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
-        self.face = HttpFrontend(
-            self.answers,
-            binding=ListenAddress(host=host, port=0),
-            path="/mcp",
-            sse_path="/sse",
-            others=self.admin,
-            closing=self.closing,
-            access=self.access,
-        )
-        self.reloader = reloader
+        admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
+        policy = HostPolicy(host)
+        self.mcp = McpApp(self.answers, self.access, paths or Paths(), policy=policy, closing=self.closing)
+        self.face = HttpFrontend(self.mcp, others=admin, closing=self.closing)
         self.nursery: Any = None
         self._last_id = 0
 
@@ -114,7 +115,7 @@ class House:
         exchange.scope |= {"path": target, "query_string": query.encode()}
         if address is not None:
             exchange.scope["client"] = (address, 12_345)
-        self.nursery.start_soon(self.face._route, exchange.scope, exchange.receive, exchange.send)
+        self.nursery.start_soon(self.face, exchange.scope, exchange.receive, exchange.send)
         await settle()
         return exchange
 
@@ -160,7 +161,7 @@ def modern_headers(name: str = "a.x", method: str = "tools/call") -> dict[str, s
 
 @asynccontextmanager
 async def open_house(access: object, *servers: str, host: str = "127.0.0.1", send: Any = None) -> AsyncGenerator[House]:
-    house = House(make_config(access, *servers), host, send)
+    house = House(make_config(access, *servers), host, send=send)
     with trio.fail_after(1e7):  # of the clock that jumps
         async with running(house):
             yield house
@@ -169,12 +170,13 @@ async def open_house(access: object, *servers: str, host: str = "127.0.0.1", sen
 @asynccontextmanager
 async def running(house: House) -> AsyncGenerator[None]:
     """All that runs of a house, but its socket."""
+
+    async def start_frontends() -> None:
+        await house.runtime.start_frontend(partial(house.reloader.run, watching=False))
+        await house.runtime.start_frontend(house.mcp.run)
+
     async with trio.open_nursery() as services:
-        await services.start(house.fleet.run)
-        await services.start(partial(house.reloader.run, watching=False))
-        services.start_soon(house.parking.run)
-        await services.start(house.face._endpoint.sessions.run)
-        house.face._watch_access()
+        await services.start(house.runtime.run, start_frontends)
         await settle()
         async with trio.open_nursery() as house.nursery:
             yield  # ruff: ignore[fallible-context-manager]
@@ -182,3 +184,4 @@ async def running(house: House) -> AsyncGenerator[None]:
         house.fleet.stop()
         await house.fleet.ended.wait()
         services.cancel_scope.cancel()
+    house.runtime.forget_secrets()

@@ -76,7 +76,7 @@ async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncG
         async with trio.open_nursery() as services:
             await services.start(fleet.run)
             await settle()
-            answers = RequestHandler(Router(fleet), config.gateway, "9", parking)
+            answers = RequestHandler(Router(fleet), "9", parking)
             async with trio.open_nursery() as nursery:
                 yield House(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
                 nursery.cancel_scope.cancel()

@@ -78,9 +78,9 @@ class AuthMiddleware:
             log.debug("a client hung up")
 
     def _record_refusal(self, exchange: Exchange, status: int, text: str) -> None:
-        if self._access is not None and self._access.on_denied is not None:
+        if self._access is not None:
             principal = None if exchange.principal is None else exchange.principal.name
-            self._access.on_denied(status, text, principal, exchange.address, exchange.scope["path"])
+            self._access.note_denied(status, text, principal, exchange.address, exchange.scope["path"])
 
     async def _authenticate(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         """Find the principal of a request and serve it, or refuse it."""

@@ -273,8 +273,15 @@ class LegacySession:
         self.events.clear()
 
 
+def _ignore_session(_session: LegacySession) -> None:
+    pass
+
+
 class SessionTable:
-    """All legacy sessions of the HTTP face."""
+    """All legacy sessions of one HTTP endpoint.
+
+    `welcome` is called with each new session, so that what is kept for it elsewhere can end with it.
+    """
 
     def __init__(
         self,
@@ -282,9 +289,8 @@ class SessionTable:
         most: int,
         idle_timeout: float,
         max_requests: int,
-        welcome: Callable[[LegacySession], None] | None = None,
+        welcome: Callable[[LegacySession], None] = _ignore_session,
     ) -> None:
-        """Make an empty table; `welcome` is called with each new session."""
         self._sessions: dict[str, LegacySession] = {}
         self._most = most
         self._idle_timeout = idle_timeout
@@ -314,8 +320,7 @@ class SessionTable:
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
         session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
         self._sessions[session_id] = session
-        if self._welcome is not None:
-            self._welcome(session)
+        self._welcome(session)
         return session
 
     def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:

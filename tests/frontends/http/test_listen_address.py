@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
-from gateway.frontends.http.endpoint import HttpFrontend
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
+from gateway.frontends.http.mcp_app import Paths
 from tests.backends.http.test_tls import make_certificate
 from tests.support.access import House, make_config
 from tests.support.fakes import SOON
@@ -37,14 +37,11 @@ def folder() -> Any:
 @asynccontextmanager
 async def serving(binding: ListenAddress) -> AsyncGenerator[list[str]]:
     """A gateway of fakes that listens; yields its URLs."""
-    house = House(make_config(None), "127.0.0.1")
-    face = HttpFrontend(
-        house.answers, binding=binding, path="/mcp", others=house.admin, closing=house.closing, access=house.access
-    )
+    house = House(make_config(None), binding.policy_host, Paths(sse=None))
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             await nursery.start(house.fleet.run)
-            urls: list[str] = await nursery.start(face.run, binding.open())
+            urls: list[str] = await nursery.start(house.face.run, binding.open())
             yield urls  # ruff: ignore[fallible-context-manager]
             house.closing.set()
             house.fleet.stop()

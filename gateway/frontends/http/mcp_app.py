@@ -1,0 +1,152 @@
+"""MCP over HTTP without a socket: streamable HTTP of both eras, and the older SSE transport beside it.
+
+`McpApp` answers the requests for one set of paths, and owns the sessions of the clients that connect there. The command
+serves one on a socket (`endpoint.HttpFrontend`), an embedded gateway hands one to each application that mounts it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway.access.resource import WELL_KNOWN
+from gateway.frontends.http import view_routing
+from gateway.frontends.http.authentication import AuthMiddleware
+from gateway.frontends.http.endpoint import McpEndpoint
+from gateway.frontends.http.exchange import Exchange
+from gateway.frontends.http.metadata import show_resource
+from gateway.frontends.legacy.sse import SseFrontend
+
+if TYPE_CHECKING:
+    from gateway.access.principals import Principal
+    from gateway.access.table import Access
+    from gateway.catalog.snapshot import ListNews
+    from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.http.host_policy import HostPolicy
+    from gateway.frontends.request_handler import RequestHandler
+
+
+class Paths:
+    """Where clients find the transports; `None` where one is not served."""
+
+    __slots__ = ("mcp", "messages", "sse")
+
+    def __init__(self, mcp: str | None = "/mcp", sse: str | None = "/sse", messages: str = "/messages/") -> None:
+        self.mcp = mcp
+        self.sse = sse
+        self.messages = messages
+
+    def all(self) -> list[str]:
+        """Every path that is answered, without the slash at its end that some clients add."""
+        paths = [self.mcp] if self.sse is None else [self.mcp, self.sse, self.messages]
+        return [view_routing.without_slash(path) for path in paths if path is not None]
+
+
+class McpApp:
+    """Implements `gateway.access.table.AccessObserver`.
+
+    `policy` follows the settings of `access`. With `shows_metadata` the metadata of the protected resource (RFC 9728)
+    are answered too. Sessions and streams end when `closing` is set.
+    """
+
+    def __init__(
+        self,
+        handler: RequestHandler,
+        access: Access,
+        paths: Paths,
+        *,
+        policy: HostPolicy,
+        closing: trio.Event,
+        shows_metadata: bool = True,
+    ) -> None:
+        self.handler = handler
+        self.paths = paths
+        self.policy = policy
+        self.entrance = AuthMiddleware(policy, access)
+        self.endpoint = McpEndpoint(handler, self.entrance, closing)
+        self.sse = SseFrontend(handler, paths.messages, closing)
+        self._access = access
+        self._closing = closing
+        self._shows_metadata = shows_metadata
+        self._mcp_path = None if paths.mcp is None else view_routing.without_slash(paths.mcp)
+        self._sse_handlers = (
+            {}
+            if paths.sse is None
+            else {
+                view_routing.without_slash(paths.messages): self.sse.post,
+                view_routing.without_slash(paths.sse): self.sse.open,
+            }
+        )
+
+    @property
+    def sessions(self) -> int:
+        """Sessions of legacy clients."""
+        return len(self.endpoint.sessions) + len(self.sse)
+
+    @property
+    def streams(self) -> int:
+        """Streams on which clients receive what is no response to a request."""
+        return self.endpoint.sessions.streams + len(self.sse) + len(self.handler.listeners)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own the sessions until cancelled; requests may still come after `closing` has ended them."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.endpoint.sessions.run)
+            self.handler.fleet.subscribe(self._notify_list_changed)
+            self._access.attach(self)
+            try:
+                task_status.started()
+                await self._closing.wait()
+                self._end_sessions()
+                await trio.sleep_forever()
+            finally:
+                self.handler.fleet.unsubscribe(self._notify_list_changed)
+                self._access.detach(self)
+                self._end_sessions()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer one HTTP request; return False, with nothing sent, where its path is none of these."""
+        path = view_routing.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
+        if path == self._mcp_path:
+            await self.endpoint(scope, receive, send)
+            return True
+        if handle := self._sse_handlers.get(path):
+            await self.entrance.serve(Exchange(scope, receive, send), handle)
+            return True
+        if self._shows_metadata and path.startswith(WELL_KNOWN):
+            await show_resource(Exchange(scope, receive, send), self.policy, self._access)
+            return True
+        views = self.handler.fleet.config.views
+        if (view := view_routing.view_in(path, self._mcp_path, views)) is not None:
+            await self.endpoint(scope, receive, send, view)
+            return True
+        for place, handle in self._sse_handlers.items():
+            if (view := view_routing.view_in(path, place, views)) is not None:
+                exchange = Exchange(scope, receive, send, view)
+                await self.entrance.serve(exchange, handle if view in views else view_routing.refuse)
+                return True
+        return False
+
+    def _end_sessions(self) -> None:
+        self.endpoint.sessions.close_all()
+        self.sse.end_all()
+
+    def _notify_list_changed(self, news: ListNews) -> None:
+        self.endpoint.sessions.notify_list_changed(news)
+        self.sse.notify_list_changed(news)
+
+    # `AccessObserver`
+
+    def apply_access(self) -> None:
+        """Follow the settings of the access control."""
+        self.policy.permit(self._access.settings.allow_origins, self._access.settings.allow_hosts)
+
+    def update_principal(self, principal: Principal) -> None:
+        """Have what a principal has open go by its present rules."""
+        self.endpoint.update_principal(principal)
+        self.sse.update_principal(principal)
+
+    def end_principal(self, principal: Principal) -> None:
+        """End the sessions of a principal; streams end with their exchanges (`Principal.end`)."""
+        self.endpoint.sessions.close_of(principal.name)

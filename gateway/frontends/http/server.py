@@ -1,0 +1,106 @@
+"""The HTTP frontend of the command: Hypercorn on trio serves the MCP app, everything else goes to the management app.
+
+Owns the socket, and with it the connections.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gateway import jsonrpc
+from gateway.access.keys import repeated_header, repeated_text
+from gateway.frontends.http.exchange import Exchange
+
+if TYPE_CHECKING:
+    from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.http.listen_address import ListeningSocket
+    from gateway.frontends.http.mcp_app import McpApp
+    from gateway.httpd.connection_limit import Limits
+
+    AsgiApp = Any
+
+PROBES: Final = frozenset({"/livez", "/readyz"})
+"""Answered also when all connections are taken."""
+GRACEFUL_TIMEOUT: Final = 1.0
+"""Seconds that connections get after all streams were ended; calls have been drained before."""
+
+log = logging.getLogger("gateway.http")
+
+
+def find_descriptor_limit() -> int | None:
+    """Return how many files this process may have open; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+class HttpFrontend:
+    """Serves the MCP app and the management app (`others`) on one socket, until `closing` is set."""
+
+    def __init__(self, mcp: McpApp, *, others: AsgiApp, closing: trio.Event) -> None:
+        self._mcp = mcp
+        self._others = others
+        self._closing = closing
+
+    async def run(self, bound: ListeningSocket, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        """Serve on `bound`, and close it, once `closing` is set; `started` gives the URLs, one for each transport."""
+        from hypercorn.config import Config as HypercornConfig
+        from hypercorn.config import Sockets
+
+        from gateway.httpd.server import serve_http
+
+        config = HypercornConfig()
+        config.graceful_timeout = GRACEFUL_TIMEOUT
+        config.include_server_header = False
+        config.accesslog = None
+        config.errorlog = logging.getLogger("hypercorn.error")
+        config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
+        secure = bound.binding.set_tls(config)
+        async with trio.open_nursery() as services:
+            await services.start(self._mcp.run)
+            try:
+                async with trio.open_nursery() as server:
+                    sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
+                    limits = self._limits()
+                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, limits=limits)
+                    await server.start(serve, self, config)
+                    paths = [path for path in (self._mcp.paths.mcp, self._mcp.paths.sse) if path is not None]
+                    task_status.started(bound.urls(paths))
+            finally:
+                bound.close()
+            services.cancel_scope.cancel(reason="the HTTP server has ended")
+
+    def _limits(self) -> Limits:
+        from gateway.httpd.connection_limit import Limits
+
+        settings = self._mcp.handler.settings
+        connections = settings.max_connections
+        if (descriptors := find_descriptor_limit()) is not None:
+            # Backends, the control socket and files need some, too; silent clients must not take them all.
+            connections = max(1, min(connections, descriptors - descriptors // 4 - Limits().reserve))
+        if connections < settings.max_connections:
+            log.info("max_connections is lowered to %d: at most %d files may be open", connections, descriptors)
+        return Limits(connections=connections, per_address=settings.max_silent_connections, probes=PROBES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] == "http" and not await self._mcp.serve(scope, receive, send):
+            await self._serve_others(scope, receive, send)
+
+    async def _serve_others(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the management app answer, behind the same checks of Host and Origin."""
+        exchange = Exchange(scope, receive, send)
+        refusal = self._mcp.policy.refusal(exchange.headers)
+        if name := repeated_header(scope["headers"]):
+            await exchange.json(400, jsonrpc.encode({"error": repeated_text(name)}))
+        elif refusal is None:
+            await self._others(scope, receive, send)
+        else:
+            await exchange.json(403, jsonrpc.encode({"error": refusal}))

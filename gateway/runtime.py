@@ -1,0 +1,181 @@
+"""The gateway without a process around it: what is composed, in which order it starts, and in which order it stops.
+
+`gateway.app` runs a `GatewayRuntime` as a process of its own, `gateway.embed.native` inside another program. Stopping
+goes one way, whatever asked for it: refuse new calls, drain, end open streams, stop the frontends, stop all backends at
+once, the audit last.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gateway.access.table import Access
+from gateway.audit import Audit
+from gateway.backends.opener import SessionOpener
+from gateway.config.access import NO_ACCESS
+from gateway.config.difference import changed_at_start_only
+from gateway.config.shown import secrets_of_config
+from gateway.frontends.modern.request_state import RequestStateCodec
+from gateway.frontends.modern.suspended_calls import SuspendedCalls
+from gateway.frontends.request_handler import RequestHandler
+from gateway.masking import SECRETS
+from gateway.router import Router
+from gateway.supervisor.fleet import Fleet
+from gateway.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container
+
+    from gateway.access.authority import Fetch
+    from gateway.access.principals import Principal
+    from gateway.backends.session.interface import Opener
+    from gateway.config import Config
+    from gateway.inflight.pending import PendingCall
+    from gateway.processes.guard import ChildGuard
+    from gateway.store import Store
+    from gateway.supervisor.fleet import Applied
+
+CLOSE_GRACE: Final = 2.0
+"""Seconds that frontends get to write their last responses and close, once all calls have ended."""
+HURRIED_GRACE: Final = 0.25
+"""The same after `stop_now`: enough for a client that reads, too short for one that does not to be in the way."""
+
+log = logging.getLogger("gateway.runtime")
+
+
+class GatewayRuntime:
+    """Owns the fleet, the router, access control, suspended calls, the audit and the masking of secrets.
+
+    Args:
+        config: the configuration to start with.
+        guard: starts the child processes, and ends them.
+        store: the state directory; None keeps nothing.
+        opener: opens backend sessions, in place of a `SessionOpener`.
+        fetch: asks an authorization server, in place of HTTP.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        guard: ChildGuard,
+        store: Store | None = None,
+        *,
+        opener: Opener | None = None,
+        fetch: Fetch | None = None,
+    ) -> None:
+        self._guard = guard
+        self._opener = SessionOpener(
+            guard,
+            name=config.gateway.name,
+            store=store,
+            waiting=self._calls_waiting_for,
+            note_login_required=self._note_login_required,
+        )
+        self.fleet = Fleet(config, opener or self._opener, store)
+        self.audit = Audit(self.fleet)
+        self.access = Access(
+            config.access or NO_ACCESS, fetch, end_calls=self._end_calls, note_denied=self.audit.note_denied
+        )
+        self.router = Router(self.fleet, self.access, note_refused=self.audit.note_refused)
+        self.suspended_calls = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
+        self.handler = RequestHandler(self.router, VERSION, self.suspended_calls)
+        self.stopping = trio.Event()
+        """Set when the gateway begins to stop."""
+        self.closing = trio.Event()
+        """Set when all calls have ended: streams end, and frontends close."""
+        self._applying = trio.Lock()
+        self._frontends_nursery: trio.Nursery  # opened and left by run
+
+    async def run(
+        self,
+        start_frontends: Callable[[], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> bool:
+        """Serve until `stop`, then stop; return whether all calls ended within the grace.
+
+        `start_frontends` is awaited once the fleet runs; it calls `start_frontend`. Secrets stay masked until
+        `forget_secrets`, for what is logged of the end may hold them.
+        """
+        self._mask_and_audit(self.fleet.config)
+        async with trio.open_nursery() as services:
+            services.start_soon(self.suspended_calls.run)
+            await services.start(self.audit.run)
+            await services.start(self._opener.run)
+            await services.start(self.fleet.run)
+            async with trio.open_nursery() as self._frontends_nursery:
+                await start_frontends()
+                task_status.started()
+                await self.stopping.wait()
+                self.suspended_calls.close_all()
+                clean = await self.router.drain(self.fleet.settings.drain_grace)
+                self.closing.set()
+                self._limit_close(HURRIED_GRACE if self._guard.force_stopped.is_set() else CLOSE_GRACE)
+            self.fleet.stop()
+            await self.fleet.ended.wait()
+            services.cancel_scope.cancel(reason="everything has stopped")
+        return clean
+
+    async def start_frontend(self, run: Callable[..., Awaitable[object]], *args: object) -> Any:
+        """Start the task of a frontend; return what it gives to `task_status.started`.
+
+        It has to end when `closing` is set, and is cancelled when it takes longer than `CLOSE_GRACE`.
+        """
+        return await self._frontends_nursery.start(run, *args)
+
+    def stop(self) -> None:
+        """Begin to stop, in the order above. Safe to repeat."""
+        self.router.refuse_new()
+        self.stopping.set()
+
+    def stop_now(self) -> None:
+        """Stop without waiting for calls or clients: children are killed."""
+        self.stop()
+        self._guard.force_stop()
+        self.router.stop_draining()
+        if self.closing.is_set():  # before that the drain, which ends now, sets the deadline
+            self._limit_close(HURRIED_GRACE)
+
+    async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
+        """Put a configuration in the place of the present one; see `Fleet.apply`.
+
+        Settings that apply only at the next start keep their values.
+
+        Raises:
+            ShuttingDown: the gateway is stopping; nothing has changed.
+        """
+        async with self._applying:
+            before = self.fleet.settings
+            applied = await self.fleet.apply(config, restart=restart)
+            for name in changed_at_start_only(before, config.gateway):
+                log.warning("gateway.%s has changed, which takes effect at the next start", name)
+            self.access.apply(config.access or NO_ACCESS)
+            self._mask_and_audit(config)
+            return applied
+
+    def forget_secrets(self) -> None:
+        """Mask the secrets of the configuration no longer. Safe to repeat."""
+        SECRETS.release(self)
+
+    def _mask_and_audit(self, config: Config) -> None:
+        SECRETS.hold(self, secrets_of_config(config))
+        self.audit.apply(config.gateway.audit)
+
+    def _limit_close(self, grace: float) -> None:
+        scope = self._frontends_nursery.cancel_scope
+        scope.deadline = min(scope.deadline, trio.current_time() + grace)
+
+    def _end_calls(self, principal: Principal) -> None:
+        """End what is kept for a principal outside of the frontends, after its sessions (`Access`)."""
+        self.suspended_calls.close_of(principal.name)
+        self.router.cut_off(principal)
+        self.fleet.client_gone(principal.name)
+
+    def _calls_waiting_for(self, backend: str) -> list[PendingCall]:
+        return self.router.waiting(backend)
+
+    def _note_login_required(self, backend: str, reason: str) -> None:
+        self.fleet.login_owed(backend, reason)

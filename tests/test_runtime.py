@@ -1,0 +1,221 @@
+"""The runtime that the command and embedded gateways share: reloads, the order of ends, and the order of stopping."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.app import Gateway, Options
+from gateway.calls import Caller, Era
+from gateway.config import parse_config
+from gateway.embed.native import EmbeddedGateway, open_gateway
+from gateway.errors import Revoked, ShuttingDown
+from gateway.masking import SECRETS
+from tests.support.access import House, Unguarded, keys, make_config, open_house, running
+from tests.support.fakes import SOON, FakeExchange, make_call, settle
+from tests.support.gateway_process import echo_backend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from gateway.access.principals import Principal
+    from gateway.config import Config
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}
+SECRET = "hunter2-hunter2-hunter2"
+
+
+def config_of(access: object = None, **settings: Any) -> dict[str, Any]:
+    raw: dict[str, Any] = {"mcpServers": {"a": echo_backend()}, "gateway": settings}
+    return raw if access is None else {**raw, "access": access}
+
+
+async def list_tools(gw: EmbeddedGateway) -> tuple[int | None, Any]:
+    """The status and the message of a `tools/list` at the ASGI application."""
+    headers = {
+        "host": "any.example",
+        "content-type": "application/json",
+        "mcp-protocol-version": "2026-07-28",
+        "mcp-method": "tools/list",
+    }
+    exchange = FakeExchange(json.dumps(LIST).encode(), headers=headers)
+    await gw.asgi_app(exchange.scope, exchange.receive, exchange.send)
+    return exchange.status, json.loads(exchange.body)
+
+
+# -- Reloads of an embedded gateway ------------------------------------------------------------------------------------
+
+
+@pytest.mark.leak_check
+async def test_a_reload_changes_the_pages_of_an_embedded_gateway() -> None:
+    with trio.fail_after(SOON):
+        async with open_gateway(config_of()) as gw:
+            await gw.list_tools()
+            assert "nextCursor" not in (await list_tools(gw))[1]["result"]
+            await gw.reload(config_of(page_size=1))
+            result = (await list_tools(gw))[1]["result"]
+            assert len(result["tools"]) == 1
+            assert result["nextCursor"]
+            await gw.reload(config_of())
+            assert "nextCursor" not in (await list_tools(gw))[1]["result"]
+
+
+async def test_a_reload_changes_the_body_limit_of_an_embedded_gateway() -> None:
+    empty: dict[str, Any] = {"mcpServers": {}}
+    with trio.fail_after(SOON):
+        async with open_gateway(empty) as gw:
+            assert (await list_tools(gw))[0] == 200
+            await gw.reload({**empty, "gateway": {"max_body_bytes": 10}})
+            assert (await list_tools(gw))[0] == 413
+
+
+@pytest.mark.leak_check
+@pytest.mark.parametrize("when", ["start", "reload"])
+async def test_an_embedded_gateway_keeps_the_audit(tmp_path: Path, when: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    audited = config_of(audit={"file": str(path)})
+    with trio.fail_after(SOON):
+        async with open_gateway(audited if when == "start" else config_of()) as gw:
+            if when == "reload":
+                await gw.call_tool("a.echo", {"text": "before"})
+                await gw.reload(audited)
+            await gw.call_tool("a.echo", {"text": "x"})
+            with pytest.raises(RuntimeError):
+                await gw.call_tool("a.nothing")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["name"], line["outcome"]) for line in lines] == [("a.echo", "answered"), ("a.nothing", "refused")]
+
+
+async def test_an_embedded_gateway_notes_requests_without_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    raw = {"mcpServers": {}, "access": keys(), "gateway": {"audit": {"file": str(path)}}}
+    with trio.fail_after(SOON):
+        async with open_gateway(raw) as gw:
+            assert (await list_tools(gw))[0] == 401
+    (line,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (line["outcome"], line["code"], line["path"]) == ("denied", 401, "/mcp")
+
+
+def secret_config(secret: str | None) -> Config:
+    """A config whose secret belongs to no server, so that nothing but the runtime masks it."""
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+    server = {"url": "http://127.0.0.1:1/mcp", "headers": headers, "disabled": True}
+    return parse_config({"mcpServers": {"off": server}}, environ={})
+
+
+@pytest.mark.parametrize("when", ["start", "reload"])
+async def test_an_embedded_gateway_masks_the_secrets_of_its_config(when: str) -> None:
+    text = f"it said {SECRET}"
+    assert SECRETS.mask(text) == text
+    with trio.fail_after(SOON):
+        async with open_gateway(secret_config(SECRET if when == "start" else None)) as gw:
+            if when == "reload":
+                assert SECRETS.mask(text) == text
+                await gw.reload(secret_config(SECRET))
+            assert SECRET not in SECRETS.mask(text)
+            await gw.reload(secret_config(None))
+            assert SECRETS.mask(text) == text
+    assert SECRETS.mask(text) == text
+
+
+CHANGED: dict[str, Any] = {
+    "name": "other",
+    "log_format": "json",
+    "max_sessions": 7,
+    "max_connections": 7,
+    "max_silent_connections": 7,
+    "session_idle_timeout": 7.0,
+    "max_client_requests": 7,
+    "request_state_keys": "A" * 43,
+}
+
+
+@pytest.mark.parametrize("host", ["command", "embedded"])
+async def test_settings_of_the_start_are_named_when_they_change(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    await trio.lowlevel.checkpoint()  # a gateway is made where a loop runs
+    guard: Any = Unguarded()
+    before, after = ({"mcpServers": {}, "gateway": settings} for settings in ({}, CHANGED))
+    one = parse_config(before, environ={})
+    caplog.set_level(logging.WARNING, "gateway")
+    if host == "command":
+        await Gateway(one, Options(), guard)._apply(parse_config(after, environ={}))
+    else:
+        await EmbeddedGateway(one, guard).reload(after)
+    named = [record.getMessage().split()[0].removeprefix("gateway.") for record in caplog.records]
+    assert sorted(named) == sorted(CHANGED)
+
+
+# -- The end of a principal --------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Notes the sessions and calls that are open when a principal ends."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.found: list[tuple[str, int, int]] = []
+
+    def apply_access(self) -> None:
+        pass
+
+    def update_principal(self, principal: Principal) -> None:
+        pass
+
+    def end_principal(self, principal: Principal) -> None:
+        self.found.append((principal.name, self.house.mcp.sessions, self.house.router.under_way))
+
+
+async def test_the_sessions_of_a_principal_end_before_its_calls(autojump_clock: MockClock) -> None:
+    async with open_house(keys()) as house:
+        recorder = Recorder(house)
+        house.access.attach(recorder)
+        session = await house.initialize()
+        await house.call(session)
+        ticket = await house.router.submit(make_call("a.x", caller=alice()))
+        await house.runtime.apply(make_config({"keys": keys()["keys"][1:]}))
+        assert recorder.found == [("alice", 0, 2)]
+        assert isinstance(await ticket.next(), Revoked)
+        house.router.release(ticket)
+        await settle()
+        assert house.mcp.sessions == house.router.under_way == 0
+        house.access.detach(recorder)
+
+
+def alice() -> Caller:
+    return Caller(era=Era.LEGACY, version="", principal="alice")
+
+
+# -- Stopping ----------------------------------------------------------------------------------------------------------
+
+
+async def test_streams_end_after_the_calls_and_backends_last(autojump_clock: MockClock) -> None:
+    house = House(make_config(None))
+    runtime = house.runtime
+    async with running(house):
+        ticket = await house.router.submit(make_call("a.x"))
+        stream = await house.start("GET", "/sse", accept="text/event-stream")
+        runtime.stop()
+        await settle()
+        with pytest.raises(ShuttingDown):
+            await house.router.submit(make_call("a.x"))
+        assert not (runtime.closing.is_set())
+        assert not (stream.ended)
+        await house.answer()
+        house.router.release(ticket)
+        await settle()
+        assert runtime.closing.is_set()
+        assert stream.ended
+        with trio.fail_after(100):
+            await house.fleet.ended.wait()
+        with pytest.raises(ShuttingDown):
+            await runtime.apply(make_config(None))
