@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.config import Config
+    from gateway.inflight.pending import PendingCall
 
 META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -159,11 +160,12 @@ async def test_settings_of_the_start_are_named_when_they_change(host: str, caplo
 
 
 class Recorder:
-    """Notes the sessions and calls that are open when a principal ends."""
+    """Notes the sessions that are open when a principal ends, and whether a call of it has ended."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, ticket: PendingCall) -> None:
         self.house = house
-        self.found: list[tuple[str, int, int]] = []
+        self.ticket = ticket
+        self.found: list[tuple[str, int, bool]] = []
 
     def apply_access(self) -> None:
         pass
@@ -172,18 +174,17 @@ class Recorder:
         pass
 
     def end_principal(self, principal: Principal) -> None:
-        self.found.append((principal.name, self.house.mcp.sessions, self.house.router.under_way))
+        self.found.append((principal.name, self.house.mcp.sessions, self.ticket.over))
 
 
 async def test_the_sessions_of_a_principal_end_before_its_calls(autojump_clock: MockClock) -> None:
     async with open_house(keys()) as house:
-        recorder = Recorder(house)
-        house.access.attach(recorder)
-        session = await house.initialize()
-        await house.call(session)
+        await house.call(await house.initialize())
         ticket = await house.router.submit(make_call("a.x", caller=alice()))
+        recorder = Recorder(house, ticket)
+        house.access.attach(recorder)
         await house.runtime.apply(make_config({"keys": keys()["keys"][1:]}))
-        assert recorder.found == [("alice", 0, 2)]
+        assert recorder.found == [("alice", 0, False)]
         assert isinstance(await ticket.next(), Revoked)
         house.router.release(ticket)
         await settle()
