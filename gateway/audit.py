@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +40,6 @@ DENIED: Final = RateLimit(per_second=1.0, burst=30)
 MAX_ARGUMENTS: Final = 65_536
 """Bytes of a call's arguments that a line holds; of larger ones only the size is told."""
 _TOOL_ERROR: Final = b'"isError"'
-_WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 log = logging.getLogger("gateway.audit")
 
@@ -137,8 +135,10 @@ class Audit:
         _, code, reason = _ending(call, problem)
         self._record(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
 
-    def note_denied(self, status: int, text: str, principal: str | None, address: str | None, path: str) -> None:
-        """Note a request that was refused: with which status and text, who sent it, and where to."""
+    def note_denied(
+        self, status: int, code: str, text: str, principal: str | None, address: str | None, path: str
+    ) -> None:
+        """Record a request that was refused access: how and why, who sent it from where, and its path."""
         if self._settings is None:
             return
         if not self._denials.allows():
@@ -150,7 +150,8 @@ class Audit:
             {
                 "outcome": "denied",
                 "code": status,
-                "reason": text,
+                "reason": code,
+                "detail": text,
                 "principal": principal,
                 "address": address,
                 "path": path[:MAX_NAME],
@@ -230,13 +231,7 @@ def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str |
         case Failure():
             return "error", outcome.code, None
         case _:
-            return "failed", to_wire(outcome, call.caller.era, call).code, error_word(type(outcome).__name__)
-
-
-@lru_cache(maxsize=64)
-def error_word(kind: str) -> str:
-    """The name of an error's class as logs and metrics have it: `unknown_name`, `busy`."""
-    return _WORD.sub("_", kind).lower()
+            return "failed", to_wire(outcome, call.caller.era, call).code, outcome.code
 
 
 @lru_cache(maxsize=1024)

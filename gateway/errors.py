@@ -2,11 +2,15 @@
 
 `ConfigError` is the operator's, `BackendError` the backend's, `RequestError` the client's. Nothing here knows
 JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` maps this tree to the wire.
+
+Each class has a `code`: its name for programs, which never changes when a class or a message does. Clients see it as
+`error.data.reason`, operators in metrics, in the audit, in the log, in the management API and in `--json` output.
+README lists them all ("Error codes").
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from gateway.masking import SECRETS
 
@@ -21,12 +25,16 @@ MAX_REASON: Final = 2_000
 class GatewayError(Exception):
     """Any failure that the gateway itself found and can explain."""
 
+    code: ClassVar[str] = "gateway_error"
+
 
 class ConfigError(GatewayError):
     """The configuration is wrong; the operator must change it.
 
     `problems` holds every problem found, one readable line each, naming the server and the field.
     """
+
+    code: ClassVar[str] = "invalid_config"
 
     def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
@@ -44,6 +52,8 @@ class BackendError(GatewayError):
     the error. `retry_after` is the time in seconds after which the backend asks to be called again, where it says so.
     """
 
+    code: ClassVar[str] = "backend_error"
+
     def __init__(self, backend: str, reason: str, *, retry_after: float | None = None) -> None:
         reason = SECRETS.mask_briefly(reason, MAX_REASON)
         super().__init__(f"backend {backend!r} {reason}")
@@ -54,6 +64,8 @@ class BackendError(GatewayError):
 
 class BackendUnavailable(BackendError):
     """The backend is not there now (stopped, failed, draining), so the call was not sent."""
+
+    code: ClassVar[str] = "backend_unavailable"
 
 
 class Suspect(NamedTuple):
@@ -73,6 +85,8 @@ class BackendExited(BackendError):
     `suspects` are the calls that may have made its process die, the last one sent first; empty where no process died.
     """
 
+    code: ClassVar[str] = "backend_exited"
+
     def __init__(self, backend: str, reason: str, suspects: Sequence[Suspect] = ()) -> None:
         super().__init__(backend, reason)
         self.suspects = tuple(suspects)
@@ -81,9 +95,13 @@ class BackendExited(BackendError):
 class BackendTooSlow(BackendError):
     """The backend did not answer within the call's deadline; it was told to cancel."""
 
+    code: ClassVar[str] = "backend_timeout"
+
 
 class BackendProtocol(BackendError):
     """The backend answered with something that is no valid answer."""
+
+    code: ClassVar[str] = "backend_protocol"
 
     status: int = 0
     """The HTTP status of the answer; 0 where there is none."""
@@ -97,13 +115,25 @@ class BackendUnfit(BackendProtocol):
     `reason` names the option that the operator has to change.
     """
 
+    code: ClassVar[str] = "backend_unfit"
+
+
+class UnknownServer(GatewayError):
+    """The config has no server of this name."""
+
+    code: ClassVar[str] = "unknown_server"
+
 
 class RequestError(GatewayError):
     """The client asked for something that cannot be done as asked."""
 
+    code: ClassVar[str] = "request_error"
+
 
 class UnknownName(RequestError):
     """No backend offers this tool, prompt or resource; the client sees -32602, for a resource with its URI as data."""
+
+    code: ClassVar[str] = "unknown_name"
 
     def __init__(self, message: str, *, uri: str | None = None) -> None:
         super().__init__(message)
@@ -113,17 +143,25 @@ class UnknownName(RequestError):
 class UnknownMethod(RequestError):
     """The method is not served; the client sees -32601 (and HTTP 404 in the modern era)."""
 
+    code: ClassVar[str] = "unknown_method"
+
 
 class InvalidParams(RequestError):
     """The parameters do not have the form that the method demands; the client sees -32602."""
+
+    code: ClassVar[str] = "invalid_params"
 
 
 class Denied(RequestError):
     """The caller may not do this; the client sees the same answer as for an unknown name."""
 
+    code: ClassVar[str] = "denied"
+
 
 class Revoked(Denied):
     """The client's key was taken away while it asked; the call is cut off."""
+
+    code: ClassVar[str] = "revoked"
 
     def __init__(self) -> None:
         super().__init__("the key that this was asked with was taken away")
@@ -135,6 +173,8 @@ class Busy(RequestError):
     `retry_after` is in how many seconds, where that is known.
     """
 
+    code: ClassVar[str] = "busy"
+
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -142,3 +182,18 @@ class Busy(RequestError):
 
 class ShuttingDown(RequestError):
     """The gateway is draining and takes no new calls."""
+
+    code: ClassVar[str] = "shutting_down"
+
+
+def code_of(problem: BaseException | None) -> str:
+    """Return the code for the end of a start or session; None is an end without an error."""
+    match problem:
+        case GatewayError():
+            return problem.code
+        case None:
+            return BackendExited.code
+        case OSError():
+            return BackendUnavailable.code
+        case _:  # a start that took longer than connect_timeout
+            return BackendTooSlow.code

@@ -16,7 +16,7 @@ import zlib
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import httpx2
 import trio
@@ -69,6 +69,8 @@ for _name in ("httpx2", "httpcore2"):
 
 class HttpRefused(BackendProtocol):
     """The server answered with an HTTP status that carries no MCP answer."""
+
+    code: ClassVar[str] = "backend_http_error"
 
     def __init__(
         self, backend: str, reason: str, status: int, body: bytes = b"", *, retry_after: float | None = None

@@ -85,7 +85,7 @@ class Router:
         self._links = Links()
         self._linked = fleet.supervisors  # a new table after each change of the config
         self.refused: dict[tuple[str, str], int] = {}
-        """How many calls were refused, by backend (empty where none was found) and class of error."""
+        """How many calls were refused, by backend (empty where none was found) and code of the error."""
         self.dropped = 0
         """Notices of calls that have ended which were dropped because their client was too slow."""
         self._draining = False
@@ -194,7 +194,7 @@ class Router:
         if isinstance(problem, Busy):
             route = self._lookup(call)
             backend = "" if route is None else route.backend
-        key = backend, "cancelled" if problem is None else type(problem).__name__
+        key = backend, "cancelled" if problem is None else problem.code
         if key not in self.refused:  # those of removed servers are dropped whenever one is added, which bounds them
             known = {"", *self.fleet.supervisors}
             self.refused = {old: count for old, count in self.refused.items() if old[0] in known}

@@ -178,9 +178,9 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
         ("a.x", "refused", "denied", -32602),
         ("a.x", "cancelled", None, None),
         ("a.x", "answered", None, None),
-        ("a.x", "failed", "backend_too_slow", -32603),
+        ("a.x", "failed", "backend_timeout", -32603),
     ]
-    assert house.router.refused == {("a", "Busy"): 1, ("", "UnknownName"): 1, ("", "Denied"): 1}
+    assert house.router.refused == {("a", "busy"): 1, ("", "unknown_name"): 1, ("", "denied"): 1}
 
 
 async def test_a_call_that_was_given_up_before_its_owner_was_known(tmp_path: Path, autojump_clock: MockClock) -> None:

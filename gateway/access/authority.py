@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import trio
@@ -39,6 +39,8 @@ log = logging.getLogger("gateway.access")
 
 class AuthorityDown(GatewayError):
     """The authorization server cannot be asked now; whose fault a token is remains open."""
+
+    code: ClassVar[str] = "authority_unavailable"
 
 
 @functools.cache

@@ -1,15 +1,37 @@
-"""How a request is turned away, as a value."""
+"""Why a request is refused access, as a value."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+from gateway import jsonrpc
+
+CODES: Final = (
+    "missing_credentials",
+    "invalid_token",
+    "insufficient_scope",
+    "view_not_allowed",
+    "unknown_host",
+    "unknown_origin",
+    "repeated_header",
+)
+"""Codes of refusals that no error stands behind; the others have the error's code."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """What a request gets that may not come in; `challenge` is its `WWW-Authenticate`, if it has one."""
+    """The response to a request without access; `challenge` is its `WWW-Authenticate`, if it has one."""
 
     status: int
+    code: str
+    """Names the reason in the response, in the audit and in README ("Error codes")."""
     text: str
     hint: str = ""
     challenge: str = ""
     retry_after: int | None = None
+
+    def encode(self) -> bytes:
+        """The response's body: a JSON-RPC error without an id, with the code as `data.reason`."""
+        text = f"{self.text}; {self.hint}" if self.hint else self.text
+        return jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text, jsonrpc.encode({"reason": self.code}))

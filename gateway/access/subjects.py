@@ -41,22 +41,24 @@ class Subjects:
             known = await self._tokens.check(token, address)
         except Invalid as exc:
             text = f"the token is not accepted: {exc}"
-            return Refusal(401, text, challenge=challenge(self.settings, "invalid_token"))
+            return Refusal(401, "invalid_token", text, challenge=challenge(self.settings, "invalid_token"))
         except AuthorityDown as exc:
             log.warning("tokens cannot be checked: %s", exc)
-            return Refusal(503, "tokens cannot be checked now; try again", retry_after=TRY_AGAIN)
+            return Refusal(503, exc.code, "tokens cannot be checked now; try again", retry_after=TRY_AGAIN)
         except Busy as exc:
-            return Refusal(503, str(exc), retry_after=TRY_AGAIN)
+            return Refusal(503, exc.code, str(exc), retry_after=TRY_AGAIN)
         missing = [scope for scope in self.settings.scopes if scope not in known.scopes]
         if missing:
             text = f"the token lacks the scope {' '.join(missing)}"
-            return Refusal(403, text, challenge=challenge(self.settings, "insufficient_scope"))
+            return Refusal(403, "insufficient_scope", text, challenge=challenge(self.settings, "insufficient_scope"))
         name = known.principal
         if name not in self._principals:
             if len(self._principals) >= MAX_SUBJECTS:
                 idle = next((other for other, principal in self._principals.items() if principal.idle), None)
                 if idle is None:
-                    return Refusal(503, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN)
+                    return Refusal(
+                        503, Busy.code, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN
+                    )
                 del self._principals[idle]
             self._principals[name] = Principal(name, self.settings.rules)
         self._principals.move_to_end(name)

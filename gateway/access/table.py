@@ -47,7 +47,9 @@ def _ignore_end(_principal: Principal) -> None:
     pass
 
 
-def _ignore_denial(_status: int, _text: str, _principal: str | None, _address: str | None, _path: str) -> None:
+def _ignore_denial(
+    _status: int, _code: str, _text: str, _principal: str | None, _address: str | None, _path: str
+) -> None:
     pass
 
 
@@ -60,13 +62,13 @@ class Access:
         send: Fetch | None = None,
         *,
         end_calls: Callable[[Principal], None] = _ignore_end,
-        note_denied: Callable[[int, str, str | None, str | None, str], None] = _ignore_denial,
+        note_denied: Callable[[int, str, str, str | None, str | None, str], None] = _ignore_denial,
     ) -> None:
         """Make one.
 
         `send` is how an authorization server is asked, over HTTP unless it is given. `end_calls` is called with each
         principal that may not use the gateway any longer, after its exchanges and sessions have been ended.
-        `note_denied` is called for each request that is refused: status, text, principal, address, path.
+        `note_denied` is called for each request that is refused: status, code, text, principal, address, path.
         """
         self.settings = settings
         self.note_denied = note_denied
@@ -111,14 +113,15 @@ class Access:
     def _refuse(self, headers: Mapping[bytes, bytes]) -> Refusal:
         wrong = b"authorization" in headers or b"x-api-key" in headers
         text = "the key is not one that this gateway knows" if wrong else "this gateway needs a key"
+        code = "invalid_token" if wrong else "missing_credentials"
         error = "invalid_token" if wrong else ""  # RFC 6750, 3.1: no error where nothing was tried
         if self.settings.oauth is not None:
             from gateway.access.resource import challenge
 
             if not self.settings.keys:
                 text = "the token is not accepted" if wrong else "this gateway needs a token"
-            return Refusal(401, text, challenge=challenge(self.settings.oauth, error))
-        return Refusal(401, text, HINT, f'Bearer error="{error}"' if error else "Bearer")
+            return Refusal(401, code, text, challenge=challenge(self.settings.oauth, error))
+        return Refusal(401, code, text, HINT, f'Bearer error="{error}"' if error else "Bearer")
 
     # The router.
 

@@ -24,6 +24,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a request was refused."""
 
     error: str
+    code: str | None = None
+    """The code of the gateway's error, where the request was refused with one."""
     details: list[str] = []
     hint: str | None = None
 

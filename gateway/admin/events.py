@@ -126,6 +126,7 @@ def _call(server: str, ticket: PendingCall, seconds: float) -> dict[str, Any]:
         "name": ticket.call.name,
         "ms": round(seconds * 1000, 3),
         "outcome": how,
+        "reason": outcome.code if isinstance(outcome, GatewayError) else None,
     }
 
 

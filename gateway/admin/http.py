@@ -14,10 +14,10 @@ from gateway.admin.access import HINT, AdminAccess
 from gateway.admin.metrics import Metrics
 from gateway.admin.operations import OPERATIONS
 from gateway.admin.request import Refused, Request
-from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown
+from gateway.errors import Busy, ConfigError, GatewayError, ShuttingDown, UnknownServer
 from gateway.frontends.http.exchange import ClientGone, Exchange
 from gateway.frontends.http.view_routing import without_slash
-from gateway.reload.reloader import NotChangeable, UnknownServer
+from gateway.reload.reloader import NotChangeable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -123,12 +123,12 @@ def _refusal(problem: GatewayError) -> Refused:
     """The one place where an error becomes a status."""
     match problem:
         case ConfigError():
-            return Refused(422, doc.Problem(_INVALID, details=[str(line) for line in problem.problems]))
+            return Refused(422, doc.Problem(_INVALID, problem.code, details=[str(line) for line in problem.problems]))
         case UnknownServer():
-            return Refused(404, doc.Problem(str(problem)[:MAX_NAME]))
+            return Refused(404, doc.Problem(str(problem)[:MAX_NAME], problem.code))
         case NotChangeable():
-            return Refused(409, doc.Problem(str(problem)))
+            return Refused(409, doc.Problem(str(problem), problem.code))
         case Busy() | ShuttingDown():
-            return Refused(503, doc.Problem(str(problem)), (b"retry-after", b"1"))
+            return Refused(503, doc.Problem(str(problem), problem.code), (b"retry-after", b"1"))
         case _:
-            return Refused(500, doc.Problem(str(problem)))
+            return Refused(500, doc.Problem(str(problem), problem.code))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from gateway.audit import error_word
 from gateway.supervisor.history import BOUNDS
 from gateway.supervisor.lifecycle import State
 from gateway.telemetry import dropped_lines
@@ -73,9 +72,9 @@ class Metrics:
         calls = [((name, word), count) for name, one in found.items() for word, count in one.history.outcomes()]
         yield "counter", "calls", "Calls that have ended, by how.", ("backend", "outcome"), calls
         refused = [
-            ((name, error_word(kind)), count)
-            for (name, kind), count in router.refused.items()
-            if not name or name in found  # the router drops those of removed servers later
+            (key, count)
+            for key, count in router.refused.items()
+            if not key[0] or key[0] in found  # the router drops those of removed servers later
         ]
         text = "Calls that did not get as far as a queue, by why; without a backend where none was found."
         yield "counter", "calls_refused", text, ("backend", "reason"), refused

@@ -15,9 +15,8 @@ from gateway.backends.stderr import shown
 from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
 from gateway.config.shown import shown_config
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, UnknownServer
 from gateway.masking import SECRETS
-from gateway.reload.reloader import UnknownServer
 from gateway.supervisor.history import CallStats
 from gateway.supervisor.lifecycle import State
 
@@ -133,7 +132,8 @@ class Management:
         """Everything about one server. Raises UnknownServer."""
         config = self._fleet.config.servers.get(name)
         if config is None:
-            raise UnknownServer(name)
+            text = f"no server is called {name!r}"
+            raise UnknownServer(text)
         supervisor = self._fleet.supervisors.get(name)
         history = CallStats() if supervisor is None else supervisor.history
         greeting = None if supervisor is None else supervisor.greeting

@@ -22,7 +22,7 @@ from gateway.backends.stderr import SHOWN_LINES, shown
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
-from gateway.errors import BackendError, GatewayError
+from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of
 from gateway.masking import SECRETS
 from gateway.store import ERA_MAX_AGE, Store, eras_of
 
@@ -37,6 +37,8 @@ MAX_NAME: Final = 64
 """Characters that the strictest clients take in a tool's name."""
 STOP_MARGIN: Final = 5.0
 """Seconds beyond the stop ladder that a server's end may take."""
+PROCESSES_LEFT: Final = "processes_left"
+"""The code of a server that works, but whose processes outlive it."""
 _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -119,7 +121,7 @@ def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
 
 
 async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuard, config: Config) -> dict[str, Any]:
-    report: dict[str, Any] = {"ok": False, "problem": None, "hints": []}
+    report: dict[str, Any] = {"ok": False, "problem": None, "code": None, "hints": []}
     listener = _Listener()
     if server.command is not None:
         report["command"] = shutil.which(server.command, path=server.env.get("PATH") or os.environ.get("PATH"))
@@ -134,14 +136,17 @@ async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuar
             await _meet(server, opener, listener, report, config)
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
+            report["code"] = BackendTooSlow.code
     except* (GatewayError, OSError, trio.TooSlowError) as group:
-        report["problem"] = _explain(_first(group))
+        report["problem"] = _explain(problem := _first(group))
+        report["code"] = code_of(problem)
     report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.scan()
     report["children_left"] = [each.pid for each in guard.snapshot() if each.backend == server.name]
     if report["children_left"]:
         report["problem"] = report["problem"] or "left processes behind"
+        report["code"] = report["code"] or PROCESSES_LEFT
     report["ok"] = report["problem"] is None
     return report
 

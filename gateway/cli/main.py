@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway.cli.flags import PROGRAM, Command, convert, read_plain
-from gateway.cli.output import UsageError, error, warn
+from gateway.cli.output import UsageError, error, print_json_error, warn
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -80,7 +80,15 @@ def _start(command: Command, raw: dict[str, Any], *, debug: bool) -> int:
     for flag in command.flags:
         if flag.variable and raw.get(flag.key) is not None:
             warn(f"{flag.name} is visible to other users of this machine (ps); set {flag.variable} instead")
-    return command.run(values)
+    try:
+        return command.run(values)
+    except (GatewayError, BaseExceptionGroup) as exc:
+        if getattr(values, "json", False):
+            for problem in _leaves(exc):
+                if isinstance(problem, GatewayError):
+                    print_json_error(problem)
+                    break
+        raise
 
 
 def find_command(name: str) -> Command:
@@ -114,14 +122,11 @@ def _explain(problem: BaseException) -> int:
             return FAILED
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    leaves: list[BaseException] = []
-    for one in group.exceptions:
-        if isinstance(one, BaseExceptionGroup):
-            leaves += _leaves(cast("BaseExceptionGroup[BaseException]", one))
-        else:
-            leaves.append(one)
-    return leaves
+def _leaves(problem: BaseException) -> list[BaseException]:
+    if not isinstance(problem, BaseExceptionGroup):
+        return [problem]
+    members = cast("BaseExceptionGroup[BaseException]", problem).exceptions
+    return [leaf for member in members for leaf in _leaves(member)]
 
 
 def _print_what_cannot_be_encoded() -> None:

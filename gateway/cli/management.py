@@ -81,7 +81,7 @@ def post(values: Values, path: str) -> dict[str, Any]:
         return found
     details: list[str] = found.get("details") or []
     problem = "\n  ".join([str(found.get("error", f"HTTP {status}")), *details])
-    raise CommandError(problem, str(found.get("hint", "")))
+    raise CommandError(problem, str(found.get("hint", "")), reason=str(found.get("code") or ""))
 
 
 def _token(values: Values, netloc: str) -> str | None:

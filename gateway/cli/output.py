@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gateway.errors import GatewayError
 
@@ -21,15 +21,23 @@ YELLOW = "33"
 
 
 class CommandError(GatewayError):
-    """A command cannot do what it was asked; `hint` says what to try instead."""
+    """A command cannot do what it was asked; `hint` says what to try instead.
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    `reason` is the code of the error behind it, where there is one.
+    """
+
+    code: ClassVar[str] = "command_failed"
+
+    def __init__(self, message: str, hint: str = "", *, reason: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.reason = reason or self.code
 
 
 class UsageError(CommandError):
     """The command line is wrong."""
+
+    code: ClassVar[str] = "invalid_usage"
 
 
 def print_error(text: str) -> None:
@@ -61,6 +69,13 @@ def has_colour(stream: TextIO) -> bool:
         return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     except ValueError:  # it is closed
         return False
+
+
+def print_json_error(problem: GatewayError) -> None:
+    """Print an error as `{"error": {"code", "message", "hint"}}`: what `--json` promises where a command fails."""
+    hint: str = getattr(problem, "hint", "")
+    code = problem.reason if isinstance(problem, CommandError) else problem.code
+    print_json({"error": {"code": code, "message": str(problem), **({"hint": hint} if hint else {})}})
 
 
 def print_json(value: Any) -> None:

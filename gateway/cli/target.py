@@ -110,11 +110,12 @@ class Target:
         try:
             return await self._converse(call, desk)
         except UnknownName as exc:
-            raise CommandError(str(exc), _nearest(name, await self._names(method)) or self._excuse()) from None
+            hint = _nearest(name, await self._names(method)) or self._excuse()
+            raise CommandError(str(exc), hint, reason=exc.code) from None
         except CommandError:
             raise
         except GatewayError as exc:
-            raise CommandError(str(exc)) from exc
+            raise CommandError(str(exc), reason=exc.code) from exc
 
     async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
         router = self._gateway.router

@@ -6,6 +6,9 @@ to tell them apart.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from gateway import errors
 from gateway.errors import ConfigError, GatewayError
 
 
@@ -16,8 +19,10 @@ class InvalidConfig(ConfigError, ValueError):
 class InvalidTools(ConfigError, ValueError):
     """The tools handed in cannot be offered as described; `problems` has one line each. Nothing was changed."""
 
+    code: ClassVar[str] = "invalid_tools"
 
-class UnknownServer(GatewayError, KeyError):
+
+class UnknownServer(errors.UnknownServer, KeyError):
     """The program names a server that its configuration does not have."""
 
     def __str__(self) -> str:
@@ -27,18 +32,28 @@ class UnknownServer(GatewayError, KeyError):
 class NotInitialized(GatewayError, RuntimeError):
     """The server's configuration is wrong or it is disabled, as was recorded when the configuration came in."""
 
+    code: ClassVar[str] = "not_initialized"
+
 
 class CallFailed(GatewayError, RuntimeError):
     """A call or a list could not be had; the message names the tool and the server, the cause is chained."""
+
+    code: ClassVar[str] = "call_failed"
 
 
 class CallTimeout(GatewayError, TimeoutError):
     """The same, because it took too long; the backend was told to cancel."""
 
+    code: ClassVar[str] = "call_timeout"
+
 
 class MountError(GatewayError, RuntimeError):
     """The application cannot serve the gateway; nothing was changed about it."""
 
+    code: ClassVar[str] = "mount_failed"
+
 
 class Closed(GatewayError, RuntimeError):
     """The gateway was closed while somebody waited for it, or has ended because of a bug, which is in the log."""
+
+    code: ClassVar[str] = "closed"

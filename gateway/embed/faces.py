@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gateway.access.refusal import Refusal
 from gateway.frontends.http.exchange import Exchange
 from gateway.frontends.http.host_policy import HostPolicy
 from gateway.frontends.http.mcp_app import McpApp
@@ -47,12 +48,13 @@ class MountPolicy(HostPolicy):
         """From now on allow these origins and loopback; `*` allows all."""
         self._allowed = frozenset(origin.encode("utf-8") for origin in origins)
 
-    def refusal(self, headers: dict[bytes, bytes]) -> str | None:
+    def refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
         """Why a request with these headers is refused, or None."""
         origin = headers.get(b"origin")
         if origin is None or b"*" in self._allowed or origin in self._allowed or self.origin_is_ours(origin):
             return None
-        return "the Origin header names a web page that may not use this gateway (allow_origins)"
+        text = "the Origin header names a web page that may not use this gateway (allow_origins)"
+        return Refusal(403, "unknown_origin", text)
 
 
 class AsgiFrontends:

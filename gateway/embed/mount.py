@@ -10,8 +10,8 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from gateway import jsonrpc
 from gateway.access.keys import credential_in, digest_of, repeated_header, repeated_text
+from gateway.access.refusal import Refusal
 from gateway.embed.bridge import answer
 from gateway.embed.errors import MountError
 
@@ -56,7 +56,7 @@ class KeyCheck:
         """Check the request, before its body is read; which header counts is as in the HTTP frontends."""
         headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
         if repeated := repeated_header(headers):
-            body = jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, repeated_text(repeated))
+            body = Refusal(400, "repeated_header", repeated_text(repeated)).encode()
             await answer(send, 400, JSON, body=body)
         elif self._is_key(credential_in(dict(headers))):
             await self._app(scope, receive, send)

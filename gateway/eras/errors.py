@@ -21,6 +21,7 @@ from gateway.errors import (
     Denied,
     GatewayError,
     InvalidParams,
+    Revoked,
     ShuttingDown,
     UnknownMethod,
     UnknownName,
@@ -62,18 +63,20 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
         case UnknownName(uri=str(uri)):
             code = RESOURCE_NOT_FOUND if era is Era.LEGACY else jsonrpc.INVALID_PARAMS
             data = jsonrpc.encode({"uri": uri})
+        case Revoked():  # a Denied that its own client may know of
+            code, data = jsonrpc.INVALID_PARAMS, jsonrpc.encode({"reason": problem.code})
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
         case Busy():
             hint = _retry_hint(problem.retry_after)
-            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "busy", "retry": True, **hint})
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": problem.code, "retry": True, **hint})
         case ShuttingDown():
-            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": "shutting down", "retry": True})
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": problem.code, "retry": True})
         case BackendError():
             code, hint = jsonrpc.INTERNAL_ERROR, _retry_hint(problem.retry_after)
-            data = jsonrpc.encode({"backend": problem.backend, "reason": type(problem).__name__, **hint})
+            data = jsonrpc.encode({"backend": problem.backend, "reason": problem.code, **hint})
         case _:
-            code = jsonrpc.INTERNAL_ERROR
+            code, data = jsonrpc.INTERNAL_ERROR, jsonrpc.encode({"reason": problem.code})
     return WireError(code, str(problem), data)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from gateway import surrogates
 from gateway.errors import RequestError
@@ -35,6 +35,8 @@ _SENTINEL_END: Final = b"?="
 
 class HeaderMismatch(RequestError):
     """The headers do not match the body; -32020 and HTTP 400."""
+
+    code: ClassVar[str] = "header_mismatch"
 
 
 def decode_value(name: str, value: bytes) -> str:

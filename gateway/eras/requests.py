@@ -6,7 +6,7 @@ order, unknown ones included.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
@@ -73,6 +73,8 @@ _WITHIN: Final = {
 
 class UnsupportedVersion(RequestError):
     """The request declares a protocol version that the gateway does not speak; -32022 on the wire."""
+
+    code: ClassVar[str] = "unsupported_version"
 
     def __init__(self, requested: str) -> None:
         super().__init__(f"protocol version {requested!r} is not supported")

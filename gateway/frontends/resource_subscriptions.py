@@ -6,7 +6,7 @@ after it is the gateway's business. A client that goes takes its subscriptions w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Failure
@@ -31,6 +31,8 @@ MAX_WATCHED: Final = 1_000
 
 class Refused(RequestError):
     """The backend itself refused; its own error goes to the client."""
+
+    code: ClassVar[str] = "backend_refused"
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)

@@ -11,7 +11,7 @@ import os
 import sys
 import uuid
 import webbrowser
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -39,6 +39,8 @@ log = logging.getLogger("gateway.backend")
 
 class LoginRequired(BackendUnavailable):
     """The backend needs a person to log in, and none has; the client is told which command does it."""
+
+    code: ClassVar[str] = "login_required"
 
     def __init__(self, backend: str, why: str = "") -> None:
         super().__init__(backend, f"needs a login: run `mcp-gateway login {backend}`" + (f" ({why})" if why else ""))

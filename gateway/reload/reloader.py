@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 import trio
 
-from gateway.errors import Busy, ConfigError, GatewayError, RequestError, ShuttingDown
+from gateway.errors import Busy, ConfigError, GatewayError, RequestError, ShuttingDown, UnknownServer
 from gateway.reload.watch import watch
 from gateway.telemetry import now_iso
 
@@ -38,15 +38,10 @@ WATCH_AFTER: Final = 1.0
 log = logging.getLogger("gateway.reload")
 
 
-class UnknownServer(RequestError):
-    """The config has no server of this name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no server is called {name!r}")
-
-
 class NotChangeable(RequestError):
     """The server can be changed only where its config comes from."""
+
+    code: ClassVar[str] = "not_changeable"
 
 
 class LastReload(msgspec.Struct, frozen=True):
@@ -194,7 +189,7 @@ class Reloader:
                 self._report(by, "applied", **msgspec.structs.asdict(results[0]))
             except GatewayError as exc:
                 problems.append(exc)
-                self._report(by, "refused", reason=str(exc))
+                self._report(by, "refused", code=exc.code, reason=str(exc))
             finally:
                 self._waiting -= 1
                 done.set()
@@ -291,5 +286,6 @@ class Reloader:
     def _check_known(self, name: str) -> Any:
         server = self._fleet.config.servers.get(name)
         if server is None:
-            raise UnknownServer(name)
+            text = f"no server is called {name!r}"
+            raise UnknownServer(text)
         return server

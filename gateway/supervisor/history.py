@@ -43,6 +43,8 @@ class ErrorRecord(msgspec.Struct, frozen=True):
     at: str
     call: str | None
     error: str
+    code: str | None = None
+    """The code of the gateway's error; null for an error of the backend's own."""
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -110,11 +112,11 @@ class CallStats:
         elif isinstance(outcome, Failure):
             self.failed += 1
             self.refused += 1
-            self._keep(ticket.own_name or ticket.call.method, f"error {outcome.code}: {outcome.message}")
+            self._keep(ticket.own_name or ticket.call.method, f"error {outcome.code}: {outcome.message}", None)
         elif isinstance(outcome, GatewayError):
             self.failed += 1
             reason = outcome.reason if isinstance(outcome, BackendError) else str(outcome)
-            self._keep(ticket.own_name or ticket.call.method, reason)
+            self._keep(ticket.own_name or ticket.call.method, reason, outcome.code)
         elif outcome is None:
             self.cancelled += 1
         else:
@@ -133,9 +135,9 @@ class CallStats:
             ("input_required", self.input_required),
         )
 
-    def broke(self, reason: str) -> None:
+    def broke(self, reason: str, code: str) -> None:
         """Note that a start or a session has failed."""
-        self._keep(None, reason)
+        self._keep(None, reason, code)
 
     def latency(self) -> Latency:
         """How long the latest calls took."""
@@ -148,5 +150,5 @@ class CallStats:
 
         return Latency(len(times), at(0.5), at(0.9), at(0.99), at(1.0))
 
-    def _keep(self, call: str | None, text: str) -> None:
-        self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT]))
+    def _keep(self, call: str | None, text: str, code: str | None) -> None:
+        self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT], code))

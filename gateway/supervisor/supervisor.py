@@ -19,7 +19,15 @@ from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
-from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError
+from gateway.errors import (
+    BackendError,
+    BackendExited,
+    BackendUnavailable,
+    BackendUnfit,
+    Busy,
+    GatewayError,
+    code_of,
+)
 from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, ping_periodically
 from gateway.supervisor.history import CallStats
@@ -371,7 +379,7 @@ class Supervisor:
             self.last_error = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
         else:
             self.last_error = SECRETS.mask(f"failed: {problem}")
-        self.history.broke(self.last_error)
+        self.history.broke(self.last_error, code_of(problem))
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.

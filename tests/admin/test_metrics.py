@@ -86,7 +86,7 @@ async def test_states_processes_and_reloads(tmp_path: Path) -> None:
 
 async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        counts = {("gone", "Busy"): 1, ("a", "Busy"): 2, ("", "UnknownName"): 3}
+        counts = {("gone", "busy"): 1, ("a", "busy"): 2, ("", "unknown_name"): 3}
         house.router.refused = dict(counts)
         first, second = [
             {labels: value for labels, value in (await scrape(house)).items() if labels[0] == "calls_refused_total"}
@@ -98,11 +98,11 @@ async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:
 
 async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        house.router.refused = {("gone", "Busy"): 1, ("a", "Busy"): 2}
+        house.router.refused = {("gone", "busy"): 1, ("a", "busy"): 2}
         for expected in (1, 2):
             with pytest.raises(UnknownName):
                 await house.router.submit(make_call("made-up"))
-            assert house.router.refused == {("a", "Busy"): 2, ("", "UnknownName"): expected}
+            assert house.router.refused == {("a", "busy"): 2, ("", "unknown_name"): expected}
 
 
 @pytest.mark.parametrize(

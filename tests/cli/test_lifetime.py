@@ -131,7 +131,7 @@ async def test_a_drain_answers_what_is_under_way_and_refuses_what_comes():
             gateway.process.send_signal(signal.SIGTERM)
             await gateway.wait_stderr("draining")
             refused = await client.call_tool("echo.echo")
-            assert refused["error"]["data"] == {"reason": "shutting down", "retry": True}
+            assert refused["error"]["data"] == {"reason": "shutting_down", "retry": True}
         assert answers["slow"]["result"]["content"][0]["text"] == "slept"
         assert await gateway.process.wait() == 0
 

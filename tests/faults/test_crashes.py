@@ -55,7 +55,7 @@ async def crash(call: Callable[[], Awaitable[Message]]) -> None:
     """Have a call kill the server. One that comes while the session of the last crash is being closed does not."""
     for _ in range(100):
         answer = await call()
-        assert answer["error"]["data"] == {"backend": "f", "reason": "BackendExited"}, answer
+        assert answer["error"]["data"] == {"backend": "f", "reason": "backend_exited"}, answer
         if not answer["error"]["message"].endswith("was stopped"):
             return
     raise AssertionError("the server does not come back")

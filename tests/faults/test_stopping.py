@@ -142,7 +142,7 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(cell, number, tmp
         refused = await run.call("late")
         assert "shutting down" in refused["error"]["message"]
         assert refused["error"]["code"] == -32603
-        assert refused["error"]["data"] == {"reason": "shutting down", "retry": True}
+        assert refused["error"]["data"] == {"reason": "shutting_down", "retry": True}
         assert not run.answers.keys() & {"one", "two"}  # the refusal did not wait for them
         gate.touch()
         assert await run.exit() == 0

@@ -161,7 +161,7 @@ async def test_a_ping_is_answered(autojump_clock: MockClock) -> None:
                 "error": {
                     "code": -32603,
                     "message": "backend 'a' is away",
-                    "data": {"backend": "a", "reason": "BackendUnavailable"},
+                    "data": {"backend": "a", "reason": "backend_unavailable"},
                 }
             },
             -32603,

@@ -477,7 +477,7 @@ async def test_errors_are_kept_in_a_bounded_number_and_length(autojump_clock: Mo
     history = CallStats()
     for number in range(MAX_ERRORS + 5):
         ended(history, 0, Failure(-32000, f"{number} " + "x" * 1000, None, Era.LEGACY))
-    history.broke("exited with status 3")
+    history.broke("exited with status 3", "backend_exited")
     assert len(history.errors) == MAX_ERRORS
     assert history.failed == MAX_ERRORS + 5
     assert (history.errors[-1].call, history.errors[-1].error) == (None, "exited with status 3")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.access.keys import repeated_header, repeated_text
 from gateway.access.refusal import Refusal
+from gateway.errors import Revoked
 from gateway.frontends.http.exchange import ClientGone, Exchange
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ USUAL_HEADERS: Final = (
 """What clients of both eras send; beyond these each tool may have header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 CUT_OFF: Final = Refusal(
-    401, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
+    401, Revoked.code, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
 )
 
 log = logging.getLogger("gateway.http")
@@ -51,14 +52,11 @@ class AuthMiddleware:
         try:
             pairs = exchange.scope["headers"]
             if len(headers) != len(pairs) and (twice := repeated_header(pairs)):
-                text = repeated_text(twice)
-                self._record_refusal(exchange, 400, text)
-                await exchange.refuse(400, text)
+                await self._refuse(exchange, Refusal(400, "repeated_header", repeated_text(twice)))
                 return
             refusal = self._policy.refusal(headers)
             if refusal is not None:
-                self._record_refusal(exchange, 403, refusal)
-                await exchange.refuse(403, refusal)
+                await self._refuse(exchange, refusal)
                 return
             if b"origin" in headers:
                 exchange.always = self._policy.cors_headers(headers[b"origin"])
@@ -77,10 +75,13 @@ class AuthMiddleware:
         except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
-    def _record_refusal(self, exchange: Exchange, status: int, text: str) -> None:
+    async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Record the refusal in the audit and answer with it."""
         if self._access is not None:
             principal = None if exchange.principal is None else exchange.principal.name
-            self._access.note_denied(status, text, principal, exchange.address, exchange.scope["path"])
+            path = exchange.scope["path"]
+            self._access.note_denied(refusal.status, refusal.code, refusal.text, principal, exchange.address, path)
+        await _answer(exchange, refusal)
 
     async def _authenticate(self, access: Access, exchange: Exchange, handle: Handler) -> None:
         """Find the principal of a request and serve it, or refuse it."""
@@ -88,15 +89,13 @@ class AuthMiddleware:
         if principal is None:
             verdict = await access.authenticate_token(exchange.headers, exchange.counted_address)
             if isinstance(verdict, Refusal):
-                self._record_refusal(exchange, verdict.status, verdict.text)
-                await _refuse(exchange, verdict)
+                await self._refuse(exchange, verdict)
                 return
             principal, exchange.valid_until = verdict
         exchange.principal = principal
         if not principal.may_use_view(exchange.view):  # one that does not exist is none of its views either
             text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
-            self._record_refusal(exchange, 403, text)
-            await _refuse(exchange, Refusal(403, text))
+            await self._refuse(exchange, Refusal(403, "view_not_allowed", text))
             return
         if exchange.method != "GET":
             await handle(exchange)  # what comes of it ends with its session or its call; see `Router.cut_off`
@@ -105,14 +104,13 @@ class AuthMiddleware:
         with principal.track_stream(exchange.valid_until) as scope:
             await handle(exchange)
         if scope.cancelled_caught:
-            await (exchange.end_stream() if exchange.begun else _refuse(exchange, CUT_OFF))
+            await (exchange.end_stream() if exchange.begun else _answer(exchange, CUT_OFF))
 
 
-async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
+async def _answer(exchange: Exchange, refusal: Refusal) -> None:
     headers: list[tuple[bytes, bytes]] = []
     if refusal.challenge:
         headers.append((b"www-authenticate", refusal.challenge.encode("latin-1")))
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
-    text = f"{refusal.text}; {refusal.hint}" if refusal.hint else refusal.text
-    await exchange.refuse(refusal.status, text, *headers)
+    await exchange.json(refusal.status, refusal.encode(), *headers)

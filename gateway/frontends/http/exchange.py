@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import jsonrpc
+from gateway.access.refusal import Refusal
 from gateway.calls import ANYBODY, at_view
 from gateway.errors import Revoked
 
@@ -294,7 +295,7 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
         text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
         await exchange.refuse(413, text)
     elif exchange.principal is not None and exchange.principal.ended:  # while the body was on its way
-        await exchange.refuse(401, str(Revoked()), INVALID_TOKEN)
+        await exchange.json(401, Refusal(401, Revoked.code, str(Revoked())).encode(), INVALID_TOKEN)
         return None
     return body
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from gateway.access.refusal import Refusal
 from gateway.config.hosts import canonical_host, parse_authority, parse_origin
 
 if TYPE_CHECKING:
@@ -62,19 +63,23 @@ class HostPolicy:
         self.host_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._host_is_ours)
         self.origin_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._origin_is_ours)
 
-    def refusal(self, headers: dict[bytes, bytes]) -> str | None:
+    def refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
         """Why a request with these headers is refused, or None."""
         host = headers.get(b"host", b"")
         if not self.host_is_ours(host):
-            return (
+            return Refusal(
+                403,
+                "unknown_host",
                 f"the Host {_shown(host)} is not a name of this gateway (access.allow_hosts);"
-                " add it there if clients are to reach the gateway under it"
+                " add it there if clients are to reach the gateway under it",
             )
         origin = headers.get(b"origin")
         if origin is not None and not self.origin_is_ours(origin):
-            return (
+            return Refusal(
+                403,
+                "unknown_origin",
                 f"the Origin {_shown(origin)} is a web page that may not use this gateway (access.allow_origins);"
-                " add it there if it is yours"
+                " add it there if it is yours",
             )
         return None
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import stat
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import msgspec
 
@@ -36,9 +36,13 @@ KNOCK_WAIT: Final = 1.0
 class ListenError(GatewayError):
     """The address cannot be bound; the message says which option to change."""
 
+    code: ClassVar[str] = "listen_failed"
+
 
 class InsecureListen(ListenError):
     """The gateway would be open to a network without asking anybody for a key; `hint` says what to do."""
+
+    code: ClassVar[str] = "insecure_listen"
 
     hint = (
         "give each client a key (`mcp-gateway hash-key NAME`; section 'access' of the config), or say --insecure if"

@@ -21,7 +21,7 @@ async def show_resource(exchange: Exchange, policy: HostPolicy, access: Access |
     refusal = policy.refusal({b"host": exchange.headers.get(b"host", b"")})
     exchange.always = (ANY_PAGE,)
     if refusal is not None:
-        await exchange.json(403, jsonrpc.encode({"error": refusal}))
+        await exchange.json(403, jsonrpc.encode({"error": refusal.text, "code": refusal.code}))
     elif oauth is None or exchange.scope["path"].rstrip("/") != metadata_path(oauth):
         await exchange.json(404, jsonrpc.encode({"error": "Not Found"}))
     elif exchange.method == "OPTIONS":  # pages send MCP-Protocol-Version along, for which browsers ask first

@@ -103,4 +103,4 @@ class HttpFrontend:
         elif refusal is None:
             await self._others(scope, receive, send)
         else:
-            await exchange.json(403, jsonrpc.encode({"error": refusal}))
+            await exchange.json(403, jsonrpc.encode({"error": refusal.text, "code": refusal.code}))

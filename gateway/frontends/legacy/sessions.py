@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import msgspec
 import trio
@@ -63,6 +63,8 @@ class ResumableStream(Protocol):
 
 class DuplicateId(RequestError):
     """The client uses the id of a request that is still in flight."""
+
+    code: ClassVar[str] = "duplicate_id"
 
 
 class InFlight:

@@ -34,8 +34,8 @@ OWN = '{"jsonrpc":"2.0","id":ID,"error":{"code":-32000,"message":"busy"%s}}'
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("slow down", {"backend": "b", "reason": "HttpRefused", "retryAfterMs": 3000}),
-        ("", {"backend": "b", "reason": "HttpRefused", "retryAfterMs": 3000}),
+        ("slow down", {"backend": "b", "reason": "backend_http_error", "retryAfterMs": 3000}),
+        ("", {"backend": "b", "reason": "backend_http_error", "retryAfterMs": 3000}),
         (OWN % "", {"retryAfterMs": 3000}),
         (OWN % ',"data":null', {"retryAfterMs": 3000}),
         (OWN % ',"data":{"a":1}', {"a": 1, "retryAfterMs": 3000}),

@@ -42,8 +42,8 @@ def test_hosts(bound: str, host: bytes, ours: bool) -> None:
     refusal = HostPolicy(bound).refusal({b"host": host})
     assert (refusal is None) is ours
     if refusal is not None:
-        assert repr(host.decode("latin-1")) in refusal
-        assert "access.allow_hosts" in refusal
+        assert repr(host.decode("latin-1")) in refusal.text
+        assert "access.allow_hosts" in refusal.text
 
 
 @pytest.mark.parametrize("bound", [LOOPBACK, "0.0.0.0"])
@@ -68,8 +68,8 @@ def test_origins(bound: str, origin: bytes, ours: bool) -> None:
     refusal = HostPolicy(bound).refusal({b"host": b"localhost", b"origin": origin})
     assert (refusal is None) is ours
     if refusal is not None:
-        assert repr(origin.decode("latin-1")) in refusal
-        assert "access.allow_origins" in refusal
+        assert repr(origin.decode("latin-1")) in refusal.text
+        assert "access.allow_origins" in refusal.text
 
 
 def test_a_missing_host_is_refused_and_a_missing_origin_is_none() -> None:
@@ -80,7 +80,7 @@ def test_a_missing_host_is_refused_and_a_missing_origin_is_none() -> None:
 def test_a_refusal_repeats_only_so_much() -> None:
     refusal = HostPolicy(LOOPBACK).refusal({b"host": b"x" * 10_000})
     assert refusal is not None
-    assert len(refusal) < 300
+    assert len(refusal.text) < 300
 
 
 def test_no_more_verdicts_are_remembered_than_said() -> None:
