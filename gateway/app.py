@@ -148,7 +148,11 @@ class Gateway:
         applied = await self.runtime.apply(config, restart=restart)
         view = self._options.view
         if view is not None and view not in config.views:
-            log.warning("view %r, which is served here, has been removed from the config: nothing is offered", view)
+            log.warning(
+                "view %r, which is served here, has been removed from the config: nothing is offered",
+                view,
+                extra={"event": "view_removed", "view": view},
+            )
         return applied
 
     async def _serve_stdio(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -221,10 +225,10 @@ class Gateway:
             self._reloader.reload_soon(name)
         elif not self.runtime.stopping.is_set():
             self.runtime.router.refuse_new()  # before it is said
-            log.info("%s: draining, then stopping", name)
+            log.info("%s: draining, then stopping", name, extra={"event": "shutdown_begun", "by": name})
             self._stop()
         else:
-            log.warning("%s again: stopping at once", name)
+            log.warning("%s again: stopping at once", name, extra={"event": "shutdown_forced", "by": name})
             self.runtime.stop_now()
 
 

@@ -151,7 +151,11 @@ class GatewayRuntime:
             before = self.fleet.settings
             applied = await self.fleet.apply(config, restart=restart)
             for name in changed_at_start_only(before, config.gateway):
-                log.warning("gateway.%s has changed, which takes effect at the next start", name)
+                log.warning(
+                    "gateway.%s has changed, which takes effect at the next start",
+                    name,
+                    extra={"event": "restart_needed", "setting": name},
+                )
             self.access.apply(config.access or NO_ACCESS)
             self._mask_and_audit(config)
             return applied

@@ -205,7 +205,12 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, KeyError, *jsonrpc.UNDECODABLE) as exc:
-            log.warning("the last-good catalog of %r is unreadable and is left out: %s", config.name, exc)
+            log.warning(
+                "the last-good catalog of %r is unreadable and is left out: %s",
+                config.name,
+                exc,
+                extra={"event": "cache_unreadable", "backend": config.name},
+            )
             return None
         return Listing(items=items, capabilities=capabilities, instructions=found.instructions)
 
@@ -224,7 +229,12 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, *jsonrpc.UNDECODABLE) as exc:
-            log.warning("the era record of %r is unreadable and is left out: %s", config.name, exc)
+            log.warning(
+                "the era record of %r is unreadable and is left out: %s",
+                config.name,
+                exc,
+                extra={"event": "cache_unreadable", "backend": config.name},
+            )
             return None
         return found.record if found.format == FORMAT and found.server == config.name else None
 

@@ -43,7 +43,7 @@ class Subjects:
             text = f"the token is not accepted: {exc}"
             return Refusal(401, "invalid_token", text, challenge=challenge(self.settings, "invalid_token"))
         except AuthorityDown as exc:
-            log.warning("tokens cannot be checked: %s", exc)
+            log.warning("tokens cannot be checked: %s", exc, extra={"event": "tokens_not_checked", "code": exc.code})
             return Refusal(503, exc.code, "tokens cannot be checked now; try again", retry_after=TRY_AGAIN)
         except Busy as exc:
             return Refusal(503, exc.code, str(exc), retry_after=TRY_AGAIN)

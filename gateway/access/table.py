@@ -170,7 +170,11 @@ class Access:
         after = set(map(id, self._all()))
         for principal in before:
             if id(principal) not in after:
-                log.info("%s may not use the gateway any more: its sessions and calls end", principal.name)
+                log.info(
+                    "%s may not use the gateway any more: its sessions and calls end",
+                    principal.name,
+                    extra={"event": "principal_revoked", "principal": principal.name},
+                )
                 self._end(principal)
 
     def attach(self, observer: AccessObserver) -> None:

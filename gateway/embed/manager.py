@@ -171,7 +171,11 @@ class ProxyManager:
             else:
                 await running[0].call(running[1].adopt, registry)
         except GatewayError as exc:
-            log.warning("the new configuration is not used: %s", exc)
+            log.warning(
+                "the new configuration is not used: %s",
+                exc,
+                extra={"event": "config_rejected", "by": "program", "code": exc.code},
+            )
             return False, str(exc)
         return True, None
 

@@ -65,7 +65,7 @@ def tool_list(raws: Iterable[bytes]) -> list[Tool]:
         try:
             found.append(Tool.model_validate_json(raw))
         except ValidationError as exc:
-            log.warning("a tool was left out of a list: %s", _first_line(exc))
+            log.warning("a tool was left out of a list: %s", _first_line(exc), extra={"event": "entry_left_out"})
     return found
 
 

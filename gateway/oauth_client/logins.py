@@ -157,7 +157,12 @@ class Logins:
             return (await authorizer.log_in(challenge, used, calls))[1]
         except LoginRequired as required:
             problem: BackendError = required
-        log.warning("backend %r %s", name, problem.reason)
+        log.warning(
+            "backend %r %s",
+            name,
+            problem.reason,
+            extra={"event": "login_required", "backend": name, "code": problem.code},
+        )
         while True:
             self._owed(name, problem.reason)
             for ticket in calls:

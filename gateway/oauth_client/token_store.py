@@ -131,7 +131,12 @@ class TokenFiles:
                 continue
             except (OSError, *jsonrpc.UNDECODABLE) as exc:
                 # Not the error's text alone: it may repeat what it could not read.
-                log.warning("a login of %r is unreadable and is left out (%s)", self._server, type(exc).__name__)
+                log.warning(
+                    "a login of %r is unreadable and is left out (%s)",
+                    self._server,
+                    type(exc).__name__,
+                    extra={"event": "login_unreadable", "backend": self._server},
+                )
                 continue
             if (content.format, content.server, content.resource) == (FORMAT, self._server, self._resource):
                 found.append((path, content))

@@ -157,7 +157,9 @@ class ChildGuard:
     def abandon(self, tree: ProcessTree, popen: subprocess.Popen[bytes]) -> None:
         """Keep a tree that survived SIGKILL: it is reaped when it ends, and the sentinel still knows it."""
         pids = sorted({row.pid for row in self.living(tree)} | {tree.pid})
-        logger.error("backend %r: processes %s did not end after SIGKILL", self._tracked[tree.id].backend, pids)
+        backend = self._tracked[tree.id].backend
+        extra = {"event": "processes_left", "backend": backend, "pids": pids}
+        logger.error("backend %r: processes %s did not end after SIGKILL", backend, pids, extra=extra)
         self._lost.append((tree, popen))
 
     # Scans.
@@ -212,7 +214,11 @@ class ChildGuard:
                     tree.processes.pop(row.pid, None)
         for row, _ in orphans:
             if process_tree.send(row.pid, row.start, signal.SIGKILL):
-                logger.warning("ended process %d, which had escaped when its backend was stopped", row.pid)
+                logger.warning(
+                    "ended process %d, which had escaped when its backend was stopped",
+                    row.pid,
+                    extra={"event": "escaped_process_ended", "pid": row.pid},
+                )
         self._reap_unknown_zombies(rows)
         for tree, popen in self._lost.copy():
             if popen.poll() is not None and not tree.living(rows):

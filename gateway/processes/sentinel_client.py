@@ -84,7 +84,8 @@ class SentinelClient:
             if self._popen is not None:
                 problem = await self._watch()
                 status = await self._kill_and_reap()
-                logger.warning("the sentinel %s (%s); starting another", problem, status)
+                extra = {"event": "sentinel_restart", "problem": problem, "status": status}
+                logger.warning("the sentinel %s (%s); starting another", problem, status, extra=extra)
             delay = FIRST_DELAY if trio.current_time() - started_at > HEALTHY_AFTER else delay
             await trio.sleep(delay)
             delay = min(delay * 2, MAX_DELAY)

@@ -213,7 +213,7 @@ class Reloader:
         except (ConfigError, ShuttingDown):
             return  # logged where it was found
         except GatewayError as exc:
-            log.warning("not reloaded: %s", exc)
+            log.warning("not reloaded: %s", exc, extra={"event": "config_not_reloaded", "by": by, "code": exc.code})
 
     async def _reload(self, by: str, looks: int = 1) -> Applied:
         source = self._source
@@ -231,7 +231,7 @@ class Reloader:
         source.log_discarded(void)
         for warning in config.warnings:
             if warning not in self._fleet.config.warnings:
-                log.warning("%s", warning)
+                log.warning("%s", warning, extra={"event": "config_warning"})
         applied = await self._apply(by, config)
         source.base = base
         await self._keep(overlay)
@@ -262,9 +262,12 @@ class Reloader:
             for word, names in (("added", applied.added), ("removed", applied.removed), ("changed", applied.changed))
             if names
         ]
-        log.info("config reloaded (%s): %s", by, "; ".join(parts) or "no server has changed")
+        names = {"added": applied.added, "removed": applied.removed, "changed": applied.changed}
+        extra = {"event": "config_reloaded", "by": by, **names}
+        log.info("config reloaded (%s): %s", by, "; ".join(parts) or "no server has changed", extra=extra)
         for name, reason in applied.not_ready.items():
-            log.warning("server %r is not ready after the reload: %s", name, reason)
+            extra = {"event": "backend_not_ready", "backend": name}
+            log.warning("server %r is not ready after the reload: %s", name, reason, extra=extra)
         return applied
 
     async def _keep(self, overlay: Overlay) -> None:
@@ -276,11 +279,13 @@ class Reloader:
         try:
             await trio.to_thread.run_sync(self._source.save_overlay, overlay)
         except OSError as exc:
-            log.error("what was changed over the API will not survive a restart: %s", exc)
+            extra = {"event": "api_changes_not_saved"}
+            log.error("what was changed over the API will not survive a restart: %s", exc, extra=extra)
 
     def _refused(self, by: str, problem: ConfigError) -> ConfigError:
         self.last = LastReload(now_iso(), by, ok=False, problems=tuple(map(str, problem.problems)))
-        log.error("config not reloaded (%s), the one before goes on to hold: %s", by, "; ".join(problem.problems))
+        extra = {"event": "config_rejected", "by": by, "code": problem.code}
+        log.error("config rejected (%s): %s; keeping the current one", by, "; ".join(problem.problems), extra=extra)
         return problem
 
     def _check_known(self, name: str) -> Any:

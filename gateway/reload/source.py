@@ -71,13 +71,22 @@ class ConfigSource:
             except FileNotFoundError:
                 pass
             except (OSError, ValueError) as exc:
-                log.warning("what was changed over the API cannot be read and is left out: %s: %s", path, exc)
+                log.warning(
+                    "what was changed over the API cannot be read and is left out: %s: %s",
+                    path,
+                    exc,
+                    extra={"event": "api_changes_dropped"},
+                )
         self.overlay, void = overlay.without_void(self.base)
         self.log_discarded(void)
         try:
             return self.overlay.compose(self.base, self.environ)
         except ConfigError as exc:
-            log.error("what was changed over the API is left out, for it is not valid any more: %s", exc)
+            log.error(
+                "what was changed over the API is left out, for it is not valid any more: %s",
+                exc,
+                extra={"event": "api_changes_dropped", "code": exc.code},
+            )
             self.overlay = Overlay()
             return self.base.config
 
@@ -111,7 +120,11 @@ class ConfigSource:
     def log_discarded(self, names: list[str]) -> None:
         """Log which changes have been overtaken by the file."""
         for name in names:
-            log.warning("server %r: the file says something else now, so what was changed over the API is void", name)
+            log.warning(
+                "server %r: the file says something else now, so what was changed over the API is void",
+                name,
+                extra={"event": "api_changes_dropped", "backend": name},
+            )
 
 
 def _pipe_at(path: Path) -> tuple[int, int] | None:

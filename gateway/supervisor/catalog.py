@@ -98,7 +98,7 @@ class CatalogBuilder:
         )
         for clash in snapshot.clashes:
             if clash not in self._snapshot.clashes:
-                log.warning("names clash: %s", clash)
+                log.warning("names clash: %s", clash, extra={"event": "names_clash"})
         return snapshot
 
     def _part(self, supervisor: Supervisor) -> Part | None:
@@ -112,7 +112,7 @@ class CatalogBuilder:
             loose_ends = tuple(map(SECRETS.mask, part.loose_ends))
             for text in loose_ends:
                 if text not in supervisor.loose_ends:
-                    log.warning("server %r: %s", name, text)
+                    log.warning("server %r: %s", name, text, extra={"event": "catalog_warning", "backend": name})
             supervisor.loose_ends = loose_ends
         return part
 

@@ -62,7 +62,9 @@ class Relister:
                 try:
                     fresh = await session.relist(feature)
                 except (BackendTooSlow, BackendProtocol) as exc:
-                    log.warning("backend %r: its %s stay as they were: %s", self._backend, feature, exc.reason)
+                    extra = {"event": "list_not_updated", "backend": self._backend, "code": exc.code}
+                    text = "backend %r: its %s stay as they were: %s"
+                    log.warning(text, self._backend, feature, exc.reason, extra=extra)
                     continue
                 session.listing = session.listing.relisted(fresh)
                 listed(session.listing)

@@ -156,7 +156,8 @@ class CallLimits:
         self._crash = crash
         named = ", ".join(f"{one.name} of {one.origin} (call {one.call})" for one in crash.suspects[:MAX_NAMED])
         more = f" and {len(crash.suspects) - MAX_NAMED} more" if len(crash.suspects) > MAX_NAMED else ""
-        log.warning("backend %r died with calls in flight, last first: %s%s", self._name, named, more)
+        extra = {"event": "backend_crash", "backend": self._name, "calls": [one.call for one in crash.suspects]}
+        log.warning("backend %r died with calls in flight, last first: %s%s", self._name, named, more, extra=extra)
         if self.strikes is not None:
             origin = crash.suspects[0].origin
             self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))

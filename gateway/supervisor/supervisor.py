@@ -19,15 +19,7 @@ from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
-from gateway.errors import (
-    BackendError,
-    BackendExited,
-    BackendUnavailable,
-    BackendUnfit,
-    Busy,
-    GatewayError,
-    code_of,
-)
+from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError, code_of
 from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, ping_periodically
 from gateway.supervisor.history import CallStats
@@ -379,7 +371,8 @@ class Supervisor:
             self.last_error = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
         else:
             self.last_error = SECRETS.mask(f"failed: {problem}")
-        self.history.broke(self.last_error, code_of(problem))
+        fields = {"backend": self.name, "code": code_of(problem)}
+        self.history.broke(self.last_error, fields["code"])
         self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.
@@ -392,14 +385,17 @@ class Supervisor:
         if not isinstance(problem, BackendUnfit):  # another start does not help where the config itself is at fault
             delay = self._backoff.failed(healthy_for, has_served=self._has_served)
         if delay is None:
-            log.error("backend %r is given up: %s", self.name, self.last_error)
+            extra = {"event": "backend_failed", **fields}
+            log.error("backend %r is marked failed: %s", self.name, self.last_error, extra=extra)
             self._to(State.FAILED)
             self._queue.finish_all(BackendUnavailable(self.name, f"is not available (failed): {self.last_error}"))
         else:
-            log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay)
+            restart = {"event": "backend_restart", "retry_in": round(delay, 3), **fields}
+            log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay, extra=restart)
             self._to(State.BACKOFF)
             for ticket, has_room in self._queue.repeat():
-                log.info("backend %r: %s is sent once more", self.name, ticket.own_name)
+                extra = {"event": "call_resent", "backend": self.name, "call": ticket.number}
+                log.info("backend %r: %s is sent once more", self.name, ticket.own_name, extra=extra)
                 if not has_room:
                     ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
         return delay
@@ -494,7 +490,8 @@ class Supervisor:
         if new in {State.READY, State.FAILED}:
             self._failed_for_good = new is State.FAILED
             self._tries_again = self._tries_again and self._failed_for_good
-        log.info("backend %r is %s", self.name, new, extra={"backend": self.name})
+        extra = {"event": "backend_state", "backend": self.name, "state": new}
+        log.info("backend %r is %s", self.name, new, extra=extra)
         self._events.backend_changed(self)
 
 

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.masking import SECRETS
-from gateway.telemetry.fields import fields_of
+from gateway.telemetry.fields import details_of, fields_of
 
 Format = Literal["console", "json"]
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -55,7 +55,7 @@ def _clock(second: int) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """`{"time", "level", "logger", "message"}`, then the fields that are known, then `traceback` if there is one."""
+    """`{"time", "level", "logger", "message"}`, then the event and the fields that are known, then any `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -65,7 +65,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": SECRETS.mask(record.getMessage()),
-            **{name: _masked(value) for name, value in fields_of(record).items()},
+            **{name: _masked(value) for name, value in (details_of(record) | fields_of(record)).items()},
         }
         problem = _traceback(self, record)
         if problem is not None:

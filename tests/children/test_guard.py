@@ -33,6 +33,7 @@ from tests.children.support import (
     ready_child,
     zombies,
 )
+from tests.support.log_events import logged_events
 
 
 async def until(happens, *, bound: float = 10) -> None:
@@ -50,6 +51,9 @@ def facts(pid: int) -> dict[str, str]:
 # The sentinel.
 
 
+RESTART = {"event": "sentinel_restart"}
+
+
 async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(caplog) -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
@@ -58,7 +62,7 @@ async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(c
             assert first is not None
             os.kill(first, signal.SIGKILL)
             await until(lambda: guard.sentinel_pid not in {None, first})
-            assert "the sentinel died (-9); starting another" in caplog.text
+            assert logged_events(caplog, "sentinel_restart") == [RESTART | {"plight": "died", "status": -9}]
             assert guard._announcements()[1]["pid"] == guard.snapshot()[0].pid
 
 
@@ -74,7 +78,7 @@ async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) ->
             for _ in range(100):
                 guard._announce({"op": "nothing", "padding": "x" * 100})
             await until(lambda: guard.sentinel_pid not in {None, first})
-            assert "the sentinel does not read (-9)" in caplog.text
+            assert RESTART | {"plight": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
 
 
 async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypatch, tmp_path, caplog) -> None:
@@ -84,8 +88,10 @@ async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypa
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
-            await until(lambda: caplog.text.count("the sentinel died (7)") >= 3)
-            assert caplog.text.count("the sentinel died") <= 4
+            await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
+            restarts = logged_events(caplog, "sentinel_restart")
+            assert len(restarts) <= 4
+            assert all(one == RESTART | {"plight": "died", "status": 7} for one in restarts)
 
 
 async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, caplog) -> None:

@@ -85,7 +85,7 @@ async def test_a_file_edit_and_sighup_reload_without_touching_what_is_unchanged(
         assert tools == {"keep", "fresh"}
         path.write_text("{", encoding="utf-8")
         gateway.process.send_signal(signal.SIGHUP)
-        await gateway.wait_stderr("config not reloaded (SIGHUP)")
+        await gateway.wait_stderr("config rejected (SIGHUP)")
         _, health = await admin.ask("GET", "/health")
         assert (health["servers"], health["reload"]["ok"]) == (["keep", "fresh"], False)
         replace(path, {"mcpServers": {"keep": backend()}})

@@ -283,7 +283,11 @@ class Recovery:
                     if self._is_proven or isinstance(problem, (BackendExited, BackendUnavailable)):
                         how = f"has forgotten the session, and starting another failed: {problem.reason}"
                         self._session.give_up(how)
-                    log.warning("%s: no new session for now", problem, extra={"backend": problem.backend})
+                    log.warning(
+                        "%s: no new session for now",
+                        problem,
+                        extra={"event": "session_not_renewed", "backend": problem.backend, "code": problem.code},
+                    )
                 else:
                     self.generation += 1
                 self._to(Standing.SOUND)

@@ -138,7 +138,8 @@ class RequestHeaders:
         self._annotations = {**self._annotations, **annotated} if Kind.TOOLS in listing.unread else annotated
         problems = list(bound_problems(Kind.TOOLS, problems, MAX_PROBLEMS))
         for text in problems:
-            log.warning("backend %r: %s", self._backend, text, extra={"backend": self._backend})
+            extra = {"event": "list_problem", "backend": self._backend}
+            log.warning("backend %r: %s", self._backend, text, extra=extra)
         return msgspec.structs.replace(
             listing,
             items={**listing.items, Kind.TOOLS: tuple(sound)},

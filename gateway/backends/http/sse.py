@@ -185,7 +185,11 @@ class SseSession(HttpSession):
     async def renew(self) -> None:
         """Open another stream, and have the old one read as long as answers are owed on it."""
         name, wait = self.config.name, self.config.connect_timeout
-        log.warning("backend %r has forgotten the session; opening another stream", name)
+        log.warning(
+            "backend %r has forgotten the session; opening another stream",
+            name,
+            extra={"event": "session_lost", "backend": name},
+        )
         self._replaced.scope.cancel(reason="a second stream has been replaced")
         old = self._replaced = self._stream
         old.owed = self.conversation.pending() - self._waiting

@@ -167,7 +167,11 @@ class StreamableSession(HttpSession):
 
     async def renew(self) -> None:
         """Start another session (2025-11-25 basic/transports, "Session Management", 4)."""
-        log.warning("backend %r has forgotten the session; starting another", self.config.name)
+        log.warning(
+            "backend %r has forgotten the session; starting another",
+            self.config.name,
+            extra={"event": "session_lost", "backend": self.config.name},
+        )
         lost = self._headers.forget()
         wait = self.config.connect_timeout
         try:

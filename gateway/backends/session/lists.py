@@ -249,4 +249,9 @@ def _raise_if_gone(conversation: Conversation, readings: Iterable[_Reading]) -> 
 
 def _log(conversation: Conversation, problems: Iterable[str]) -> None:
     for problem in problems:
-        log.warning("backend %r: %s", conversation.backend, problem, extra={"backend": conversation.backend})
+        log.warning(
+            "backend %r: %s",
+            conversation.backend,
+            problem,
+            extra={"event": "list_problem", "backend": conversation.backend},
+        )

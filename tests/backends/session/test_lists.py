@@ -17,6 +17,7 @@ from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import Listing
 from gateway.errors import MAX_REASON, BackendExited, BackendProtocol, BackendTooSlow
 from tests.support.fakes import Script
+from tests.support.log_events import logged_events
 
 METHOD_NOT_FOUND = {"code": -32601, "message": "what?"}
 SCHEMA = {"type": "object"}
@@ -102,7 +103,8 @@ async def test_a_list_that_fails_costs_only_itself(
     assert listing.warnings == (warning,)
     assert expected_problem(text, kind) in warning
     assert warning.endswith(f"no {kind.member} are served")
-    assert caplog.messages == [f"backend 'b': {warning}"]
+    assert logged_events(caplog, "list_problem") == [{"event": "list_problem", "backend": "b"}]
+    assert warning in caplog.text
     assert listing.unread == {kind: again}
 
 

@@ -1,0 +1,71 @@
+"""Events of log records: named in one table, and shown as fields by the JSON form."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+import gateway
+from gateway.telemetry.fields import DETAILS, EVENTS, FIELDS
+from gateway.telemetry.formats import Console, JsonLines
+
+PACKAGE = Path(gateway.__file__).parent
+README = PACKAGE.parent / "README.md"
+
+
+def event_dicts() -> list[tuple[str, ast.Dict]]:
+    """Return every dict literal in the code with a literal `event`, and where it is."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    return [
+        (f"{path.relative_to(PACKAGE)}:{node.lineno}", node)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict) and isinstance(literal_keys(node).get("event"), ast.Constant)
+    ]
+
+
+def literal_keys(node: ast.Dict) -> dict[str, ast.expr]:
+    pairs = zip(node.keys, node.values, strict=True)
+    return {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
+
+
+def test_every_event_in_the_code_is_in_the_table_and_the_other_way_round() -> None:
+    used: set[str] = set()
+    used.update(ast.literal_eval(literal_keys(node)["event"]) for _, node in event_dicts())
+    assert used == set(EVENTS)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", event) for event in EVENTS)
+
+
+@pytest.mark.parametrize(("place", "node"), event_dicts(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_field_of_an_event_is_one_that_is_shown(place: str, node: ast.Dict) -> None:
+    assert literal_keys(node).keys() - {"event", *FIELDS, *DETAILS} == set(), place
+
+
+def test_no_field_collides_with_an_attribute_of_log_records() -> None:
+    reserved = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+    assert reserved & {"event", *FIELDS, *DETAILS} == set()
+
+
+def test_readme_has_the_table() -> None:
+    section = README.read_text(encoding="utf-8").partition("\n### Events of the log\n")[2].partition("\n### ")[0]
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| (.+?) \|$", section, re.MULTILINE)) == EVENTS
+
+
+def test_json_lines_show_the_event_and_its_fields() -> None:
+    log = logging.getLogger("gateway.test")
+    extra = {"event": "backend_restart", "backend": "b", "code": "backend_exited", "retry_in": 0.5, "pid": None}
+    record = log.makeRecord(log.name, logging.WARNING, __file__, 1, "text", (), None, extra=extra)
+    shown = json.loads(JsonLines().format(record))
+    assert {name: shown.get(name) for name in extra} == extra
+    assert "pid" not in shown
+    assert Console().format(record).endswith("gateway.test: text [backend=b]")
+
+
+def test_details_of_records_without_an_event_are_not_shown() -> None:
+    record = logging.getLogger("other").makeRecord("other", 20, __file__, 1, "text", (), None, extra={"state": "x"})
+    assert "state" not in json.loads(JsonLines().format(record))
