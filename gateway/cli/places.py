@@ -11,13 +11,12 @@ from contextlib import suppress
 from json import JSONDecoder
 from typing import NamedTuple
 
-from gateway.config.findings import Line, shown
+from gateway.config.findings import Line, SyntaxProblem, shown
 from gateway.masking import MASK
 
 _DECODER = JSONDecoder(strict=False)
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SCALAR = re.compile(r"[^\s,\]}]+")
-_SAID = re.compile(r": line (\d+), column (\d+): ")
 _TOKEN = re.compile(r""""(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|[^\s{}\[\],:"']+""")
 _HARMLESS = re.compile(r"true|false|null|-?[0-9.]{1,9}")
 _KEY = re.compile(r'"[\w$./-]{1,64}"', re.ASCII)
@@ -41,10 +40,11 @@ class Places:
             self._value(self._skip(1 if text.startswith("\ufeff") else 0), ())
 
     def find(self, line: str, *, key: bool = False) -> Place | None:
-        """Where a finding is: at the field's value, or at its key; else where the text of the finding says."""
+        """Find the place of a problem: the field's value, or its key, or where the text is no JSON."""
+        if isinstance(line, SyntaxProblem):
+            return Place(line.line, line.column)
         if not isinstance(line, Line):
-            said = _SAID.search(line)
-            return Place(int(said[1]), int(said[2])) if said else None
+            return None
         label = line.label
         while (line.owner, label) not in self._found:
             if not label:

@@ -53,6 +53,22 @@ class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what i
         return line
 
 
+class SyntaxProblem(str):  # noqa: FURB189 - as `Line`
+    """A problem with the text of a config itself, with its place; line and column count from 1."""
+
+    __slots__ = ("column", "line")
+
+    line: int
+    column: int
+
+    @classmethod
+    def at(cls, line: int, column: int, text: str) -> SyntaxProblem:
+        """Make one."""
+        problem = cls(text)
+        problem.line, problem.column = line, column
+        return problem
+
+
 class Findings(Struct):
     """The lines found so far, in the order in which they were found."""
 

@@ -11,7 +11,7 @@ import re
 from json import JSONDecodeError
 from typing import TYPE_CHECKING
 
-from gateway.config.findings import is_list, is_object, shown
+from gateway.config.findings import SyntaxProblem, is_list, is_object, shown
 from gateway.errors import ConfigError
 from gateway.surrogates import find_lone_surrogate
 
@@ -96,7 +96,7 @@ def _text(data: bytes | str, source: str) -> str:
         raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
 
 
-def _explain(error: JSONDecodeError, text: str, source: str) -> str:
+def _explain(error: JSONDecodeError, text: str, source: str) -> SyntaxProblem:
     here, before = text[error.pos : error.pos + 2], text[: error.pos].rstrip()
     line, column = error.lineno, error.colno
     comma = error.pos if error.msg.startswith("Illegal trailing comma") else len(before) - 1  # as of Python 3.13
@@ -113,7 +113,7 @@ def _explain(error: JSONDecodeError, text: str, source: str) -> str:
         fault = f"expected valid JSON: {error.msg.removesuffix(' at')}"
     comment = re.search(r"//|/\*", _STRING.sub('""', text))
     hint = "; comments (// and /* */) are not JSON, remove them" if comment or here[:1] == "#" else ""
-    return f"{source}: line {line}, column {column}: {fault}{hint}"
+    return SyntaxProblem.at(line, column, f"{source}: line {line}, column {column}: {fault}{hint}")
 
 
 def _note_repeated(value: object, path: str, pairs: _Pairs, findings: Findings, source: str) -> None:

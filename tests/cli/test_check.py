@@ -62,6 +62,14 @@ def test_what_is_not_json_has_one_too(check):
     assert shown[caret.index("^") :].startswith('"args"')
 
 
+def test_only_fields_of_a_problem_give_its_place() -> None:
+    text = '{"mcpServers": {}}'
+    assert Places(text).find("c.json: line 1, column 2: a name that a person chose") is None
+    with pytest.raises(ConfigError) as caught:
+        parse_config('{"mcpServers": {]}', environ={})
+    assert [Places(text).find(line) for line in caught.value.lines] == [Place(1, 17)]
+
+
 def test_a_warning_points_at_its_key(check):
     status, out, err = check('{"mcpServers": {"a": {"command": "x", "comand": "s3cr3t"}}}')
     assert status == 0

@@ -145,6 +145,7 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert (good["ok"], good["era"], good["tools"], good["children_left"]) == (True, "legacy", 9, [])
     assert "'good.echo'" in good["hints"][0]
     assert "no-such-command-anywhere" in found["missing"]["problem"]
+    assert (found["missing"]["code"], found["silent"]["code"]) == ("backend_unavailable", "backend_timeout")
     assert found["missing"]["command"] is None
     assert found["silent"]["problem"] == "was not ready within 0.5 s (connect_timeout)"
 
@@ -212,6 +213,7 @@ def test_the_doctor_shows_what_a_server_wrote_to_stderr(cli, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
     found = json.loads(cli("doctor", "c.json", "--json")[1])
     assert "exited with status 1; stderr: RuntimeError: API_KEY is not set" in found["crashes"]["problem"]
+    assert found["crashes"]["code"] == "backend_exited"
     assert len(found["crashes"]["stderr"]) == 20
     assert found["crashes"]["stderr"][-1] == "RuntimeError: API_KEY is not set"
     assert found["good"]["stderr"] == []
