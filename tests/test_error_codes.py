@@ -162,3 +162,61 @@ def test_json_output_shows_the_code_of_a_failure(
     found = json.loads(out)["error"]
     assert found["code"] == code
     assert f"error: {found['message']}\n" in err
+
+
+WORDS = {"reason", "last_error", "message", "msg"}
+"""Attributes that hold the text of an error."""
+FOREIGN = {"config/text.py"}
+"""Modules that must read the words of others: `json` tells its errors apart by their text only."""
+
+
+def is_wording(node: ast.expr) -> bool:
+    """Whether an expression is the text of an error or of a log record."""
+    match node:
+        case ast.Attribute(attr=name):
+            return name in WORDS
+        case ast.Call(func=ast.Name(id="str" | "repr"), args=[ast.Name(id="exc" | "error" | "problem" | "outcome")]):
+            return True
+        case ast.Call(func=ast.Attribute(attr="getMessage")):
+            return True
+        case ast.Call(func=ast.Attribute(value=value, attr="lower" | "strip" | "casefold")):
+            return is_wording(value)
+    return False
+
+
+def reads_wording(node: ast.AST) -> bool:
+    match node:
+        case ast.Compare(left=left, ops=ops, comparators=others):
+            compares = any(isinstance(op, ast.In | ast.NotIn | ast.Eq | ast.NotEq) for op in ops)
+            return compares and any(map(is_wording, [left, *others]))
+        case ast.Call(func=ast.Attribute(value=value, attr="startswith" | "endswith" | "find" | "index" | "count")):
+            return is_wording(value)
+        case ast.Call(func=ast.Attribute(attr="search" | "match" | "fullmatch" | "findall"), args=args):
+            return any(map(is_wording, args))
+    return False
+
+
+@pytest.mark.parametrize(
+    ("code", "reads"),
+    [
+        ('"left out" in str(exc)', True),
+        ('record.getMessage().startswith("x")', True),
+        ('"x" == problem.reason', True),
+        ("_PATTERN.search(supervisor.last_error)", True),
+        ('"x" in exc.reason.lower()', True),
+        ("exc.code in CODES", False),
+        ("name in found", False),
+    ],
+)
+def test_the_rule_about_wording_sees_what_it_is_for(code: str, reads: bool) -> None:
+    assert any(map(reads_wording, ast.walk(ast.parse(code)))) is reads
+
+
+def test_nothing_reads_the_wording_of_an_error_or_a_log_record() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if reads_wording(node)
+    ]
+    assert {place.partition(":")[0] for place in found} == FOREIGN, found
