@@ -80,6 +80,26 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     assert same == []
 
 
+def test_a_0_1_0_config_with_every_key_still_loads() -> None:
+    """The example has every key and spelling of the 0.1.0 schema; none of them may become unknown or refused."""
+    config = load_config(EXAMPLES / "full-0.1.0.json", environ=ENVIRON)
+    assert config.warnings == ()
+    servers = config.servers
+    spelled, filtered = servers["spelled"], [server for name, server in servers.items() if name.startswith("filtered")]
+    assert (spelled.transport, spelled.call_timeout, spelled.disabled) == ("streamable-http", pytest.approx(60), False)
+    assert spelled.oauth is not None
+    assert (spelled.oauth.client_id, spelled.oauth.redirect_port, spelled.oauth.scopes) == (
+        "gateway", 8765, ("read", "write"),
+    )  # fmt: skip
+    assert spelled.tools.overrides["look_up"].name == "find"
+    assert spelled.tools.overrides["look_for"].name == "search"
+    assert [server.tools.include for server in filtered] == [("a",)] * 6
+    assert [server.tools.exclude for server in filtered] == [("b",)] * 4 + [()] * 2
+    assert config.views["spelled"].max_name_length == 64
+    assert config.access.oauth is not None
+    assert [key.name for key in config.access.keys] == ["alice", "ci"]
+
+
 def test_another_clients_file() -> None:
     config = load_config(EXAMPLES / "claude-desktop.json", environ=ENVIRON)
     assert [server.disabled for server in config.servers.values()] == [False, False, True]
