@@ -100,12 +100,22 @@ def wait_end(pid, until):
         os.close(fd)
 
 
+def ending_children():
+    """Children of ours that have ended or are about to: the command line goes first, and only then the process."""
+    rows = {pid: stat(pid) for pid in pids()}
+    return [pid for pid, row in rows.items() if row is not None and row[1] == os.getpid() and not read(pid, "cmdline")]
+
+
 def reap():
-    """Reap every child that has ended, of whatever origin, and count them."""
-    count = 0
-    with contextlib.suppress(ChildProcessError):
-        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
-            count += 1
+    """Reap every child that has ended or is about to, of whatever origin, and count them."""
+    count, until = 0, time.monotonic() + END_WITHIN
+    while ending := ending_children():  # again after each round: their own children may have come to us
+        ended = [wait_end(pid, until) for pid in ending]
+        with contextlib.suppress(ChildProcessError):
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+                count += 1
+        if not all(ended):
+            break
     return count
 
 
