@@ -13,7 +13,7 @@ import trio
 from gateway.supervisor.lifecycle import State
 from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import RESULT, FakeBackend, settle
-from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
+from tests.support.gateway_process import ANSWER_WITHIN, START_WITHIN, HttpClient, echo_backend, open_gateway_process
 
 POLL = 0.01  # seconds between two looks at /health
 LAZY = {"start": "lazy", "shutdown_grace": [1, 1, 1]}
@@ -50,7 +50,7 @@ async def lazy(folder, *, backend=None, starts=None, **fields):
     """`starts`: how often the backend must have been started in the end, when the whole log is there."""
     config = {
         "mcpServers": {"b": (backend or echo_backend("--tools", 2)) | LAZY | fields},
-        "gateway": {"start_grace": 10},
+        "gateway": {"start_grace": START_WITHIN},  # no list is without the backend because the machine is busy
     }
     async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(folder)}) as gateway:
         found = Lazy(gateway)

@@ -71,7 +71,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = ROOT / "tests" / "peers"
 
-START_WITHIN = 20.0  # seconds until the gateway listens, on a machine that runs other things too
+START_WITHIN = 60.0  # seconds until the gateway listens: only a hang takes so long, on the busiest machine too
 STOP_WITHIN = 20.0  # seconds from SIGTERM to the exit
 KEPT_STDERR = 4 << 20  # bytes of the gateway's stderr that are kept, the last ones
 
