@@ -23,7 +23,7 @@ import trio
 
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
 from gateway.masking import SECRETS
-from gateway.proxies import BadProxy, aclose_shielded, find_proxy, port_of, via
+from gateway.proxies import CLOSE_WAIT, BadProxy, find_proxy, port_of, via
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -144,7 +144,8 @@ class HttpClient:
                 yield response
             finally:
                 if not response.is_closed:
-                    await aclose_shielded(response)
+                    with trio.move_on_after(CLOSE_WAIT, shield=True):
+                        await response.aclose()
 
     async def _send(
         self,
@@ -163,14 +164,16 @@ class HttpClient:
                 self._client.cookies.set_cookie_header(request)
             response = await self._client.send(request, stream=True)
             if response.status_code == _PROXY_LOGIN and self.proxy:
-                await aclose_shielded(response)
+                with trio.move_on_after(CLOSE_WAIT, shield=True):
+                    await response.aclose()
                 text = f"cannot be reached{via(self.proxy)}: it asks for a user name and password (HTTP 407)"
                 raise BackendUnavailable(self._backend, text)
             if not response.has_redirect_location:
                 if permanent and target is not self.url:
                     self.url = target
                 return response
-            await aclose_shielded(response)
+            with trio.move_on_after(CLOSE_WAIT, shield=True):
+                await response.aclose()
             status, source = response.status_code, target
             permanent = permanent and status in {301, 308}
             target = source.join(response.headers["location"])
@@ -213,7 +216,8 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
     try:
         yield http
     finally:
-        await aclose_shielded(client)
+        with trio.move_on_after(CLOSE_WAIT, shield=True):
+            await client.aclose()
 
 
 class _Translated:

@@ -11,7 +11,7 @@ import importlib
 import ipaddress
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.request import getproxies
 
 import httpx2
@@ -31,20 +31,6 @@ CLOSE_WAIT: Final = 1.0
 _PORTS: Final = {"http": 80, "https": 443}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Closable(Protocol):
-    """A response, a client or a stream."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-        ...
-
-
-async def aclose_shielded(resource: Closable) -> None:
-    """Close a connection, within `CLOSE_WAIT`, also while the caller is being cancelled."""
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
-        await resource.aclose()
 
 
 def port_of(url: httpx2.URL) -> int | None:
@@ -103,7 +89,8 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
         finally:
             if not served:  # the library leaves connections open whose SOCKS handshake fails
                 for stream in opened:
-                    await aclose_shielded(stream)
+                    with trio.move_on_after(CLOSE_WAIT, shield=True):
+                        await stream.aclose()
         return response
 
 

@@ -57,7 +57,7 @@ async def fetch(
     import httpx2
 
     from gateway.http_client import BodyTooLong, read_body
-    from gateway.proxies import EnvironmentTransport, aclose_shielded, proxy_variable, via
+    from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
@@ -69,7 +69,8 @@ async def fetch(
             try:
                 return response.status_code, await read_body(response, MAX_BODY)
             finally:
-                await aclose_shielded(response)
+                with trio.move_on_after(CLOSE_WAIT, shield=True):
+                    await response.aclose()
     except trio.TooSlowError:
         text = f"{where} did not answer within {REQUEST_WAIT:g} s"
         raise AuthorityDown(text) from None
@@ -78,7 +79,8 @@ async def fetch(
         text = f"{where} cannot be asked{via(proxy)}: {type(exc).__name__}"
         raise AuthorityDown(text) from exc
     finally:
-        await aclose_shielded(client)
+        with trio.move_on_after(CLOSE_WAIT, shield=True):
+            await client.aclose()
 
 
 class Authority:

@@ -110,12 +110,13 @@ class Target:
         try:
             return await self._converse(call, desk)
         except UnknownName as exc:
-            hint = _nearest(name, await self._names(method)) or self._excuse()
-            raise CommandError(str(exc), hint, reason=exc.code) from None
+            unknown = exc
         except CommandError:
             raise
         except GatewayError as exc:
             raise CommandError(str(exc), reason=exc.code) from exc
+        hint = _nearest(name, await self._names(method)) or self._excuse()
+        raise CommandError(str(unknown), hint, reason=unknown.code)
 
     async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
         router = self._gateway.router

@@ -19,7 +19,7 @@ import trio
 from gateway.errors import BackendUnavailable
 from gateway.http_client import BodyTooLong, explain, read_body, same_origin
 from gateway.oauth_client.answers import describe
-from gateway.proxies import EnvironmentTransport, aclose_shielded, is_loopback, proxy_variable
+from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, is_loopback, proxy_variable
 from gateway.surrogates import without_bom
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class OAuthHttp:
                 try:
                     body = await read_body(response, MAX_BODY)
                 finally:
-                    await aclose_shielded(response)
+                    with trio.move_on_after(CLOSE_WAIT, shield=True):
+                        await response.aclose()
         except trio.TooSlowError:
             text = f"needs a login, and {where} did not answer within {REQUEST_WAIT:g} s"
             raise BackendUnavailable(self._name, text) from None
@@ -129,4 +130,5 @@ async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
     try:
         yield OAuthHttp(client, config)
     finally:
-        await aclose_shielded(client)
+        with trio.move_on_after(CLOSE_WAIT, shield=True):
+            await client.aclose()

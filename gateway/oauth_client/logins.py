@@ -21,7 +21,7 @@ from gateway.oauth_client.answers import challenge_of
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager
 from gateway.oauth_client.token_store import TokenFiles
-from gateway.proxies import aclose_shielded
+from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -75,7 +75,8 @@ class BackendAuth(httpx2.Auth):
                 raise BackendUnavailable(authorizer.config.name, REFUSED)
             # Its connection must not wait for a person. The client reads it to the end before it sends the request
             # again: it finds nothing, instead of whatever a server that refuses us wants us to hold.
-            await aclose_shielded(response)
+            with trio.move_on_after(CLOSE_WAIT, shield=True):
+                await response.aclose()
             response.stream = httpx2.ByteStream(b"")
             response.is_closed = False
             used, way = await authorizer.renew(challenge, used, least, () if ticket is None else (ticket,))
