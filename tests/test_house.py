@@ -1,4 +1,4 @@
-"""House rules over gateway/ that no linter knows, read off the syntax tree.
+"""House rules over gateway/ (and one over tests/) that no linter knows, read off the syntax tree.
 
 A waiver is a comment `# house: REASON` on the first line of what it excuses (not for size: a ceiling is a ceiling).
 `MAX_WAIVERS` may only fall. Each rule is tried on snippets that break it and on snippets that keep it.
@@ -301,6 +301,40 @@ def test_there_is_something_to_judge() -> None:
 def test_house_rules(path: Path) -> None:
     wrong = judge(Module(path.read_text(encoding="utf-8"), path.name))
     assert not wrong, f"in {path.relative_to(ROOT)}:\n" + "\n".join(wrong)
+
+
+def imported_tests(tree: ast.Module) -> set[str]:
+    """The test modules that a module of the tests imports."""
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                imported |= {name.name for name in names}
+            case ast.ImportFrom(module=str(module), names=names):
+                imported |= {module, *(f"{module}.{name.name}" for name in names)}
+            case _:
+                pass
+    return {name for name in imported if any(part.startswith("test_") for part in name.split("."))}
+
+
+@pytest.mark.parametrize(
+    ("text", "imported"),
+    [
+        ("import tests.admin.test_http", {"tests.admin.test_http"}),
+        ("from tests.admin import support, test_http", {"tests.admin.test_http"}),
+        ("def f():\n    from tests.admin.test_http import ask", {"tests.admin.test_http", "tests.admin.test_http.ask"}),
+        ("import trio.testing\nfrom tests.support.fakes import settle", set[str]()),
+    ],
+)
+def test_imported_tests_are_recognised(text: str, imported: set[str]) -> None:
+    assert imported_tests(ast.parse(text)) == imported
+
+
+def test_no_test_imports_another_test() -> None:
+    modules = sorted((ROOT / "tests").rglob("*.py"))
+    imported = {path: imported_tests(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}
+    assert modules
+    assert {str(path.relative_to(ROOT)): names for path, names in imported.items() if names} == {}
 
 
 def test_waivers_only_fall() -> None:

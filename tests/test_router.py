@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,9 +12,6 @@ from trio.testing import MockClock
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Era, Failure, Scope
 from gateway.catalog.kinds import Kind
-from gateway.catalog.listing import Item, Listing
-from gateway.config.lifecycle import RestartPolicy
-from gateway.config.model import Config, ServerConfig
 from gateway.errors import (
     BackendExited,
     BackendUnavailable,
@@ -27,35 +22,11 @@ from gateway.errors import (
     UnknownMethod,
     UnknownName,
 )
-from gateway.router import Router
-from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State
-from tests.support.fakes import LEGACY_CALLER, RESULT, FakeBackend, backends, make_call, make_listing, settle
+from tests.support.fakes import LEGACY_CALLER, RESULT, FakeBackend, make_call, make_listing, settle
+from tests.support.supervision import offers, running_router
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-POLICY = RestartPolicy(initial_delay=1, max_delay=60, jitter=0, max_quick_failures=3)
 CRASH = BackendExited("b", "exited with status 3")
-
-
-@asynccontextmanager
-async def running(fakes: dict[str, FakeBackend], **fields: Any) -> AsyncGenerator[Router]:
-    servers = {name: ServerConfig(name=name, **{"restart": POLICY, "call_timeout": 100, **fields}) for name in fakes}
-    fleet = Fleet(Config(servers=servers), backends(fakes))
-    with trio.fail_after(100_000):  # of the clock that jumps
-        async with trio.open_nursery() as nursery:
-            await nursery.start(fleet.run)
-            await settle()
-            yield Router(fleet)  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            fleet.stop()
-
-
-def offers(kind: Kind, *owns: str, **capabilities: Any) -> FakeBackend:
-    items = tuple(Item(own, jsonrpc.encode({kind.key: own})) for own in owns)
-    return FakeBackend(
-        Listing(items={kind: items}, capabilities={name: jsonrpc.raw(value) for name, value in capabilities.items()})
-    )
 
 
 def completion(ref: object) -> Call:
@@ -65,7 +36,7 @@ def completion(ref: object) -> Call:
 
 async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": FakeBackend(make_listing("x"))}
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         ticket = await router.submit(make_call("b.x"))
         assert (ticket.backend, ticket.own_name, ticket.timeout) == ("b", "x", 100)
         assert router.under_way == 1
@@ -80,7 +51,7 @@ async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autoj
 
 async def test_releasing_early_cancels_at_the_backend(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         ticket = await router.submit(make_call("a.x"))
         await settle()
         router.release(ticket, "the client hung up")
@@ -106,7 +77,7 @@ async def test_releasing_early_cancels_at_the_backend(autojump_clock: MockClock)
 async def test_what_nobody_offers(
     call: Call, problem: type[GatewayError], said: str, autojump_clock: MockClock
 ) -> None:
-    async with running({"a": FakeBackend(make_listing("x"))}) as router:
+    async with running_router({"a": FakeBackend(make_listing("x"))}) as router:
         began = trio.current_time()
         with pytest.raises(problem) as caught:
             await router.submit(call)
@@ -120,7 +91,7 @@ async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
         "a": offers(Kind.RESOURCES, "file:///a", resources={}),
         "b": offers(Kind.TEMPLATES, "log://{day}", resources={}),
     }
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         # The last one nobody lists, but only one backend has files at all: it decides.
         for uri, owner in {"file:///a": "a", "log://today": "b", "file:///other": "a"}.items():
             ticket = await router.submit(make_call(uri, "resources/read"))
@@ -132,7 +103,7 @@ async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
 
 async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(autojump_clock: MockClock) -> None:
     fakes = {name: offers(Kind.RESOURCES, "file:///a", resources={}) for name in ("a", "b")}
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         for public, owner in {"file:///a": "a", "mcp+b:file:///a": "b", "mcp+a:file:///a": "a"}.items():
             ticket = await router.submit(make_call(public, "resources/read"))
             assert (ticket.backend, ticket.own_name) == (owner, "file:///a")
@@ -148,7 +119,7 @@ async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(a
 
 
 async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) -> None:
-    async with running({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b")}) as router:
+    async with running_router({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b")}) as router:
         with pytest.raises(UnknownName):
             await router.submit(make_call("file:///a", "resources/read"))
         for backend in ("a", "b"):
@@ -165,7 +136,7 @@ async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) ->
 
 
 async def test_links_of_removed_servers_are_forgotten(autojump_clock: MockClock) -> None:
-    async with running({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b", "c")}) as router:
+    async with running_router({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b", "c")}) as router:
         fleet = router.fleet
         whole = fleet.config
 
@@ -190,7 +161,7 @@ async def test_links_of_removed_servers_are_forgotten(autojump_clock: MockClock)
 
 async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": offers(Kind.RESOURCES, resources={})}
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         ticket = await router.submit(make_call("any:thing", "resources/read"))
         assert ticket.backend == "b"
         router.release(ticket)
@@ -199,7 +170,7 @@ async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: M
 async def test_a_uri_that_names_a_server_is_sent_to_no_other(autojump_clock: MockClock) -> None:
     fakes = {"a": offers(Kind.RESOURCES, "mcp+b:x:1", resources={}), "b": FakeBackend(make_listing("x"))}
     only_a = msgspec.structs.replace(LEGACY_CALLER, scope=Scope(servers=("a",)))
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         for uri, expected in {
             "mcp+b:x:1": ("b", "x:1"),
             "MCP+b:x:2": ("b", "x:2"),
@@ -215,7 +186,7 @@ async def test_a_uri_that_names_a_server_is_sent_to_no_other(autojump_clock: Moc
 
 async def test_completions_find_their_owner(autojump_clock: MockClock) -> None:
     fakes = {"a": offers(Kind.PROMPTS, "p"), "b": offers(Kind.TEMPLATES, "log://{day}")}
-    async with running(fakes) as router:
+    async with running_router(fakes) as router:
         ticket = await router.submit(completion({"type": "ref/prompt", "name": "a.p", "title": None}))
         assert ticket.backend == "a"
         assert json.loads(bytes(ticket.call.params["ref"])) == {"type": "ref/prompt", "name": "p", "title": None}
@@ -237,7 +208,7 @@ async def test_a_name_that_a_starting_backend_may_own_waits_for_it(autojump_cloc
         await trio.sleep(50)
 
     fake.on_start = late
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         began = trio.current_time()
         ticket = await router.submit(make_call("a.x"))
         assert trio.current_time() - began == pytest.approx(50)
@@ -249,7 +220,7 @@ async def test_a_name_that_a_starting_backend_may_own_waits_for_it(autojump_cloc
 async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.stall()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         began = trio.current_time()
         with pytest.raises(BackendUnavailable, match=r"is not available \(starting\): it has not started yet"):
             await router.submit(make_call("a.x"))
@@ -261,7 +232,7 @@ async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -
 async def test_a_backend_that_may_own_any_name_delays_no_typing_error(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.stall()
-    async with running({"a": fake}, namespace="") as router:
+    async with running_router({"a": fake}, namespace="") as router:
         began = trio.current_time()
         with pytest.raises(UnknownName):
             await router.submit(make_call("x"))
@@ -270,7 +241,7 @@ async def test_a_backend_that_may_own_any_name_delays_no_typing_error(autojump_c
 
 async def test_a_known_name_never_becomes_unknown(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         fake.fail(2, 3, 4)
         fake.session.crash(CRASH)
         await trio.sleep(20)
@@ -285,7 +256,7 @@ async def test_calls_do_not_wake_a_failed_backend_before_its_time(autojump_clock
     fake = FakeBackend()
     fake.fail(*range(1, 100))
     began = trio.current_time()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         for _ in range(100):  # it has never listed anything, so any "a." name may be its own
             with pytest.raises(BackendUnavailable):
                 await router.submit(make_call("a.x"))
@@ -300,7 +271,7 @@ async def test_calls_do_not_wake_a_failed_backend_before_its_time(autojump_clock
 
 async def test_a_full_queue_is_refused_and_not_counted(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
-    async with running({"a": fake}, max_concurrency=1, queue_size=1) as router:
+    async with running_router({"a": fake}, max_concurrency=1, queue_size=1) as router:
         tickets = []
         for _ in range(2):
             tickets.append(await router.submit(make_call("a.x")))
@@ -317,7 +288,7 @@ async def test_a_full_queue_is_refused_and_not_counted(autojump_clock: MockClock
 
 async def test_a_drain_waits_for_calls_and_takes_no_new_ones(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         ticket = await router.submit(make_call("a.x"))
         drained: list[bool] = []
 
@@ -343,7 +314,7 @@ async def test_a_drain_cuts_off_what_does_not_end(
     hurry_after: float | None, took: float, autojump_clock: MockClock
 ) -> None:
     fake = FakeBackend()
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         ticket = await router.submit(make_call("a.x"))
         await settle()
         began = trio.current_time()
@@ -373,7 +344,7 @@ async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autoju
         await trio.sleep(50)
 
     fake.on_start = late
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         async with trio.open_nursery() as nursery:
 
             async def submit() -> None:
@@ -388,11 +359,11 @@ async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autoju
 
 async def test_what_a_client_says_on_its_own_goes_to_the_only_backend(autojump_clock: MockClock) -> None:
     params = jsonrpc.raw({"x": None})
-    async with running({"a": FakeBackend()} | {"b": (other := FakeBackend())}) as router:
+    async with running_router({"a": FakeBackend()} | {"b": (other := FakeBackend())}) as router:
         router.pass_on("vendor/note", params, LEGACY_CALLER)  # whose is it?
         assert other.session.upkeep.passed_on == []
     alone = FakeBackend()
-    async with running({"a": alone}) as router:
+    async with running_router({"a": alone}) as router:
         for said in (params, jsonrpc.ABSENT, msgspec.Raw(b"[1]")):
             router.pass_on("vendor/note", said, LEGACY_CALLER)
         assert alone.session.upkeep.passed_on == [("vendor/note", bytes(params)), ("vendor/note", b"")]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,106 +15,22 @@ from gateway.admin.events import KEEP_ALIVE, MAX_EVENTS, MAX_READERS
 from gateway.admin.http import make_admin_app
 from gateway.admin.openapi import Operation, openapi_document
 from gateway.admin.operations import OPERATIONS
-from gateway.admin.servers import Management
 from gateway.calls import Failure
 from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
 from gateway.errors import BackendExited, ConfigError
-from gateway.reload.reloader import Reloader
-from gateway.reload.source import ConfigSource
-from gateway.router import Router
 from gateway.store import Store
-from gateway.supervisor.fleet import Fleet
-from tests.support.fakes import LEGACY_CALLER, FakeBackend, FakeExchange, backends, make_call, make_listing, settle
+from tests.support.admin import BEARER, CONFIG, JSON, SECRET, TOKEN, House, open_house
+from tests.support.fakes import LEGACY_CALLER, FakeExchange, make_call, make_listing, settle
 from tests.support.log_events import logged_events
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from gateway.admin.request import Request
 
-TOKEN = "correct-horse-battery-staple"
-SECRET = "s3cr3t-value"
-JSON = {"content-type": "application/json"}
-BEARER = {"authorization": f"Bearer {TOKEN}"}
-CONFIG = {
-    "mcpServers": {
-        "a": {"command": "run-a", "env": {"KEY": SECRET}, "args": ["--api-key", SECRET, f"--token={SECRET}", "x"]},
-        "b": {"command": "run-b", "required": True},
-        "off": {"command": "run-off", "disabled": True},
-    }
-}
 
 GUARDED = {"keys": [{"name": "alice", "hash": "sha256:" + "0" * 64}]}
-
-
-class House:
-    """A running gateway without faces; `ask` is one HTTP request to its management app."""
-
-    def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None, **counts: Any) -> None:
-        self.fakes = {name: FakeBackend(make_listing("x")) for name in ("a", "b", "c", "off")}
-        self.path = path
-        self.source = ConfigSource(path, environ={}, store=store)
-        self.fleet = Fleet(self.source.open(), backends(self.fakes))
-        self.router = Router(self.fleet)
-        self.reloader = Reloader(self.source, self.fleet)
-        self.draining = False
-        self.closing = trio.Event()
-        self.management = Management(
-            self.router,
-            self.reloader,
-            transport="http",
-            draining=lambda: self.draining,
-            closing=self.closing,
-            **counts,
-        )
-        self.app = make_admin_app(self.management, access)
-
-    async def ask(
-        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
-    ) -> tuple[int, Any]:
-        exchange = await self.exchange(method, path, body, headers=headers)
-        assert exchange.headers["content-type"] == "application/json"
-        return exchange.status, json.loads(exchange.body)
-
-    async def exchange(
-        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
-    ) -> FakeExchange:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        exchange = FakeExchange(data, method=method, headers={**BEARER, **JSON} if headers is None else headers)
-        exchange.scope["path"] = path
-        await self.app(exchange.scope, exchange.receive, exchange.send)
-        return exchange
-
-    @property
-    def starts(self) -> dict[str, int]:
-        return {name: len(fake.starts) for name, fake in self.fakes.items()}
-
-
-@asynccontextmanager
-async def open_house(
-    folder: Path,
-    *,
-    mode: Any = "token",
-    host: str = "127.0.0.1",
-    config: Any = CONFIG,
-    store: Store | None = None,
-    **counts: Any,
-) -> AsyncGenerator[House]:
-    path = folder / "config.json"
-    if config is not None:
-        path.write_text(json.dumps(config), encoding="utf-8")
-    house = House(path, AdminAccess(mode, host=host, token=TOKEN), store=store, **counts)
-    with trio.fail_after(100_000):  # of the clock that jumps
-        async with trio.open_nursery() as nursery:
-            await nursery.start(house.fleet.run)
-            await nursery.start(partial(house.reloader.run, watching=False))
-            await settle()
-            yield house  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            house.fleet.stop()
-            await house.fleet.ended.wait()
-            nursery.cancel_scope.cancel()
 
 
 # -- G8 ----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gateway.calls import Failure, InputRequired
 from gateway.errors import BackendExited, UnknownName
 from gateway.supervisor.history import BOUNDS, CallStats
 from gateway.supervisor.lifecycle import State
-from tests.admin.test_http import CONFIG, House, open_house
+from tests.support.admin import CONFIG, House, open_house
 from tests.support.fakes import LEGACY_CALLER, make_call, make_ticket, settle
 
 if TYPE_CHECKING:

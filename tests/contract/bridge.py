@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pytest
+import trio
 
 from tests.contract.support import ERAS, FACES, open_client, text_of
 from tests.support.gateway_process import ANSWER_WITHIN, META, PEERS, ROOT, peer
@@ -311,3 +312,11 @@ async def open_talker(gateways, cell, capabilities=EVERYTHING):
 def plain(result):
     """A result without what a modern one must have besides."""
     return {name: value for name, value in result.items() if name not in {"resultType", "ttlMs", "cacheScope", "_meta"}}
+
+
+async def until(look):
+    """Look, by asking the backend, until it is so."""
+    with trio.fail_after(10):
+        while not (found := await look()):
+            pass
+    return found

@@ -42,6 +42,7 @@ CELLS = [(era, face) for era in ERAS for face in FACES]
 SSE = ("legacy", "sse")
 """The cell of the older transport, for the tests that hold for it too."""
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
+every_cell_and_sse = pytest.mark.parametrize("cell", [*CELLS, SSE], ids="-".join)
 POLL = 0.01  # seconds between two looks at a file that a process writes
 
 FAST = {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 1000, "healthy_after": 0.01}

@@ -30,6 +30,7 @@ from tests.contract.bridge import (
     plain,
     row,
     stdio_servers,
+    until,
     url_form,
 )
 from tests.contract.support import FAST, LADDER, Client, check_leaks, open_gateways, with_token
@@ -189,14 +190,6 @@ async def test_a_backend_has_the_most_talkative_level_that_any_client_wants(gate
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
-
-
-async def until(look):
-    """Look, by asking the backend, until it is so."""
-    with trio.fail_after(10):
-        while not (found := await look()):
-            pass
-    return found
 
 
 async def started(talker, tool, before):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from tests.contract.support import CELLS, every_cell, open_client, structured_of, text_of
+from tests.contract.support import CELLS, every_cell, every_cell_and_sse, open_client, structured_of, text_of
 from tests.support.gateway_process import LATEST_LEGACY, META, MODERN, PEERS
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
@@ -41,7 +41,7 @@ def raw_members(span):
     return msgspec.json.decode(span, type=dict[str, msgspec.Raw])
 
 
-@every_cell
+@every_cell_and_sse
 async def test_the_gateway_introduces_itself(gateways, cell):
     async with open_client(gateways, cell, initialize=False) as client:
         if client.modern:
@@ -99,7 +99,7 @@ async def test_guarantee_g1_every_cell_lists_the_same_tools_byte_for_byte(gatewa
     assert {"modern.tool_1", "odd.go", "changing.grow"} <= set(names)
 
 
-@every_cell
+@every_cell_and_sse
 async def test_prompts_and_resources_are_empty_lists(gateways, cell):
     async with open_client(gateways, cell) as client:
         for method, member in [
@@ -110,7 +110,7 @@ async def test_prompts_and_resources_are_empty_lists(gateways, cell):
             assert (await client.request(method))["result"][member] == []
 
 
-@every_cell
+@every_cell_and_sse
 @every_backend
 async def test_guarantee_g6_arguments_and_meta_arrive_unchanged(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
@@ -127,7 +127,7 @@ async def test_guarantee_g6_arguments_and_meta_arrive_unchanged(gateways, cell, 
             assert got["_meta"] == {META + "protocolVersion": MODERN, META + "clientCapabilities": {}}
 
 
-@every_cell
+@every_cell_and_sse
 @every_backend
 async def test_results_arrive_in_the_era_of_the_client(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
@@ -144,7 +144,7 @@ async def test_results_arrive_in_the_era_of_the_client(gateways, cell, backend):
         assert text_of(await client.call(f"{backend}.tool_1", {"text": "hi"})) == "echo.tool_1 hi"
 
 
-@every_cell
+@every_cell_and_sse
 @pytest.mark.parametrize(
     ("backend", "variant"),
     [("odd", "plain"), ("odd_modern", "plain"), ("doubled", "duplicate"), ("bare", "missing_content")],
@@ -184,7 +184,7 @@ async def test_a_backends_error_keeps_code_message_and_data(gateways, cell, argu
         assert error.get("data") == data
 
 
-@every_cell
+@every_cell_and_sse
 async def test_unknown_names_and_methods(gateways, cell):
     async with open_client(gateways, cell) as client:
         for name in ("legacy.nobody", "nobody.echo", "echo", "", "legacy.echo ", "LEGACY.echo"):
@@ -196,7 +196,7 @@ async def test_unknown_names_and_methods(gateways, cell):
         assert text_of(await client.call("legacy.echo", {"text": "well"})) == "well"
 
 
-@every_cell
+@every_cell_and_sse
 async def test_params_of_the_wrong_form_are_refused(gateways, cell):
     async with open_client(gateways, cell) as client:
         for params in (
@@ -209,7 +209,7 @@ async def test_params_of_the_wrong_form_are_refused(gateways, cell):
             assert answer["error"]["code"] == -32602, (params, answer)
 
 
-@every_cell
+@every_cell_and_sse
 @every_backend
 @pytest.mark.parametrize("token", [7, "a token", "", 0, 2**53 - 1])
 async def test_progress_comes_in_order_under_the_clients_own_token(gateways, cell, backend, token):
@@ -229,7 +229,7 @@ async def test_progress_comes_in_order_under_the_clients_own_token(gateways, cel
         assert text_of(message) == "5 steps"
 
 
-@every_cell
+@every_cell_and_sse
 async def test_without_a_token_there_is_no_progress(gateways, cell):
     async with (
         open_client(gateways, cell) as client,

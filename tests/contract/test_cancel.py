@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.contract.support import every_cell, open_client, structured_of, text_of
+from tests.contract.support import every_cell, every_cell_and_sse, open_client, structured_of, text_of
 from tests.support.gateway_process import ANSWER_WITHIN
 
 every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
@@ -30,7 +30,7 @@ async def wait_cancelled(client, backend, before):
     return after[len(before) :]
 
 
-@every_cell
+@every_cell_and_sse
 @every_backend
 async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
@@ -49,7 +49,7 @@ async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, c
         assert cancelled in ([shown + 1], [shown + 2])  # first and second race to the backend over HTTP
 
 
-@every_cell
+@every_cell_and_sse
 async def test_a_cancel_has_the_id_that_the_backend_knows(gateways, cell):
     async with open_client(gateways, cell) as client:
         shown = await id_at_backend(client, "legacy")

@@ -30,10 +30,10 @@ from tests.contract.bridge import (
     TOOL_ANSWER,
     WITH_TOOLS,
     answer_to,
+    until,
 )
 from tests.contract.messages import TASKS, TRANSPORTS, VENDOR, covers
 from tests.contract.support import FAST, LADDER, check_leaks, open_client, open_gateways, text_of
-from tests.contract.test_bridge import until
 from tests.support.gateway_process import ANSWER_WITHIN, PEERS, ROOT, make_notification, peer
 
 SETTINGS = {"name": "house", "start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}

@@ -1,6 +1,6 @@
-"""The older HTTP transport does the same as the others, and has its own ways of beginning and ending.
+"""The older HTTP transport lists what the others list, and begins and ends in its own way.
 
-What is true of a call on every face is in the neighbours' tests; here they are run once more, on this one.
+What a call does over every transport is tested with `every_cell_and_sse` in `test_calls.py` and `test_cancel.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import trio
 from mcp import ClientSession
 from mcp.client.sse import sse_client
 
-from tests.contract import test_calls, test_cancel
 from tests.contract.support import FAST, LADDER, SSE, open_client, structured_of, text_of
 from tests.support.gateway_process import echo_backend, make_request, open_gateway_process, open_sse
 
@@ -22,54 +21,6 @@ CHANGED = "notifications/tools/list_changed"
 
 def sse_url(gateways):
     return gateways["http"].url.removesuffix("/mcp") + "/sse"
-
-
-# -- what holds on every face ------------------------------------------------------------------------------------------
-
-
-@every_backend
-@pytest.mark.parametrize(
-    "test",
-    [
-        test_calls.test_guarantee_g6_arguments_and_meta_arrive_unchanged,
-        test_calls.test_results_arrive_in_the_era_of_the_client,
-        test_cancel.test_a_cancel_reaches_the_backend_for_exactly_its_own_call,
-    ],
-    ids=lambda test: test.__name__.removeprefix("test_"),
-)
-async def test_the_same_with_either_backend(gateways, test, backend):
-    await test(gateways, SSE, backend)
-
-
-@pytest.mark.parametrize(
-    "test",
-    [
-        test_calls.test_the_gateway_introduces_itself,
-        test_calls.test_prompts_and_resources_are_empty_lists,
-        test_calls.test_unknown_names_and_methods,
-        test_calls.test_params_of_the_wrong_form_are_refused,
-        test_calls.test_without_a_token_there_is_no_progress,
-        test_cancel.test_a_cancel_has_the_id_that_the_backend_knows,
-    ],
-    ids=lambda test: test.__name__.removeprefix("test_"),
-)
-async def test_the_same(gateways, test):
-    await test(gateways, SSE)
-
-
-@pytest.mark.parametrize(
-    ("backend", "variant"), [("odd", "plain"), ("doubled", "duplicate"), ("bare", "missing_content")]
-)
-async def test_odd_results_arrive_byte_for_byte(gateways, backend, variant):
-    await test_calls.test_guarantee_g6_a_result_that_no_model_knows_arrives_byte_for_byte(
-        gateways, SSE, backend, variant
-    )
-
-
-@pytest.mark.parametrize("token", [7, "a token"])
-@every_backend
-async def test_progress_in_order(gateways, backend, token):
-    await test_calls.test_progress_comes_in_order_under_the_clients_own_token(gateways, SSE, backend, token)
 
 
 async def test_lists_are_those_of_the_other_transport(gateways):

@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from gateway.supervisor.lifecycle import State
-from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import RESULT, FakeBackend, settle
 from tests.support.gateway_process import ANSWER_WITHIN, START_WITHIN, HttpClient, echo_backend, open_gateway_process
+from tests.support.supervision import outcome, running_supervisor
 
 POLL = 0.01  # seconds between two looks at /health
 LAZY = {"start": "lazy", "shutdown_grace": [1, 1, 1]}
@@ -239,7 +239,7 @@ async def test_calls_at_the_very_moment_of_the_idle_stop_are_answered(tmp_path):
 @pytest.mark.parametrize("late", [0.0, 1.0])
 async def test_a_call_on_its_way_to_the_pump_is_not_overlooked(late, mock_clock):
     """The patience ends in the turn of the loop in which a call comes: then it is in no queue and not in flight."""
-    async with running(FakeBackend(), idle_timeout=60) as rig:
+    async with running_supervisor(FakeBackend(), idle_timeout=60) as rig:
         await settle()
         mock_clock.jump(60 + late)
         ticket = rig.call()  # no checkpoint between the two

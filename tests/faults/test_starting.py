@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from tests.contract.change_listeners import CHANGED, open_listener
 from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, text_of, wait_health
-from tests.contract.test_changes import CHANGED, open_ear
 from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
 QUICK = {"shutdown_grace": LADDER}
@@ -115,7 +115,7 @@ async def test_a_list_waits_for_the_grace_and_no_longer(face, era, tmp_path):
             client.open_tool("late.echo", {"text": "waited"}) as early,
         ):
             assert {name.partition(".")[0] for name in await client.names()} == {"good"}
-            async with open_ear(client) as ear:
+            async with open_listener(client) as ear:
                 assert "late.echo" not in await client.names()
                 assert (await client.call("hung.echo"))["error"]["data"]["backend"] == "hung"
                 gate.touch()

@@ -17,9 +17,8 @@ from gateway.frontends.call_stream import CallStream
 from gateway.frontends.completion_queue import Waiting
 from gateway.frontends.stdio import END_GRACE, StdioFrontend
 from gateway.inflight.pending import PendingCall
-from tests.frontends.legacy.test_sse import HELLO
 from tests.support.fakes import SOON, settle
-from tests.support.http_frontends import ANSWER, House, log_line, message_of, open_house
+from tests.support.http_frontends import ANSWER, HELLO, House, log_line, message_of, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -14,9 +14,9 @@ from gateway.calls import Era
 from gateway.frontends.legacy.sessions import SessionTable
 from gateway.frontends.legacy.sse import SseFrontend
 from gateway.frontends.legacy.streamable import StreamableFrontend
-from tests.frontends.legacy.test_sse import HELLO, Client
 from tests.support.fakes import FakeBackend, FakeExchange, make_listing
-from tests.support.http_frontends import STREAM, House, message_of, open_house
+from tests.support.http_frontends import HELLO, STREAM, House, message_of, open_house
+from tests.support.sse_client import SseClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +46,7 @@ async def greet_http(house: House) -> Any:
 
 
 async def greet_sse(house: House) -> Any:
-    client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+    client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
     await client.open()
     accepted = await client.ask("initialize", HELLO)
     assert accepted.status == 202  # the POST waits for nothing

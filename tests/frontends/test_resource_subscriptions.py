@@ -6,7 +6,6 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -16,11 +15,12 @@ from gateway.calls import Complete, Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.errors import Busy, UnknownMethod
 from gateway.frontends import resource_subscriptions
-from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
+from gateway.frontends.legacy.sessions import LegacySession
 from gateway.frontends.notification_queue import NotificationQueue
 from gateway.frontends.resource_subscriptions import Refused, subscribe, unsubscribe, watch_all
 from tests.support.fakes import MODERN_CALLER, FakeBackend, make_call, settle
-from tests.test_router import offers, running
+from tests.support.http_frontends import make_legacy_session
+from tests.support.supervision import offers, running_router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,14 +32,10 @@ UPDATED = "notifications/resources/updated"
 EMPTY = Complete(b"{}", Era.LEGACY)
 
 
-def session_of() -> LegacySession:
-    return LegacySession("s", ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)
-
-
 @asynccontextmanager
 async def watched(**capabilities: Any) -> AsyncGenerator[tuple[Router, FakeBackend]]:
     fake = offers(Kind.RESOURCES, URI, "memo:b", **(capabilities or {"resources": {"subscribe": True}}))
-    async with running({"a": fake}) as router:
+    async with running_router({"a": fake}) as router:
         yield router, fake
 
 
@@ -79,7 +75,7 @@ def update(router: Router, uri: str, **params: Any) -> None:
 
 async def test_the_first_subscription_gets_the_backends_own_answer(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
-        one, two = session_of(), session_of()
+        one, two = make_legacy_session(), make_legacy_session()
         assert await ask(subscribe, router, fake, one) == b"{}"
         assert await ask(subscribe, router, fake, two) == b"{}"
         assert fake.session.names == [URI]  # the second is the gateway's business
@@ -102,7 +98,7 @@ async def test_the_first_subscription_gets_the_backends_own_answer(autojump_cloc
 async def test_a_backend_may_refuse(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         failure = Failure(-32002, "no such thing", None, Era.LEGACY)
-        session = session_of()
+        session = make_legacy_session()
         refused = await ask(subscribe, router, fake, session, outcome=failure)
         assert isinstance(refused, Refused)
         assert refused.failure is failure
@@ -111,26 +107,26 @@ async def test_a_backend_may_refuse(autojump_clock: MockClock) -> None:
 
 async def test_what_cannot_be_watched_is_refused(autojump_clock: MockClock) -> None:
     async with watched(resources={}) as (router, fake):
-        assert isinstance(await ask(subscribe, router, fake, session_of()), UnknownMethod)
+        assert isinstance(await ask(subscribe, router, fake, make_legacy_session()), UnknownMethod)
 
 
 async def test_one_that_was_never_subscribed_to_may_be_given_up(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
-        assert await ask(unsubscribe, router, fake, session_of()) == b"{}"
+        assert await ask(unsubscribe, router, fake, make_legacy_session()) == b"{}"
         assert fake.session.names == []
 
 
 async def test_a_client_may_watch_only_so_many(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource_subscriptions, "MAX_WATCHED", 1)
     async with watched() as (router, fake):
-        session = session_of()
+        session = make_legacy_session()
         await ask(subscribe, router, fake, session)
         assert isinstance(await ask(subscribe, router, fake, session, "memo:b"), Busy)
 
 
 async def test_parts_of_a_watched_resource_are_told_too(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
-        session = session_of()
+        session = make_legacy_session()
         await ask(subscribe, router, fake, session)
         update(router, URI + "/part")
         update(router, URI + "x")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from gateway.frontends.stdio import StdioFrontend
-from tests.frontends.legacy.test_sse import HELLO
 from tests.support.fakes import SOON, FakeBackend, make_listing, settle
-from tests.support.http_frontends import message_of, open_house
+from tests.support.http_frontends import HELLO, message_of, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

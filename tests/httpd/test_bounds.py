@@ -13,17 +13,21 @@ import trio.testing
 
 from gateway.httpd import server as server_module
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Rank
-from tests.httpd.test_server import (
+from tests.support.http_server import (
+    LONG,
     PATIENCE,
+    PATIENT,
+    QUICK,
     Client,
     Server,
     Watched,
     by_tls,
-    certificate,
     connected,
+    drip_until_closed,
     echo,
     get,
     happens,
+    keep_dripping,
     post,
     read_body,
     respond,
@@ -33,10 +37,6 @@ from tests.httpd.test_server import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["certificate"]  # a fixture
-LONG = 1000.0
-QUICK = Limits(handshake=0.2, head=0.2, window=0.1, rate=1000)
-PATIENT = Limits(handshake=LONG, head=LONG, window=0.05, rate=0, settle=0.05, connections=1)
 BODY = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"
 CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 # What is sent at once, and then again and again.
@@ -71,38 +71,6 @@ HANDSHAKES = {
     "half a hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b""),
     "hello dripped": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00"),
 }
-
-
-async def drip_until_closed(client: Client, drop: bytes) -> None:
-    """Send again and again until the server ends the connection."""
-
-    async def send() -> None:
-        try:
-            while drop:
-                await client.stream.send_all(drop)
-                await trio.sleep(0.02)  # the dripping itself
-        except trio.BrokenResourceError:
-            nursery.cancel_scope.cancel()
-
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            try:
-                while await client.stream.receive_some():
-                    pass
-            except trio.BrokenResourceError:
-                pass
-            nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def keep_dripping(client: Client, drop: bytes) -> AsyncGenerator[None]:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(drip_until_closed, client, drop)
-        try:
-            yield
-        finally:
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("after", [b"", get()], ids=["first", "after a request"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -19,13 +19,22 @@ from hypothesis import strategies as st
 from gateway.httpd.connection_limit import Limits
 from gateway.httpd.exchange import ClientGone
 from gateway.httpd.http2 import FrameWatch
-from tests.httpd.test_bounds import LONG, PATIENT, QUICK, drip_until_closed, keep_dripping
-from tests.httpd.test_server import BIG, PATIENCE, START, Client, by_tls, certificate, echo, respond, serving
+from tests.support.http_server import (
+    BIG,
+    LONG,
+    PATIENCE,
+    PATIENT,
+    QUICK,
+    START,
+    Client,
+    by_tls,
+    drip_until_closed,
+    echo,
+    keep_dripping,
+    respond,
+    serving,
+)
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["certificate"]  # a fixture
 pytestmark = pytest.mark.leak_check
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9

@@ -9,9 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import ssl
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,28 +20,37 @@ import hypercorn.trio.tcp_server
 import pytest
 import trio
 import trio.testing
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
 
 from gateway.httpd.connection import MAX_AHEAD
-from gateway.httpd.connection_limit import Limits
 from gateway.httpd.exchange import ClientGone
 from gateway.httpd.server import serve_http
+from tests.support.http_server import (
+    BIG,
+    GRACE,
+    PATIENCE,
+    START,
+    Client,
+    Watched,
+    by_tls,
+    connected,
+    echo,
+    get,
+    happens,
+    make_config,
+    post,
+    quiet,
+    read_body,
+    respond,
+    serving,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     Message = dict[str, Any]
     App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
-PATIENCE = 15
-"""Seconds that any wait of a test may take before the test fails."""
 
-GRACE = 0.4
-BIG = b"x" * 2**20
-START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
-
-quiet = logging.getLogger("tests.hypercorn")
 quiet.propagate = False
 quiet.addHandler(logging.NullHandler())
 
@@ -54,198 +60,11 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@dataclass
-class Server:
-    address: tuple[str, int]
-    stop: trio.Event = field(default_factory=trio.Event)
-    ended: trio.Event = field(default_factory=trio.Event)
-
-
-def make_config(**settings: object) -> Config:
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.include_server_header = False
-    config.errorlog = quiet
-    config.graceful_timeout = GRACE
-    for name, value in settings.items():
-        setattr(config, name, value)
-    return config
-
-
-def without_lifespan(app: App) -> ASGIWrapper:
-    async def wrapped(scope: Message, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise RuntimeError("no lifespan")
-        await app(scope, receive, send)
-
-    return ASGIWrapper(wrapped)
-
-
-@asynccontextmanager
-async def serving(
-    kind: str, app: App, *, limits: Limits | None = None, send_timeout: float = 10.0, **settings: object
-) -> AsyncGenerator[Server]:
-    server = Server(("", 0))
-    config = make_config(**settings)
-
-    async def run(task_status: trio.TaskStatus[list[str]]) -> None:
-        if kind == "stock":
-            serve = partial(hypercorn.trio.run.worker_serve, without_lifespan(app), config)
-        else:
-            serve = partial(serve_http, app, config, limits=limits or Limits(send=send_timeout))
-        await serve(shutdown_trigger=server.stop.wait, task_status=task_status)
-        server.ended.set()
-
-    async with trio.open_nursery() as nursery:
-        (address,) = await nursery.start(run)
-        host, port = address.split("//")[1].rsplit(":", 1)
-        server.address = (host, int(port))
-        try:
-            yield server
-        finally:
-            server.stop.set()
-        with trio.fail_after(PATIENCE):
-            await server.ended.wait()
-
-
-class Client:
-    """A raw connection that reads up to what the test waits for."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.data = b""
-
-    async def send(self, data: bytes) -> None:
-        with trio.fail_after(PATIENCE):
-            await self.stream.send_all(data)
-
-    async def until(self, end: bytes) -> bytes:
-        """Return what has come up to and with ``end``; what follows stays for the next call."""
-        with trio.fail_after(PATIENCE):
-            while end not in self.data:
-                more = await self.stream.receive_some()
-                assert more, f"closed before {end!r} in {self.data!r}"
-                self.data += more
-        found, _, self.data = self.data.partition(end)
-        return found + end
-
-    async def rest(self) -> bytes:
-        """Return everything up to EOF; a reset raises BrokenResourceError."""
-        with trio.fail_after(PATIENCE):
-            async for more in self.stream:
-                self.data += more
-        found, self.data = self.data, b""
-        return found
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of a response that is framed by its content-length or in chunks."""
-        head = (await self.until(b"\r\n\r\n")).decode()
-        first, *lines = head.rstrip().split("\r\n")
-        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        body = b""
-        if "content-length" in headers:
-            with trio.fail_after(PATIENCE):
-                while len(self.data) < int(headers["content-length"]):
-                    self.data += await self.stream.receive_some() or pytest.fail("closed in the body")
-            length = int(headers["content-length"])
-            body, self.data = self.data[:length], self.data[length:]
-        elif headers.get("transfer-encoding") == "chunked":
-            while size := int(await self.until(b"\r\n"), 16):
-                while len(self.data) < size + 2:
-                    with trio.fail_after(PATIENCE):
-                        self.data += await self.stream.receive_some() or pytest.fail("closed in a chunk")
-                body, self.data = body + self.data[:size], self.data[size + 2 :]
-            await self.until(b"\r\n")
-        return int(first.split()[1]), headers, body
-
-
-@asynccontextmanager
-async def connected(server: Server, *, receive_buffer: int | None = None) -> AsyncGenerator[Client]:
-    sock = trio.socket.socket()
-    if receive_buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    with trio.fail_after(PATIENCE):
-        await sock.connect(server.address)
-    async with trio.SocketStream(sock) as stream:
-        yield Client(stream)
-
-
-def post(body: bytes = b"", path: str = "/", *, extra: str = "", method: str = "POST") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: a\r\n{extra}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def get(path: str = "/", extra: str = "", method: str = "GET") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: a\r\n{extra}\r\n".encode()
-
-
-async def read_body(receive: Any) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        assert message["type"] == "http.request"
-        parts.append(message["body"])
-        if not message["more_body"]:
-            return b"".join(parts)
-
-
-async def respond(send: Any, body: bytes, *, status: int = 200, length: bool = True) -> None:
-    headers = [(b"content-length", str(len(body)).encode())] if length else []
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def echo(scope: Message, receive: Any, send: Any) -> None:
-    body = await read_body(receive)
-    await respond(send, scope["method"].encode() + b" " + scope["raw_path"] + b" " + body)
-
-
-class Watched:
-    """An app that starts a stream (or not), then waits for the disconnect and says so."""
-
-    def __init__(self, *, starts: bool = False) -> None:
-        self.starts = starts
-        self.running = trio.Event()
-        self.disconnected = trio.Event()
-        self.cancelled = trio.Event()
-        self.release = trio.Event()
-
-    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        if scope["raw_path"] == b"/quick":
-            await echo(scope, receive, send)
-            return
-        await read_body(receive)
-        if self.starts:
-            await send(START)
-            await send({"type": "http.response.body", "body": b"hello", "more_body": True})
-        self.running.set()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen, receive, nursery.cancel_scope)
-                await self.release.wait()
-                nursery.cancel_scope.cancel()
-        finally:
-            if not self.release.is_set() and not self.disconnected.is_set():
-                self.cancelled.set()
-        if self.release.is_set():
-            await respond(send, b"released")
-
-    async def _listen(self, receive: Any, scope: trio.CancelScope) -> None:
-        message = await receive()
-        assert message == {"type": "http.disconnect"}
-        self.disconnected.set()
-        scope.cancel()
-
-
 async def flood(scope: Message, receive: Any, send: Any) -> None:
     """Stream without end."""
     await send(START)
     while True:
         await send({"type": "http.response.body", "body": BIG, "more_body": True})
-
-
-async def happens(event: trio.Event) -> None:
-    with trio.fail_after(PATIENCE):
-        await event.wait()
 
 
 pytestmark = pytest.mark.leak_check
@@ -1020,39 +839,6 @@ async def test_hypercorn_itself_is_left_as_it_is() -> None:
 
 
 # --- TLS
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-    signed = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "cert.pem").write_bytes(signed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (folder / "key.pem").write_bytes(pem)
-    return {"certfile": str(folder / "cert.pem"), "keyfile": str(folder / "key.pem")}
-
-
-@asynccontextmanager
-async def by_tls(server: Server, certificate: dict[str, str], protocol: str) -> AsyncGenerator[Client]:
-    context = ssl.create_default_context(cafile=certificate["certfile"])
-    context.set_alpn_protocols([protocol])
-    raw = await trio.open_tcp_stream(*server.address)
-    async with trio.SSLStream(raw, context, server_hostname="localhost", https_compatible=True) as stream:
-        with trio.fail_after(PATIENCE):
-            await stream.do_handshake()
-        assert stream.selected_alpn_protocol() == protocol
-        yield Client(stream)
 
 
 async def test_http_1_over_tls(kind: str, certificate: dict[str, str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 from gateway.calls import Complete
 from gateway.oauth_client.login_prompt import LoginRequired
 from gateway.oauth_client.token_store import Saved
-from tests.oauth_client.test_login import House, call, open_house
 from tests.peers.http_peer import Reply, Request, SseServer, dump, open_peer
+from tests.support.logins import House, call, open_house
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
 from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet
 from gateway.supervisor.lifecycle import State
-from tests.supervisor.test_fleet import POLICY, listed, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, settle
+from tests.support.supervision import FLEET_POLICY, listed, running_fleet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -40,7 +40,7 @@ class Rig:
         self.router = Router(self.fleet)
 
     def server(self, name: str, **fields: Any) -> ServerConfig:
-        return ServerConfig(name=name, **{"restart": POLICY, "command": "old", **self.fields, **fields})
+        return ServerConfig(name=name, **{"restart": FLEET_POLICY, "command": "old", **self.fields, **fields})
 
     def session(self, name: str) -> FakeSession:
         return self.fakes[name].session
@@ -55,7 +55,7 @@ class Rig:
 @asynccontextmanager
 async def rigged(*names: str, **further: Any) -> AsyncGenerator[Rig]:
     rig = Rig(*names, **further)
-    async with running(rig.fleet):
+    async with running_fleet(rig.fleet):
         await settle()
         yield rig
 

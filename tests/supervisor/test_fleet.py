@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
-
 import pytest
 import trio
 from trio.testing import MockClock
@@ -14,44 +10,19 @@ from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
 from gateway.catalog.ownership import Route
 from gateway.catalog.snapshot import ListNews
-from gateway.config.lifecycle import RestartPolicy
-from gateway.config.model import Config, GatewaySettings, ServerConfig
+from gateway.config.model import GatewaySettings
 from gateway.errors import BackendExited
-from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State
-from tests.support.fakes import FakeBackend, backends, make_listing, settle
+from tests.support.fakes import FakeBackend, make_listing, settle
+from tests.support.supervision import listed, make_fleet, running_fleet
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-POLICY = RestartPolicy(initial_delay=1, max_delay=8, jitter=0, max_quick_failures=3)
 CRASH = BackendExited("b", "exited with status 3")
-
-
-def make_fleet(fakes: dict[str, FakeBackend], *, settings: GatewaySettings | None = None, **fields: Any) -> Fleet:
-    servers = {name: ServerConfig(name=name, **{"restart": POLICY, **fields}) for name in fakes}
-    return Fleet(Config(servers=servers, gateway=settings or GatewaySettings()), backends(fakes))
-
-
-@asynccontextmanager
-async def running(fleet: Fleet) -> AsyncGenerator[Fleet]:
-    with trio.fail_after(100_000):  # of the clock that jumps
-        async with trio.open_nursery() as nursery:
-            await nursery.start(fleet.run)
-            yield fleet  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            fleet.stop()
-            with trio.fail_after(5):
-                await fleet.ended.wait()
-
-
-def listed(fleet: Fleet) -> list[str]:
-    return [item["name"] for item in json.loads(b"[" + fleet.snapshot().page(Kind.TOOLS, None, None).joined + b"]")]
 
 
 async def test_nothing_waits_for_the_slowest(autojump_clock: MockClock) -> None:
     slow, quick = FakeBackend(make_listing("s")), FakeBackend(make_listing("q"))
     slow.stall()
-    async with running(make_fleet({"slow": slow, "quick": quick})) as fleet:
+    async with running_fleet(make_fleet({"slow": slow, "quick": quick})) as fleet:
         await settle()
         assert listed(fleet) == ["quick.q"]
         assert {name: status.state for name, status in fleet.statuses().items()} == {
@@ -67,14 +38,14 @@ async def test_guarantee_g1_lists_keep_the_order_of_the_config(autojump_clock: M
         await trio.sleep(1)
 
     fakes["c"].on_start = late
-    async with running(make_fleet(fakes)) as fleet:
+    async with running_fleet(make_fleet(fakes)) as fleet:
         await trio.sleep(2)
         assert listed(fleet) == ["c.x", "a.x", "b.x"]
 
 
 async def test_the_snapshot_is_rebuilt_only_after_a_change(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(), "b": FakeBackend()}
-    async with running(make_fleet(fakes)) as fleet:
+    async with running_fleet(make_fleet(fakes)) as fleet:
         await settle()
         before = fleet.snapshot()
         assert fleet.snapshot() is before
@@ -90,7 +61,7 @@ async def test_last_good_entries_are_listed_while_briefly_away(
     failures: int, state: str, names: list[str], autojump_clock: MockClock
 ) -> None:
     fakes = {"a": FakeBackend(), "b": FakeBackend()}
-    async with running(make_fleet(fakes)) as fleet:
+    async with running_fleet(make_fleet(fakes)) as fleet:
         await settle()
         fakes["a"].fail(2, 3, 4)
         fakes["a"].session.crash(CRASH)
@@ -109,7 +80,7 @@ async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
     fleet = make_fleet(fakes, settings=settings)
     began = trio.current_time()
     fleet.subscribe(lambda news: told.append((trio.current_time() - began, news.features(None))))
-    async with running(fleet):
+    async with running_fleet(fleet):
         await trio.sleep(10)
         assert told == [(0.5, frozenset({"tools"}))]  # twenty starts
         for fake in fakes.values():
@@ -124,7 +95,7 @@ async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) ->
     fakes = {"a": FakeBackend(), "slow": FakeBackend()}
     told: list[object] = []
     fleet = make_fleet(fakes, settings=GatewaySettings(list_change_delay=0.5))
-    async with running(fleet):
+    async with running_fleet(fleet):
         await trio.sleep(1)
 
         async def on_close() -> None:
@@ -139,7 +110,7 @@ async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) ->
 async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend()}
     told: list[frozenset[str]] = []
-    async with running(make_fleet(fakes)) as fleet:
+    async with running_fleet(make_fleet(fakes)) as fleet:
         await trio.sleep(1)
 
         def listener(news: ListNews) -> None:
@@ -177,7 +148,7 @@ async def test_lists_wait_for_first_starts_within_the_grace(
         await trio.sleep(1000 if start_after is None else start_after)
 
     fake.on_start = late
-    async with running(make_fleet({"a": fake, "b": FakeBackend()})) as fleet:
+    async with running_fleet(make_fleet({"a": fake, "b": FakeBackend()})) as fleet:
         began = trio.current_time()
         await fleet.first_starts()
         assert trio.current_time() - began == pytest.approx(waited)
@@ -188,7 +159,7 @@ async def test_lists_wait_for_first_starts_within_the_grace(
 async def test_a_failed_first_start_is_not_waited_for(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.fail(1, 2, 3)
-    async with running(make_fleet({"a": fake})) as fleet:
+    async with running_fleet(make_fleet({"a": fake})) as fleet:
         began = trio.current_time()
         await fleet.first_starts()
         assert trio.current_time() == began
@@ -196,7 +167,7 @@ async def test_a_failed_first_start_is_not_waited_for(autojump_clock: MockClock)
 
 async def test_restarts_are_not_waited_for(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
-    async with running(make_fleet({"a": fake})) as fleet:
+    async with running_fleet(make_fleet({"a": fake})) as fleet:
         await settle()
         fake.stall()
         fake.session.crash(CRASH)
@@ -210,7 +181,7 @@ async def test_who_may_own_an_unknown_name(autojump_clock: MockClock) -> None:
     fakes = {name: FakeBackend() for name in ("time", "ti", "known")}
     for name in ("time", "ti"):
         fakes[name].stall()
-    async with running(make_fleet(fakes)) as fleet:
+    async with running_fleet(make_fleet(fakes)) as fleet:
         await settle()
         for name, expected in {
             "time.now": ["time"],
@@ -223,5 +194,5 @@ async def test_who_may_own_an_unknown_name(autojump_clock: MockClock) -> None:
 
 
 async def test_disabled_backends_are_not_there(autojump_clock: MockClock) -> None:
-    async with running(make_fleet({"a": FakeBackend()}, disabled=True)) as fleet:
+    async with running_fleet(make_fleet({"a": FakeBackend()}, disabled=True)) as fleet:
         assert fleet.supervisors == {}

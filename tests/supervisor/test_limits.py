@@ -20,8 +20,8 @@ from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.limits import MAX_ORIGINS, Strikes
 from gateway.supervisor.queue import may_repeat
-from tests.supervisor.test_supervisor import outcome, running
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
+from tests.support.supervision import outcome, running_supervisor
 
 if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
@@ -106,7 +106,7 @@ async def crash(rig: Any, *callers: Any) -> None:
 
 
 async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+    async with running_supervisor(FakeBackend(), restart=PERSISTENT) as rig:
         for _ in range(3):
             await crash(rig, ALICE, MALLORY)  # mallory's is sent last
         with pytest.raises(Busy, match=r"crash limit exceeded.*\(crash_limit\); retry in \d+ s") as caught:
@@ -121,7 +121,7 @@ async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(auto
 
 
 async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), restart=PERSISTENT) as rig:
+    async with running_supervisor(FakeBackend(), restart=PERSISTENT) as rig:
         for _ in range(6):
             await crash(rig, MALLORY, ALICE)  # alice's is sent last, but mallory's has its effect later
             ticket = rig.call(caller=ALICE)
@@ -132,7 +132,7 @@ async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> N
 
 async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockClock) -> None:
     slow = RestartPolicy(initial_delay=100, max_delay=200, jitter=0, max_quick_failures=100)
-    async with running(FakeBackend(), restart=slow, crash_limit=CrashLimit(1, 1000)) as rig:
+    async with running_supervisor(FakeBackend(), restart=slow, crash_limit=CrashLimit(1, 1000)) as rig:
         ticket = rig.call(caller=MALLORY)
         await settle()
         rig.backend.session.crash(died_of(ticket))
@@ -144,7 +144,9 @@ async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockC
 
 
 async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), restart=PERSISTENT, max_concurrency=1, crash_limit=CrashLimit(1, 600)) as rig:
+    async with running_supervisor(
+        FakeBackend(), restart=PERSISTENT, max_concurrency=1, crash_limit=CrashLimit(1, 600)
+    ) as rig:
         first, bad, good = rig.call(caller=MALLORY), rig.call(caller=MALLORY), rig.call(caller=ALICE)
         await settle()
         rig.backend.session.crash(died_of(first))
@@ -169,7 +171,7 @@ async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: Moc
 async def test_what_is_no_crash_of_a_call_counts_to_nobody(
     fields: Any, problem: Any, autojump_clock: MockClock
 ) -> None:
-    async with running(FakeBackend(), restart=PERSISTENT, **fields) as rig:
+    async with running_supervisor(FakeBackend(), restart=PERSISTENT, **fields) as rig:
         for _ in range(5):
             ticket = rig.call(caller=MALLORY)
             await settle()
@@ -185,7 +187,7 @@ async def test_what_is_no_crash_of_a_call_counts_to_nobody(
 async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
     restart: RestartPolicy, with_call: bool, comes_back: bool, autojump_clock: MockClock
 ) -> None:
-    async with running(FakeBackend(), restart=restart, crash_limit=None) as rig:
+    async with running_supervisor(FakeBackend(), restart=restart, crash_limit=None) as rig:
         for _ in range(restart.max_quick_failures):
             ticket = rig.call()
             await settle()
@@ -203,7 +205,7 @@ async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
 
 
 async def test_a_call_too_many_is_refused_as_busy(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), rate_limit=RateLimit(2, 2)) as rig:
+    async with running_supervisor(FakeBackend(), rate_limit=RateLimit(2, 2)) as rig:
         rig.call()
         rig.call()
         with pytest.raises(Busy, match=r"rate_limit.*0\.50 s"):
@@ -220,7 +222,7 @@ BREAKER = {"circuit_breaker": CircuitBreaker(2, 10)}
 
 async def test_a_breaker_opens_tries_one_call_and_closes(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, **BREAKER) as rig:
+    async with running_supervisor(backend, **BREAKER) as rig:
         for state in ("closed", "open"):
             ticket = rig.call(timeout=1)
             assert isinstance(await outcome(ticket), BackendTooSlow)
@@ -240,7 +242,7 @@ async def test_a_breaker_opens_tries_one_call_and_closes(autojump_clock: MockClo
 
 
 async def test_a_probe_that_fails_opens_it_again(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), **BREAKER) as rig:
+    async with running_supervisor(FakeBackend(), **BREAKER) as rig:
         for _ in range(2):
             await outcome(rig.call(timeout=1))
         await trio.sleep(10)
@@ -252,7 +254,7 @@ async def test_a_probe_that_fails_opens_it_again(autojump_clock: MockClock) -> N
 
 
 async def test_a_probe_that_its_client_cancels_decides_nothing(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), **BREAKER) as rig:
+    async with running_supervisor(FakeBackend(), **BREAKER) as rig:
         for _ in range(2):
             await outcome(rig.call(timeout=1))
         await trio.sleep(10)
@@ -263,7 +265,7 @@ async def test_a_probe_that_its_client_cancels_decides_nothing(autojump_clock: M
 @pytest.mark.parametrize("answer", [Complete(b'{"isError":true}', Era.LEGACY), Failure(-32000, "no", None, Era.LEGACY)])
 async def test_what_the_backend_answers_is_no_failure(answer: Any, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, **BREAKER) as rig:
+    async with running_supervisor(backend, **BREAKER) as rig:
         for _ in range(5):
             await outcome(rig.call(timeout=1))  # a time-out ...
             rig.supervisor.gate.breaker._failures = 1
@@ -275,7 +277,7 @@ async def test_what_the_backend_answers_is_no_failure(answer: Any, autojump_cloc
 
 
 async def test_no_limits_cost_nothing(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend()) as rig:
+    async with running_supervisor(FakeBackend()) as rig:
         assert not rig.supervisor.gate.limits
         assert rig.supervisor.status().breaker is None
 
@@ -285,7 +287,7 @@ async def test_no_limits_cost_nothing(autojump_clock: MockClock) -> None:
 
 async def test_an_idle_backend_is_asked_and_a_silent_one_restarted(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, ping_interval=5.0, connect_timeout=2.0, restart=QUICK) as rig:
+    async with running_supervisor(backend, ping_interval=5.0, connect_timeout=2.0, restart=QUICK) as rig:
         first, began = backend.session, trio.current_time()
         await trio.sleep(12)
         assert first.upkeep.asked == [began + 5, began + 10]
@@ -298,7 +300,7 @@ async def test_an_idle_backend_is_asked_and_a_silent_one_restarted(autojump_cloc
 
 async def test_a_busy_backend_is_not_asked(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, ping_interval=5.0) as rig:
+    async with running_supervisor(backend, ping_interval=5.0) as rig:
         rig.call()
         backend.session.upkeep.is_silent = True
         await trio.sleep(60)
@@ -310,7 +312,7 @@ async def test_a_busy_backend_is_not_asked(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize(("tool", "seconds"), [("build_all", 600), ("look", 2), ("other", 30)])
 async def test_a_tool_has_its_own_time(tool: str, seconds: float, autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), tool_timeouts={"build_*": 600.0, "look": 2.0, "l*": 3.0}) as rig:
+    async with running_supervisor(FakeBackend(), tool_timeouts={"build_*": 600.0, "look": 2.0, "l*": 3.0}) as rig:
         began = trio.current_time()
         ticket = make_ticket(tool, timeout=30)
         rig.supervisor.submit(ticket)
@@ -319,7 +321,7 @@ async def test_a_tool_has_its_own_time(tool: str, seconds: float, autojump_clock
 
 
 async def test_the_time_of_a_tool_is_for_tools(autojump_clock: MockClock) -> None:
-    async with running(FakeBackend(), tool_timeouts={"*": 600.0}) as rig:
+    async with running_supervisor(FakeBackend(), tool_timeouts={"*": 600.0}) as rig:
         ticket = make_ticket("x", method="prompts/get", timeout=30)
         rig.supervisor.submit(ticket)
         assert ticket.deadline == ticket.opened_at + 30
@@ -330,7 +332,7 @@ async def test_progress_starts_the_time_anew_up_to_a_maximum(
     longest: float | None, ends: float, autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend()
-    async with running(backend, max_call_time=longest) as rig:
+    async with running_supervisor(backend, max_call_time=longest) as rig:
         began = trio.current_time()
         ticket = rig.call(timeout=10, token=1)
 
@@ -374,7 +376,7 @@ def test_which_tools_may_be_repeated(tool: bytes, may: bool) -> None:
 
 async def test_a_call_that_its_backend_did_not_live_to_answer_is_sent_once_more(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
-    async with running(backend, retry=True, restart=QUICK) as rig:
+    async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
         ticket = rig.call()
         await settle()
         first = backend.session
@@ -388,7 +390,7 @@ async def test_a_call_that_its_backend_did_not_live_to_answer_is_sent_once_more(
 
 async def test_but_only_once(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(idempotentHint=True))
-    async with running(backend, retry=True, restart=QUICK) as rig:
+    async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
         ticket = rig.call()
         for _ in range(2):
             await trio.sleep(2)
@@ -408,7 +410,7 @@ async def test_but_only_once(autojump_clock: MockClock) -> None:
 )
 async def test_what_is_not_sent_once_more(listing: Any, fields: Any, heard: bool, autojump_clock: MockClock) -> None:
     backend = FakeBackend(listing)
-    async with running(backend, restart=QUICK, **fields) as rig:
+    async with running_supervisor(backend, restart=QUICK, **fields) as rig:
         ticket = rig.call()
         await settle()
         if heard:
@@ -421,7 +423,7 @@ async def test_what_is_not_sent_once_more(listing: Any, fields: Any, heard: bool
 async def test_other_errors_are_answers(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     problem = BackendProtocol("b", "answered nonsense")
-    async with running(backend, retry=True) as rig:
+    async with running_supervisor(backend, retry=True) as rig:
         ticket = rig.call()
         await settle()
         backend.session.answer(outcome=problem)
@@ -431,7 +433,7 @@ async def test_other_errors_are_answers(autojump_clock: MockClock) -> None:
 async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given_up(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     policy = RestartPolicy(max_quick_failures=1, jitter=0)
-    async with running(backend, retry=True, restart=policy) as rig:
+    async with running_supervisor(backend, retry=True, restart=policy) as rig:
         ticket = rig.call()
         await settle()
         backend.session.crash(CRASH)
@@ -442,7 +444,7 @@ async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given
 
 async def test_a_stop_answers_it_too(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
-    async with running(backend, retry=True, restart=QUICK) as rig:
+    async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
         ticket = rig.call()
         await settle()
         backend.session.crash(CRASH)

@@ -18,9 +18,9 @@ from gateway.errors import BackendExited, Busy
 from gateway.frontends.resource_subscriptions import subscribe
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
-from tests.frontends.test_resource_subscriptions import session_of
 from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_call, settle
-from tests.test_router import offers
+from tests.support.http_frontends import make_legacy_session
+from tests.support.supervision import offers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -54,7 +54,7 @@ def caller(session: str = "one") -> Caller:
 @pytest.mark.parametrize("session", ["client", "call"])
 async def test_the_session_that_is_listened_to_subscribes(session: str, autojump_clock: MockClock) -> None:
     async with open_house(session) as (router, fake):
-        client = session_of()
+        client = make_legacy_session()
         (shared,) = fake.sessions
         async with trio.open_nursery() as nursery:
             call = make_call(URI, "resources/subscribe", caller=caller())

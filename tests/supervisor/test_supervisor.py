@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,91 +10,20 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Era, Failure
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.lifecycle import RestartPolicy
-from gateway.config.model import ServerConfig
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
 from gateway.supervisor.lifecycle import State
-from gateway.supervisor.supervisor import Supervisor
-from tests.support.fakes import RESULT, FakeBackend, make_listing, make_ticket, settle
+from tests.support.fakes import RESULT, FakeBackend, make_listing, settle
+from tests.support.supervision import SUPERVISOR_POLICY, Rig, outcome, running_supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from gateway.calls import Outcome
-    from gateway.inflight.pending import PendingCall
 
-POLICY = RestartPolicy(initial_delay=1.0, max_delay=8.0, jitter=0.5, max_quick_failures=5, healthy_after=30.0)
 CRASH = BackendExited("b", "exited with status 3")
-
-
-class Watcher:
-    """Implements `SupervisorEvents`: notes the states."""
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-        self.changes = 0
-
-    def backend_changed(self, supervisor: Supervisor) -> None:
-        self.changes += 1
-        if self.states[-1:] != [supervisor.state.value]:
-            self.states.append(supervisor.state.value)
-
-    def resource_updated(self, supervisor: Supervisor, uri: str, params: object, key: str | None = None) -> None:
-        self.changes += 1
-
-    def for_client(self, key: str, method: str, params: object) -> None:
-        self.changes += 1
-
-    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        return DesiredState()
-
-
-class Rig:
-    def __init__(self, backend: FakeBackend, *, jitter: float = 0.0, last_good: Any = None, **fields: Any) -> None:
-        self.backend = backend
-        self.watcher = Watcher()
-        config = ServerConfig(name="b", **{"restart": POLICY, **fields})
-        self.supervisor = Supervisor(config, backend, self.watcher, last_good=last_good, jitter=lambda: jitter)
-        self.ended = trio.Event()
-
-    @property
-    def state(self) -> State:
-        return self.supervisor.state
-
-    def call(self, name: str = "x", **further: Any) -> PendingCall:
-        ticket = make_ticket(name, **further)
-        self.supervisor.submit(ticket)
-        return ticket
-
-    async def run(self) -> None:
-        await self.supervisor.run()
-        self.ended.set()
-
-
-@asynccontextmanager
-async def running(backend: FakeBackend, **further: Any) -> AsyncGenerator[Rig]:
-    """A supervisor at work for the length of the block; it is stopped at the end, and must end within a moment."""
-    rig = Rig(backend, **further)
-    with trio.fail_after(100_000):  # of the clock that jumps
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await settle()
-            yield rig  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            rig.supervisor.stop()
-            with trio.fail_after(1):
-                await rig.ended.wait()
-    assert backend.open == 0
-    assert rig.state is State.STOPPED
-
-
-async def outcome(ticket: PendingCall) -> Any:
-    with trio.fail_after(ticket.timeout + 1):
-        return await ticket.next()
 
 
 # -- starting and restarting -------------------------------------------------------------------------------------------
@@ -115,7 +43,7 @@ async def test_starts_back_off_until_it_is_given_up(
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     began = trio.current_time()
-    async with running(backend, jitter=jitter) as rig:
+    async with running_supervisor(backend, jitter=jitter) as rig:
         await trio.sleep(10_000)
         assert [start - began for start in backend.starts] == pytest.approx(starts)
         assert rig.state is State.FAILED
@@ -129,7 +57,7 @@ async def test_the_longest_delay_is_capped(autojump_clock: MockClock) -> None:
     backend.fail(*range(1, 100))
     policy = RestartPolicy(initial_delay=1, max_delay=3, jitter=0, max_quick_failures=7)
     began = trio.current_time()
-    async with running(backend, restart=policy):
+    async with running_supervisor(backend, restart=policy):
         await trio.sleep(1000)
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 6, 9, 12, 15])
 
@@ -138,7 +66,7 @@ async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(a
     backend = FakeBackend(make_listing("x"))
     backend.fail(*range(1, 8), problem=BackendUnavailable("b", "cannot be reached"))
     began = trio.current_time()
-    async with running(backend, url="http://127.0.0.1:1/mcp", last_good=make_listing("x")) as rig:
+    async with running_supervisor(backend, url="http://127.0.0.1:1/mcp", last_good=make_listing("x")) as rig:
         await trio.sleep(20)
         assert rig.state is State.FAILED
         with pytest.raises(BackendUnavailable):
@@ -154,7 +82,7 @@ async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(a
 async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, problem=BackendUnfit("b", "does not speak the legacy era (era: legacy)"))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(10_000)
         assert (rig.state, len(backend.starts)) == (State.FAILED, 1)
         assert rig.supervisor.last_error == "does not speak the legacy era (era: legacy)"
@@ -166,7 +94,7 @@ async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_cloc
 async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     began = trio.current_time()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         # one second after the 1st, two after the 2nd, and after a healthy run again one, then two
         for healthy, delay in ((0, 1), (0, 2), (30, 1), (29.9, 2)):
             await trio.sleep(healthy)
@@ -180,7 +108,7 @@ async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:
 async def test_a_healthy_run_leaves_all_tries(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 5), *range(6, 9))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(15 + 40)  # the fifth start went well, and was healthy for long enough
         backend.session.crash(CRASH)
         await trio.sleep(1000)
@@ -202,8 +130,8 @@ async def test_sessions_that_served_calls_never_end_the_restarts(
     outcome_of_call: Outcome | None, is_given_up: bool, autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend()
-    async with running(backend) as rig:
-        for _ in range(2 * POLICY.max_quick_failures):
+    async with running_supervisor(backend) as rig:
+        for _ in range(2 * SUPERVISOR_POLICY.max_quick_failures):
             if rig.state is State.FAILED:
                 break
             if outcome_of_call is not None:
@@ -212,7 +140,7 @@ async def test_sessions_that_served_calls_never_end_the_restarts(
                 if outcome_of_call is not CRASH:
                     backend.session.answer(1, outcome_of_call)
             backend.session.crash(CRASH)
-            await trio.sleep(POLICY.max_delay)
+            await trio.sleep(SUPERVISOR_POLICY.max_delay)
         assert rig.state is (State.FAILED if is_given_up else State.READY)
 
 
@@ -227,7 +155,7 @@ async def test_sessions_that_served_calls_never_end_the_restarts(
 async def test_why_it_restarts_is_told(problem: Exception, said: str, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, problem=problem)
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         assert rig.state is State.BACKOFF
         assert rig.supervisor.status().last_error == said
         await trio.sleep(1)
@@ -255,7 +183,7 @@ async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, 2, 3)
     began = trio.current_time()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(1 + 2 + 0.5)  # in the middle of the third wait, of four seconds
         assert rig.state is State.BACKOFF
         rig.supervisor.wake()
@@ -267,7 +195,7 @@ async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
 async def test_kicking_what_failed_gives_it_all_tries_again(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(1000)
         began = trio.current_time()
         rig.supervisor.wake()
@@ -289,7 +217,7 @@ async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
 
     backend.on_start = slow_start
     began = trio.current_time()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         assert rig.state is state
         rig.supervisor.wake()
         await trio.sleep(5)
@@ -304,7 +232,7 @@ async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
 
 async def test_calls_go_through_in_their_order(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         tickets = [rig.call(name) for name in "abc"]
         await settle()
         assert backend.session.batches == [["a"], ["b", "c"]] or backend.session.names == ["a", "b", "c"]
@@ -314,7 +242,7 @@ async def test_calls_go_through_in_their_order(autojump_clock: MockClock) -> Non
 
 async def test_no_more_calls_at_once_than_allowed(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=2) as rig:
+    async with running_supervisor(backend, max_concurrency=2) as rig:
         tickets = [rig.call(name) for name in "abcde"]
         await settle()
         assert backend.session.names == ["a", "b"]
@@ -333,7 +261,7 @@ async def test_no_more_calls_at_once_than_allowed(autojump_clock: MockClock) -> 
 
 async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=1, queue_size=2) as rig:
+    async with running_supervisor(backend, max_concurrency=1, queue_size=2) as rig:
         rig.call("a")
         await settle()
         tickets = [rig.call("b"), rig.call("c")]
@@ -349,7 +277,7 @@ async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
 
 async def test_a_call_that_is_over_is_not_sent(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=1) as rig:
+    async with running_supervisor(backend, max_concurrency=1) as rig:
         rig.call("a")
         gone, kept = rig.call("b"), rig.call("c")
         await settle()
@@ -363,7 +291,7 @@ async def test_a_call_that_is_over_is_not_sent(autojump_clock: MockClock) -> Non
 
 async def test_a_transport_without_room_holds_calls_back(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         backend.session.has_room = trio.Event()
         rig.call("a")
         await settle()
@@ -377,7 +305,7 @@ async def test_a_transport_without_room_holds_calls_back(autojump_clock: MockClo
 
 async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=2) as rig:
+    async with running_supervisor(backend, max_concurrency=2) as rig:
         tickets = [rig.call(name) for name in "abc"]
         await settle()
         began = trio.current_time()
@@ -396,7 +324,7 @@ async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojum
 async def test_calls_in_flight_are_answered_before_the_child_is_buried(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.on_close = partial(trio.sleep, 7)  # the stop ladder
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         ticket = rig.call()
         await settle()
         began = trio.current_time()
@@ -411,7 +339,7 @@ async def test_a_call_during_a_backoff_waits_and_hurries_the_start(when: float, 
     backend = FakeBackend()
     backend.fail(1, 2, 3)
     began = trio.current_time()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(1 + 2 + when)  # the third wait lasts four seconds; its first second is never cut
         await settle()
         assert rig.state is State.BACKOFF
@@ -428,7 +356,7 @@ async def test_clients_that_retry_do_not_use_up_the_tries(autojump_clock: MockCl
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     began = trio.current_time()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         while rig.state is not State.FAILED:
             try:
                 rig.call(timeout=0.1).close()
@@ -441,7 +369,7 @@ async def test_clients_that_retry_do_not_use_up_the_tries(autojump_clock: MockCl
 async def test_a_calls_own_deadline_holds_while_it_waits(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.stall()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         began = trio.current_time()
         ticket = rig.call(timeout=3)
         assert isinstance(await outcome(ticket), BackendTooSlow)
@@ -451,7 +379,7 @@ async def test_a_calls_own_deadline_holds_while_it_waits(autojump_clock: MockClo
 async def test_what_failed_answers_at_once(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
-    async with running(backend, restart=RestartPolicy(max_quick_failures=1, max_delay=60)) as rig:
+    async with running_supervisor(backend, restart=RestartPolicy(max_quick_failures=1, max_delay=60)) as rig:
         await settle()
         for _ in range(3):
             with pytest.raises(BackendUnavailable, match=r"is not available \(failed\): exited with status 1"):
@@ -468,7 +396,7 @@ async def test_what_failed_answers_at_once(autojump_clock: MockClock) -> None:
 async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         ticket = rig.call(timeout=1000)
         problem = await outcome(ticket)
         assert isinstance(problem, BackendUnavailable)
@@ -481,7 +409,7 @@ async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
 
 async def test_a_flood_of_changes_is_read_once_an_interval(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         began = trio.current_time()
         for _ in range(100):
             backend.session.change()
@@ -494,7 +422,7 @@ async def test_a_flood_of_changes_is_read_once_an_interval(autojump_clock: MockC
 
 async def test_a_relist_replaces_only_what_changed(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x", instructions="do"))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         fresh = (Item("p", b'{"name":"p"}'),)
         backend.session.on_relist = lambda _feature: {Kind.PROMPTS: fresh}
         before, changes = rig.supervisor.listing, rig.watcher.changes
@@ -511,7 +439,7 @@ async def test_a_relist_replaces_only_what_changed(autojump_clock: MockClock) ->
 @pytest.mark.parametrize("problem", [BackendTooSlow("b", "slow"), BackendProtocol("b", "odd")])
 async def test_a_list_that_cannot_be_read_stays(problem: Exception, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
 
         def fail(_feature: str) -> Any:
             raise problem
@@ -533,7 +461,7 @@ def broken(again: bool, *names: str) -> Listing:
 
 async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: MockClock) -> None:
     backend = FakeBackend(broken(True))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         began = trio.current_time()
         backend.session.on_relist = lambda _feature: broken(True)
         await trio.sleep(1000)
@@ -552,7 +480,7 @@ async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: 
 
 async def test_a_list_that_will_not_be_there_is_not_read_again(autojump_clock: MockClock) -> None:
     backend = FakeBackend(broken(False))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         await trio.sleep(10_000)
         assert backend.session.relisted == []
         assert rig.supervisor.status().warnings == ("broken",)
@@ -566,7 +494,7 @@ async def test_a_list_that_fails_at_a_restart_may_be_that_of_before(
     again: bool, served: list[str], warnings: tuple[str, ...], autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend(make_listing("x", "y"))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         backend.listing = broken(again)
         backend.session.crash(CRASH)
         await trio.sleep(2)
@@ -578,7 +506,7 @@ async def test_a_list_that_fails_at_a_restart_may_be_that_of_before(
 
 async def test_last_good_entries_outlive_the_session(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         assert not rig.supervisor.status().stale
         backend.session.crash(CRASH)
         await settle()
@@ -597,7 +525,7 @@ async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) ->
         backend.stall()
     elif state in {"backoff", "failed"}:
         backend.fail(*range(1, 100))
-    rig = Rig(backend, restart=RestartPolicy(max_quick_failures=1) if state == "failed" else POLICY)
+    rig = Rig(backend, restart=RestartPolicy(max_quick_failures=1) if state == "failed" else SUPERVISOR_POLICY)
     if state == "closing":
         backend.on_close = partial(trio.sleep, 3)
     if state == "before":
@@ -626,7 +554,7 @@ async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) ->
 
 async def test_a_drain_lets_calls_finish(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=1) as rig:
+    async with running_supervisor(backend, max_concurrency=1) as rig:
         tickets = [rig.call("a"), rig.call("b")]
         await settle()
         rig.supervisor.stop(drain_grace=10)
@@ -646,7 +574,7 @@ async def test_a_drain_lets_calls_finish(autojump_clock: MockClock) -> None:
 
 async def test_a_drain_ends_after_its_grace(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, max_concurrency=1) as rig:
+    async with running_supervisor(backend, max_concurrency=1) as rig:
         tickets = [rig.call("a"), rig.call("b")]
         await settle()
         began = trio.current_time()
@@ -662,7 +590,7 @@ async def test_a_drain_ends_after_its_grace(autojump_clock: MockClock) -> None:
 
 async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, start="lazy", last_good=make_listing("x")) as rig:
+    async with running_supervisor(backend, start="lazy", last_good=make_listing("x")) as rig:
         await trio.sleep(100)
         assert (backend.starts, rig.state) == ([], State.STOPPED)
         assert rig.supervisor.settled.is_set()  # nobody waits for its lists
@@ -674,13 +602,13 @@ async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_
 
 async def test_a_lazy_backend_that_nobody_knows_starts_at_once(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, start="lazy"):
+    async with running_supervisor(backend, start="lazy"):
         assert len(backend.starts) == 1
 
 
 async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    async with running(backend, idle_timeout=60) as rig:
+    async with running_supervisor(backend, idle_timeout=60) as rig:
         for _ in range(3):
             await trio.sleep(50)
             rig.call()
@@ -708,7 +636,7 @@ async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: 
 
 async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
-    async with running(backend, max_concurrency=1, queue_size=3) as rig:
+    async with running_supervisor(backend, max_concurrency=1, queue_size=3) as rig:
         rig.call("working")
         await settle()
         queued = [rig.call(f"queued-{number}") for number in range(3)]
@@ -728,7 +656,7 @@ async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClo
 
 async def test_a_session_that_has_ended_holds_no_lists(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
-    async with running(backend) as rig:
+    async with running_supervisor(backend) as rig:
         ended, before = backend.session, rig.supervisor.listing
         ended.crash(CRASH)
         await settle()

@@ -393,3 +393,17 @@ class FakeExchange:
 def public_names(snapshot: Snapshot, kind: Kind) -> dict[str, list[str]]:
     """Listed public names by backend."""
     return {backend: [name for name, _own in pairs] for backend, pairs in snapshot.listed_by_backend(kind).items()}
+
+
+LIST_CAPABILITIES = {
+    "tools": {"listChanged": True},
+    "prompts": {},
+    "resources": {"listChanged": True, "subscribe": True},
+}
+
+
+def make_introduction(capabilities: Any = None, era: Era = Era.MODERN) -> ServerIntroduction:
+    spans = {
+        name: msgspec.Raw(msgspec.json.encode(value)) for name, value in (capabilities or LIST_CAPABILITIES).items()
+    }
+    return ServerIntroduction(era=era, version="2026-07-28" if era is Era.MODERN else "2025-11-25", capabilities=spans)

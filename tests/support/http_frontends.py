@@ -9,13 +9,15 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import trio
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Notification
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.request_handler import RequestHandler
+from gateway.frontends.legacy.sessions import LegacySession
+from gateway.frontends.request_handler import ClientIntroduction, RequestHandler
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing, settle
@@ -116,3 +118,10 @@ def texts_of(exchange: FakeExchange) -> list[str]:
 def is_complete(exchange: FakeExchange) -> bool:
     """Whether the response has ended."""
     return bool(exchange.sent) and not exchange.sent[-1].get("more_body", exchange.sent[-1]["type"].endswith("start"))
+
+
+HELLO = {"protocolVersion": "2024-11-05", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}}
+
+
+def make_legacy_session() -> LegacySession:
+    return LegacySession("s", ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")), max_requests=9)

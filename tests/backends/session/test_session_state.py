@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.session_state import (
     ACKNOWLEDGED_WITHIN,
     LONGEST_DELAY,
@@ -21,20 +19,14 @@ from gateway.backends.session.session_state import (
     SessionReconciler,
 )
 from gateway.calls import Era
-from tests.support.fakes import Script, settle
+from tests.support.fakes import Script, make_introduction, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-LISTS = {"tools": {"listChanged": True}, "prompts": {}, "resources": {"listChanged": True, "subscribe": True}}
 FEATURES = {"toolsListChanged": True, "resourcesListChanged": True}
 ID = "io.modelcontextprotocol/subscriptionId"
 CAN = {"logging": {}, "resources": {"subscribe": True}}
-
-
-def greeting_of(capabilities: Any = None, era: Era = Era.MODERN) -> ServerIntroduction:
-    spans = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in (capabilities or LISTS).items()}
-    return ServerIntroduction(era=era, version="2026-07-28" if era is Era.MODERN else "2025-11-25", capabilities=spans)
 
 
 def told(script: Script) -> list[tuple[str, Any]]:
@@ -50,7 +42,7 @@ async def keeping(capabilities: Any = None, answers: Any = None) -> AsyncGenerat
     upkeep = SessionReconciler(script.conversation, script.ears, timeout=10)
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(upkeep.run, greeting_of(capabilities or CAN, Era.LEGACY))
+            nursery.start_soon(upkeep.run, make_introduction(capabilities or CAN, Era.LEGACY))
             await settle()
             yield script, upkeep  # ruff: ignore[fallible-context-manager]
             nursery.cancel_scope.cancel()
@@ -178,7 +170,7 @@ async def keeping_modern(capabilities: Any = None) -> AsyncGenerator[Kept]:
     upkeep = SessionReconciler(script.conversation, script.ears, timeout=10)
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(upkeep.run, greeting_of(capabilities))
+            nursery.start_soon(upkeep.run, make_introduction(capabilities))
             await settle()
             yield Kept(script, upkeep)  # ruff: ignore[fallible-context-manager]
             nursery.cancel_scope.cancel()

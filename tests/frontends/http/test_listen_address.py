@@ -15,8 +15,8 @@ import trio
 from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
 from gateway.frontends.http.mcp_app import Paths
-from tests.backends.http.test_tls import make_certificate
 from tests.support.access import House, make_config
+from tests.support.certificates import make_certificate
 from tests.support.fakes import SOON
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +16,6 @@ from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES
 from tests.support.fakes import FakeExchange, make_news, settle
 from tests.support.http_frontends import (
     STREAM,
-    House,
     events_of,
     is_complete,
     log_line,
@@ -25,73 +23,8 @@ from tests.support.http_frontends import (
     open_house,
     texts_of,
 )
+from tests.support.sse_client import SseClient, open_client
 from tests.support.wire_http import parse_events
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-HELLO = {"protocolVersion": "2024-11-05", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}}
-
-
-class SlowExchange(FakeExchange):
-    """A client that takes nothing while `reading` is not set."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.reading = trio.Event()
-        self.reading.set()
-
-    async def send(self, message: Any) -> None:
-        await self.reading.wait()
-        await super().send(message)
-
-
-class Client:
-    """One client of the face: its stream, and its POSTs."""
-
-    def __init__(self, house: House, face: SseFrontend) -> None:
-        self.house, self.face = house, face
-        self.stream = SlowExchange(method="GET", headers=STREAM)
-        self.endpoint = ""
-
-    async def open(self) -> None:
-        await self.house.start(self.face.open, self.stream)
-        self.endpoint = parse_events(self.stream.body)[0].data
-
-    async def post(self, message: object, *, endpoint: str | None = None, **headers: str) -> FakeExchange:
-        body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        exchange = FakeExchange(body, headers={**STREAM, **headers})
-        target = self.endpoint if endpoint is None else endpoint
-        exchange.scope["path"], _, query = target.partition("?")
-        exchange.scope["query_string"] = query.encode()
-        return await self.house.start(self.face.post, exchange)
-
-    async def ask(self, method: str, params: object = None, request_id: object = 1) -> FakeExchange:
-        return await self.post(message_of(method, params, request_id))
-
-    async def initialize(self, version: str = "2024-11-05") -> None:
-        assert (await self.ask("initialize", {**HELLO, "protocolVersion": version}, 0)).status == 202
-
-    async def call(self, request_id: object = 1) -> FakeExchange:
-        return await self.ask("tools/call", {"name": "a.x"}, request_id)
-
-    @property
-    def messages(self) -> list[Any]:
-        return [event.json() for event in events_of(self.stream)[1:]]
-
-    @property
-    def withdrawn(self) -> list[str]:
-        return [name for name, _ in self.house.fake.session.withdrawn]
-
-
-@asynccontextmanager
-async def open_client(*, version: str | None = "2024-11-05", **settings: Any) -> AsyncGenerator[Client]:
-    async with open_house(**settings) as house:
-        client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
-        await client.open()
-        if version is not None:
-            await client.initialize(version)
-        yield client
 
 
 async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -> None:
@@ -105,7 +38,7 @@ async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -
 
 async def test_below_a_mount_point_the_uri_is_below_it_too(autojump_clock: MockClock) -> None:
     async with open_house() as house:
-        client = Client(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+        client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
         client.stream.scope["root_path"] = "/a b/"
         await client.open()
         assert client.endpoint.startswith("/a%20b/messages/?session_id=")
@@ -252,7 +185,7 @@ async def test_a_cancel_ends_one_call_unanswered(autojump_clock: MockClock) -> N
 
 async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_clock: MockClock) -> None:
     async with open_client() as client:
-        other = Client(client.house, client.face)
+        other = SseClient(client.house, client.face)
         await other.open()
         await other.initialize()
         await client.call()
@@ -281,18 +214,18 @@ async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> Non
 
 async def test_only_so_many_streams_are_open(autojump_clock: MockClock) -> None:
     async with open_client(max_sessions=1) as client:
-        refused = Client(client.house, client.face)
+        refused = SseClient(client.house, client.face)
         await client.house.start(client.face.open, refused.stream)
         assert refused.stream.status == 503
         assert "max_sessions" in json.loads(refused.stream.body)["error"]["message"]
         client.stream.gone.set()
         await settle()
-        await Client(client.house, client.face).open()
+        await SseClient(client.house, client.face).open()
 
 
 async def test_streams_that_never_initialize_make_room(autojump_clock: MockClock) -> None:
     async with open_client(max_sessions=3) as client:
-        silent = [Client(client.house, client.face) for _ in range(10)]
+        silent = [SseClient(client.house, client.face) for _ in range(10)]
         for one in silent:
             await one.open()
         await settle()
@@ -306,7 +239,7 @@ async def test_streams_that_never_initialize_make_room(autojump_clock: MockClock
 # -- clients that read slowly, or not at all ---------------------------------------------------------------------------
 
 
-async def fill(client: Client, count: int, *, size: int) -> None:
+async def fill(client: SseClient, count: int, *, size: int) -> None:
     """Have that many answers wait for the client."""
     for number in range(count):
         await client.call(number)

@@ -1,0 +1,85 @@
+"""A client of the HTTP+SSE frontend, called in process."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from gateway.frontends.legacy.sse import SseFrontend
+from tests.support.fakes import FakeExchange
+from tests.support.http_frontends import (
+    HELLO,
+    STREAM,
+    House,
+    events_of,
+    message_of,
+    open_house,
+)
+from tests.support.wire_http import parse_events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+class SlowExchange(FakeExchange):
+    """A client that takes nothing while `reading` is not set."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.reading = trio.Event()
+        self.reading.set()
+
+    async def send(self, message: Any) -> None:
+        await self.reading.wait()
+        await super().send(message)
+
+
+class SseClient:
+    """One client of the face: its stream, and its POSTs."""
+
+    def __init__(self, house: House, face: SseFrontend) -> None:
+        self.house, self.face = house, face
+        self.stream = SlowExchange(method="GET", headers=STREAM)
+        self.endpoint = ""
+
+    async def open(self) -> None:
+        await self.house.start(self.face.open, self.stream)
+        self.endpoint = parse_events(self.stream.body)[0].data
+
+    async def post(self, message: object, *, endpoint: str | None = None, **headers: str) -> FakeExchange:
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        exchange = FakeExchange(body, headers={**STREAM, **headers})
+        target = self.endpoint if endpoint is None else endpoint
+        exchange.scope["path"], _, query = target.partition("?")
+        exchange.scope["query_string"] = query.encode()
+        return await self.house.start(self.face.post, exchange)
+
+    async def ask(self, method: str, params: object = None, request_id: object = 1) -> FakeExchange:
+        return await self.post(message_of(method, params, request_id))
+
+    async def initialize(self, version: str = "2024-11-05") -> None:
+        assert (await self.ask("initialize", {**HELLO, "protocolVersion": version}, 0)).status == 202
+
+    async def call(self, request_id: object = 1) -> FakeExchange:
+        return await self.ask("tools/call", {"name": "a.x"}, request_id)
+
+    @property
+    def messages(self) -> list[Any]:
+        return [event.json() for event in events_of(self.stream)[1:]]
+
+    @property
+    def withdrawn(self) -> list[str]:
+        return [name for name, _ in self.house.fake.session.withdrawn]
+
+
+@asynccontextmanager
+async def open_client(*, version: str | None = "2024-11-05", **settings: Any) -> AsyncGenerator[SseClient]:
+    async with open_house(**settings) as house:
+        client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+        await client.open()
+        if version is not None:
+            await client.initialize(version)
+        yield client
