@@ -11,7 +11,8 @@ import trio
 
 from gateway.frontends.stdio import StdioFrontend
 from tests.support.fakes import SOON, FakeBackend, make_listing, settle
-from tests.support.http_frontends import HELLO, message_of, open_house
+from tests.support.http_frontends import HELLO, open_house
+from tests.support.playbook import Playbook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,16 +26,17 @@ class Pipe:
         self.stdin = trio.lowlevel.FdStream(stdin)
         self._stdout = trio.lowlevel.FdStream(stdout)
         self._read = b""
+        self.play = Playbook(self.send, self.receive, within=SOON)
+        self.play.values["hello"] = HELLO
 
-    async def say(self, *messages: dict[str, Any]) -> None:
-        await self.stdin.send_all(b"".join(json.dumps(one).encode() + b"\n" for one in messages))
+    async def send(self, message: Any) -> None:
+        await self.stdin.send_all(json.dumps(message).encode() + b"\n")
 
-    async def next(self) -> Any:
-        with trio.fail_after(SOON):
-            while b"\n" not in self._read:
-                data = await self._stdout.receive_some()
-                assert data, "stdout has ended"
-                self._read += data
+    async def receive(self) -> Any:
+        while b"\n" not in self._read:
+            data = await self._stdout.receive_some()
+            assert data, "stdout has ended"
+            self._read += data
         line, _, self._read = self._read.partition(b"\n")
         return json.loads(line)
 
@@ -64,31 +66,37 @@ async def open_pipe() -> AsyncGenerator[Pipe]:
 
 async def test_it_waits_for_first_starts_and_nothing_waits_for_it() -> None:
     async with open_pipe() as client:
-        await client.say(message_of("initialize", HELLO, 1), message_of("ping", {}, 2))
-        assert (await client.next()) == {"jsonrpc": "2.0", "id": 2, "result": {}}
+        await client.play("""
+            >> {"id": 1, "method": "initialize", "params": "$hello"}
+            >> {"id": 2, "method": "ping", "params": {}}
+            << {"id": 2, "result": {}}
+        """)
         await settle()
         client.here.set()
-        greeted = await client.next()
-        assert greeted["id"] == 1
-        assert "how to" in greeted["result"]["instructions"]
-        await client.say(message_of("initialize", HELLO, 3))  # all has come: this one waits for nothing
-        assert (await client.next())["id"] == 3
+        await client.play("""
+            << {"id": 1, "result": {"instructions": "$instructions", "...": "..."}}
+            >> {"id": 3, "method": "initialize", "params": "$hello"}
+            << {"id": 3, "result": "..."}
+        """)  # all had come when the last one was sent: it waited for nothing
+        assert "how to" in client.play.values["instructions"]
 
 
 async def test_it_cannot_be_cancelled() -> None:
     async with open_pipe() as client:
-        cancel = message_of("notifications/cancelled", {"requestId": 1})
-        await client.say(message_of("initialize", HELLO, 1), cancel, message_of("ping", {}, 2))
-        got = [await client.next()]
+        await client.play("""
+            >> {"id": 1, "method": "initialize", "params": "$hello"}
+            >> {"method": "notifications/cancelled", "params": {"requestId": 1}}
+            >> {"id": 2, "method": "ping", "params": {}}
+            << {"id": "$first", "result": "..."}
+        """)
         client.here.set()
-        got.append(await client.next())
-        assert sorted(one["id"] for one in got) == [1, 2]
-        assert all("result" in one for one in got)
+        await client.play('<< {"id": "$second", "result": "..."}')
+        assert sorted([client.play.values["first"], client.play.values["second"]]) == [1, 2]
 
 
 async def test_it_is_answered_though_stdin_has_ended() -> None:
     async with open_pipe() as client:
-        await client.say(message_of("initialize", HELLO, 1))
+        await client.play('>> {"id": 1, "method": "initialize", "params": "$hello"}')
         await settle()
         await client.stdin.aclose()
-        assert "protocolVersion" in (await client.next())["result"]
+        await client.play('<< {"id": 1, "result": {"protocolVersion": "...", "...": "..."}}')

@@ -296,6 +296,8 @@ class Script:
 
     def __init__(self, answers: dict[str, Any] | None = None, *, era: Era = Era.LEGACY) -> None:
         self.posted: list[Any] = []
+        self.has_posted = trio.Event()
+        """Set, and replaced by a new one, with each message that is posted."""
         self.ears = Ears()
         self.answers = answers or {}
         hop = Hop(era=era, client_info=msgspec.Raw(b'{"name":"gw"}'))
@@ -311,6 +313,8 @@ class Script:
             assert line.endswith(b"\n"), "half a line was posted"
             message = json.loads(line)
             self.posted.append(message)
+            self.has_posted.set()
+            self.has_posted = trio.Event()
             if "id" in message and message.get("method") in self.answers:
                 self._reply(message)
 

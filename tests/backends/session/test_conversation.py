@@ -22,6 +22,7 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import OversizedLine
 from gateway.rates import BURST, LINES_PER_SECOND
 from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, SOON, Script, make_ticket, settle
+from tests.support.playbook import play_backend
 
 GONE = BackendExited("b", "exited with status 3")
 
@@ -38,15 +39,17 @@ async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
     script = Script()
     tickets = [make_ticket("a"), make_ticket("b", token="t")]
     assert [script.send(ticket) for ticket in tickets] == [1, 2]
-    assert script.posted == [
-        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a"}},
-        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "b", "_meta": {"progressToken": 2}}},
-    ]
+    play = play_backend(script)
+    await play("""
+        << {"id": 1, "method": "tools/call", "params": {"name": "a"}}
+        << {"id": 2, "method": "tools/call", "params": {"name": "b", "_meta": {"progressToken": 2}}}
+    """)
     assert script.conversation.in_flight == 2
     script.conversation.feed(b'{"jsonrpc":"2.0","id":2,"result":{ "x":1.00}}')
     assert tickets[1].outcome == Complete(b'{ "x":1.00}', Era.LEGACY)
     assert tickets[0].outcome is None
-    script.feed({"id": 1, "error": {"code": -5, "message": "no", "data": None}})
+    await play('>> {"id": 1, "error": {"code": -5, "message": "no", "data": null}}')
+    assert len(script.posted) == 2
     assert tickets[0].outcome == Failure(-5, "no", b"null", Era.LEGACY)
     assert script.conversation.in_flight == 0
     assert script.ears.heard == ["freed", "freed"]
@@ -111,15 +114,13 @@ async def test_a_late_answer_is_dropped() -> None:
     ticket = make_ticket()
     script.send(ticket)
     ticket.close("the client hung up")
-    assert script.posted[1:] == [
-        {
-            "jsonrpc": "2.0",
-            "method": "notifications/cancelled",
-            "params": {"requestId": 1, "reason": "the client hung up"},
-        }
-    ]
+    play = play_backend(script)
+    await play("""
+        << {"id": "$call", "method": "tools/call", "params": "..."}
+        << {"method": "notifications/cancelled", "params": {"requestId": "$call", "reason": "the client hung up"}}
+    """)
     assert script.ears.heard == ["freed"]
-    script.feed({"id": 1, "result": {}})
+    await play('>> {"id": "$call", "result": {}}')
     assert (script.conversation.unmatched, ticket.outcome) == (1, None)
     ticket.close()
     assert len(script.posted) == 2
@@ -290,16 +291,24 @@ async def test_list_changes_are_heard(feature: str) -> None:
 
 async def test_a_ping_is_answered() -> None:
     script = Script()
+    play = play_backend(script)
     for request_id in (0, "p", 10**30):
-        script.feed({"id": request_id, "method": "ping"})
-    assert script.posted == [{"jsonrpc": "2.0", "id": request_id, "result": {}} for request_id in (0, "p", 10**30)]
+        await play(
+            """
+            >> {"id": "$id", "method": "ping"}
+            << {"id": "$id", "result": {}}
+            """,
+            id=request_id,
+        )
+    assert len(script.posted) == 3
 
 
 async def test_unknown_requests_are_refused() -> None:
     script = Script()
-    script.feed({"id": 5, "method": "vendor/thing", "params": {}})
-    assert script.posted[0]["id"] == 5
-    assert script.posted[0]["error"]["code"] == -32601
+    await play_backend(script)("""
+        >> {"id": 5, "method": "vendor/thing", "params": {}}
+        << {"id": 5, "error": {"code": -32601, "...": "..."}}
+    """)
 
 
 # -- the gateway's own requests ----------------------------------------------------------------------------------------
@@ -309,7 +318,8 @@ async def test_own_requests_are_answered() -> None:
     script = Script({"tools/list": {"tools": []}})
     with trio.fail_after(5):
         assert await script.conversation.request("tools/list", timeout=5) == Complete(b'{"tools": []}', Era.LEGACY)
-    assert script.posted == [{"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}]
+    await play_backend(script)('<< {"id": 1, "method": "tools/list", "params": {}}')
+    assert len(script.posted) == 1
 
 
 async def test_own_modern_requests_carry_the_envelope() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -13,6 +14,10 @@ from gateway.backends.session.handshake import ServerIntroduction, change_filter
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.support.fakes import Script
+from tests.support.playbook import Playbook, play_backend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 INITIALIZED = {
     "protocolVersion": "2025-11-25",
@@ -66,23 +71,77 @@ async def test_what_is_no_modern_answer_means_legacy(probed: Any, name: str, aut
     assert "_meta" not in script.posted[1]["params"]
 
 
+@asynccontextmanager
+async def opening(*, era: str = "auto") -> AsyncGenerator[Opening]:
+    """A gateway that greets the test's backend; with the block's end it has been introduced."""
+    script = Script()
+    opened = Opening(script, play_backend(script))
+    opened.play.values |= {"initialized": INITIALIZED, "discovered": DISCOVERED}
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.run, era)
+            yield opened
+
+
+class Opening:
+    def __init__(self, script: Script, play: Playbook) -> None:
+        self.script, self.play = script, play
+        self.introduction: ServerIntroduction | None = None
+
+    async def run(self, era: str) -> None:
+        self.introduction = await introduce(self.script.conversation, era=era, probe_timeout=5, timeout=30)
+
+
+async def test_a_legacy_conversation_is_opened_in_three_messages(autojump_clock: MockClock) -> None:
+    async with opening() as opened:
+        await opened.play("""
+            << {"id": "$probe", "method": "server/discover", "params": {"_meta": "..."}}
+            >> {"id": "$probe", "error": {"code": -32601, "message": "what?"}}
+            << {"id": "$hello", "method": "initialize", "params": {
+                 "protocolVersion": "2025-11-25", "capabilities": "...", "clientInfo": {"name": "gw"}}}
+            >> {"id": "$hello", "result": "$initialized"}
+            << {"method": "notifications/initialized", "...": "..."}
+        """)
+    assert len(opened.script.posted) == 3
+    assert opened.introduction is not None
+    assert opened.introduction.era is Era.LEGACY
+
+
+async def test_a_silent_probe_is_followed_by_initialize(autojump_clock: MockClock) -> None:
+    async with opening() as opened:
+        await opened.play("""
+            << {"id": "$probe", "method": "server/discover", "params": "..."}
+            << {"id": "$hello", "method": "initialize", "params": "..."}
+            >> {"id": "$hello", "result": "$initialized"}
+            << {"method": "notifications/initialized", "...": "..."}
+        """)
+    assert len(opened.script.posted) == 3
+
+
 async def test_a_modern_answer_means_modern(autojump_clock: MockClock) -> None:
-    script, greeting = await open_with({"server/discover": DISCOVERED})
+    async with opening() as opened:
+        await opened.play("""
+            << {"id": "$probe", "method": "server/discover", "params": "..."}
+            >> {"id": "$probe", "result": "$discovered"}
+        """)
+    script, greeting = opened.script, opened.introduction
     assert script.methods == ["server/discover"]
+    assert greeting is not None
     assert (greeting.era, greeting.version, greeting.instructions) == (Era.MODERN, "2026-07-28", "do")
     assert (script.conversation.hop.era, script.conversation.hop.version) == (Era.MODERN, "2026-07-28")
 
 
 async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autojump_clock: MockClock) -> None:
-    def refuse(_params: Any) -> Any:
-        script.feed({"id": 1, "result": DISCOVERED})
-        return {"code": -32601, "message": "no handshake here"}
-
-    script = Script({"initialize": refuse})
-    with trio.fail_after(100):
-        greeting = await introduce(script.conversation, era="auto", probe_timeout=5, timeout=30)
-    assert greeting.era is Era.MODERN
-    assert script.conversation.hop.era is Era.MODERN
+    async with opening() as opened:
+        await opened.play("""
+            << {"id": "$probe", "method": "server/discover", "params": "..."}
+            << {"id": "$hello", "method": "initialize", "params": "..."}
+            >> {"id": "$probe", "result": "$discovered"}
+            >> {"id": "$hello", "error": {"code": -32601, "message": "no handshake here"}}
+        """)
+    assert opened.introduction is not None
+    assert opened.introduction.era is Era.MODERN
+    assert opened.script.conversation.hop.era is Era.MODERN
 
 
 @pytest.mark.parametrize(
@@ -125,8 +184,13 @@ async def test_an_era_that_was_only_found_out_before_is_no_reason_to_give_up(aut
 
 
 async def test_an_era_that_is_configured_is_not_probed(autojump_clock: MockClock) -> None:
-    script, _ = await open_with({"initialize": INITIALIZED}, era="legacy")
-    assert script.methods == ["initialize", "notifications/initialized"]
+    async with opening(era="legacy") as opened:
+        await opened.play("""
+            << {"id": "$hello", "method": "initialize", "params": "..."}
+            >> {"id": "$hello", "result": "$initialized"}
+            << {"method": "notifications/initialized", "...": "..."}
+        """)
+    assert len(opened.script.posted) == 2
 
 
 @pytest.mark.parametrize(
