@@ -37,9 +37,20 @@ in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
 class LineFile:
     """One file of lines."""
 
-    def __init__(self, path: str, *, note_lost: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        note_lost: Callable[[int], bytes],
+        max_lines: int = MAX_LINES,
+        max_bytes: int = MAX_BYTES,
+        write_timeout: float = WRITE_BOUND,
+        retry_after: float = RETRY_AFTER,
+    ) -> None:
         """Make one; `note_lost` gives the line that says how many were dropped before it."""
         self.path = path
+        self._max_lines, self._max_bytes = max_lines, max_bytes
+        self._write_timeout, self._retry_after = write_timeout, retry_after
         self.dropped = 0
         """Lines that were dropped, in all."""
         self._note_lost = note_lost
@@ -55,7 +66,7 @@ class LineFile:
         """Queue one line, without its newline; at once."""
         self._lines.append(line)
         self._bytes += len(line)
-        while len(self._lines) > MAX_LINES or self._bytes > MAX_BYTES:
+        while len(self._lines) > self._max_lines or self._bytes > self._max_bytes:
             self._bytes -= len(self._lines.popleft())
             self.dropped += 1
             self._lost += 1
@@ -67,7 +78,7 @@ class LineFile:
         self._some.set()
 
     async def run(self) -> None:
-        """Own the file until cancelled; then write what is left, as far as `WRITE_BOUND` allows."""
+        """Own the file until cancelled; then write what is left, as far as the write timeout allows."""
         try:
             while True:
                 await self._some.wait()
@@ -77,11 +88,11 @@ class LineFile:
                     await self._write()
                 except OSError as exc:
                     log.error("calls cannot be noted in %s, they are tried again: %s", self.path, exc)
-                    await trio.sleep(RETRY_AFTER)
+                    await trio.sleep(self._retry_after)
                     self._some.set()
         finally:
             try:
-                with trio.move_on_after(WRITE_BOUND, shield=True):
+                with trio.move_on_after(self._write_timeout, shield=True):
                     await self._write(last=True)
             except OSError as exc:
                 log.error("the last calls were not noted in %s: %s", self.path, exc)
@@ -96,7 +107,7 @@ class LineFile:
         reopen, self._reopen = self._reopen, False
         batch = b"".join(line + b"\n" for line in ([self._note_lost(lost)] if lost else []) + lines)
         try:
-            with trio.move_on_after(WRITE_BOUND, shield=True) as scope:
+            with trio.move_on_after(self._write_timeout, shield=True) as scope:
                 await in_thread(self._append, batch, reopen, last, limiter=self._thread)
         except OSError:
             self._lines.extendleft(reversed(lines))
@@ -105,7 +116,8 @@ class LineFile:
             raise
         if scope.cancelled_caught:  # whether it is written is unknown; the thread has the file, which is left to it
             self._fd = None
-            raise OSError(errno.ETIMEDOUT, f"the disk takes longer than {WRITE_BOUND:g} s for {len(lines)} lines")
+            text = f"the disk takes longer than {self._write_timeout:g} s for {len(lines)} lines"
+            raise OSError(errno.ETIMEDOUT, text)
 
     def _append(self, batch: bytes, reopen: bool, last: bool) -> None:
         if reopen and self._fd is not None:

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -26,8 +26,8 @@ def note_lost(count: int) -> bytes:
 
 
 @asynccontextmanager
-async def running(path: Path) -> AsyncGenerator[LineFile]:
-    trail = LineFile(str(path), note_lost=note_lost)
+async def running(path: Path, **limits: Any) -> AsyncGenerator[LineFile]:
+    trail = LineFile(str(path), note_lost=note_lost, **limits)
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trail.run)
@@ -72,11 +72,10 @@ async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_cannot_be_written_keeps_its_lines_until_it_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trail_module, "RETRY_AFTER", 0.01)
     path = tmp_path / "missing" / "audit.jsonl"
-    async with running(path) as trail:
+    async with running(path, retry_after=0.01) as trail:
         trail.put(b"kept")
         with trio.fail_after(SOON):
             while "cannot be noted" not in caplog.text:  # ruff: ignore[async-busy-wait]
@@ -86,13 +85,10 @@ async def test_a_file_that_cannot_be_written_keeps_its_lines_until_it_can(
         assert trail.dropped == 0
 
 
-@pytest.mark.parametrize(("most", "line"), [("MAX_LINES", b"%03d"), ("MAX_BYTES", b"%03d" + b"x" * 17)])
-async def test_when_full_the_oldest_are_dropped_and_counted(
-    most: str, line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trail_module, most, 10 if most == "MAX_LINES" else 200)
+@pytest.mark.parametrize(("most", "line"), [("max_lines", b"%03d"), ("max_bytes", b"%03d" + b"x" * 17)])
+async def test_when_full_the_oldest_are_dropped_and_counted(most: str, line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    async with running(path) as trail:
+    async with running(path, **{most: 10 if most == "max_lines" else 200}) as trail:
         for number in range(25):
             trail.put(line % number)
         assert trail.dropped == 15
@@ -113,7 +109,6 @@ async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, caplog: py
 async def test_a_disk_that_hangs_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trail_module, "WRITE_BOUND", 0.05)
     hanging = threading.Event()
 
     def write(_fd: int, data: bytes) -> int:
@@ -122,7 +117,7 @@ async def test_a_disk_that_hangs_holds_up_nobody(
 
     monkeypatch.setattr(trail_module, "os", _Os(write))
     try:
-        async with running(tmp_path / "audit.jsonl") as trail:
+        async with running(tmp_path / "audit.jsonl", write_timeout=0.05) as trail:
             trail.put(b"line")
     finally:
         hanging.set()
@@ -176,7 +171,6 @@ def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
 async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trail_module, "WRITE_BOUND", 0.05)
     goes_on = threading.Event()
     opened: list[str] = []
     first = trail_module.open_private
@@ -187,7 +181,7 @@ async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
         return first(name)
 
     monkeypatch.setattr(trail_module, "open_private", hang)
-    trail = LineFile(str(tmp_path / "x"), note_lost=note_lost)
+    trail = LineFile(str(tmp_path / "x"), note_lost=note_lost, write_timeout=0.05)
     try:
         with trio.fail_after(SOON):
             for line in (b"1", b"2", b"3"):
