@@ -42,8 +42,9 @@ class LineSplitter:
     At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `OversizedLine`.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, max_parts: int = MAX_PARTS) -> None:
         self._max = max_bytes
+        self._max_parts = max_parts
         self._parts: list[bytes] = []
         self._size = 0
         self._front = bytearray()  # what stands before the parts, where they have become many
@@ -87,7 +88,7 @@ class LineSplitter:
         self._size += len(data)
         if self._head is None and self._size <= self._max:
             self._parts.append(data)
-            if len(self._parts) >= MAX_PARTS:
+            if len(self._parts) >= self._max_parts:
                 self._front += b"".join(self._parts)
                 self._parts.clear()
             return

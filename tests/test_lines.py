@@ -77,9 +77,8 @@ def test_of_an_overlong_line_only_the_ends_are_held() -> None:
     assert splitter.unfinished == 0
 
 
-def test_a_line_in_very_many_pieces_holds_few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.lines.MAX_PARTS", 8)
-    splitter, line = LineSplitter(100), bytes(range(33, 127))
+def test_a_line_in_very_many_pieces_holds_few_objects() -> None:
+    splitter, line = LineSplitter(100, max_parts=8), bytes(range(33, 127))
     for _ in range(2):
         for place in range(len(line)):
             splitter.feed(line[place : place + 1])

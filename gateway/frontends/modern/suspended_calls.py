@@ -52,8 +52,9 @@ class SuspendedCall:
 class SuspendedCalls:
     """All parked calls."""
 
-    def __init__(self, sealer: RequestStateCodec) -> None:
+    def __init__(self, sealer: RequestStateCodec, *, max_calls: int = MAX_PARKED) -> None:
         self.sealer = sealer
+        self._max_calls = max_calls
         self._parked: dict[str, SuspendedCall] = {}
         self._changed = trio.Event()
 
@@ -89,7 +90,7 @@ class SuspendedCalls:
         key = secrets.token_urlsafe(16)
         entry = SuspendedCall(flow, open_asks)
         mine = sum(1 for each in self._parked.values() if each.principal == entry.principal)
-        if len(self._parked) >= MAX_PARKED or mine >= MAX_PARKED_EACH:
+        if len(self._parked) >= self._max_calls or mine >= MAX_PARKED_EACH:
             for ask in open_asks.values():
                 ask.refuse(jsonrpc.INTERNAL_ERROR, "too many calls wait for input of their clients")
             return None

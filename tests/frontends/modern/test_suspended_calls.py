@@ -13,7 +13,6 @@ from trio.testing import MockClock
 from gateway import jsonrpc
 from gateway.calls import Era, Failure, Notification, Withdrawn
 from gateway.errors import InvalidParams
-from gateway.frontends.modern import suspended_calls as parking_module
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.suspended_calls import GATHER_TURNS, MAX_PARKED_EACH, PARKED_FOR, SuspendedCalls
 from tests.support.fakes import settle
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def open_lot() -> AsyncGenerator[SuspendedCalls]:
-    parking = SuspendedCalls(RequestStateCodec())
+async def open_lot(**limits: int) -> AsyncGenerator[SuspendedCalls]:
+    parking = SuspendedCalls(RequestStateCodec(), **limits)
     with trio.fail_after(1e6):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             nursery.start_soon(parking.run)
@@ -247,9 +246,8 @@ async def test_parked_calls_are_bounded_for_each_principal(autojump_clock: MockC
         assert lines.cancelled == []
 
 
-async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parking_module, "MAX_PARKED", 2)
-    async with open_lot() as parking:
+async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock) -> None:
+    async with open_lot(max_calls=2) as parking:
         for principal in "ab":
             flow, _ = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal=principal))
             await park(parking, flow, Asked())
