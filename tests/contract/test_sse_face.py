@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import trio
 from mcp import ClientSession
 from mcp.client.sse import sse_client
@@ -15,7 +14,6 @@ from mcp.client.sse import sse_client
 from tests.contract.support import FAST, LADDER, SSE, open_client, structured_of, text_of
 from tests.support.gateway_process import echo_backend, make_request, open_gateway_process, open_sse
 
-every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 CHANGED = "notifications/tools/list_changed"
 
 
