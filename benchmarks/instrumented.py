@@ -22,7 +22,7 @@ from gateway.supervisor.supervisor import Supervisor
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 bug_read, bug_write = os.pipe()
-serve_session = Supervisor._idle_or_stopping
+serve_session = Supervisor._wait_until_idle_or_stopping
 chosen = []
 
 
@@ -55,7 +55,7 @@ def tell(_number, _frame):
 
 
 if __name__ == "__main__":
-    Supervisor._idle_or_stopping = serve_until_the_bug
+    Supervisor._wait_until_idle_or_stopping = serve_until_the_bug
     signal.signal(signal.SIGUSR1, lambda _number, _frame: os.write(bug_write, b"x"))
     signal.signal(signal.SIGUSR2, tell)
     sys.exit(main())

@@ -10,7 +10,7 @@ README lists them all ("Error codes").
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, cast
 
 from gateway.masking import SECRETS
 
@@ -197,3 +197,13 @@ def code_of(problem: BaseException | None) -> str:
             return BackendUnavailable.code
         case _:  # a start that took longer than connect_timeout
             return BackendTooSlow.code
+
+
+def first_in_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception in a group, however deep."""
+    first = group.exceptions[0]
+    return (
+        first_in_group(cast("BaseExceptionGroup[BaseException]", first))
+        if isinstance(first, BaseExceptionGroup)
+        else first
+    )

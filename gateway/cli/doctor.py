@@ -22,7 +22,7 @@ from gateway.backends.stderr import SHOWN_LINES, shown
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load, state_directory, warn_of_state
 from gateway.cli.output import RED, painted, print_json
-from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of
+from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
 from gateway.store import ERA_MAX_AGE, Store, eras_of
 
@@ -138,7 +138,7 @@ async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuar
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
             report["code"] = BackendTooSlow.code
     except* (GatewayError, OSError, trio.TooSlowError) as group:
-        report["problem"] = _explain(problem := _first(group))
+        report["problem"] = _explain(problem := first_in_group(group))
         report["code"] = code_of(problem)
     report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
@@ -199,13 +199,6 @@ def _describe(report: dict[str, Any]) -> str:
     info = cast("dict[str, Any]", report["server_info"]) if isinstance(report["server_info"], dict) else {}
     known = [str(info[key]) for key in ("name", "version") if info.get(key)]
     return f"server: {' '.join(known) or 'unnamed'}; offers: {' and '.join(report['eras_offered'])}"
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    one = group.exceptions[0]
-    if isinstance(one, BaseExceptionGroup):
-        return _first(cast("BaseExceptionGroup[BaseException]", one))
-    return one
 
 
 def _explain(problem: BaseException) -> str:

@@ -7,7 +7,7 @@ it to close, and need not wait while a child that does not want to end is taken 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -19,7 +19,7 @@ from gateway.catalog.snapshot import Snapshot
 from gateway.config.shown import secrets_of
 from gateway.embed.errors import CallFailed
 from gateway.eras.versions import LATEST_LEGACY
-from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams
+from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams, first_in_group
 from gateway.inflight.pending import PendingCall
 from gateway.masking import SECRETS
 
@@ -129,7 +129,7 @@ class Connection:
                     self._settled.set()
                     await trio.sleep_forever()
         except* (BackendError, OSError, trio.TooSlowError) as group:
-            self._problem = self._explain(_first(group))
+            self._problem = self._explain(first_in_group(group))
         finally:
             self._session = None
             if self._problem is not None:
@@ -261,8 +261,3 @@ async def wait_outcome(ticket: PendingCall) -> Outcome | None:
             item.refuse(jsonrpc.METHOD_NOT_FOUND, "the calling program can be asked nothing")
         elif not isinstance(item, Notification | Withdrawn | StreamClosed):
             return item
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first

@@ -1,8 +1,8 @@
-"""The owner of one backend: opens its session, feeds it calls from a bounded channel, restarts it, drains and stops it.
+"""The owner of one backend: opens its session, feeds it calls from a bounded channel, restarts, drains and stops it.
 
-All of a backend's life happens inside `Supervisor.run`, one task under the fleet's nursery. Other tasks only put
-tickets into the channel (`submit`), set events (`kick`, `stop`) and read fields. Only `BackendError`, `OSError` and a
-start that takes too long lead to a restart; anything else is a bug and reaches the root.
+All of a backend's life happens inside `Supervisor.run`, one task under the fleet's nursery; other tasks only submit
+calls, set events and read fields. `BackendError`, `OSError` and a start that takes too long lead to a restart; anything
+else is a bug and reaches the root.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import logging
 import math
 import random
 from types import NoneType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from gateway import errors
 from gateway.calls import Era
 from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
@@ -352,7 +353,7 @@ class Supervisor:
                     ready_at = trio.current_time()
                     await self._serve(session)
         except* (BackendError, OSError, trio.TooSlowError) as group:
-            problem = _first(group)
+            problem = errors.first_in_group(group)
         finally:
             if self._session is not None:  # the collector, which comes by seldom, finds it: not with lists of thousands
                 self._session.listing = Listing()
@@ -394,8 +395,8 @@ class Supervisor:
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay, extra=restart)
             self._to(State.BACKOFF)
             for ticket, has_room in self._queue.repeat():
-                extra = {"event": "call_resent", "backend": self.name, "call": ticket.number}
-                log.info("backend %r: %s is sent once more", self.name, ticket.own_name, extra=extra)
+                sent = {"event": "call_resent", "backend": self.name, "call": ticket.number}
+                log.info("backend %r: %s is sent once more", self.name, ticket.own_name, extra=sent)
                 if not has_room:
                     ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
         return delay
@@ -404,7 +405,7 @@ class Supervisor:
         """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
         if self._stopping.is_set():
             return
-        if delay is None:  # given up, or idle
+        if delay is None:  # marked failed, or idle
             with trio.move_on_after(self.config.restart.max_delay if self._tries_again else math.inf):
                 await self._kicked.wait()
                 self._backoff.reset()
@@ -493,9 +494,3 @@ class Supervisor:
         extra = {"event": "backend_state", "backend": self.name, "state": new}
         log.info("backend %r is %s", self.name, new, extra=extra)
         self._events.backend_changed(self)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error in a group, however deep."""
-    first = group.exceptions[0]
-    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first

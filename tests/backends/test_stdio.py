@@ -170,7 +170,8 @@ async def test_a_closed_stdin_ends_the_session_at_the_next_write(
     async def use(session: StdioSession, listener: Heard) -> None:
         await listener.change()
         if not direct:
-            monkeypatch.setattr(session._outbox, "_write_now", lambda data: data)
+            post = session._outbox.post
+            monkeypatch.setattr(session._outbox, "post", lambda data, **_: post(data, direct=False))
         WRITES[write](session)
 
     assert (await end_of(CLOSES_STDIN, use)).reason == "closed its stdin"

@@ -62,7 +62,7 @@ async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(c
             assert first is not None
             os.kill(first, signal.SIGKILL)
             await until(lambda: guard.sentinel_pid not in {None, first})
-            assert logged_events(caplog, "sentinel_restart") == [RESTART | {"plight": "died", "status": -9}]
+            assert logged_events(caplog, "sentinel_restart") == [RESTART | {"problem": "died", "status": -9}]
             assert guard._announcements()[1]["pid"] == guard.snapshot()[0].pid
 
 
@@ -78,7 +78,7 @@ async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) ->
             for _ in range(100):
                 guard._announce({"op": "nothing", "padding": "x" * 100})
             await until(lambda: guard.sentinel_pid not in {None, first})
-            assert RESTART | {"plight": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
+            assert RESTART | {"problem": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
 
 
 async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypatch, tmp_path, caplog) -> None:
@@ -91,7 +91,7 @@ async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypa
             await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
             restarts = logged_events(caplog, "sentinel_restart")
             assert len(restarts) <= 4
-            assert all(one == RESTART | {"plight": "died", "status": 7} for one in restarts)
+            assert all(one == RESTART | {"problem": "died", "status": 7} for one in restarts)
 
 
 async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, caplog) -> None:
