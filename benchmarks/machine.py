@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("trio", "hypercorn", "h11", "msgspec", "mcp")
+PACKAGES = ("trio", "hypercorn", "httptools", "msgspec", "mcp")
 
 
 def describe():

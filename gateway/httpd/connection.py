@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: h11 parses, the app answers through an `HttpRequest`, and reading never stops for long.
+"""One HTTP/1.1 connection: the app answers through an `Exchange`, and reading never stops for long.
 
 Invariant: at most one exchange is current; requests are served in the order in which they came. The connection's own
 task reads until the peer hangs up, so a hang-up is seen while an app works; what a client sends ahead waits in a
@@ -13,12 +13,12 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import h11
 import trio
 from hypercorn.utils import valid_server_name
 
 from gateway.httpd.connection_limit import Rank
 from gateway.httpd.exchange import ClientGone, Exchange, ResponseState, refusal
+from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestParser
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,12 +45,6 @@ SHORTEST_LOOK = 0.05
 """Seconds; a busy connection's idle check comes no more often, however short `keep_alive_timeout` is."""
 
 
-def is_framed_twice(request: h11.Request) -> bool:
-    """Whether two headers frame the body, a sign of request smuggling (RFC 9112, 6.1)."""
-    names = {name for name, _ in request.headers}
-    return b"transfer-encoding" in names and b"content-length" in names
-
-
 class Connection:
     """One client's connection. `run` serves it to its end; `drain` asks it to end; cancelling `run` aborts it."""
 
@@ -74,11 +68,10 @@ class Connection:
         self._limits = service.limits
         self._app, self._on_request = app, on_request
         self._nursery: trio.Nursery
-        self._parser = self._new_parser()
+        self._parser = RequestParser(self.config.h11_max_incomplete_size)
         self._exchange: Exchange | None = None
         self._requests = 0
-        self._continued = False
-        self._ahead = bytearray()
+        self._awaits_continue = False
         self._room = trio.Event()
         self._sending = trio.Lock()
         self._patience = trio.CancelScope()  # around `_read`; `run` renews it
@@ -92,10 +85,6 @@ class Connection:
         self._ending = False  # the reader is to end
         self._lingers = False  # ... and to drop what still comes
         self._closed = False
-
-    def _new_parser(self) -> h11.Connection:
-        # A new one for each request costs 1 us; telling the old one about each step of the response costs 15.
-        return h11.Connection(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     # --- life and death
 
@@ -186,7 +175,7 @@ class Connection:
 
     async def _read(self) -> None:
         while not self._ending:
-            if len(self._ahead) >= MAX_AHEAD:
+            if self._parser.buffered >= MAX_AHEAD:
                 self._room = trio.Event()
                 await self._room.wait()
                 continue
@@ -194,14 +183,10 @@ class Connection:
             if not data:
                 self._ending = True  # EOF is a hang-up, also after a complete request: see `httpd.server`
             elif not (self._deaf or self._ending):
-                exchange = self._exchange
-                if exchange is not None and (exchange.complete or exchange.full):
-                    self._ahead += data
-                else:
-                    if exchange is not None:
-                        self._since = trio.current_time()
-                    self._parser.receive_data(data)
-                    self._parse()
+                if self._exchange is not None:
+                    self._since = trio.current_time()
+                self._parser.receive(data)
+                self._parse()
                 if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer
                     self._patience.deadline = min(self._patience.deadline, self._next_look())
         await trio.lowlevel.checkpoint()
@@ -214,65 +199,53 @@ class Connection:
             if self._window_end is not None:
                 self._window_end += self._since - self._paused_at
             self._paused_at = None
-        self._parse_ahead(b"")
-
-    def _parse_ahead(self, rest: bytes) -> None:
-        """Parse what the last parser left, and what came meanwhile."""
-        data = rest + self._ahead
-        if data:  # for h11, nothing is EOF
-            self._parser.receive_data(data)
-            self._ahead.clear()
-            self._room.set()
         self._parse()
 
     def _parse(self) -> None:
-        """Handle h11's events up to the end of one request or a full queue."""
+        """Handle what has come up to the end of one request or a full queue."""
         while not self._deaf:
             exchange = self._exchange
             if exchange is not None and (exchange.complete or exchange.full):
                 if not exchange.complete and self._paused_at is None:
                     self._paused_at = trio.current_time()
-                return
+                break
             try:
                 event = self._parser.next_event()
-            except h11.RemoteProtocolError as error:
-                self._refuse(error.error_status_hint)
-                return
-            if isinstance(event, h11.Request):
+            except ProtocolError as error:
+                self._refuse(error.status)
+                break
+            if isinstance(event, RequestHead):
                 self._begin(event)
             elif exchange is None:  # part of a head has come: the rest must come in time
                 if self._head_since is None:
                     self._head_since = trio.current_time()
                 self._patience.deadline = min(self._patience.deadline, self._next_look())
-                return
-            elif isinstance(event, h11.Data):
-                self._window_bytes += len(event.data)
-                exchange.put(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                state = self._parser.their_state
-                if state is not h11.DONE:  # must close, or asks for another protocol, which is not granted
-                    closes = state is h11.MUST_CLOSE or exchange.asks_to_close()
-                    self.keeps_alive = self.keeps_alive and not closes
-                exchange.put_end()
-            else:  # part of a body has come: the rest must come at `Limits.rate`
+                break
+            elif event is None:  # part of a body has come: the rest must come at `Limits.rate`
                 if self._window_end is None:
                     self._body_since = trio.current_time()
                     self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
-                return
+                break
+            else:
+                self._awaits_continue = False
+                self._window_bytes += len(event)
+                exchange.put(event)
+        if self._parser.buffered < MAX_AHEAD:
+            self._room.set()
 
-    def _begin(self, request: h11.Request) -> None:
+    def _begin(self, head: RequestHead) -> None:
         self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
         if self._requests == 1:
             self._on_request()
-        self._continued = False
-        if self._requests >= self.config.keep_alive_max_requests or is_framed_twice(request):
+        self._awaits_continue = head.expects_continue
+        if self._requests >= self.config.keep_alive_max_requests or not head.keeps_alive:
             self.keeps_alive = False
         # Hypercorn's function takes its own event, but only iterates over its headers.
-        if self.config.server_names and not valid_server_name(self.config, cast("Any", request)):
+        if self.config.server_names and not valid_server_name(self.config, cast("Any", head)):
             self._refuse(404)
             return
-        self._exchange = Exchange(self, request)
+        self._exchange = Exchange(self, head)
         self._nursery.start_soon(self._run_app, self._exchange)
 
     # --- the app
@@ -325,12 +298,11 @@ class Connection:
             await self.write(refusal(status, self.service.common_lines()))
         await trio.lowlevel.checkpoint()
         unread = self._exchange is not None and not self._exchange.complete
-        self._end(lingers=self._deaf or unread or bool(self._ahead))
+        self._end(lingers=self._deaf or unread or bool(self._parser.buffered))
 
     def take_continue(self) -> bool:
         """Return whether the client waits for `100 Continue`; once a request."""
-        waits = not self._continued and self._parser.they_are_waiting_for_100_continue
-        self._continued = self._continued or waits
+        waits, self._awaits_continue = self._awaits_continue, False
         return waits
 
     def finished(self, exchange: Exchange) -> None:
@@ -339,12 +311,10 @@ class Connection:
         self._exchange = None
         if self.keeps_alive and exchange.complete and not exchange.close_after:
             self._since = trio.current_time()
-            rest = self._parser.trailing_data[0]
-            self._parser = self._new_parser()
-            if rest or self._ahead:
-                self._parse_ahead(rest)
+            if self._parser.buffered:
+                self._parse()
         else:
-            self._end(lingers=not exchange.complete or bool(self._ahead))
+            self._end(lingers=not exchange.complete or bool(self._parser.buffered))
 
     # --- writing
 

@@ -3,7 +3,6 @@
 Invariant: the response head leaves together with the first body message (an empty one with `more_body` flushes it),
 a message is one write, and nothing empty is sent. The request body waits in a queue of `max_app_queue_size` chunks;
 when it is full the connection stops parsing. An exchange starts no tasks; its connection owns it and ends it.
-The response side does without h11 (its events cost as much as parsing the request), except that h11 checks each header.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote
 
-import h11
 import trio
 from hypercorn.logging import Logger
 from hypercorn.utils import UnexpectedMessageError, suppress_body
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from hypercorn.config import Config
 
     from gateway.httpd.connection_limit import Limits
+    from gateway.httpd.request_parser import RequestHead
 
 KNOWN_HEADERS = 1024
 """Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
@@ -38,6 +37,9 @@ COPIED = 2**16
 
 ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
 """A request target in absolute form, as a client sends it to a proxy."""
+
+HEADER_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: (?:[^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+"""A field line of RFC 9110, 5."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -67,11 +69,13 @@ def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
     """Return the line to send, the lower-case name and the value.
 
     Raises:
-        h11.LocalProtocolError: name or value is not legal.
+        ValueError: name or value is not legal.
     """
     name, value = name.strip(), value.strip()
-    h11.Response(status_code=200, headers=[(name, value)])
-    return b"%b: %b\r\n" % (name, value), name.lower(), value
+    line, lower = b"%b: %b\r\n" % (name, value), name.lower()
+    if not HEADER_LINE.fullmatch(line) or (lower == b"content-length" and not value.isdigit()):
+        raise ValueError(f"header {name!r} is not legal: {value!r}")
+    return line, lower, value
 
 
 class Service:
@@ -129,11 +133,11 @@ class ExchangeOwner(Protocol):
 class Exchange:
     """One request on its way to the app, and the response on its way back."""
 
-    def __init__(self, connection: ExchangeOwner, request: h11.Request) -> None:
+    def __init__(self, connection: ExchangeOwner, head: RequestHead) -> None:
         self._connection = connection
-        self.version = request.http_version
+        self.version = head.version
         self.started = time.time()
-        self.scope = self._make_scope(request)
+        self.scope = self._make_scope(head)
         self.state = ResponseState.AWAITED
         # the request side
         self._chunks: deque[bytes] = deque()
@@ -154,39 +158,32 @@ class Exchange:
         """The response itself demands that the connection ends with it."""
         self.response: dict[str, Any] | None = None
 
-    def _make_scope(self, request: h11.Request) -> dict[str, Any]:
+    def _make_scope(self, head: RequestHead) -> dict[str, Any]:
         connection = self._connection
-        path, _, query = request.target.partition(b"?")
-        items = request.headers.raw_items()
+        path, _, query = head.target.partition(b"?")
+        items = head.headers
         absolute = ABSOLUTE.match(path)
         if absolute is not None:  # its authority counts, and not the Host header (RFC 9112, 3.2.2)
             path = path[absolute.end() :] or b"/"
-            items = [(name, value) for name, value in items if name.lower() != b"host"]
-            items.append((b"Host", absolute[1]))
+            items = [item for item in items if item[0] != b"host"]
+            items.append((b"host", absolute[1]))
         text = path.decode("ascii")
-        raw = connection.config.h11_pass_raw_headers
         return {
             "type": "http",
-            "http_version": request.http_version.decode("ascii"),
+            "http_version": head.version,
             "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": request.method.decode("ascii").upper(),
+            "method": head.method,
             "scheme": connection.scheme,
             "path": unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "root_path": connection.config.root_path,
-            "headers": items if raw else [(name.lower(), value) for name, value in items],
+            "headers": items,
             "client": connection.client,
             "server": connection.server,
             "state": {},
             "extensions": {},
         }
-
-    def asks_to_close(self) -> bool:
-        """Whether the request itself ends the connection; only asked where h11's state does not tell."""
-        headers: list[tuple[bytes, bytes]] = self.scope["headers"]
-        tokens = b",".join(value.lower() for name, value in headers if name.lower() == b"connection")
-        return self.version < b"1.1" or b"close" in tokens or self.scope["method"] == "CONNECT"
 
     # --- the request side: filled by the connection's reader, emptied by the app
 
@@ -196,13 +193,11 @@ class Exchange:
         return len(self._chunks) >= self._connection.config.max_app_queue_size
 
     def put(self, data: bytes) -> None:
-        """Queue one piece of the request's body."""
-        self._chunks.append(data)
-        self._wake()
-
-    def put_end(self) -> None:
-        """The request's body has ended."""
-        self.complete = True
+        """Queue one piece of the request's body; an empty one is its end."""
+        if data:
+            self._chunks.append(data)
+        else:
+            self.complete = True
         self._wake()
 
     def put_disconnect(self) -> None:
@@ -244,7 +239,7 @@ class Exchange:
     async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
         """ASGI's `send`; see `Connection.write` for its bound.
 
-        Raises ClientGone, UnexpectedMessageError for a message out of order, h11.LocalProtocolError or ValueError for
+        Raises ClientGone, UnexpectedMessageError for a message out of order, ValueError for
         headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message
         is on the wire: the connection is aborted.
         """
@@ -262,7 +257,7 @@ class Exchange:
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if not 200 <= status <= 999:
-            raise h11.LocalProtocolError(f"{status} is no final status")
+            raise ValueError(f"{status} is no final status")
         length: bytes | None = None
         chunked = False
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -270,7 +265,7 @@ class Exchange:
             line, lower, value = header_line(*map(bytes, header))
             if lower == b"content-length":
                 if length is not None and length != value:
-                    raise h11.LocalProtocolError("conflicting Content-Length headers")
+                    raise ValueError("conflicting Content-Length headers")
                 if length is None:
                     length = value
                 continue
@@ -288,7 +283,7 @@ class Exchange:
             self._left = int(length)
         elif self._no_body and status in {204, 304}:
             pass
-        elif self.version >= b"1.1":
+        elif self.version >= "1.1":
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
@@ -329,10 +324,10 @@ class Exchange:
             return [b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n" + LAST_CHUNK]
         if self._left is not None:
             if len(body) > self._left:
-                raise h11.LocalProtocolError("Too much data for declared Content-Length")
+                raise ValueError("Too much data for declared Content-Length")
             self._left -= len(body)
             if self._left and not more:
-                raise h11.LocalProtocolError("Too little data for declared Content-Length")
+                raise ValueError("Too little data for declared Content-Length")
         return [body] if body else []
 
 

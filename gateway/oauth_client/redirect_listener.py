@@ -13,12 +13,13 @@ import hmac
 import html
 import socket
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
-import h11
 import trio
 
+from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestParser
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
@@ -196,36 +197,35 @@ async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> N
 
 async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
     """One request, one answer."""
-    http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
-    event: object = None
-    with trio.move_on_after(CONNECTION_WAIT), contextlib.suppress(h11.RemoteProtocolError):
-        while (event := http.next_event()) is h11.NEED_DATA:
-            http.receive_data(bytes(await stream.receive_some(MAX_REQUEST)))
-    if not isinstance(event, h11.Request):
+    parser = RequestParser(MAX_REQUEST)
+    head: RequestHead | bytes | None = None
+    with trio.move_on_after(CONNECTION_WAIT), contextlib.suppress(ProtocolError):
+        while (head := parser.next_event()) is None and (data := await stream.receive_some(MAX_REQUEST)):
+            parser.receive(bytes(data))
+    if not isinstance(head, RequestHead):
         return
     ours = {f"{name}:{listener.port}".encode() for name in (HOST, "localhost")}
-    if event.method != b"GET" or dict(event.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
+    if head.method != "GET" or dict(head.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
         page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
     else:
-        page = listener.handle_request(event.target.decode("ascii", "replace"))
+        page = listener.handle_request(head.target.decode("ascii", "replace"))
     if page is not None:
-        await _send(stream, http, *page)
+        await _send(stream, *page)
         return
     async with listener.hold_page() as text:
-        await _send(stream, http, 200, text)
+        await _send(stream, 200, text)
 
 
-async def _send(stream: trio.SocketStream, http: h11.Connection, status: int, page: str) -> None:
+async def _send(stream: trio.SocketStream, status: int, page: str) -> None:
     body = page.encode()
-    headers = [
-        ("content-type", "text/html; charset=utf-8"),
-        ("content-length", str(len(body))),
-        ("cache-control", "no-store"),
-        ("referrer-policy", "no-referrer"),
-        ("content-security-policy", "default-src 'none'"),
-        ("connection", "close"),
-    ]
-    data = http.send(h11.Response(status_code=status, headers=headers))
-    parts = [data or b"", http.send(h11.Data(data=body)) or b"", http.send(h11.EndOfMessage()) or b""]
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        "content-type: text/html; charset=utf-8\r\n"
+        f"content-length: {len(body)}\r\n"
+        "cache-control: no-store\r\n"
+        "referrer-policy: no-referrer\r\n"
+        "content-security-policy: default-src 'none'\r\n"
+        "connection: close\r\n\r\n"
+    )
     with trio.move_on_after(CONNECTION_WAIT):
-        await stream.send_all(b"".join(parts))
+        await stream.send_all(head.encode() + body)
