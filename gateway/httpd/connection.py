@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.utils import valid_server_name
 
 from gateway.httpd.connection_limit import Rank
-from gateway.httpd.exchange import ClientGone, Exchange, ResponseState, refusal
+from gateway.httpd.exchange import MAX_WHOLE_BODY, ClientGone, Exchange, ResponseState, refusal
 from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestParser
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    from gateway.httpd.exchange import Service
+    from gateway.httpd.exchange import App, Service
     from gateway.httpd.wire import Wire
-
-    Message: TypeAlias = dict[str, Any]
-    Receive: TypeAlias = Callable[[], Awaitable[Message]]
-    Send: TypeAlias = Callable[[Message], Awaitable[None]]
-    App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_AHEAD = 2**16
 """Bytes that may wait unparsed (pipelined requests, or a body that the app does not read) before reading pauses.
@@ -57,22 +53,21 @@ class Connection:
         client: tuple[str, int] | None,
         server: tuple[str, int] | None,
         app: App,
+        handle_nowait: Callable[[Exchange], bool] | None,
         on_request: Callable[[], None],
     ) -> None:
-        """Make one; `on_request` is called when the first head is complete."""
+        """Make one; `on_request` is called when the first head is complete, `handle_nowait` as in `httpd.exchange`."""
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
         self.keeps_alive = True
         """False once the current exchange is to be the last one."""
         self._wire = wire
         self._limits = service.limits
-        self._app, self._on_request = app, on_request
+        self._app, self._handle_nowait, self._on_request = app, handle_nowait, on_request
         self._nursery: trio.Nursery
         self._parser = RequestParser(self.config.h11_max_incomplete_size)
         self._exchange: Exchange | None = None
         self._requests = 0
-        self._awaits_continue = False
-        self._room = trio.Event()
         self._sending = trio.Lock()
         self._patience = trio.CancelScope()  # around `_read`; `run` renews it
         self._since = trio.current_time()  # when the connection became idle, or a body last moved
@@ -174,11 +169,10 @@ class Connection:
         return False
 
     async def _read(self) -> None:
+        self._parse()
         while not self._ending:
             if self._parser.buffered >= MAX_AHEAD:
-                self._room = trio.Event()
-                await self._room.wait()
-                continue
+                await trio.sleep_forever()  # until `_wake`, `_end` or a deadline
             data = await self._wire.receive()
             if not data:
                 self._ending = True  # EOF is a hang-up, also after a complete request: see `httpd.server`
@@ -199,11 +193,16 @@ class Connection:
             if self._window_end is not None:
                 self._window_end += self._since - self._paused_at
             self._paused_at = None
-        self._parse()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the reader parse what waits; another task would handle a request in the middle of its own step."""
+        if self._parser.buffered:
+            self._patience.cancel(reason="more can be parsed")
 
     def _parse(self) -> None:
         """Handle what has come up to the end of one request or a full queue."""
-        while not self._deaf:
+        while not (self._deaf or self._ending):
             exchange = self._exchange
             if exchange is not None and (exchange.complete or exchange.full):
                 if not exchange.complete and self._paused_at is None:
@@ -216,8 +215,8 @@ class Connection:
                 break
             if isinstance(event, RequestHead):
                 self._begin(event)
-            elif exchange is None:  # part of a head has come: the rest must come in time
-                if self._head_since is None:
+            elif exchange is None:
+                if self._head_since is None and self._parser.buffered:  # the rest of a head must come in time
                     self._head_since = trio.current_time()
                 self._patience.deadline = min(self._patience.deadline, self._next_look())
                 break
@@ -227,18 +226,17 @@ class Connection:
                     self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
                 break
             else:
-                self._awaits_continue = False
                 self._window_bytes += len(event)
                 exchange.put(event)
-        if self._parser.buffered < MAX_AHEAD:
-            self._room.set()
+                if not event and not exchange.started and self._handle_nowait is not None:
+                    self._offer(exchange, self._handle_nowait)
+                    break
 
     def _begin(self, head: RequestHead) -> None:
         self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
         if self._requests == 1:
             self._on_request()
-        self._awaits_continue = head.expects_continue
         if self._requests >= self.config.keep_alive_max_requests or not head.keeps_alive:
             self.keeps_alive = False
         # Hypercorn's function takes its own event, but only iterates over its headers.
@@ -246,15 +244,30 @@ class Connection:
             self._refuse(404)
             return
         self._exchange = Exchange(self, head)
-        self._nursery.start_soon(self._run_app, self._exchange)
+        whole = head.length is not None and head.length <= MAX_WHOLE_BODY and not head.expects_continue
+        if self._handle_nowait is None or not whole:
+            self._exchange.start(self._app)
+
+    def _offer(self, exchange: Exchange, handle_nowait: Callable[[Exchange], bool]) -> None:
+        """Have a request whose body has arrived answered without a task, or by the app."""
+        try:
+            if not handle_nowait(exchange):
+                exchange.start(self._app)
+        except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
+            self._nursery.start_soon(partial(self.config.log.error, "Error in ASGI Framework", exc_info=error))
+            self._refuse(500)
 
     # --- the app
 
-    async def _run_app(self, exchange: Exchange) -> None:  # noqa: ASYNC910 - nothing waits for this task
+    def start(self, exchange: Exchange, app: App) -> None:
+        """See `ExchangeOwner`."""
+        self._nursery.start_soon(self._run_app, exchange, app)
+
+    async def _run_app(self, exchange: Exchange, app: App) -> None:  # noqa: ASYNC910 - nothing waits for this task
         cancelled: BaseException | None = None
         fault: BaseException | None = None
         try:
-            await self._app(exchange.scope, exchange.receive, exchange.send)
+            await app(exchange.scope, exchange.receive, exchange.send)
         except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
             fault = error
         except BaseExceptionGroup as group:  # an app that is cancelled and fails while it cleans up
@@ -300,23 +313,46 @@ class Connection:
         unread = self._exchange is not None and not self._exchange.complete
         self._end(lingers=self._deaf or unread or bool(self._parser.buffered))
 
-    def take_continue(self) -> bool:
-        """Return whether the client waits for `100 Continue`; once a request."""
-        waits, self._awaits_continue = self._awaits_continue, False
-        return waits
-
     def finished(self, exchange: Exchange) -> None:
         """Take note that the response is out: go on with what waits, or end."""
         exchange.put_disconnect()
         self._exchange = None
         if self.keeps_alive and exchange.complete and not exchange.close_after:
             self._since = trio.current_time()
-            if self._parser.buffered:
-                self._parse()
+            self._wake()
         else:
             self._end(lingers=not exchange.complete or bool(self._parser.buffered))
 
     # --- writing
+
+    def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
+        """Send the last message of an exchange as far as the socket takes it, and have a task send the rest."""
+        try:
+            for data in pieces:
+                self._wire.send_nowait(data)
+        except OSError:
+            self._shut(self._wire.abort)
+            return False
+        waiting = self._wire.unsent
+        if self.service.unsent + waiting > self._limits.unsent:
+            self._shut(self._wire.abort)
+            return False
+        if waiting or self.service.logs_access:
+            self.service.unsent += waiting
+            self._nursery.start_soon(self._finish, exchange, waiting)
+        else:
+            self.finished(exchange)
+        return True
+
+    async def _finish(self, exchange: Exchange, waiting: int) -> None:
+        try:
+            with contextlib.suppress(ClientGone):
+                await self.write()
+                self.finished(exchange)
+        finally:
+            self.service.unsent -= waiting
+        if self.service.logs_access:
+            await self.service.note_end(exchange)
 
     async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
         """Send a message, waiting for the peer at most `send_timeout` s at a time; messages never interleave.
@@ -333,10 +369,10 @@ class Connection:
             if self._closed:
                 raise ClientGone("the client has gone")
             for data in pieces:
-                sent = self._wire.send_nowait(data) if data else 0
-                if sent != len(data):
-                    await self._wire.send_all(memoryview(data)[sent:])
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._wire.send_nowait(data)
+            if self._wire.unsent:
+                await self._wire.flush()
+        except (OSError, trio.ClosedResourceError) as error:
             self._shut(self._wire.abort)
             raise ClientGone("the client has gone") from error
         except trio.TooSlowError as error:

@@ -1,8 +1,22 @@
-"""One HTTP request and its response, as an ASGI app sees them: `scope`, `receive` and `send`.
+"""One HTTP request and its response, as an app sees them: `scope`, `receive` and `send` of ASGI, or without a task.
 
 Invariant: the response head leaves together with the first body message (an empty one with `more_body` flushes it),
 a message is one write, and nothing empty is sent. The request body waits in a queue of `max_app_queue_size` chunks;
 when it is full the connection stops parsing. An exchange starts no tasks; its connection owns it and ends it.
+
+A server may be given `handle_nowait(exchange) -> bool` beside its ASGI app. The task that reads a connection calls it
+for each HTTP/1.1 request whose body has arrived and has at most `MAX_WHOLE_BODY` bytes; all others (larger, chunked,
+`Expect`, HTTP/2, from the reserve) go to the app at once. It must not wait. It reads `scope` and `body`, and returns
+False to have the app run in a task, or True to answer itself, now or later from any task of the same loop, with one of:
+
+- `respond_nowait(status, headers, body)`: a whole response. It returns False when the client has gone. What the socket
+  does not take waits in the connection, which reads no further request before it is out, and is aborted when the client
+  takes nothing for `Limits.send` s or when all connections together hold more than `Limits.unsent` bytes.
+- `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
+
+Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must not wait either, nor
+answer. The connection keeps reading meanwhile, but calls `handle_nowait` for the next request only when this response
+is out. What `handle_nowait` raises is logged and answered with 500.
 """
 
 from __future__ import annotations
@@ -14,7 +28,7 @@ from collections import deque
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from urllib.parse import unquote
 
 import trio
@@ -26,8 +40,16 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config
 
+    Message: TypeAlias = dict[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
     from gateway.httpd.connection_limit import Limits
     from gateway.httpd.request_parser import RequestHead
+
+MAX_WHOLE_BODY = 2**16
+"""Bytes of a request body that `handle_nowait` may get; a larger one goes to the app piece by piece."""
 
 KNOWN_HEADERS = 1024
 """Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
@@ -87,6 +109,8 @@ class Service:
         self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
         self._second = -1
         self._lines = b""
+        self.unsent = 0
+        """Bytes of responses that wait for clients, of all connections."""
 
     def common_lines(self) -> bytes:
         """Return the header lines that the config adds to every response (date, server, alt-svc)."""
@@ -117,8 +141,12 @@ class ExchangeOwner(Protocol):
         """Parse more of the body: the app has taken a chunk."""
         ...
 
-    def take_continue(self) -> bool:
-        """Return whether the client waits for `100 Continue`; true at most once per request."""
+    def start(self, exchange: Exchange, app: App) -> None:
+        """Run an app in a task of the connection."""
+        ...
+
+    def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
+        """Send the last message without waiting; False if the client has gone."""
         ...
 
     async def write(self, *pieces: bytes) -> None:
@@ -139,6 +167,12 @@ class Exchange:
         self.started = time.time()
         self.scope = self._make_scope(head)
         self.state = ResponseState.AWAITED
+        self.started = False
+        """The app runs; before that the body is collected in `body`."""
+        self.body = b""
+        self.on_disconnect: Callable[[], None] | None = None
+        """See the module."""
+        self._awaits_continue = head.expects_continue
         # the request side
         self._chunks: deque[bytes] = deque()
         self.complete = False
@@ -194,16 +228,29 @@ class Exchange:
 
     def put(self, data: bytes) -> None:
         """Queue one piece of the request's body; an empty one is its end."""
-        if data:
+        self._awaits_continue = False
+        if not data:
+            self.complete = True
+        elif self.started:
             self._chunks.append(data)
         else:
-            self.complete = True
+            self.body += data
         self._wake()
 
     def put_disconnect(self) -> None:
         """From here on `receive` ends in `http.disconnect`; safe to repeat."""
         self.gone = True
         self._wake()
+        if self.on_disconnect is not None and self.state is not ResponseState.DONE:
+            notify, self.on_disconnect = self.on_disconnect, None
+            notify()
+
+    def start(self, app: App) -> None:
+        """Have an ASGI app answer, in a task; see the module."""
+        self.started = True
+        if self.body:
+            self._chunks.append(self.body)
+        self._connection.start(self, app)
 
     def _wake(self) -> None:
         if self._news is not None:
@@ -226,7 +273,8 @@ class Exchange:
             if self.gone:
                 await trio.lowlevel.checkpoint()  # an app that ignores the answer must not hold the loop
                 return {"type": "http.disconnect"}
-            if self.state in {ResponseState.AWAITED, ResponseState.HELD} and self._connection.take_continue():
+            if self._awaits_continue and self.state in {ResponseState.AWAITED, ResponseState.HELD}:
+                self._awaits_continue = False
                 with contextlib.suppress(ClientGone):  # the next round tells the app
                     await self._connection.write(CONTINUE)
                 continue
@@ -254,6 +302,20 @@ class Exchange:
             self.response = message
         else:
             raise UnexpectedMessageError(self.state, kind)
+
+    def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole response; False if the client has gone. See the module.
+
+        Raises UnexpectedMessageError if there is a response already, ValueError for headers that are not legal and for
+        a body that breaks its content-length; nothing is sent then.
+        """
+        if self.state is not ResponseState.AWAITED:
+            raise UnexpectedMessageError(self.state, "http.response.start")
+        if self.gone:
+            return False
+        self.response = {"status": status, "headers": headers}
+        self._hold_head(status, headers)
+        return self._connection.finish_nowait(self, self._render(body, more=False))
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if not 200 <= status <= 999:
@@ -296,6 +358,16 @@ class Exchange:
         return self._left is None and not self._chunked and not self._no_body
 
     async def _send_body(self, body: bytes, more: bool) -> None:
+        await self._connection.write(*self._render(body, more))
+        if more:
+            await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
+            return
+        self._connection.finished(self)
+        if self._connection.service.logs_access:
+            await self._connection.service.note_end(self)
+
+    def _render(self, body: bytes, more: bool) -> list[bytes]:
+        """Return the next message, with the head if it is the first; the response is now as far as if it were sent."""
         parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response is on the wire
         if self.state is ResponseState.HELD:
             if not more and not self.complete:
@@ -307,13 +379,7 @@ class Exchange:
                 head.append(b"connection: close\r\n")
             parts = [*head, b"\r\n", *parts]
         self.state = ResponseState.STREAMING if more else ResponseState.DONE
-        await self._connection.write(*joined(parts))
-        if more:
-            await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
-            return
-        self._connection.finished(self)
-        if self._connection.service.logs_access:
-            await self._connection.service.note_end(self)
+        return joined(parts)
 
     def _framed(self, body: bytes, more: bool) -> list[bytes]:
         if self._no_body:

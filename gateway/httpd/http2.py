@@ -26,7 +26,7 @@ from priority.priority import MissingStreamError
 
 from gateway.httpd.connection_limit import Rank
 from gateway.httpd.exchange import ClientGone
-from gateway.httpd.wire import MAX_RECEIVE, TLS_RECORDS, TLSWire
+from gateway.httpd.wire import MAX_RECEIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from hypercorn.protocol.h2 import H2Protocol
     from hypercorn.trio.worker_context import WorkerContext
 
-    from gateway.httpd.connection import App, Message, Receive, Send
     from gateway.httpd.connection_limit import Limits
+    from gateway.httpd.exchange import App, Message, Receive, Send
 
+TLS_RECORDS: Final = 2**16
+"""A TLS stream does not tell how much the peer took, so it is fed in slices of this size, each with a deadline."""
 PREFACE_BYTES: Final = 24
 FRAME_HEADER_BYTES: Final = 9
 DATA, HEADERS, RST_STREAM, CONTINUATION = 0, 1, 3, 9
@@ -205,7 +207,6 @@ class BoundedTCPServer(TCPServer):
         self._bounded_app = app
         self._on_request = on_request
         self._limits = limits
-        self._wire = TLSWire(stream, limits.send)
         self._has_ended = False
         self._idle_since = trio.current_time()
         self._watch = FrameWatch(limits, self._idle_since)
@@ -258,7 +259,7 @@ class BoundedTCPServer(TCPServer):
         self._has_ended = True
         await self.idle_task.stop()  # Hypercorn would wait for it, as for a client that is still there
         await self.protocol.handle(Closed())
-        self._wire.close()
+        self.stream.transport_stream.socket.close()
 
     async def _reset(self, stream: int) -> None:
         """End one stream, and what serves it."""
@@ -305,7 +306,9 @@ class BoundedTCPServer(TCPServer):
             return
         async with self.send_lock:
             try:
-                await self._wire.send_all(memoryview(event.data))
+                for start in range(0, len(event.data), TLS_RECORDS):
+                    with trio.fail_after(self._limits.send):
+                        await self.stream.send_all(event.data[start : start + TLS_RECORDS])
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.protocol.handle(Closed())
             except trio.TooSlowError:

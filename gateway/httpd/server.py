@@ -39,14 +39,14 @@ from gateway.httpd.connection import Connection
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
 from gateway.httpd.exchange import Service
 from gateway.httpd.http2 import BoundedTCPServer
-from gateway.httpd.wire import PlainWire, TLSWire
+from gateway.httpd.wire import TLSWire, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hypercorn.config import Config, Sockets
 
-    from gateway.httpd.connection import App, Message, Receive, Send
+    from gateway.httpd.exchange import App, Exchange, Message, Receive, Send
 
     TLSStream = trio.SSLStream[trio.SocketStream]
     Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
@@ -70,12 +70,14 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     sockets: Sockets | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     limits: Limits | None = None,
+    handle_nowait: Callable[[Exchange], bool] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
 
     `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` says how many
-    connections may be open, and how long each of their states may last (`httpd.connection_limit`). OSError when an
+    connections may be open, and how long each of their states may last (`httpd.connection_limit`). `handle_nowait` is
+    offered small requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). OSError when an
     address cannot be bound. Requests still busy `config.graceful_timeout` s after the trigger are cancelled and their
     connections reset; cancelling `serve_http` does so at once. Sockets given are closed too.
     """
@@ -97,7 +99,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
             listeners.append(listener)
             addresses.append(f"http://{address}")
     async with trio.open_nursery() as connections:
-        server = _Server(app, config, Limits() if limits is None else limits, connections)
+        server = _Server(app, handle_nowait, config, Limits() if limits is None else limits, connections)
         async with trio.open_nursery() as accepting:
             for each in listeners:
                 accepting.start_soon(server.accept, each)
@@ -111,9 +113,16 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
 class _Server:
     """The connections of one server."""
 
-    def __init__(self, app: App, config: Config, limits: Limits, connections: trio.Nursery) -> None:
+    def __init__(
+        self,
+        app: App,
+        handle_nowait: Callable[[Exchange], bool] | None,
+        config: Config,
+        limits: Limits,
+        connections: trio.Nursery,
+    ) -> None:
         self._places = ConnectionLimit(limits)
-        self._app = app
+        self._app, self._handle_nowait = app, handle_nowait
         self._service = Service(config, limits)
         self._config = config
         self._limits = limits
@@ -151,7 +160,7 @@ class _Server:
         """Serve one client to its end."""
         try:
             if isinstance(stream, trio.SocketStream):
-                wire = partial(PlainWire, stream, self._limits.send, self._limits.rate)
+                wire = partial(Wire, stream, self._limits.send, self._limits.rate)
                 await self._handle_http1(stream.socket, "http", wire, slot)
             else:
                 with slot.scope:
@@ -180,7 +189,7 @@ class _Server:
         await stock.run()
 
     async def _handle_http1(
-        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], PlainWire | TLSWire], slot: Slot
+        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], Wire], slot: Slot
     ) -> None:
         try:
             client = parse_socket_addr(socket.family, socket.getpeername())
@@ -195,6 +204,7 @@ class _Server:
             client=client,
             server=server,
             app=self._app if slot.placed else partial(self._run_in_reserve, slot),
+            handle_nowait=self._handle_nowait if slot.placed else None,
             on_request=partial(self._places.note_request, slot),
         )
         slot.waits, slot.end = connection.waits, connection.make_room

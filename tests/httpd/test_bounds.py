@@ -25,6 +25,7 @@ from tests.support.http_server import (
     connected,
     drip_until_closed,
     echo,
+    echo_nowait,
     get,
     happens,
     keep_dripping,
@@ -73,11 +74,13 @@ HANDSHAKES = {
 }
 
 
+@pytest.mark.parametrize("handle_nowait", [None, echo_nowait], ids=["task", "no task"])
 @pytest.mark.parametrize("after", [b"", get()], ids=["first", "after a request"])
 @pytest.mark.parametrize(("sent", "drop"), [*HEADS.values(), *BODIES.values()], ids=[*HEADS, *BODIES])
-async def test_no_state_of_a_connection_lasts(sent: bytes, drop: bytes, after: bytes) -> None:
+async def test_no_state_of_a_connection_lasts(sent: bytes, drop: bytes, after: bytes, handle_nowait: Any) -> None:
     idle = 0.2 if after and not sent else LONG  # then it is idle
-    async with serving("ours", echo, limits=QUICK, keep_alive_timeout=idle) as server, connected(server) as client:
+    served = serving("ours", echo, limits=QUICK, keep_alive_timeout=idle, handle_nowait=handle_nowait)
+    async with served as server, connected(server) as client:
         if after:
             await client.send(after)
             await client.answer()
@@ -92,9 +95,10 @@ async def test_no_handshake_lasts(sent: bytes, drop: bytes, certificate: dict[st
         await drip_until_closed(client, drop)
 
 
+@pytest.mark.parametrize("handle_nowait", [None, echo_nowait], ids=["task", "no task"])
 @pytest.mark.parametrize(("sent", "drop"), [*HEADS.values(), *BODIES.values()], ids=[*HEADS, *BODIES])
-async def test_what_waits_for_its_client_makes_room(sent: bytes, drop: bytes) -> None:
-    served = serving("ours", echo, limits=PATIENT, keep_alive_timeout=LONG)
+async def test_what_waits_for_its_client_makes_room(sent: bytes, drop: bytes, handle_nowait: Any) -> None:
+    served = serving("ours", echo, limits=PATIENT, keep_alive_timeout=LONG, handle_nowait=handle_nowait)
     async with served as server, connected(server) as client:
         await client.send(sent)
         async with keep_dripping(client, drop), connected(server) as newcomer:

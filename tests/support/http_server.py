@@ -22,6 +22,8 @@ from gateway.httpd.server import serve_http
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from gateway.httpd.exchange import Exchange
+
     Message = dict[str, Any]
     App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
@@ -62,7 +64,13 @@ def without_lifespan(app: App) -> ASGIWrapper:
 
 @asynccontextmanager
 async def serving(
-    kind: str, app: App, *, limits: Limits | None = None, send_timeout: float = 10.0, **settings: object
+    kind: str,
+    app: App,
+    *,
+    limits: Limits | None = None,
+    send_timeout: float = 10.0,
+    handle_nowait: Callable[[Exchange], bool] | None = None,
+    **settings: object,
 ) -> AsyncGenerator[Server]:
     server = Server(("", 0))
     config = make_config(**settings)
@@ -71,7 +79,8 @@ async def serving(
         if kind == "stock":
             serve = partial(hypercorn.trio.run.worker_serve, without_lifespan(app), config)
         else:
-            serve = partial(serve_http, app, config, limits=limits or Limits(send=send_timeout))
+            limited = limits or Limits(send=send_timeout)
+            serve = partial(serve_http, app, config, limits=limited, handle_nowait=handle_nowait)
         await serve(shutdown_trigger=server.stop.wait, task_status=task_status)
         server.ended.set()
 
@@ -176,6 +185,11 @@ async def respond(send: Any, body: bytes, *, status: int = 200, length: bool = T
 async def echo(scope: Message, receive: Any, send: Any) -> None:
     body = await read_body(receive)
     await respond(send, scope["method"].encode() + b" " + scope["raw_path"] + b" " + body)
+
+
+def echo_nowait(exchange: Exchange) -> bool:
+    body = exchange.scope["method"].encode() + b" " + exchange.scope["raw_path"] + b" " + exchange.body
+    return exchange.respond_nowait(200, [(b"content-length", b"%d" % len(body))], body)
 
 
 class Watched:
