@@ -215,7 +215,7 @@ class ServerRequest:
     Whoever shows it to the client settles it, exactly once counts: `answer` with the client's result, or `refuse`.
     """
 
-    __slots__ = ("_settle", "method", "on_progress", "params", "settled")
+    __slots__ = ("_observer", "_settle", "method", "on_progress", "params", "settled")
 
     def __init__(
         self,
@@ -230,6 +230,11 @@ class ServerRequest:
         """Takes the params of the client's progress notifications about this request, if the server wants them."""
         self.settled = False
         self._settle = settle
+        self._observer: Callable[[], None] | None = None
+
+    def observe(self, observer: Callable[[], None]) -> None:
+        """Have the call that the request belongs to notified when it is settled."""
+        self._observer = observer
 
     def answer(self, result: bytes) -> None:
         """Hand the client's result to the server."""
@@ -243,6 +248,9 @@ class ServerRequest:
         if not self.settled:
             self.settled = True
             self._settle(reply)
+            observer, self._observer = self._observer, None
+            if observer is not None:
+                observer()
 
 
 class Withdrawn(msgspec.Struct, frozen=True, gc=False):

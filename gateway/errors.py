@@ -68,6 +68,10 @@ class BackendUnavailable(BackendError):
     code: ClassVar[str] = "backend_unavailable"
 
 
+class IllegalTransition(AssertionError):
+    """A bug: a lifecycle was to take a step that its transition table does not have."""
+
+
 class Suspect(NamedTuple):
     """A call that a backend's process had when it died."""
 

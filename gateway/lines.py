@@ -159,6 +159,11 @@ class BufferedWriter:
         """Bytes that wait."""
         return self._size
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether there is room, so that `wait_writable` returns at once (also after the reader has gone)."""
+        return self._size < self._limit or self.broken
+
     def post(self, data: bytes, *, direct: bool = True) -> None:
         """Add bytes that end in a newline. After the reader has gone they are dropped."""
         if self.broken:
@@ -183,7 +188,7 @@ class BufferedWriter:
 
     async def wait_writable(self) -> None:
         """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
-        while self._size >= self._limit and not self.broken:
+        while not self.is_writable:
             await self._room.park()
 
     async def drained(self) -> None:

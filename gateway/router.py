@@ -8,6 +8,7 @@ that a starting backend may own waits for that backend.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from gateway.calls import Call, Caller, Outcome
     from gateway.catalog.snapshot import Snapshot
+    from gateway.inflight.pending import ClientSink
     from gateway.supervisor.fleet import Fleet
 
 _NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"}
@@ -148,8 +150,13 @@ class Router:
             self._not_submitted(call, exc if isinstance(exc, GatewayError) else None, began)
             raise
 
-    def submit_now(self, call: Call, *, again: bool = False) -> PendingCall | None:
-        """`submit` where the owner is known, which is nearly always; None if only `submit` can tell."""
+    def submit_now(
+        self, call: Call, *, again: bool = False, sink: ClientSink | None = None, patience: float = math.inf
+    ) -> PendingCall | None:
+        """`submit` where the owner is known, which is nearly always; None if only `submit` can tell.
+
+        `sink` and `patience` are those of `PendingCall`.
+        """
         try:
             route = None if self._draining else self._lookup(call)
         except GatewayError:
@@ -157,7 +164,7 @@ class Router:
         if route is None:
             return None
         try:
-            return self._hand_over(call, route, self._count(call, again=again))
+            return self._hand_over(call, route, self._count(call, again=again), sink, patience)
         except GatewayError as exc:
             self._not_submitted(call, exc, trio.current_time())
             raise
@@ -166,23 +173,39 @@ class Router:
         """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
         return None if self._admission is None else self._admission.begin(call.caller, again=again)
 
-    def _hand_over(self, call: Call, route: Route, counted: Counted | None) -> PendingCall:
-        """Put a ticket into the owner's channel; one that it refuses counts no more."""
-        supervisor = self.fleet.supervisors[route.backend]
-        ticket = PendingCall(call, backend=route.backend, own_name=route.own, timeout=supervisor.config.call_timeout)
-        ticket.as_task = route.task
-        ticket.deadlines = self.fleet.deadlines
-        if len(self.fleet.supervisors) > 1 and call.method in OWNER_KIND:  # one alone has every URI for itself
-            ticket.publish = self._publish
+    def _hand_over(
+        self,
+        call: Call,
+        route: Route,
+        counted: Counted | None,
+        sink: ClientSink | None = None,
+        patience: float = math.inf,
+    ) -> PendingCall:
+        """Submit a call to its owner; one that it refuses is not counted."""
+        supervisors = self.fleet.supervisors
+        supervisor = supervisors[route.backend]
+        pending = PendingCall(
+            call,
+            backend=route.backend,
+            own_name=route.own,
+            timeout=supervisor.gate.timeout(call.method, route.own),
+            max_time=supervisor.config.max_call_time,
+            as_task=route.task,
+            deadlines=self.fleet.deadlines,
+            counted=counted,
+            # One backend alone has every URI for itself.
+            publish=self._publish if len(supervisors) > 1 and call.method in OWNER_KIND else None,
+            sink=sink,
+            patience=patience,
+        )
+        self._under_way.add(pending)
         try:
-            supervisor.submit(ticket)
+            supervisor.submit(pending)
         except BaseException:
-            if counted is not None:
-                counted.end_call()
+            pending.detach_sink()
+            self._discard(pending)
             raise
-        ticket.counted = counted
-        self._under_way.add(ticket)
-        return ticket
+        return pending
 
     def turn_away(self, call: Call, problem: GatewayError) -> None:
         """Count, and tell of, a call that its face has refused."""
@@ -244,17 +267,21 @@ class Router:
 
     def waiting(self, backend: str) -> list[PendingCall]:
         """Calls for this backend that it has not been sent yet."""
-        return [one for one in self._under_way if one.backend == backend and one.on_close is None and not one.over]
+        return [one for one in self._under_way if one.backend == backend and not one.is_sent and not one.over]
 
     def release(self, ticket: PendingCall, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
         ticket.close(reason)
-        self.dropped += ticket.dropped
-        ticket.dropped = 0  # it may be released twice
-        self._under_way.discard(ticket)
-        if ticket.counted is not None:
-            ticket.counted.end_call()
-            ticket.counted = None
+        self._discard(ticket)
+
+    def _discard(self, pending: PendingCall) -> None:
+        """Stop counting a call. Safe to repeat."""
+        if pending not in self._under_way:
+            return
+        self._under_way.discard(pending)
+        self.dropped += pending.dropped
+        if pending.counted is not None:
+            pending.counted.end_call()
         if not self._under_way:
             self._emptied.unpark_all()
 

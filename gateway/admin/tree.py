@@ -11,6 +11,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
+from gateway.inflight.pending import CallState
 from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def _describe_call(call: PendingCall, fleet: Fleet, now: float) -> CallNode:
     supervisor = fleet.supervisors.get(call.backend)
     if call.over:
         waits_for = "delivery"
-    elif call.is_waiting_for_client:
+    elif call.state is CallState.WAITING_FOR_CLIENT:
         waits_for = "client"
-    elif call.on_close is not None:
+    elif call.is_sent:
         waits_for = "backend"
     elif supervisor is not None and supervisor.state in {State.STARTING, State.BACKOFF, State.STOPPED}:
         waits_for = "start"

@@ -113,9 +113,15 @@ class StdioSession:
         """What the child has written to stdout that is not MCP, for people; empty if nothing."""
         return self._stray.describe()
 
+    @property
+    def can_send(self) -> bool:
+        """Whether the child is there, and has read enough of what was written."""
+        return not self._conversation.is_closed and self._outbox.is_writable
+
     def send(self, tickets: list[PendingCall]) -> None:
-        """Send calls with one write."""
-        self._post(b"".join([self._conversation.encode_call(ticket) for ticket in tickets]))
+        """Send calls: one alone at once, those that come while others are in flight with one write for all."""
+        direct = self._conversation.in_flight == 0
+        self._post(b"".join([self._conversation.encode_call(ticket) for ticket in tickets]), direct=direct)
 
     async def wait_writable(self) -> None:
         """Wait until the child has read enough."""
@@ -170,13 +176,13 @@ class StdioSession:
         """Finish everything that waits."""
         self._conversation.close(problem)
 
-    def _post(self, data: bytes) -> None:
+    def _post(self, data: bytes, *, direct: bool = True) -> None:
         if self._transcode and not data.isascii():
             # Characters outside ASCII only occur in strings, where escapes mean the same in any encoding.
             text = data.decode().encode("utf-16-be")
             units = (int.from_bytes(text[at : at + 2]) for at in range(0, len(text), 2))
             data = "".join(chr(unit) if unit < 0x80 else f"\\u{unit:04x}" for unit in units).encode("ascii")
-        self._outbox.post(data)
+        self._outbox.post(data, direct=direct)
 
     def _reply(self, data: bytes) -> None:
         self._replied = min(self._replied, self._outbox.size)

@@ -81,11 +81,14 @@ class Connection:
             if session is None:
                 raise self._too_slow(timeout)
             left = max(0.0, timeout - (trio.current_time() - began))
-            ticket = PendingCall(call, backend=self.config.name, own_name=tool, timeout=left)
             part = make_part(self.config.name, "", session.listing, Naming(max_length=1 << 20))
             route = Snapshot([part]).route(Kind.TOOLS, tool)
-            ticket.as_task = route is not None and route.task
+            as_task = route is not None and route.task
+            ticket = PendingCall(call, backend=self.config.name, own_name=tool, timeout=left, as_task=as_task)
             try:
+                await session.wait_writable()
+                if not session.can_send:
+                    raise self._problem or BackendUnavailable(self.config.name, "was closed")
                 session.send([ticket])
                 outcome = await wait_outcome(ticket)
             finally:

@@ -57,24 +57,6 @@ class CallStream:
         self._answered = trio.Event()
         self._state = jsonrpc.NULL
 
-    def watch(self, ring: Callable[[], None]) -> bool:
-        """Have `ring` called when `next` would return; False if only `next` can wait for it.
-
-        It may be called at once. With `settled` this serves callers that wait for the outcome alone; `unwatch` ends it.
-        """
-        return self._ticket.watch(ring)
-
-    def unwatch(self) -> None:
-        """Undo `watch`."""
-        self._ticket.unwatch()
-
-    @property
-    def settled(self) -> Outcome | None:
-        """The outcome, if no event comes before it and the client need not be asked."""
-        outcome = self._ticket.settled
-        is_round = isinstance(outcome, InputRequired) and self.call.caller.era is Era.LEGACY
-        return None if is_round else outcome
-
     async def next(self) -> Event | Outcome | None:
         """Wait for the next event or the outcome; None if the call was closed meanwhile.
 

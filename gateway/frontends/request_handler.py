@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
+    from gateway.inflight.pending import ClientSink, PendingCall
     from gateway.jsonrpc import Message
     from gateway.router import Router
 
@@ -182,7 +183,7 @@ class RequestHandler:
             return await act(self.router, session, requests.legacy_call(message, session.caller))
         return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
 
-    def begin(self, call: Call) -> CallStream | None:
+    def begin(self, call: Call, sink: ClientSink, patience: float) -> PendingCall | None:
         """Submit a tool call without waiting; return None if that takes a task.
 
         Raises:
@@ -191,8 +192,7 @@ class RequestHandler:
         is_modern = call.caller.era is Era.MODERN
         if is_modern and ("requestState" in call.params or call.caller.log_level is not None):
             return None
-        ticket = self.router.submit_now(call)
-        return None if ticket is None else CallStream(self.router, ticket)
+        return self.router.submit_now(call, sink=sink, patience=patience)
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Record a call that its frontend has refused, as the router records its own refusals."""
@@ -221,8 +221,8 @@ class RequestHandler:
 
     # The modern era.
 
-    async def ask_modern(self, flow: CallStream, ask: ServerRequest) -> bytes | Outcome | None:
-        """Ask a modern client; return the result or outcome that ends its request, or None."""
+    async def ask_modern(self, flow: CallStream, request_id: jsonrpc.Id, ask: ServerRequest) -> bytes | Outcome | None:
+        """Ask a modern client; return the response or outcome that ends its request, or None."""
         if flow.call.method not in PARKABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
@@ -233,7 +233,7 @@ class RequestHandler:
         answer = await self.parking.park(flow, ask)
         if not isinstance(answer, bytes):
             return answer
-        return results.for_modern(InputRequired(answer), self.server_info)
+        return jsonrpc.response(request_id, results.for_modern(InputRequired(answer), self.server_info))
 
     def _resume(self, call: Call) -> bytes | CallStream | None:
         """Resume the call of a `requestState`; None if the backend is to get the call again."""
@@ -328,7 +328,13 @@ class RequestHandler:
         )
 
     def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
-        """The response to a call, and the error code if it is an error."""
+        """Return the response to a call, and the error code if it is an error."""
+        try:
+            return self._encode_outcome(call, request_id, outcome)
+        except GatewayError as exc:
+            return self.encode_error(request_id, exc, call.caller.era, call)
+
+    def _encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
         era = call.caller.era
         if isinstance(outcome, Complete):
             if era is Era.LEGACY:

@@ -18,26 +18,21 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import ANYBODY, Era, Notification, ServerRequest, StreamClosed, Withdrawn
+from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
-from gateway.frontends.completion_queue import CompletionQueue, Waiting
+from gateway.frontends.delivery import Delivery
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.frontends.modern.subscriptions import Subscription
 from gateway.frontends.notification_queue import NotificationQueue
-from gateway.frontends.request_handler import (
-    LISTEN,
-    RequestHandler,
-    encode_notice,
-    is_wanted,
-)
+from gateway.frontends.request_handler import LISTEN, RequestHandler
 from gateway.lines import READ_BYTES, BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.calls import Identity, Outcome
+    from gateway.calls import Call, Identity
     from gateway.catalog.snapshot import ListNews
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
@@ -77,8 +72,6 @@ class StdioFrontend:
         self._outbox = BufferedWriter(self._stdout)
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
-        self._waiting = CompletionQueue(self._finish_call, self._start)
-        self._in_flight.on_cancel = self._dropped
         self._batches = 0
         self._cut_off = False
         self._nursery: trio.Nursery  # of the requests; opened and left by run
@@ -93,7 +86,6 @@ class StdioFrontend:
         try:
             async with self._stdout, trio.open_nursery() as services:
                 services.start_soon(self._write)
-                services.start_soon(self._waiting.run)
                 services.start_soon(self._send_notifications)
                 services.start_soon(self._close_with_gateway)
                 async with trio.open_nursery() as self._nursery:
@@ -103,7 +95,6 @@ class StdioFrontend:
                     finally:  # when cancelled, too: these calls end as tasks do, none begins after the nursery's end
                         deadline = trio.current_time() + END_GRACE
                         self._in_flight.end_at(deadline)
-                        self._waiting.end()
                     self._ending.set()
                     self._nursery.cancel_scope.deadline = deadline + LAST_ANSWERS
                 self._cut_off = self._cut_off or self._nursery.cancel_scope.cancelled_caught
@@ -164,39 +155,35 @@ class StdioFrontend:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
         if self._is_request(message) and isinstance(message.id, int | str):
-            scope = self._open_scope(message.id)
-            if isinstance(scope, bytes):
-                self._post(scope)
-            elif message.method == "initialize" and not requests.is_modern(message):
-                self._initialize(message, message.id, scope)  # at once: what follows it needs its session
-            else:
-                self._handle_request(message, message.id, scope)
+            self._handle_request(message, message.id)
 
-    def _handle_request(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+    def _handle_request(self, message: Message, request_id: Id) -> None:
         """Submit a tool call if that needs no wait; start a task for other requests."""
-        begun: CallStream | None = None
-        is_modern = requests.is_modern(message)
         try:
-            if message.method == "tools/call" and is_modern:
-                begun = self._answers.begin(requests.modern_call(message, identity=self._identity, session=STDIO))
-            elif message.method == "tools/call" and self._session is not None:
-                begun = self._answers.begin(requests.legacy_call(message, self._session.caller))
-        except GatewayError as exc:
-            self._in_flight.remove(request_id)
-            era = Era.MODERN if is_modern else Era.LEGACY
-            self._post_response(self._answers.encode_error(request_id, exc, era)[0], request_id)
-            return
-        if begun is None:
-            self._nursery.start_soon(self._request, message, scope, None)
-        else:
-            self._waiting.add(request_id, Waiting(message, scope, begun))
-
-    def _open_scope(self, request_id: Id) -> trio.CancelScope | bytes:
-        """The scope in which a request runs, or the response that refuses it."""
-        try:
-            return self._in_flight.add(request_id)
+            self._in_flight.check(request_id)
         except (DuplicateId, Busy) as exc:
-            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+            self._post(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+            return
+        is_modern = requests.is_modern(message)
+        if message.method == "initialize" and not is_modern:
+            self._initialize(message, request_id)  # at once: what follows it needs its session
+            return
+        session = None if is_modern else self._session
+        if message.method == "tools/call" and (is_modern or session is not None):
+            try:
+                if session is None:
+                    call = requests.modern_call(message, identity=self._identity, session=STDIO)
+                else:
+                    call = requests.legacy_call(message, session.caller)
+                delivery = StdioDelivery(self, self._answers, call, request_id, session)
+                self._in_flight.replace(request_id, delivery)
+                if delivery.begin():
+                    return
+            except GatewayError as exc:
+                era = Era.MODERN if is_modern else Era.LEGACY
+                self.respond(self._answers.encode_error(request_id, exc, era)[0], request_id)
+                return
+        self._nursery.start_soon(self._request, message, self._in_flight.open_scope(request_id))
 
     def _is_request(self, message: Message) -> bool:
         """Whether a task must answer; notifications are taken in here."""
@@ -205,30 +192,42 @@ class StdioFrontend:
         handle_notification(self._answers, self._session, message, self._in_flight)
         return False
 
-    def _start(self, waiting: Waiting) -> None:
-        self._nursery.start_soon(self._request, *waiting)
+    # What the client's calls without a task do.
 
-    def _dropped(self, request_id: Id) -> None:
-        if self._waiting.drop(request_id):
-            self._in_flight.remove(request_id)
-
-    def _finish_call(self, request_id: Id, waiting: Waiting, outcome: Outcome) -> None:
-        """Answer a call that has had no task."""
+    def respond(self, response: bytes, request_id: Id) -> None:
+        """Answer a request that has had no task."""
         self._in_flight.remove(request_id)
-        try:
-            response = self._answers.encode_outcome(waiting.flow.call, request_id, outcome)[0]
-        except GatewayError as exc:
-            response = self._answers.encode_error(request_id, exc, waiting.flow.call.caller.era)[0]
-        finally:  # whatever happens, the call is in nobody's hands but these, and would hold up the drain
-            waiting.flow.close()
         self._post_response(response, request_id)
 
-    async def _request(self, message: Message, scope: trio.CancelScope, begun: CallStream | None) -> None:
-        # Neither the response nor the call is in a variable of this task: while the client does not read, the outbox
-        # alone is to hold what it gets.
-        response = self._respond(message, scope, begun)
-        del begun
-        self._post_response(await response, message.id)
+    def drop(self, request_id: Id) -> None:
+        """Forget a cancelled request that has had no task: it gets no response."""
+        self._in_flight.remove(request_id)
+
+    def start_delivery(self, delivery: StdioDelivery, stream: CallStream) -> None:
+        """Start the task of a call, in a scope that takes its place in the table."""
+        self._nursery.start_soon(self._deliver, delivery, stream, self._in_flight.open_scope(delivery.request_id))
+
+    def fail(self, problem: Exception) -> None:
+        """End this frontend because of a bug."""
+        self._nursery.start_soon(_raise, problem)
+
+    async def send(self, message: bytes) -> None:
+        """Write a message; wait while the client does not read."""
+        self._post(message)
+        await self._outbox.wait_writable()
+
+    # The tasks of requests.
+
+    async def _request(self, message: Message, scope: trio.CancelScope) -> None:
+        # The response is in no variable of this task: while the client does not read, the outbox alone holds it.
+        self._post_response(await self._respond(message, scope), message.id)
+        await self._outbox.wait_writable()
+
+    async def _deliver(self, delivery: StdioDelivery, stream: CallStream, scope: trio.CancelScope) -> None:
+        request_id = delivery.request_id
+        response = self._within(scope, request_id, delivery.call.caller.era, _response_of(delivery, stream))
+        del delivery, stream  # as above
+        self._post_response(await response, request_id)
         await self._outbox.wait_writable()
 
     def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
@@ -260,34 +259,31 @@ class StdioFrontend:
             async with trio.open_nursery() as nursery:
                 for message in messages:
                     if self._is_request(message) and isinstance(message.id, int | str):
-                        scope = self._open_scope(message.id)
-                        if isinstance(scope, bytes):
-                            responses.append(scope)
-                        else:
-                            nursery.start_soon(respond, message, scope)
+                        try:
+                            nursery.start_soon(respond, message, self._in_flight.add(message.id))
+                        except (DuplicateId, Busy) as exc:
+                            responses.append(self._answers.encode_error(message.id, exc, Era.LEGACY)[0])
             if responses:
                 self._post_response(b"[" + b",".join(responses) + b"]", None)
         finally:
             self._batches -= 1
 
-    async def _respond(
-        self, message: Message, scope: trio.CancelScope, begun: CallStream | None = None
-    ) -> bytes | None:
+    async def _respond(self, message: Message, scope: trio.CancelScope) -> bytes | None:
         """Return the response to one request; None if its client cancelled it."""
         request_id = message.id
         if not isinstance(request_id, int | str):
             return None
-        era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
+        if requests.is_modern(message):
+            return await self._within(scope, request_id, Era.MODERN, self._respond_modern(message, request_id))
+        return await self._within(scope, request_id, Era.LEGACY, self._respond_legacy(message, request_id))
+
+    async def _within(
+        self, scope: trio.CancelScope, request_id: Id, era: Era, response: Awaitable[bytes]
+    ) -> bytes | None:
+        """Return a response, or the error instead of it; None if the client cancelled the request."""
         try:
             with scope:
-                if begun is not None:
-                    return await self._finish(begun, request_id)
-                if era is Era.LEGACY:
-                    return await self._respond_legacy(message, request_id)
-                call = requests.modern_call(message, identity=self._identity, session=STDIO)
-                if call.method == LISTEN:
-                    return await self._listen(Subscription(self._answers, request_id, call))
-                return await self._finish(await self._answers.modern(call), request_id)
+                return await response
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, era)[0]
         finally:
@@ -298,12 +294,11 @@ class StdioFrontend:
             return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, text)
         return None
 
-    def _initialize(self, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+    def _initialize(self, message: Message, request_id: Id) -> None:
         """Open the process' legacy conversation (2025-11-25 basic/lifecycle)."""
         try:
             introduction = self._answers.introduce(message, self._identity)
         except GatewayError as exc:
-            self._in_flight.remove(request_id)
             self._post(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
         if self._session is not None:
@@ -312,6 +307,7 @@ class StdioFrontend:
         self._session.changes = self._changes
         self._answers.welcome(self._session)
         if self._answers.fleet.is_first_start(self._identity.scope):
+            scope = self._in_flight.open_scope(request_id)
             self._nursery.start_soon(self._answer_initialize, introduction, request_id, scope)
         else:
             self._post_initialize_result(introduction, request_id)
@@ -342,41 +338,20 @@ class StdioFrontend:
             return errors.WireError(jsonrpc.INVALID_REQUEST, text).encode(request_id)
         if self._session is None:
             return jsonrpc.response(request_id, b"{}")  # ping
-        return await self._finish(await self._answers.legacy(message, self._session), request_id)
-
-    async def _finish(self, answer: bytes | CallStream, request_id: Id) -> bytes:
-        """Wait for a call's outcome, passing its notices on as they come."""
+        session = self._session
+        answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        holder = answer.acquire()
-        try:
-            while True:
-                item = await answer.next()
-                if item is None:
-                    return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-                if isinstance(item, ServerRequest) and answer.call.caller.era is Era.MODERN:
-                    parked = await self._answers.ask_modern(answer, item)
-                    if isinstance(parked, bytes):
-                        return jsonrpc.response(request_id, parked)
-                    if parked is None:
-                        continue
-                    item = parked
-                if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
-                    return self._answers.encode_outcome(answer.call, request_id, item)[0]
-                session = self._session if answer.call.caller.era is Era.LEGACY else None
-                if isinstance(item, Notification):
-                    level = answer.level if session is None else session.log_level or meta.LOG_LEVELS[0]
-                    if is_wanted(item, level):
-                        self._post(encode_notice(item, answer.token))
-                elif session is not None and isinstance(item, ServerRequest):
-                    self._post(session.desk.request(item))
-                elif session is not None and isinstance(item, Withdrawn):
-                    cancel = session.desk.withdraw(item.ask)
-                    if cancel is not None:
-                        self._post(cancel)
-                await self._outbox.wait_writable()
-        finally:
-            answer.release_by(holder)
+        return await _response_of(StdioDelivery(self, self._answers, answer.call, request_id, session), answer)
+
+    async def _respond_modern(self, message: Message, request_id: Id) -> bytes:
+        call = requests.modern_call(message, identity=self._identity, session=STDIO)
+        if call.method == LISTEN:
+            return await self._listen(Subscription(self._answers, request_id, call))
+        answer = await self._answers.modern(call)
+        if isinstance(answer, bytes):
+            return jsonrpc.response(request_id, answer)
+        return await _response_of(StdioDelivery(self, self._answers, answer.call, request_id), answer)
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""
@@ -408,6 +383,59 @@ class StdioFrontend:
     def _changed(self, news: ListNews) -> None:
         if self._session is not None:
             self._session.notify_list_changed(news)
+
+
+class StdioDelivery(Delivery):
+    """One call of the client on stdin."""
+
+    __slots__ = ("_frontend",)
+
+    def __init__(
+        self,
+        frontend: StdioFrontend,
+        handler: RequestHandler,
+        call: Call,
+        request_id: Id,
+        session: LegacySession | None = None,
+    ) -> None:
+        super().__init__(handler, call, request_id, session)
+        self._frontend = frontend
+
+    def cancel(self, *, reason: str) -> None:
+        """Cancel the call while it has no task."""
+        self.release(reason)
+        self._frontend.drop(self.request_id)
+
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response."""
+        del code
+        self._frontend.respond(body, self.request_id)
+
+    def spawn(self, stream: CallStream) -> None:
+        """Start the task that delivers the rest."""
+        self._frontend.start_delivery(self, stream)
+
+    def disconnect(self, problem: Exception) -> None:
+        """End the frontend because of a bug."""
+        self._frontend.drop(self.request_id)
+        self._frontend.fail(problem)
+
+    async def send(self, message: bytes) -> None:
+        """Write a message."""
+        await self._frontend.send(message)
+
+
+async def _response_of(delivery: StdioDelivery, stream: CallStream) -> bytes:
+    """Deliver a call's events; return its response."""
+    response = await delivery.deliver(stream)
+    if response is None:
+        return jsonrpc.error_response(delivery.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+    return response[0]
+
+
+async def _raise(problem: Exception) -> None:
+    await trio.lowlevel.checkpoint()
+    raise problem
 
 
 @asynccontextmanager

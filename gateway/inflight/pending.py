@@ -1,20 +1,29 @@
-"""A call under way: what the face waits on, and where the backend's session puts what it hears.
+"""A pending call: one call to one backend, from the moment its backend accepts it to its outcome.
 
-One ticket travels from the face through the supervisor's channel to the session. Between two checkpoints trio is a
-lock, so all methods but `next` are plain and safe to call from any task. Whoever holds the ticket must `close` it:
-a ticket closed before its end is cancelled at the backend.
+It travels from a frontend through the supervisor's queue to the backend's session. Between two checkpoints trio is a
+lock, so all methods but `next` are plain and safe to call from any task. The frontend that submitted the call releases
+it (`Router.release`); a call that is closed before its outcome is cancelled at the backend.
+
+    queued ──> sent ──> done          queued and sent calls may be cancelled, and may wait for the client;
+      ^ └───────│───────> done        a sent call returns to the queue when it may be sent once more
+      └─────────┘
+
+The client's side is a sink or a task. A sink is called in the step in which the outcome comes; when anything else
+happens to the call (an event before the outcome, its patience ends), the sink starts a task, which waits with `next`.
 """
 
 from __future__ import annotations
 
+import enum
+import math
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from gateway.calls import Notification, StreamClosed, Withdrawn
-from gateway.errors import BackendTooSlow, Suspect
+from gateway.calls import Complete, Notification, StreamClosed, Withdrawn
+from gateway.errors import BackendTooSlow, IllegalTransition, Suspect
 from gateway.jsonrpc import INTERNAL_ERROR
 
 if TYPE_CHECKING:
@@ -25,24 +34,43 @@ if TYPE_CHECKING:
     from gateway.inflight.deadlines import Deadlines
 
 MAX_NOTICES: Final = 1_024
-"""Notices of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it. More
-than a full pipe brings at once: a client that reads all the time must not lose any of a burst (of 1,000 log messages it
-lost 654 when this was 256)."""
+"""Notifications of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it.
+More than a full pipe brings at once: a client that reads all the time must not lose any of a burst (of 1,000 log
+messages it lost 654 when this was 256)."""
 MAX_NOTICE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of them that may wait; one that is larger waits alone."""
 MAX_ASKS: Final = 16
 """Requests to the client that one call may have open at once; one more is refused."""
 
 
+class CallState(enum.StrEnum):
+    """How far a call is."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    WAITING_FOR_CLIENT = "waiting for the client"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+_ENDS: Final = frozenset({CallState.DONE, CallState.CANCELLED})
+TRANSITIONS: Final[dict[CallState, frozenset[CallState]]] = {
+    CallState.QUEUED: _ENDS | {CallState.SENT, CallState.WAITING_FOR_CLIENT},
+    CallState.SENT: _ENDS | {CallState.QUEUED, CallState.WAITING_FOR_CLIENT},
+    CallState.WAITING_FOR_CLIENT: _ENDS | {CallState.QUEUED, CallState.SENT},
+    CallState.DONE: frozenset(),
+    CallState.CANCELLED: frozenset(),
+}
+
 _numbers: Final = count(1)
 
 
 class Counted(Protocol):
-    """Somebody whose calls are counted."""
+    """A principal whose calls are counted."""
 
     @property
     def ended(self) -> bool:
-        """Whether it may have no calls any more."""
+        """Whether it may have no further calls."""
         ...
 
     def end_call(self) -> None:
@@ -50,88 +78,199 @@ class Counted(Protocol):
         ...
 
 
+class CallOwner(Protocol):
+    """The supervisor that has accepted a call. Its methods must not wait."""
+
+    def call_ended(self, pending: PendingCall) -> None:
+        """Note the end of a call; called once."""
+        ...
+
+    def take_back(self, pending: PendingCall, outcome: Outcome) -> bool:
+        """Queue a call again instead of ending it with this outcome; return whether that was done."""
+        ...
+
+
+class CallCarrier(Protocol):
+    """What has sent a call: the conversation with the backend, or the driver of the task it has become."""
+
+    def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
+        """Tell the backend to cancel the request. It must not wait."""
+        ...
+
+
+class ClientSink(Protocol):
+    """Where the client's side of a call ends. Methods must not wait; an exception goes to `fail`."""
+
+    def finish(self, pending: PendingCall, outcome: Outcome) -> None:
+        """Respond with the outcome of a call that has had no events."""
+        ...
+
+    def start_task(self, pending: PendingCall) -> None:
+        """Start the task that reads the call with `next` from now on."""
+        ...
+
+    def fail(self, problem: Exception) -> None:
+        """End the client's connection because of a bug in `finish` or `start_task`."""
+        ...
+
+
 class PendingCall:
-    """One call to one backend: the events on its way, its outcome and its deadline."""
+    """One call to one backend: its state, the events before its outcome, the outcome and the deadline.
+
+    `number` tells it from all others of this process, in logs and in the tree of pending calls; `request_id` is its id at
+    the backend; `as_task` says that it is sent as one that becomes the task `task_id`; `dropped` counts notifications
+    that its client was too slow for.
+    """
 
     __slots__ = (
         "_asks",
+        "_carrier",
+        "_deadlines",
         "_event",
         "_events",
+        "_latest",
         "_notice_bytes",
         "_notices",
+        "_owner",
+        "_patient_until",
+        "_publish",
+        "_sink",
         "as_task",
         "backend",
         "call",
-        "closed",
         "counted",
         "deadline",
-        "deadlines",
         "dropped",
-        "latest",
         "number",
-        "on_close",
-        "on_end",
-        "on_ring",
         "opened_at",
         "outcome",
         "own_name",
-        "publish",
-        "retry",
+        "request_id",
+        "state",
         "task_id",
         "timeout",
+        "was_resent",
     )
 
-    def __init__(self, call: Call, *, backend: str, own_name: str, timeout: float) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *,
+        backend: str,
+        own_name: str,
+        timeout: float,
+        max_time: float | None = None,
+        as_task: bool = False,
+        deadlines: Deadlines | None = None,
+        counted: Counted | None = None,
+        publish: Callable[[PendingCall, Outcome], Outcome] | None = None,
+        sink: ClientSink | None = None,
+        patience: float = math.inf,
+    ) -> None:
+        """Make a queued call.
+
+        Args:
+            call: the client's request.
+            backend: the name of the backend that owns it.
+            own_name: what the backend calls the tool, prompt or resource.
+            timeout: seconds until its deadline; a request to the client starts them again.
+            max_time: where given, progress starts them again too, up to this many seconds in all.
+            as_task: whether the backend does this only as a task.
+            deadlines: what notices that the deadline has passed; None: `next` does.
+            counted: the principal whose calls are counted.
+            publish: returns the outcome with its URIs as clients know them.
+            sink: takes the outcome; None: a task waits with `next`.
+            patience: seconds without an outcome after which the sink starts its task.
+        """
         self.number = next(_numbers)
-        """What tells this call from all others of this run, in logs and where people look at what is under way."""
+        self.state = CallState.QUEUED
         self.call = call
         self.backend = backend
         self.own_name = own_name
-        self.opened_at = trio.current_time()
+        self.opened_at = now = trio.current_time()
         self.timeout = timeout
-        self.deadline = self.opened_at + timeout
-        self.latest: float | None = None
-        """Where the call may last so long but no longer, and progress starts its time anew (`max_call_time`)."""
-        self.deadlines: Deadlines | None = None
-        """Set by the router: who rings when the deadline has passed."""
+        self.deadline = now + timeout
+        self._latest = None if max_time is None else now + max(max_time, timeout)
         self.outcome: Outcome | None = None
-        self.closed = False
-        self.counted: Counted | None = None
-        """Set by the router where the calls of its caller are counted: to be told once that it is over."""
+        self.counted = counted
         self.dropped = 0
-        self.on_close: Callable[[PendingCall, str], None] | None = None
-        """Set by the session that has sent the call: tells the backend that nobody waits any more."""
-        self.on_end: Callable[[PendingCall], None] | None = None
-        """Set by the owner of the backend: called once when the call has ended, by whatever."""
-        self.retry: Callable[[PendingCall, Outcome], bool] | None = None
-        """Set where the call may be sent once more: takes it over, if the outcome is such, and says whether it did."""
-        self.on_ring: Callable[[], None] | None = None
-        """Set by `watch`."""
-        self.publish: Callable[[PendingCall, Outcome], Outcome] | None = None
-        """Set by the router where the outcome may hold URIs that its client knows under other names."""
-        self.as_task = False
-        """Whether the backend does this only as a task, which `gateway.backends.session.tasks` then drives."""
+        self.as_task = as_task
+        self.request_id = 0
         self.task_id = ""
-        """The task that the backend has made of it."""
+        self.was_resent = False
+        self._owner: CallOwner | None = None
+        self._carrier: CallCarrier | None = None
+        self._publish = publish
+        self._sink = sink
+        self._patient_until = now + patience
         self._events: deque[Event] | None = None
         self._notices = self._notice_bytes = 0
         self._asks: list[ServerRequest] = []
         self._event: trio.Event | None = None
+        self._deadlines = deadlines
+        if sink is not None and deadlines is not None:
+            deadlines.add(self)
+
+    def _to(self, new: CallState) -> None:
+        """The one place where the state changes."""
+        if new not in TRANSITIONS[self.state]:
+            text = f"a call that is {self.state} cannot become {new}"
+            raise IllegalTransition(text)
+        self.state = new
 
     @property
     def over(self) -> bool:
-        """Whether nobody needs the backend's answer any more."""
-        return self.closed or self.outcome is not None
+        """Whether the backend's answer is of no use to the client: it is done or cancelled."""
+        return self.state in _ENDS
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the backend has the request."""
+        return self._carrier is not None
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the backend has sent nothing about the call, so that it may be sent once more."""
+        return self._events is None and not self._asks
+
+    @property
+    def wakes_at(self) -> float:
+        """When `wake_expired` is due: at the deadline, or when the sink's patience ends."""
+        return self.deadline if self._sink is None else min(self.deadline, self._patient_until)
 
     def as_suspect(self) -> Suspect:
         """The call as one that its backend may have died of."""
         return Suspect(self.number, self.own_name or self.call.method, self.call.caller.origin)
 
-    def notify(self, notice: Notification) -> None:
-        """Hand over a notification, in order; dropped after the end, and the oldest is dropped when full."""
+    # The way to the backend.
+
+    def queued(self, owner: CallOwner) -> None:
+        """Note which supervisor has accepted the call."""
+        self._owner = owner
+
+    def sent(self, carrier: CallCarrier, request_id: int, *, as_task: bool = False, task_id: str = "") -> None:
+        """Note what carries the request now: it was sent, sent as a task, or has become one."""
+        if self.state is not CallState.SENT:
+            self._to(CallState.SENT)
+        self._carrier = carrier
+        self.request_id = request_id
+        self.as_task = as_task
+        self.task_id = task_id
+
+    def extend(self, seconds: float | None = None) -> None:
+        """Start the deadline again, with the call's own timeout (within `max_time`) or this many seconds."""
+        deadline = trio.current_time() + (self.timeout if seconds is None else seconds)
+        if self._latest is not None and seconds is None:
+            deadline = min(deadline, self._latest)
+        self.deadline = max(self.deadline, deadline)
+
+    # The way back: events before the outcome.
+
+    def notify(self, notification: Notification) -> None:
+        """Add a notification, in order; dropped after the end, and the oldest is dropped when too many wait."""
         if self.over:
             return
-        size = _size(notice)
+        size = _size(notification)
         while (
             self._events
             and self._notices
@@ -144,13 +283,13 @@ class PendingCall:
             self._notice_bytes -= _size(oldest)
             self.dropped += 1
         self._notice_bytes += size
-        if self.latest is not None and notice.method == "notifications/progress":
+        if self._latest is not None and notification.method == "notifications/progress":
             self.extend()
         self._notices += 1
-        self._put(notice)
+        self._put(notification)
 
     def ask(self, ask: ServerRequest) -> None:
-        """Hand over a request to the client; refused after the end, and when too many are open."""
+        """Add a request to the client; refused after the end, and when too many are open."""
         self._asks = [one for one in self._asks if not one.settled]
         if self.over:
             ask.refuse(INTERNAL_ERROR, "the call that this belongs to has ended")
@@ -158,151 +297,142 @@ class PendingCall:
             ask.refuse(INTERNAL_ERROR, f"{MAX_ASKS} requests to the client are open for this call")
         else:
             self._asks.append(ask)
+            ask.observe(self._client_answered)
             self.extend()
+            if self.state is not CallState.WAITING_FOR_CLIENT:
+                self._to(CallState.WAITING_FOR_CLIENT)
             self._put(ask)
 
+    def _client_answered(self) -> None:
+        if self.state is CallState.WAITING_FOR_CLIENT and all(ask.settled for ask in self._asks):
+            self._to(CallState.SENT if self._carrier is not None else CallState.QUEUED)
+
     def withdraw_ask(self, ask: ServerRequest) -> None:
-        """Tell whoever shows the request that no answer is needed."""
+        """Tell the client that the request needs no answer."""
         if not ask.settled and not self.over:
             self._put(Withdrawn(ask))
 
     def close_stream(self, retry_ms: int) -> None:
-        """Tell the client to come back later for the rest; one that has not been told yet is told once."""
+        """Tell the client to come back later for the rest; said once until the client has been told."""
         if not self.over and not any(isinstance(event, StreamClosed) for event in self._events or ()):
             self._put(StreamClosed(retry_ms))
-
-    def extend(self) -> None:
-        """Start the deadline anew: somebody is being asked, and people take their time, or there is progress."""
-        deadline = trio.current_time() + self.timeout
-        if self.latest is not None:
-            deadline = min(deadline, self.latest)
-        self.deadline = max(self.deadline, deadline)
-
-    def limit(self, timeout: float, longest: float | None) -> None:
-        """Set another time for the call, and the longest that it may take however often that starts anew."""
-        self.timeout = timeout
-        self.deadline = self.opened_at + timeout
-        if longest is not None:
-            self.latest = self.opened_at + max(longest, timeout)
-
-    @property
-    def is_waiting_for_client(self) -> bool:
-        """Whether the backend has asked the client something that is not answered."""
-        return any(not ask.settled for ask in self._asks)
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing of the call has been heard: to send it once more is to send it for the first time."""
-        return self._events is None and not self._asks
 
     def _put(self, event: Event) -> None:
         if self._events is None:
             self._events = deque()
         self._events.append(event)
-        self.wake()
+        self._wake()
+
+    # The end.
 
     def finish(self, outcome: Outcome) -> None:
-        """Hand over the end; only the first counts."""
+        """End the call with the backend's outcome; only the first end counts."""
         if self.over:
             return
-        if self.retry is not None and self.retry(self, outcome):
+        if type(outcome) is not Complete and self._owner is not None and self._owner.take_back(self, outcome):
+            self._carrier, self.was_resent = None, True
+            self._to(CallState.QUEUED)
             return
-        self.outcome = outcome if self.publish is None else self.publish(self, outcome)
-        self._end()
+        self._end(CallState.DONE, outcome if self._publish is None else self._publish(self, outcome))
 
-    def _end(self) -> None:
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end(self)
-        self.wake()
+    def abandon(self, problem: GatewayError, reason: str) -> None:
+        """End the call with the gateway's own error; the backend is told to cancel it, with `reason`."""
+        if not self.over:
+            self._end(CallState.DONE, problem, reason)
 
-    def wake(self) -> None:
-        """Have whoever waits look: there is an event, the outcome or the end, or the deadline has passed."""
-        if self.on_ring is not None:
-            self.on_ring()
-        if self._event is not None:
+    def close(self, reason: str = "the client cancelled the request") -> None:
+        """Cancel the call at its backend, without an outcome; nothing if it has ended. Safe to repeat."""
+        if not self.over:
+            self._sink, sink = None, self._sink  # a cancelled request gets no response
+            if sink is not None and self._deadlines is not None:
+                self._deadlines.discard(self)
+            self._events = None  # nothing may follow a cancel
+            self._end(CallState.CANCELLED, None, reason)
+
+    def _end(self, state: CallState, outcome: Outcome | None, cancel_reason: str | None = None) -> None:
+        """Set the outcome, notify backend (with a reason to cancel), owner and client, in this order."""
+        self._to(state)
+        self.outcome = outcome
+        if cancel_reason is not None:
+            for ask in self._asks:
+                ask.refuse(INTERNAL_ERROR, cancel_reason)
+            if self._carrier is not None:
+                self._carrier.withdraw(self.request_id, self, cancel_reason)
+        self._asks = []  # each refers to this call: the collector seldom runs
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.call_ended(self)
+        sink = self.detach_sink()
+        if sink is None or outcome is None:
+            self._wake()
+            return
+        try:
+            sink.finish(self, outcome)
+        except Exception as exc:  # noqa: BLE001 - a bug on one client's side must not end the backend's reader
+            sink.fail(exc)
+
+    # The client's side.
+
+    def detach_sink(self) -> ClientSink | None:
+        """Let a task read the call from now on; return the sink that it had."""
+        sink, self._sink = self._sink, None
+        if sink is not None and self._deadlines is not None:
+            self._deadlines.discard(self)
+        return sink
+
+    def _wake(self) -> None:
+        """Have the client's side look at the call, in its task; a sink starts one."""
+        sink = self.detach_sink()
+        if sink is not None:
+            try:
+                sink.start_task(self)
+            except Exception as exc:  # noqa: BLE001 - as above
+                sink.fail(exc)
+        elif self._event is not None:
             self._event.set()
 
-    def watch(self, ring: Callable[[], None]) -> bool:
-        """Have `ring` called when `next` would have something; it must not wait. False if nobody keeps deadlines."""
-        if self.deadlines is None or not self.deadlines.is_kept:
+    def wake_expired(self) -> None:
+        """End the call if its deadline has passed; otherwise have its client's side look at it."""
+        if not self._check_deadline():
+            self._wake()
+
+    def _check_deadline(self) -> bool:
+        if self.over or trio.current_time() < self.deadline:
             return False
-        self.on_ring = ring
-        self.deadlines.add(self)
-        if self._events or self.over:
-            ring()
+        waited = self.deadline - self.opened_at
+        problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
+        self.abandon(problem, "the gateway's deadline passed")
         return True
 
-    def unwatch(self) -> None:
-        """Undo `watch`."""
-        self.on_ring = None
-        if self.deadlines is not None:
-            self.deadlines.discard(self)
-
-    @property
-    def settled(self) -> Outcome | None:
-        """The outcome, if there is no event before it."""
-        return None if self._events else self.outcome
-
     async def next(self) -> Event | Outcome | None:
-        """Wait for the next event or, behind all events, the outcome; None if the ticket was closed meanwhile.
+        """Wait for the next event or, behind all events, the outcome; None if the call was closed meanwhile.
 
-        The call's deadline is kept here: when it passes, the outcome is `BackendTooSlow` and the backend is told to
-        stop. Cancelling the wait leaves the ticket open; `close` it then.
+        When the call's deadline passes, the outcome is `BackendTooSlow` and the backend is told to cancel. Cancelling
+        the wait leaves the call open; `close` it then.
         """
         while True:
-            if not self.over and trio.current_time() >= self.deadline:  # also while events keep coming
-                waited = self.deadline - self.opened_at
-                problem = BackendTooSlow(self.backend, f"did not answer within {waited:g} s (call_timeout)")
-                self.abandon(problem, "the gateway's deadline passed")
+            self._check_deadline()  # also while events keep coming
             if self._events:
                 first = self._events.popleft()
                 if isinstance(first, Notification):
                     self._notices -= 1
                     self._notice_bytes -= _size(first)
                 return first
-            if self.outcome is not None:
+            if self.over:
                 return self.outcome
-            if self.closed:
-                return None
             event = self._event = trio.Event()
-            if self.deadlines is None or not self.deadlines.is_kept:
+            deadlines = self._deadlines
+            if deadlines is None or not deadlines.is_running:
                 with trio.move_on_at(self.deadline):
                     await event.wait()
                 continue
-            self.deadlines.add(self)
+            deadlines.add(self)
             try:
                 await event.wait()
             finally:
-                if self._event is event:  # else another task has begun to wait meanwhile, whose deadline holds on
-                    self.deadlines.discard(self)
-
-    def close(self, reason: str = "the client cancelled the request") -> None:
-        """Let go of the call; if it has not ended, its backend is told to cancel it. Safe to call twice."""
-        if self.closed:
-            return
-        unfinished = self.outcome is None
-        self.closed = True
-        if unfinished:
-            self._events = None  # nothing may follow a cancel
-            self._withdraw(reason)
-        self._end()
-
-    def abandon(self, problem: GatewayError, reason: str) -> None:
-        """End the call with the gateway's own verdict; the backend is told to cancel it, with `reason`."""
-        if self.over:
-            return
-        self.outcome = problem
-        self._withdraw(reason)
-        self._end()
-
-    def _withdraw(self, reason: str) -> None:
-        withdraw, self.on_close = self.on_close, None
-        for ask in self._asks:
-            ask.refuse(INTERNAL_ERROR, reason)
-        if withdraw is not None:
-            withdraw(self, reason)
+                if self._event is event:  # otherwise another task waits by now, for which the deadline still holds
+                    deadlines.discard(self)
 
 
-def _size(notice: Notification) -> int:
-    return sum(len(memoryview(span)) for span in notice.params.values())
+def _size(notification: Notification) -> int:
+    return sum(len(memoryview(span)) for span in notification.params.values())

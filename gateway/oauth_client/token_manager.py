@@ -121,7 +121,7 @@ class TokenManager:
         settings = self.config.oauth
         if settings is not None:
             for ticket in tickets:  # people take their time
-                ticket.deadline = max(ticket.deadline, trio.current_time() + settings.login_timeout)
+                ticket.extend(settings.login_timeout)
         return await self._join(_Renewal(challenge, used, BY_PERSON, tickets))
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway.config import NEVER_RESTART
+from gateway.errors import IllegalTransition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +48,6 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 
 LISTED: Final = frozenset({State.STARTING, State.READY, State.BACKOFF})
 """States in which a backend's last-good entries are listed: it is there, or only briefly away."""
-
-
-class IllegalTransition(AssertionError):
-    """A bug: the supervisor tried a step that the table does not have."""
 
 
 def check(old: State, new: State) -> State:

@@ -136,18 +136,17 @@ class CallLimits:
         self._crash: BackendExited | None = None
         self._config = config
         self._name = config.name
-        self.retimes = bool(config.tool_timeouts) or config.max_call_time is not None
-        """Whether calls have other times than the server's `call_timeout`."""
         self.limits = self.breaker is not None or self._bucket is not None
         """Whether there is anything to ask at all."""
 
-    def set_times(self, ticket: PendingCall) -> None:
-        """Give a call the time that its tool has, and the bound that holds however much progress there is."""
-        config, timeout = self._config, ticket.timeout
-        if ticket.call.method == "tools/call":
-            globs = config.tool_timeouts.items()
-            timeout = next((seconds for glob, seconds in globs if fnmatchcase(ticket.own_name, glob)), timeout)
-        ticket.limit(timeout, config.max_call_time)
+    def timeout(self, method: str, own_name: str) -> float:
+        """Return the timeout of a call: its tool's own, else the server's."""
+        config = self._config
+        if config.tool_timeouts and method == "tools/call":
+            for glob, seconds in config.tool_timeouts.items():
+                if fnmatchcase(own_name, glob):
+                    return seconds
+        return config.call_timeout
 
     def blame(self, crash: BackendExited, now: float) -> None:
         """Count a crash, once, to the client of the call that was sent last, if there was any."""

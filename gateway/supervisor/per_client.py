@@ -51,9 +51,9 @@ class ClientSupervisor(Supervisor):
         works_for(backend=self.name)  # the task was started by a client's
         await super().run()
 
-    def call_ended(self, ticket: PendingCall) -> None:
+    def call_ended(self, pending: PendingCall) -> None:
         """Note that a call has ended; where it was the only one, nothing is started for it any more."""
-        super().call_ended(ticket)
+        super().call_ended(pending)
         if self.alone and self.state in {State.STARTING, State.BACKOFF}:
             self.stop()
 
@@ -71,22 +71,22 @@ class PerClientSupervisors(Supervisor):
         super().__init__(config, opener, events, **further)
         self._private: dict[object, ClientSupervisor] = {}
 
-    def submit(self, ticket: PendingCall) -> None:
+    def submit(self, pending: PendingCall) -> None:
         """Put a call into the queue of its client's session; see `Supervisor.submit`.
 
         Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
         """
-        if ticket.call.method in _WATCHING:
-            super().submit(ticket)
+        if pending.call.method in _WATCHING:
+            super().submit(pending)
             return
-        self.gate.check_strikes(ticket, ticket.opened_at)  # before a session is made for it
-        key = self._key(ticket.call.caller)
+        self.gate.check_strikes(pending, pending.opened_at)  # before a session is made for it
+        key = self._key(pending.call.caller)
         private = self._private.get(key)
         if private is None:
             if self._stopping.is_set():
                 raise BackendUnavailable(self.name, "was stopped")
-            private = self._make(key, ticket.call.caller)
-        private.submit(ticket)
+            private = self._make(key, pending.call.caller)
+        private.submit(pending)
 
     def _key(self, caller: Caller) -> object:
         """Who shares a session: an anonymous modern request over HTTP shares one with nobody."""

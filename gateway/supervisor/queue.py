@@ -1,17 +1,16 @@
-"""The calls that wait for one backend: a bounded channel, and the calls to retry.
+"""The calls that wait for one backend: a bounded queue, which only the supervisor's own task empties.
 
-A full queue drops its cancelled calls before it refuses one. The supervisor's own task holds both ends (`with queue`)
-and takes batches out; callers only put calls in, and never wait.
-
-A call is retried because the backend died before it sent anything about it, and only for tools whose annotations say
-that a second call has no further effect (`retry` in the config). Retries are bounded by what a session may work on at
-once: only the calls of a session that has died are kept, until the next start is due.
+A full queue drops its cancelled calls before it refuses one. A call that was sent returns to the queue, in its old
+order and whether or not there is room, when its session died before it took the call, or when the backend died before
+it sent anything about the call and the tool's annotations say that a second call has no further effect (`retry` in the
+config). Those are bounded by what a session may work on at once.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+import math
+from collections import deque
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -20,7 +19,7 @@ from gateway.catalog.kinds import Kind
 from gateway.errors import BackendExited, BackendUnavailable, Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from gateway.calls import Outcome
     from gateway.catalog.listing import Listing
@@ -45,129 +44,82 @@ def may_repeat(tool: bytes) -> bool:
     return hints is not None and (hints.readOnlyHint is True or hints.idempotentHint is True)
 
 
-class RetryQueue:
-    """The calls of one backend that wait to be sent once more."""
-
-    def __init__(self) -> None:
-        self.kept: list[PendingCall] = []
-
-    def add(self, ticket: PendingCall, outcome: Outcome, listing: Listing | None) -> bool:
-        """Keep a call with this outcome, if it may be sent once more; returns whether it is kept."""
-        if not isinstance(outcome, BackendExited) or ticket.call.method != "tools/call" or listing is None:
-            return False
-        if not ticket.is_untouched or ticket.task_id:
-            return False
-        tools = listing.items.get(Kind.TOOLS, ())
-        if not any(tool.own == ticket.own_name and may_repeat(tool.raw) for tool in tools):
-            return False
-        ticket.retry = None  # once
-        self.kept.append(ticket)
-        return True
-
-    def pop_all(self) -> list[PendingCall]:
-        """All of them; they are kept no longer."""
-        kept, self.kept = self.kept, []
-        return [ticket for ticket in kept if not ticket.over]
+def may_resend(pending: PendingCall, outcome: Outcome, listing: Listing | None) -> bool:
+    """Whether a call that would end with this outcome may be sent once more."""
+    if not isinstance(outcome, BackendExited) or pending.call.method != "tools/call" or listing is None:
+        return False
+    if pending.was_resent or not pending.is_untouched or pending.task_id:
+        return False
+    tools = listing.items.get(Kind.TOOLS, ())
+    return any(tool.own == pending.own_name and may_repeat(tool.raw) for tool in tools)
 
 
 class CallQueue:
-    """One backend's queue; a context manager that closes both ends of its channel."""
+    """The queue of one backend, first in first out."""
 
     def __init__(self, size: int) -> None:
-        self.repeats = RetryQueue()
-        # Counted here, since a call that the channel has just handed to the pump is in no count of the channel's.
-        self._waiting = 0
-        self._send, self._receive = trio.open_memory_channel["PendingCall"](size)
-        self._ends = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._ends.enter_context(self._send)
-        self._ends.enter_context(self._receive)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._ends.close()
+        self._size = size
+        self._calls: deque[PendingCall] = deque()
+        self._arrived = trio.Event()
 
     def __len__(self) -> int:
-        """Calls that wait."""
-        return self._waiting
+        """Calls that wait, cancelled ones included."""
+        return len(self._calls)
 
-    def put_nowait(self, ticket: PendingCall) -> None:
-        """Put a call in; in a full queue, cancelled ones make room.
+    def put(self, pending: PendingCall) -> None:
+        """Add a call; in a full queue, cancelled ones make room.
 
         Raises:
             trio.WouldBlock: the queue is full of calls that are wanted.
         """
-        try:
-            self._send.send_nowait(ticket)
-        except trio.WouldBlock:
-            self.tidy()
-            self._send.send_nowait(ticket)
-        self._waiting += 1
+        if len(self._calls) >= self._size and self.tidy() >= self._size:
+            raise trio.WouldBlock
+        self._calls.append(pending)
+        self._arrived.set()
+
+    def put_back(self, *calls: PendingCall) -> None:
+        """Return calls that were taken out, to where they were."""
+        self._calls = deque(sorted([*calls, *self._calls], key=lambda pending: pending.number))
+        self._arrived.set()
 
     def tidy(self) -> int:
-        """Take out the calls that were cancelled meanwhile; returns how many are left, in their order."""
-        queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
-        wanted = [one for one in queued if not one.over]
-        self._waiting -= len(queued) - len(wanted)
-        for one in wanted:
-            self._send.send_nowait(one)
-        return len(wanted)
+        """Drop the calls that were cancelled meanwhile; return how many are left."""
+        self._calls = deque(pending for pending in self._calls if not pending.over)
+        return len(self._calls)
 
-    async def next_batch(self, in_flight: int, most: int) -> list[PendingCall]:
-        """Wait for a call, and take as many more as are there and fit below `most`; those cancelled are left out."""
-        batch = [await self._receive.receive()]
-        while len(batch) + in_flight < most:
-            try:
-                batch.append(self._receive.receive_nowait())
-            except trio.WouldBlock:
-                break
-        self._waiting -= len(batch)
-        return [ticket for ticket in batch if not ticket.over]
+    async def wait(self) -> None:
+        """Wait until there is a call."""
+        while not self._calls:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
 
-    def repeat(self) -> Iterable[tuple[PendingCall, bool]]:
-        """Put the calls that are to be sent once more back in; each with whether there was room for it."""
-        for ticket in self.repeats.pop_all():
-            try:
-                self.put_nowait(ticket)
-            except trio.WouldBlock:
-                yield ticket, False
-            else:
-                yield ticket, True
-
-    def pop_all(self) -> Iterator[PendingCall]:
-        """Take out everything that waits and is still wanted."""
-        yield from self.repeats.pop_all()
-        while True:
-            try:
-                ticket = self._receive.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel):
-                return
-            self._waiting -= 1
-            if not ticket.over:
-                yield ticket
+    def take(self, limit: float) -> list[PendingCall]:
+        """Take out at most so many calls; cancelled ones are dropped."""
+        batch: list[PendingCall] = []
+        while self._calls and len(batch) < limit:
+            pending = self._calls.popleft()
+            if not pending.over:
+                batch.append(pending)
+        return batch
 
     def recheck(self, check: Callable[[PendingCall], None]) -> None:
-        """End every call that waits and may not pass any more; `check` raises Busy for it."""
-        queued = [self._receive.receive_nowait() for _ in range(self._send.statistics().current_buffer_used)]
-        for ticket in (*self.repeats.kept, *queued):
+        """End every call that may not pass any longer; `check` raises Busy for it."""
+        for pending in tuple(self._calls):
             try:
-                check(ticket)
+                check(pending)
             except Busy as exc:
-                ticket.finish(exc)
-        for ticket in queued:
-            self._send.send_nowait(ticket)
+                pending.finish(exc)
         self.tidy()
 
     def finish_all(self, outcome: Outcome) -> None:
         """End everything that waits with this outcome."""
-        for ticket in self.pop_all():
-            ticket.finish(outcome)
+        for pending in self.take(math.inf):
+            pending.finish(outcome)
 
-    def hand_over(self, take: Callable[[PendingCall], None]) -> None:
+    def hand_over(self, submit: Callable[[PendingCall], None]) -> None:
         """Give everything that waits to `Supervisor.submit` of another backend; what it refuses ends so."""
-        for ticket in self.pop_all():
+        for pending in self.take(math.inf):
             try:
-                take(ticket)
+                submit(pending)
             except (BackendUnavailable, Busy) as exc:
-                ticket.finish(exc)
+                pending.finish(exc)

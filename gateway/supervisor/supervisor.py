@@ -26,7 +26,7 @@ from gateway.supervisor.health import Relister, ping_periodically
 from gateway.supervisor.history import CallStats
 from gateway.supervisor.lifecycle import LISTED, Backoff, State, Status, check
 from gateway.supervisor.limits import CallLimits
-from gateway.supervisor.queue import CallQueue
+from gateway.supervisor.queue import CallQueue, may_resend
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class Supervisor:
 
     # What other tasks may call. None of it waits.
 
-    def submit(self, ticket: PendingCall) -> None:
-        """Put a call into the backend's queue; it waits there, within its own deadline, until the backend takes it.
+    def submit(self, pending: PendingCall) -> None:
+        """Send a call where nothing is queued and a slot is free; else queue it, within its own deadline.
 
         Raises:
             BackendUnavailable: the backend has failed, is stopped or draining, or its circuit breaker is open.
@@ -120,44 +120,51 @@ class Supervisor:
         """
         gate = self.gate
         if gate.strikes:
-            gate.check_strikes(ticket, ticket.opened_at)
+            gate.check_strikes(pending, pending.opened_at)
         self.request_start()
         if not self.offered:
             reason = self.last_error or "it was stopped"
             raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
         if gate.limits:
-            gate.admit(ticket, ticket.opened_at)
-        if gate.retimes:
-            gate.set_times(ticket)
+            gate.admit(pending, pending.opened_at)
+        session = self._session if self.state is State.READY and not self._queue else None
+        if session is not None and session.in_flight < self.config.max_concurrency and session.can_send:
+            pending.queued(self)
+            session.send([pending])
+            return
         try:
-            self._queue.put_nowait(ticket)
+            self._queue.put(pending)
         except trio.WouldBlock:
-            gate.ended(ticket, None, ticket.opened_at)
+            gate.ended(pending, None, pending.opened_at)
             text = (
                 f"backend {self.name!r} is busy: {self.in_flight} calls in flight and {self.queued} queued"
                 " (max_concurrency, queue_size); try again"
             )
             raise Busy(text) from None
-        ticket.on_end = self.call_ended
-        if self.config.retry:
-            ticket.retry = self._apply_listing
+        pending.queued(self)
 
-    def call_ended(self, ticket: PendingCall) -> None:
+    def call_ended(self, pending: PendingCall) -> None:
         """Note that a call has ended, by whatever."""
         now = trio.current_time()
-        if isinstance(ticket.outcome, BackendExited):
-            self.gate.blame(ticket.outcome, now)  # at once: its client may call again before the session is closed
-        self.history.ended(ticket, now - ticket.opened_at)
+        if isinstance(pending.outcome, BackendExited):
+            self.gate.blame(pending.outcome, now)  # at once: its client may call again before the session is closed
+        self.history.ended(pending, now - pending.opened_at)
         if (strikes := self.gate.strikes) or not self._has_served:
-            is_answered = not isinstance(ticket.outcome, (GatewayError, NoneType))
+            is_answered = not isinstance(pending.outcome, (GatewayError, NoneType))
             self._has_served = self._has_served or is_answered
             if strikes and is_answered:
-                strikes.answered(ticket.call.caller.origin)
+                strikes.answered(pending.call.caller.origin)
         if self.gate.limits:
-            self.gate.ended(ticket, ticket.outcome, now)
+            self.gate.ended(pending, pending.outcome, now)
 
-    def _apply_listing(self, ticket: PendingCall, outcome: Outcome) -> bool:
-        return not self._stopping.is_set() and self._queue.repeats.add(ticket, outcome, self.listing)
+    def take_back(self, pending: PendingCall, outcome: Outcome) -> bool:
+        """Queue a call again whose backend died, if it may be sent once more (`retry`)."""
+        if not self.config.retry or self._stopping.is_set() or not may_resend(pending, outcome, self.listing):
+            return False
+        sent = {"event": "call_resent", "backend": self.name, "call": pending.number}
+        log.info("backend %r: %s is sent once more", self.name, pending.own_name, extra=sent)
+        self._queue.put_back(pending)
+        return True
 
     def request_start(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
@@ -311,25 +318,24 @@ class Supervisor:
 
     async def run(self) -> None:
         """Own the backend until `stop`; returns when its session is closed and nobody waits for it any more."""
-        with self._queue:
-            try:
-                if self.config.start == "lazy" and self.listing is not None:
-                    self.settled.set()
-                    await self._kicked.wait()
-                # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
-                while not self._stopping.is_set():
-                    delay = await self._live()
-                    if self.is_over(delay):
-                        break
-                    await self._wait_backoff(delay)
-            finally:
-                self.ended = True
-                self._to(State.DRAINING)
-                if self._successor is None:
-                    self._queue.finish_all(BackendUnavailable(self.name, "was stopped"))
-                else:
-                    self._queue.hand_over(self.heir.submit)
-                self._to(State.STOPPED)
+        try:
+            if self.config.start == "lazy" and self.listing is not None:
+                self.settled.set()
+                await self._kicked.wait()
+            # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
+            while not self._stopping.is_set():
+                delay = await self._live()
+                if self.is_over(delay):
+                    break
+                await self._wait_backoff(delay)
+        finally:
+            self.ended = True
+            self._to(State.DRAINING)
+            if self._successor is None:
+                self._queue.finish_all(BackendUnavailable(self.name, "was stopped"))
+            else:
+                self._queue.hand_over(self.heir.submit)
+            self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
         """Whether no other session is to follow, though nobody has asked for the end; never, for a shared backend."""
@@ -381,7 +387,7 @@ class Supervisor:
         if isinstance(problem, BackendExited) and problem.suspects:
             self.gate.blame(problem, now := trio.current_time())
             self._tries_again = self.config.restart != NEVER_RESTART
-            self._queue.recheck(lambda ticket: self.gate.check_strikes(ticket, now))
+            self._queue.recheck(lambda pending: self.gate.check_strikes(pending, now))
         delay = None
         if not isinstance(problem, BackendUnfit):  # another start does not help where the config itself is at fault
             delay = self._backoff.failed(healthy_for, has_served=self._has_served)
@@ -394,11 +400,6 @@ class Supervisor:
             restart = {"event": "backend_restart", "retry_in": round(delay, 3), **fields}
             log.warning("backend %r: %s; next start in %.1f s", self.name, self.last_error, delay, extra=restart)
             self._to(State.BACKOFF)
-            for ticket, has_room in self._queue.repeat():
-                sent = {"event": "call_resent", "backend": self.name, "call": ticket.number}
-                log.info("backend %r: %s is sent once more", self.name, ticket.own_name, extra=sent)
-                if not has_room:
-                    ticket.finish(BackendExited(self.name, f"{self.last_error}, and its queue is full"))
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
@@ -461,17 +462,20 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _pump(self, session: Session) -> None:
-        """Move calls from the channel to the session, as many at once as `max_concurrency` and the transport allow."""
-        most = self.config.max_concurrency
+        """Move calls from the queue to the session, as many at once as `max_concurrency` and the transport allow."""
         while True:
-            while session.in_flight >= most:
+            if session.in_flight >= self.config.max_concurrency:
                 await self._freed.park()
-            wanted = await self._queue.next_batch(session.in_flight, most)
-            if wanted:
-                session.send(wanted)
+            elif not self._queue:
+                await self._queue.wait()
+            elif not session.can_send:
                 await session.wait_writable()
+                if not session.can_send:
+                    await trio.sleep_forever()  # it has ended, which ends this task; its successor gets the calls
+            elif batch := self._queue.take(self.config.max_concurrency - session.in_flight):
+                session.send(batch)
             else:
-                self.freed()  # the drain may be waiting for the queue to empty
+                self.freed()  # all were cancelled; the drain may be waiting for the queue to empty
 
     def _relisted(self, listing: Listing) -> None:
         self.listing = listing

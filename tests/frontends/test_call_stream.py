@@ -59,7 +59,7 @@ async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: 
     assert bytes(again.call.params["requestState"]) == json.dumps(state).encode()  # byte by byte
     assert again.call.progress_token == "t"
     assert params_of(ticket) == {"name": "x", "arguments": {"a": 1}}
-    assert ticket.closed
+    assert lines.released == [ticket]
     again.finish(done())
     assert await flow.next() == done()
     assert lines.cancelled == []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -22,10 +21,25 @@ if TYPE_CHECKING:
 PROGRESS = Notification("notifications/progress", {"progress": jsonrpc.raw(1)})
 
 
-def make_kept(deadlines: Deadlines, timeout: float) -> PendingCall:
-    ticket = make_ticket(timeout=timeout)
-    ticket.deadlines = deadlines
-    return ticket
+def make_kept(deadlines: Deadlines, timeout: float, **pending: Any) -> PendingCall:
+    return make_ticket(timeout=timeout, pending={"deadlines": deadlines, **pending})
+
+
+class Sink:
+    """Implements `gateway.inflight.pending.ClientSink`: when what was called."""
+
+    def __init__(self) -> None:
+        self.begin = trio.current_time()
+        self.called: list[tuple[float, object]] = []
+
+    def finish(self, pending: PendingCall, outcome: object) -> None:
+        self.called.append((trio.current_time() - self.begin, outcome))
+
+    def start_task(self, pending: PendingCall) -> None:
+        self.called.append((trio.current_time() - self.begin, "task"))
+
+    def fail(self, problem: Exception) -> None:
+        raise AssertionError from problem
 
 
 class Waiters:
@@ -36,8 +50,8 @@ class Waiters:
         self.ended: dict[float, float] = {}
         self.items: list[object] = []
 
-    def wait(self, timeout: float) -> PendingCall:
-        ticket = make_kept(self.deadlines, timeout)
+    def wait(self, timeout: float, **pending: Any) -> PendingCall:
+        ticket = make_kept(self.deadlines, timeout, **pending)
         self.nursery.start_soon(self._wait, ticket, timeout)
         return ticket
 
@@ -75,8 +89,7 @@ async def test_progress_puts_a_deadline_off_up_to_its_hard_maximum(autojump_cloc
         await services.start(deadlines.run)
         async with trio.open_nursery() as nursery:
             waiters = Waiters(deadlines, nursery)
-            ticket = waiters.wait(10.0)
-            ticket.limit(10.0, 24.0)
+            ticket = waiters.wait(10.0, max_time=24.0)
             for _ in range(6):
                 await trio.sleep(4)
                 ticket.notify(PROGRESS)
@@ -85,49 +98,44 @@ async def test_progress_puts_a_deadline_off_up_to_its_hard_maximum(autojump_cloc
         services.cancel_scope.cancel()
 
 
-async def test_who_watches_is_rung_once_the_deadline_has_passed(autojump_clock: MockClock) -> None:
+async def test_a_sink_gets_the_deadline_as_outcome(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines = Deadlines()
-    rings: list[float] = []
     async with trio.open_nursery() as services:
-        ticket = make_kept(deadlines, 10.0)
-        assert not ticket.watch(partial(rings.append, 0))  # nobody keeps deadlines yet
-        assert len(deadlines) == 0
         await services.start(deadlines.run)
-        begin = trio.current_time()
-        assert ticket.watch(lambda: rings.append(trio.current_time() - begin))
+        sink = Sink()
+        ticket = make_kept(deadlines, 10.0, sink=sink)
         await trio.sleep(5)
-        ticket.extend()  # with nobody told
+        ticket.extend()
         await trio.sleep(9)
-        assert rings == []
+        assert sink.called == []
         await trio.sleep(2)
-        assert rings == pytest.approx([15])
-        assert ticket.settled is None
-        ticket.unwatch()
+        [(at, outcome)] = sink.called
+        assert at == pytest.approx(15)
+        assert isinstance(outcome, BackendTooSlow)
         ticket.finish(RESULT)
-        assert len(rings) == 1
+        assert (len(sink.called), len(deadlines)) == (1, 0)
         services.cancel_scope.cancel()
 
 
-async def test_watching_what_is_over_rings_at_once() -> None:
+async def test_a_sink_starts_its_task_when_patience_ends(autojump_clock: MockClock) -> None:
+    del autojump_clock
     deadlines = Deadlines()
-    rings: list[int] = []
     async with trio.open_nursery() as services:
         await services.start(deadlines.run)
-        ticket = make_kept(deadlines, 10.0)
-        ticket.finish(RESULT)
-        assert ticket.watch(partial(rings.append, 1))
-        assert rings == [1]
-        assert ticket.settled is RESULT
-        ticket.unwatch()
-        assert len(deadlines) == 0
+        sink = Sink()
+        ticket = make_kept(deadlines, 10.0, sink=sink, patience=4.0)
+        with trio.move_on_after(6):
+            await trio.sleep_forever()
+        assert sink.called == [(pytest.approx(4), "task")]
+        assert isinstance(await ticket.next(), BackendTooSlow)  # the task keeps the deadline
+        assert trio.current_time() - sink.begin == pytest.approx(10)
         services.cancel_scope.cancel()
 
 
 async def test_after_its_end_those_who_wait_keep_their_own(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines, begin = Deadlines(), trio.current_time()
-    rings: list[int] = []
     async with trio.open_nursery() as nursery:
         services = trio.CancelScope()
 
@@ -138,13 +146,14 @@ async def test_after_its_end_those_who_wait_keep_their_own(autojump_clock: MockC
         await nursery.start(keep)
         waiters = Waiters(deadlines, nursery)
         waiters.wait(10.0)
-        watched = make_kept(deadlines, 20.0)
-        assert watched.watch(partial(rings.append, 1))
+        sink = Sink()
+        watched = make_kept(deadlines, 20.0, sink=sink)
         await trio.sleep(1)
         services.cancel()
         await settle()
-        assert rings == [1]  # so that somebody waits for it
-        assert not deadlines.is_kept
+        assert sink.called == [(pytest.approx(1), "task")]
+        watched.close()
+        assert not deadlines.is_running
         assert len(deadlines) == 0
     assert waiters.ended == pytest.approx({10.0: begin + 10})
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import trio
 import trio.testing
 
 from gateway import jsonrpc
-from gateway.calls import Notification
-from gateway.errors import BackendTooSlow, BackendUnavailable
-from gateway.inflight.pending import MAX_NOTICES, PendingCall
-from tests.support.fakes import RESULT, make_ticket, settle
+from gateway.calls import Complete, Notification, ServerRequest
+from gateway.errors import BackendExited, BackendTooSlow, BackendUnavailable, IllegalTransition
+from gateway.inflight.pending import MAX_NOTICES, TRANSITIONS, CallState, PendingCall
+from tests.support.fakes import RESULT, Carrier, make_ticket, settle
 
 
 def notice(number: int) -> Notification:
@@ -20,9 +22,9 @@ def notice(number: int) -> Notification:
 
 def watched(ticket: PendingCall) -> list[str]:
     """Note why the backend was told to stop."""
-    told: list[str] = []
-    ticket.on_close = lambda _ticket, reason: told.append(reason)
-    return told
+    carrier = Carrier()
+    ticket.sent(carrier, 1)
+    return carrier.reasons
 
 
 async def test_notices_come_in_order_and_before_the_outcome(autojump_clock: trio.testing.MockClock) -> None:
@@ -179,3 +181,156 @@ async def test_large_notices_are_bounded_by_their_bytes() -> None:
     assert isinstance(found[0], Notification)
     assert len(bytes(found[0].params["data"])) == 9_000_002
     assert found[1] is RESULT
+
+
+# -- the state ---------------------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """Implements `gateway.inflight.pending.CallOwner`: the calls that have ended, and whether one is taken back."""
+
+    def __init__(self, *, takes_back: bool = False) -> None:
+        self.takes_back = takes_back
+        self.ended: list[object] = []
+
+    def call_ended(self, pending: PendingCall) -> None:
+        self.ended.append(pending.outcome)
+
+    def take_back(self, pending: PendingCall, outcome: object) -> bool:
+        return self.takes_back and not pending.was_resent
+
+
+class Sink:
+    """Implements `gateway.inflight.pending.ClientSink`: what it was told, in order."""
+
+    def __init__(self, *, problem: Exception | None = None) -> None:
+        self.problem = problem
+        self.told: list[object] = []
+
+    def finish(self, pending: PendingCall, outcome: object) -> None:
+        self.told.append(outcome)
+        if self.problem is not None:
+            raise self.problem
+
+    def start_task(self, pending: PendingCall) -> None:
+        self.told.append("task")
+        if self.problem is not None:
+            raise self.problem
+
+    def fail(self, problem: Exception) -> None:
+        self.told.append(problem)
+
+
+CRASH = BackendExited("b", "was killed")
+
+
+def bring_to(state: CallState, ticket: PendingCall) -> None:
+    """Bring a call to a state in a way that calls go."""
+    if state is CallState.QUEUED:
+        return
+    ticket.sent(Carrier(), 1)
+    if state is CallState.WAITING_FOR_CLIENT:
+        ticket.ask(ServerRequest("roots/list", {}, lambda _reply: None))
+    elif state is CallState.DONE:
+        ticket.finish(RESULT)
+    elif state is CallState.CANCELLED:
+        ticket.close()
+
+
+@pytest.mark.parametrize("state", list(CallState))
+async def test_the_state_follows_what_happens(state: CallState) -> None:
+    await trio.lowlevel.checkpoint()
+    ticket = make_ticket()
+    bring_to(state, ticket)
+    assert ticket.state is state
+    assert ticket.over is (not TRANSITIONS[state])
+
+
+@pytest.mark.parametrize("state", [CallState.DONE, CallState.CANCELLED])
+async def test_a_call_that_is_over_cannot_be_sent(state: CallState) -> None:
+    await trio.lowlevel.checkpoint()
+    ticket = make_ticket()
+    bring_to(state, ticket)
+    with pytest.raises(IllegalTransition, match="cannot become sent"):
+        ticket.sent(Carrier(), 2)
+
+
+@pytest.mark.parametrize("before", [CallState.QUEUED, CallState.SENT])
+async def test_the_last_answer_ends_the_wait_for_the_client(before: CallState) -> None:
+    await trio.lowlevel.checkpoint()
+    ticket = make_ticket()
+    bring_to(before, ticket)
+    asks = [ServerRequest("roots/list", {}, lambda _reply: None) for _ in range(2)]
+    for ask in asks:
+        ticket.ask(ask)
+        ask.answer(b"{}") if ask is asks[0] else None
+    assert ticket.state is CallState.WAITING_FOR_CLIENT
+    asks[1].refuse(1, "no")
+    assert ticket.state is before
+
+
+async def test_a_call_taken_back_is_queued_once() -> None:
+    await trio.lowlevel.checkpoint()
+    owner = Owner(takes_back=True)
+    ticket = make_ticket()
+    ticket.queued(owner)
+    ticket.sent(Carrier(), 1)
+    ticket.finish(CRASH)
+    assert (ticket.state, ticket.is_sent, owner.ended) == (CallState.QUEUED, False, [])
+    ticket.sent(Carrier(), 1)
+    ticket.finish(CRASH)
+    assert (ticket.state, owner.ended) == (CallState.DONE, [CRASH])
+
+
+END = {
+    "outcome": lambda ticket: ticket.finish(RESULT),
+    "deadline": lambda ticket: ticket.wake_expired(),
+    "client": lambda ticket: ticket.close("the client disconnected"),
+    "gateway": lambda ticket: ticket.abandon(BackendUnavailable("b", "was cut off"), "the gateway is shutting down"),
+}
+
+
+@pytest.mark.parametrize("second", list(END))
+@pytest.mark.parametrize("first", list(END))
+async def test_two_ends_in_one_instant_are_one(first: str, second: str) -> None:
+    await trio.lowlevel.checkpoint()
+    owner, carrier, sink = Owner(), Carrier(), Sink()
+    ticket = make_ticket(timeout=0, pending={"sink": sink})
+    ticket.queued(owner)
+    ticket.sent(carrier, 1)
+    END[first](ticket)
+    END[second](ticket)
+    assert len(owner.ended) == 1
+    assert len(carrier.reasons) == (first != "outcome")
+    assert len(sink.told) == (first != "client")  # a client that has cancelled gets no response
+    assert owner.ended == (sink.told or [None])
+
+
+EVENTS: dict[str, Any] = {
+    "notification": lambda ticket: ticket.notify(notice(1)),
+    "server request": lambda ticket: ticket.ask(ServerRequest("roots/list", {}, lambda _reply: None)),
+    "closed stream": lambda ticket: ticket.close_stream(1),
+    "patience": lambda ticket: ticket.wake_expired(),
+}
+
+
+@pytest.mark.parametrize("event", list(EVENTS))
+async def test_whatever_comes_before_the_outcome_starts_one_task(event: str) -> None:
+    await trio.lowlevel.checkpoint()
+    sink = Sink()
+    ticket = make_ticket(pending={"sink": sink})
+    EVENTS[event](ticket)
+    EVENTS[event](ticket)
+    ticket.finish(Complete(b"{}", RESULT.era))
+    assert sink.told == ["task"]
+    assert ticket.outcome is not None
+
+
+@pytest.mark.parametrize("event", ["outcome", "notification"])
+async def test_a_bug_in_a_sink_does_not_reach_the_backend(event: str) -> None:
+    await trio.lowlevel.checkpoint()
+    problem = ZeroDivisionError()
+    sink = Sink(problem=problem)
+    ticket = make_ticket(pending={"sink": sink})
+    {**END, **EVENTS}[event](ticket)
+    assert sink.told[1:] == [problem]

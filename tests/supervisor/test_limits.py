@@ -312,18 +312,17 @@ async def test_a_busy_backend_is_not_asked(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize(("tool", "seconds"), [("build_all", 600), ("look", 2), ("other", 30)])
 async def test_a_tool_has_its_own_time(tool: str, seconds: float, autojump_clock: MockClock) -> None:
-    async with running_supervisor(FakeBackend(), tool_timeouts={"build_*": 600.0, "look": 2.0, "l*": 3.0}) as rig:
+    tools = {"build_*": 600.0, "look": 2.0, "l*": 3.0}
+    async with running_supervisor(FakeBackend(), call_timeout=30, tool_timeouts=tools) as rig:
         began = trio.current_time()
-        ticket = make_ticket(tool, timeout=30)
-        rig.supervisor.submit(ticket)
+        ticket = rig.call(tool)
         assert isinstance(await ticket.next(), BackendTooSlow)
         assert trio.current_time() - began == pytest.approx(seconds)
 
 
 async def test_the_time_of_a_tool_is_for_tools(autojump_clock: MockClock) -> None:
-    async with running_supervisor(FakeBackend(), tool_timeouts={"*": 600.0}) as rig:
-        ticket = make_ticket("x", method="prompts/get", timeout=30)
-        rig.supervisor.submit(ticket)
+    async with running_supervisor(FakeBackend(), call_timeout=30, tool_timeouts={"*": 600.0}) as rig:
+        ticket = rig.call("x", method="prompts/get")
         assert ticket.deadline == ticket.opened_at + 30
 
 
@@ -458,9 +457,8 @@ async def test_a_stop_answers_it_too(autojump_clock: MockClock) -> None:
 
 def ended(history: CallStats, seconds: float, found: Any) -> None:
     ticket = make_ticket()
-    ticket.on_end = lambda it: history.ended(it, seconds)
     ticket.finish(found)
-    ticket.close()  # which is the second end, and does not count
+    history.ended(ticket, seconds)
 
 
 async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> None:

@@ -22,6 +22,7 @@ from tests.support.supervision import SUPERVISOR_POLICY, Rig, outcome, running_s
 
 if TYPE_CHECKING:
     from gateway.calls import Outcome
+    from gateway.inflight.pending import PendingCall
 
 CRASH = BackendExited("b", "exited with status 3")
 
@@ -292,15 +293,68 @@ async def test_a_call_that_is_over_is_not_sent(autojump_clock: MockClock) -> Non
 async def test_a_transport_without_room_holds_calls_back(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend) as rig:
-        backend.session.has_room = trio.Event()
         rig.call("a")
-        await settle()
+        backend.session.has_room = trio.Event()
         rig.call("b")
+        rig.call("c")
         await settle()
-        assert backend.session.names == ["a"]
+        assert (backend.session.names, rig.supervisor.queued) == (["a"], 2)
         backend.session.has_room.set()
         await settle()
+        assert backend.session.batches == [["a"], ["b", "c"]]
+
+
+async def test_a_free_backend_gets_calls_in_the_step_of_their_caller(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running_supervisor(backend, max_concurrency=2) as rig:
+        rig.call("a")
+        rig.call("b")
         assert backend.session.names == ["a", "b"]
+        rig.call("c")
+        assert (backend.session.names, rig.supervisor.queued) == (["a", "b"], 1)
+
+
+async def test_calls_are_sent_in_their_order_both_ways(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running_supervisor(backend, max_concurrency=2) as rig:
+        for name in "abc":
+            rig.call(name)
+        backend.session.answer(2)  # both slots are free, but c is queued
+        rig.call("d")
+        assert backend.session.names == ["a", "b"]
+        await settle()
+        assert backend.session.names == ["a", "b", "c", "d"]
+
+
+async def test_a_call_in_the_instant_of_a_crash_waits_for_the_next_start(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running_supervisor(backend, retry=False) as rig:
+        backend.session.close(CRASH)  # the session's tasks have not run yet
+        ticket = rig.call("a")
+        await settle()
+        assert (backend.session.names, rig.supervisor.queued) == ([], 1)
+        backend.session.crash(CRASH)
+        await trio.sleep(2)
+        assert [session.names for session in backend.sessions] == [[], ["a"]]
+        backend.session.answer()
+        assert await outcome(ticket) == RESULT
+
+
+async def test_a_call_while_an_idle_session_closes_gets_the_next(autojump_clock: MockClock) -> None:
+    backend = FakeBackend()
+    async with running_supervisor(backend, idle_timeout=5.0) as rig:
+        tickets: list[PendingCall] = []
+
+        async def call_meanwhile() -> None:
+            await trio.lowlevel.checkpoint()
+            if not tickets:
+                tickets.append(rig.call("a"))
+
+        backend.on_close = call_meanwhile
+        await trio.sleep(6)
+        assert [session.names for session in backend.sessions] == [[], ["a"]]
+        backend.session.answer()
+        assert await outcome(tickets[0]) == RESULT
 
 
 async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojump_clock: MockClock) -> None:

@@ -62,8 +62,20 @@ def make_news(*changed: str) -> ListNews:
     return ListNews(Snapshot(), Snapshot([part], listed=frozenset({"a"})))
 
 
-def make_ticket(name: str = "x", *, timeout: float = 300.0, **further: Any) -> PendingCall:
-    return PendingCall(make_call(name, **further), backend="b", own_name=name, timeout=timeout)
+def make_ticket(
+    name: str = "x", *, timeout: float = 300.0, pending: dict[str, Any] | None = None, **further: Any
+) -> PendingCall:
+    return PendingCall(make_call(name, **further), backend="b", own_name=name, timeout=timeout, **(pending or {}))
+
+
+class Carrier:
+    """Implements `gateway.inflight.pending.CallCarrier`: why it was told to cancel calls."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
+        self.reasons.append(reason)
 
 
 def make_listing(*tools: str, **further: Any) -> Listing:
@@ -124,6 +136,7 @@ class FakeSession:
         self.upkeep: Any = FakeUpkeep()
         self._listener = listener
         self._crashed = trio.Event()
+        self._is_closed = False
         self._problem: BaseException | None = None
 
     @property
@@ -136,15 +149,20 @@ class FakeSession:
         return [name for batch in self.batches for name in batch]
 
     def send(self, tickets: list[PendingCall]) -> None:
+        assert self.can_send
         self.batches.append([ticket.own_name for ticket in tickets])
         for ticket in tickets:
             self.working.append(ticket)
-            ticket.on_close = self._withdraw
+            ticket.sent(self, len(self.names))
 
-    def _withdraw(self, ticket: PendingCall, reason: str) -> None:
-        self.withdrawn.append((ticket.own_name, reason))
-        self.working.remove(ticket)
+    def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
+        self.withdrawn.append((pending.own_name, reason))
+        self.working.remove(pending)
         self._listener.freed()
+
+    @property
+    def can_send(self) -> bool:
+        return self.has_room.is_set() and not self._is_closed
 
     async def wait_writable(self) -> None:
         await self.has_room.wait()
@@ -159,7 +177,6 @@ class FakeSession:
         """Answer the oldest calls."""
         for ticket in self.working[:count]:
             self.working.remove(ticket)
-            ticket.on_close = None
             ticket.finish(outcome)
             self._listener.freed()
 
@@ -181,9 +198,9 @@ class FakeSession:
         self._crashed.set()
 
     def close(self, problem: BackendError) -> None:
+        self._is_closed = True
         working, self.working = self.working, []
         for ticket in working:
-            ticket.on_close = None
             ticket.finish(problem)
 
     async def run(self) -> None:

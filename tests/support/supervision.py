@@ -65,7 +65,9 @@ class Rig:
         return self.supervisor.state
 
     def call(self, name: str = "x", **further: Any) -> PendingCall:
-        ticket = make_ticket(name, **further)
+        config = self.supervisor.config
+        timeout = self.supervisor.gate.timeout(further.get("method", "tools/call"), name)
+        ticket = make_ticket(name, **{"timeout": timeout, "pending": {"max_time": config.max_call_time}, **further})
         self.supervisor.submit(ticket)
         return ticket
 

@@ -12,6 +12,7 @@ from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, S
 from gateway.errors import GatewayError
 from gateway.frontends.call_stream import CallStream
 from gateway.inflight.pending import PendingCall
+from tests.support.fakes import Carrier
 
 CAN = jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}}, "roots": {}})
 ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
@@ -22,8 +23,10 @@ class Lines:
 
     def __init__(self) -> None:
         self.tickets: list[PendingCall] = []
-        self.cancelled: list[str] = []
+        self.carrier = Carrier()
+        self.cancelled = self.carrier.reasons
         """Why backends were told to cancel."""
+        self.released: list[PendingCall] = []
         self.problem: GatewayError | None = None
         """Set it to have the next call refused."""
 
@@ -34,11 +37,12 @@ class Lines:
 
     def open(self, call: Call, *, timeout: float = 300.0) -> PendingCall:
         ticket = PendingCall(call, backend="b", own_name=call.name, timeout=timeout)
-        ticket.on_close = lambda _ticket, reason: self.cancelled.append(reason)
+        ticket.sent(self.carrier, len(self.tickets) + 1)
         self.tickets.append(ticket)
         return ticket
 
     def release(self, ticket: PendingCall, reason: str = "") -> None:
+        self.released.append(ticket)
         ticket.close(reason)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import trio
@@ -57,6 +58,7 @@ class HttpSession(ABC):
         """Whether the server has answered the handshake."""
         self._posts = OutgoingQueue(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._problem: BackendError | None = None
+        self._context = copy_context()
 
     @property
     def in_flight(self) -> int:
@@ -73,12 +75,14 @@ class HttpSession(ABC):
         """Empty: there is no stdout."""
         return ""
 
+    @property
+    def can_send(self) -> bool:
+        """Whether the session is open: `max_concurrency` bounds what is on its way."""
+        return self._problem is None
+
     def send(self, tickets: list[PendingCall]) -> None:
         """Send each call in a request of its own."""
         for ticket in tickets:
-            if self._problem is not None:
-                ticket.finish(self._problem)
-                continue
             body = self.conversation.encode_call(ticket)
             self.open(self.conversation.last_id, ticket.call.method, body, ticket)
 
@@ -162,6 +166,10 @@ class HttpSession(ABC):
     @abstractmethod
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request."""
+
+    def _start_request(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Start the task of a request in the session's own context: a client's task may have sent the call."""
+        self._context.run(self._nursery.start_soon, run, *args)
 
     def _post(self, data: bytes) -> None:
         """Send a notification or an answer, after those before it."""

@@ -82,7 +82,7 @@ class SseSession(HttpSession):
 
     def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
         """Send a request in a POST of its own."""
-        self._nursery.start_soon(self._send, request_id, method, data, ticket)
+        self._start_request(self._send, request_id, method, data, ticket)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request."""

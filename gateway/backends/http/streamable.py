@@ -75,7 +75,7 @@ class StreamableSession(HttpSession):
             finally:
                 del self._exchanges[request_id]
 
-        self._nursery.start_soon(run)
+        self._start_request(run)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request: its stream is closed, which says it all in the modern era."""

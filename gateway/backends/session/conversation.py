@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -128,9 +127,10 @@ class Conversation:
         call = ticket.call
         # The id serves as progress token too: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
-        params = requests.backend_params(call, ticket.own_name, token, self.hop, as_task=self.tasks.needs_task(ticket))
+        as_task = self.tasks.needs_task(ticket)
+        params = requests.backend_params(call, ticket.own_name, token, self.hop, as_task=as_task)
         self._calls[request_id] = ticket
-        ticket.on_close = partial(self._withdraw, request_id)
+        ticket.sent(self, request_id, as_task=as_task)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
     def suspects(self) -> list[Suspect]:
@@ -140,13 +140,14 @@ class Conversation:
         suspects |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
         return [suspects[number] for number in sorted(suspects, reverse=True)]
 
-    def _withdraw(self, request_id: int, ticket: PendingCall, reason: str) -> None:
+    def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
+        """Tell the backend to cancel a call that nothing waits for (`gateway.inflight.pending.CallCarrier`)."""
         if self._calls.pop(request_id, None) is None:
             return
-        self._withdrawn[request_id] = ticket.as_suspect(), trio.current_time()
+        self._withdrawn[request_id] = pending.as_suspect(), trio.current_time()
         if len(self._withdrawn) > MAX_WITHDRAWN:
             del self._withdrawn[next(iter(self._withdrawn))]
-        if ticket.as_task and self.hop.era is Era.LEGACY:
+        if pending.as_task and self.hop.era is Era.LEGACY:
             self.tasks.orphan(request_id)
         else:
             self._cancel(request_id, reason)
@@ -310,7 +311,6 @@ class Conversation:
         self.tasks.close(problem)
         calls, self._calls = self._calls, {}
         for ticket in calls.values():
-            ticket.on_close = None
             ticket.finish(problem)
         for waiter in list(self._waiters.values()):
             waiter.finish(problem)
@@ -365,9 +365,7 @@ class Conversation:
         request_id = _number(request_id)
         ticket = self._calls.pop(request_id, None)
         if ticket is not None:
-            ticket.on_close = None
             if self.tasks.wants(ticket, outcome):
-                ticket.as_task = True
                 line = self.encode_call(ticket)
                 if self._exchanges is None:
                     self._post(line)

@@ -43,8 +43,13 @@ class Session(Protocol):
         """What the child has written to stdout that is not MCP, for people; empty if nothing."""
         ...
 
+    @property
+    def can_send(self) -> bool:
+        """Whether the session is open, and its transport takes more now."""
+        ...
+
     def send(self, tickets: list[PendingCall]) -> None:
-        """Send calls, in order, without waiting."""
+        """Send calls, in order, without waiting; only where `can_send`."""
         ...
 
     async def wait_writable(self) -> None:

@@ -59,6 +59,18 @@ class RequestSender(Protocol):
         ...
 
 
+class _Driven:
+    """Carries a call that has become a task (`gateway.inflight.pending.CallCarrier`)."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+
+    def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
+        """End the task that drives the call, which then tells the backend."""
+        del request_id, pending
+        self._scope.cancel(reason=reason)
+
+
 class TaskDriver:
     """The tasks of one session."""
 
@@ -76,11 +88,10 @@ class TaskDriver:
 
     def needs_task(self, ticket: PendingCall) -> bool:
         """Whether this call must be sent as one that may become a task."""
-        if not ticket.as_task and ticket.call.method == "tools/call" and self._conversation.hop.era is Era.MODERN:
-            # A client may declare the extension, which nobody has offered it; its call may then become a task too.
-            declared = tasks.EXTENSION.encode() in bytes(ticket.call.caller.capabilities)
-            ticket.as_task = declared or ticket.own_name in self._known
-        return ticket.as_task
+        if ticket.as_task or ticket.call.method != "tools/call" or self._conversation.hop.era is not Era.MODERN:
+            return ticket.as_task
+        # A client may declare the extension, which nobody has offered it; its call may then become a task too.
+        return tasks.EXTENSION.encode() in bytes(ticket.call.caller.capabilities) or ticket.own_name in self._known
 
     def orphan(self, request_id: int) -> None:
         """Note that a call was given up before it was known which task it is (only `tasks/cancel` may cancel it)."""
@@ -102,10 +113,9 @@ class TaskDriver:
         if ticket is None:
             self._begin(partial(self._cancel, state.taskId, None))
             return True
-        ticket.task_id = state.taskId
         self.driven[request_id] = self._by_task[state.taskId] = ticket
         scope = trio.CancelScope()
-        ticket.on_close = lambda _ticket, reason: scope.cancel(reason=reason)
+        ticket.sent(_Driven(scope), request_id, as_task=True, task_id=state.taskId)
         if not self._begin(partial(self._drive, request_id, ticket, state, scope)):
             self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks under way"))
         return True
@@ -158,7 +168,6 @@ class TaskDriver:
         if ticket is None:
             return
         self._by_task.pop(ticket.task_id, None)
-        ticket.on_close = None
         ticket.finish(outcome)
         self._freed()
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway import jsonrpc
 from gateway.calls import Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
 from gateway.errors import GatewayError
@@ -150,11 +149,11 @@ class ModernCallResponse(CallResponse):
 
     async def on_ask(self, ask: ServerRequest) -> bool:
         """Park the call."""
-        answer = await self._answers.ask_modern(self._flow, ask)
+        answer = await self._answers.ask_modern(self._flow, self._id, ask)
         if answer is None:
             return False
         if isinstance(answer, bytes):
-            await self._end(jsonrpc.response(self._id, answer))
+            await self._end(answer)
         else:
             await self._finish(answer)
         return True

@@ -67,20 +67,30 @@ class DuplicateId(RequestError):
     code: ClassVar[str] = "duplicate_id"
 
 
+class TasklessRequest(Protocol):
+    """A request in flight that has no task."""
+
+    def cancel(self, *, reason: str) -> None:
+        """Cancel the request, and remove it from the table."""
+        ...
+
+    def give_task(self) -> None:
+        """Give the request a task, whose scope takes its place in the table."""
+        ...
+
+
 class InFlight:
-    """The requests of one client that have not been answered; one cancel scope each."""
+    """The requests of one client that have not been answered; each in a cancel scope of its own or without a task."""
 
     def __init__(self, most: int) -> None:
-        self._scopes: dict[Id, trio.CancelScope] = {}
+        self._requests: dict[Id, trio.CancelScope | TasklessRequest] = {}
         self._most = most
         self._deadline = math.inf
         self.served = False
         """Whether there has been a request at all."""
-        self.on_cancel: Callable[[Id], None] | None = None
-        """Told of a request that is cancelled, if somebody has requests without a task in their scope."""
 
     def __len__(self) -> int:
-        return len(self._scopes)
+        return len(self._requests)
 
     def add(self, request_id: Id) -> trio.CancelScope:
         """Make the scope in which a request runs.
@@ -89,42 +99,51 @@ class InFlight:
             DuplicateId: the id is in use.
             Busy: too many requests of this client are in flight.
         """
-        if request_id in self._scopes:
+        self.check(request_id)
+        return self.open_scope(request_id)
+
+    def check(self, request_id: Id) -> None:
+        """Raise what `add` raises."""
+        if request_id in self._requests:
             text = f"request id {request_id!r} is still in use"
             raise DuplicateId(text)
-        if len(self._scopes) >= self._most:
+        if len(self._requests) >= self._most:
             text = f"{self._most} requests of this client are in flight (max_client_requests); try again"
             raise Busy(text)
         self.served = True
-        scope = self._scopes[request_id] = trio.CancelScope(deadline=self._deadline)
+
+    def open_scope(self, request_id: Id) -> trio.CancelScope:
+        """Make a scope for a request that is in the table, or has been checked."""
+        scope = self._requests[request_id] = trio.CancelScope(deadline=self._deadline)
         return scope
 
-    def replace(self, request_id: Id, scope: trio.CancelScope) -> None:
-        """Have a request go on in another scope."""
-        self._scopes[request_id] = scope
+    def replace(self, request_id: Id, request: trio.CancelScope | TasklessRequest) -> None:
+        """Have a request continue in another scope, or without a task."""
+        self._requests[request_id] = request
 
     def remove(self, request_id: Id) -> None:
         """Forget a request that has ended."""
-        self._scopes.pop(request_id, None)
+        self._requests.pop(request_id, None)
 
     def cancel(self, request_id: Id) -> None:
         """Cancel exactly this request; an unknown one is ignored, as races demand (basic/utilities/cancellation)."""
-        scope = self._scopes.get(request_id)
-        if scope is not None:
-            scope.cancel(reason="the client cancelled the request")
-            if self.on_cancel is not None:
-                self.on_cancel(request_id)
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.cancel(reason="the client cancelled the request")
 
     def end_at(self, deadline: float) -> None:
-        """Give all requests, later ones too, until then."""
+        """Give all requests, later ones too, until then; each has a task from now on."""
         self._deadline = deadline
-        for scope in self._scopes.values():
-            scope.deadline = deadline
+        for request in list(self._requests.values()):
+            if isinstance(request, trio.CancelScope):
+                request.deadline = deadline
+            else:
+                request.give_task()
 
     def cancel_all(self) -> None:
         """Cancel everything: the session has ended."""
-        for scope in list(self._scopes.values()):
-            scope.cancel(reason="the session has ended")
+        for request in list(self._requests.values()):
+            request.cancel(reason="the session has ended")
 
 
 class ServerRequestTable:

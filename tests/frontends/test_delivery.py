@@ -14,7 +14,7 @@ import trio
 from gateway.calls import Complete, Era, ServerRequest
 from gateway.errors import BackendExited, Revoked
 from gateway.frontends.call_stream import CallStream
-from gateway.frontends.completion_queue import Waiting
+from gateway.frontends.delivery import Delivery
 from gateway.frontends.stdio import END_GRACE, StdioFrontend
 from gateway.inflight.pending import PendingCall
 from tests.support.fakes import SOON, settle
@@ -100,7 +100,7 @@ def cancel(request_id: int) -> dict[str, Any]:
 
 def count_calls() -> int:
     """Objects in which calls of this process are, or were and still stay."""
-    return sum(isinstance(one, PendingCall | CallStream | Waiting) for one in gc.get_objects())
+    return sum(isinstance(one, PendingCall | CallStream | Delivery) for one in gc.get_objects())
 
 
 async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) -> None:
@@ -256,7 +256,7 @@ async def test_nothing_of_an_answered_call_stays(mock_clock: MockClock) -> None:
             client.house.fake.session.answer(2, Complete(b'{"content":[],"mark":1}', Era.LEGACY))
             await settle()
             await client.say(call(4))
-            assert count_calls() - before == 3  # the ticket, the flow and the rest of the one that waits
+            assert count_calls() - before == 2  # the pending call and its delivery
         finally:
             gc.enable()
         client.house.fake.session.answer()

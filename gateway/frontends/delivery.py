@@ -1,0 +1,163 @@
+"""The client's side of a call, for every frontend: what comes of it is brought to the client that asked.
+
+Most calls have no task. `Delivery` is the sink of its pending call: the backend's reader ends the call, and in that
+same step the response is encoded for the client's era and written without waiting. Anything else (an event before the
+outcome, another round of input, a client that must be told that the call still runs) starts the call's task in the
+frontend's nursery, which runs the one loop that delivers events, `Delivery.deliver`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway.calls import Era, InputRequired, Notification, ServerRequest, StreamClosed, Withdrawn
+from gateway.eras import meta
+from gateway.errors import GatewayError
+from gateway.frontends.call_stream import CallStream
+from gateway.frontends.request_handler import encode_notice, is_wanted
+
+if TYPE_CHECKING:
+    from gateway.calls import Call, Event, Outcome
+    from gateway.frontends.legacy.sessions import LegacySession
+    from gateway.frontends.request_handler import RequestHandler
+    from gateway.inflight.pending import PendingCall
+    from gateway.jsonrpc import Id
+
+
+class Delivery(ABC):
+    """One call of a client until its response is written. Implements `gateway.inflight.pending.ClientSink`.
+
+    `session` is the client's legacy session; a modern client has none. Subclasses are the transports.
+    """
+
+    __slots__ = ("_handler", "_pending", "call", "request_id", "session")
+
+    def __init__(
+        self, handler: RequestHandler, call: Call, request_id: Id, session: LegacySession | None = None
+    ) -> None:
+        self._handler = handler
+        self._pending: PendingCall | None = None
+        self.call = call
+        self.request_id = request_id
+        self.session = session
+
+    # Without a task.
+
+    def begin(self, patience: float = float("inf")) -> bool:
+        """Submit the call; False if that has to wait. After `patience` seconds without an outcome it gets a task.
+
+        Raises:
+            GatewayError: it is refused.
+        """
+        self._pending = self._handler.begin(self.call, self, patience)
+        return self._pending is not None
+
+    def finish(self, pending: PendingCall, outcome: Outcome) -> None:
+        """Write the response."""
+        if isinstance(outcome, InputRequired) and self.call.caller.era is Era.LEGACY:
+            self.start_task(pending)  # another round
+            return
+        self._handler.router.release(pending)
+        self.respond(*self._handler.encode_outcome(self.call, self.request_id, outcome))
+
+    def start_task(self, pending: PendingCall) -> None:
+        """Deliver the rest in a task."""
+        self.spawn(CallStream(self._handler.router, pending))
+
+    def give_task(self) -> None:
+        """Deliver the rest in a task, though nothing has happened to the call."""
+        if self._pending is not None and self._pending.detach_sink() is not None:
+            self.start_task(self._pending)
+
+    def fail(self, problem: Exception) -> None:
+        """End the client's connection: there is a bug."""
+        self.release("the gateway has failed")
+        self.disconnect(problem)
+
+    def release(self, reason: str) -> None:
+        """Cancel the call, if it is on its way and has no task."""
+        if self._pending is not None:
+            self._handler.router.release(self._pending, reason)
+
+    # In a task.
+
+    async def deliver(self, stream: CallStream) -> tuple[bytes, int | None] | None:
+        """Bring events to the client; return the response and its error code, None if the call was closed.
+
+        The stream is released at the end, unless the call was suspended and has another holder by then.
+        """
+        holder = stream.acquire()
+        try:
+            while True:
+                item = await self._next(stream)
+                if isinstance(item, ServerRequest):
+                    answer = await self.ask(stream, item)
+                    if answer is None:
+                        continue
+                    if isinstance(answer, bytes):
+                        return answer, None
+                    item = answer
+                match item:
+                    case None:
+                        return None
+                    case Notification():
+                        level = stream.level if self.session is None else self.session.log_level or meta.LOG_LEVELS[0]
+                        if is_wanted(item, level):
+                            await self.send(encode_notice(item, stream.token))
+                    case Withdrawn():
+                        if self.session is not None and (cancel := self.session.desk.withdraw(item.ask)) is not None:
+                            await self.send(cancel)
+                    case StreamClosed():
+                        await self.pause_stream(item.retry_ms)
+                    case _:
+                        return self._handler.encode_outcome(self.call, self.request_id, item)
+        finally:
+            stream.release_by(holder)
+
+    async def _next(self, stream: CallStream) -> Event | Outcome | None:
+        """Return what comes next; while nothing does, tell the client that the call still runs."""
+        while True:
+            with trio.move_on_after(self.patience()):
+                try:
+                    return await stream.next()
+                except GatewayError as exc:  # another round of the call was refused
+                    return exc
+            await self.keep_alive()
+
+    async def ask(self, stream: CallStream, request: ServerRequest) -> bytes | Outcome | None:
+        """Bring a server request to the client; return what ends the client's own request with that, or None."""
+        if self.session is None:
+            return await self._handler.ask_modern(stream, self.request_id, request)
+        await self.send(self.session.desk.request(request))
+        return None
+
+    # What transports do.
+
+    @abstractmethod
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response, without waiting; `code` is the error's."""
+
+    @abstractmethod
+    def spawn(self, stream: CallStream) -> None:
+        """Start the task that delivers the rest."""
+
+    @abstractmethod
+    def disconnect(self, problem: Exception) -> None:
+        """End the client's connection because of a bug. It must not raise."""
+
+    @abstractmethod
+    async def send(self, message: bytes) -> None:
+        """Write a message before the response; wait while the client does not read."""
+
+    def patience(self) -> float:
+        """Seconds without news after which `keep_alive` is due."""
+        return float("inf")
+
+    async def keep_alive(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - most need none
+        """Tell the client that the call still runs."""
+
+    async def pause_stream(self, retry_ms: int) -> None:  # ruff: ignore[empty-method-without-abstract-decorator]
+        """Close the client's stream as the backend has closed its own, for so long; most clients need not know."""
