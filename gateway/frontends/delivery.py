@@ -84,38 +84,36 @@ class Delivery(ABC):
 
     # In a task.
 
-    async def deliver(self, stream: CallStream) -> tuple[bytes, int | None] | None:
-        """Bring events to the client; return the response and its error code, None if the call was closed.
+    async def deliver(self, stream: CallStream, item: Event | Outcome | None = None) -> tuple[bytes, int | None] | None:
+        """Bring events to the client, `item` first; return the response and its error code, None if it was closed.
 
-        The stream is released at the end, unless the call was suspended and has another holder by then.
+        The caller releases the stream.
         """
-        holder = stream.acquire()
-        try:
-            while True:
+        while True:
+            if item is None:
                 item = await self._next(stream)
-                if isinstance(item, ServerRequest):
-                    answer = await self.ask(stream, item)
-                    if answer is None:
-                        continue
-                    if isinstance(answer, bytes):
-                        return answer, None
-                    item = answer
-                match item:
-                    case None:
-                        return None
-                    case Notification():
-                        level = stream.level if self.session is None else self.session.log_level or meta.LOG_LEVELS[0]
-                        if is_wanted(item, level):
-                            await self.send(encode_notice(item, stream.token))
-                    case Withdrawn():
-                        if self.session is not None and (cancel := self.session.desk.withdraw(item.ask)) is not None:
-                            await self.send(cancel)
-                    case StreamClosed():
-                        await self.pause_stream(item.retry_ms)
-                    case _:
-                        return self._handler.encode_outcome(self.call, self.request_id, item)
-        finally:
-            stream.release_by(holder)
+            if isinstance(item, ServerRequest):
+                answer = await self.ask(stream, item)
+                if isinstance(answer, bytes):
+                    return answer, None
+                item = answer
+                if item is None:
+                    continue
+            match item:
+                case None:
+                    return None
+                case Notification():
+                    level = stream.level if self.session is None else self.session.log_level or meta.LOG_LEVELS[0]
+                    if is_wanted(item, level):
+                        await self.send(encode_notice(item, stream.token))
+                case Withdrawn():
+                    if self.session is not None and (cancel := self.session.desk.withdraw(item.ask)) is not None:
+                        await self.send(cancel)
+                case StreamClosed():
+                    await self.pause_stream(item.retry_ms)
+                case _:
+                    return self._handler.encode_outcome(self.call, self.request_id, item)
+            item = None
 
     async def _next(self, stream: CallStream) -> Event | Outcome | None:
         """Return what comes next; while nothing does, tell the client that the call still runs."""

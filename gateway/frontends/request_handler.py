@@ -22,8 +22,6 @@ from gateway.calls import (
     InputRequired,
     Notification,
     ServerRequest,
-    StreamClosed,
-    Withdrawn,
 )
 from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.parts import has_capability, merge_instructions
@@ -366,17 +364,6 @@ class RequestHandler:
                 required = InputRequired(jsonrpc.encode(body))
                 return jsonrpc.response(request_id, results.for_modern(required, self.server_info)), None
         return self.encode_error(request_id, outcome, era, call)
-
-    async def wait(self, flow: CallStream, request_id: jsonrpc.Id) -> bytes:
-        """Return the response to a call whose events cannot reach the client."""
-        while True:
-            item = await flow.next()
-            if item is None:
-                return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-            if isinstance(item, ServerRequest):
-                item.refuse(jsonrpc.INTERNAL_ERROR, "there is no stream to the client on which it could be asked")
-            elif not isinstance(item, Notification | Withdrawn | StreamClosed):
-                return self.encode_outcome(flow.call, request_id, item)[0]
 
     def encode_error(
         self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era, call: Call | None = None

@@ -427,7 +427,11 @@ class StdioDelivery(Delivery):
 
 async def _response_of(delivery: StdioDelivery, stream: CallStream) -> bytes:
     """Deliver a call's events; return its response."""
-    response = await delivery.deliver(stream)
+    holder = stream.acquire()
+    try:
+        response = await delivery.deliver(stream)
+    finally:
+        stream.release_by(holder)
     if response is None:
         return jsonrpc.error_response(delivery.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
     return response[0]

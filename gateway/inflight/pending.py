@@ -117,9 +117,9 @@ class ClientSink(Protocol):
 class PendingCall:
     """One call to one backend: its state, the events before its outcome, the outcome and the deadline.
 
-    `number` tells it from all others of this process, in logs and in the tree of pending calls; `request_id` is its id at
-    the backend; `as_task` says that it is sent as one that becomes the task `task_id`; `dropped` counts notifications
-    that its client was too slow for.
+    `number` tells it from all others of this process, in logs and in the tree of pending calls; `request_id` is its id
+    at the backend; `as_task` says that it is sent as one that becomes the task `task_id`; `dropped` counts
+    notifications that its client was too slow for.
     """
 
     __slots__ = (

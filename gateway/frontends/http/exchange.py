@@ -10,7 +10,7 @@ import math
 import re
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway import jsonrpc
 from gateway.access.refusal import Refusal
@@ -18,7 +18,7 @@ from gateway.calls import ANYBODY, at_view
 from gateway.errors import Revoked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
     from contextlib import AbstractContextManager
 
     from gateway.access.principals import Principal
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON: Final = (b"content-type", b"application/json")
+EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
 SSE_HEADERS: Final = (
-    (b"content-type", b"text/event-stream"),
+    EVENT_STREAM,
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
 )
@@ -54,6 +55,25 @@ class ClientGone(Exception):
     """The client has closed the connection."""
 
 
+class Request(Protocol):
+    """A whole request whose connection needs no task to answer it. Implemented by `gateway.httpd.exchange.Exchange`."""
+
+    scope: Scope
+    body: bytes
+    on_disconnect: Callable[[], None] | None
+    """Called once if the client hangs up before there is a response. It must not wait."""
+    receive: Receive
+    send: Send
+
+    def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole response without waiting; return False if the client has gone."""
+        ...
+
+    def start(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        """Have an ASGI app answer, in a task of the connection."""
+        ...
+
+
 class Exchange:
     """One request and its response."""
 
@@ -61,6 +81,7 @@ class Exchange:
         "_begun",
         "_complete",
         "_receive",
+        "_request",
         "_send",
         "_streaming",
         "always",
@@ -71,8 +92,12 @@ class Exchange:
         "view",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, view: str | None = None, request: Request | None = None
+    ) -> None:
+        """Make one; with a `request`, it can be answered without a task."""
         self.scope = scope
+        self._request = request
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
@@ -158,6 +183,34 @@ class Exchange:
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # Without a task; only where the exchange was made with a request.
+
+    def on_disconnect(self, notify: Callable[[], None] | None) -> None:
+        """Have `notify` called if the client hangs up, until a task serves the exchange."""
+        if self._request is not None:
+            self._request.on_disconnect = notify
+
+    def respond_nowait(self, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
+        """Send a whole response without waiting; nothing if the client has gone."""
+        if self._request is not None:
+            length = (b"content-length", str(len(body)).encode())
+            self._request.respond_nowait(status, (length, kind), body)
+
+    def start_task(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Have a task of the connection serve the rest of the exchange."""
+
+        async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            try:
+                await serve()
+            except* ClientGone:
+                pass
+
+        if self._request is not None:
+            self._request.on_disconnect = None
+            self._request.start(app)
+
+    # In a task.
 
     async def hung_up(self) -> None:
         """Wait until the client has gone. The body must have been read."""

@@ -1,163 +1,163 @@
 """How one call's events and outcome become the response of one HTTP exchange.
 
-JSON when the outcome comes with nothing before it; a stream from the first event, or after `sse_after` seconds of
-silence, with comments to keep it alive. A client that takes no stream gets JSON and no events. What the two eras do
-differently is left to subclasses: the modern one below, the legacy one in `resumable`.
+JSON when the outcome comes with nothing before it, written in the step in which the backend's answer is read; a stream
+from the first event, or after `sse_after` seconds of silence, with comments to keep it alive. A client that takes no
+stream gets JSON and no events. The modern era is below, the legacy one in `frontends/legacy/resumable.py`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway.calls import Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
-from gateway.errors import GatewayError
+from gateway.frontends.delivery import Delivery
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.request_handler import RequestHandler, encode_notice, is_wanted
+from gateway.jsonrpc import INTERNAL_ERROR
 
 if TYPE_CHECKING:
-    from gateway.calls import Event, Outcome
+    from gateway.calls import Call, Event, Outcome
     from gateway.frontends.call_stream import CallStream
+    from gateway.frontends.legacy.sessions import LegacySession
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id
 
 WATCH_AFTER: Final = 0.02
-"""Seconds a call may run before a task watches for its client's hang-up: quick calls do without. A hang-up that comes
-earlier is not lost, it waits in the server's queue."""
+"""Seconds a call may run in a task before another task watches for its client's hang-up: quick calls do without. A
+hang-up that comes earlier is not lost, it waits in the server's queue."""
+HUNG_UP: Final = "the client hung up"
 
 
-class CallResponse(ABC):
-    """The response to one call."""
+class HttpDelivery(Delivery):
+    """The response to one call; with `can_stream` false its events are dropped."""
 
-    def __init__(self, exchange: Exchange, answers: RequestHandler, flow: CallStream, request_id: Id) -> None:
+    __slots__ = ("_can_stream", "_exchange", "_streaming")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        handler: RequestHandler,
+        call: Call,
+        request_id: Id,
+        session: LegacySession | None = None,
+        *,
+        can_stream: bool = True,
+    ) -> None:
+        super().__init__(handler, call, request_id, session)
         self._exchange = exchange
-        self._answers = answers
-        self._flow = flow
-        self._id = request_id
-        self._can_stream = exchange.accepts(b"text/event-stream")
+        self._can_stream = can_stream and exchange.accepts(b"text/event-stream")
         self._streaming = not exchange.accepts(b"application/json")
 
-    def level(self) -> str | None:
-        """The least severe log messages that the client wants to see."""
-        return self._flow.call.caller.log_level
+    # Without a task.
 
-    @abstractmethod
-    async def on_ask(self, ask: ServerRequest) -> bool:
-        """Bring a request to the client; returns whether the response ends with that."""
+    def begin_nowait(self) -> bool:
+        """Submit the call without a task; see `begin`. The exchange must be one that can be answered without one."""
+        return self.begin(self.patience())
 
-    @abstractmethod
-    async def on_withdrawn(self, ask: ServerRequest) -> None:
-        """Take a request back."""
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response."""
+        self._exchange.respond_nowait(self.status(code), body)
 
-    async def on_stream_closed(self, closed: StreamClosed) -> None:
-        """The backend wants to be asked again later; most clients need not know."""
-        del closed
+    def disconnect(self, problem: Exception) -> None:
+        """Have the connection's task report the bug and answer 500."""
+        self._exchange.start_task(partial(_raise, problem))
 
-    async def run_watched(self) -> None:
-        """Carry the response to its end, unless the client hangs up: modern clients cancel that way.
+    def spawn(self, stream: CallStream) -> None:
+        """Have a task of the connection deliver the rest."""
+        self._exchange.start_task(partial(self.run, stream))
 
-        Raises:
-            ClientGone: the client hung up; the caller closes the flow.
-        """
-        item: Event | Outcome | None = None
-        with trio.move_on_after(WATCH_AFTER):
-            item = await self._flow.next()
-        if (
-            item is not None
-            and not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed)
-            and not self._streaming
-        ):
-            await self._finish(item)
-            return
-        gone = False
-        async with trio.open_nursery() as nursery:
+    def status(self, code: int | None) -> int:
+        """Return the HTTP status of a response, from its error code."""
+        return 200 if code is None else wire_errors.http_status(code)
 
-            async def watch_client() -> None:
-                nonlocal gone
-                await self._exchange.hung_up()
-                gone = True
-                nursery.cancel_scope.cancel(reason="the client hung up")
+    # In a task.
 
-            nursery.start_soon(watch_client)
-            await self.run(item)
-            nursery.cancel_scope.cancel(reason="the response is complete")
-        if gone:
-            raise ClientGone
+    async def run(self, stream: CallStream, first: Event | Outcome | None = None) -> None:
+        """Send what comes, `first` before all else, until the response is complete. Raises ClientGone."""
+        response = await self.deliver(stream, first)
+        if response is None:  # closed: the client cancelled, and gets no answer
+            await self._exchange.end_stream()
+        else:
+            await self.end(*response)
 
-    async def run(self, item: Event | Outcome | None = None) -> None:
-        """Send what comes until the outcome. Raises ClientGone."""
-        settings = self._answers.settings
-        while True:
-            if item is None:
-                patience = settings.keep_alive_interval if self._streaming else settings.sse_after
-                with trio.move_on_after(patience) as silence:
-                    try:
-                        item = await self._flow.next()
-                    except GatewayError as exc:  # a further round of the call was refused
-                        item = exc
-                if silence.cancelled_caught:
-                    await self._pass_time()
-                    continue
-                if item is None:  # closed: the client cancelled, and gets no answer
-                    await self._exchange.end_stream()
-                    return
-            if isinstance(item, Notification):
-                if is_wanted(item, self.level()):
-                    await self._event(encode_notice(item, self._flow.token))
-            elif isinstance(item, ServerRequest):
-                if await self.on_ask(item):
-                    return
-            elif isinstance(item, Withdrawn):
-                await self.on_withdrawn(item.ask)
-            elif isinstance(item, StreamClosed):
-                await self.on_stream_closed(item)
-            else:
-                await self._finish(item)
-                return
-            item = None
-
-    async def _event(self, message: bytes) -> None:
-        if self._can_stream:
-            self._streaming = True
-            await self._exchange.event(message)
-
-    async def _pass_time(self) -> None:
-        if self._can_stream:
-            self._streaming = True
-            await self._exchange.keep_alive()
-
-    async def _finish(self, outcome: Outcome) -> None:
-        body, code = self._answers.encode_outcome(self._flow.call, self._id, outcome)
-        await self._end(body, 200 if code is None else wire_errors.http_status(code))
-
-    async def _end(self, body: bytes, status: int = 200) -> None:
+    async def end(self, body: bytes, code: int | None) -> None:
+        """Send the response, and complete the exchange."""
         if self._streaming:
             await self._exchange.event(body)
             await self._exchange.end_stream()
         else:
-            await self._exchange.json(status, body)
+            await self._exchange.json(self.status(code), body)
+
+    async def send(self, message: bytes) -> None:
+        """Send an event, which makes the response a stream."""
+        if self._can_stream:
+            self._streaming = True
+            await self._exchange.event(message)
+
+    def patience(self) -> float:
+        """Return the seconds of silence after which the client is told that the call still runs."""
+        settings = self._handler.settings
+        return settings.keep_alive_interval if self._streaming else settings.sse_after
+
+    async def keep_alive(self) -> None:
+        """Send a comment, which makes the response a stream."""
+        if self._can_stream:
+            self._streaming = True
+            await self._exchange.keep_alive()
+
+    async def ask(self, stream: CallStream, request: ServerRequest) -> bytes | Outcome | None:
+        """Bring a request to the client, if it takes a stream."""
+        if self.session is None or self._can_stream:
+            return await super().ask(stream, request)
+        request.refuse(INTERNAL_ERROR, "the client takes no event stream, so it cannot be asked anything")
+        return None
 
 
-class ModernCallResponse(CallResponse):
-    """A request to the client ends the response with `input_required`; the call is parked (basic/patterns/mrtr)."""
+class ModernDelivery(HttpDelivery):
+    """A call whose client cancels by hanging up; a server request ends its response, and suspends the call."""
 
-    def level(self) -> str | None:
-        """What this request asked for; a retry may ask for another level than the first request."""
-        return self._flow.level
+    __slots__ = ()
 
-    async def on_ask(self, ask: ServerRequest) -> bool:
-        """Park the call."""
-        answer = await self._answers.ask_modern(self._flow, self._id, ask)
-        if answer is None:
-            return False
-        if isinstance(answer, bytes):
-            await self._end(answer)
-        else:
-            await self._finish(answer)
-        return True
+    def spawn(self, stream: CallStream) -> None:
+        """Have a task of the connection deliver the rest."""
+        self._exchange.start_task(partial(self.carry, stream))
 
-    async def on_withdrawn(self, ask: ServerRequest) -> None:
-        """Nothing was sent."""
-        del ask
+    def begin_nowait(self) -> bool:
+        """Submit the call without a task, until the client hangs up."""
+        self._exchange.on_disconnect(partial(self.release, HUNG_UP))
+        return super().begin_nowait()
+
+    async def carry(self, stream: CallStream) -> None:
+        """Carry the response to its end, or until the client hangs up. Raises ClientGone."""
+        holder = stream.acquire()
+        try:
+            first: Event | Outcome | None = None
+            with trio.move_on_after(WATCH_AFTER):
+                first = await stream.next()
+            if first is not None and not isinstance(first, Notification | ServerRequest | Withdrawn | StreamClosed):
+                await self.run(stream, first)
+                return
+            gone = False
+            async with trio.open_nursery() as nursery:
+
+                async def watch_client() -> None:
+                    nonlocal gone
+                    await self._exchange.hung_up()
+                    gone = True
+                    nursery.cancel_scope.cancel(reason=HUNG_UP)
+
+                nursery.start_soon(watch_client)
+                await self.run(stream, first)
+                nursery.cancel_scope.cancel(reason="the response is complete")
+            if gone:
+                raise ClientGone
+        finally:
+            stream.release_by(holder, HUNG_UP)
+
+
+async def _raise(problem: Exception) -> None:
+    await trio.lowlevel.checkpoint()
+    raise problem

@@ -1,27 +1,27 @@
-"""One call of a legacy session over streamable HTTP, and whoever carries its stream (2025-11-25 basic/transports).
+"""One call of a legacy session over streamable HTTP, and what carries its stream (2025-11-25 basic/transports).
 
-First the POST that asked, in its own task; when its connection breaks, a task of the session; then the GET with which
-the client comes back. One at a time: who comes next cancels who was before and begins when that one has let go.
-Invariant: an event is kept before it is sent, so what a broken connection has swallowed is there for the next one, and
-each message goes to one stream only.
+First the POST, without a task until there is an event; when its connection breaks, a task of the session; then the GET
+with which the client comes back. One at a time: a task that takes over cancels the one before and begins when that has
+ended. A disconnect is no cancellation in this era. Invariant: an event is kept before it is sent, so what a broken
+connection has swallowed is there for the next one, and each message goes to one stream only.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway import jsonrpc
-from gateway.eras import meta
-from gateway.frontends.http.exchange import ClientGone, Exchange, NullExchange
-from gateway.frontends.http.response import CallResponse
+from gateway.frontends.http.exchange import EVENT_STREAM, ClientGone, Exchange, NullExchange
+from gateway.frontends.http.response import HttpDelivery
 from gateway.frontends.legacy.event_store import RESUME_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.calls import ServerRequest, StreamClosed
+    from gateway.calls import Call
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.event_store import EventStore, Log
     from gateway.frontends.legacy.sessions import LegacySession
@@ -41,50 +41,103 @@ class StreamPaused(Exception):
     """The stream was closed for now; its client will come back for the rest."""
 
 
-class ResumableResponse(CallResponse):
+class ResumableDelivery(HttpDelivery):
     """The response to one call, with a stream that outlives its connection."""
+
+    __slots__ = ("_busy", "_ended", "_freed", "_keep", "_log", "_scope", "_session", "_stream")
 
     def __init__(
         self,
         exchange: Exchange,
-        answers: RequestHandler,
-        flow: CallStream,
+        handler: RequestHandler,
+        call: Call,
         request_id: Id,
-        *,
         session: LegacySession,
-        scope: trio.CancelScope,
         keep: Keep,
     ) -> None:
-        super().__init__(exchange, answers, flow, request_id)
+        super().__init__(exchange, handler, call, request_id, session)
         self._session = session
-        self._scope = scope  # of whoever carries, or will as soon as its predecessor has let go
         self._keep = keep
+        self._stream: CallStream
+        self._scope: trio.CancelScope | None = None  # of the task that carries, or is about to
         self._log: Log | None = None
         self._ended = False
         self._busy = True
         self._freed: trio.Event | None = None
 
-    # Who carries.
+    # Without a task. Implements `gateway.frontends.legacy.sessions.TasklessRequest`.
 
-    async def carry(self) -> None:
-        """Carry the call on the exchange of its POST, inside the scope that was given; see to it that it goes on."""
-        scope = self._scope
+    def begin_nowait(self) -> bool:
+        """Submit the call without a task; the client may hang up meanwhile."""
+        self._session.in_flight.replace(self.request_id, self)
+        self._exchange.on_disconnect(self._lose_client)
+        begun = False
         try:
-            await self.run()
+            begun = super().begin_nowait()
+        finally:
+            if not begun:
+                self._session.in_flight.remove(self.request_id)
+        return begun
+
+    def _lose_client(self) -> None:
+        self._exchange = NOWHERE
+
+    def cancel(self, *, reason: str) -> None:
+        """Cancel the call while it has no task: no response must follow, but the exchange needs an end."""
+        self.release(reason)
+        self._session.in_flight.remove(self.request_id)
+        self._exchange.respond_nowait(200, b"", EVENT_STREAM)
+
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response."""
+        self._session.in_flight.remove(self.request_id)
+        self._session.touch()
+        super().respond(body, code)
+
+    def disconnect(self, problem: Exception) -> None:
+        """Have the connection's task report the bug and answer 500."""
+        self._session.in_flight.remove(self.request_id)
+        super().disconnect(problem)
+
+    def status(self, code: int | None) -> int:
+        """Return 200 always, since 404 would tell a legacy client that its session ended."""
+        del code
+        return 200
+
+    def spawn(self, stream: CallStream) -> None:
+        """Have a task of the connection deliver the rest, or one of the session where there is no connection."""
+        self._stream = stream
+        self._scope = scope = self._session.in_flight.open_scope(self.request_id)
+        if self._exchange is NOWHERE:
+            self._keep(self._carry_alone, scope)
+        else:
+            self._exchange.start_task(partial(self.carry, stream, scope))
+
+    # The tasks that carry.
+
+    async def carry(self, stream: CallStream, scope: trio.CancelScope) -> None:
+        """Carry the call on the exchange of its POST; see to it that the call continues when that ends."""
+        self._stream, self._scope = stream, scope
+        try:
+            with scope:
+                await self.run(stream)
         except (ClientGone, StreamPaused):
             self._hand_over(scope)
         finally:
             self._release(scope)
+        if scope.cancelled_caught:  # by the client, or by the GET that has taken over
+            await self._exchange.end_stream()
 
     async def resume(self, exchange: Exchange, after: int) -> None:
-        """Carry on with the stream behind event number `after`, on the exchange of a GET."""
+        """Continue the stream behind event number `after`, on the exchange of a GET."""
         before, scope = self._scope, trio.CancelScope()
         self._give(scope)
-        before.cancel(reason="the client has come back on another connection")
+        if before is not None:
+            before.cancel(reason="the client has come back on another connection")
         mine = False
         try:
             with scope:
-                while self._busy:  # the predecessor, which has been cancelled, lets go
+                while self._busy:  # until the predecessor, which has been cancelled, has ended
                     self._freed = trio.Event()
                     await self._freed.wait()
                 self._busy = True
@@ -93,7 +146,7 @@ class ResumableResponse(CallResponse):
                 if self._ended:
                     await exchange.end_stream()
                 else:
-                    await self.run()
+                    await self.run(self._stream)
         except (ClientGone, StreamPaused):
             self._hand_over(scope)
         finally:
@@ -102,10 +155,7 @@ class ResumableResponse(CallResponse):
             await exchange.end_stream()
 
     async def _carry_alone(self, scope: trio.CancelScope) -> None:
-        """Go on while there is no client; what it does not fetch in time is dropped, but the call goes on to its end.
-
-        A disconnect is no cancellation in this era.
-        """
+        """Continue without a client; what it does not fetch in time is dropped, but the call runs to its end."""
         if self._scope is not scope:
             return  # the client was back before this task ran
         self._busy, self._exchange = True, NOWHERE
@@ -113,32 +163,34 @@ class ResumableResponse(CallResponse):
             with scope:
                 if self._log is not None:
                     with trio.move_on_after(RESUME_WITHIN):
-                        await self.run()
+                        await self.run(self._stream)
                 if not self._ended and self._scope is scope:
                     self._forget()
-                    await self._answers.wait(self._flow, self._id)
+                    self._can_stream = self._streaming = False
+                    await self.run(self._stream)
         finally:
             self._release(scope)
 
     def _hand_over(self, scope: trio.CancelScope) -> None:
-        """Have the session go on with a call that has lost its exchange, unless somebody else has it already."""
+        """Have the session continue a call that has lost its exchange, unless another connection has it already."""
         if not self._ended and self._scope is scope:
-            self._give(trio.CancelScope())
-            self._keep(self._carry_alone, self._scope)
+            scope = trio.CancelScope()
+            self._give(scope)
+            self._keep(self._carry_alone, scope)
 
     def _give(self, scope: trio.CancelScope) -> None:
         self._scope = scope
-        self._session.in_flight.replace(self._id, scope)
+        self._session.in_flight.replace(self.request_id, scope)
 
     def _release(self, scope: trio.CancelScope, *, mine: bool = True) -> None:
-        """Let go; where nobody carries on, the call is over."""
+        """End the part of a task; where no other carries on, the call is over."""
         if mine:
             self._busy = False
             if self._freed is not None:
                 self._freed.set()
         if self._scope is scope:
-            self._session.in_flight.remove(self._id)
-            self._flow.close()
+            self._session.in_flight.remove(self.request_id)
+            self._stream.close()
             if not self._ended:
                 self._forget()
             elif self._log is not None:
@@ -158,60 +210,43 @@ class ResumableResponse(CallResponse):
         return store, log, store.mark(log) if self._session.caller.version >= FIRST_PRIMED else b""
 
     def _forget(self) -> None:
-        """Keep nothing of the stream any more."""
+        """Drop what is kept of the stream."""
         if self._log is not None:
             self._session.events.drop(self._log)
             self._session.replies.pop(self._log.number, None)
+            self._log = None
 
-    async def _event(self, message: bytes) -> None:
+    async def send(self, message: bytes) -> None:
+        """Keep an event, and send it."""
         if self._can_stream:
             store, log, prime = self._open()
-            event_id = store.add(log, message)
-            await self._send(message, event_id, prime)
+            await self._send(message, store.add(log, message), prime)
 
     async def _send(self, message: bytes, event_id: bytes, prime: bytes) -> None:
         if prime:
             await self._exchange.mark(prime)
         await self._exchange.event(message, event_id)
 
-    async def _pass_time(self) -> None:
+    async def keep_alive(self) -> None:
+        """Send a comment, or the event that primes the client."""
         if self._can_stream:
             _, _, prime = self._open()
             await (self._exchange.mark(prime) if prime else self._exchange.keep_alive())
 
-    async def _end(self, body: bytes, status: int = 200) -> None:
-        """Send the answer; its status is always 200, since 404 would tell a legacy client that its session ended."""
-        del status
+    async def end(self, body: bytes, code: int | None) -> None:
+        """Send the response, and keep it where there is a stream."""
         self._ended = True
         if not self._streaming:
-            await self._exchange.json(200, body)
+            await super().end(body, code)
             return
         store, log, prime = self._open()
         text = "the answer was too large to be kept for a client that comes back; ask again"
-        lost = jsonrpc.error_response(self._id, jsonrpc.INTERNAL_ERROR, text)
+        lost = jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, text)
         event_id = store.end(log, body, lost, now=trio.current_time())
         await self._send(body, event_id, prime)
         await self._exchange.end_stream()
 
-    def level(self) -> str | None:
-        """What `logging/setLevel` said; everything until then, since the server may decide."""
-        return self._session.log_level or meta.LOG_LEVELS[0]
-
-    async def on_ask(self, ask: ServerRequest) -> bool:
-        """Send the request; its answer comes in another exchange and is found by the session's desk."""
-        if self._can_stream:
-            await self._event(self._session.desk.request(ask))
-        else:
-            ask.refuse(jsonrpc.INTERNAL_ERROR, "the client takes no event stream, so it cannot be asked anything")
-        return False
-
-    async def on_withdrawn(self, ask: ServerRequest) -> None:
-        """Cancel the request at the client."""
-        message = self._session.desk.withdraw(ask)
-        if message is not None:
-            await self._event(message)
-
-    async def on_stream_closed(self, closed: StreamClosed) -> None:
+    async def pause_stream(self, retry_ms: int) -> None:
         """Close the stream as the backend did, and have the client poll ("Sending Messages to the Server", 6).
 
         Raises:
@@ -223,7 +258,7 @@ class ResumableResponse(CallResponse):
         last = store.mark(log)
         if prime:
             await self._exchange.mark(prime)
-        await self._exchange.mark(last, retry=min(closed.retry_ms, MAX_RETRY_MS))
+        await self._exchange.mark(last, retry=min(retry_ms, MAX_RETRY_MS))
         await self._exchange.end_stream()
         raise StreamPaused
 

@@ -16,12 +16,14 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import headers, versions
 from gateway.errors import GatewayError
+from gateway.frontends.http.response import HttpDelivery
 from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
 from gateway.frontends.legacy.notifications import handle_notification
-from gateway.frontends.legacy.resumable import FIRST_PRIMED, ResumableResponse, replay
+from gateway.frontends.legacy.resumable import FIRST_PRIMED, NOWHERE, ResumableDelivery, replay
 from gateway.frontends.legacy.sessions import RETRY_AFTER, DuplicateId
 
 if TYPE_CHECKING:
+    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.http.exchange import Exchange
     from gateway.frontends.legacy.sessions import LegacySession, SessionTable
     from gateway.frontends.request_handler import RequestHandler
@@ -93,9 +95,12 @@ class StreamableFrontend:
                 if isinstance(answer, bytes):
                     return jsonrpc.response(request_id, answer)
                 try:
-                    return await self._answers.wait(answer, request_id)
+                    delivery = HttpDelivery(NOWHERE, self._answers, answer.call, request_id, session, can_stream=False)
+                    response = await delivery.deliver(answer)
                 finally:
                     answer.close()
+                if response is not None:
+                    return response[0]
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
@@ -228,27 +233,27 @@ class StreamableFrontend:
             refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
             await (exchange.json(400, refusal) if isinstance(exc, DuplicateId) else exchange.message(refusal))
             return
-        reply: ResumableResponse | None = None  # which takes care of the call, its scope and its id
+        answer: bytes | CallStream | None = None
         body = b""
         try:
             with scope:
                 answer = await self._answers.legacy(message, session)
                 if isinstance(answer, bytes):
                     body = jsonrpc.response(request_id, answer)
-                else:
-                    keep = self._sessions.start_call_task
-                    reply = ResumableResponse(
-                        exchange, self._answers, answer, request_id, session=session, scope=scope, keep=keep
-                    )
-                    await reply.carry()
         except GatewayError as exc:
             body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
-            if reply is None:
-                session.in_flight.remove(request_id)
-                session.touch()
+            session.in_flight.remove(request_id)
+            session.touch()
         if body:
             await exchange.message(body)
-        elif scope.cancelled_caught:
-            # No answer must follow (basic/utilities/cancellation), or another one does; but the exchange needs an end.
+        elif answer is None or isinstance(answer, bytes):
+            # Cancelled: no answer must follow (basic/utilities/cancellation), but the exchange needs an end.
             await exchange.end_stream()
+        else:
+            keep = self._sessions.start_call_task
+            delivery = ResumableDelivery(exchange, self._answers, answer.call, request_id, session, keep)
+            carrying = session.in_flight.open_scope(request_id)
+            if scope.cancel_called:  # in the step in which the call was submitted
+                carrying.cancel(reason="the client cancelled the request")
+            await delivery.carry(answer, carrying)

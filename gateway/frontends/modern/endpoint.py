@@ -17,7 +17,7 @@ from gateway.eras import errors, headers, requests
 from gateway.eras.param_headers import check_param_headers, find_second_argument
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.http.exchange import ClientGone, Exchange
-from gateway.frontends.http.response import ModernCallResponse
+from gateway.frontends.http.response import ModernDelivery
 from gateway.frontends.modern.subscriptions import Subscription
 from gateway.frontends.request_handler import LISTEN, RequestHandler
 
@@ -69,11 +69,7 @@ class ModernFrontend:
         if isinstance(answer, bytes):
             await exchange.message(jsonrpc.response(request_id, answer))
             return
-        holder = answer.acquire()
-        try:
-            await ModernCallResponse(exchange, self._answers, answer, request_id).run_watched()
-        finally:
-            answer.release_by(holder, "the client hung up")
+        await ModernDelivery(exchange, self._answers, answer.call, request_id).carry(answer)
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         """Make the call of a request whose headers agree with its body.
