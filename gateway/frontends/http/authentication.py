@@ -46,6 +46,20 @@ class AuthMiddleware:
         self._policy = policy
         self._access = access
 
+    def admits(self, exchange: Exchange) -> bool:
+        """Whether a request passes without waiting; otherwise `serve` decides, and answers."""
+        headers, policy, access = exchange.headers, self._policy, self._access
+        if (
+            len(headers) != len(exchange.scope["headers"])
+            or b"origin" in headers
+            or not policy.host_is_ours(headers.get(b"host", b""))
+        ):
+            return False
+        if access is None or not access.requires_credentials:
+            return True
+        principal = exchange.principal = access.find(headers)
+        return principal is not None and principal.may_use_view(exchange.view)
+
     async def serve(self, exchange: Exchange, handle: Handler) -> None:
         """Let a request through to `handle`, or answer it here. Returns also where its client has gone."""
         headers = exchange.headers

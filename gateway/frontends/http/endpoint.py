@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.frontends.http.authentication import AuthMiddleware
-    from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Request, Scope, Send
     from gateway.frontends.request_handler import RequestHandler
+    from gateway.jsonrpc import Message
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
 
@@ -46,6 +47,34 @@ class McpEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, view: str | None = None) -> None:
         """Answer one HTTP request, at the endpoint of a view if one is named."""
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
+
+    def begin(self, request: Request, view: str | None) -> bool:
+        """Answer an ordinary tool call without a task; False if the app must answer, and nothing has happened."""
+        exchange = Exchange(request.scope, request.receive, request.send, view, request)
+        given, body = exchange.headers, request.body
+        if (
+            not self._entrance.admits(exchange)
+            or not given.get(b"content-type", b"").lower().startswith(b"application/json")
+            or b"content-encoding" in given
+            or not exchange.accepts(b"application/json")
+            or len(body) > self._answers.settings.max_body_bytes
+            or jsonrpc.is_batch(body)
+        ):
+            return False
+        try:
+            message = jsonrpc.decode(body)
+        except jsonrpc.Malformed:
+            return False
+        request_id = message.id
+        if message.method != "tools/call" or not isinstance(request_id, int | str):
+            return False
+        if self._answers.fleet.is_limited(exchange.identity.scope) and requests.find_second_spelling(body, message):
+            return False
+        header = given.get(headers.VERSION_HEADER)
+        era = _era(exchange, None if header is None else header.decode("latin-1"), message)
+        if era is None:
+            return False
+        return (self._modern if era is Era.MODERN else self._streamable).begin(exchange, message, request_id)
 
     def update_principal(self, principal: Principal) -> None:
         """Have what a principal has open go by its present rules."""
@@ -85,12 +114,18 @@ class McpEndpoint:
         except jsonrpc.Malformed as exc:
             await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
-        # The client's first message shows its era (2026-07-28 basic/versioning).
-        if version in versions.MODERN_VERSIONS or requests.is_modern(message):
-            await self._modern.post(exchange, message)
-        elif version is None or version in versions.LEGACY_VERSIONS or headers.SESSION_HEADER in exchange.headers:
-            await self._streamable.post(exchange, message)
+        era = _era(exchange, version, message)
+        if era is not None:
+            await (self._modern if era is Era.MODERN else self._streamable).post(exchange, message)
         else:
-            problem = requests.UnsupportedVersion(version)
+            problem = requests.UnsupportedVersion(version or "")
             request_id = message.id if isinstance(message.id, int | str) else None
             await exchange.json(400, self._answers.encode_error(request_id, problem, Era.MODERN)[0])
+
+
+def _era(exchange: Exchange, version: str | None, message: Message) -> Era | None:
+    """Return a message's era (2026-07-28 basic/versioning); None if its protocol version is not supported."""
+    if version in versions.MODERN_VERSIONS or requests.is_modern(message):
+        return Era.MODERN
+    is_legacy = version is None or version in versions.LEGACY_VERSIONS or headers.SESSION_HEADER in exchange.headers
+    return Era.LEGACY if is_legacy else None

@@ -58,18 +58,28 @@ class ClientGone(Exception):
 class Request(Protocol):
     """A whole request whose connection needs no task to answer it. Implemented by `gateway.httpd.exchange.Exchange`."""
 
-    scope: Scope
-    body: bytes
     on_disconnect: Callable[[], None] | None
     """Called once if the client hangs up before there is a response. It must not wait."""
-    receive: Receive
-    send: Send
+    body: bytes
+
+    @property
+    def scope(self) -> Scope:
+        """The request's head, as ASGI has it."""
+        ...
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """ASGI's `receive`."""
+        ...
+
+    async def send(self, message: Any) -> None:
+        """ASGI's `send`."""
+        ...
 
     def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send a whole response without waiting; return False if the client has gone."""
         ...
 
-    def start(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def start(self, app: Any) -> None:
         """Have an ASGI app answer, in a task of the connection."""
         ...
 

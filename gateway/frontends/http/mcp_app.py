@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.access.table import Access
     from gateway.catalog.snapshot import ListNews
-    from gateway.frontends.http.exchange import Receive, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Request, Scope, Send
     from gateway.frontends.http.host_policy import HostPolicy
     from gateway.frontends.request_handler import RequestHandler
 
@@ -104,6 +104,18 @@ class McpApp:
                 self.handler.fleet.unsubscribe(self._notify_list_changed)
                 self._access.detach(self)
                 self._end_sessions()
+
+    def begin(self, request: Request) -> bool:
+        """Answer an ordinary tool call without a task; False if `serve` must answer, and nothing has happened."""
+        path, view = request.scope["path"], None
+        if request.scope["method"] != "POST":
+            return False
+        if path != self._mcp_path:
+            views = self.handler.fleet.config.views
+            view = view_routing.view_in(path, self._mcp_path, views)
+            if view not in views:
+                return False
+        return self.endpoint.begin(request, view)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer one HTTP request; return False, with nothing sent, where its path is none of these."""

@@ -14,6 +14,7 @@ import trio
 
 from gateway.calls import Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
+from gateway.errors import GatewayError
 from gateway.frontends.delivery import Delivery
 from gateway.frontends.http.exchange import ClientGone, Exchange
 from gateway.jsonrpc import INTERNAL_ERROR
@@ -54,8 +55,12 @@ class HttpDelivery(Delivery):
     # Without a task.
 
     def begin_nowait(self) -> bool:
-        """Submit the call without a task; see `begin`. The exchange must be one that can be answered without one."""
-        return self.begin(self.patience())
+        """Submit the call, or respond with what refuses it; False if that has to wait."""
+        try:
+            return self.begin(self.patience())
+        except GatewayError as exc:
+            self.respond(*self._handler.encode_error(self.request_id, exc, self.call.caller.era))
+            return True
 
     def respond(self, body: bytes, code: int | None) -> None:
         """Write the response."""

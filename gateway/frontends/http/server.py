@@ -69,7 +69,13 @@ class HttpFrontend:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
                     limits = self._limits()
-                    serve = partial(serve_http, sockets=sockets, shutdown_trigger=self._closing.wait, limits=limits)
+                    serve = partial(
+                        serve_http,
+                        sockets=sockets,
+                        shutdown_trigger=self._closing.wait,
+                        limits=limits,
+                        handle_nowait=self._mcp.begin,
+                    )
                     await server.start(serve, self, config)
                     paths = [path for path in (self._mcp.paths.mcp, self._mcp.paths.sse) if path is not None]
                     task_status.started(bound.urls(paths))

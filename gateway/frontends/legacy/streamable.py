@@ -14,7 +14,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Era
-from gateway.eras import headers, versions
+from gateway.eras import headers, requests, versions
 from gateway.errors import GatewayError
 from gateway.frontends.http.response import HttpDelivery
 from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
@@ -206,24 +206,41 @@ class StreamableFrontend:
         )
 
     async def _session(self, exchange: Exchange) -> LegacySession | None:
-        """The session that the request names; where there is none, the request has been answered."""
+        """Return the session that the request names; where there is none, the request has been answered."""
+        found = self._find_session(exchange)
+        if not isinstance(found, tuple):
+            return found
+        await exchange.refuse(*found)
+        return None
+
+    def _find_session(self, exchange: Exchange) -> LegacySession | tuple[int, str]:
+        """Return the session that a request names, or the status and text of its refusal."""
         session_id = exchange.headers.get(headers.SESSION_HEADER)
         if session_id is None:
             text = "the Mcp-Session-Id header is missing: send initialize first, then its session id with each request"
-            await exchange.refuse(400, text)
-            return None
+            return 400, text
         session = self._sessions.find(session_id.decode("latin-1"), exchange.identity)
         if session is None:
-            text = "this session does not exist or has ended: initialize again without a session id"
-            await exchange.refuse(404, text)
-            return None
+            return 404, "this session does not exist or has ended: initialize again without a session id"
         version = exchange.headers.get(headers.VERSION_HEADER)
         if version is not None and version.decode("latin-1") not in versions.LEGACY_VERSIONS:
             spoken = ", ".join(versions.LEGACY_VERSIONS)
             text = f"MCP-Protocol-Version {version.decode('latin-1')!r} is not supported in a session; use {spoken}"
-            await exchange.refuse(400, text)
-            return None
+            return 400, text
         return session
+
+    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
+        """Answer a tool call without a task; False if `post` must do it, and nothing has happened."""
+        session = self._find_session(exchange)
+        if isinstance(session, tuple):
+            return False
+        try:
+            session.in_flight.check(request_id)
+            call = requests.legacy_call(message, session.caller)
+        except GatewayError:
+            return False
+        keep = self._sessions.start_call_task
+        return ResumableDelivery(exchange, self._answers, call, request_id, session, keep).begin_nowait()
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         try:

@@ -45,6 +45,14 @@ class ModernFrontend:
         else:
             await self._handle_request(exchange, message, message.id)
 
+    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
+        """Answer a tool call without a task; False if `post` must do it, and nothing has happened."""
+        try:
+            call = self._read(exchange, message)
+        except (GatewayError, headers.HeaderMismatch):
+            return False
+        return ModernDelivery(exchange, self._answers, call, request_id).begin_nowait()
+
     async def _handle_request(self, exchange: Exchange, message: Message, request_id: Id) -> None:
         try:
             call = self._read(exchange, message)
