@@ -15,9 +15,9 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Failure
-from gateway.catalog.kinds import OWNER_KIND, Kind
 from gateway.catalog.ownership import Asked, Links, Route, publish, publish_error
 from gateway.catalog.parts import has_capability
+from gateway.eras.methods import OWNER_KIND, Kind
 from gateway.eras.requests import is_foreign_notification, is_mcp_method
 from gateway.errors import (
     BackendError,
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import ClientSink
     from gateway.supervisor.fleet import Fleet
 
-_NOUNS = {Kind.TOOLS: "tool", Kind.PROMPTS: "prompt", Kind.RESOURCES: "resource"}
-WATCH_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe"})
-"""Routed too, but counted over all clients: see `gateway.frontends.resource_subscriptions`."""
-ROUTED_METHODS = (frozenset(OWNER_KIND) - WATCH_METHODS) | {"completion/complete"}
 
 log = logging.getLogger("gateway.router")
 
@@ -386,7 +382,7 @@ class Router:
 def unknown(call: Call) -> UnknownName:
     """What the caller of a name is told that nobody owns, or that it may not see."""
     kind = OWNER_KIND.get(call.method)
-    noun = _NOUNS[kind or Kind.PROMPTS]
+    noun = (kind or Kind.PROMPTS).noun
     return UnknownName(f"Unknown {noun}: {call.name}", uri=call.name if kind is Kind.RESOURCES else None)
 
 

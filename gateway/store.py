@@ -24,8 +24,8 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Era
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
+from gateway.eras.methods import Kind
 from gateway.eras.versions import LEGACY_VERSIONS, MODERN_VERSIONS
 from gateway.errors import ConfigError
 

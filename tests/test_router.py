@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Era, Failure, Scope
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from gateway.errors import (
     BackendExited,
     BackendUnavailable,

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from gateway import jsonrpc
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config import parse_server
+from gateway.eras.methods import Kind
 from gateway.errors import ConfigError
 from gateway.store import ENVIRONMENT, Store, default_directory, read_plain
 

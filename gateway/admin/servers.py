@@ -12,9 +12,9 @@ from gateway.admin import documents as doc
 from gateway.admin.events import Feed
 from gateway.admin.tree import make_tree
 from gateway.backends.stderr import shown
-from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
 from gateway.config.shown import shown_config
+from gateway.eras.methods import Kind
 from gateway.errors import ConfigError, UnknownServer
 from gateway.masking import SECRETS
 from gateway.supervisor.history import CallStats

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc, surrogates
-from gateway.catalog.kinds import Kind
 from gateway.eras.caching import KEEP_NOTHING, Hint
+from gateway.eras.methods import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,13 +11,13 @@ import msgspec
 
 from gateway import jsonrpc, surrogates
 from gateway.catalog import names, uris
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import declares
 from gateway.catalog.offers import curate, loose_ends
 from gateway.catalog.ownership import Route
 from gateway.config.offered import ALL_TOOLS
 from gateway.eras import tools
 from gateway.eras.caching import Hint, merge_hints
+from gateway.eras.methods import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

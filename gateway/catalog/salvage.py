@@ -18,7 +18,7 @@ from gateway.catalog.listing import bound_problems
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.catalog.kinds import Kind
+    from gateway.eras.methods import Kind
 
 MAX_TOKENS: Final = 400_000
 """Strings, brackets and commas that are looked at (0.2 s here); a longer answer is given up as a whole."""

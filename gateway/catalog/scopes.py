@@ -13,8 +13,8 @@ import msgspec
 
 from gateway.calls import ALL, EVERYTHING, Scope
 from gateway.catalog import names
-from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Entry, Naming, Part, is_unclear, renamed
+from gateway.eras.methods import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

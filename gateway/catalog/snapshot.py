@@ -18,7 +18,6 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import EVERYTHING
 from gateway.catalog import names, uris
-from gateway.catalog.kinds import Kind
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
 from gateway.catalog.parts import (
@@ -34,6 +33,7 @@ from gateway.catalog.parts import (
 )
 from gateway.catalog.scopes import may_see, narrowed, renamed_part
 from gateway.eras.caching import Hint, merge_hints
+from gateway.eras.methods import Kind
 from gateway.eras.param_headers import Annotations, annotations_of
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
 from gateway.eras import blocks
+from gateway.eras.methods import CONTENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,9 +76,10 @@ def change_result(method: str, result: bytes, change: Change) -> bytes:
     except ValueError:
         return result
     changed = _change_meta(members, change)
-    if method == "resources/read":
+    content = CONTENT.get(method)
+    if content == "contents":
         changed |= blocks.change_each(members, "contents", lambda inner: _change_uri(inner, change))
-    elif method in {"tools/call", "prompts/get"}:
+    elif content == "blocks":
         changed |= blocks.change_blocks(members, lambda block: _change_block(block, change))
     return jsonrpc.encode(members) if changed else result
 

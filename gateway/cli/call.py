@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import trio
 
-from gateway.catalog.kinds import Kind
 from gateway.cli.arguments import read_object, split_words, typed
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import UsageError, print_json
 from gateway.cli.target import FLAGS, open_target
 from gateway.cli.terminal import Terminal
+from gateway.eras.methods import Kind
 
 
 def run_call(values: Values) -> int:

@@ -159,8 +159,8 @@ def _ladder(server: ServerConfig) -> float:
 async def _meet(
     server: ServerConfig, opener: SessionOpener, listener: _Listener, report: dict[str, Any], config: Config
 ) -> None:
-    from gateway.catalog.kinds import Kind
     from gateway.catalog.names import public_name
+    from gateway.eras.methods import Kind
 
     began = trio.current_time()
     async with opener(server, listener) as session:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from gateway.catalog.kinds import Kind
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import error, print_json, warn
 from gateway.cli.target import FLAGS, REMOTE, open_target
+from gateway.eras.methods import FEATURES, Kind
 
-KINDS = {"tools": (Kind.TOOLS,), "prompts": (Kind.PROMPTS,), "resources": (Kind.RESOURCES, Kind.TEMPLATES)}
+KINDS = {feature: tuple(kind for kind in Kind if kind.feature == feature) for feature in FEATURES}
 
 
 def run(values: Values) -> int:

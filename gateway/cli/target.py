@@ -16,12 +16,12 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
-from gateway.catalog.kinds import Kind
 from gateway.cli.flags import Flag, Values
 from gateway.cli.options import CONFIG, STATE, load, split_address, state_directory
 from gateway.cli.output import CommandError, UsageError
 from gateway.config import NEVER_RESTART, Config, parse_server
 from gateway.embed.native import open_gateway
+from gateway.eras.methods import OWNER_KIND, Kind
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import GatewayError, UnknownName
@@ -115,7 +115,8 @@ class Target:
             raise
         except GatewayError as exc:
             raise CommandError(str(exc), reason=exc.code) from exc
-        hint = _nearest(name, await self._names(method)) or self._excuse()
+        kind = OWNER_KIND[method]
+        hint = _nearest(name, [item[kind.key] for item in await self.list(kind)]) or self._excuse()
         raise CommandError(str(unknown), hint, reason=unknown.code)
 
     async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
@@ -140,10 +141,6 @@ class Target:
                         pass  # withdrawn questions: the prompt has been answered, or is about to be
         finally:
             flow.close("the command was ended")
-
-    async def _names(self, method: str) -> list[str]:
-        kind = {"tools/call": Kind.TOOLS, "prompts/get": Kind.PROMPTS}.get(method, Kind.RESOURCES)
-        return [item[kind.key] for item in await self.list(kind)]
 
     def _excuse(self) -> str:
         return "; ".join(f"{name}: {why}" for name, why in self.problems().items())

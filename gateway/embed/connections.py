@@ -13,11 +13,11 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era, Notification, ServerRequest, StreamClosed, Withdrawn
-from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config.shown import secrets_of
 from gateway.embed.errors import CallFailed
+from gateway.eras.methods import Kind
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendTooSlow, BackendUnavailable, InvalidParams, first_in_group
 from gateway.inflight.pending import PendingCall

@@ -15,12 +15,12 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Caller, Era
-from gateway.catalog.kinds import Kind
 from gateway.config import Config, load_config
 from gateway.embed.connections import make_call, wait_outcome
 from gateway.embed.errors import InvalidConfig
 from gateway.embed.faces import AsgiFrontends
 from gateway.embed.records import read_registry
+from gateway.eras.methods import Kind
 from gateway.eras.tools import View
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import ConfigError, GatewayError

@@ -15,6 +15,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import blocks, contents, meta
+from gateway.eras.methods import CAPABILITY
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ URL_ELICITATION_REQUIRED: Final = -32042
 SAMPLING: Final = "sampling/createMessage"
 ELICITATION: Final = "elicitation/create"
 ROOTS: Final = "roots/list"
-CAPABILITY: Final = {SAMPLING: "sampling", ELICITATION: "elicitation", ROOTS: "roots"}
-"""The requests that can be brought to a client, and the capability that each needs."""
 
 _UNSAFE_SCHEMES: Final = frozenset({
     "about", "blob", "chrome", "data", "file", "filesystem", "javascript", "vbscript", "view-source",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
 from gateway.eras import blocks
+from gateway.eras.methods import CONTENT
 
 if TYPE_CHECKING:
     import msgspec
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
 FIRST_IN: Final = {"audio": "2025-03-26", "resource_link": "2025-06-18"}
 """Kinds of content blocks that the first revision had not, and the revision that has them. Revisions sort as text."""
 _NEWEST: Final = max(FIRST_IN.values())
-_HAS_BLOCKS: Final = frozenset({"tools/call", "prompts/get"})
 
 
 def for_version(method: str, result: bytes, version: str) -> bytes:
     """A result for a legacy client of this version; the very same bytes if it can read them all."""
-    if version >= _NEWEST or method not in _HAS_BLOCKS:
+    if version >= _NEWEST or CONTENT.get(method) != "blocks":
         return result
     if not any(since > version and b'"%b"' % kind.encode() in result for kind, since in FIRST_IN.items()):
         return result

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.eras.methods import OPTIONAL
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
-
     import msgspec
 
 PREFIX: Final = "io.modelcontextprotocol/"
@@ -35,27 +34,6 @@ REQUEST_HOP_KEYS: Final = frozenset({
     PROGRESS_TOKEN,
 })
 """Keys of a request's `_meta` that are never copied to the next hop."""
-
-_RETRY: Final = frozenset({"inputResponses", "requestState"})
-OPTIONAL: Final[Mapping[str, Container[str]]] = {
-    "tools/list": {"cursor"},
-    "prompts/list": {"cursor"},
-    "resources/list": {"cursor"},
-    "resources/templates/list": {"cursor"},
-    "tools/call": _RETRY | {"arguments", "task"},
-    "prompts/get": _RETRY | {"arguments"},
-    "resources/read": _RETRY,
-    "completion/complete": {"context"},
-    "sampling/createMessage": {
-        "modelPreferences", "systemPrompt", "includeContext", "temperature", "stopSequences", "metadata", "tools",
-        "toolChoice", "task",
-    },
-    "elicitation/create": {"mode", "requestedSchema", "url", "elicitationId", "task"},
-    "notifications/progress": {"total", "message"},
-    "notifications/message": {"logger"},
-    "notifications/cancelled": {"reason"},
-}  # fmt: skip
-"""Members of params that MCP lets a sender leave out, beside `_meta`, by method (schemas of 2025-11-25, 2026-07-28)."""
 
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 

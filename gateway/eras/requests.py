@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import ANYBODY, Call, Caller, Era
 from gateway.eras import meta
 from gateway.eras.asks import BRIDGEABLE
+from gateway.eras.methods import BY_NAME, CLIENT_NOTIFICATIONS, FAMILIES, LISTENED, OWNER_KIND, REMOVED_IN_MODERN
 from gateway.eras.tasks import RELATED, with_extension
 from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
 from gateway.errors import InvalidParams, RequestError
@@ -22,37 +23,6 @@ if TYPE_CHECKING:
     from gateway.calls import Identity
     from gateway.jsonrpc import Id, Message
 
-NAME_MEMBER: Final = {
-    "tools/call": "name",
-    "prompts/get": "name",
-    "resources/read": "uri",
-    "resources/subscribe": "uri",
-    "resources/unsubscribe": "uri",
-}
-"""Methods that one backend owns, and the member of their params that says which; for those that the modern era has it
-is also the source of `Mcp-Name`."""
-
-REMOVED_IN_MODERN: Final = frozenset({
-    "initialize",
-    "ping",
-    "logging/setLevel",
-    "resources/subscribe",
-    "resources/unsubscribe",
-    "tasks/list",
-    "tasks/result",
-})
-"""Methods of the legacy era that a modern request must not find (changelog of 2026-07-28)."""
-
-_MCP_METHODS: Final = frozenset({"initialize", "ping"})
-_MCP_FAMILIES: Final = frozenset({
-    "completion", "elicitation", "logging", "notifications", "prompts", "resources", "roots", "sampling", "server",
-    "subscriptions", "tasks", "tools",
-})  # fmt: skip
-MCP_NOTIFICATIONS: Final = frozenset({
-    "notifications/cancelled", "notifications/initialized", "notifications/progress",
-    "notifications/roots/list_changed", "notifications/tasks/status",
-})  # fmt: skip
-"""The notifications of clients that end at the gateway or are passed on by its own rules."""
 _ENVELOPE: Final = jsonrpc.Names("jsonrpc", "id", "method", "params", "result", "error")
 _PARAMS: Final = jsonrpc.Names(
     "_meta", "arguments", "capabilities", "clientInfo", "cursor", "inputResponses", "level", "name", "notifications",
@@ -63,9 +33,7 @@ _FOREIGN_PARAMS: Final = jsonrpc.Names("_meta")
 _WITHIN: Final = {
     "_meta": jsonrpc.Names(*meta.REQUEST_HOP_KEYS, RELATED),
     "ref": jsonrpc.Names("type", "name", "uri"),
-    "notifications": jsonrpc.Names(
-        "toolsListChanged", "promptsListChanged", "resourcesListChanged", "resourceSubscriptions"
-    ),
+    "notifications": jsonrpc.Names(*LISTENED, "resourceSubscriptions"),
     "inputResponses": jsonrpc.Names(),
 }
 """Members of params that are looked into, and the members of theirs that decide something."""
@@ -124,13 +92,13 @@ def ambiguous(where: str) -> str:
 def is_mcp_method(method: str) -> bool:
     """Whether a method is MCP's own, in any case: those are served or refused, never passed on."""
     folded = jsonrpc.fold(method)
-    return folded in _MCP_METHODS or folded.partition("/")[0] in _MCP_FAMILIES
+    return folded in BY_NAME or folded.partition("/")[0] in FAMILIES
 
 
 def is_foreign_notification(method: str) -> bool:
     """Whether a notification may be passed on as it is: none of MCP's own, in any case, and no request of MCP."""
     folded = jsonrpc.fold(method)
-    return folded not in MCP_NOTIFICATIONS and (folded.startswith("notifications/") or not is_mcp_method(method))
+    return folded not in CLIENT_NOTIFICATIONS and (folded.startswith("notifications/") or not is_mcp_method(method))
 
 
 def params_of(message: Message) -> dict[str, msgspec.Raw]:
@@ -149,13 +117,13 @@ def params_of(message: Message) -> dict[str, msgspec.Raw]:
 
 
 def _name(method: str, params: dict[str, msgspec.Raw]) -> str:
-    member = NAME_MEMBER.get(method)
-    if member is None:
+    kind = OWNER_KIND.get(method)
+    if kind is None:
         return ""
     try:
-        return jsonrpc.decode_string(params[member])
+        return jsonrpc.decode_string(params[kind.key])
     except (KeyError, ValueError):
-        text = f"{method} needs params.{member}, a string"
+        text = f"{method} needs params.{kind.key}, a string"
         raise InvalidParams(text) from None
 
 
@@ -251,9 +219,9 @@ def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop, *, as_
     make a task of it, which the gateway drives: a client's own wish for one is not sent on, since it was offered none.
     """
     params: dict[str, object] = dict(call.params)
-    member = NAME_MEMBER.get(call.method)
-    if member is not None and own_name != call.name:
-        params[member] = own_name
+    kind = OWNER_KIND.get(call.method)
+    if kind is not None and own_name != call.name:
+        params[kind.key] = own_name
     if call.method == "tools/call" and hop.era is Era.LEGACY:
         params.pop("task", None)
         if as_task:

@@ -14,14 +14,13 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, InputRequired
 from gateway.eras import contents, meta
+from gateway.eras.methods import CACHEABLE
 from gateway.eras.versions import LATEST_LEGACY
 
 _COMPLETE: Final = msgspec.Raw(b'"complete"')
 _ZERO: Final = msgspec.Raw(b"0")
 _PRIVATE: Final = msgspec.Raw(b'"private"')
 MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
-CACHEABLE: Final = frozenset({"resources/read"})
-"""Routed methods whose modern result must carry `ttlMs` and `cacheScope` (server/utilities/caching)."""
 
 
 class ResultType(msgspec.Struct, gc=False):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 EXTENSION: Final = "io.modelcontextprotocol/tasks"
 RELATED: Final = "io.modelcontextprotocol/related-task"
-METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
-"""The extension's methods; over HTTP they name their task in `Mcp-Name` (SEP-2663, "Routing Headers")."""
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 LEAST_POLL: Final = 0.02
 """Seconds; a server that asks for quicker polling must not make us spin."""

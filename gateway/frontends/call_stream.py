@@ -16,6 +16,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era, Failure, InputRequired, Notification, ServerRequest, StreamClosed
 from gateway.eras import asks
+from gateway.eras.methods import CAPABILITY
 from gateway.errors import BackendProtocol, GatewayError
 from gateway.inflight.pending import MAX_NOTICES
 
@@ -138,7 +139,7 @@ class CallStream:
         requests = body.wanted or {}
         self._state, self._answers, self._open = body.state, {}, len(requests)
         for key, wanted in requests.items():
-            if wanted.method not in asks.CAPABILITY:
+            if wanted.method not in CAPABILITY:
                 return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
             try:
                 params = asks.for_version(wanted.method, wanted.params, self.call.caller.version)

@@ -23,18 +23,16 @@ from gateway.calls import (
     Notification,
     ServerRequest,
 )
-from gateway.catalog.kinds import BY_METHOD, FEATURES, Kind
 from gateway.catalog.parts import has_capability, merge_instructions
 from gateway.catalog.snapshot import encode_list
-from gateway.eras import asks, errors, meta, requests, results, versions
+from gateway.eras import asks, errors, meta, methods, requests, results, versions
 from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.call_stream import CallStream
 from gateway.frontends.legacy.sessions import ClientIntroduction, DuplicateId
-from gateway.frontends.modern.suspended_calls import PARKABLE
-from gateway.router import ROUTED_METHODS, WATCH_METHODS, unknown
+from gateway.router import unknown
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
@@ -162,17 +160,14 @@ class RequestHandler:
             GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
         """
         method = message.method
-        if method in BY_METHOD:
-            return await self._list(BY_METHOD[str(method)], requests.params_of(message), session.caller)
-        if method in ROUTED_METHODS:
-            ticket = await self.router.submit(requests.legacy_call(message, session.caller))
-            return CallStream(self.router, ticket)
+        if method in methods.LISTED_KIND:
+            return await self._list(methods.LISTED_KIND[str(method)], requests.params_of(message), session.caller)
         if method == "ping":
             return b"{}"
         if method == "logging/setLevel":
             self._set_level(session, requests.params_of(message))
             return b"{}"
-        if method in WATCH_METHODS:
+        if method in methods.WATCHED:
             act = (
                 resource_subscriptions.subscribe
                 if method == "resources/subscribe"
@@ -194,7 +189,7 @@ class RequestHandler:
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Record a call that its frontend has refused, as the router records its own refusals."""
-        if message.method in ROUTED_METHODS:
+        if message.method in methods.ROUTED:
             try:
                 call = requests.legacy_call(message, caller)
             except GatewayError:
@@ -221,7 +216,7 @@ class RequestHandler:
 
     async def ask_modern(self, flow: CallStream, request_id: jsonrpc.Id, ask: ServerRequest) -> bytes | Outcome | None:
         """Ask a modern client; return the response or outcome that ends its request, or None."""
-        if flow.call.method not in PARKABLE:
+        if flow.call.method not in methods.SUSPENDABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
         missing = asks.missing_capability(flow.caller, ask.method, ask.params)
@@ -261,8 +256,8 @@ class RequestHandler:
         Raises:
             GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
         """
-        if call.method in BY_METHOD:
-            return await self._list(BY_METHOD[call.method], call.params, call.caller)
+        if call.method in methods.LISTED_KIND:
+            return await self._list(methods.LISTED_KIND[call.method], call.params, call.caller)
         if call.method == "server/discover":
             scope = call.caller.scope
             members: dict[str, object] = {
@@ -275,14 +270,14 @@ class RequestHandler:
             if instructions is not None:
                 members["instructions"] = instructions
             return results.modern_result(members, server_info=self.server_info)
-        if call.method in ROUTED_METHODS or not requests.is_mcp_method(call.method):
+        if call.method in methods.ROUTED or not requests.is_mcp_method(call.method):
             level = call.caller.log_level
             if level is not None and self.fleet.wish_list.lend_level(level):
                 self.fleet.apply_subscriptions()
             answer = self._resume(call) if "requestState" in call.params else None
             return answer or CallStream(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
-        if call.method in requests.REMOVED_IN_MODERN:
+        if call.method in methods.REMOVED_IN_MODERN:
             text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
         raise UnknownMethod(text)
 
@@ -294,7 +289,7 @@ class RequestHandler:
         While a backend starts that has never listed anything, what it may be able to do is declared too: a client that
         asks for it in vain gets an error, but one that was not told never asks.
         """
-        found: dict[str, object] = {feature: {"listChanged": True} for feature in FEATURES}
+        found: dict[str, object] = {feature: {"listChanged": True} for feature in methods.FEATURES}
         parts = self.fleet.snapshot(scope).parts
         perhaps = self.fleet.awaits_more(scope)
         if perhaps or has_capability(parts, ["completions"]):
@@ -305,7 +300,7 @@ class RequestHandler:
             found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
         return found
 
-    async def _list(self, kind: Kind, params: dict[str, msgspec.Raw], caller: Caller) -> bytes:
+    async def _list(self, kind: methods.Kind, params: dict[str, msgspec.Raw], caller: Caller) -> bytes:
         cursor: str | None = None
         if "cursor" in params:
             try:
@@ -356,7 +351,7 @@ class RequestHandler:
                     outcome = InputRequired(jsonrpc.encode(members))
                 return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info)), None
             outcome = BackendProtocol(call.name, "asks for input, which this client's protocol version cannot carry")
-        if isinstance(outcome, Failure) and era is Era.MODERN and call.method in PARKABLE:
+        if isinstance(outcome, Failure) and era is Era.MODERN and call.method in methods.SUSPENDABLE:
             wanted = asks.url_input_requests(outcome, call.caller)
             if wanted is not None:
                 state = self.parking.sealer.encode(call)
@@ -388,7 +383,7 @@ def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
     except ValueError:
         return None  # a form that nobody knows yet: the client may
     for request in wanted:
-        if request.method not in asks.CAPABILITY:
+        if request.method not in methods.CAPABILITY:
             continue
         missing = asks.missing_capability(call.caller, request.method, request.params)
         if missing is not None:

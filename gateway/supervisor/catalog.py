@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.catalog.kinds import Kind
 from gateway.catalog.parts import Naming, Part, fill_memos, make_part
 from gateway.catalog.scopes import make_views
 from gateway.catalog.snapshot import Snapshot
+from gateway.eras.methods import Kind
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from gateway.backends.session.interface import Opener
     from gateway.backends.session.session_state import DesiredState
     from gateway.calls import Scope
-    from gateway.catalog.kinds import Kind
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
+    from gateway.eras.methods import Kind
     from gateway.inflight.pending import PendingCall
     from gateway.store import Store
     from gateway.supervisor.lifecycle import Status

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from gateway.backends.session.session_state import DesiredState
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import WATCHED, Kind
 from gateway.errors import BackendUnavailable, Busy
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.supervisor import Supervisor
@@ -34,8 +34,6 @@ CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
 CALL_LINGER: Final = 0.05
 """Seconds between two looks whether the one call of a session has ended."""
-
-_WATCHING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -76,7 +74,7 @@ class PerClientSupervisors(Supervisor):
 
         Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
         """
-        if pending.call.method in _WATCHING:
+        if pending.call.method in WATCHED:
             super().submit(pending)
             return
         self.gate.check_strikes(pending, pending.opened_at)  # before a session is made for it

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendUnavailable, Busy
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import trio
 
 from gateway import errors
 from gateway.calls import Era
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
+from gateway.eras.methods import Kind
 from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError, code_of
 from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, ping_periodically

@@ -15,7 +15,6 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import ANYBODY, Era, Failure, Scope
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
@@ -23,6 +22,7 @@ from gateway.config import parse_config
 from gateway.config.audit import AuditSettings
 from gateway.config.offered import ToolChoice
 from gateway.eras import asks, requests
+from gateway.eras.methods import Kind
 from gateway.eras.param_headers import find_second_argument
 from gateway.frontends.stdio import StdioFrontend
 from tests.support.access import ALICE, HELLO, MODERN_META, House, keys, modern_headers, running

@@ -16,8 +16,8 @@ from gateway.admin.http import make_admin_app
 from gateway.admin.openapi import Operation, openapi_document
 from gateway.admin.operations import OPERATIONS
 from gateway.calls import Failure
-from gateway.catalog.kinds import Kind
 from gateway.config import parse_config
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, ConfigError
 from gateway.store import Store
 from tests.support.admin import BEARER, CONFIG, JSON, SECRET, TOKEN, House, open_house

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from gateway import jsonrpc
 from gateway.calls import Scope
 from gateway.catalog import names
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
@@ -21,6 +20,7 @@ from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Snapshot
 from gateway.config.fields import MIN_NAME_LENGTH
 from gateway.config.offered import ToolChoice, ToolOverride
+from gateway.eras.methods import Kind
 from tests.support.fakes import public_names
 
 

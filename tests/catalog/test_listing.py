@@ -9,11 +9,11 @@ import pytest
 
 from gateway import jsonrpc
 from gateway.catalog import listing
-from gateway.catalog.kinds import BY_METHOD, FEATURES, OWNER_KIND, Kind
 from gateway.catalog.listing import Item, Listing, clean, offered_capabilities
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
+from gateway.eras.methods import FEATURES, LISTED_KIND, OWNER_KIND, Kind
 
 SCHEMA = b'"inputSchema":{"type":"object"}'
 
@@ -24,7 +24,7 @@ def spans(*items: bytes) -> list[msgspec.Raw]:
 
 def test_the_kinds_are_told_apart() -> None:
     assert {kind.feature for kind in Kind} == set(FEATURES)
-    assert BY_METHOD["resources/templates/list"] is Kind.TEMPLATES
+    assert LISTED_KIND["resources/templates/list"] is Kind.TEMPLATES
     assert [kind.namespaced for kind in Kind] == [True, True, False, False]
     named = {"tools/call", "prompts/get", "resources/read", "resources/subscribe", "resources/unsubscribe"}
     assert OWNER_KIND.keys() == named

@@ -12,13 +12,13 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Scope
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config import diff_configs, parse_config
 from gateway.config.offered import ALL_TOOLS, ToolChoice, ToolOverride
+from gateway.eras.methods import Kind
 from gateway.errors import ConfigError, UnknownName
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet

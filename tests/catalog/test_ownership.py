@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route, template_weight
 from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
+from gateway.eras.methods import Kind
 
 
 @pytest.mark.parametrize(

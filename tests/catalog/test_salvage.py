@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway import jsonrpc
 from gateway.catalog import salvage as salvage_module
-from gateway.catalog.kinds import Kind
 from gateway.catalog.salvage import MAX_NAMED, salvage
+from gateway.eras.methods import Kind
 
 BAD = [
     b'{"name":"bad","x":"\\ud80"}',

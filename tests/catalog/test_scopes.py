@@ -14,7 +14,6 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import EVERYTHING, Call, Era, Identity, Scope, at_view
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.offers import Offer
 from gateway.catalog.ownership import Links, Route
@@ -23,6 +22,7 @@ from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import MAX_SCOPED, ListNews, Snapshot
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.caching import Hint
+from gateway.eras.methods import Kind
 from gateway.errors import BackendUnavailable, GatewayError, UnknownMethod, UnknownName
 from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession, SessionTable
 from gateway.frontends.modern.request_state import RequestStateCodec

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from gateway import jsonrpc
 from gateway.calls import Scope
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import Route
 from gateway.catalog.parts import Naming, Part, has_capability, join_part, make_part, merge_instructions
 from gateway.catalog.scopes import NamedView
 from gateway.catalog.snapshot import Page, Snapshot, encode_list
+from gateway.eras.methods import Kind
 from gateway.eras.tools import View
 from gateway.errors import InvalidParams
 from tests.support.fakes import public_names

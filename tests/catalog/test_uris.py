@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from gateway import jsonrpc
 from gateway.catalog import uris
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.ownership import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, Route, publish
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
+from gateway.eras.methods import Kind
 
 names = st.text("abAB09_-", min_size=1, max_size=8)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 from gateway import jsonrpc
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.offers import Offer
 from gateway.catalog.parts import Naming, Part, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.embed.tools import read_tools
+from gateway.eras.methods import Kind
 
 
 def part(backend: str, namespace: str, **tools: dict[str, object]) -> Part:

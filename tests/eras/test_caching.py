@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gateway import jsonrpc
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing, clean
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.eras.caching import KEEP_NOTHING, LONGEST_TTL_MS, Hint, merge_hints, read_hint
+from gateway.eras.methods import Kind
 
 LONG, SHORT, MINE = Hint(9000, public=True), Hint(5, public=True), Hint(7000)
 

@@ -14,6 +14,7 @@ from mcp.shared.inbound import NAME_BEARING_METHODS
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Era
 from gateway.eras import meta, requests
+from gateway.eras.methods import OWNER_KIND
 from gateway.eras.requests import Hop, UnsupportedVersion
 from gateway.errors import InvalidParams
 
@@ -49,11 +50,11 @@ metas = st.dictionaries(texts, values, max_size=3)
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(params_of_calls, metas, texts, texts, st.sampled_from(sorted(requests.NAME_MEMBER)))
+@given(params_of_calls, metas, texts, texts, st.sampled_from(sorted(OWNER_KIND)))
 def test_nothing_of_a_legacy_request_is_lost(
     params: dict[str, Any], own_meta: dict[str, Any], name: str, own: str, method: str
 ) -> None:
-    member = requests.NAME_MEMBER[method]
+    member = OWNER_KIND[method].key
     params = {**params, member: name, "_meta": own_meta, "last": None}
     call = requests.legacy_call(message(method, params), LEGACY)
     assert (call.method, call.name, call.progress_token) == (method, name, own_meta.get("progressToken"))
@@ -185,4 +186,4 @@ def test_the_era_of_a_request(params: object, expected: bool) -> None:
 
 def test_the_members_that_name_an_owner_are_those_of_the_sdk() -> None:
     legacy_only = {"resources/subscribe": "uri", "resources/unsubscribe": "uri"}
-    assert dict(NAME_BEARING_METHODS) | legacy_only == requests.NAME_MEMBER
+    assert dict(NAME_BEARING_METHODS) | legacy_only == {name: kind.key for name, kind in OWNER_KIND.items()}

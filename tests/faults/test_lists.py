@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import gateway
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from tests.faults.corpus import lists
 from tests.faults.corpus.http_player import HttpPlayer, SsePlayer
 from tests.faults.corpus.player import server

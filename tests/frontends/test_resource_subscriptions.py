@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from gateway.errors import Busy, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.legacy.sessions import LegacySession

@@ -11,8 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway.calls import Complete
-from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, GatewaySettings, ServerConfig
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
 from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet

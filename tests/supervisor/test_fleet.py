@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item
 from gateway.catalog.ownership import Route
 from gateway.catalog.snapshot import ListNews
 from gateway.config.model import GatewaySettings
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited
 from gateway.supervisor.lifecycle import State
 from tests.support.fakes import FakeBackend, make_listing, settle

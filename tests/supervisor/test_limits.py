@@ -11,10 +11,10 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure, Notification
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.lifecycle import NEVER_RESTART, RestartPolicy
 from gateway.config.limits import CircuitBreaker, CrashLimit, RateLimit
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, Busy
 from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
 from gateway.supervisor.lifecycle import State

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Caller, Complete, Era
-from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, ServerConfig
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, Busy
 from gateway.frontends.resource_subscriptions import subscribe
 from gateway.router import Router

@@ -11,9 +11,9 @@ import trio
 from trio.testing import MockClock
 
 from gateway.calls import Era, Failure
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.lifecycle import RestartPolicy
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BackendUnfit, Busy
 from gateway.supervisor.health import RELIST_DELAY_LIMIT, RELIST_INTERVAL
 from gateway.supervisor.lifecycle import State

@@ -19,11 +19,11 @@ from gateway.backends.session.conversation import Conversation
 from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Call, Caller, Complete, Era
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import ListNews, Snapshot
 from gateway.config.model import ServerConfig
+from gateway.eras.methods import Kind
 from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendExited, BackendTooSlow
 from gateway.inflight.pending import PendingCall

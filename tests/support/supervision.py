@@ -10,10 +10,10 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.session.session_state import DesiredState
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import Item, Listing
 from gateway.config.lifecycle import RestartPolicy
 from gateway.config.model import Config, GatewaySettings, ServerConfig
+from gateway.eras.methods import Kind
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State

@@ -15,12 +15,10 @@ import msgspec
 
 from gateway import jsonrpc, surrogates
 from gateway.calls import Era
-from gateway.catalog.kinds import Kind
 from gateway.catalog.listing import MAX_PROBLEMS, bound_problems
 from gateway.eras.headers import METHOD_HEADER, NAME_HEADER, SESSION_HEADER, VERSION_HEADER, encode_value
+from gateway.eras.methods import OWNER_KIND, TASK_METHODS, Kind
 from gateway.eras.param_headers import KEYWORD, Annotations, InvalidAnnotation, find_annotations, param_headers
-from gateway.eras.requests import NAME_MEMBER
-from gateway.eras.tasks import METHODS as TASK_METHODS
 from gateway.errors import BackendProtocol
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ class RequestHeaders:
         ]
         if ticket is not None and method in TASK_METHODS:
             own.append((NAME_HEADER, encode_value(ticket.task_id).encode()))
-        elif ticket is not None and method in NAME_MEMBER:
+        elif ticket is not None and method in OWNER_KIND:
             own.append((NAME_HEADER, encode_value(ticket.own_name).encode()))
             annotations = self._annotations.get(ticket.own_name) if method == "tools/call" else None
             if annotations is not None:

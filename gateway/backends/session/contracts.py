@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from gateway.calls import Outcome
-    from gateway.catalog.kinds import Kind
+    from gateway.eras.methods import Kind
     from gateway.inflight.pending import PendingCall
 
 

@@ -22,9 +22,9 @@ from gateway.backends.session.server_requests import ServerRequestRouter
 from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.calls import Complete, Era, Failure, Notification
-from gateway.catalog.kinds import BY_METHOD
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
+from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, OPENING
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
@@ -48,7 +48,6 @@ SUSPECT_FOR: Final = 10.0
 """Seconds for which they are: a client that cancels a call, or hangs up, must not be out of suspicion by that."""
 MAX_LOGGED: Final = 200
 """How much of a message that is no MCP message is shown in the log."""
-_OPENING: Final = frozenset({"server/discover", "initialize"})
 
 log = logging.getLogger("gateway.backend")
 
@@ -174,7 +173,7 @@ class Conversation:
         `ticket` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
-        waiter = PendingRequest(BY_METHOD.get(method), on_problem, opens=method in _OPENING)
+        waiter = PendingRequest(LISTED_KIND.get(method), on_problem, opens=method in OPENING)
         self._waiters[request_id] = waiter
         if self._closed is not None:
             waiter.finish(self._closed)
@@ -274,12 +273,8 @@ class Conversation:
                 self._asking.cancelled(params)
             case "notifications/tasks/status":
                 pass  # the gateway drives tasks by asking for their state; no client knows of any
-            case (
-                "notifications/tools/list_changed"
-                | "notifications/prompts/list_changed"
-                | "notifications/resources/list_changed"
-            ):
-                self._listener.list_changed(method.split("/")[1])
+            case _ if method in LIST_CHANGED:
+                self._listener.list_changed(LIST_CHANGED[method])
             case _:
                 self._asking.vendor(method, params, ticket)
 

@@ -15,9 +15,9 @@ import trio
 
 from gateway import jsonrpc, surrogates
 from gateway.calls import Complete, Era, Failure
-from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta, versions
 from gateway.eras.errors import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
+from gateway.eras.methods import FEATURES
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from gateway import jsonrpc
 from gateway.backends.session.contracts import wait_any
 from gateway.backends.session.handshake import expect_result
 from gateway.calls import Failure
-from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean, declares, offered_capabilities
 from gateway.eras.caching import Hint, merge_hints, read_hint
+from gateway.eras.methods import FEATURES, Kind
 from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow
 from gateway.masking import SECRETS
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import jsonrpc
 from gateway.calls import Failure, Notification, ServerRequest
 from gateway.eras import asks, meta, tasks
+from gateway.eras.methods import CAPABILITY
 from gateway.errors import InvalidParams
 from gateway.masking import SECRETS
 
@@ -68,7 +69,7 @@ class ServerRequestRouter:
             return
         if method == "ping":
             self._post(jsonrpc.response(request_id, b"{}") + b"\n")
-        elif method not in asks.CAPABILITY:
+        elif method not in CAPABILITY:
             self._refuse(request_id, jsonrpc.METHOD_NOT_FOUND, f"the gateway serves no {method}")
         elif request_id in self._open:
             self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")

@@ -18,6 +18,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure, ServerRequest
 from gateway.eras import asks, tasks
+from gateway.eras.methods import CAPABILITY
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnavailable, GatewayError
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class TaskDriver:
         for key, one in wanted.items():
             method = one.method
             request = ServerRequest(method, one.params, taker(key, method))
-            if method not in asks.CAPABILITY:
+            if method not in CAPABILITY:
                 request.refuse(jsonrpc.METHOD_NOT_FOUND, f"{method!r} is no input request")
                 continue
             missing = asks.missing_capability(caller, method, one.params)

@@ -7,19 +7,17 @@ whose they are. Nothing in here waits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.eras.methods import CLIENT_NOTIFICATIONS
 from gateway.frontends.request_handler import cancelled_id
 
 if TYPE_CHECKING:
     from gateway.frontends.legacy.sessions import InFlight, LegacySession
     from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Message
-
-_CONSUMED: Final = frozenset({"notifications/initialized", "notifications/tasks/status"})
-"""What ends here: the handshake is the gateway's own, and no server is offered tasks of clients."""
 
 
 def handle_notification(
@@ -39,7 +37,7 @@ def handle_notification(
             answers.fleet.roots_changed(session.key)
         case "notifications/progress":
             session.desk.progress(message)
-        case method if method not in _CONSUMED:
+        case method if method not in CLIENT_NOTIFICATIONS:
             answers.router.pass_on(str(method), message.params, session.caller)
         case _:
-            pass
+            pass  # the handshake is the gateway's own, and no server is offered tasks of clients

@@ -15,8 +15,8 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import ANYBODY, Caller, Era
-from gateway.catalog.kinds import FEATURES
 from gateway.eras import meta
+from gateway.eras.methods import FEATURES
 from gateway.errors import Busy, RequestError
 from gateway.frontends.legacy.event_store import Budget, EventStore
 from gateway.frontends.notification_queue import NotificationQueue

@@ -6,13 +6,14 @@ still to be told is a set of features, so a slow client cannot make it grow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from gateway import jsonrpc
 from gateway.eras import meta, results
+from gateway.eras.methods import LIST_CHANGED, LISTENED
 from gateway.errors import InvalidParams
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.notification_queue import NotificationQueue
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from gateway.calls import Call
     from gateway.catalog.snapshot import ListNews
     from gateway.frontends.request_handler import RequestHandler
-
-_FILTERS: Final = {
-    "toolsListChanged": "tools",
-    "promptsListChanged": "prompts",
-    "resourcesListChanged": "resources",
-}
 
 
 class Subscription:
@@ -46,7 +41,7 @@ class Subscription:
             raise InvalidParams(text) from None
         self._answers = answers
         self._id = request_id
-        self._features = {_FILTERS[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
+        self._features = {LISTENED[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
         self._changes = NotificationQueue(request_id)
         self._caller = call.caller
         self.over = trio.Event()
@@ -102,9 +97,8 @@ class Subscription:
     def handle_private_notification(self, method: str, params: dict[str, msgspec.Raw]) -> None:
         """Note that lists changed in the client's own session with a backend; nothing else of it is listened for."""
         del params
-        for feature in self._features:
-            if method == f"notifications/{feature}/list_changed":
-                self._changes.add([feature])
+        if LIST_CHANGED.get(method) in self._features:
+            self._changes.add([LIST_CHANGED[method]])
 
     async def next_notifications(self) -> list[bytes]:
         """Wait for changes; return the notifications to send."""
@@ -131,7 +125,7 @@ def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
 
 
 def _is_wanted(key: str, value: msgspec.Raw) -> bool:
-    if key not in _FILTERS:
+    if key not in LISTENED:
         return False
     if bytes(value) not in {b"true", b"false", b"null"}:
         text = f"params.notifications.{key} must be true or false"

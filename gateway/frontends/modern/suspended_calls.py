@@ -33,8 +33,6 @@ PARKED_FOR: Final = 300.0
 GATHER_TURNS: Final = 12
 """Turns of the loop for which the first request waits for others, and each of those for more, so that what is asked at
 once arrives together; what comes later is asked for in another round. No time: a timer cannot be shorter than 1 ms."""
-PARKABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""The methods that may be answered with `input_required`."""
 
 
 class SuspendedCall:

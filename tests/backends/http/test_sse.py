@@ -15,7 +15,7 @@ from gateway.backends.http.detect import HttpOpener
 from gateway.backends.http.sse import SseSession
 from gateway.backends.http.streamable import StreamableSession
 from gateway.calls import Era, Failure
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.peers import http_peer
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text

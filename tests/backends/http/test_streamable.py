@@ -18,7 +18,7 @@ from gateway.backends.http import exchange, recovery, standalone_stream, streama
 from gateway.backends.http.detect import HttpOpener
 from gateway.backends.session import session_state
 from gateway.calls import Era, Failure, Notification
-from gateway.catalog.kinds import Kind
+from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
 from gateway.http_client import HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool

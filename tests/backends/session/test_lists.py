@@ -13,8 +13,8 @@ from gateway.backends.session import lists
 from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.lists import LIST_SHARE, UNDECLARED_WAIT, list_all, list_feature
 from gateway.calls import Era
-from gateway.catalog.kinds import FEATURES, Kind
 from gateway.catalog.listing import Listing
+from gateway.eras.methods import FEATURES, Kind
 from gateway.errors import MAX_REASON, BackendExited, BackendProtocol, BackendTooSlow
 from tests.support.fakes import Script
 from tests.support.log_events import logged_events
