@@ -90,10 +90,7 @@ def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
     """
     if _ELICITED.second_spelling(jsonrpc.encode(params)) is not None:
         return _UNCLEAR
-    try:
-        url = re.sub(r"[\x00-\x20]", "", jsonrpc.decode_string(params["url"]))
-    except (KeyError, ValueError):
-        return None
+    url = re.sub(r"[\x00-\x20]", "", blocks.read_string(params, "url"))
     scheme, found, rest = url.partition(":")
     scheme = scheme.lower()
     if found and scheme in _UNSAFE_SCHEMES:
@@ -248,12 +245,8 @@ def for_legacy_client(method: str, params: dict[str, msgspec.Raw]) -> dict[str, 
 def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """A legacy request's params as those of an input request, which have no task, no id and no progress token."""
     kept = {name: span for name, span in params.items() if name not in {"task", "elicitationId"}}
-    try:
-        own = jsonrpc.decode_object(kept.get("_meta", jsonrpc.ABSENT))
-    except ValueError:
-        own = {}
-    own.pop("progressToken", None)
-    kept.pop("_meta", None)
+    own = blocks.read(kept.pop("_meta", None)) or {}
+    own.pop(meta.PROGRESS_TOKEN, None)
     if own:
         kept["_meta"] = jsonrpc.raw(own)
     return kept

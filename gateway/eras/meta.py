@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.eras import blocks
 from gateway.eras.methods import OPTIONAL
 from gateway.errors import InvalidParams
 
@@ -105,13 +106,12 @@ def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
     return level
 
 
-def drop_subscription(members: dict[str, msgspec.Raw]) -> None:
-    """Remove the subscription that a notification belongs to from its params: its id is valid on one hop only."""
-    try:
-        own = jsonrpc.decode_object(members["_meta"])
-    except (ValueError, KeyError):
-        return
-    if own.pop(SUBSCRIPTION_ID, None) is not None:
+def drop_key(members: dict[str, msgspec.Raw], key: str) -> bool:
+    """Remove a key from the `_meta` of params or of a result, in place; return whether it was there."""
+    own = blocks.read(members.get("_meta")) or {}
+    if own.pop(key, None) is None:
+        return False
+    members["_meta"] = jsonrpc.raw(own)
+    if not own:
         del members["_meta"]
-        if own:
-            members["_meta"] = jsonrpc.raw(own)
+    return True

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import ANYBODY, Call, Caller, Era
-from gateway.eras import meta
+from gateway.eras import blocks, meta
 from gateway.eras.asks import BRIDGEABLE
 from gateway.eras.methods import BY_NAME, CLIENT_NOTIFICATIONS, FAMILIES, LISTENED, OWNER_KIND, REMOVED_IN_MODERN
 from gateway.eras.tasks import RELATED, with_extension
@@ -150,11 +150,8 @@ def is_modern(message: Message) -> bool:
     """Whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
     if b"protocolVersion" not in bytes(message.params):
         return False
-    try:
-        members = jsonrpc.decode_object(message.params)
-        return meta.PROTOCOL_VERSION in jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
-    except ValueError:
-        return False
+    members = blocks.read(message.params) or {}
+    return meta.PROTOCOL_VERSION in (blocks.read(members.get("_meta")) or {})
 
 
 def modern_call(

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, InputRequired
-from gateway.eras import contents, meta
+from gateway.eras import blocks, contents, meta
 from gateway.eras.methods import CACHEABLE
 from gateway.eras.versions import LATEST_LEGACY
 
@@ -57,13 +57,7 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
         return outcome.result
     for name in MODERN_ONLY:
         members.pop(name, None)
-    own = _meta_of(members)
-    if meta.SERVER_INFO in own:
-        del own[meta.SERVER_INFO]
-        if own:
-            members["_meta"] = jsonrpc.raw(own)
-        else:
-            del members["_meta"]
+    meta.drop_key(members, meta.SERVER_INFO)
     if method == "tools/call":
         contents.without_odd_structure(members)
     contents.downgrade_blocks(members, version)
@@ -87,7 +81,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
         for name, otherwise in (("ttlMs", _ZERO), ("cacheScope", _PRIVATE)):
             if members.get(name, jsonrpc.NULL) == jsonrpc.NULL:
                 members[name] = otherwise
-    own = _meta_of(members)
+    own = blocks.read(members.get("_meta")) or {}
     theirs = own.get(meta.SERVER_INFO)
     if theirs is not None:
         own[meta.BACKEND_INFO] = theirs
@@ -108,13 +102,6 @@ def _is_plain(result: bytes) -> bool:
         and b'"resultType"' not in result
         and b"\\u" not in result
     )
-
-
-def _meta_of(members: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    try:
-        return jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
-    except ValueError:
-        return {}
 
 
 def initialize_result(

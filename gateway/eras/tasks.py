@@ -13,7 +13,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure
-from gateway.eras import blocks
+from gateway.eras import blocks, meta
 from gateway.eras.asks import InputRequest  # noqa: TC001 - msgspec reads it at run time
 from gateway.eras.errors import MISSING_CAPABILITY
 from gateway.errors import BackendProtocol
@@ -107,11 +107,9 @@ def is_wanted(failure: Outcome) -> bool:
 
 def with_extension(capabilities: msgspec.Raw) -> msgspec.Raw:
     """A client's capabilities, and that the gateway drives tasks for it."""
-    members: dict[str, object] = dict(blocks.read(capabilities) or {})
-    span = members.get("extensions")
-    extensions: dict[str, object] = dict((blocks.read(span) if isinstance(span, msgspec.Raw) else None) or {})
-    members["extensions"] = {**extensions, EXTENSION: {}}
-    return jsonrpc.raw(members)
+    members = blocks.read(capabilities) or {}
+    extensions = blocks.read(members.get("extensions")) or {}
+    return jsonrpc.raw({**members, "extensions": {**extensions, EXTENSION: {}}})
 
 
 # What belongs to a task says so in its `_meta` ("Associating Task-Related Messages").
@@ -123,28 +121,14 @@ def related(params: dict[str, msgspec.Raw]) -> str:
     return blocks.read_string(blocks.read(own.get(RELATED)) or {}, "taskId")
 
 
-def without_related(members: dict[str, msgspec.Raw]) -> bool:
-    """Take the mark of a task out of a result or of params, in place; returns whether it was there."""
-    own = blocks.read(members.get("_meta")) or {}
-    if own.pop(RELATED, None) is None:
-        return False
-    if own:
-        members["_meta"] = jsonrpc.raw(own)
-    else:
-        del members["_meta"]
-    return True
-
-
 def unrelated_result(result: bytes) -> bytes:
     """A task's result as the plain call would have given it."""
     members = blocks.read(msgspec.Raw(result)) or {}
-    return jsonrpc.encode(members) if without_related(members) else result
+    return jsonrpc.encode(members) if meta.drop_key(members, RELATED) else result
 
 
 def relate(result: bytes, task_id: str) -> bytes:
     """A client's answer with the mark of the task that it belongs to."""
-    members: dict[str, object] = dict(blocks.read(msgspec.Raw(result)) or {})
-    span = members.get("_meta")
-    own: dict[str, object] = dict((blocks.read(span) if isinstance(span, msgspec.Raw) else None) or {})
-    members["_meta"] = {**own, RELATED: {"taskId": task_id}}
-    return jsonrpc.encode(members)
+    members = blocks.read(msgspec.Raw(result)) or {}
+    own = blocks.read(members.get("_meta")) or {}
+    return jsonrpc.encode({**members, "_meta": {**own, RELATED: {"taskId": task_id}}})

@@ -426,7 +426,7 @@ class Conversation:
         except (ValueError, KeyError):
             log.debug("backend %r sent an update without a uri", self.backend)
             return
-        meta.drop_subscription(members)
+        meta.drop_key(members, meta.SUBSCRIPTION_ID)  # its id is valid on one hop only
         self._listener.resource_updated(uri, members)
 
     def _handle_acknowledged(self, params: msgspec.Raw) -> None:

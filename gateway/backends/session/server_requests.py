@@ -97,7 +97,7 @@ class ServerRequestRouter:
             self._refuse(request_id, jsonrpc.INVALID_PARAMS, str(exc))
             return
         related = tasks.related(params)
-        tasks.without_related(params)
+        meta.drop_key(params, tasks.RELATED)
         params.pop("task", None)  # a client is offered no tasks, neither its own nor the backend's
         missing = asks.missing_capability(owner.call.caller, method, params)
         if missing is not None:
