@@ -1,6 +1,6 @@
 """The era-neutral call: what meets in the middle of M frontends and N backends.
 
-A face builds a `Call` from its era's request; a backend's session turns it into its own era's request and hands
+A frontend builds a `Call` from its era's request; a backend's session turns it into its own era's request and hands
 notifications and one `Outcome` back through its `PendingCall`. Nothing here knows an era's spelling of anything.
 Pure: no I/O.
 """
@@ -85,7 +85,7 @@ def fits(globs: tuple[str, ...], names: tuple[str, ...]) -> bool:
 
 
 class Identity(msgspec.Struct, frozen=True, cache_hash=True):
-    """Who has come in by which door, as far as that is known before a request is read."""
+    """The client and the endpoint that it uses, as far as they are known before a request is read."""
 
     principal: str | None = None
     """Who the client has proved to be, or None."""
@@ -140,7 +140,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str | None:
-        """What stands for the session where people see it: whoever knows its id could use it."""
+        """The name of the session in logs and documents: its id would let a reader use it."""
         return None if self.session is None else session_label(self.session)
 
     def same_client(self, other: Caller) -> bool:
@@ -158,7 +158,7 @@ def session_label(key: str) -> str:
 
 
 class Call(msgspec.Struct, kw_only=True, gc=False):
-    """One request on its way through the house.
+    """One request on its way from a client to a backend.
 
     `params` holds the members as the client sent them, without `_meta`; `meta` holds the members of `_meta` without
     the keys that belong to one hop only. `name` is the public name (or URI) that says who owns the call.
@@ -212,7 +212,8 @@ class Notification(msgspec.Struct, frozen=True, gc=False):
 class ServerRequest:
     """A request that a server sends to the client of one call: sampling, elicitation or roots.
 
-    Whoever shows it to the client settles it, exactly once counts: `answer` with the client's result, or `refuse`.
+    The frontend that shows it to the client settles it, and only the first time counts: `answer` with the client's
+    result, or `refuse`.
     """
 
     __slots__ = ("_observer", "_settle", "method", "on_progress", "params", "settled")

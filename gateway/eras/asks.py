@@ -274,7 +274,7 @@ def _elicitations(failure: Failure) -> list[dict[str, msgspec.Raw]]:
 def url_input_requests(failure: Failure, caller: Caller) -> dict[str, object] | None:
     """A legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
 
-    None if it is another error, names no URL or one that nobody may be shown, or the client has not declared
+    None if it is another error, names no URL or one that no client may be shown, or the client has not declared
     `elicitation.url`.
     """
     if failure.code != URL_ELICITATION_REQUIRED or failure.era is not Era.LEGACY:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST_TTL_MS: Final = 86_400_000
-"""A day; whoever says longer is taken to mean that."""
+"""A day; longer values count as that."""
 
 
 class Hint(msgspec.Struct, frozen=True, gc=False):

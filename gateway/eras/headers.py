@@ -53,7 +53,7 @@ def decode_value(name: str, value: bytes) -> str:
     encoded = value[len(_SENTINEL_START) : -len(_SENTINEL_END)]
     try:
         decoded = base64.b64decode(encoded, validate=True)
-        if base64.b64encode(decoded) == encoded:  # one spelling only, as for whoever compares headers before us
+        if base64.b64encode(decoded) == encoded:  # one spelling only, as proxies that compare headers expect
             return decoded.decode()
     except (binascii.Error, UnicodeDecodeError):
         pass

@@ -33,7 +33,7 @@ _result_types = msgspec.json.Decoder(ResultType)
 
 
 def read_modern_result(result: bytes) -> Complete | InputRequired | None:
-    """Class a modern backend's result by its `resultType`; None if nobody has declared that, which is invalid."""
+    """Class a modern backend's result by its `resultType`; None for an unknown one, which is invalid."""
     try:
         kind = jsonrpc.read(_result_types, result).resultType
     except jsonrpc.UNDECODABLE:
