@@ -77,11 +77,17 @@ class EraRecord(msgspec.Struct, frozen=True, kw_only=True):
     server_info: msgspec.Raw
     at: float
     """When the server was probed, in seconds since the epoch."""
+    refuses_legacy: bool = False
+    """Whether a modern server has refused `initialize`: SDKs that serve both eras list only modern versions."""
 
     @property
     def eras(self) -> list[Era]:
         """The eras that the server offers."""
         return eras_of(self.offered, self.era)
+
+    def may_offer(self, era: Era) -> bool:
+        """Whether it is worth trying to open a session in this era."""
+        return era in self.eras or (era is Era.LEGACY and not self.refuses_legacy)
 
 
 class _EraFile(msgspec.Struct):

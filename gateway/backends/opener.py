@@ -80,7 +80,12 @@ class SessionOpener:
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
+        self,
+        config: ServerConfig,
+        listener: SessionObserver,
+        *,
+        capabilities: msgspec.Raw | None = None,
+        era: Era | None = None,
     ) -> AsyncGenerator[Session]:
         """Open a session; see `gateway.backends.session.interface.Opener`."""
         hop = self._hop if capabilities is None else msgspec.structs.replace(self._hop, capabilities=capabilities)
@@ -90,7 +95,7 @@ class SessionOpener:
             def attempt(attempts: Attempts) -> AbstractAsyncContextManager[StdioSession]:
                 return open_stdio(config, listener, guard=self._guard, hop=hop, attempts=attempts)
 
-            opened = self._records.open(config, attempt)
+            opened = self._records.open(config, attempt, era)
         else:
             if self._http is None:
                 from gateway.backends.http.detect import HttpOpener
@@ -98,9 +103,9 @@ class SessionOpener:
                 self._http = HttpOpener(self._records)
             if config.uses_oauth:
                 logins = self._logins or await self._add_logins()
-                opened = logins.open(config, partial(self._http.open, config, listener, hop=hop))
+                opened = logins.open(config, partial(self._http.open, config, listener, hop=hop, era=era))
             else:
-                opened = self._http.open(config, listener, hop=hop)
+                opened = self._http.open(config, listener, hop=hop, era=era)
         async with opened as session:
             yield session
 

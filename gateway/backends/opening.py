@@ -20,7 +20,7 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
-from gateway.errors import BackendError, BackendExited, BackendUnavailable
+from gateway.errors import BackendError, BackendExited, BackendUnavailable, first_in_group
 from gateway.store import ERA_MAX_AGE, EraRecord, era_digest
 
 if TYPE_CHECKING:
@@ -61,25 +61,24 @@ class EraRecords:
 
     @asynccontextmanager
     async def open(
-        self, config: ServerConfig, attempt: Callable[[Attempts], AbstractAsyncContextManager[_S]]
+        self,
+        config: ServerConfig,
+        attempt: Callable[[Attempts], AbstractAsyncContextManager[_S]],
+        era: Era | None = None,
     ) -> AsyncGenerator[_S]:
         """Open a session by `attempt`, which is called again where the server ends before it has shown an era.
+
+        Where the server is known to offer both eras, the session is opened in `era`, by default in the one of the last
+        session of a child process, and in the modern one over HTTP.
 
         Raises:
             BackendError, OSError, trio.TooSlowError: as the last attempt, perhaps grouped.
         """
         known = await self._recall(config)
-        record = known.record
+        record: EraRecord | None = known.record
         if record is not None and not 0 <= self._clock() - record.at <= ERA_MAX_AGE:
             record = None  # too old, or from the future, by a clock that was wrong
-        pinned = config.era != "auto"
-        attempts = Attempts(
-            "legacy" if known.skips_probe and not pinned else record.era if record and not pinned else config.era,
-            pinned=pinned,
-            version=None if record is None else record.asked or None,
-            transport=None if record is None else record.transport,
-            walks=record is None and not known.has_walked,
-        )
+        attempts = self._begin(config, known, record, era)
         while True:
             opened = False
             failure: BaseExceptionGroup[BaseException] | None = None
@@ -94,8 +93,15 @@ class EraRecords:
                 failure = group
             if failure is None:
                 return
+            was_reached = failure.split(BackendUnavailable)[1] is not None
+            if was_reached and record is not None and attempts.era == Era.LEGACY and Era.LEGACY not in record.eras:
+                log.info("backend %r refuses the legacy era: %s", config.name, first_in_group(failure))
+                record = msgspec.structs.replace(record, refuses_legacy=True)
+                await self._keep(config, known, record)
+                attempts = self._begin(config, known, record, Era.MODERN)
+                continue
             if failure.subgroup(BackendExited) is None or not attempts.prepare_restart():
-                if failure.split(BackendUnavailable)[1] is not None:  # the server was reached: forget its record
+                if was_reached:  # the server was reached: forget its record
                     known.skips_probe = attempts.hung_on_probe
                     known.has_walked = known.has_walked or attempts.has_walked
                     if known.record is not None:
@@ -103,6 +109,33 @@ class EraRecords:
                 raise failure
             text = "backend %r ended before it had shown its era; it is started again at once, with initialize %s"
             log.info(text, config.name, attempts.next_version(), extra={"backend": config.name})
+
+    def _begin(self, config: ServerConfig, known: _Known, record: EraRecord | None, era: Era | None) -> Attempts:
+        """Decide what the server is sent first."""
+        pinned = config.pins_era
+        if pinned:
+            first: str = config.era
+        elif known.skips_probe:
+            first = Era.LEGACY
+        elif record is None:
+            first = "auto"
+        elif era is not None and record.may_offer(era):
+            first = era
+        elif config.command is None and Era.MODERN in record.eras:
+            first = Era.MODERN
+        else:
+            first = record.era
+        if record is None:
+            return Attempts(first, pinned=pinned, walks=not known.has_walked)
+        return Attempts(
+            first,
+            pinned=pinned,
+            version=record.asked or None,
+            transport=record.transport,
+            offered=record.offered,
+            refuses_legacy=record.refuses_legacy,
+            walks=False,
+        )
 
     async def _recall(self, config: ServerConfig) -> _Known:
         """What is known of a server; another command line or URL makes it another server."""
@@ -126,8 +159,12 @@ class EraRecords:
     ) -> None:
         """Keep what a start has found; where it went by a record, that one stays, with its age."""
         known.skips_probe = known.has_walked = False
-        if record is not None and greeting.era is record.era is Era.LEGACY and not attempts.was_probed:
+        if record is not None and greeting.era is Era.LEGACY and not attempts.was_probed:
             if _own_version(record.server_info) == _own_version(greeting.server_info):
+                if record.era is not Era.LEGACY:  # a server of both eras
+                    offered = tuple(dict.fromkeys([*record.offered, greeting.version]))
+                    record = msgspec.structs.replace(record, era=Era.LEGACY, asked=greeting.asked, offered=offered)
+                    await self._keep(config, known, record)
                 return
             log.info("backend %r has another version; its era is looked for again at its next start", config.name)
             await self._keep(config, known, None)
@@ -141,6 +178,7 @@ class EraRecords:
             transport=attempts.transport or "stdio",
             server_info=msgspec.Raw(b"null") if info is jsonrpc.ABSENT else info,
             at=self._clock(),
+            refuses_legacy=attempts.refuses_legacy,
         )
         await self._keep(config, known, new_record)
 

@@ -283,7 +283,7 @@ async def open_stdio(
     command = ChildCommand(argv=argv, env=child_environment(config, os.environ), cwd=config.cwd)
     async with open_child(command, grace=config.shutdown_grace, guard=guard, backend=config.name) as child:
         session = StdioSession(config, child, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(session.run)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from gateway.config.access import AccessSettings
     from gateway.config.views import ViewConfig
 
-Era = Literal["auto", "legacy", "modern"]
+Era = Literal["auto", "each", "legacy", "modern"]
 Start = Literal["eager", "lazy"]
 SessionMode = Literal["shared", "client", "call"]
 ErrorHandler = Literal["strict", "ignore", "replace"]
@@ -124,7 +124,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         Namespace | None,
         doc("Comes before the names of its tools; left out: the server's name; \"\": the tools' own names."),
     ] = None
-    era: Annotated[Era, doc("The protocol spoken; auto asks 'server/discover' first.")] = "auto"
+    era: Annotated[
+        Era,
+        doc(
+            "The protocol era to use: legacy, modern, or auto, which asks the server. Where it offers both, clients of"
+            " each era get a session of their own over HTTP; a child process is started in the era of the clients that"
+            " use it, and each starts one for either era."
+        ),
+    ] = "auto"
     session: Annotated[
         SessionMode,
         doc(
@@ -179,6 +186,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     masked: dict[str, str] = field(default_factory=dict[str, str])
     """What variables and files gave, wherever it stands now: never shown; with how the file spells each. Not a field of
     the config file."""
+
+    @property
+    def pins_era(self) -> bool:
+        """Whether the config says which era to use."""
+        return self.era in {"legacy", "modern"}
 
     @property
     def effective_namespace(self) -> str:

@@ -26,7 +26,7 @@ def negotiate_legacy(requested: str) -> str:
     return requested if requested in LEGACY_VERSIONS else LATEST_LEGACY
 
 
-def choose_modern(offered: list[str]) -> str | None:
+def choose_modern(offered: Collection[str]) -> str | None:
     """The newest modern version that a backend offers and we speak; None if there is none (it is legacy then)."""
     return next((version for version in MODERN_VERSIONS if version in offered), None)
 

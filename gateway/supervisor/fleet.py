@@ -85,6 +85,7 @@ class Fleet:
         self._assembly = CatalogBuilder(config, self._supervisors)
         self._announced = Snapshot()
         self._dirty = trio.Event()
+        self._said_changed: set[tuple[str, str]] = set()
         self.wish_list = SubscriptionRegistry()
         self.mailboxes = ClientNotifications()
         self.deadlines = Deadlines()
@@ -100,7 +101,8 @@ class Fleet:
         return self.config.gateway
 
     def _make(self, server: ServerConfig, last_good: Listing | None) -> Supervisor:
-        owner = Supervisor if server.session == "shared" else PerClientSupervisors
+        is_alone = server.session == "shared" and server.command is not None and server.era != "each"
+        owner = Supervisor if is_alone else PerClientSupervisors
         supervisor = owner(server, self._opener, self, last_good=last_good)
         if self._observers:
             self._report(supervisor)
@@ -130,9 +132,11 @@ class Fleet:
             return list(self._supervisors.values())
         return [one for name in self.snapshot(scope).backends if (one := self._supervisors.get(name)) is not None]
 
-    def backend_changed(self, supervisor: Supervisor) -> None:
+    def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
         self._assembly.note_change(supervisor)
+        if feature is not None:
+            self._said_changed.add((supervisor.name, feature))
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
@@ -385,7 +389,8 @@ class Fleet:
             self._dirty = trio.Event()
             fresh, told = self.snapshot(), self._announced
             self._announced = fresh
-            news = ListNews(told, fresh)
+            news = ListNews(told, fresh, self._said_changed)
+            self._said_changed = set()
             if news:
                 for listener in tuple(self._listeners):
                     listener(news)

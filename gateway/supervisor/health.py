@@ -44,21 +44,25 @@ class Relister:
         self._features.add(feature)
         self._marked.set()
 
-    async def run(self, session: Session, listed: Callable[[Listing], None]) -> None:
-        """Read lists that have changed, and, ever less often, those that failed, until cancelled."""
+    async def run(self, session: Session, listed: Callable[[Listing, str | None], None]) -> None:
+        """Read lists that have changed, and, ever less often, those that failed, until cancelled.
+
+        `listed` gets the listing, and the feature whose lists the backend has said to have changed.
+        """
         delay = RELIST_DELAY
         while True:
             failed = {kind.feature for kind, again in session.listing.unread.items() if again}
             with trio.move_on_after(delay if failed else math.inf) as scope:
                 await self._marked.wait()
+            marked, self._features = self._features, set[str]()
+            again: set[str] = set()
             if scope.cancelled_caught:
-                self._features |= failed
+                again = failed
                 delay = min(2 * delay, RELIST_DELAY_LIMIT)
             elif not failed:
                 delay = RELIST_DELAY
             self._marked = trio.Event()
-            features, self._features = self._features, set()
-            for feature in sorted(features):
+            for feature in sorted(marked | again):
                 try:
                     fresh = await session.relist(feature)
                 except (BackendTooSlow, BackendProtocol) as exc:
@@ -67,7 +71,7 @@ class Relister:
                     log.warning(text, self._backend, feature, exc.reason, extra=extra)
                     continue
                 session.listing = session.listing.relisted(fresh)
-                listed(session.listing)
+                listed(session.listing, feature if feature in marked else None)
             await trio.sleep(RELIST_INTERVAL)
 
 

@@ -13,17 +13,27 @@ One that died with a call in flight, or a remote server that cannot be reached, 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+import math
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from gateway.config import NEVER_RESTART
+from gateway.eras.methods import Kind
 from gateway.errors import IllegalTransition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.backends.session.interface import Session
+    from gateway.backends.session.session_state import DesiredState
+    from gateway.calls import Era
     from gateway.config import RestartPolicy
+    from gateway.inflight.pending import PendingCall
+    from gateway.supervisor.supervisor import Supervisor
+
+ERA_LINGER: Final = 300.0
+"""Seconds after the last call of its era for which a child process is not restarted in the other era."""
 
 
 class State(enum.StrEnum):
@@ -92,6 +102,50 @@ class Backoff:
         self.failures = 0
 
 
+class EraPreference:
+    """Which era the next session of a backend is for, where the server offers both."""
+
+    def __init__(self, preferred: Era | None = None) -> None:
+        self.preferred = preferred
+        """The era of the clients that the next session is for; None where no call has shown it yet."""
+        self.other: Era | None = None
+        """The era that the server offers beside the one of its session; None without a session."""
+        self._used_at = -math.inf
+        self._is_bridging = self._is_open = False
+
+    def opened(self, other: Era | None) -> None:
+        """Note that a session was opened, and which other era the server offers."""
+        self.other, self._used_at, self._is_bridging, self._is_open = other, -math.inf, False, True
+
+    def change(self, era: Era) -> None:
+        """Note that the session ends for one of this era."""
+        self.preferred = era
+        self.closed()
+
+    def closed(self) -> None:
+        """Note that there is no session."""
+        self.other, self._is_open = None, False
+
+    def note_call(self, pending: PendingCall, *, is_busy: bool) -> bool:
+        """Note a call; return whether it is of the other era, and no client of the session's era seems to be left."""
+        era = pending.call.caller.era
+        if era is self.other:
+            self._is_bridging = True
+            return not is_busy and pending.opened_at >= self._used_at + ERA_LINGER
+        if self._is_open:
+            self._used_at = pending.opened_at
+        elif not is_busy:
+            self.preferred = era
+        return False
+
+    @property
+    def warning(self) -> str | None:
+        """Say that clients are bridged which the server could serve in their own era."""
+        if not self._is_bridging or self.other is None:
+            return None
+        return f"{self.other} clients use its session of the other era; 'era': 'each' starts it once for either"
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """One backend as people see it; the form of `GET /health`'s entries."""
 
@@ -112,3 +166,41 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The circuit breaker: closed, open or half-open; null where there is none."""
     warnings: tuple[str, ...] = ()
     """What is wrong with its lists (one failed, entries were left out), and with what the config says of its tools."""
+
+    @classmethod
+    def of(cls, one: Supervisor, session: Session | None) -> Status:
+        """Return the status of a backend with this session."""
+        return cls(
+            state=one.state,
+            since=one.since,
+            restarts=one.restarts,
+            last_error=one.last_error,
+            tools=0 if one.listing is None else one.listing.count(Kind.TOOLS),
+            in_flight=one.in_flight,
+            sessions=one.sessions,
+            queued=one.queued,
+            pid=None if session is None else session.pid,
+            era=None if session is None else session.greeting.era,
+            stale=one.state is not State.READY and one.offered and one.listing is not None,
+            warnings=one.warnings,
+            breaker=None if one.gate.breaker is None else one.gate.breaker.state,
+        )
+
+
+class SupervisorEvents(Protocol):
+    """What a supervisor reports: to the fleet, or to the owner of one client's session. Methods return at once."""
+
+    def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
+        """Note that the state or the listing of a backend has changed; with a feature, the backend has said so."""
+
+    def resource_updated(
+        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+    ) -> None:
+        """Pass on that a resource was updated; with a key, to the client of that session only."""
+
+    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
+        """Pass a notification to one client alone."""
+
+    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
+        """Return what clients want of a backend beyond calls; with a key, what that client wants of its session."""
+        ...

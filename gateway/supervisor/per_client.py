@@ -1,14 +1,16 @@
-"""Backends whose sessions are not shared: `session: client` and `session: call`.
+"""Backends with more than one session: `session: client`, `session: call`, and servers that offer both eras.
 
 `PerClientSupervisors` supervises the one session that lists and subscribes for all clients, and owns further ones that
 only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first
-use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do. Bounded
-in number; all of them are tasks of this supervisor's own nursery.
+use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do. A shared
+backend of both eras has one further session, for the clients of the era that the first one does not speak. Bounded in
+number; all of them are tasks of this supervisor's own nursery.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +26,11 @@ from gateway.telemetry import works_for
 
 if TYPE_CHECKING:
     from gateway.backends.session.interface import Opener
-    from gateway.calls import Caller
+    from gateway.calls import Caller, Era
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
-    from gateway.supervisor.supervisor import SupervisorEvents
+    from gateway.supervisor.lifecycle import SupervisorEvents
 
 CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
@@ -77,8 +79,11 @@ class PerClientSupervisors(Supervisor):
         if pending.call.method in WATCHED:
             super().submit(pending)
             return
-        self.gate.check_strikes(pending, pending.opened_at)  # before a session is made for it
         key = self._key(pending.call.caller)
+        if key is None:
+            super().submit(pending)
+            return
+        self.gate.check_strikes(pending, pending.opened_at)  # before a session is made for it
         private = self._private.get(key)
         if private is None:
             if self._stopping.is_set():
@@ -86,11 +91,25 @@ class PerClientSupervisors(Supervisor):
             private = self._make(key, pending.call.caller)
         private.submit(pending)
 
-    def _key(self, caller: Caller) -> object:
-        """Who shares a session: an anonymous modern request over HTTP shares one with nobody."""
+    def _key(self, caller: Caller) -> object | None:
+        """Return who shares a session, None for the first one; anonymous modern requests over HTTP share none."""
+        if self.config.session == "shared":
+            return None if caller.era is not self._eras.other else (caller.era,)
         if self.config.session == "call":
             return object()
         return caller.session or caller.principal or object()
+
+    def _change_era(self, era: Era) -> None:
+        """Keep the session as it is: there is one for each era."""
+
+    def _sort_queue(self) -> None:
+        """Move the calls of the other era, which came before it was known that the server offers both."""
+        if self.config.session == "shared" and self._eras.other is not None:
+            for pending in self._queue.take(math.inf):
+                key = self._key(pending.call.caller)
+                owner = self if key is None else self._private.get(key) or self._make(key, pending.call.caller)
+                owner._queue.put(pending)
+                pending.queued(owner)
 
     def _make(self, key: object, caller: Caller) -> ClientSupervisor:
         if len(self._private) >= self.config.max_client_sessions:
@@ -99,13 +118,16 @@ class PerClientSupervisors(Supervisor):
                 " try again when a client has gone"
             )
             raise Busy(text)
-        alone = self.config.session == "call" or not isinstance(key, str)
+        is_shared = self.config.session == "shared"
+        alone = not is_shared and not isinstance(key, str)
         idle_timeout = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
         private = ClientSupervisor(
             msgspec.structs.replace(self.config, idle_timeout=idle_timeout, start="eager"),
-            partial(self._opener, capabilities=caller.capabilities),
+            self._opener if is_shared else partial(self._opener, capabilities=caller.capabilities),
             _ClientEvents(self, key),
             last_good=self.listing,
+            era=caller.era,
+            sibling=self if is_shared else None,
         )
         private.alone = alone
         private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
@@ -116,8 +138,10 @@ class PerClientSupervisors(Supervisor):
 
     def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
         """Hand on a client's notification to its own session; one that has none yet has nothing to hear it."""
-        private = self._private.get(key)
-        if private is not None:
+        private = self if self.config.session == "shared" else self._private.get(key)
+        if private is self:
+            super().pass_on(method, params, key)
+        elif private is not None:
             private.pass_on(method, params, key)
 
     def apply_subscriptions(self) -> None:
@@ -150,7 +174,7 @@ class PerClientSupervisors(Supervisor):
     @property
     def in_flight(self) -> int:
         """Calls that any of the sessions is working on."""
-        return sum(private.in_flight for private in self._private.values())
+        return super().in_flight + sum(private.in_flight for private in self._private.values())
 
     @property
     def sessions(self) -> int:
@@ -178,18 +202,20 @@ class _ClientEvents:
         self._client = key if isinstance(key, str) else None
         self._listed: Listing | None = None
 
-    def backend_changed(self, supervisor: Supervisor) -> None:
+    def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         """Hear of a change: of the session's end, or of its lists (those it began with are no news)."""
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
-        elif self._client is not None and supervisor.state is State.READY:
+        elif (self._client is not None or isinstance(self._key, tuple)) and supervisor.state is State.READY:
             before, self._listed = self._listed, supervisor.listing
             if before is None or self._listed is None:
                 return
             after = self._listed.items
-            for feature in sorted({kind.feature for kind in Kind if before.items.get(kind) != after.get(kind)}):
-                self._owner.for_client(self._client, f"notifications/{feature}/list_changed", {})
-                self._owner.list_changed(feature)  # the lists of the shared session may have changed too
+            changed = {kind.feature for kind in Kind if before.items.get(kind) != after.get(kind)}
+            for one in sorted(changed if feature is None else changed | {feature}):
+                if self._client is not None:
+                    self._owner.for_client(self._client, f"notifications/{one}/list_changed", {})
+                self._owner.list_changed(one)  # the lists of the shared session may have changed too
 
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None

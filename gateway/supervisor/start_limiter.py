@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.interface import Opener, Session
+    from gateway.calls import Era
     from gateway.config import ServerConfig
 
 MOST: Final = max(16, 4 * (os.cpu_count() or 1))
@@ -54,7 +55,12 @@ class StartLimiter:
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
+        self,
+        config: ServerConfig,
+        listener: SessionObserver,
+        *,
+        capabilities: msgspec.Raw | None = None,
+        era: Era | None = None,
     ) -> AsyncGenerator[Session]:
         """Open a session when it is this backend's turn; raises what the opener raises. Cancelled, it goes."""
         slot = _Slot(listener)
@@ -68,7 +74,7 @@ class StartLimiter:
                     if trio.current_time() >= self._changed_at + QUIET:
                         self._starting.clear()
                         self._start_next()
-            async with self._opener(config, listener, capabilities=capabilities) as session:
+            async with self._opener(config, listener, capabilities=capabilities, era=era) as session:
                 self._release(slot)
                 yield session
         finally:

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from types import NoneType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,12 +19,11 @@ from gateway import errors
 from gateway.calls import Era
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
-from gateway.eras.methods import Kind
 from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError, code_of
 from gateway.masking import SECRETS
 from gateway.supervisor.health import Relister, ping_periodically
 from gateway.supervisor.history import CallStats
-from gateway.supervisor.lifecycle import LISTED, Backoff, State, Status, check
+from gateway.supervisor.lifecycle import LISTED, Backoff, EraPreference, State, Status, check
 from gateway.supervisor.limits import CallLimits
 from gateway.supervisor.queue import CallQueue, may_resend
 from gateway.telemetry import now_iso
@@ -40,27 +39,9 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
+    from gateway.supervisor.lifecycle import SupervisorEvents
 
 log = logging.getLogger("gateway.supervisor")
-
-
-class SupervisorEvents(Protocol):
-    """What a supervisor reports: to the fleet, or to the owner of one client's session. Methods return at once."""
-
-    def backend_changed(self, supervisor: Supervisor) -> None:
-        """Note that the state or the listing of a backend has changed."""
-
-    def resource_updated(
-        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
-    ) -> None:
-        """Pass on that a resource was updated; with a key, to the client of that session only."""
-
-    def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Pass a notification to one client alone."""
-
-    def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """Return what clients want of a backend beyond calls; with a key, what that client wants of its session."""
-        ...
 
 
 class Supervisor:
@@ -73,6 +54,8 @@ class Supervisor:
         events: SupervisorEvents,
         *,
         last_good: Listing | None = None,
+        era: Era | None = None,
+        sibling: Supervisor | None = None,
         jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
     ) -> None:
         self.config = config
@@ -98,8 +81,12 @@ class Supervisor:
         self._backoff = Backoff(config.restart, jitter)
         self._session: Session | None = None
         self._queue = CallQueue(config.queue_size)
-        self._freed = trio.lowlevel.ParkingLot()  # the pump and a drain may wait at the same time
+        # The pump and a drain may wait at the same time; the two sessions of a backend of both eras share its slots.
+        self._freed = trio.lowlevel.ParkingLot() if sibling is None else sibling._freed
+        self._sibling = sibling
         self._starting = trio.CancelScope()
+        self._serving = trio.CancelScope()
+        self._eras = EraPreference(era)
         self._kicked = trio.Event()
         self._wanted = self._tries_again = self._failed_for_good = self._has_served = False
         self._stopping = trio.Event()
@@ -121,6 +108,8 @@ class Supervisor:
         gate = self.gate
         if gate.strikes:
             gate.check_strikes(pending, pending.opened_at)
+        if self._eras.note_call(pending, is_busy=self.queued > 0) and not self.in_flight:
+            self._change_era(pending.call.caller.era)
         self.request_start()
         if not self.offered:
             reason = self.last_error or "it was stopped"
@@ -128,7 +117,7 @@ class Supervisor:
         if gate.limits:
             gate.admit(pending, pending.opened_at)
         session = self._session if self.state is State.READY and not self._queue else None
-        if session is not None and session.in_flight < self.config.max_concurrency and session.can_send:
+        if session is not None and self.free_slots > 0 and session.can_send:
             pending.queued(self)
             session.send([pending])
             return
@@ -165,6 +154,19 @@ class Supervisor:
         log.info("backend %r: %s is sent once more", self.name, pending.own_name, extra=sent)
         self._queue.put_back(pending)
         return True
+
+    def _change_era(self, era: Era) -> None:
+        """End the session, so that the backend is started again in the era of the calls that wait."""
+        self._eras.change(era)
+        self._session = None
+        extra = {"event": "era_changed", "backend": self.name, "era": era}
+        log.info("backend %r is restarted in the %s era, which its clients speak", self.name, era, extra=extra)
+        self._serving.cancel(reason="its clients speak the other era")
+
+    def _sort_queue(self) -> None:
+        """Decide, with a new session, what becomes of calls that came before its era was known."""
+        if self.queued and self._eras.other is not None and self._eras.preferred is self._eras.other:
+            self._change_era(self._eras.other)
 
     def request_start(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
@@ -243,7 +245,8 @@ class Supervisor:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with its lists, and with what its config says of them."""
-        return self.loose_ends if self.listing is None else (*self.listing.warnings, *self.loose_ends)
+        found = self.loose_ends if self.listing is None else (*self.listing.warnings, *self.loose_ends)
+        return found if self._eras.warning is None else (*found, self._eras.warning)
 
     @property
     def offered(self) -> bool:
@@ -256,6 +259,11 @@ class Supervisor:
     def in_flight(self) -> int:
         """Calls that the backend is working on."""
         return 0 if self._session is None else self._session.in_flight
+
+    @property
+    def free_slots(self) -> int:
+        """How many more calls it may work on."""
+        return self.config.max_concurrency - self.in_flight if self._sibling is None else self._sibling.free_slots
 
     @property
     def wanted(self) -> bool:
@@ -273,23 +281,8 @@ class Supervisor:
         return len(self._queue)
 
     def status(self) -> Status:
-        """One immutable view for people."""
-        session = self._session
-        return Status(
-            state=self.state,
-            since=self.since,
-            restarts=self.restarts,
-            last_error=self.last_error,
-            tools=0 if self.listing is None else self.listing.count(Kind.TOOLS),
-            in_flight=self.in_flight,
-            sessions=self.sessions,
-            queued=self.queued,
-            pid=None if session is None else session.pid,
-            era=None if session is None else session.greeting.era,
-            stale=self.state is not State.READY and self.offered and self.listing is not None,
-            warnings=self.warnings,
-            breaker=None if self.gate.breaker is None else self.gate.breaker.state,
-        )
+        """Return one immutable view for people."""
+        return Status.of(self, self._session)
 
     # `gateway.backends.session.contracts.SessionObserver`: called by the session, synchronously.
 
@@ -355,7 +348,7 @@ class Supervisor:
         self._to(State.STARTING)
         try:
             with trio.CancelScope() as self._starting:
-                async with self._opener(self.config, self) as session:
+                async with self._opener(self.config, self, era=self._eras.preferred) as session:
                     ready_at = trio.current_time()
                     await self._serve(session)
         except* (BackendError, OSError, trio.TooSlowError) as group:
@@ -364,6 +357,7 @@ class Supervisor:
             if self._session is not None:  # the collector, which comes by seldom, finds it: not with lists of thousands
                 self._session.listing = Listing()
             self._session = None
+            self._eras.closed()
         if self._stopping.is_set() or self.state is State.STOPPED:
             return None
         healthy_for = 0.0 if ready_at is None else trio.current_time() - ready_at
@@ -424,27 +418,32 @@ class Supervisor:
     async def _serve(self, session: Session) -> None:
         """Feed the session until `stop`, then let its calls finish."""
         self._session = session
+        self._serving = trio.CancelScope()
+        self._eras.opened(None if self.config.pins_era else session.greeting.other_era)
+        self._sort_queue()
         session.listing = session.listing.after(self.listing)
         self.listing = session.listing
         self.known.set()
         self._to(State.READY)
         self.apply_subscriptions()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, session)
-            nursery.start_soon(self._relister.run, session, self._relisted)
-            if self.config.ping_interval is not None:
-                nursery.start_soon(ping_periodically, session, self.config, self.config.ping_interval)
-            await self._wait_until_idle_or_stopping(session)
-            if self._stopping.is_set():
-                self._to(State.DRAINING)
-                with trio.move_on_after(self._drain_grace):
-                    while session.in_flight or self.queued:
-                        await self._freed.park()
-                nursery.cancel_scope.cancel(reason="the backend is being stopped")
-            else:
-                self._kicked = trio.Event()
-                self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
-                nursery.cancel_scope.cancel(reason="the backend is idle")
+        with self._serving:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, session)
+                nursery.start_soon(self._relister.run, session, self._relisted)
+                if self.config.ping_interval is not None:
+                    nursery.start_soon(ping_periodically, session, self.config, self.config.ping_interval)
+                await self._wait_until_idle_or_stopping(session)
+                if self._stopping.is_set():
+                    self._to(State.DRAINING)
+                    with trio.move_on_after(self._drain_grace):
+                        while session.in_flight or self.queued:
+                            await self._freed.park()
+                nursery.cancel_scope.cancel(reason="the backend is idle or is being stopped")
+        if not self._stopping.is_set():
+            self._kicked = trio.Event()
+            self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
+            if self.queued:
+                self.wake()
 
     async def _wait_until_idle_or_stopping(self, session: Session) -> None:
         """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
@@ -463,8 +462,8 @@ class Supervisor:
 
     async def _pump(self, session: Session) -> None:
         """Move calls from the queue to the session, as many at once as `max_concurrency` and the transport allow."""
-        while True:
-            if session.in_flight >= self.config.max_concurrency:
+        while not self._serving.cancel_called:  # else its calls are for a session of another era
+            if (room := self.free_slots) <= 0:
                 await self._freed.park()
             elif not self._queue:
                 await self._queue.wait()
@@ -472,14 +471,14 @@ class Supervisor:
                 await session.wait_writable()
                 if not session.can_send:
                     await trio.sleep_forever()  # it has ended, which ends this task; its successor gets the calls
-            elif batch := self._queue.take(self.config.max_concurrency - session.in_flight):
+            elif batch := self._queue.take(room):
                 session.send(batch)
             else:
                 self.freed()  # all were cancelled; the drain may be waiting for the queue to empty
 
-    def _relisted(self, listing: Listing) -> None:
+    def _relisted(self, listing: Listing, feature: str | None) -> None:
         self.listing = listing
-        self._events.backend_changed(self)
+        self._events.backend_changed(self, feature)
 
     def _to(self, new: State) -> None:
         """The one place where the state changes."""

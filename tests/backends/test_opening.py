@@ -209,6 +209,46 @@ async def test_a_dual_era_server_is_recorded_with_both(tmp_path: Path) -> None:
     assert json.loads(bytes(record.server_info)) == {"name": "two", "version": "3"}
 
 
+DISCOVERED = {
+    "method": PROBE,
+    "body": {
+        "jsonrpc": "2.0",
+        "id": "$id",
+        "result": {"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {}},
+    },
+}
+"""A server on an SDK that serves both eras lists only the modern versions."""
+
+
+async def test_a_session_is_opened_in_the_era_of_its_clients(tmp_path: Path) -> None:
+    async with rig(tmp_path, [DISCOVERED]) as one:
+        seen = [await one.start(clients=era) for era in (None, Era.LEGACY, Era.MODERN, Era.LEGACY, None)]
+        assert [first for first, *_ in seen] == [PROBE, "initialize", PROBE, "initialize", PROBE]
+        record = one.records._known["b"].record
+    assert record is not None
+    assert (record.era, record.refuses_legacy) == (Era.MODERN, False)
+
+
+async def test_a_refused_era_is_tried_once(tmp_path: Path) -> None:
+    async with rig(tmp_path, handler=ModernServer()) as one:
+        await one.start()
+        assert (await one.start(clients=Era.LEGACY))[0] == "initialize"
+        one.restart_gateway()
+        assert (await one.start(clients=Era.LEGACY))[0] == PROBE
+
+
+async def test_an_unreachable_server_has_refused_no_era(tmp_path: Path) -> None:
+    async with rig(tmp_path, [DISCOVERED]) as one:
+        await one.start()
+        url = one.peer.url
+    with pytest.raises(BackendError, match="reached"):
+        async with open_session(url, opener=HttpOpener(one.records), clients=Era.LEGACY):
+            pytest.fail("opened")
+    record = one.records._known["b"].record
+    assert record is not None
+    assert not record.refuses_legacy
+
+
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_a_pin_is_not_changed_by_a_record(era: str, tmp_path: Path) -> None:
     async with rig(tmp_path, handler=LegacyServer() if era == "legacy" else ModernServer()) as one:

@@ -97,7 +97,7 @@ BAD_FIELDS = [
     ({"shutdown_grace": {"kill": "x"}}, "field 'shutdown_grace.kill' must be a number of seconds above 0, not a string"),
     ({"namespace": "a b"}, "field 'namespace' must be at most 64 letters, digits, '_', '-' and '.'"),
     ({"namespace": "a\n"}, "field 'namespace' must be at most 64 letters, digits, '_', '-' and '.'"),
-    ({"era": "stone"}, "field 'era' must be one of 'auto', 'legacy', 'modern', not 'stone'"),
+    ({"era": "stone"}, "field 'era' must be one of 'auto', 'each', 'legacy', 'modern', not 'stone'"),
     ({"start": 1}, "field 'start' must be one of 'eager', 'lazy', not a number"),
     ({"idle_timeout": 0}, "field 'idle_timeout' must be a number of seconds above 0"),
     ({"url": 5}, "field 'url' must be a string, not a number"),

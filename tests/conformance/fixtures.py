@@ -218,7 +218,6 @@ def x_mcp_header(turn: Turn) -> Json:
 
 
 async def trigger_tool_change(_turn: Turn) -> Json:
-    # The list must differ: one that hears of a change and finds none need not pass the word on.
     if TOOLS.pop(DYNAMIC_TOOL, None) is None:
         TOOLS[DYNAMIC_TOOL] = _fixed(say("I come and go."))
     await bus.publish(ToolsListChanged())

@@ -128,9 +128,9 @@ def losses(column: str, direct: dict[str, Scenario], found: dict[str, Scenario])
 
 
 @asynccontextmanager
-async def open_backend(backend: str, era: str) -> AsyncGenerator[dict[str, Any]]:
+async def open_backend(backend: str) -> AsyncGenerator[dict[str, Any]]:
     """The test server, and the config entry that leads to it."""
-    common = {"namespace": "", "era": era}
+    common = {"namespace": ""}
     if backend == "stdio":
         yield {"command": SERVER[0], "args": SERVER[1:], "cwd": str(ROOT), **common}
         return
@@ -146,9 +146,9 @@ async def open_server(transport: str) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_through(backend: str, era: str, log: Path) -> AsyncGenerator[str]:
+async def open_through(backend: str, log: Path) -> AsyncGenerator[str]:
     """The URL of a gateway before the test server."""
-    async with open_backend(backend, era) as entry:
+    async with open_backend(backend) as entry:
         config = {"mcpServers": {"suite": entry}, "gateway": {"max_sessions": 500}}
         async with open_gateway_process(config, status=None) as gateway:
             assert gateway.url is not None
@@ -188,7 +188,7 @@ async def compare_server(
     for backend in backends:
         if (backend, era) == ("sse", "modern"):
             continue  # that transport knows the legacy era alone
-        async with open_through(backend, era, results / f"{backend}.log") as url:
+        async with open_through(backend, results / f"{backend}.log") as url:
             found = await suite.run_server(url, era, results / backend, scenarios)
             # Windows of half a second are missed on a busy machine: what was lost gets one more chance, alone.
             again = list(losses(backend, direct, found))

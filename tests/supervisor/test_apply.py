@@ -17,7 +17,7 @@ from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
 from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet
 from gateway.supervisor.lifecycle import State
-from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, settle
+from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, make_ticket, settle
 from tests.support.supervision import FLEET_POLICY, listed, running_fleet
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockC
         await settle()
         assert old.state is State.STOPPED
         with pytest.raises(BackendUnavailable):
-            old.submit(msgspec.UNSET)  # refused before anybody looks at it
+            old.submit(make_ticket())
 
 
 async def test_who_has_been_replaced_and_has_ended_holds_nobody(autojump_clock: MockClock) -> None:

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway.calls import Scope
 from gateway.catalog.listing import Item
 from gateway.catalog.ownership import Route
 from gateway.catalog.snapshot import ListNews
@@ -90,6 +91,18 @@ async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
         assert told[1:] == [(10.5, frozenset({"prompts"}))]
 
 
+async def test_an_announced_change_is_passed_on(autojump_clock: MockClock) -> None:
+    fakes = {"a": FakeBackend(), "b": FakeBackend()}
+    told: list[tuple[frozenset[str], frozenset[str]]] = []
+    async with running_fleet(make_fleet(fakes)) as fleet:
+        await trio.sleep(1)
+        fleet.subscribe(lambda news: told.append((news.features(None), news.features(Scope(servers=("b",))))))
+        for _ in range(10):  # lists the same afterwards
+            fakes["a"].session.change()
+        await trio.sleep(1)
+        assert told == [(frozenset({"tools"}), frozenset())]
+
+
 async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) -> None:
     """A client that hangs up reads no more: what is written then breaks some."""
     fakes = {"a": FakeBackend(), "slow": FakeBackend()}
@@ -117,8 +130,6 @@ async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock
             told.append(news.features(None))
 
         fleet.subscribe(listener)
-        fakes["a"].session.change()  # says so, and lists the same
-        await trio.sleep(1)
         fakes["a"].session.crash(CRASH)  # away and back, with the same list
         await trio.sleep(5)
         assert told == []

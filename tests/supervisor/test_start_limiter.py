@@ -30,7 +30,7 @@ class Starts:
         self.origin = trio.current_time()
 
     @asynccontextmanager
-    async def __call__(self, config: ServerConfig, listener: Any, *, capabilities: Any = None) -> AsyncGenerator[Any]:
+    async def __call__(self, config: ServerConfig, listener: Any, **_further: Any) -> AsyncGenerator[Any]:
         self.began.append((config.name, trio.current_time() - self.origin))
         await trio.sleep(math.inf if config.name in self.hung else START)
         if config.name in self.broken:

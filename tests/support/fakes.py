@@ -224,6 +224,8 @@ class FakeBackend:
         self.on_start = on_start
         """Called with the number of the start, from 1; may wait, may raise."""
         self.on_close: Callable[[], Awaitable[None]] | None = None
+        self.eras: tuple[Era, ...] = ()
+        """The eras that it offers: a session is opened in the one asked for, else in the first."""
 
     @property
     def session(self) -> FakeSession:
@@ -250,12 +252,21 @@ class FakeBackend:
 
     @asynccontextmanager
     async def __call__(
-        self, config: ServerConfig, listener: SessionObserver, *, capabilities: object = None
+        self,
+        config: ServerConfig,
+        listener: SessionObserver,
+        *,
+        capabilities: object = None,
+        era: Era | None = None,
     ) -> AsyncGenerator[FakeSession]:
         self.starts.append(trio.current_time())
         if self.on_start is not None:
             await self.on_start(len(self.starts))
         session = FakeSession(self.listing, listener)
+        if self.eras:
+            greeting = make_introduction(era=era or self.eras[0])
+            others = [one for one in self.eras if one is not greeting.era]
+            session.greeting = msgspec.structs.replace(greeting, other_era=others[0] if others else None)
         self.sessions.append(session)
         self.open += 1
         try:
@@ -274,8 +285,8 @@ class FakeBackend:
 def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
     """One opener for a fleet of fakes."""
 
-    def opener(config: ServerConfig, listener: SessionObserver, *, capabilities: object = None) -> Any:
-        return by_name[config.name](config, listener)
+    def opener(config: ServerConfig, listener: SessionObserver, **further: Any) -> Any:
+        return by_name[config.name](config, listener, **further)
 
     return opener
 

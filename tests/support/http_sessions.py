@@ -49,13 +49,13 @@ def make_config(url: str, **fields: Any) -> ServerConfig:
 
 @asynccontextmanager
 async def open_session(
-    url: str, *, listener: Any = None, opener: HttpOpener | None = None, **fields: Any
+    url: str, *, listener: Any = None, opener: HttpOpener | None = None, clients: Era | None = None, **fields: Any
 ) -> AsyncGenerator[Session]:
-    """A session opened as the gateway opens it; what ends it comes out as the one error it is."""
+    """A session opened as the gateway opens it for `clients` of an era; what ends it comes out as one error."""
     config = make_config(url, **fields)
     try:
         with trio.fail_after(WITHIN):
-            async with (opener or HttpOpener()).open(config, listener or Heard(), hop=HOP) as session:
+            async with (opener or HttpOpener()).open(config, listener or Heard(), hop=HOP, era=clients) as session:
                 yield session
     except BaseExceptionGroup as group:
         raise first(group) from group

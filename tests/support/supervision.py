@@ -37,7 +37,7 @@ class Watcher:
         self.states: list[str] = []
         self.changes = 0
 
-    def backend_changed(self, supervisor: Supervisor) -> None:
+    def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         self.changes += 1
         if self.states[-1:] != [supervisor.state.value]:
             self.states.append(supervisor.state.value)

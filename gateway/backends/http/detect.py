@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import Attempts
     from gateway.backends.session.interface import Session
+    from gateway.calls import Era
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
 
@@ -49,7 +50,13 @@ class HttpOpener:
 
     @asynccontextmanager
     async def open(
-        self, config: ServerConfig, listener: SessionObserver, *, hop: Hop, auth: httpx2.Auth | None = None
+        self,
+        config: ServerConfig,
+        listener: SessionObserver,
+        *,
+        hop: Hop,
+        auth: httpx2.Auth | None = None,
+        era: Era | None = None,
     ) -> AsyncGenerator[Session]:
         """Open a session as the config says, or as the server answers.
 
@@ -57,7 +64,7 @@ class HttpOpener:
             BackendError: as the transports do; where both were tried, the error names both.
         """
         attempt = partial(_open_http, config, listener, hop, auth)
-        async with self._records.open(config, attempt) as session:
+        async with self._records.open(config, attempt, era) as session:
             yield session
 
 

@@ -296,7 +296,7 @@ async def open_sse(
         raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
     async with open_http_client(config, auth) as http:
         session = SseSession(config, http, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
         deadline = attempts.deadline(config.connect_timeout)
         async with carried(session, partial(session.start, attempts), deadline):
             yield session

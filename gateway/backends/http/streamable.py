@@ -226,7 +226,7 @@ async def open_streamable(
     """
     async with open_http_client(config, auth) as http:
         session = StreamableSession(config, http, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.era != "auto")
+        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
         deadline = attempts.deadline(config.connect_timeout)
         try:
             async with carried(session, partial(session.start, attempts), deadline):

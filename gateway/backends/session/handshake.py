@@ -52,6 +52,8 @@ class Attempts:
         pinned: bool = False,
         version: str | None = None,
         transport: str | None = None,
+        offered: tuple[str, ...] = (),
+        refuses_legacy: bool = False,
         walks: bool = True,
     ) -> None:
         self.era = era
@@ -68,12 +70,16 @@ class Attempts:
         """Whether every version was tried, and the process ended at the last one too."""
         self.is_due = False
         """Whether the last version was refused in a way that lets another one be tried."""
-        self.offered: tuple[str, ...] = ()
+        self.offered = offered
+        """The versions that the server is known to offer; empty if it is not known."""
+        self.refuses_legacy = refuses_legacy
+        """Whether this modern server is known to refuse `initialize`."""
         self.refused: list[str] = []
         """The versions that `initialize` has named in vain."""
         self._version = version
         self._walks = walks
-        self._candidates: tuple[str, ...] = versions.LEGACY_VERSIONS
+        both = versions.choose_legacy(offered) is not None and versions.choose_modern(offered) is not None
+        self._candidates: tuple[str, ...] = offered if both else versions.LEGACY_VERSIONS
         self._asks = self._is_open = self._has_repeated = False
         self._deadline: float | None = None
 
@@ -156,7 +162,10 @@ class ServerIntroduction(msgspec.Struct, frozen=True, kw_only=True):
     asked: str = ""
     """The version that `initialize` named; empty in the modern era."""
     offered: tuple[str, ...] = ()
-    """The versions that the answer to `server/discover` lists; empty where it was not sent, or lists none."""
+    """The versions that the answer to `server/discover` lists or once listed; empty if that is not known."""
+
+    other_era: Era | None = None
+    """The era that the server may offer beside the one of this session."""
 
 
 class _InitializeResult(msgspec.Struct, kw_only=True):
@@ -314,6 +323,7 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
         server_info=server_info,
         instructions=hello.instructions,
         offered=attempts.offered,
+        other_era=None if attempts.refuses_legacy else Era.LEGACY,
     )
 
 
@@ -385,6 +395,7 @@ async def _initialize(
         instructions=hello.instructions,
         asked=asked,
         offered=attempts.offered,
+        other_era=None if versions.choose_modern(attempts.offered) is None else Era.MODERN,
     )
 
 

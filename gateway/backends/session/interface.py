@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
     from gateway.backends.session.session_state import SessionReconciler
+    from gateway.calls import Era
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
@@ -65,9 +66,16 @@ class Opener(Protocol):
     """Opens sessions: the seam where tests put fakes in place of transports."""
 
     def __call__(
-        self, config: ServerConfig, listener: SessionObserver, *, capabilities: msgspec.Raw | None = None
+        self,
+        config: ServerConfig,
+        listener: SessionObserver,
+        *,
+        capabilities: msgspec.Raw | None = None,
+        era: Era | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         """Connect, shake hands and list; `capabilities` are the client's, if the session serves just one.
+
+        `era` is that of the clients which the session is for; it is used where the server is known to offer both.
 
         Entering raises BackendError or OSError; the body may be ended by either, as an exception group.
         """

@@ -1,0 +1,175 @@
+"""Backends that offer both eras: which session a call goes to, and when a child process is restarted for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from gateway.calls import Era
+from gateway.errors import BackendExited
+from gateway.inflight.pending import PendingCall
+from gateway.supervisor.lifecycle import ERA_LINGER, State
+from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, make_call, settle
+from tests.support.supervision import running_router
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from gateway.router import Router
+
+CALLERS = {Era.LEGACY: LEGACY_CALLER, Era.MODERN: MODERN_CALLER}
+
+
+def dual() -> FakeBackend:
+    fake = FakeBackend()
+    fake.eras = (Era.LEGACY, Era.MODERN)
+    return fake
+
+
+def eras(fake: FakeBackend) -> list[Era]:
+    return [session.greeting.era for session in fake.sessions]
+
+
+def ask(router: Router, era: Era) -> PendingCall:
+    call = make_call("x", caller=CALLERS[era])
+    ticket = PendingCall(call, backend="a", own_name="x", timeout=100)
+    router.fleet.supervisors["a"].submit(ticket)
+    return ticket
+
+
+def working(fake: FakeBackend) -> dict[Era, int]:
+    return {session.greeting.era: session.in_flight for session in fake.sessions if session.in_flight}
+
+
+def answer_all(fake: FakeBackend) -> None:
+    for session in fake.sessions:
+        session.answer(session.in_flight)
+
+
+@pytest.mark.parametrize("settings", [{"url": "http://localhost/mcp"}, {"command": "x", "era": "each"}])
+@pytest.mark.parametrize("first", list(Era))
+async def test_each_era_gets_a_session(first: Era, settings: dict[str, Any], autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, **settings) as router:
+        for era in (first, *Era, first):
+            ask(router, era)
+            await settle()
+            assert working(fake) == {era: 1}
+            answer_all(fake)
+        assert sorted(eras(fake)) == ["legacy", "modern"]
+        assert router.fleet.supervisors["a"].status().warnings == ()
+
+
+async def test_calls_queued_before_the_start_are_sorted(autojump_clock: MockClock) -> None:
+    fake = dual()
+    go = trio.Event()
+
+    async def on_start(_number: int) -> None:
+        await go.wait()
+
+    fake.on_start = on_start
+    async with running_router({"a": fake}, url="http://localhost/mcp") as router:
+        for era in (Era.MODERN, Era.LEGACY, Era.MODERN):
+            ask(router, era)
+        await settle()
+        go.set()
+        await settle()
+        assert working(fake) == {Era.LEGACY: 1, Era.MODERN: 2}
+        answer_all(fake)
+
+
+async def test_a_child_starts_in_the_era_of_its_first_client(autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x", start="lazy", idle_timeout=10) as router:
+        await trio.sleep(20)
+        assert router.fleet.supervisors["a"].state is State.STOPPED
+        ask(router, Era.MODERN)
+        await settle()
+        assert working(fake) == {Era.MODERN: 1}
+        answer_all(fake)
+
+
+async def test_an_unused_child_is_restarted_in_another_era(autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x") as router:
+        for _ in range(3):
+            ask(router, Era.MODERN)
+        await settle()
+        assert (eras(fake), working(fake), fake.open) == ([Era.LEGACY, Era.MODERN], {Era.MODERN: 3}, 1)
+        answer_all(fake)
+
+
+async def test_a_child_is_restarted_for_its_first_call(autojump_clock: MockClock) -> None:
+    fake = dual()
+    go = trio.Event()
+
+    async def on_start(_number: int) -> None:
+        await go.wait()
+
+    fake.on_start = on_start
+    async with running_router({"a": fake}, command="x") as router:
+        for era in (Era.MODERN, Era.LEGACY):
+            ask(router, era)
+        await settle()
+        go.set()
+        await settle()
+        assert (eras(fake), working(fake)) == ([Era.LEGACY, Era.MODERN], {Era.MODERN: 2})
+        answer_all(fake)
+
+
+async def test_a_child_in_use_keeps_its_era(autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x") as router:
+        ask(router, Era.LEGACY)
+        await settle()
+        ask(router, Era.MODERN)
+        await settle()
+        assert working(fake) == {Era.LEGACY: 2}
+        (warning,) = router.fleet.supervisors["a"].status().warnings
+        assert "'era': 'each'" in warning
+        answer_all(fake)
+        await trio.sleep(ERA_LINGER - 1)
+        ask(router, Era.MODERN)
+        await settle()
+        assert working(fake) == {Era.LEGACY: 1}
+        answer_all(fake)
+        await trio.sleep(2)
+        ask(router, Era.MODERN)
+        await settle()
+        assert working(fake) == {Era.MODERN: 1}
+        assert router.fleet.supervisors["a"].status().warnings == ()
+        answer_all(fake)
+
+
+async def test_a_crash_keeps_the_era(autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x") as router:
+        ask(router, Era.MODERN)
+        await settle()
+        fake.session.crash(BackendExited("a", "exited with status 1"))
+        await trio.sleep(10)
+        assert eras(fake) == [Era.LEGACY, Era.MODERN, Era.MODERN]
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_pinned_era_is_kept(era: str, autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x", era=era) as router:
+        for asked in Era:
+            ask(router, asked)
+            await settle()
+            answer_all(fake)
+        assert len(fake.sessions) == 1
+
+
+@pytest.mark.parametrize("session", ["client", "call"])
+async def test_a_session_of_one_client_has_its_era(session: str, autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, command="x", session=session) as router:
+        for era in Era:
+            ask(router, era)
+            await settle()
+            assert working(fake) == {era: 1}
+            answer_all(fake)
