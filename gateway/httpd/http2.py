@@ -10,8 +10,10 @@ import math
 from collections import UserDict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import h2.events
 import trio
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
@@ -29,7 +31,7 @@ from gateway.httpd.exchange import ClientGone
 from gateway.httpd.wire import MAX_RECEIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from hypercorn.config import Config
     from hypercorn.protocol.h2 import H2Protocol
@@ -190,6 +192,12 @@ class _Buffers(UserDict[int, StreamBuffer]):
         super().__setitem__(stream, _Buffer(EventWrapper))
 
 
+def _is_servable(head: Mapping[bytes, bytes]) -> bool:
+    """Return whether a request has a method and a path of ASCII, and asks for no tunnel (RFC 9113, 8.5)."""
+    method, path = head[b":method"], head.get(b":path", b"")
+    return method.isascii() and method != b"CONNECT" and path.isascii() and bool(path)
+
+
 class BoundedTCPServer(TCPServer):
     """Hypercorn's connection, for HTTP/2 only, that waits for its client only so long, in both directions."""
 
@@ -230,6 +238,8 @@ class BoundedTCPServer(TCPServer):
         """Hand on what comes; what does not come in time ends its stream, or the connection."""
         self._h2.streams = cast("Any", _Streams())
         self._h2.stream_buffers = cast("Any", _Buffers())
+        read = self._h2.connection.receive_data
+        self._h2.connection.receive_data = cast("Any", partial(self._read_events, read))
         while True:
             data = b""
             with trio.CancelScope(deadline=self._watch.deadline()) as scope:
@@ -260,6 +270,22 @@ class BoundedTCPServer(TCPServer):
         await self.idle_task.stop()  # Hypercorn would wait for it, as for a client that is still there
         await self.protocol.handle(Closed())
         self.stream.transport_stream.socket.close()
+
+    def _read_events(self, read: Callable[[bytes], list[h2.events.Event]], data: bytes) -> list[h2.events.Event]:
+        """Return what `h2` has understood, without what Hypercorn fails on: that must not end the other streams.
+
+        A request that the app cannot be shown is reset; tunnels are not served. Priorities are advice that fails when
+        there is too much of it (and deprecated: RFC 9113, 5.3.2).
+        """
+        events: list[h2.events.Event] = []
+        for event in read(data):
+            if isinstance(event, h2.events.RequestReceived) and not _is_servable(dict(event.headers)):
+                self._watch.bodies.pop(event.stream_id, None)
+                with suppress(ProtocolError):  # it has ended already
+                    self._h2.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            elif not isinstance(event, h2.events.PriorityUpdated):
+                events.append(event)
+        return events
 
     async def _reset(self, stream: int) -> None:
         """End one stream, and what serves it."""

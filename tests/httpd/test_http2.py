@@ -312,6 +312,46 @@ async def test_whatever_one_client_sends_the_others_are_served(sent: bytes, cert
             await receive_frames(newcomer, peer(), h2.events.StreamEnded)
 
 
+STREAM_3 = {
+    "path beyond ASCII": odd_request(METHOD, SCHEME, HOST, (":path", b"/\xff"), stream=3),
+    "method beyond ASCII": odd_request((":method", b"\xff"), SCHEME, HOST, (":path", "/"), stream=3),
+    "CONNECT": odd_request((":method", "CONNECT"), HOST, stream=3),
+    "CONNECT to a web socket": odd_request(
+        (":method", "CONNECT"), SCHEME, HOST, (":path", "/"), (":protocol", "websocket"), stream=3
+    ),
+    "CONNECT with a body": frame(
+        HEADERS, END_HEADERS, 3, hpack.Encoder().encode([(":method", "CONNECT"), HOST], huffman=False)
+    )
+    + frame(DATA, END_STREAM, 3, b"x" * 100),
+    "priorities of many streams": b"".join(frame(2, 0, n, b"\0\0\0\0\x10") for n in range(3, 4003, 2)),
+    "a chain of priorities": b"".join(
+        frame(2, 0, n, bytes([0, 0, *divmod(n - 2, 256), 16])) for n in range(3, 1803, 2)
+    ),
+    "a reset at once": whole(3) + frame(RST_STREAM, 0, 3, b"\0\0\0\x08"),
+    "a window too large": whole(3) + frame(WINDOW_UPDATE, 0, 3, b"\x7f\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("sent", STREAM_3.values(), ids=STREAM_3)
+async def test_whatever_one_stream_sends_the_others_are_served(
+    sent: bytes, certificate: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    release = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await release.wait()
+        await respond(send, b"served")
+
+    async with serving("ours", app, **certificate) as server, by_tls(server, certificate, "h2") as client:
+        await client.send(OPEN + whole() + sent + frame(PING, payload=b"12345678"))
+        conn = peer()
+        await receive_frames(client, conn, h2.events.PingAckReceived)
+        release.set()
+        event = await receive_frames(client, conn, h2.events.DataReceived)
+        assert (event.stream_id, event.data) == (1, b"served")
+    assert not caplog.records
+
+
 async def test_a_request_in_the_reserve_waits_and_a_probe_does_not(certificate: dict[str, str]) -> None:
     release = trio.Event()
 
