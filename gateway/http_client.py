@@ -37,6 +37,10 @@ KEEP_ALIVE: Final = 4.0
 """Seconds that an idle connection is kept: common servers close theirs after 5, and a request must not meet that."""
 MAX_REDIRECTS: Final = 5
 """Redirects of one request; within one origin more can only be a circle."""
+MAX_COOKIES: Final = 50
+"""Cookies kept for a backend (RFC 6265, 6.1). One that sets more, or more bytes, loses them all and starts again."""
+MAX_COOKIE_BYTES: Final = 16_384
+"""Bytes of their names and values; no server takes a longer header."""
 MAX_ERROR_BYTES: Final = 65_536
 """How much of an error response's body is read."""
 SEE_OTHER: Final = 303
@@ -160,7 +164,9 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS + 1):
             extensions = {"timeout": self._timeout, TICKET: ticket}
             request = httpx2.Request(method, target, headers=headers, content=content, extensions=extensions)
-            if self._client.cookies.jar:  # load balancers keep a session at its server by cookie
+            if jar := self._client.cookies.jar:  # load balancers keep a session at its server by cookie
+                if len(jar) > MAX_COOKIES or sum(len(one.name + (one.value or "")) for one in jar) > MAX_COOKIE_BYTES:
+                    jar.clear()
                 self._client.cookies.set_cookie_header(request)
             response = await self._client.send(request, stream=True)
             if response.status_code == _PROXY_LOGIN and self.proxy:

@@ -20,7 +20,7 @@ from gateway.backends.session import session_state
 from gateway.calls import Era, Failure, Notification
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
-from gateway.http_client import HttpRefused
+from gateway.http_client import MAX_COOKIE_BYTES, MAX_COOKIES, HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool
 from tests.support.gateway_process import PEERS
 from tests.support.http_sessions import Heard, call, open_session, outcome, result_of, start_call, text_of
@@ -834,6 +834,25 @@ async def test_a_cookie_of_a_load_balancer_is_sent_back() -> None:
     async with open_peer(server) as peer, open_session(peer.url) as session:
         await call(session)
         assert peer.all("tools/call")[0].headers["cookie"] == "node=7"
+
+
+@pytest.mark.parametrize("size", [0, 2_000], ids=["many", "long"])
+async def test_cookies_are_kept_within_bounds(size: int) -> None:
+    server = LegacyServer()
+
+    async def generous(request: Request, reply: Reply) -> None:
+        cookie = f"n{len(peer.all('tools/call'))}={'v' * size}; Path=/"
+        await reply.result({"content": [{"type": "text", "text": "ok"}]}, set_cookie=cookie)
+
+    server.on["tools/call"] = generous
+    async with open_peer(server) as peer, open_session(peer.url) as session:
+        for _ in range(2 * MAX_COOKIES):
+            await call(session)
+        sent = [request.headers.get("cookie", "") for request in peer.all("tools/call")]
+    counts = [cookies.count("=") for cookies in sent]
+    assert 1 < max(counts) <= MAX_COOKIES
+    assert max(map(len, sent)) <= MAX_COOKIE_BYTES + len("=; ") * MAX_COOKIES
+    assert any(counts[-10:])  # those that come later are kept again
 
 
 async def test_a_gateway_of_stdio_backends_does_not_load_the_http_client() -> None:
