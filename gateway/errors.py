@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 MAX_REASON: Final = 2_000
-"""Characters of a backend's words in an error or a warning, which are kept, logged, and sent to clients."""
+"""Characters of a peer's words in an error or a warning, which are kept, logged, and sent to clients."""
 
 
 class GatewayError(Exception):
@@ -129,9 +129,12 @@ class UnknownServer(GatewayError):
 
 
 class RequestError(GatewayError):
-    """The client asked for something that cannot be done as asked."""
+    """The client asked for something that cannot be done as asked. What it sent may be in the text, which is cut."""
 
     code: ClassVar[str] = "request_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= MAX_REASON else f"{message[:MAX_REASON]}...")
 
 
 class UnknownName(RequestError):

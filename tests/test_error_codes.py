@@ -20,6 +20,8 @@ from gateway.cli import doctor
 from gateway.cli.main import main
 from gateway.embed import errors as embed_errors
 from gateway.eras.errors import to_wire
+from gateway.eras.requests import UnsupportedVersion
+from gateway.frontends.resource_subscriptions import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,18 @@ def all_errors(cls: type[errors.GatewayError] = errors.GatewayError) -> Iterator
 
 
 CLASSES = sorted(set(all_errors()), key=lambda cls: (cls.__module__, cls.__name__))
+
+
+REPEATING = [cls for cls in CLASSES if issubclass(cls, errors.RequestError) and cls not in {errors.Revoked, Refused}]
+
+
+@pytest.mark.parametrize("cls", REPEATING, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+@pytest.mark.parametrize("era", Era)
+def test_what_a_client_has_sent_is_repeated_only_so_far(cls: type[errors.RequestError], era: Era) -> None:
+    problem = cls("x" * 1_000_000)
+    assert len(to_wire(problem, era).encode(1)) < errors.MAX_REASON + 500
+    data = problem.data() if isinstance(problem, UnsupportedVersion) else b""
+    assert len(data) < errors.MAX_REASON + 500
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -17,7 +17,7 @@ from gateway.eras.asks import BRIDGEABLE
 from gateway.eras.methods import BY_NAME, CLIENT_NOTIFICATIONS, FAMILIES, LISTENED, OWNER_KIND, REMOVED_IN_MODERN
 from gateway.eras.tasks import RELATED, with_extension
 from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERSIONS
-from gateway.errors import InvalidParams, RequestError
+from gateway.errors import MAX_REASON, InvalidParams, RequestError
 
 if TYPE_CHECKING:
     from gateway.calls import Identity
@@ -50,7 +50,7 @@ class UnsupportedVersion(RequestError):
 
     def data(self) -> bytes:
         """The error's `data` (basic/versioning, "Protocol Version Negotiation")."""
-        return jsonrpc.encode({"supported": list(SUPPORTED_VERSIONS), "requested": self.requested})
+        return jsonrpc.encode({"supported": list(SUPPORTED_VERSIONS), "requested": self.requested[:MAX_REASON]})
 
 
 def find_second_spelling(data: bytes, message: Message) -> str | None:
@@ -84,8 +84,8 @@ def find_second_spelling(data: bytes, message: Message) -> str | None:
 def ambiguous(where: str) -> str:
     """The text of the error for a member that is there in two spellings."""
     return (
-        f"{where!r} appears twice or differs from a member of MCP only in case; send each member once, spelled as in"
-        " the specification"
+        f"{where[:MAX_REASON]!r} appears twice or differs from a member of MCP only in case; send each member once,"
+        " spelled as in the specification"
     )
 
 

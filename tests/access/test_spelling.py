@@ -24,6 +24,7 @@ from gateway.config.offered import ToolChoice
 from gateway.eras import asks, requests
 from gateway.eras.methods import Kind
 from gateway.eras.param_headers import find_second_argument
+from gateway.errors import MAX_REASON
 from gateway.frontends.stdio import StdioFrontend
 from tests.support.access import ALICE, HELLO, MODERN_META, House, keys, modern_headers, running
 from tests.support.fakes import FakeExchange, public_names, settle
@@ -103,6 +104,20 @@ def test_envelopes_in_a_second_spelling_are_found(name: str) -> None:
     for other in spellings(name):
         members = ",".join(f'"{key}":{values[key]}' for key in ("jsonrpc", "id", name))
         assert find(f'{{{members},"{other}":{values[name]}}}') is not None, other
+
+
+@pytest.mark.parametrize(
+    "message",
+    ['{{"id":1,{}}}', '{{"id":1,"method":"tools/call","params":{{{}}}}}',
+     '{{"id":1,"method":"completion/complete","params":{{"ref":{{{}}}}}}}',
+     '{{"id":1,"method":"tools/call","params":{{"_meta":{{{}}}}}}}'],
+    ids=["envelope", "params", "ref", "_meta"],
+)  # fmt: skip
+def test_a_long_member_is_repeated_only_so_far(message: str) -> None:
+    long = "x" * 100_000
+    found = find(message.format(f'"{long}":1,"{long}":2'))
+    assert found is not None
+    assert len(found) < MAX_REASON + 500
 
 
 COMPANY = {
