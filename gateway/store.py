@@ -193,8 +193,8 @@ class Store:
                 check_exposure(path, "state directory", found)
         with contextlib.suppress(FileNotFoundError), os.scandir(target) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    check_exposure(Path(entry.path), "directory", entry.stat(follow_symlinks=False))
+                if entry.is_dir():
+                    check_exposure(Path(entry.path), "directory", entry.stat())
 
     def load_catalog(self, config: ServerConfig) -> Listing | None:
         """What this server listed last, under the same configuration; None if that is not known."""

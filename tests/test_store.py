@@ -309,6 +309,13 @@ def test_a_link_to_the_directory_is_followed_if_it_is_ones_own(tmp_path, monkeyp
         Store(link).check()
     target.chmod(0o700)
     assert Store(link).admin_token() == token
+    (tmp_path / "changes").mkdir()
+    (target / "changes").symlink_to(tmp_path / "changes")
+    Store(link).check()
+    (tmp_path / "changes").chmod(0o777)
+    with pytest.raises(ConfigError, match="changes can be written"):
+        Store(link).check()
+    (target / "changes").unlink()
     give_away(link, monkeypatch)
     with pytest.raises(ConfigError, match="belongs to another user"):
         Store(link).check()
