@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.config.access import read_access
+from gateway.config.access import AccessSettings, read_access
 from gateway.config.files import SpecialFile, read_at_most, reader
-from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_object, kind, shown
+from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_list, is_object, kind, shown
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.config.scalars import read_section
 from gateway.config.servers import read_server
@@ -15,7 +15,7 @@ from gateway.config.views import read_views
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from gateway.config.files import Files
@@ -26,6 +26,7 @@ _SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
 _LIMITING = ("access", "views")
 SLIPS = 2
 """Edits within which an unknown section counts as a misspelling of one that limits what clients may use."""
+MISPLACED = "limits nothing here; the sections 'access' and 'views' stand beside 'mcpServers', and keys in 'access'"
 # What other clients keep in the same file.
 _FOREIGN_SECTIONS = frozenset({"globalShortcut", "inputs", "preferences", "sandbox"})
 
@@ -93,23 +94,48 @@ def read_file(path: Path) -> bytes:
 
 
 def _note_sections(root: dict[object, object], findings: Findings, source: str) -> None:
-    for key in root:
+    for key, value in root.items():
+        if key in _LIMITING:
+            findings.problems.extend(
+                f"{source}: {shown(label)} is null, which limits nothing; say what it limits, or leave it out"
+                for label in _find_nulls(value, str(key))
+            )
         if key in _SECTIONS or key == "$schema":
             continue
         if key in _FOREIGN_SECTIONS:
             findings.warnings.append(f"{source}: section {shown(key)} belongs to another client and is ignored")
             continue
-        plain = key.casefold() if isinstance(key, str) else ""
-        near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
-        meant = next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
+        meant = _find_meant(key)
         if meant is not None:
             findings.problems.append(
                 f"{source}: section {shown(key)} is unknown; write {meant!r} if it is meant, else choose a name that is"
                 " less like it: without that section more is open to clients"
             )
+        elif key in AccessSettings.__struct_fields__:
+            findings.problems.append(f"{source}: section {shown(key)} is unknown; put it into the section 'access'")
         else:
             hint = did_you_mean(key, _SECTIONS) if isinstance(key, str) else ""
             findings.warnings.append(f"{source}: section {shown(key)} is unknown and ignored{hint}")
+
+
+def _find_meant(key: object) -> str | None:
+    """Find the section that limits clients, of which this key may be a misspelling."""
+    plain = key.casefold() if isinstance(key, str) else ""
+    near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
+    return next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
+
+
+def _find_nulls(value: object, label: str) -> Iterator[str]:
+    """Find every null in a section: a template with nothing to put in writes one, and it must not open anything."""
+    waiting = [(label, value)]
+    while waiting:
+        label, value = waiting.pop()
+        if value is None:
+            yield label
+        elif is_object(value):
+            waiting += [(f"{label}.{key}", member) for key, member in value.items()]
+        elif is_list(value):
+            waiting += [(f"{label}[{index}]", member) for index, member in enumerate(value)]
 
 
 def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict[str, ServerConfig]:
@@ -127,6 +153,8 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
         if isinstance(name, str):
             own = Scope(findings, f"server {shown(name)}", scope.environ, scope.home, files=scope.files)
             servers[name] = read_server(name, raw, own)
+            for key in set(_LIMITING).intersection(raw if is_object(raw) else ()):
+                own.problem(key, MISPLACED)
         else:
             findings.problems.append(f"{source}: {sections[0]!r} has a name that is not a string but {kind(name)}")
     return servers
@@ -147,6 +175,9 @@ def _read_gateway(raw: object, scope: Scope) -> GatewaySettings:
     """Read the `gateway` section; null or nothing means all defaults."""
     if raw is not None and not is_object(raw):
         scope.refuse(f"must be an object, not {kind(raw)}")
+    for key in raw if is_object(raw) else ():
+        if isinstance(key, str) and (key in AccessSettings.__struct_fields__ or _find_meant(key) is not None):
+            scope.problem(key, MISPLACED)
     return GatewaySettings(**read_section(scope, GatewaySettings, raw)) if is_object(raw) else GatewaySettings()
 
 

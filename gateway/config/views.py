@@ -48,7 +48,7 @@ class ViewConfig(Struct, frozen=True):
 def read_views(
     raw: object, findings: Findings, environ: Mapping[str, str], servers: Collection[str]
 ) -> dict[str, ViewConfig]:
-    """Read the section; null or nothing means that there are none. `servers` are the names in the same file."""
+    """Read the section; without it there are none. `servers` are the names in the same file."""
     if raw is None:
         return {}
     if not is_object(raw):

@@ -52,7 +52,7 @@ def test_views_are_read() -> None:
     assert config({"v": {"tools": ["a.*"], "prompts": "a.*"}}).views == {
         "v": ViewConfig(tools=ViewTools(include=("a.*",)), prompts=("a.*",))
     }
-    assert parse_config({"mcpServers": SERVERS, "views": None}, environ={}).views == {}
+    assert parse_config({"mcpServers": SERVERS}, environ={}).views == {}
     made = make_views(config({"v": {}}, gateway={"separator": "-", "max_name_length": 50}))
     assert made["v"].naming == Naming("-", 50)
 
@@ -113,7 +113,7 @@ def test_a_view_is_found_below_the_endpoint(path: str, endpoint: str | None, vie
 @asynccontextmanager
 async def viewed(access: object = None) -> AsyncGenerator[House]:
     async with open_house(access, "a", "b") as house:
-        await house.fleet.apply(config(access=access))
+        await house.fleet.apply(config(**({} if access is None else {"access": access})))
         await settle()
         yield house
 

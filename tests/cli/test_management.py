@@ -40,7 +40,7 @@ KEY = "mcpgw_key-of-the-command-line"
 ACCESS = {"keys": [{"name": "me", "hash": hash_key(KEY)}]}
 
 
-@pytest.mark.parametrize("access", [None, ACCESS], ids=["open", "with keys"])
+@pytest.mark.parametrize("access", [{}, ACCESS], ids=["open", "with keys"])
 async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path, access, monkeypatch):
     monkeypatch.setenv("MCP_GATEWAY_KEY", KEY)
     state = tmp_path / "state"

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.config import NEVER_RESTART, Config, RestartPolicy, ShutdownGrace, parse_config, parse_server
+from gateway.config.access import Rules
 from gateway.config.findings import edit_distance
+from gateway.config.views import ViewConfig
 from gateway.errors import ConfigError
 
 SECRET = "s3cr3t-value"
@@ -275,6 +278,44 @@ def test_a_section_that_is_nearly_one_that_limits_is_refused(name: str) -> None:
         with pytest.raises(ConfigError) as caught:
             parse({"mcpServers": {}, key: {}})
         assert f"section {key!r} is unknown; write" in str(caught.value)
+
+
+KEY = {"name": "a", "hash": "sha256:" + "0" * 64}
+SECTIONS = {
+    "access": {"keys": [KEY], "oauth": {}, "allow_origins": ["https://a"], "allow_hosts": ["a"]},
+    "access.keys[0]": {**dict.fromkeys(Rules.__struct_fields__), **KEY},
+    "access.oauth": dict.fromkeys(("issuer", "resource", "audiences", "scopes", "introspection", "tools")),
+    "views": {"v": {}},
+    "views.v": dict.fromkeys(ViewConfig.__struct_fields__),
+    "views.v.tools": {"include": ["*"], "exclude": []},
+}
+NULLS = [*SECTIONS, *(f"{owner}.{name}" for owner, members in SECTIONS.items() for name in members)]
+
+
+@pytest.mark.parametrize("path", NULLS)
+def test_null_in_a_section_that_limits_is_refused(path: str) -> None:
+    root: dict[str, Any] = {"access": {"keys": [dict(KEY)], "oauth": {}}, "views": {"v": {"tools": {}}}}
+    *owners, name = path.replace("[0]", ".0").split(".")
+    place: Any = root
+    for owner in owners:
+        place = place[int(owner) if owner.isdigit() else owner]
+    place[int(name) if name.isdigit() else name] = None
+    with pytest.raises(ConfigError, match=f"{re.escape(repr(path))} is null, which limits nothing"):
+        parse({"mcpServers": {}} | root)
+
+
+NAMES = ["access", "views", "keys", "oauth", "allow_origins", "allow_hosts"]
+MISPLACED = [
+    *((name, {"mcpServers": {}, name: {}}) for name in NAMES[2:]),
+    *((name, {"mcpServers": {}, "gateway": {name: {}}}) for name in [*NAMES, "Acess", "VIEW", "acces_"]),
+    *((name, {"mcpServers": {"a": {"command": "x", name: {}}}}) for name in NAMES[:2]),
+]
+
+
+@pytest.mark.parametrize(("name", "root"), MISPLACED)
+def test_a_section_that_limits_is_refused_elsewhere(name: str, root: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"(section|field) '{name}' (limits nothing here|.* the section 'access')"):
+        parse(root)
 
 
 @pytest.mark.parametrize(

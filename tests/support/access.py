@@ -46,7 +46,7 @@ def make_config(access: object, *servers: str) -> Config:
     raw = {
         "mcpServers": {name: {"command": "x"} for name in servers or ("a",)},
         "views": {"small": {"tools": ["*.x"]}},
-        "access": access,
+        **({} if access is None else {"access": access}),
     }
     return parse_config(json.dumps(raw), environ={})
 
