@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gateway import jsonrpc
 from gateway.calls import Era, InputRequired, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import meta
 from gateway.errors import GatewayError
@@ -114,6 +115,17 @@ class Delivery(ABC):
                 case _:
                     return self._handler.encode_outcome(self.call, self.request_id, item)
             item = None
+
+    async def response(self, stream: CallStream) -> bytes:
+        """Deliver what comes; return the response, and release the stream."""
+        holder = stream.acquire()
+        try:
+            response = await self.deliver(stream)
+        finally:
+            stream.release_by(holder)
+        if response is None:
+            return jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+        return response[0]
 
     async def _next(self, stream: CallStream) -> Event | Outcome | None:
         """Return what comes next; while nothing does, tell the client that the call still runs."""

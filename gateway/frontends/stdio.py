@@ -225,7 +225,7 @@ class StdioFrontend:
 
     async def _deliver(self, delivery: StdioDelivery, stream: CallStream, scope: trio.CancelScope) -> None:
         request_id = delivery.request_id
-        response = self._within(scope, request_id, delivery.call.caller.era, _response_of(delivery, stream))
+        response = self._within(scope, request_id, delivery.call.caller.era, delivery.response(stream))
         del delivery, stream  # as above
         self._post_response(await response, request_id)
         await self._outbox.wait_writable()
@@ -342,7 +342,7 @@ class StdioFrontend:
         answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        return await _response_of(StdioDelivery(self, self._answers, answer.call, request_id, session), answer)
+        return await StdioDelivery(self, self._answers, answer.call, request_id, session).response(answer)
 
     async def _respond_modern(self, message: Message, request_id: Id) -> bytes:
         call = requests.modern_call(message, identity=self._identity, session=STDIO)
@@ -351,7 +351,7 @@ class StdioFrontend:
         answer = await self._answers.modern(call)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        return await _response_of(StdioDelivery(self, self._answers, answer.call, request_id), answer)
+        return await StdioDelivery(self, self._answers, answer.call, request_id).response(answer)
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""
@@ -423,18 +423,6 @@ class StdioDelivery(Delivery):
     async def send(self, message: bytes) -> None:
         """Write a message."""
         await self._frontend.send(message)
-
-
-async def _response_of(delivery: StdioDelivery, stream: CallStream) -> bytes:
-    """Deliver a call's events; return its response."""
-    holder = stream.acquire()
-    try:
-        response = await delivery.deliver(stream)
-    finally:
-        stream.release_by(holder)
-    if response is None:
-        return jsonrpc.error_response(delivery.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-    return response[0]
 
 
 async def _raise(problem: Exception) -> None:

@@ -10,26 +10,30 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, quote
 
 import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Era, Notification, ServerRequest, StreamClosed, Withdrawn
-from gateway.eras import errors, meta
+from gateway.calls import Era
+from gateway.eras import errors, requests
 from gateway.errors import GatewayError
+from gateway.frontends.delivery import Delivery
 from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import RETRY_AFTER, SESSION_ID_BYTES, DuplicateId, LegacySession
-from gateway.frontends.request_handler import RequestHandler, encode_notice, is_wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from gateway.access.principals import Principal
-    from gateway.calls import Identity
+    from gateway.calls import Call, Identity
     from gateway.catalog.snapshot import ListNews
+    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id, Message
 
 MAX_WAITING_BYTES: Final = 1_048_576
@@ -180,7 +184,7 @@ class SseStream:
                 await self.send(answer)
         else:
             try:
-                scope = self.session.in_flight.add(request_id)
+                self.session.in_flight.check(request_id)
             except GatewayError as exc:
                 self._answers.turn_away(message, self.session.caller, exc)
                 refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
@@ -188,8 +192,48 @@ class SseStream:
                     return refusal  # on the stream it would pass for the response to the other request
                 await self.send(refusal)
             else:
-                self._nursery.start_soon(self._request, self.session, message, request_id, scope)
+                self._handle_request(self.session, message, request_id)
         return None
+
+    def _handle_request(self, session: LegacySession, message: Message, request_id: Id) -> None:
+        """Submit a tool call if that needs no wait; start a task for other requests."""
+        if message.method == "tools/call":
+            try:
+                call = requests.legacy_call(message, session.caller)
+                delivery = SseDelivery(self, self._answers, call, request_id, session)
+                session.in_flight.replace(request_id, delivery)
+                if delivery.begin():
+                    return
+            except GatewayError as exc:
+                self.respond(session, request_id, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+                return
+        self.start_request(session, request_id, self._respond(session, message, request_id))
+
+    # What calls without a task do.
+
+    def respond(self, session: LegacySession, request_id: Id, body: bytes) -> None:
+        """Answer a request that has had no task; where the buffer is full, a task waits for room."""
+        if self._is_full():
+            self.start_request(session, request_id, _return(body))
+            return
+        session.in_flight.remove(request_id)
+        if not self._over:
+            self._enqueue(b"event: message\r\ndata: " + body + b"\r\n\r\n")
+
+    def drop(self, session: LegacySession, request_id: Id) -> None:
+        """Forget a cancelled request that has had no task: it gets no response."""
+        session.in_flight.remove(request_id)
+        self._news.set()
+
+    def start_request(self, session: LegacySession, request_id: Id, response: Coroutine[Any, Any, bytes]) -> None:
+        """Start the task of a request, in a scope of its own."""
+        scope = session.in_flight.open_scope(request_id)
+        self._nursery.start_soon(self._request, session, response, request_id, scope)
+
+    def fail(self, problem: Exception) -> None:
+        """End the stream because of a bug."""
+        log.error("an SSE stream has failed because of a bug", exc_info=problem)
+        self._nursery.cancel_scope.cancel(reason="a call has failed because of a bug")
 
     def _handle_before_session(self, message: Message, request_id: Id) -> bytes | None:
         """Return the response to a request before the session exists; None if a task responds."""
@@ -223,43 +267,72 @@ class SseStream:
             session.in_flight.remove(request_id)
             self._news.set()
 
-    async def _request(self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope) -> None:
-        response: bytes | None = None  # stays so when cancelled: no answer must follow
+    async def _request(
+        self,
+        session: LegacySession,
+        response: Coroutine[Any, Any, bytes],
+        request_id: Id,
+        scope: trio.CancelScope,
+    ) -> None:
+        body: bytes | None = None  # stays so when cancelled: no answer must follow
         try:
             try:
                 with scope:
-                    response = await self._respond(session, message, request_id)
+                    body = await response
             except GatewayError as exc:
-                response = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
-            if response is not None:
-                await self.send(response)
+                body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+            if body is not None:
+                await self.send(body)
         finally:
             session.in_flight.remove(request_id)
             self._news.set()
 
     async def _respond(self, session: LegacySession, message: Message, request_id: Id) -> bytes:
-        """The response to a request; what comes of its call before that is passed on."""
+        """Return the response to a request; events of its call are passed on."""
         answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        try:
-            while True:
-                item = await answer.next()
-                if item is None:
-                    return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-                if not isinstance(item, Notification | ServerRequest | Withdrawn | StreamClosed):
-                    return self._answers.encode_outcome(answer.call, request_id, item)[0]
-                if isinstance(item, Notification):
-                    if is_wanted(item, session.log_level or meta.LOG_LEVELS[0]):
-                        await self.send(encode_notice(item, answer.token))
-                elif isinstance(item, ServerRequest):
-                    await self.send(session.desk.request(item))
-                elif isinstance(item, Withdrawn):
-                    cancel = session.desk.withdraw(item.ask)
-                    if cancel is not None:
-                        await self.send(cancel)
-        finally:
-            answer.close()
+        return await SseDelivery(self, self._answers, answer.call, request_id, session).response(answer)
+
+
+class SseDelivery(Delivery):
+    """One call of the client of an SSE stream."""
+
+    __slots__ = ("_session", "_stream")
+
+    def __init__(
+        self, stream: SseStream, handler: RequestHandler, call: Call, request_id: Id, session: LegacySession
+    ) -> None:
+        super().__init__(handler, call, request_id, session)
+        self._session = session
+        self._stream = stream
+
+    def cancel(self, *, reason: str) -> None:
+        """Cancel the call while it has no task."""
+        self.release(reason)
+        self._stream.drop(self._session, self.request_id)
+
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response."""
+        del code
+        self._stream.respond(self._session, self.request_id, body)
+
+    def spawn(self, stream: CallStream) -> None:
+        """Start the task that delivers the rest."""
+        self._stream.start_request(self._session, self.request_id, self.response(stream))
+
+    def disconnect(self, problem: Exception) -> None:
+        """End the stream because of a bug."""
+        self._stream.fail(problem)
+
+    async def send(self, message: bytes) -> None:
+        """Write a message; wait while the client does not read."""
+        await self._stream.send(message)
+
+
+async def _return(body: bytes) -> bytes:
+    await trio.lowlevel.checkpoint()
+    return body
 
 
 class SseFrontend:

@@ -94,13 +94,8 @@ class StreamableFrontend:
                 answer = await self._answers.legacy(message, session)
                 if isinstance(answer, bytes):
                     return jsonrpc.response(request_id, answer)
-                try:
-                    delivery = HttpDelivery(NOWHERE, self._answers, answer.call, request_id, session, can_stream=False)
-                    response = await delivery.deliver(answer)
-                finally:
-                    answer.close()
-                if response is not None:
-                    return response[0]
+                delivery = HttpDelivery(NOWHERE, self._answers, answer.call, request_id, session, can_stream=False)
+                return await delivery.response(answer)
         except GatewayError as exc:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
