@@ -20,7 +20,7 @@ WINDOWS = (1, 16, 64)
 
 
 async def drive(spec):
-    from gateway.embed.connections import make_call, wait_outcome
+    from gateway.embed.connections import NO_REQUESTS, make_call
     from gateway.embed.native import PROGRAM, open_gateway
 
     command, *args = spec["command"]
@@ -33,7 +33,7 @@ async def drive(spec):
             text = TEXT % next(ids)
             ticket = await router.submit(make_call("echo.echo", "echo.echo", {"text": text}, PROGRAM))
             try:
-                outcome = await wait_outcome(ticket)
+                outcome = await ticket.wait_outcome(NO_REQUESTS)
             finally:
                 router.release(ticket)
             if text.encode() not in bytes(outcome.result):

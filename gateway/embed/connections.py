@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway import jsonrpc
-from gateway.calls import Call, Caller, Era, Notification, ServerRequest, StreamClosed, Withdrawn
+from gateway.calls import Call, Caller, Era
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.config.shown import secrets_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CALLER: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY)
 """A program that calls: it declares nothing that a server could ask it for."""
+NO_REQUESTS: Final = "the calling program can be asked nothing"
 
 log = logging.getLogger("gateway.embed")
 
@@ -90,7 +91,7 @@ class Connection:
                 if not session.can_send:
                     raise self._problem or BackendUnavailable(self.config.name, "was closed")
                 session.send([ticket])
-                outcome = await wait_outcome(ticket)
+                outcome = await ticket.wait_outcome(NO_REQUESTS)
             finally:
                 ticket.close("the program does not wait any more")
             return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
@@ -254,13 +255,3 @@ def make_call(public: str, own: str, arguments: Mapping[str, object] | None, cal
         meta={},
         caller=caller,
     )
-
-
-async def wait_outcome(ticket: PendingCall) -> Outcome | None:
-    """Wait for a call's outcome; whatever its server asks meanwhile is refused."""
-    while True:
-        item = await ticket.next()
-        if isinstance(item, ServerRequest):
-            item.refuse(jsonrpc.METHOD_NOT_FOUND, "the calling program can be asked nothing")
-        elif not isinstance(item, Notification | Withdrawn | StreamClosed):
-            return item

@@ -16,7 +16,7 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Caller, Era
 from gateway.config import Config, load_config
-from gateway.embed.connections import make_call, wait_outcome
+from gateway.embed.connections import NO_REQUESTS, make_call
 from gateway.embed.errors import InvalidConfig
 from gateway.embed.faces import AsgiFrontends
 from gateway.embed.records import read_registry
@@ -73,7 +73,7 @@ class EmbeddedGateway:
             try:
                 ticket = await self.router.submit(make_call(name, name, arguments, PROGRAM))
                 try:
-                    outcome = await wait_outcome(ticket)
+                    outcome = await ticket.wait_outcome(NO_REQUESTS)
                 finally:
                     self.router.release(ticket, "the program does not wait any more")
             except GatewayError as exc:

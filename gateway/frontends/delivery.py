@@ -9,7 +9,7 @@ frontend's nursery, which runs the one loop that delivers events, `Delivery.deli
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -21,8 +21,10 @@ from gateway.frontends.call_stream import CallStream
 from gateway.frontends.request_handler import encode_notice, is_wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from gateway.calls import Call, Event, Outcome
-    from gateway.frontends.legacy.sessions import LegacySession
+    from gateway.frontends.legacy.sessions import InFlight, LegacySession
     from gateway.frontends.request_handler import RequestHandler
     from gateway.inflight.pending import PendingCall
     from gateway.jsonrpc import Id
@@ -31,15 +33,22 @@ if TYPE_CHECKING:
 class Delivery(ABC):
     """One call of a client until its response is written. Implements `gateway.inflight.pending.ClientSink`.
 
-    `session` is the client's legacy session; a modern client has none. Subclasses are the transports.
+    `session` is the client's legacy session; a modern client has none. `in_flight` is the table in which its request is
+    found by its id; over HTTP a modern client has none either. Subclasses are the transports.
     """
 
-    __slots__ = ("_handler", "_pending", "call", "request_id", "session")
+    __slots__ = ("_handler", "_in_flight", "_pending", "call", "request_id", "session")
 
     def __init__(
-        self, handler: RequestHandler, call: Call, request_id: Id, session: LegacySession | None = None
+        self,
+        handler: RequestHandler,
+        call: Call,
+        request_id: Id,
+        session: LegacySession | None,
+        in_flight: InFlight | None,
     ) -> None:
         self._handler = handler
+        self._in_flight = in_flight
         self._pending: PendingCall | None = None
         self.call = call
         self.request_id = request_id
@@ -47,13 +56,18 @@ class Delivery(ABC):
 
     # Without a task.
 
-    def begin(self, patience: float = float("inf")) -> bool:
-        """Submit the call; False if that has to wait. After `patience` seconds without an outcome it gets a task.
-
-        Raises:
-            GatewayError: it is refused.
-        """
-        self._pending = self._handler.begin(self.call, self, patience)
+    def begin(self) -> bool:
+        """Submit the call without a task, or respond with what refuses it; False if that has to wait."""
+        if self._in_flight is not None:
+            self._in_flight.replace(self.request_id, self)
+        try:
+            self._pending = self._handler.begin(self.call, self, self.patience())
+        except GatewayError as exc:
+            self._forget()
+            self.respond(*self._handler.encode_error(self.request_id, exc, self.call.caller.era))
+            return True
+        if self._pending is None:
+            self._forget()
         return self._pending is not None
 
     def finish(self, pending: PendingCall, outcome: Outcome) -> None:
@@ -62,6 +76,7 @@ class Delivery(ABC):
             self.start_task(pending)  # another round
             return
         self._handler.router.release(pending)
+        self._forget()
         self.respond(*self._handler.encode_outcome(self.call, self.request_id, outcome))
 
     def start_task(self, pending: PendingCall) -> None:
@@ -73,15 +88,20 @@ class Delivery(ABC):
         if self._pending is not None and self._pending.detach_sink() is not None:
             self.start_task(self._pending)
 
-    def fail(self, problem: Exception) -> None:
-        """End the client's connection: there is a bug."""
-        self.release("the gateway has failed")
-        self.disconnect(problem)
-
-    def release(self, reason: str) -> None:
-        """Cancel the call, if it is on its way and has no task."""
+    def cancel(self, *, reason: str) -> None:
+        """Cancel the call while it has no task: there is no response."""
         if self._pending is not None:
             self._handler.router.release(self._pending, reason)
+        self._forget()
+
+    def fail(self, problem: Exception) -> None:
+        """End the client's connection: there is a bug."""
+        self.cancel(reason="the gateway has failed")
+        self.disconnect(problem)
+
+    def _forget(self) -> None:
+        if self._in_flight is not None:
+            self._in_flight.remove(self.request_id)
 
     # In a task.
 
@@ -171,3 +191,58 @@ class Delivery(ABC):
 
     async def pause_stream(self, retry_ms: int) -> None:  # ruff: ignore[empty-method-without-abstract-decorator]
         """Close the client's stream as the backend has closed its own, for so long; most clients need not know."""
+
+
+class MessageStream(Protocol):
+    """The one stream through which all messages for a client go: stdio's or an SSE client's."""
+
+    def respond(self, request_id: Id, body: bytes) -> None:
+        """Write a response without waiting, within the bounds of the stream."""
+        ...
+
+    def start_request(self, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]) -> None:
+        """Start a task that writes a response, in a scope in the table of requests in flight."""
+        ...
+
+    def fail(self, problem: Exception) -> None:
+        """End the client's connection because of a bug."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Write a message; wait while the client does not read."""
+        ...
+
+
+class StreamDelivery(Delivery):
+    """One call of a client all of whose messages go through one stream."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(
+        self,
+        stream: MessageStream,
+        handler: RequestHandler,
+        call: Call,
+        request_id: Id,
+        session: LegacySession | None,
+        in_flight: InFlight,
+    ) -> None:
+        super().__init__(handler, call, request_id, session, in_flight)
+        self._stream = stream
+
+    def respond(self, body: bytes, code: int | None) -> None:
+        """Write the response."""
+        del code
+        self._stream.respond(self.request_id, body)
+
+    def spawn(self, stream: CallStream) -> None:
+        """Start the task that delivers the rest."""
+        self._stream.start_request(self.request_id, self.call.caller.era, self.response(stream))
+
+    def disconnect(self, problem: Exception) -> None:
+        """End the stream because of a bug."""
+        self._stream.fail(problem)
+
+    async def send(self, message: bytes) -> None:
+        """Write a message; wait while the client does not read."""
+        await self._stream.send(message)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Failure
 from gateway.catalog.parts import has_capability
-from gateway.errors import Busy, GatewayError, RequestError, UnknownMethod
-from gateway.frontends.call_stream import CallStream
+from gateway.errors import BackendProtocol, Busy, GatewayError, RequestError, UnknownMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,17 +96,16 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
     result = b"{}"
     supervisor = router.fleet.supervisors[route.backend]
     if supervisor.speaks_legacy and route.own not in router.fleet.wish_list.of(route.backend).uris:
-        stream = CallStream(router, await router.submit(call))
+        pending = await router.submit(call)
         try:
-            outcome = await stream.next_but_notices()
-            while not isinstance(outcome, Complete | Failure | GatewayError):
-                outcome = await stream.next_but_notices()
+            outcome = await pending.wait_outcome("a client cannot be asked anything while it subscribes")
         finally:
-            stream.close()
+            router.release(pending)
         if isinstance(outcome, Failure):
             raise Refused(outcome)
-        if isinstance(outcome, GatewayError):
-            raise outcome
+        if not isinstance(outcome, Complete):
+            text = "neither accepted nor refused a subscription"
+            raise outcome if isinstance(outcome, GatewayError) else BackendProtocol(route.backend, text)
         result = outcome.result
         supervisor.subscribed(route.own)
     if session not in router.fleet.wish_list:

@@ -12,7 +12,7 @@ import os
 import stat
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from gateway import jsonrpc
 from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
-from gateway.frontends.delivery import Delivery
+from gateway.frontends.delivery import StreamDelivery
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.frontends.modern.subscriptions import Subscription
@@ -30,11 +30,10 @@ from gateway.frontends.request_handler import LISTEN, RequestHandler
 from gateway.lines import READ_BYTES, BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
-    from gateway.calls import Call, Identity
+    from gateway.calls import Identity
     from gateway.catalog.snapshot import ListNews
-    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.jsonrpc import Id, Message
 
@@ -175,15 +174,16 @@ class StdioFrontend:
                     call = requests.modern_call(message, identity=self._identity, session=STDIO)
                 else:
                     call = requests.legacy_call(message, session.caller)
-                delivery = StdioDelivery(self, self._answers, call, request_id, session)
-                self._in_flight.replace(request_id, delivery)
-                if delivery.begin():
-                    return
             except GatewayError as exc:
                 era = Era.MODERN if is_modern else Era.LEGACY
-                self.respond(self._answers.encode_error(request_id, exc, era)[0], request_id)
+                self.respond(request_id, self._answers.encode_error(request_id, exc, era)[0])
                 return
-        self._nursery.start_soon(self._request, message, self._in_flight.open_scope(request_id))
+            if StreamDelivery(self, self._answers, call, request_id, session, self._in_flight).begin():
+                return
+        if is_modern:
+            self.start_request(request_id, Era.MODERN, self._respond_modern(message, request_id))
+        else:
+            self.start_request(request_id, Era.LEGACY, self._respond_legacy(message, request_id))
 
     def _is_request(self, message: Message) -> bool:
         """Whether a task must answer; notifications are taken in here."""
@@ -192,20 +192,15 @@ class StdioFrontend:
         handle_notification(self._answers, self._session, message, self._in_flight)
         return False
 
-    # What the client's calls without a task do.
+    # Implements `gateway.frontends.delivery.MessageStream`.
 
-    def respond(self, response: bytes, request_id: Id) -> None:
-        """Answer a request that has had no task."""
-        self._in_flight.remove(request_id)
-        self._post_response(response, request_id)
+    def respond(self, request_id: Id, body: bytes) -> None:
+        """Write a response."""
+        self._post_response(body, request_id)
 
-    def drop(self, request_id: Id) -> None:
-        """Forget a cancelled request that has had no task: it gets no response."""
-        self._in_flight.remove(request_id)
-
-    def start_delivery(self, delivery: StdioDelivery, stream: CallStream) -> None:
-        """Start the task of a call, in a scope that takes its place in the table."""
-        self._nursery.start_soon(self._deliver, delivery, stream, self._in_flight.open_scope(delivery.request_id))
+    def start_request(self, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]) -> None:
+        """Start the task of a request, in a scope of its own."""
+        self._nursery.start_soon(self._request, self._in_flight.open_scope(request_id), request_id, era, response)
 
     def fail(self, problem: Exception) -> None:
         """End this frontend because of a bug."""
@@ -218,16 +213,11 @@ class StdioFrontend:
 
     # The tasks of requests.
 
-    async def _request(self, message: Message, scope: trio.CancelScope) -> None:
+    async def _request(
+        self, scope: trio.CancelScope, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]
+    ) -> None:
         # The response is in no variable of this task: while the client does not read, the outbox alone holds it.
-        self._post_response(await self._respond(message, scope), message.id)
-        await self._outbox.wait_writable()
-
-    async def _deliver(self, delivery: StdioDelivery, stream: CallStream, scope: trio.CancelScope) -> None:
-        request_id = delivery.request_id
-        response = self._within(scope, request_id, delivery.call.caller.era, delivery.response(stream))
-        del delivery, stream  # as above
-        self._post_response(await response, request_id)
+        self._post_response(await self._within(scope, request_id, era, response), request_id)
         await self._outbox.wait_writable()
 
     def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
@@ -245,8 +235,10 @@ class StdioFrontend:
         """Answer a batch with a batch, as its protocol version demands."""
         responses: list[bytes] = []
 
-        async def respond(message: Message, scope: trio.CancelScope) -> None:
-            response = await self._respond(message, scope)
+        async def respond(message: Message, request_id: Id, scope: trio.CancelScope) -> None:
+            respond = self._respond_modern if requests.is_modern(message) else self._respond_legacy
+            era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
+            response = await self._within(scope, request_id, era, respond(message, request_id))
             if response is not None:
                 responses.append(response)
 
@@ -260,22 +252,13 @@ class StdioFrontend:
                 for message in messages:
                     if self._is_request(message) and isinstance(message.id, int | str):
                         try:
-                            nursery.start_soon(respond, message, self._in_flight.add(message.id))
+                            nursery.start_soon(respond, message, message.id, self._in_flight.add(message.id))
                         except (DuplicateId, Busy) as exc:
                             responses.append(self._answers.encode_error(message.id, exc, Era.LEGACY)[0])
             if responses:
                 self._post_response(b"[" + b",".join(responses) + b"]", None)
         finally:
             self._batches -= 1
-
-    async def _respond(self, message: Message, scope: trio.CancelScope) -> bytes | None:
-        """Return the response to one request; None if its client cancelled it."""
-        request_id = message.id
-        if not isinstance(request_id, int | str):
-            return None
-        if requests.is_modern(message):
-            return await self._within(scope, request_id, Era.MODERN, self._respond_modern(message, request_id))
-        return await self._within(scope, request_id, Era.LEGACY, self._respond_legacy(message, request_id))
 
     async def _within(
         self, scope: trio.CancelScope, request_id: Id, era: Era, response: Awaitable[bytes]
@@ -342,7 +325,8 @@ class StdioFrontend:
         answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        return await StdioDelivery(self, self._answers, answer.call, request_id, session).response(answer)
+        delivery = StreamDelivery(self, self._answers, answer.call, request_id, session, self._in_flight)
+        return await delivery.response(answer)
 
     async def _respond_modern(self, message: Message, request_id: Id) -> bytes:
         call = requests.modern_call(message, identity=self._identity, session=STDIO)
@@ -351,7 +335,8 @@ class StdioFrontend:
         answer = await self._answers.modern(call)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        return await StdioDelivery(self, self._answers, answer.call, request_id).response(answer)
+        delivery = StreamDelivery(self, self._answers, answer.call, request_id, None, self._in_flight)
+        return await delivery.response(answer)
 
     async def _listen(self, subscription: Subscription) -> bytes:
         """Tell a modern client of changes until it cancels, or the gateway stops."""
@@ -383,46 +368,6 @@ class StdioFrontend:
     def _changed(self, news: ListNews) -> None:
         if self._session is not None:
             self._session.notify_list_changed(news)
-
-
-class StdioDelivery(Delivery):
-    """One call of the client on stdin."""
-
-    __slots__ = ("_frontend",)
-
-    def __init__(
-        self,
-        frontend: StdioFrontend,
-        handler: RequestHandler,
-        call: Call,
-        request_id: Id,
-        session: LegacySession | None = None,
-    ) -> None:
-        super().__init__(handler, call, request_id, session)
-        self._frontend = frontend
-
-    def cancel(self, *, reason: str) -> None:
-        """Cancel the call while it has no task."""
-        self.release(reason)
-        self._frontend.drop(self.request_id)
-
-    def respond(self, body: bytes, code: int | None) -> None:
-        """Write the response."""
-        del code
-        self._frontend.respond(body, self.request_id)
-
-    def spawn(self, stream: CallStream) -> None:
-        """Start the task that delivers the rest."""
-        self._frontend.start_delivery(self, stream)
-
-    def disconnect(self, problem: Exception) -> None:
-        """End the frontend because of a bug."""
-        self._frontend.drop(self.request_id)
-        self._frontend.fail(problem)
-
-    async def send(self, message: bytes) -> None:
-        """Write a message."""
-        await self._frontend.send(message)
 
 
 async def _raise(problem: Exception) -> None:

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from gateway.calls import Complete, Notification, StreamClosed, Withdrawn
+from gateway.calls import Complete, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.errors import BackendTooSlow, IllegalTransition, Suspect
-from gateway.jsonrpc import INTERNAL_ERROR
+from gateway.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.calls import Call, Event, Outcome, ServerRequest
+    from gateway.calls import Call, Event, Outcome
     from gateway.errors import GatewayError
     from gateway.inflight.deadlines import Deadlines
 
@@ -432,6 +432,15 @@ class PendingCall:
             finally:
                 if self._event is event:  # otherwise another task waits by now, for which the deadline still holds
                     deadlines.discard(self)
+
+    async def wait_outcome(self, refusal: str) -> Outcome | None:
+        """Wait for the outcome; None if the call was closed. Events are dropped, server requests refused with a text."""
+        while True:
+            item = await self.next()
+            if isinstance(item, ServerRequest):
+                item.refuse(METHOD_NOT_FOUND, refusal)
+            elif not isinstance(item, Notification | Withdrawn | StreamClosed):
+                return item
 
 
 def _size(notification: Notification) -> int:

@@ -14,7 +14,6 @@ import trio
 
 from gateway.calls import Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.eras import errors as wire_errors
-from gateway.errors import GatewayError
 from gateway.frontends.delivery import Delivery
 from gateway.frontends.http.exchange import ClientGone, Exchange
 from gateway.jsonrpc import INTERNAL_ERROR
@@ -47,20 +46,12 @@ class HttpDelivery(Delivery):
         *,
         can_stream: bool = True,
     ) -> None:
-        super().__init__(handler, call, request_id, session)
+        super().__init__(handler, call, request_id, session, None if session is None else session.in_flight)
         self._exchange = exchange
         self._can_stream = can_stream and exchange.accepts(b"text/event-stream")
         self._streaming = not exchange.accepts(b"application/json")
 
     # Without a task.
-
-    def begin_nowait(self) -> bool:
-        """Submit the call, or respond with what refuses it; False if that has to wait."""
-        try:
-            return self.begin(self.patience())
-        except GatewayError as exc:
-            self.respond(*self._handler.encode_error(self.request_id, exc, self.call.caller.era))
-            return True
 
     def respond(self, body: bytes, code: int | None) -> None:
         """Write the response."""
@@ -130,10 +121,10 @@ class ModernDelivery(HttpDelivery):
         """Have a task of the connection deliver the rest."""
         self._exchange.start_task(partial(self.carry, stream))
 
-    def begin_nowait(self) -> bool:
+    def begin(self) -> bool:
         """Submit the call without a task, until the client hangs up."""
-        self._exchange.on_disconnect(partial(self.release, HUNG_UP))
-        return super().begin_nowait()
+        self._exchange.on_disconnect(partial(self.cancel, reason=HUNG_UP))
+        return super().begin()
 
     async def carry(self, stream: CallStream) -> None:
         """Carry the response to its end, or until the client hangs up. Raises ClientGone."""

@@ -65,39 +65,25 @@ class ResumableDelivery(HttpDelivery):
         self._busy = True
         self._freed: trio.Event | None = None
 
-    # Without a task. Implements `gateway.frontends.legacy.sessions.TasklessRequest`.
+    # Without a task.
 
-    def begin_nowait(self) -> bool:
+    def begin(self) -> bool:
         """Submit the call without a task; the client may hang up meanwhile."""
-        self._session.in_flight.replace(self.request_id, self)
         self._exchange.on_disconnect(self._lose_client)
-        begun = False
-        try:
-            begun = super().begin_nowait()
-        finally:
-            if not begun:
-                self._session.in_flight.remove(self.request_id)
-        return begun
+        return super().begin()
 
     def _lose_client(self) -> None:
         self._exchange = NOWHERE
 
     def cancel(self, *, reason: str) -> None:
         """Cancel the call while it has no task: no response must follow, but the exchange needs an end."""
-        self.release(reason)
-        self._session.in_flight.remove(self.request_id)
+        super().cancel(reason=reason)
         self._exchange.respond_nowait(200, b"", EVENT_STREAM)
 
     def respond(self, body: bytes, code: int | None) -> None:
         """Write the response."""
-        self._session.in_flight.remove(self.request_id)
         self._session.touch()
         super().respond(body, code)
-
-    def disconnect(self, problem: Exception) -> None:
-        """Have the connection's task report the bug and answer 500."""
-        self._session.in_flight.remove(self.request_id)
-        super().disconnect(problem)
 
     def status(self, code: int | None) -> int:
         """Return 200 always, since 404 would tell a legacy client that its session ended."""
@@ -165,7 +151,7 @@ class ResumableDelivery(HttpDelivery):
                     with trio.move_on_after(RESUME_WITHIN):
                         await self.run(self._stream)
                 if not self._ended and self._scope is scope:
-                    self._forget()
+                    self._drop_log()
                     self._can_stream = self._streaming = False
                     await self.run(self._stream)
         finally:
@@ -192,7 +178,7 @@ class ResumableDelivery(HttpDelivery):
             self._session.in_flight.remove(self.request_id)
             self._stream.close()
             if not self._ended:
-                self._forget()
+                self._drop_log()
             elif self._log is not None:
                 self._session.replies.pop(self._log.number, None)
             self._session.touch()
@@ -209,7 +195,7 @@ class ResumableDelivery(HttpDelivery):
         self._session.replies[log.number] = self
         return store, log, store.mark(log) if self._session.caller.version >= FIRST_PRIMED else b""
 
-    def _forget(self) -> None:
+    def _drop_log(self) -> None:
         """Drop what is kept of the stream."""
         if self._log is not None:
             self._session.events.drop(self._log)

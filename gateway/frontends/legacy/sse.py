@@ -20,7 +20,7 @@ from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import errors, requests
 from gateway.errors import GatewayError
-from gateway.frontends.delivery import Delivery
+from gateway.frontends.delivery import StreamDelivery
 from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import RETRY_AFTER, SESSION_ID_BYTES, DuplicateId, LegacySession
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from gateway.access.principals import Principal
-    from gateway.calls import Call, Identity
+    from gateway.calls import Identity
     from gateway.catalog.snapshot import ListNews
-    from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction
     from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id, Message
@@ -178,6 +177,7 @@ class SseStream:
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
             if self.session is not None:
                 handle_notification(self._answers, self.session, message, self.session.in_flight)
+                self._news.set()  # the last request in flight may have been cancelled
         elif self.session is None or message.method == "initialize":
             answer = self._handle_before_session(message, request_id)
             if answer is not None:
@@ -200,35 +200,28 @@ class SseStream:
         if message.method == "tools/call":
             try:
                 call = requests.legacy_call(message, session.caller)
-                delivery = SseDelivery(self, self._answers, call, request_id, session)
-                session.in_flight.replace(request_id, delivery)
-                if delivery.begin():
-                    return
             except GatewayError as exc:
-                self.respond(session, request_id, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+                self.respond(request_id, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
                 return
-        self.start_request(session, request_id, self._respond(session, message, request_id))
+            if StreamDelivery(self, self._answers, call, request_id, session, session.in_flight).begin():
+                return
+        self.start_request(request_id, Era.LEGACY, self._respond(session, message, request_id))
 
-    # What calls without a task do.
+    # Implements `gateway.frontends.delivery.MessageStream`.
 
-    def respond(self, session: LegacySession, request_id: Id, body: bytes) -> None:
-        """Answer a request that has had no task; where the buffer is full, a task waits for room."""
+    def respond(self, request_id: Id, body: bytes) -> None:
+        """Write a response; where the buffer is full, a task waits for room."""
         if self._is_full():
-            self.start_request(session, request_id, _return(body))
-            return
-        session.in_flight.remove(request_id)
-        if not self._over:
+            self.start_request(request_id, Era.LEGACY, _return(body))
+        elif not self._over:
             self._enqueue(b"event: message\r\ndata: " + body + b"\r\n\r\n")
 
-    def drop(self, session: LegacySession, request_id: Id) -> None:
-        """Forget a cancelled request that has had no task: it gets no response."""
-        session.in_flight.remove(request_id)
-        self._news.set()
-
-    def start_request(self, session: LegacySession, request_id: Id, response: Coroutine[Any, Any, bytes]) -> None:
+    def start_request(self, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]) -> None:
         """Start the task of a request, in a scope of its own."""
-        scope = session.in_flight.open_scope(request_id)
-        self._nursery.start_soon(self._request, session, response, request_id, scope)
+        del era
+        if self.session is not None:
+            scope = self.session.in_flight.open_scope(request_id)
+            self._nursery.start_soon(self._request, self.session, response, request_id, scope)
 
     def fail(self, problem: Exception) -> None:
         """End the stream because of a bug."""
@@ -292,42 +285,8 @@ class SseStream:
         answer = await self._answers.legacy(message, session)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
-        return await SseDelivery(self, self._answers, answer.call, request_id, session).response(answer)
-
-
-class SseDelivery(Delivery):
-    """One call of the client of an SSE stream."""
-
-    __slots__ = ("_session", "_stream")
-
-    def __init__(
-        self, stream: SseStream, handler: RequestHandler, call: Call, request_id: Id, session: LegacySession
-    ) -> None:
-        super().__init__(handler, call, request_id, session)
-        self._session = session
-        self._stream = stream
-
-    def cancel(self, *, reason: str) -> None:
-        """Cancel the call while it has no task."""
-        self.release(reason)
-        self._stream.drop(self._session, self.request_id)
-
-    def respond(self, body: bytes, code: int | None) -> None:
-        """Write the response."""
-        del code
-        self._stream.respond(self._session, self.request_id, body)
-
-    def spawn(self, stream: CallStream) -> None:
-        """Start the task that delivers the rest."""
-        self._stream.start_request(self._session, self.request_id, self.response(stream))
-
-    def disconnect(self, problem: Exception) -> None:
-        """End the stream because of a bug."""
-        self._stream.fail(problem)
-
-    async def send(self, message: bytes) -> None:
-        """Write a message; wait while the client does not read."""
-        await self._stream.send(message)
+        delivery = StreamDelivery(self, self._answers, answer.call, request_id, session, session.in_flight)
+        return await delivery.response(answer)
 
 
 async def _return(body: bytes) -> bytes:

@@ -235,7 +235,7 @@ class StreamableFrontend:
         except GatewayError:
             return False
         keep = self._sessions.start_call_task
-        return ResumableDelivery(exchange, self._answers, call, request_id, session, keep).begin_nowait()
+        return ResumableDelivery(exchange, self._answers, call, request_id, session, keep).begin()
 
     async def _request(self, exchange: Exchange, session: LegacySession, message: Message, request_id: Id) -> None:
         try:

@@ -51,7 +51,7 @@ class ModernFrontend:
             call = self._read(exchange, message)
         except (GatewayError, headers.HeaderMismatch):
             return False
-        return ModernDelivery(exchange, self._answers, call, request_id).begin_nowait()
+        return ModernDelivery(exchange, self._answers, call, request_id).begin()
 
     async def _handle_request(self, exchange: Exchange, message: Message, request_id: Id) -> None:
         try:
