@@ -434,7 +434,7 @@ class PendingCall:
                     deadlines.discard(self)
 
     async def wait_outcome(self, refusal: str) -> Outcome | None:
-        """Wait for the outcome; None if the call was closed. Events are dropped, server requests refused with a text."""
+        """Wait for the outcome; None if the call was closed. Drop events; refuse server requests with this text."""
         while True:
             item = await self.next()
             if isinstance(item, ServerRequest):

@@ -422,6 +422,35 @@ class FakeExchange:
         return [json.loads(line[5:]) for line in lines]
 
 
+class FakeRequest:
+    """Implements `gateway.frontends.http.exchange.Request`: an exchange that may be answered without a task."""
+
+    def __init__(self, nursery: trio.Nursery, body: bytes, *, headers: dict[str, str]) -> None:
+        self.exchange = FakeExchange(headers=headers)
+        """What a task of the request sees."""
+        self.scope, self.receive, self.send = self.exchange.scope, self.exchange.receive, self.exchange.send
+        self.body = body
+        self.on_disconnect: Callable[[], None] | None = None
+        self.responses: list[tuple[int, bytes]] = []
+        """What was sent without a task."""
+        self.has_task = False
+        self._nursery = nursery
+
+    def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        if not self.exchange.gone.is_set():
+            self.responses.append((status, body))
+        return not self.exchange.gone.is_set()
+
+    def start(self, app: Any) -> None:
+        self.has_task = True
+        self._nursery.start_soon(app, self.scope, self.receive, self.send)
+
+    def hang_up(self) -> None:
+        self.exchange.gone.set()
+        if self.on_disconnect is not None and not self.responses:
+            self.on_disconnect()
+
+
 def public_names(snapshot: Snapshot, kind: Kind) -> dict[str, list[str]]:
     """Listed public names by backend."""
     return {backend: [name for name, _own in pairs] for backend, pairs in snapshot.listed_by_backend(kind).items()}

@@ -32,7 +32,7 @@ MAX_DIGITS: Final = 18
 
 
 class Budget:
-    """Bytes that all stores together may hold."""
+    """Bytes that all stores, or all buffers, together may hold."""
 
     __slots__ = ("most", "used")
 

@@ -22,6 +22,7 @@ from gateway.eras import errors, requests
 from gateway.errors import GatewayError
 from gateway.frontends.delivery import StreamDelivery
 from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
+from gateway.frontends.legacy.event_store import Budget
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import RETRY_AFTER, SESSION_ID_BYTES, DuplicateId, LegacySession
 
@@ -39,6 +40,9 @@ MAX_WAITING_BYTES: Final = 1_048_576
 """Bytes that may wait for one client (and one message more, so that there is none that can never be sent)."""
 MAX_WAITING_MESSAGES: Final = 4_096
 """Messages that may wait for one client."""
+MAX_ALL_WAITING_BYTES: Final = 67_108_864
+"""Bytes that may wait for all clients together; beyond it a buffer that holds anything is full, so that each client
+which does not read is dropped after `PATIENCE`."""
 PATIENCE: Final = 10.0
 """Seconds that a message waits for room in a full buffer; then the client counts as one that does not read."""
 WRITE_BYTES: Final = 65_536
@@ -50,8 +54,9 @@ log = logging.getLogger("gateway.http")
 class SseStream:
     """One client: its stream, its unsent messages, and its session after `initialize`."""
 
-    def __init__(self, answers: RequestHandler, session_id: str, identity: Identity) -> None:
+    def __init__(self, answers: RequestHandler, session_id: str, identity: Identity, budget: Budget) -> None:
         self.id = session_id
+        self._budget = budget
         self.identity = identity
         self.session: LegacySession | None = None
         self._answers = answers
@@ -79,6 +84,7 @@ class SseStream:
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
         finally:
             self._over = True
+            self._budget.used -= self._size
             self._room.unpark_all()
             if self.session is not None:
                 self.session.end()
@@ -141,11 +147,13 @@ class SseStream:
                 self._room.unpark()  # who came first goes on first
 
     def _is_full(self) -> bool:
-        return self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
+        is_short = self._size > 0 and self._budget.used >= self._budget.most
+        return is_short or self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
 
     def _enqueue(self, frame: bytes) -> None:
         self._waiting.append(frame)
         self._size += len(frame)
+        self._budget.used += len(frame)
         self._news.set()
 
     async def _write(self, exchange: Exchange) -> None:
@@ -158,6 +166,7 @@ class SseStream:
                     frames.append(self._waiting.popleft())
                     size += len(frames[-1])
                 self._size -= size
+                self._budget.used -= size
                 self._room.unpark()
                 await exchange.frames(b"".join(frames))
                 continue
@@ -295,9 +304,20 @@ async def _return(body: bytes) -> bytes:
 
 
 class SseFrontend:
-    """The two endpoints; `message_path` is where the client is told to POST."""
+    """The two endpoints; `message_path` is where the client is told to POST.
 
-    def __init__(self, answers: RequestHandler, message_path: str, closing: trio.Event) -> None:
+    At most `max_waiting` bytes, and a message for each client, wait for all clients together.
+    """
+
+    def __init__(
+        self,
+        answers: RequestHandler,
+        message_path: str,
+        closing: trio.Event,
+        *,
+        max_waiting: int = MAX_ALL_WAITING_BYTES,
+    ) -> None:
+        self._budget = Budget(max_waiting)
         self._answers = answers
         self._message_path = message_path
         self._closing = closing
@@ -305,6 +325,11 @@ class SseFrontend:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for all clients."""
+        return self._budget.used
 
     def notify_list_changed(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
@@ -356,7 +381,7 @@ class SseFrontend:
         return sum(stream.identity.principal == principal.name for stream in self._streams.values())
 
     async def _serve(self, exchange: Exchange) -> None:
-        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
+        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity, self._budget)
         path = self._message_path
         if exchange.view is not None:  # a view has a path of its own, by which its requests are known
             path = f"{path.rstrip('/')}/{exchange.view}"

@@ -284,6 +284,31 @@ async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock:
         assert [message["id"] for message in client.messages[1:]] == list(range(40))
 
 
+async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock) -> None:
+    most, size, streams = 200_000, 10_000, 50
+    async with open_house(max_client_requests=100, max_sessions=100) as house:
+        face = SseFrontend(house.answers, "/messages/", trio.Event(), max_waiting=most)
+        clients = [SseClient(house, face) for _ in range(streams)]
+        for client in clients:
+            await client.open()
+            await client.initialize()
+            client.stream.reading = trio.Event()
+        reader = clients[0]
+        reader.stream.reading.set()
+        for _ in range(3):
+            for client in clients:
+                await client.call(len(client.messages))
+                await house.answer({"content": [{"type": "text", "text": "x" * size}]})
+        assert most < face.waiting_bytes < most + streams * (size + 200)
+        await trio.sleep(PATIENCE + 1)
+        assert len(face) < streams / 2
+        assert face.waiting_bytes <= most
+        assert not reader.stream.ended
+        await reader.call(100)
+        await house.answer()
+        assert reader.messages[-1]["id"] == 100
+
+
 async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await fill(client, 2, size=3 * MAX_WAITING_BYTES)
