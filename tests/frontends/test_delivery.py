@@ -41,6 +41,9 @@ class Client:
         self.clean: bool | None = None
         """What the face returned."""
         self.ended = trio.Event()
+        self.reading = trio.Event()
+        """Clear it (put another one there) to stop reading."""
+        self.reading.set()
 
     async def serve(self, face: StdioFrontend) -> None:
         self.clean = await face.run()
@@ -49,6 +52,7 @@ class Client:
     async def listen(self) -> None:
         with suppress(trio.ClosedResourceError):
             while data := await self._stdout.receive_some():
+                await self.reading.wait()
                 *lines, self._read = (self._read + data).split(b"\n")
                 self.heard += [json.loads(line) for line in lines if b"list_changed" not in line]
 
@@ -275,3 +279,43 @@ async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockCl
             await client.house.answer()
             await trio.sleep_forever()
     assert [router.under_way for router in routers] == [0]
+
+
+async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) -> None:
+    del mock_clock
+    count, burst, text = 10_000, 50, "x" * 2_000
+    result = Complete(json.dumps({"content": [{"type": "text", "text": text}]}).encode(), Era.LEGACY)
+    async with open_client() as client, trio.open_nursery() as nursery:
+        client.reading = trio.Event()
+        session = client.house.fake.session
+        written: list[int] = []
+
+        async def write() -> None:
+            first = len(written) + 1
+            numbers = range(first, first + burst)
+            await client.stdin.send_all(b"".join(json.dumps(call(number)).encode() + b"\n" for number in numbers))
+            written.extend(numbers)
+
+        async def run_to(end: int) -> None:
+            """Write bursts and answer them until so many are written, or the gateway takes no more."""
+            while (before := len(written)) < end:
+                nursery.start_soon(write)
+                await settle()
+                session.answer(burst, result)
+                await settle()
+                if len(written) == before:
+                    return
+                if len(session.names) < len(written):  # they wait in the pipe
+                    return
+
+        await run_to(count)
+        assert client.heard == []
+        assert 100 < len(session.names) < 1_000  # a mebibyte waits for the client, so that nothing more is read
+        client.reading.set()
+        await settle()
+        session.answer(burst, result)
+        await run_to(count)
+        await settle()
+        assert sorted(client.said()) == list(range(1, count + 1))
+        assert all("result" in one for one in client.heard)
+        client.assert_at_rest()
