@@ -24,7 +24,7 @@ from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestPars
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.httpd.exchange import App, Service
+    from gateway.httpd.exchange import App, NowaitHandler, Service
     from gateway.httpd.wire import Wire
 
 MAX_AHEAD = 2**16
@@ -53,7 +53,7 @@ class Connection:
         client: tuple[str, int] | None,
         server: tuple[str, int] | None,
         app: App,
-        handle_nowait: Callable[[Exchange], bool] | None,
+        handle_nowait: NowaitHandler | None,
         on_request: Callable[[], None],
     ) -> None:
         """Make one; `on_request` is called when the first head is complete, `handle_nowait` as in `httpd.exchange`."""
@@ -248,7 +248,7 @@ class Connection:
         if self._handle_nowait is None or not whole:
             self._exchange.start(self._app)
 
-    def _offer(self, exchange: Exchange, handle_nowait: Callable[[Exchange], bool]) -> None:
+    def _offer(self, exchange: Exchange, handle_nowait: NowaitHandler) -> None:
         """Have a request whose body has arrived answered without a task, or by the app."""
         try:
             if not handle_nowait(exchange):
@@ -264,20 +264,12 @@ class Connection:
         self._nursery.start_soon(self._run_app, exchange, app)
 
     async def _run_app(self, exchange: Exchange, app: App) -> None:  # noqa: ASYNC910 - nothing waits for this task
-        cancelled: BaseException | None = None
-        fault: BaseException | None = None
         try:
             await app(exchange.scope, exchange.receive, exchange.send)
-        except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
-            fault = error
-        except BaseExceptionGroup as group:  # an app that is cancelled and fails while it cleans up
-            cancelled, fault = group.split(trio.Cancelled)
-            if fault is not None and not isinstance(fault, Exception):
-                raise
-        if fault is not None and ExceptionGroup("", [fault]).split(ClientGone)[1] is not None:
-            await self.config.log.error("Error in ASGI Framework", exc_info=fault)
-        if cancelled is not None:
-            raise cancelled
+        except* ClientGone:
+            pass
+        except* Exception as group:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
+            await self.config.log.error("Error in ASGI Framework", exc_info=group)
         if exchange.state is ResponseState.DONE:
             return
         if self.service.logs_access:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     Receive: TypeAlias = Callable[[], Awaitable[Message]]
     Send: TypeAlias = Callable[[Message], Awaitable[None]]
     App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+    NowaitHandler: TypeAlias = "Callable[[Exchange], bool]"
 
     from gateway.httpd.connection_limit import Limits
     from gateway.httpd.request_parser import RequestHead
@@ -399,10 +400,10 @@ class Exchange:
 
 def joined(parts: list[bytes]) -> list[bytes]:
     """Join the parts of a message, except a large one, which is not copied."""
-    large = next((i for i, part in enumerate(parts) if len(part) > COPIED), None)
-    if large is None:
+    if len(parts) < 2 or len(large := max(parts, key=len)) <= COPIED:
         return [b"".join(parts)]
-    return [b"".join(parts[:large]), parts[large], b"".join(parts[large + 1 :])]
+    at = parts.index(large)
+    return [b"".join(parts[:at]), large, b"".join(parts[at + 1 :])]
 
 
 def refusal(status: int, common: bytes) -> bytes:

@@ -139,32 +139,24 @@ class RequestParser:
         fields = dict(self._headers)
         method, version = self._llhttp.get_method().decode("ascii"), self._llhttp.get_http_version()
         is_current = version == "1.1"
-        hosts = int(b"host" in fields)
-        if len(fields) != len(self._headers):
-            hosts = sum(name == b"host" for name, _ in self._headers)
-        if version not in {"1.0", "1.1"} or hosts > 1 or (is_current and not hosts):
+        hosts = len(self._values(b"host")) if len(fields) < len(self._headers) else int(b"host" in fields)
+        if hosts > 1 or not (hosts if is_current else version == "1.0"):
             raise ProtocolError(400)
         length: int | None = int(fields.get(b"content-length", 0))
         if b"transfer-encoding" in fields:
-            codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
-            if codings != [b"chunked"]:
+            if self._values(b"transfer-encoding") != [b"chunked"]:
                 raise ProtocolError(501)
             if not is_current:
                 raise ProtocolError(400)
             length = None
-        expects_continue = False
-        if is_current and b"expect" in fields:
-            expectations = b",".join(value.lower() for name, value in self._headers if name == b"expect")
-            expects_continue = b"100-continue" in [each.strip() for each in expectations.split(b",")]
-        self._head = RequestHead(
-            method,
-            self._target,
-            version,
-            self._headers,
-            length,
-            is_current and method != "CONNECT" and self._llhttp.should_keep_alive(),
-            expects_continue,
-        )
+        keeps_alive = is_current and method != "CONNECT" and self._llhttp.should_keep_alive()
+        expectations = b",".join(self._values(b"expect")).split(b",") if b"expect" in fields else ()
+        expects_continue = is_current and b"100-continue" in map(bytes.strip, expectations)
+        self._head = RequestHead(method, self._target, version, self._headers, length, keeps_alive, expects_continue)
+
+    def _values(self, name: bytes) -> list[bytes]:
+        """Return the values of all fields of this name, in lower case."""
+        return [value.lower() for each, value in self._headers if each == name]
 
 
 class _ChunkedBody:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config, Sockets
 
-    from gateway.httpd.exchange import App, Exchange, Message, Receive, Send
+    from gateway.httpd.exchange import App, Message, NowaitHandler, Receive, Send
 
     TLSStream = trio.SSLStream[trio.SocketStream]
     Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
@@ -70,7 +70,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     sockets: Sockets | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     limits: Limits | None = None,
-    handle_nowait: Callable[[Exchange], bool] | None = None,
+    handle_nowait: NowaitHandler | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
@@ -99,7 +99,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
             listeners.append(listener)
             addresses.append(f"http://{address}")
     async with trio.open_nursery() as connections:
-        server = _Server(app, handle_nowait, config, Limits() if limits is None else limits, connections)
+        server = _Server(app, handle_nowait, Service(config, limits or Limits()), connections)
         async with trio.open_nursery() as accepting:
             for each in listeners:
                 accepting.start_soon(server.accept, each)
@@ -114,18 +114,11 @@ class _Server:
     """The connections of one server."""
 
     def __init__(
-        self,
-        app: App,
-        handle_nowait: Callable[[Exchange], bool] | None,
-        config: Config,
-        limits: Limits,
-        connections: trio.Nursery,
+        self, app: App, handle_nowait: NowaitHandler | None, service: Service, connections: trio.Nursery
     ) -> None:
-        self._places = ConnectionLimit(limits)
+        self._places = ConnectionLimit(service.limits)
         self._app, self._handle_nowait = app, handle_nowait
-        self._service = Service(config, limits)
-        self._config = config
-        self._limits = limits
+        self._service, self._config, self._limits = service, service.config, service.limits
         self._connections_nursery = connections
         self._connections: set[Connection] = set()
         self._stock_context = WorkerContext(None)

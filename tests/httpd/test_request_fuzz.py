@@ -90,6 +90,20 @@ HEADERS = [
     b"X: \rY: z",
     b"Proxy-Connection: close",
 ]
+LEGAL_HEADERS = [
+    b"Connection: close",
+    b"Connection: keep-alive",
+    b"Connection: Upgrade",
+    b"Connection: Upgrade, close",
+    b"Connection: x, close",
+    b"Upgrade: websocket",
+    b"Upgrade: h2c",
+    b"Expect: 100-continue",
+    b"X: \xff",
+    b"X: a\tb",
+    b"X:",
+    b"Trailer: X",
+]
 BODIES = [
     b"",
     b"hello",
@@ -174,7 +188,7 @@ def identity(request: Parsed) -> object:
 def mutate(data: bytes, source: random.Random) -> bytes:
     """Change, insert, delete, repeat or swap a few bytes."""
     mutable = bytearray(data)
-    for _ in range(source.choice((0, 1, 1, 2, 3, 8))):
+    for _ in range(source.choice((0, 0, 0, 1, 1, 2, 3, 8))):
         at = source.randrange(len(mutable) + 1)
         length = source.choice((1, 1, 1, 2, 4, 20))
         match source.randrange(4):
@@ -192,14 +206,19 @@ def mutate(data: bytes, source: random.Random) -> bytes:
 def generate(source: random.Random) -> bytes:
     """Make a stream of requests, most of which are nearly legal."""
 
-    def lines() -> bytes:
-        chosen = [source.choice(LINES[:7] * 5 + LINES)]
-        chosen += [b"Host: a"] * (source.random() < 0.9)
-        chosen += source.choices(HEADERS, k=source.choice((0, 1, 1, 2, 3, 5)))
-        return joined([(line, b"\r\n" if source.random() < 0.98 else source.choice(ENDS)) for line in chosen])
+    def request() -> bytes:
+        legal = source.random() < 0.8
+        chosen = [source.choice(LINES[:7] if legal else LINES)]
+        chosen += [b"Host: a"] * (source.random() < 0.95)
+        chosen += source.choices(LEGAL_HEADERS if legal else HEADERS, k=source.choice((0, 1, 1, 2, 3)))
+        body = source.choice((b"", b"hello", *BODIES))
+        if legal and body:
+            chosen.append(b"Transfer-Encoding: chunked" if b"0\r\n" in body else b"Content-Length: %d" % len(body))
+        ends = [b"\r\n" if legal or source.random() < 0.98 else source.choice(ENDS) for _ in chosen]
+        return joined([*zip(chosen, ends, strict=True), (b"", b"\r\n")]) + body
 
-    stream = b"".join(lines() + b"\r\n" + source.choice(BODIES) for _ in range(source.choice((1, 1, 2, 3))))
-    return mutate(source.choice((stream, stream, source.choice(SEEDS))), source)
+    stream = b"".join(request() for _ in range(source.choice((1, 1, 2, 3))))
+    return mutate(source.choice((stream, stream, stream, source.choice(SEEDS))), source)
 
 
 @pytest.mark.parametrize("data", SEEDS)
