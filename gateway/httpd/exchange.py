@@ -196,7 +196,7 @@ class Exchange:
     def _make_scope(self, head: RequestHead) -> dict[str, Any]:
         connection = self._connection
         path, _, query = head.target.partition(b"?")
-        items = head.headers
+        items = list(head.headers)  # an app may change it, and the parser keeps the head
         absolute = ABSOLUTE.match(path)
         if absolute is not None:  # its authority counts, and not the Host header (RFC 9112, 3.2.2)
             path = path[absolute.end() :] or b"/"

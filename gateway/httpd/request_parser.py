@@ -55,7 +55,9 @@ class RequestParser:
         self._head: RequestHead | None = None
         self._left = 0
         self._chunks: _ChunkedBody | None = None
-        # of the head that is being parsed
+        # A client sends the same head again and again: it is parsed once.
+        self._last_data = b""
+        self._last_head: RequestHead | None = None
         self._llhttp: httptools.HttpRequestParser
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -103,19 +105,22 @@ class RequestParser:
             return None
         data = bytes(memoryview(buffer)[:end])
         del buffer[:end]
-        self._searched, self._headers = 0, []
-        self._llhttp = httptools.HttpRequestParser(self)
-        try:
-            self._llhttp.feed_data(data)
-        except httptools.HttpParserUpgrade:  # is not granted: an ordinary request
-            pass
-        except httptools.HttpParserError as error:
-            refusal = error.__context__
-            raise refusal if isinstance(refusal, ProtocolError) else ProtocolError(400) from error
-        head = self._head
+        self._searched = 0
+        if data != self._last_data:
+            self._last_data, self._last_head = data, None
+            self._headers = []
+            self._llhttp = httptools.HttpRequestParser(self)
+            try:
+                self._llhttp.feed_data(data)
+            except httptools.HttpParserUpgrade:  # is not granted: an ordinary request
+                pass
+            except httptools.HttpParserError as error:
+                refusal = error.__context__
+                raise refusal if isinstance(refusal, ProtocolError) else ProtocolError(400) from error
+        head = self._head = self._last_head
         # llhttp also takes RTSP, HTTP/0.9 and more than one space.
         if head is None or not data.startswith(
-            b"%b HTTP/%b\r\n" % (self._target, head.version.encode()), len(head.method) + 1
+            b"%b HTTP/%b\r\n" % (head.target, head.version.encode()), len(head.method) + 1
         ):
             raise ProtocolError(400)
         if head.length is None:
@@ -152,7 +157,9 @@ class RequestParser:
         keeps_alive = is_current and method != "CONNECT" and self._llhttp.should_keep_alive()
         expectations = b",".join(self._values(b"expect")).split(b",") if b"expect" in fields else ()
         expects_continue = is_current and b"100-continue" in map(bytes.strip, expectations)
-        self._head = RequestHead(method, self._target, version, self._headers, length, keeps_alive, expects_continue)
+        self._last_head = RequestHead(
+            method, self._target, version, self._headers, length, keeps_alive, expects_continue
+        )
 
     def _values(self, name: bytes) -> list[bytes]:
         """Return the values of all fields of this name, in lower case."""

@@ -217,7 +217,7 @@ def generate(source: random.Random) -> bytes:
         ends = [b"\r\n" if legal or source.random() < 0.98 else source.choice(ENDS) for _ in chosen]
         return joined([*zip(chosen, ends, strict=True), (b"", b"\r\n")]) + body
 
-    stream = b"".join(request() for _ in range(source.choice((1, 1, 2, 3))))
+    stream = b"".join(request() * source.choice((1, 1, 1, 2)) for _ in range(source.choice((1, 1, 2, 3))))
     return mutate(source.choice((stream, stream, stream, source.choice(SEEDS))), source)
 
 

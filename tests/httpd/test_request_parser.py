@@ -131,6 +131,12 @@ def test_what_breaks_the_protocol_is_refused(data: bytes, status: int) -> None:
         assert not any(each.complete for each in reading.requests)
 
 
+@pytest.mark.parametrize(("data", "body"), ACCEPTED.values(), ids=ACCEPTED)
+def test_the_same_request_is_read_again(data: bytes, body: bytes) -> None:
+    first, other, *again = read([data + NEXT + data * 3]).requests
+    assert (first.body, other.target, again) == (body, b"/next", [first] * 3)
+
+
 @pytest.mark.parametrize("data", [each for each, _ in ACCEPTED.values()], ids=ACCEPTED)
 def test_a_request_that_breaks_off_is_never_complete(data: bytes) -> None:
     for end in range(len(data)):
