@@ -255,7 +255,8 @@ class Connection:
                 exchange.start(self._app)
         except Exception as error:  # ruff: ignore[blind-except] - the boundary between an app's bugs and the server
             self._nursery.start_soon(partial(self.config.log.error, "Error in ASGI Framework", exc_info=error))
-            self._refuse(500)
+            if exchange.state is not ResponseState.DONE:
+                self._refuse(500)
 
     # --- the app
 

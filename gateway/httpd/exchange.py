@@ -308,15 +308,20 @@ class Exchange:
         """Send a whole response; False if the client has gone. See the module.
 
         Raises UnexpectedMessageError if there is a response already, ValueError for headers that are not legal and for
-        a body that breaks its content-length; nothing is sent then.
+        a body that breaks its content-length; nothing is sent then, and another response may be.
         """
         if self.state is not ResponseState.AWAITED:
             raise UnexpectedMessageError(self.state, "http.response.start")
         if self.gone:
             return False
         self.response = {"status": status, "headers": headers}
-        self._hold_head(status, headers)
-        return self._connection.finish_nowait(self, self._render(body, more=False))
+        try:
+            self._hold_head(status, headers)
+            pieces = self._render(body, more=False)
+        except ValueError:
+            self.state, self._left, self._chunked = ResponseState.AWAITED, None, False
+            raise
+        return self._connection.finish_nowait(self, pieces)
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if not 200 <= status <= 999:

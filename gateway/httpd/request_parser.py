@@ -56,7 +56,7 @@ class RequestParser:
         self._left = 0
         self._chunks: _ChunkedBody | None = None
         # A client sends the same head again and again: it is parsed once.
-        self._last_data = b""
+        self._last_data: bytes = b""
         self._last_head: RequestHead | None = None
         self._llhttp: httptools.HttpRequestParser
         self._target = b""

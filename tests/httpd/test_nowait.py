@@ -161,6 +161,18 @@ async def test_what_the_handler_raises_is_answered_with_500() -> None:
         assert (await client.rest()).startswith(b"HTTP/1.1 500")
 
 
+async def test_a_handler_that_fails_after_its_answer_sends_nothing_more() -> None:
+    def fails(exchange: Exchange) -> bool:
+        echo_nowait(exchange)
+        raise ValueError("a bug")
+
+    async with serving("ours", fail, handle_nowait=fails) as server, connected(server) as client:
+        await client.send(get() + post(b"next", extra="Connection: close\r\n"))
+        assert (await client.answer())[2] == b"GET / "
+        assert (await client.answer())[2] == b"POST / next"
+        assert await client.rest() == b""
+
+
 @pytest.mark.parametrize(
     ("headers", "body"), [([(b"x y", b"z")], b""), ([(b"content-length", b"3")], b"four")], ids=["name", "length"]
 )
@@ -168,9 +180,12 @@ async def test_illegal_responses_are_refused(headers: Any, body: bytes) -> None:
     held = Held()
     async with serving("ours", fail, handle_nowait=held) as server, connected(server) as client:
         await client.send(get())
+        exchange = await held.next()
         with pytest.raises(ValueError, match=r"legal|Content-Length"):
-            (await held.next()).respond_nowait(200, headers, body)
-        assert client.data == b""
+            exchange.respond_nowait(200, headers, body)
+        assert exchange.respond_nowait(500, [], b"sorry")
+        status, _, body = await client.answer()
+        assert (status, body) == (500, b"sorry")
 
 
 async def test_pipelined_requests_are_handled_one_by_one_in_the_reader() -> None:
