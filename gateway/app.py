@@ -100,8 +100,8 @@ class Gateway:
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
         self.runtime = GatewayRuntime(config, guard, self._store)
-        source = options.source or ConfigSource(None, environ={}, given=config)
-        self._reloader = Reloader(source, self.runtime.fleet, apply=self._apply, check=self._check)
+        self._source = options.source or ConfigSource(None, environ={}, given=config)
+        self._reloader = Reloader(self._source, self.runtime.fleet, apply=self._apply, check=self._check)
         self._all_answered = True
         self._urls: list[str] = []
 
@@ -125,6 +125,10 @@ class Gateway:
                     log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
             spare_collector()
 
+        absent = {one.name: one.disabled_by for one in self.runtime.fleet.config.servers.values() if one.disabled}
+        absent |= dict.fromkeys(self._source.overlay.removed, "removed over the management API")
+        for name, how in absent.items():
+            log.info("server %r is %s", name, how, extra={"event": "server_absent", "backend": name})
         async with trio.open_nursery() as services:
             services.start_soon(self._handle_signals)
             clean = await self.runtime.run(start_frontends)

@@ -77,6 +77,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
 
 EVERYTHING: Final = Scope()
+NOTHING: Final = Scope(servers=())
 
 
 def fits(globs: tuple[str, ...], names: tuple[str, ...]) -> bool:

@@ -72,6 +72,16 @@ class IllegalTransition(AssertionError):
     """A bug: a lifecycle was to take a step that its transition table does not have."""
 
 
+class ServerDisabled(BackendError):
+    """The config, or the management API, has disabled the server that the name belongs to."""
+
+    code: ClassVar[str] = "server_disabled"
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend, "is disabled")
+        self.args = (f"server {backend!r} is disabled",)
+
+
 class Suspect(NamedTuple):
     """A call that a backend's process had when it died."""
 

@@ -26,6 +26,7 @@ from gateway.errors import (
     GatewayError,
     InvalidParams,
     Revoked,
+    ServerDisabled,
     ShuttingDown,
     UnknownMethod,
     UnknownName,
@@ -376,7 +377,9 @@ class Router:
                 away = BackendUnavailable(supervisor.name, f"is not available ({supervisor.state}): {reason}")
         if away is not None:
             raise away
-        raise unknown(call)
+        kind = OWNER_KIND.get(call.method)
+        disabled = None if kind is None else self.fleet.disabled_owner(call.name, kind, scope)
+        raise unknown(call) if disabled is None else ServerDisabled(disabled)
 
 
 def unknown(call: Call) -> UnknownName:

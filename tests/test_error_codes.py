@@ -120,6 +120,7 @@ def test_readme_lists_every_code_once() -> None:
         errors.BackendTooSlow("b", "m"),
         errors.BackendProtocol("b", "m"),
         errors.BackendUnfit("b", "m"),
+        errors.ServerDisabled("b"),
         errors.RequestError("m"),
         errors.GatewayError("m"),
         errors.Revoked(),

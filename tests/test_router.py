@@ -12,12 +12,15 @@ from trio.testing import MockClock
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Era, Failure, Scope
 from gateway.eras.methods import Kind
+from gateway.eras.methods import Kind
+from gateway.config import ServerConfig
 from gateway.errors import (
     BackendExited,
     BackendUnavailable,
     Busy,
     GatewayError,
     InvalidParams,
+    ServerDisabled,
     ShuttingDown,
     UnknownMethod,
     UnknownName,
@@ -47,6 +50,29 @@ async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autoj
         router.release(ticket)
         router.release(ticket)
         assert router.under_way == 0
+
+
+@pytest.mark.parametrize(
+    ("scope", "problem"),
+    [
+        (None, ServerDisabled),
+        (Scope(servers=("m*",)), ServerDisabled),
+        (Scope(servers=("a",)), UnknownName),
+        (Scope(tools=("memory.other",)), UnknownName),
+        (Scope(view="gone"), UnknownName),
+    ],
+    ids=["all", "its server", "another server", "another tool", "a view that is gone"],
+)
+async def test_only_who_may_see_a_disabled_server_learns_of_it(
+    autojump_clock: MockClock, scope: Scope | None, problem: type[GatewayError]
+) -> None:
+    async with running_router({"a": FakeBackend()}) as router:
+        off = ServerConfig(name="memory", command="x", disabled=True)
+        router.fleet.config = msgspec.structs.replace(router.fleet.config, servers={"memory": off})
+        for name in ("memory.x", "memoryx", "other.x"):
+            expected = problem if name == "memory.x" else UnknownName
+            with pytest.raises(expected):
+                await router.submit(make_call(name, caller=msgspec.structs.replace(LEGACY_CALLER, scope=scope)))
 
 
 async def test_releasing_early_cancels_at_the_backend(autojump_clock: MockClock) -> None:

@@ -52,6 +52,8 @@ class ServerLine(msgspec.Struct, frozen=True):
     restarts: int = 0
     tools: int = 0
     last_error: str | None = None
+    disabled: str | None = None
+    """What has disabled it, and since when."""
 
 
 class ServerList(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
 
@@ -15,17 +15,26 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Fleet
 
 _STARTED = time.monotonic()
+DISABLED: Final = {
+    "name": "", "state": "disabled", "pid": None, "descendants": [], "age": None, "restarts": 0, "in_flight": 0,
+    "queued": 0, "last_error": None, "warnings": [],
+}  # fmt: skip
+"""A disabled server among the backends."""
 
 
 def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str, urls: Sequence[str] = ()) -> bytes:
-    """`{"pid", "transport", "urls", "age", "backends": [...]}`, the backends as `ps` shows them.
+    """`{"pid", "transport", "urls", "age", "backends": [...]}`, the backends as `ps` shows them, disabled ones too.
 
     Ages are in seconds; `descendants` are the pids of what the child itself has started.
     """
     children = {child.backend: child for child in guard.snapshot()}
     backends: list[dict[str, object]] = []
-    for name, status in fleet.statuses().items():
-        child = children.get(name)
+    for name, server in fleet.config.servers.items():
+        supervisor, child = fleet.supervisors.get(name), children.get(name)
+        if supervisor is None:
+            backends.append(DISABLED | {"name": name, "disabled": server.disabled_by})
+            continue
+        status = supervisor.status()
         backends.append({
             "name": name,
             "state": status.state,

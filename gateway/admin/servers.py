@@ -114,6 +114,7 @@ class Management:
                 restarts=0 if status is None else status.restarts,
                 tools=0 if status is None else status.tools,
                 last_error=None if status is None else status.last_error,
+                disabled=config.disabled_by or None,
             )
         return doc.ServerList(list(details), details)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import EVERYTHING
+from gateway.calls import EVERYTHING, NOTHING
 from gateway.catalog import names, uris
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
@@ -157,7 +157,7 @@ class Snapshot:
     def _view(self, name: str) -> Snapshot:
         view = self.views.get(name)
         if view is None:
-            return Snapshot(naming=self.naming)
+            return self._narrowed(NOTHING)
         seen = self._narrowed(view.scope)
         if view.naming is None or view.naming == self.naming:
             return seen
@@ -195,9 +195,9 @@ class Snapshot:
 
     def may_own(self, kind: Kind, server: ServerConfig, name: str) -> bool:
         """Whether a backend, which perhaps has never listed anything, might have something seen under this name."""
-        if server.name not in self.backends:
-            return False
-        return may_see(self.limits, kind, server, name, (self.naming, self._everywhere))
+        return all(scope.sees_server(server.name) for scope in self.limits) and may_see(
+            self.limits, kind, server, name, (self.naming, self._everywhere)
+        )
 
     def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
         """A backend's entries as they are offered, also while they are not listed."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import error, print_error, print_json, warn
 from gateway.cli.places import Places
 from gateway.config.access import Rules
@@ -14,6 +15,9 @@ from gateway.config.parse import files_of, parse_config, read_file
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
 from gateway.masking import Masker
+from gateway.reload.overlay import Base
+from gateway.reload.source import ConfigSource, raw_servers
+from gateway.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 def run(values: Values) -> int:
     """Say it for every server; 2 if the file is not valid."""
     config: Config | None = None
+    removed: list[str] = []
     problems: tuple[str, ...] = ()
     places = Places("")
     try:
@@ -31,6 +36,9 @@ def run(values: Values) -> int:
         places = Places(data.decode("utf-8", errors="replace"))
         files = files_of(values.file, os.environ)
         config = parse_config(data, environ=os.environ, source=str(values.file), files=files)
+        source = ConfigSource(values.file, environ=os.environ, store=Store(state_directory(values)))
+        source.base = Base(config, raw_servers(data), files)
+        config, removed = source.compose(), source.overlay.removed
         warnings = config.warnings
     except ConfigError as exc:
         problems, warnings = exc.lines, exc.warnings
@@ -47,15 +55,15 @@ def run(values: Values) -> int:
             "warnings": [_located(places, line, key=True) for line in warnings],
             "views": [] if config is None else list(config.views),
             "access": None if config is None else spell(_access(config)),
-            "servers": {} if config is None else {one.name: _summary(one) for one in config.servers.values()},
+            "servers": {} if config is None else _summaries(config, removed),
         })
         return 0 if config is not None else 2
     _show(values.file, places, problems, error)
     _show(values.file, places, warnings, warn, key=True)
     if config is None:
         return 2
-    for server in config.servers.values():
-        print(f"{server.name}: {_summary(server)}")
+    for name, summary in _summaries(config, removed).items():
+        print(f"{name}: {summary}")
     for name, view in config.views.items():
         print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}"))
     print(f"access: {spell(_access(config))}")
@@ -76,9 +84,14 @@ def _located(places: Places, line: str, *, key: bool = False) -> dict[str, Any]:
     return {"message": str(line), **({} if place is None else place._asdict())}
 
 
+def _summaries(config: Config, removed: list[str]) -> dict[str, str]:
+    gone = dict.fromkeys(removed, "removed over the management API; a change of its entry in the file restores it")
+    return {one.name: _summary(one) for one in config.servers.values()} | gone
+
+
 def _summary(server: ServerConfig) -> str:
     if server.disabled:
-        return "disabled"
+        return server.disabled_by
     shown = shown_config(server)
     if server.command is None:
         return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {shown['url']}"
@@ -106,6 +119,6 @@ COMMANDS = (
         "check",
         "check a config file and say what it would start",
         run,
-        (Flag("FILE", "the config file", parse=Path, required=True), JSON),
+        (Flag("FILE", "the config file", parse=Path, required=True), JSON, STATE),
     ),
 )

@@ -44,7 +44,7 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 def run(values: Values) -> int:
     """Try them all; 1 if one does not work."""
-    config = load(values.file)
+    config = load(values.file, state_directory(values))
     warn_of_state(values)
     quiet = logging.NullHandler()  # what matters of the log is part of the report
     log = logging.getLogger("gateway")
@@ -101,7 +101,9 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
         nursery.cancel_scope.cancel(reason="all have been looked at")
     for name, one in found.items():
         one["era_record"] = _recorded(store, config.servers[name])
-    return {name: cast("dict[str, Any]", SECRETS.mask_all(found[name])) for name in config.servers if name in found}
+    disabled = {one.name: {"ok": True, "disabled": one.disabled_by} for one in config.servers.values() if one.disabled}
+    found |= disabled
+    return {name: cast("dict[str, Any]", SECRETS.mask_all(found[name])) for name in config.servers}
 
 
 def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
@@ -214,6 +216,9 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
     import sys
 
     for name, one in found.items():
+        if "disabled" in one:
+            print(f"{name}: {one['disabled']}")
+            continue
         if one["ok"]:
             tools = "1 tool" if one["tools"] == 1 else f"{one['tools']} tools"
             print(f"{name}: ok, {one['era']} {one['version']}, {tools}, ready in {one['ready_after']:g} s")

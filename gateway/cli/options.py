@@ -92,13 +92,22 @@ def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
         return ()
 
 
-def load(path: Path) -> Config:
-    """Read a config, mask its secrets in all that this process says, and say what is odd. Raises ConfigError."""
+def load(path: Path, state: Path | None = None) -> Config:
+    """Read a config, mask its secrets in all that this process says, and say what is odd. Raises ConfigError.
+
+    With a state directory it is the config that `serve` would use: with what was changed over the management API.
+    """
     from gateway.config import load_config
     from gateway.config.shown import secrets_of_config
     from gateway.masking import SECRETS
 
-    config = load_config(path, environ=os.environ)
+    if state is None:
+        config = load_config(path, environ=os.environ)
+    else:
+        from gateway.reload.source import ConfigSource
+        from gateway.store import Store
+
+        config = ConfigSource(path, environ=os.environ, store=Store(state)).open()
     SECRETS.replace(secrets_of_config(config))
     for warning in config.warnings:
         warn(warning)

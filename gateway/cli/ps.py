@@ -83,7 +83,8 @@ def render(report: dict[str, Any]) -> str:
         for backend in report["backends"]
         for text in backend.get("warnings", ())  # a gateway of an older version has none
     )
-    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}{warnings}"
+    disabled = "".join(f"\n{one['name']}: {one['disabled']}" for one in report["backends"] if one.get("disabled"))
+    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}{disabled}{warnings}"
 
 
 def _age(seconds: float | None) -> str:

@@ -174,7 +174,8 @@ def _config(values: Values, name: str) -> Config:
     prefixes = {key: one.effective_namespace + config.gateway.separator for key, one in enabled.items()}
     owners = [key for key, prefix in prefixes.items() if len(prefix) > 1 and name.startswith(prefix)]
     bare = [key for key, one in enabled.items() if not one.effective_namespace]
-    return _for_once(config, {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)})
+    disabled = {key: one for key, one in config.servers.items() if one.disabled}  # so that a call of one says so
+    return _for_once(config, {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)} | disabled)
 
 
 def _headers(given: list[tuple[str, str]]) -> dict[str, str]:

@@ -54,5 +54,5 @@ def changed_at_start_only(old: GatewaySettings, new: GatewaySettings) -> list[st
 
 
 def _meant(server: ServerConfig) -> ServerConfig:
-    """The server without which of its texts came from variables."""
-    return replace(server, masked={})
+    """The server without which of its texts came from variables, and what has disabled it."""
+    return replace(server, masked={}, disabled_since=None)

@@ -50,7 +50,7 @@ SessionMode = Literal["shared", "client", "call"]
 ErrorHandler = Literal["strict", "ignore", "replace"]
 LogFormat = Literal["console", "json"]
 
-NOT_WRITTEN = frozenset({"name", "masked"})
+NOT_WRITTEN = frozenset({"name", "masked", "disabled_since"})
 """Fields of `ServerConfig` that are no fields of the config file."""
 
 
@@ -186,6 +186,18 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     masked: dict[str, str] = field(default_factory=dict[str, str])
     """What variables and files gave, wherever it stands now: never shown; with how the file spells each. Not a field of
     the config file."""
+
+    disabled_since: str | None = None
+    """When the management API has disabled it, or words for that; None where its own config says so."""
+
+    @property
+    def disabled_by(self) -> str:
+        """What has disabled it, and since when; empty if it is enabled."""
+        if not self.disabled:
+            return ""
+        if self.disabled_since is None:
+            return "disabled by its config"
+        return f"disabled since {self.disabled_since} over the management API (mcp-gateway disable)"
 
     @property
     def pins_era(self) -> bool:

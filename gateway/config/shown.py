@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.config.model import public_address
+from gateway.config.model import NOT_WRITTEN, public_address
 from gateway.masking import MASK, Masker, mask_texts
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 def shown_config(server: ServerConfig) -> dict[str, Any]:
     """All fields of a server but its name, without secrets."""
     fields: dict[str, Any] = msgspec.to_builtins(server)
-    del fields["name"], fields["masked"]
-    fields = {name: mask_texts(value, Masker(server.masked).mask) for name, value in fields.items()}
+    spell = Masker(server.masked).mask
+    fields = {name: mask_texts(value, spell) for name, value in fields.items() if name not in NOT_WRITTEN}
     fields["args"] = shown_args(fields["args"])
     fields["env"] = dict.fromkeys(server.env, MASK)
     fields["headers"] = dict.fromkeys(server.headers, MASK)

@@ -7,7 +7,7 @@ void: whoever edits the file has the last word. Pure but for `ServerConfig`'s ow
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Raw = dict[str, Any]
 
 
+UNDATED: Final = "some time"
+"""In place of the moment of a change that a version kept which did not note it."""
+
+
 class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is to be made of one server."""
 
@@ -30,6 +34,8 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     """The server as a config file would have it; null leaves what the file says."""
     disabled: bool | None = None
     removed: bool = False
+    at: str = UNDATED
+    """When it was made, in ISO 8601."""
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -62,14 +68,19 @@ class Overlay(msgspec.Struct, frozen=True):
         digest = base.digest(name)
         return self._without({name}) if digest is None else self._with(name, Change(digest, removed=True))
 
-    def switch(self, base: Base, name: str, disabled: bool) -> Overlay:
-        """Another one, in which this server is off or on; without a change where that is what the file says."""
+    def switch(self, base: Base, name: str, disabled: bool, at: str = UNDATED) -> Overlay:
+        """Another one, in which this server is off or on from `at`; without a change where the file says the same."""
         present = self.changes.get(name)
         raw = None if present is None else present.raw
         said = base.config.servers.get(name)
         if raw is None and said is not None and said.disabled == disabled:
             return self._without({name})
-        return self._with(name, Change(base.digest(name), raw, disabled))
+        return self._with(name, Change(base.digest(name), raw, disabled, at=at))
+
+    @property
+    def removed(self) -> list[str]:
+        """The servers of the base that are removed."""
+        return [name for name, change in self.changes.items() if change.removed]
 
     def without_void(self, base: Base) -> tuple[Overlay, list[str]]:
         """Drop the changes of servers of which the file says something else now; returns their names too."""
@@ -108,12 +119,14 @@ class Overlay(msgspec.Struct, frozen=True):
 def _server(base: Base, name: str, change: Change, environ: Mapping[str, str]) -> ServerConfig:
     raw = change.raw or base.raws.get(name)
     if raw is None:  # given as it is, by a program
-        return msgspec.structs.replace(base.config.servers[name], disabled=bool(change.disabled))
+        server = base.config.servers[name]
+        return msgspec.structs.replace(server, disabled=bool(change.disabled), disabled_since=change.at)
     if change.disabled is not None:
         rest = {key: value for key, value in raw.items() if key not in {"enabled", "disabled"}}
         raw = {**rest, "disabled": change.disabled}
     # What came over the API was checked without it, and names no files.
-    return parse_server(name, raw, environ=environ, files=base.files)
+    server = parse_server(name, raw, environ=environ, files=base.files)
+    return server if change.disabled is None else msgspec.structs.replace(server, disabled_since=change.at)
 
 
 def read_overlay(data: bytes) -> Overlay:

@@ -138,7 +138,7 @@ class Reloader:
 
         def edit(overlay: Overlay, base: Base) -> Overlay:
             self._check_known(name)
-            return overlay.switch(base, name, disabled)
+            return overlay.switch(base, name, disabled, now_iso())
 
         return await self._do("api", partial(self._edit, edit, "api"))
 

@@ -57,12 +57,16 @@ class ConfigSource:
         self._store = store
 
     def open(self) -> Config:
-        """Read for the first time. What was changed over the API and does not fit any more is left out and logged.
+        """Read for the first time, with what was changed over the API.
 
         Raises:
             ConfigError: the file is not valid.
         """
         self.base = self.read()
+        return self.compose()
+
+    def compose(self) -> Config:
+        """The base with what was changed over the API; what does not fit any more is left out and logged."""
         overlay = Overlay()
         if self._store is not None and self.path is not None:
             path = self._store.overlay_path(self.path)
@@ -103,9 +107,7 @@ class ConfigSource:
         config = parse_config(data, environ=self.environ, source=str(self.path), files=self._files)
         if self._name is not None:
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
-        root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))  # valid, or `parse_config` had raised
-        section = root.get("mcpServers", root.get("servers"))
-        return Base(config, cast("dict[str, dict[str, Any]]", section), self._files)
+        return Base(config, raw_servers(data), self._files)
 
     @property
     def keeps(self) -> bool:
@@ -125,6 +127,12 @@ class ConfigSource:
                 name,
                 extra={"event": "api_changes_dropped", "backend": name},
             )
+
+
+def raw_servers(data: bytes) -> dict[str, dict[str, Any]]:
+    """The servers of a valid config as its text has them."""
+    root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))
+    return cast("dict[str, dict[str, Any]]", root.get("mcpServers", root.get("servers")))
 
 
 def _pipe_at(path: Path) -> tuple[int, int] | None:

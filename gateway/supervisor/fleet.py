@@ -251,6 +251,16 @@ class Fleet:
             if kind is None or snapshot.may_own(kind, supervisor.config, name):
                 yield supervisor
 
+    def disabled_owner(self, name: str, kind: Kind, scope: Scope | None = None) -> str | None:
+        """The disabled server that would own this public name, for a caller of this scope."""
+        snapshot = self.snapshot(scope)
+        for server in self.config.servers.values():
+            prefix = server.effective_namespace + snapshot.naming.separator
+            is_named = server.disabled and server.effective_namespace and name.startswith(prefix)
+            if is_named and snapshot.may_own(kind, server, name):
+                return server.name
+        return None
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run every supervisor; returns when all have ended after `stop`."""
         self._grace_over = trio.current_time() + self.settings.start_grace

@@ -58,6 +58,7 @@ EVENTS: Final = {
     "processes_left": "processes `pids` did not end after SIGKILL",
     "restart_needed": "`setting` has changed and applies at the next start",
     "sentinel_restart": "the sentinel ended with `status`, or hung (`problem`), and is started again",
+    "server_absent": "at the start: a server is disabled, or was removed over the API",
     "session_lost": "a remote backend lost the session; another is opened",
     "session_not_renewed": "no other session could be opened, with `code`",
     "shutdown_begun": "the gateway drains, because of `by`",

@@ -140,7 +140,8 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     status, out, _ = cli("doctor", "c.json", "--json")
     found = json.loads(out)
     assert status == 1
-    assert list(found) == ["good", "missing", "silent"]
+    assert list(found) == ["good", "missing", "silent", "off"]
+    assert found["off"] == {"ok": True, "disabled": "disabled by its config"}
     good = found["good"]
     assert (good["ok"], good["era"], good["tools"], good["children_left"]) == (True, "legacy", 9, [])
     assert "'good.echo'" in good["hints"][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import re
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ from gateway.access.keys import hash_key
 from gateway.cli import main
 from gateway.cli.main import COMMANDS, find_command
 from gateway.errors import ConfigError
-from tests.support.gateway_process import echo_backend, open_gateway_process
+from tests.support.gateway_process import HttpClient, echo_backend, open_gateway_process, run_process
 
 pytestmark = pytest.mark.leak_check
 
@@ -66,6 +67,43 @@ async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_pat
             assert await do("reload", "--admin-token", "wrong-wrong-wrong-wrong") == (1, "")
             (state / "admin-token").unlink()
             assert await do("reload") == (1, "")
+
+
+async def test_a_disabled_server_is_shown_with_when_and_by_what(tmp_path):
+    where = ["--state-dir", str(tmp_path)]
+
+    async def do(*args):
+        return await trio.to_thread.run_sync(partial(run, *args, *where))
+
+    def disabled(texts):
+        assert re.fullmatch(r"disabled since 20\S+Z over the management API \(mcp-gateway disable\)", texts["two"])
+        assert texts["off"] == "disabled by its config"
+
+    servers = {"one": echo_backend() | QUICK, "two": echo_backend() | QUICK, "off": {"command": "x", "disabled": True}}
+    with trio.fail_after(60):
+        async with open_gateway_process(
+            {"mcpServers": servers}, env={"MCP_GATEWAY_STATE_DIR": str(tmp_path)}
+        ) as gateway:
+            config = gateway.process.args[gateway.process.args.index("--config") + 1]
+            assert await do("disable", "two") == (0, "two: disabled\n")
+            backends = {one["name"]: one for one in json.loads((await do("ps", "--json"))[1])[0]["backends"]}
+            assert [one["state"] == "disabled" for one in backends.values()] == [False, True, True]
+            disabled({name: one.get("disabled") for name, one in backends.items()})
+            assert f"\ntwo: {backends['two']['disabled']}" in (await do("ps"))[1]
+            disabled(json.loads((await do("check", config, "--json"))[1])["servers"])
+            found = json.loads((await do("doctor", config, "--json"))[1])
+            disabled({name: one.get("disabled") for name, one in found.items()})
+            assert f"two: {found['two']['disabled']}\n" in (await do("doctor", config))[1]
+            client = HttpClient(gateway.url)
+            await client.initialize()
+            for name in ("two.echo", "off.x"):
+                error = (await client.call_tool(name))["error"]
+                assert error["message"] == f"server {name.partition('.')[0]!r} is disabled"
+                assert error["data"]["reason"] == "server_disabled"
+            command = [sys.executable, "-m", "gateway", "serve", "--config", config, *where]
+            async with run_process(command) as another:
+                assert await another.wait_stderr("server 'two' is disabled since 20")
+                assert await another.wait_stderr("server 'off' is disabled by its config")
 
 
 SECRET_FLAGS = [

@@ -26,6 +26,7 @@ from gateway.config import (
     parse_config,
 )
 from gateway.config.files import SpecialFile, read_at_most
+from gateway.config.model import NOT_WRITTEN
 from gateway.errors import ConfigError
 from gateway.reload.source import ConfigSource
 from gateway.reload.watch import mark_of
@@ -258,7 +259,7 @@ def test_every_default_passes_its_own_check() -> None:
     server = {
         key: value
         for key, value in msgspec.to_builtins(ServerConfig(name="s", command="x")).items()
-        if key not in {"name", "masked", "headers", "oauth"}
+        if key not in NOT_WRITTEN | {"headers", "oauth"}
     }
     config = parse_config({"mcpServers": {"s": server}, "gateway": gateway}, environ={})
     assert config.warnings == ()
