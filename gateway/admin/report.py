@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Fleet
 
 _STARTED = time.monotonic()
-DISABLED: Final = {
+DISABLED: Final[dict[str, object]] = {
     "name": "", "state": "disabled", "pid": None, "descendants": [], "age": None, "restarts": 0, "in_flight": 0,
     "queued": 0, "last_error": None, "warnings": [],
 }  # fmt: skip

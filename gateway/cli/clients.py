@@ -1,6 +1,7 @@
 """The configs of MCP clients: where each keeps its own, and its servers in the form of ours.
 
-Claude Desktop, Claude Code, Cursor, VS Code and Windsurf write JSON, some of it with comments; Codex writes TOML. Only
+All write JSON, some of it with comments; Codex writes TOML. Variables and placeholders of every client become
+`${NAME:-}`: empty while they are not set, so that one variable never keeps the gateway from starting. Only
 `read_client` reads files.
 """
 
@@ -9,34 +10,52 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.cli.output import CommandError
 from gateway.config.parse import read_file
+from gateway.config.substitution import KNOWN_TO_ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-CLIENTS = ("claude", "claude-code", "cursor", "vscode", "windsurf", "codex")
+CLIENTS = ("claude", "claude-code", "cursor", "vscode", "windsurf", "codex", "gemini", "opencode", "copilot")
 # A string, which may hold what looks like a comment, or a comment, or a comma before a closing bracket.
 _JSONC = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL)
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _KEPT = (
-    "type", "command", "args", "env", "cwd", "url", "headers", "disabled", "enabled", "envFile", "oauth",
+    "type", "command", "args", "env", "cwd", "url", "headers", "disabled", "enabled", "envFile", "oauth", "tools",
     "includeTools", "excludeTools", "enabledTools", "disabledTools", "enabled_tools", "disabled_tools",
 )  # fmt: skip
+_VARIABLE = re.compile(r"\$\{(env:|input:|)([A-Za-z_][\w. -]*)\}", re.ASCII)
+_OPENCODE = re.compile(r"\{(env|file):([^}]+)\}")
+_GEMINI = re.compile(r"\$([A-Za-z_]\w*)", re.ASCII)
+_REFERENCE = re.compile(r"\$\{(\w+):-\}", re.ASCII)
+
+
+class Found(NamedTuple):
+    """The servers of a client in the form of ours, why others were skipped, and the entries of this gateway itself."""
+
+    path: Path
+    servers: dict[str, dict[str, Any]]
+    skipped: dict[str, str]
+    own: list[str]
 
 
 def places(client: str, environ: Mapping[str, str], folder: Path, platform: str = sys.platform) -> list[Path]:
     """Where a client keeps its servers, what counts most first; `folder` is the project that somebody works in."""
     home = Path(environ.get("HOME") or environ.get("USERPROFILE") or "~")
+    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     if platform == "win32":
         data = Path(environ.get("APPDATA") or home / "AppData" / "Roaming")
     elif platform == "darwin":
         data = home / "Library" / "Application Support"
     else:
-        data = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+        data = config
+    opencode = [base / f"opencode.{end}" for base in (folder, config / "opencode") for end in ("json", "jsonc")]
     return {
         "claude": [data / "Claude" / "claude_desktop_config.json"],
         "claude-code": [folder / ".mcp.json", home / ".claude.json"],
@@ -44,31 +63,52 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
         "vscode": [folder / ".vscode" / "mcp.json", data / "Code" / "User" / "mcp.json"],
         "windsurf": [home / ".codeium" / "windsurf" / "mcp_config.json"],
         "codex": [Path(environ.get("CODEX_HOME") or home / ".codex") / "config.toml"],
+        "gemini": [base / ".gemini" / "settings.json" for base in (folder, home)],
+        "opencode": opencode,
+        "copilot": [folder / ".mcp.json", Path(environ.get("COPILOT_HOME") or home / ".copilot") / "mcp-config.json"],
     }[client]
 
 
-def read_client(client: str, environ: Mapping[str, str], folder: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The servers of a client, or of a file; returns the file that counts most too.
+def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path) -> Found:
+    """The servers of a client, or of a file, for the config `target`; the path is that of the file that counts most.
 
     Raises:
         CommandError: there is none, or it cannot be understood.
     """
-    if client not in CLIENTS:
-        return Path(client), read_servers(Path(client), read_file(Path(client)), folder)
-    tried = places(client, environ, folder)
-    existing = [path for path in tried if path.is_file()]
-    if not existing:
-        problem = f"{client} has no config here; looked at {', '.join(map(str, tried))}"
-        raise CommandError(problem, "name its file: mcp-gateway import FILE")
-    found: dict[str, dict[str, Any]] = {}
+    existing = [Path(client)]
+    if client in CLIENTS:
+        tried = places(client, environ, folder)
+        existing = [path for path in tried if path.is_file()]
+        if not existing:
+            problem = f"{client} has no config here; looked at {', '.join(map(str, tried))}"
+            raise CommandError(problem, "name its file: mcp-gateway import FILE")
+    found = Found(existing[0], {}, {}, [])
+    seen: dict[str, str] = {}
     for path in existing:
-        for name, raw in read_servers(path, read_file(path), folder).items():
-            found.setdefault(name, raw)
-    return existing[0], found
+        for name, raw in _read_entries(path, folder).items():
+            ours = _NOT_A_NAME.sub("-", name).strip("-")[:64] or "server"
+            first = seen.setdefault(ours, name)
+            if first != name:
+                found.skipped[name] = f"its name would be {ours!r} here, as that of {first!r}"
+            if first != name or ours in found.servers or ours in found.skipped or ours in found.own:
+                continue  # in a file that counts less
+            try:
+                if _runs_gateway(raw, folder, target):
+                    found.own.append(ours)
+                else:
+                    spell = partial(_spell, raw=raw, path=path, environ=environ, folder=folder)
+                    found.servers[ours] = _change_texts(_converted(raw), spell)
+            except (AttributeError, TypeError, ValueError):  # a member is no object, list or text where it must be one
+                found.skipped[ours] = "its entry does not have the form of a server"
+    return found
 
 
-def read_servers(path: Path, data: bytes, folder: Path) -> dict[str, dict[str, Any]]:
-    """The servers in a client's file, in the form of ours. Raises CommandError."""
+def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
+    """The servers as a client's file has them. Raises CommandError."""
+    if path.suffix in {".yaml", ".yml"}:
+        problem = f"{path}: YAML is not supported yet"
+        raise CommandError(problem, "write its servers as JSON, and import that file")
+    data = read_file(path)
     try:
         text = data.decode("utf-8-sig")
         root: Any = (
@@ -77,8 +117,19 @@ def read_servers(path: Path, data: bytes, folder: Path) -> dict[str, dict[str, A
     except ValueError as exc:
         problem = f"{path} cannot be understood: {exc}"
         raise CommandError(problem) from None
-    found = _sections(cast("dict[str, Any]", root), folder) if isinstance(root, dict) else {}
-    return {_NOT_A_NAME.sub("-", name).strip("-")[:64] or "server": _converted(raw) for name, raw in found.items()}
+    return _sections(cast("dict[str, Any]", root), folder) if isinstance(root, dict) else {}
+
+
+def _runs_gateway(raw: dict[str, Any], folder: Path, target: Path) -> bool:
+    """Whether an entry starts a gateway with the config `target`, or with one that it does not name."""
+    command: Any = raw.get("command")
+    parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
+    words = [word for part in parts for word in str(part).split("=", 1)]
+    is_module = any(pair == ("-m", "gateway") for pair in pairwise(words))
+    if not is_module and not any(Path(word).stem == "mcp-gateway" for word in words):
+        return False
+    config = next((value for word, value in pairwise(words) if word == "--config"), None)
+    return config is None or (folder / Path(config).expanduser()).resolve() == target.resolve()
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -87,23 +138,27 @@ def _toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _sections(root: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+def _sections(root: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every section that holds servers; those of one project only where that is the one."""
-    inner: Any = root.get("mcp")
+    inner: dict[str, Any] = root["mcp"] if isinstance(root.get("mcp"), dict) else {}
     projects: dict[str, Any] = root.get("projects") or {}
     project: dict[str, Any] = projects.get(str(folder)) or {}
     sections: list[Any] = [
         project.get("mcpServers"),
         *(root.get(name) for name in ("mcpServers", "servers", "mcp_servers")),
-        cast("dict[str, Any]", inner).get("servers") if isinstance(inner, dict) else None,
+        inner.get("servers"),  # the settings of VS Code
+        {name: raw for name, raw in inner.items() if isinstance(raw, dict) and "type" in raw},  # opencode
     ]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for section in sections:
         if isinstance(section, dict):
             for name, raw in cast("dict[str, Any]", section).items():
-                if isinstance(raw, dict):
-                    found.setdefault(name, cast("dict[str, Any]", raw))
-    return found
+                found.setdefault(name, raw)
+    # Gemini CLI turns servers off here.
+    allowed: list[str] = inner.get("allowed") or list(found)
+    excluded: list[str] = inner.get("excluded") or []
+    off = [name for name in found if name in excluded or name not in allowed]
+    return found | {name: {**found[name], "disabled": True} for name in off if isinstance(found[name], dict)}
 
 
 def _converted(raw: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +166,13 @@ def _converted(raw: dict[str, Any]) -> dict[str, Any]:
     made = {key: raw[key] for key in _KEPT if raw.get(key) is not None}
     for other in ("serverUrl", "httpUrl"):
         if other in raw:
-            made.setdefault("url", raw[other])
+            made["url"] = raw[other]
+    if made.get("type") in {"local", "remote"}:  # how it is reached shows in the rest
+        del made["type"]
+    if isinstance(made.get("command"), list):  # opencode
+        made["command"], *made["args"] = made["command"] or [""]
+    if raw.get("environment"):
+        made.setdefault("env", raw["environment"])
     headers: dict[str, Any] = {**(raw.get("headers") or {}), **(raw.get("http_headers") or {})}
     from_variables: dict[str, str] = raw.get("env_http_headers") or {}
     for header, variable in from_variables.items():
@@ -127,3 +188,40 @@ def _converted(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get(key):
             made[seconds] = raw[key]
     return made
+
+
+def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with each of its strings changed; keys stay."""
+    if isinstance(value, dict):
+        return {key: _change_texts(item, change) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_change_texts(item, change) for item in cast("list[Any]", value)]
+    return change(value) if isinstance(value, str) else value
+
+
+def _spell(text: str, *, raw: dict[str, Any], path: Path, environ: Mapping[str, str], folder: Path) -> str:
+    """A text of a client's file with its variables and placeholders in our spelling."""
+    if path.stem == "opencode" or isinstance(raw.get("command"), list):
+        base = path.absolute().parent
+        text = _OPENCODE.sub(
+            lambda match: f"${{{match[2]}}}" if match[1] == "env" else f"${{file:{base / match[2]}}}", text
+        )
+    if path.parent.name == ".gemini":
+        text = _GEMINI.sub(r"${\1}", text)
+    home = environ.get("HOME") or environ.get("USERPROFILE") or "~"
+    meanings = {"userHome": home, "workspaceFolder": str(folder), "workspaceFolderBasename": folder.name}
+    for name, meaning in (meanings | {"/": "/", "pathSeparator": "/"}).items():
+        text = text.replace(f"${{{name}}}", meaning)
+    return _VARIABLE.sub(_variable, text)
+
+
+def _variable(match: re.Match[str]) -> str:
+    kind, name = match[1], match[2]
+    if kind == "input:":
+        name = re.sub(r"\W", "_", name, flags=re.ASCII).upper()
+    return match[0] if re.search(r"\W", name, re.ASCII) or name in KNOWN_TO_ALL else f"${{{name}:-}}"
+
+
+def variables_in(raw: dict[str, Any]) -> list[str]:
+    """The variables that a converted server takes from the environment."""
+    return list(dict.fromkeys(_REFERENCE.findall(json.dumps(raw))))

@@ -1,84 +1,101 @@
 """`mcp-gateway import CLIENT`: takes over the servers that an MCP client has in its own config.
 
 What would be run is shown first, with the names of variables but never their values, and nothing is written before
-somebody has said yes. A server that the config has already is left as it is, unless `--force`.
+somebody has said yes. A server that the config has already is left as it is, unless `--force`; one that `serve` would
+refuse is skipped and reported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Final, cast
 
-from gateway.cli.clients import CLIENTS, read_client
+from gateway.cli.clients import CLIENTS, Found, read_client, variables_in
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.output import CommandError, print_error, print_json, warn
 from gateway.config import parse_config
-from gateway.config.parse import read_file
+from gateway.config.parse import files_of, read_file
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
-from gateway.masking import MASK
 
 NEW_MODE: Final = 0o600
 """Of a config that is made here: it may hold keys."""
 
 
 def run(values: Values) -> int:
-    """Show, ask, write; 1 if it was not agreed to."""
-    source, found = read_client(values.client, os.environ, Path.cwd())
+    """Show, ask, write; 1 if it was not agreed to, or if a server had to be skipped."""
+    client = read_client(values.client, os.environ, Path.cwd(), values.config)
     root, section = _read_own(values.config)
     present: dict[str, Any] = root[section]
-    fresh = {name: raw for name, raw in found.items() if values.force or name not in present}
-    left = [name for name in found if name not in fresh]
-    shown = {name: _shown(name, raw) for name, raw in fresh.items()}
+    left = [name for name in client.servers if name in present and not values.force]
+    shown: dict[str, Any] = {}
+    for name in [name for name in client.servers if name not in left]:
+        try:
+            shown[name] = _check(name, client.servers[name], values.config)
+        except ConfigError as exc:
+            client.skipped[name] = "; ".join(line.removeprefix(f"server {name!r}: ") for line in exc.problems)
+    unset = {name: one["variables"] for name, one in shown.items()}
+    unset = {
+        name: lacking for name, used in unset.items() if (lacking := [each for each in used if each not in os.environ])
+    }
     if values.json:
-        print_json({"from": str(source), "to": str(values.config), "servers": shown, "left_alone": left})
+        found = {"from": str(client.path), "to": str(values.config), "servers": shown, "left_alone": left}
+        print_json(found | {"skipped": client.skipped, "own": client.own, "unset": unset})
     else:
-        _show(source, shown, left)
-    if not fresh:
-        return 0
+        _show(client, shown, left, unset)
+    failed = 1 if client.skipped else 0
+    if not shown:
+        return failed
     if not (values.yes or _agreed(values.config)):
         print_error("nothing was written")
         return 1
-    present.update(fresh)
+    present.update({name: client.servers[name] for name in shown})
     _write(values.config, root)
-    print_error(f"{values.config}: {len(fresh)} servers were added")
-    return 0
+    print_error(f"{values.config}: {len(shown)} servers were added")
+    return failed
 
 
-def _show(source: Path, shown: dict[str, Any], left: list[str]) -> None:
-    print(f"{source}:")
+def _show(client: Found, shown: dict[str, Any], left: list[str], unset: dict[str, list[str]]) -> None:
+    print(f"{client.path}:")
     for name, one in shown.items():
         print(f"  {name}: {one['runs']}")
         for what in ("env", "headers"):
             if one[what]:
                 print(f"    {what}: {', '.join(f'{key}=***' for key in one[what])}")
+        if one["variables"]:
+            print(f"    variables: {', '.join(one['variables'])}")
     if not shown:
         print("  nothing new")
+    for name in client.own:
+        warn(f"{name!r} is this gateway itself and is left out")
     for name in left:
         warn(f"server {name!r} is in the config already and is left as it is (--force replaces it)")
+    for name, why in client.skipped.items():
+        warn(f"server {name!r} is skipped: {why}")
+    for name, lacking in unset.items():
+        warn(f"server {name!r} takes {', '.join(lacking)} from the environment, not set here: set them before 'serve'")
 
 
-def _shown(name: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """What a server would run, without secrets; one that is not valid is taken over all the same, and said to be so."""
-    env, headers = list(raw.get("env") or {}), list(raw.get("headers") or {})
-    variables = re.findall(r"\$\{(?:env:)?(\w+)\}", json.dumps(raw))
-    given = {**os.environ, **dict.fromkeys(variables, MASK)}
-    try:
-        server = parse_config({"mcpServers": {name: raw}}, environ=given, files=lambda _: "").servers[name]
-    except ConfigError as exc:
-        return {"runs": f"not valid: {'; '.join(exc.problems)}", "env": env, "headers": headers}
-    config = shown_config(server)
+def _check(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
+    """What a server would run, without secrets. Raises ConfigError if `serve` would refuse it."""
+    files = files_of(config, os.environ)
+    server = parse_config({"mcpServers": {name: raw}}, environ=os.environ, files=files).servers[name]
+    config_shown = shown_config(server)
     runs = (
-        f"connects to {config['url']}"
+        f"connects to {config_shown['url']}"
         if server.command is None
-        else " ".join([f"runs {config['command']}", *config["args"]])
+        else " ".join([f"runs {config_shown['command']}", *config_shown["args"]])
     )
-    return {"runs": runs, "env": env, "headers": headers}
+    return {
+        "runs": runs,
+        "env": list(raw.get("env") or {}),
+        "headers": list(raw.get("headers") or {}),
+        "variables": variables_in(raw),
+    }
 
 
 def _agreed(config: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 import time
@@ -43,7 +44,18 @@ bearer_token_env_var = "TOKEN"
 def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in ("XDG_CONFIG_HOME", "APPDATA", "CODEX_HOME"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "APPDATA",
+        "CODEX_HOME",
+        "COPILOT_HOME",
+        "MY_KEY",
+        "K",
+        "KEY",
+        "API_KEY",
+        "OTHER",
+        "HOST",
+    ):
         monkeypatch.delenv(name, raising=False)
 
     def run(*args):
@@ -77,7 +89,115 @@ def test_codex_writes_toml(cli, tmp_path):
     assert found["two"] == {
         "command": "y", "env": {"HOME": "${HOME}", "KEY": SECRET}, "connect_timeout": 20,
     }  # fmt: skip
-    assert found["far-away"]["headers"] == {"Authorization": "Bearer ${TOKEN}"}
+    assert found["far-away"]["headers"] == {"Authorization": "Bearer ${TOKEN:-}"}
+
+
+FORMATS = {
+    # What each client writes, by the place where it does, and what becomes of it.
+    "copilot": (
+        ".copilot/mcp-config.json",
+        ('{"mcpServers": {"a": {"type": "local", "command": "x", "args": ["-y"], "env": {"K": "v"}, "tools": ["*"]},'
+        ' "b": {"type": "http", "url": "https://h/mcp", "headers": {"H": "${K}"}, "tools": ["one"]}}}'),
+        {
+            "a": {"command": "x", "args": ["-y"], "env": {"K": "v"}, "tools": ["*"]},
+            "b": {"type": "http", "url": "https://h/mcp", "headers": {"H": "${K:-}"}, "tools": ["one"]},
+        },
+    ),
+    "gemini": (
+        ".gemini/settings.json",
+        ('{"mcp": {"excluded": ["c"]}, "mcpServers": {'
+        ' "a": {"command": "x", "env": {"K": "$MY_KEY", "L": "${MY_KEY}-$5"}, "timeout": 30000, "trust": true},'
+        ' "b": {"httpUrl": "https://h/mcp", "includeTools": ["one"]}, "c": {"command": "y"}}}'),
+        {
+            "a": {"command": "x", "env": {"K": "${MY_KEY:-}", "L": "${MY_KEY:-}-$5"}},
+            "b": {"url": "https://h/mcp", "includeTools": ["one"]},
+            "c": {"command": "y", "disabled": True},
+        },
+    ),
+    "opencode": (
+        ".config/opencode/opencode.jsonc",
+        ('{ // mine\n "mcp": {"a": {"type": "local", "command": ["x", "-y", "p"], "environment": {"K": "{env:KEY}"},'
+        ' "enabled": false, "timeout": 5000}, "b": {"type": "remote", "url": "https://h/mcp",'
+        ' "headers": {"Authorization": "Bearer {file:key.txt}"}, "oauth": false,}, }}'),
+        {
+            "a": {"command": "x", "args": ["-y", "p"], "env": {"K": "${KEY:-}"}, "enabled": False},
+            "b": {"url": "https://h/mcp", "oauth": False, "headers": {"Authorization": "Bearer ${file:HERE/key.txt}"}},
+        },
+    ),
+    "vscode": (
+        ".vscode/mcp.json",
+        ('{"inputs": [{"id": "api-key", "type": "promptString"}], /* all */ "servers": {"a": {"type": "stdio",'
+        ' "command": "${userHome}/x", "args": ["${workspaceFolder}/y"], "env": {"K": "${input:api-key}",'
+        ' "L": "${env:OTHER}"}}}}'),
+        {
+            "a": {"type": "stdio", "command": "HOME/x", "args": ["HOME/y"],
+                  "env": {"K": "${API_KEY:-}", "L": "${OTHER:-}"}},
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", FORMATS)
+def test_what_each_client_writes_is_taken_over_and_served(cli, tmp_path, client):
+    place, text, expected = FORMATS[client]
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    (path.parent / "key.txt").write_text("k", encoding="utf-8")
+    status, out, err = cli("import", client, "--config", "mine.json", "--yes")
+    assert status == 0, err
+    spelled = json.loads(json.dumps(expected).replace("HERE", str(path.parent)).replace("HOME", str(tmp_path)))
+    assert servers(tmp_path / "mine.json") == spelled
+    for variable in re.findall(r"\$\{(\w+):-\}", json.dumps(spelled)):
+        assert re.search(rf"variables: .*{variable}", out)
+        assert re.search(rf"takes .*{variable}.* from the environment", err)
+    assert cli("check", "mine.json")[0] == 0
+
+
+def test_what_cannot_be_imported_is_skipped_and_reported(cli, tmp_path):
+    odd = {
+        "good": {"command": "x"},
+        "socket": {"type": "websocket", "url": "wss://h"},
+        "asks": {"command": "x", "args": ["${command:pick}"]},
+        "needs": {"url": "https://${HOST}/mcp"},
+        "list": ["x"],
+        "headers": {"url": "https://h", "headers": ["a"]},
+        "nothing": {},
+        "go od": {"command": "x"},
+        "go-od": {"command": "y"},
+    }
+    (tmp_path / "other.json").write_text(json.dumps({"mcpServers": odd}), encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", "mine.json", "--yes")
+    assert status == 1
+    assert list(servers(tmp_path / "mine.json")) == ["good", "go-od"]
+    for name in ("socket", "asks", "needs", "list", "headers", "nothing", "go-od"):
+        assert f"warning: server {name!r} is skipped: " in err
+    assert cli("check", "mine.json")[0] == 0
+    found = json.loads(cli("import", "other.json", "--config", "mine.json", "--yes", "--force", "--json")[1])
+    assert (list(found["servers"]), len(found["skipped"])) == (["good", "go-od"], 7)
+
+
+def test_the_gateways_own_entries_are_left_out(cli, tmp_path):
+    serve = ["serve", "--config", str(tmp_path / "mine.json")]
+    entries = {
+        "path": {"command": "/opt/bin/mcp-gateway", "args": serve},
+        "module": {"command": sys.executable, "args": ["-m", "gateway", *serve]},
+        "uvx": {"command": "uvx", "args": ["--from", "trio-mcp-gateway", "mcp-gateway", "serve", "--config=mine.json"]},
+        "unnamed": {"command": "mcp-gateway"},
+        "other": {"command": "mcp-gateway", "args": ["serve", "--config", "another.json"]},
+        "time": {"command": "uvx", "args": ["mcp-server-time"]},
+    }
+    (tmp_path / "other.json").write_text(json.dumps({"mcpServers": entries}), encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", "mine.json", "--yes")
+    assert (status, list(servers(tmp_path / "mine.json"))) == (0, ["other", "time"])
+    assert err.count("is this gateway itself and is left out") == 4
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.yml"])
+def test_yaml_is_not_supported_yet(cli, tmp_path, name):
+    (tmp_path / name).write_text("extensions: {}", encoding="utf-8")
+    status, _, err = cli("import", name, "--config", "mine.json", "--yes")
+    assert (status, f"{name}: YAML is not supported yet" in err) == (1, True)
 
 
 def test_what_is_there_stays_and_the_rest_too(cli, tmp_path):
