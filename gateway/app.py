@@ -20,7 +20,7 @@ import trio
 
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
-from gateway.calls import ANYBODY, at_view
+from gateway.calls import ANYBODY, NameChoice, at_endpoint
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
 from gateway.processes.guard import open_guard
@@ -75,6 +75,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a change of the config file is noticed without being told."""
     view: str | None = None
     """The view that is served on stdio, None for everything; over HTTP each view has an endpoint of its own."""
+    names: NameChoice | None = None
+    """The names that the client on stdio sees; over HTTP each client chooses its own."""
     admin: AdminAccess | None = None
     """Who may use the management API; None lets everybody on loopback read and nobody change."""
 
@@ -163,9 +165,8 @@ class Gateway:
         from gateway.frontends.stdio import StdioFrontend
 
         task_status.started()
-        options, identity = self._options, ANYBODY
-        if options.view is not None:
-            identity = at_view(identity, options.view)
+        options = self._options
+        identity = at_endpoint(ANYBODY, options.view, options.names)
         runtime = self.runtime
         frontend = StdioFrontend(runtime.handler, options.stdin, options.stdout, runtime.closing, identity)
         self._all_answered = await frontend.run()

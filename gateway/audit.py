@@ -181,7 +181,7 @@ class Audit:
             "principal": caller.principal,
             "client": _client_name(bytes(caller.client_info)),
             "method": call.method,
-            "name": call.name[:MAX_NAME],
+            "name": (call.known_as or call.name)[:MAX_NAME],
             "backend": backend,
             "ms": round(seconds * 1000, 3),
             "outcome": outcome,
@@ -198,7 +198,7 @@ class Audit:
                 line["arguments"] = f"({size_in} bytes)"
             elif size_in:
                 line["arguments"] = msgspec.Raw(jsonrpc.one_line(bytes(arguments)))
-        self._put(f"{call.name[:MAX_NAME] or call.method} {outcome}", line)
+        self._put(f"{line['name'] or call.method} {outcome}", line)
 
     def _put(self, text: str, line: dict[str, object]) -> None:
         line = {key: value for key, value in line.items() if value is not None}

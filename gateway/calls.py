@@ -35,6 +35,25 @@ ALL: Final = ("*",)
 """Globs that fit every name."""
 
 
+SEPARATORS: Final = ("_", "__")
+NAME_LENGTHS: Final = (48, 64)
+"""What a client may choose: few values, so that all choices together (with none of a kind, eight) cost eight renamed
+catalogs, however many clients there are. 48 leaves room for the prefixes of clients that take 60 or 64 in all."""
+
+
+class NameChoice(msgspec.Struct, frozen=True, cache_hash=True):
+    """How a client wants public names made; None is as the config has it."""
+
+    separator: str | None = None
+    max_length: int | None = None
+
+    @property
+    def query(self) -> str:
+        """The choice as it stands in an address."""
+        members = (("separator", self.separator), ("max_name_length", self.max_length))
+        return "&".join(f"{name}={value}" for name, value in members if value is not None)
+
+
 class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """What one caller may see; what is beyond it looks as if there were none. A value: equal scopes share all work.
 
@@ -52,6 +71,8 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """Whether resources and templates of those servers are seen; tools' own pages (MCP Apps) are in any case."""
     view: str | None = None
     """The view of the gateway within which all this holds; one that does not exist shows nothing."""
+    names: NameChoice | None = None
+    """What the names are that the caller sees; everything above goes by the names of the config."""
 
     def sees_server(self, name: str) -> bool:
         """Whether anything of this server may be seen."""
@@ -71,9 +92,9 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         """Whether all of each server may be seen that may be seen at all."""
         return self.tools == self.prompts == ALL and not self.excluded_tools and self.resources
 
-    def within_view(self) -> Scope:
-        """The same where the view has been applied already."""
-        return self if self.view is None else msgspec.structs.replace(self, view=None)
+    def without(self, **applied: None) -> Scope:
+        """The same where `view` or `names` has been applied already."""
+        return msgspec.structs.replace(self, **applied)
 
 
 EVERYTHING: Final = Scope()
@@ -98,18 +119,25 @@ class Identity(msgspec.Struct, frozen=True, cache_hash=True):
         """The view whose endpoint was used; None is the gateway's own endpoint."""
         return None if self.scope is None else self.scope.view
 
+    @property
+    def names(self) -> NameChoice | None:
+        """The names that the client has chosen at that endpoint."""
+        return None if self.scope is None else self.scope.names
+
     def same_door(self, other: Identity) -> bool:
         """Whether what one of them has begun may be gone on with by the other."""
-        return self.principal == other.principal and self.view == other.view
+        return self.principal == other.principal and self.view == other.view and self.names == other.names
 
 
 ANYBODY: Final = Identity()
 
 
 @lru_cache(maxsize=1_024)
-def at_view(identity: Identity, view: str) -> Identity:
-    """The same client at a view's endpoint."""
-    return Identity(identity.principal, msgspec.structs.replace(identity.scope or EVERYTHING, view=view))
+def at_endpoint(identity: Identity, view: str | None, names: NameChoice | None = None) -> Identity:
+    """The same client at a view's endpoint (None: the gateway's own), and with the names that it has chosen there."""
+    if view is names is None:
+        return identity
+    return Identity(identity.principal, msgspec.structs.replace(identity.scope or EVERYTHING, view=view, names=names))
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +198,8 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
     params: dict[str, msgspec.Raw]
     meta: dict[str, msgspec.Raw]
     caller: Caller
+    known_as: str = ""
+    """Its name in the config's own naming, where the client sees another one: what rules and the audit go by."""
     progress_token: Id | None = None
     """The token that the client wants progress under; None if it wants none."""
 

@@ -322,6 +322,8 @@ class Router:
             return Route(owner, "")
         if kind is Kind.RESOURCES:
             return self._resource_owner(call.name, snapshot)
+        if snapshot.known_as:
+            call.known_as = snapshot.known_as.get(call.name, "")
         return snapshot.route(kind, call.name)
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:

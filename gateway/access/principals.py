@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.calls import ALL, Identity, Scope, at_view
+from gateway.calls import ALL, Identity, Scope, at_endpoint
 from gateway.errors import Busy
 from gateway.rates import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from gateway.calls import NameChoice
     from gateway.config.access import Rules
 
 CONCURRENCY_HINT: Final = 1.0
@@ -62,9 +63,9 @@ class Principal:
         """Whether it may use the endpoint of this view, None: the gateway's own."""
         return self.rules.views is None or view in self.rules.views
 
-    def identity_at(self, view: str | None) -> Identity:
+    def identity_at(self, view: str | None, names: NameChoice | None = None) -> Identity:
         """The principal as it is known at the endpoint of a view; equal ones are the same object, nearly always."""
-        return self.identity if view is None else at_view(self.identity, view)
+        return self.identity if view is names is None else at_endpoint(self.identity, view, names)
 
     @contextmanager
     def track_stream(self, until: float) -> Generator[trio.CancelScope]:

@@ -123,7 +123,7 @@ def _call(server: str, ticket: PendingCall, seconds: float) -> dict[str, Any]:
         "at": now_iso(),
         "server": server,
         "method": ticket.call.method,
-        "name": ticket.call.name,
+        "name": ticket.call.known_as or ticket.call.name,
         "ms": round(seconds * 1000, 3),
         "outcome": how,
         "reason": outcome.code if isinstance(outcome, GatewayError) else None,

@@ -28,19 +28,23 @@ ends, format characters such as those that reverse the direction of text, tags, 
 (Unicode 16: Cc, Cf, Zl, Zp and Default_Ignorable_Code_Point)."""
 
 
+_NOT_STRICT: Final = re.compile(r"[^A-Za-z0-9_-]")
+"""What the APIs of models refuse in the name of a tool."""
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:HASH_LENGTH]
 
 
-def public_name(namespace: str, separator: str, own: str, max_length: int) -> str:
+def public_name(namespace: str, separator: str, own: str, max_length: int, *, is_strict: bool = False) -> str:
     """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole.
 
-    Control and format characters are served as `_`, with such a hash, too, and lone surrogates as U+FFFD: the backend
-    still gets the name that it gave.
+    Control and format characters (with `is_strict` all but ASCII letters, digits, `_` and `-`) are served as `_`, with
+    such a hash, too, and lone surrogates as U+FFFD: the backend still gets the name that it gave.
     """
     own = surrogates.text_without_surrogates(own)
     full = f"{namespace}{separator}{own}" if namespace else own
-    printable = _UNSEEN.sub("_", full)
+    printable = (_NOT_STRICT if is_strict else _UNSEEN).sub("_", full)
     if printable != full:
         tail = f"_{_digest(full)}"
         return f"{printable[: max_length - len(tail)]}{tail}"

@@ -22,6 +22,7 @@ from gateway.eras.methods import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from gateway.calls import NameChoice
     from gateway.catalog.listing import Listing
     from gateway.config.offered import ToolChoice
 
@@ -42,7 +43,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     local: str = ""
     """What follows the namespace in its public name; empty for its own name."""
     known_as: str = ""
-    """The public name outside views, where a view gives another one."""
+    """The public name in the config's own naming, where a view or the client gives another one."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -67,6 +68,13 @@ class Naming(msgspec.Struct, frozen=True):
 
     separator: str = "."
     max_length: int = 128
+    is_strict: bool = False
+    """Whether they hold ASCII letters, digits, `_` and `-` alone."""
+
+    def chosen(self, choice: NameChoice) -> Naming:
+        """The naming of a client that has made this choice; whoever chooses a separator hands names to a model."""
+        is_strict = self.is_strict or choice.separator is not None
+        return Naming(choice.separator or self.separator, choice.max_length or self.max_length, is_strict)
 
 
 def rank(part: Part) -> tuple[int, bool]:

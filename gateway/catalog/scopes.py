@@ -92,7 +92,8 @@ def renamed_part(part: Part, naming: Naming) -> Part:
     """A backend's part under the names of a view."""
 
     def rename(kind: Kind, entry: Entry) -> Entry:
-        public = names.public_name(part.namespace, naming.separator, entry.local or entry.own, naming.max_length)
+        local, most = entry.local or entry.own, naming.max_length
+        public = names.public_name(part.namespace, naming.separator, local, most, is_strict=naming.is_strict)
         if public == entry.public:
             return entry
         raw = renamed(kind, entry.raw, entry.public, public)

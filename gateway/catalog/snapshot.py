@@ -41,7 +41,7 @@ from gateway.errors import InvalidParams
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from gateway.calls import Scope
+    from gateway.calls import NameChoice, Scope
     from gateway.catalog.offers import Offer
     from gateway.catalog.scopes import NamedView
     from gateway.config.model import ServerConfig
@@ -92,6 +92,8 @@ class Snapshot:
         self.clashes: list[str] = []
         self.limits: tuple[Scope, ...] = ()
         """What this was narrowed by."""
+        self.known_as: dict[str, str] = {}
+        """The names that rules and the audit go by, where this has others."""
         self._is_personal = False
         self._everywhere = self.naming  # a reference to itself would hold a snapshot until the collector comes by
         self._scoped: dict[Scope, Snapshot] = {}
@@ -142,13 +144,16 @@ class Snapshot:
         known = self._scoped.get(scope)
         if known is not None:
             return known
-        seen, inner = self, scope.within_view()
-        if scope.view is not None:
-            whole_view = msgspec.structs.replace(EVERYTHING, view=scope.view)
-            seen = self._view(scope.view) if inner == EVERYTHING else self.within(whole_view)
-        if inner != EVERYTHING:
-            seen = seen._narrowed(inner)
-            seen._is_personal = True
+        if scope.names is not None:
+            seen = self.within(scope.without(names=None))._renamed(scope.names)
+        else:
+            seen, inner = self, scope.without(view=None)
+            if scope.view is not None:
+                whole_view = msgspec.structs.replace(EVERYTHING, view=scope.view)
+                seen = self._view(scope.view) if inner == EVERYTHING else self.within(whole_view)
+            if inner != EVERYTHING:
+                seen = seen._narrowed(inner)
+                seen._is_personal = True
         while len(self._scoped) >= MAX_SCOPED:
             del self._scoped[next(iter(self._scoped))]
         self._scoped[scope] = seen
@@ -159,13 +164,26 @@ class Snapshot:
         if view is None:
             return self._narrowed(NOTHING)
         seen = self._narrowed(view.scope)
-        if view.naming is None or view.naming == self.naming:
-            return seen
-        parts = [renamed_part(part, view.naming) for part in seen.parts]
-        found = Snapshot(
-            parts, listed=self.listed, naming=view.naming, backends=seen.backends, namespaces=self._namespaces
+        return seen if view.naming is None or view.naming == self.naming else seen._under(view.naming)
+
+    def _renamed(self, choice: NameChoice) -> Snapshot:
+        """Under the names that a client has chosen."""
+        naming = self.naming.chosen(choice)
+        if naming == self.naming:
+            return self
+        found = (self if self.limits else self._narrowed(EVERYTHING))._under(naming)
+        found._is_personal = self._is_personal
+        return found
+
+    def _under(self, naming: Naming) -> Snapshot:
+        """One that has been narrowed, under other names."""
+        parts = [renamed_part(part, naming) for part in self.parts]
+        found = Snapshot(parts, listed=self.listed, naming=naming, backends=self.backends, namespaces=self._namespaces)
+        found.limits, found._everywhere = self.limits, self._everywhere
+        placed = (
+            entry for kind in (Kind.TOOLS, Kind.PROMPTS) for name in self.backends for entry in found.placed(kind, name)
         )
-        found.limits, found._everywhere = seen.limits, self._everywhere
+        found.known_as = {entry.public: entry.known_as for entry in placed}
         return found
 
     def _narrowed(self, scope: Scope) -> Snapshot:

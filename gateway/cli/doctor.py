@@ -39,6 +39,10 @@ STOP_MARGIN: Final = 5.0
 """Seconds beyond the stop ladder that a server's end may take."""
 PROCESSES_LEFT: Final = "processes_left"
 """The code of a server that works, but whose processes outlive it."""
+NAMES_FIX: Final = (
+    f"connect those clients to http://HOST:PORT/mcp?separator=__&max_name_length={MAX_NAME}, or with"
+    f" 'serve --separator __ --max-name-length {MAX_NAME}'"
+)
 _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -177,23 +181,22 @@ async def _meet(
             "tools": len(items),
         }
         names = [public_name(server.effective_namespace, config.gateway.separator, item.own, 1 << 20) for item in items]
-        report["hints"] += [*session.listing.warnings, *_name_hints(names)]
+        report["hints"] += session.listing.warnings
+        report["long_names"] = [name for name in names if len(name) > MAX_NAME]
+        report["odd_names"] = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
         if session.stray_output:
             report["hints"].append(session.stray_output)
 
 
-def _name_hints(names: list[str]) -> list[str]:
-    """What of the public names some clients refuse."""
-    hints: list[str] = []
-    long = [name for name in names if len(name) > MAX_NAME]
-    odd = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
-    if long:
-        text = f"{len(long)} of {len(names)} names are longer than {MAX_NAME}, as {long[0]!r}"
-        hints.append(f"{text}: set gateway.max_name_length to it")
-    if odd:
-        text = f"{len(odd)} of {len(names)} names have characters that some clients refuse, as {odd[0]!r}"
-        hints.append(f"{text}: gateway.separator '__'")
-    return hints
+def _name_hint(found: dict[str, dict[str, Any]]) -> str:
+    """What of all public names some clients refuse, and what to do about it; empty if nothing is."""
+    total = sum(one.get("tools", 0) for one in found.values())
+    parts: list[str] = []
+    for member, what in (("odd_names", "have characters that some clients refuse"), ("long_names", "are too long")):
+        names = [name for one in found.values() for name in one.get(member, ())]
+        if names:
+            parts.append(f"{len(names)} of {total} names {what}, as {names[0]!r}")
+    return f"{'; '.join(parts)}; {NAMES_FIX}" if parts else ""
 
 
 def _describe(report: dict[str, Any]) -> str:
@@ -231,6 +234,8 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
             print(f"  hint: {hint}")
         if one["children_left"]:
             print(f"  processes left: {', '.join(map(str, one['children_left']))}")
+    if hint := _name_hint(found):
+        print(f"hint: {hint}")
 
 
 COMMANDS = (

@@ -10,6 +10,7 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.calls import NAME_LENGTHS, SEPARATORS, NameChoice
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import ADDRESS, CONFIG, STATE, state_directory, url_path
 from gateway.cli.output import UsageError, print_error, warn
@@ -84,6 +85,7 @@ def run(values: Values) -> int:
         sse_path=values.sse_path,
         message_path=values.message_path,
         view=values.view,
+        names=_chosen_names(values),
         stdin=stdin,
         stdout=stdout,
         state_directory=None if store is None else store.directory,
@@ -110,6 +112,18 @@ def _usable(store: Store) -> Store | None:
         warn(f"{exc}; until then this gateway keeps no state: no logins, no changes over the API, no admin token")
         return None
     return store
+
+
+def _chosen_names(values: Values) -> NameChoice | None:
+    """The names that the flags choose for the client on stdio."""
+    length = values.max_name_length
+    if values.separator is None and length is None:
+        return None
+    if "stdio" not in values.transport:
+        address = f"http://HOST:PORT{values.streamable_http_path}?separator=__&max_name_length=64"
+        message = "--separator and --max-name-length are for stdio; over HTTP each client chooses for itself"
+        raise UsageError(message, f"connect it to {address}")
+    return NameChoice(values.separator, None if length is None else int(length))
 
 
 def _check_view(values: Values, config: Config) -> None:
@@ -187,6 +201,16 @@ FLAGS = (
     Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
     Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
     Flag("--view", "serve only this view of the config, on stdio", "NAME"),
+    Flag(
+        "--separator",
+        "what stands between server and tool in names, on stdio (default: the config's)",
+        choices=SEPARATORS,
+    ),
+    Flag(
+        "--max-name-length",
+        "the longest name, on stdio; longer ones are shortened (default: the config's)",
+        choices=tuple(map(str, NAME_LENGTHS)),
+    ),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),
     Flag("--log-level", "least severe log message", default="info", choices=("debug", "info", "warning", "error")),
     Flag("--log-format", "how log lines look (default: gateway.log_format of the config)", choices=("console", "json")),

@@ -94,7 +94,7 @@ async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) 
         assert not old.ended
 
 
-async def test_streams_at_views_that_are_closed_to_their_key_end(autojump_clock: MockClock) -> None:
+async def test_streams_at_endpoints_that_are_closed_to_their_key_end(autojump_clock: MockClock) -> None:
     async with open_house(keys()) as house:
         listening = await house.listen()
         session = await house.initialize()

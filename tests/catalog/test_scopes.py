@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import EVERYTHING, Call, Era, Identity, Scope, at_view
+from gateway.calls import EVERYTHING, NAME_LENGTHS, SEPARATORS, Call, Era, Identity, NameChoice, Scope, at_endpoint
 from gateway.catalog.listing import Item, Listing
 from gateway.catalog.offers import Offer
 from gateway.catalog.ownership import Links, Route
@@ -472,7 +473,7 @@ async def test_a_session_is_found_by_its_own_client_at_its_own_endpoint() -> Non
     assert session.caller.principal == "ada"
     assert session.caller.scope is READER
     assert table.find(session.id, ada) is session
-    for other in (Identity(), Identity("eve", READER), Identity(None, READER), at_view(ada, "v")):
+    for other in (Identity(), Identity("eve", READER), Identity(None, READER), at_endpoint(ada, "v")):
         assert table.find(session.id, other) is None
 
 
@@ -487,3 +488,54 @@ async def test_a_session_goes_by_what_its_client_may_see_now() -> None:
     with trio.fail_after(10):
         told = [json.loads(one)["method"] for one in await session.changes.next_batch()]
     assert told == [f"notifications/{feature}/list_changed" for feature in ("prompts", "resources", "tools")]
+
+
+# -- names that a client has chosen ------------------------------------------------------------------------------------
+
+
+ODD = listing("read", "file.read", "größe", "r" * 70)
+EVERY_CHOICE = [
+    NameChoice(separator, length)
+    for separator in (None, *SEPARATORS)
+    for length in (None, *NAME_LENGTHS)
+    if separator is not None or length is not None
+]
+
+
+def odd_catalog(**further: Any) -> Snapshot:
+    parts = [make_part(name, name, one, Naming()) for name, one in (("files", ODD), ("git", GIT))]
+    return Snapshot(parts, listed=frozenset({"files", "git"}), **further)
+
+
+@pytest.mark.parametrize("choice", EVERY_CHOICE, ids=lambda choice: choice.query)
+def test_chosen_names_are_taken_by_every_model(choice: NameChoice) -> None:
+    seen = odd_catalog().within(Scope(names=choice))
+    found = names(seen)
+    assert len(found) == len(set(found)) == 6
+    for name, own in zip(found, ["read", "file.read", "größe", "r" * 70, "log", "push"], strict=True):
+        assert len(name) <= (choice.max_length or 128)
+        assert choice.separator is None or re.fullmatch(r"[a-zA-Z0-9_-]+", name)
+        assert seen.route(Kind.TOOLS, name) == Route("git" if own in {"log", "push"} else "files", own)
+    assert found[0] == f"files{choice.separator or '.'}read"
+
+
+def test_there_are_eight_choices_and_each_is_made_once() -> None:
+    assert len(EVERY_CHOICE) == 8
+    whole = odd_catalog()
+    made = {id(whole.within(Scope(names=msgspec.structs.replace(choice)))) for choice in EVERY_CHOICE * 3}
+    assert len(made) == 8
+
+
+def test_rules_and_views_go_by_the_names_of_the_config() -> None:
+    whole = catalog(views={"v": NamedView(Scope(servers=("git",)), Naming("-"))})
+    choice = NameChoice("__")
+    assert names(whole.within(Scope(tools=("files.read",), names=choice))) == ["files__read"]
+    assert names(whole.within(Scope(tools=("files__read",), names=choice))) == []
+    assert names(whole.within(Scope(view="v", names=choice))) == ["git__log", "git__push"]
+    seen = whole.within(Scope(view="v", tools=("git.log",), names=choice))
+    assert (names(seen), seen.known_as["git__log"]) == (["git__log"], "git.log")
+
+
+def test_a_choice_that_is_what_the_config_says_costs_nothing() -> None:
+    whole = catalog()
+    assert whole.within(Scope(names=NameChoice())) is whole.within(Scope())

@@ -264,7 +264,7 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert found["off"] == {"ok": True, "disabled": "disabled by its config"}
     good = found["good"]
     assert (good["ok"], good["era"], good["tools"], good["children_left"]) == (True, "legacy", 9, [])
-    assert "'good.echo'" in good["hints"][0]
+    assert (good["hints"], good["odd_names"][0], good["long_names"]) == ([], "good.echo", [])
     assert "no-such-command-anywhere" in found["missing"]["problem"]
     assert (found["missing"]["code"], found["silent"]["code"]) == ("backend_unavailable", "backend_timeout")
     assert found["missing"]["command"] is None
@@ -355,9 +355,19 @@ def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_pa
     odd, long, path = json.loads(out).values()
     assert odd["ok"]
     assert any("left out" in hint for hint in odd["hints"])
-    assert any(f"longer than 64, as '{'l' * 62}." in hint for hint in long["hints"])
+    assert long["long_names"][0].startswith(f"{'l' * 62}.")
     assert not path["ok"]
     assert "'sh' is on your own PATH" in path["hints"][0]
+
+
+def test_the_doctor_says_once_which_names_are_refused(cli, tmp_path):
+    config = {"mcpServers": {"one": echo_backend() | QUICK, "l" * 62: echo_backend() | QUICK}}
+    (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
+    _, out, _ = cli("doctor", "c.json")
+    hints = [line for line in out.splitlines() if "hint:" in line]
+    assert len(hints) == 1
+    assert hints[0].startswith("hint: 18 of 18 names have characters that some clients refuse, as 'one.echo'; 9 of 18")
+    assert "?separator=__&max_name_length=64" in hints[0]
 
 
 @pytest.mark.leak_check

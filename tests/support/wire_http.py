@@ -152,6 +152,7 @@ class HttpClient:
         assert parts.hostname
         assert parts.port
         self.host, self.port, self.path = parts.hostname, parts.port, parts.path or "/"
+        self.path += f"?{parts.query}" if parts.query else ""
         self.session_id: str | None = None
         self.version: str | None = None
         self.last_id = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.access.keys import repeated_header, repeated_text
 from gateway.access.refusal import Refusal
 from gateway.errors import Revoked
+from gateway.frontends.http import view_routing
 from gateway.frontends.http.exchange import ClientGone, Exchange
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class AuthMiddleware:
                         wanted = USUAL_HEADERS
                     allowed_headers = (b"access-control-allow-headers", wanted)
                     await exchange.empty(204, ALLOWED_METHODS, allowed_headers, PREFLIGHT_FOR)
+                    return
+            if query := exchange.scope.get("query_string"):
+                try:
+                    exchange.names = view_routing.chosen_names(query)
+                except ValueError as exc:
+                    await exchange.refuse(400, str(exc))
                     return
             if self._access is None or not self._access.requires_credentials:
                 await handle(exchange)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway import jsonrpc
 from gateway.access.refusal import Refusal
-from gateway.calls import ANYBODY, at_view
+from gateway.calls import ANYBODY, at_endpoint
 from gateway.errors import Revoked
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from gateway.access.principals import Principal
-    from gateway.calls import Identity
+    from gateway.calls import Identity, NameChoice
     from gateway.jsonrpc import Id
 
     Scope = MutableMapping[str, Any]
@@ -96,6 +96,7 @@ class Exchange:
         "_streaming",
         "always",
         "headers",
+        "names",
         "principal",
         "scope",
         "valid_until",
@@ -123,13 +124,15 @@ class Exchange:
 
         self.view = view
         """The view whose endpoint was used, None for the gateway's own."""
+        self.names: NameChoice | None = None
+        """The names that the client has chosen in the address."""
 
     @property
     def identity(self) -> Identity:
         """Who sends this by which door; equal ones are the same object, nearly always."""
         if self.principal is not None:
-            return self.principal.identity_at(self.view)
-        return ANYBODY if self.view is None else at_view(ANYBODY, self.view)
+            return self.principal.identity_at(self.view, self.names)
+        return ANYBODY if self.view is self.names is None else at_endpoint(ANYBODY, self.view, self.names)
 
     @property
     def address(self) -> str | None:

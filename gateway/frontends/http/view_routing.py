@@ -1,8 +1,11 @@
-"""Where views are found: each below the path of the endpoint, under its name."""
+"""What an address says: the view, below the path of the endpoint, and the names that the client wants, as its query."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs
+
+from gateway.calls import NAME_LENGTHS, SEPARATORS, NameChoice
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -32,6 +35,22 @@ def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | Non
     if not name or "/" in name or (endpoint == "/" and name not in views):
         return None
     return name
+
+
+def chosen_names(query: bytes) -> NameChoice | None:
+    """The names that a query chooses, None for those of the config. Raises ValueError for what cannot be chosen."""
+    if b"separator" not in query and b"max_name_length" not in query:
+        return None
+    members = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    chosen: dict[str, str | None] = {}
+    for name, offered in (("separator", SEPARATORS), ("max_name_length", NAME_LENGTHS)):
+        values = members.get(name, [None])
+        if len(values) > 1 or values[0] not in {None, *map(str, offered)}:
+            text = f"{name} in the address must be one of {', '.join(map(str, offered))}, once"
+            raise ValueError(text)
+        chosen[name] = values[0]
+    length = chosen["max_name_length"]
+    return NameChoice(chosen["separator"], None if length is None else int(length)) if any(chosen.values()) else None
 
 
 async def refuse(exchange: Exchange) -> None:

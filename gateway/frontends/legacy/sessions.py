@@ -399,7 +399,7 @@ class SessionTable:
             if session.caller.principal != principal.name:
                 continue
             if principal.may_use_view(view):
-                session.belongs_to(principal.identity_at(view))
+                session.belongs_to(principal.identity_at(view, session.identity.names))
             else:
                 self.close(session)
 

@@ -108,7 +108,7 @@ class SseStream:
         if not principal.may_use_view(view):
             self.end()
             return
-        self.identity = principal.identity_at(view)
+        self.identity = principal.identity_at(view, self.identity.names)
         if self.session is not None:
             self.session.belongs_to(self.identity)
 
@@ -388,7 +388,8 @@ class SseFrontend:
         path = quote(exchange.scope.get("root_path", "").rstrip("/") + path)
         self._streams[stream.id] = stream
         try:
-            await stream.run(exchange, f"{path}?session_id={stream.id}".encode("ascii"))
+            query = "" if exchange.names is None else f"&{exchange.names.query}"
+            await stream.run(exchange, f"{path}?session_id={stream.id}{query}".encode("ascii"))
         except* ClientGone:
             log.debug("an SSE client hung up")
         finally:

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.calls import EVERYTHING
 from gateway.eras import meta, results
 from gateway.eras.methods import LIST_CHANGED, LISTENED
 from gateway.errors import InvalidParams
@@ -78,10 +79,11 @@ class Subscription:
 
     def update_principal(self, principal: Principal) -> None:
         """Go by the present rules of its principal, if it is this one: what is out of scope is not told any more."""
-        view = None if self._caller.scope is None else self._caller.scope.view
+        own = self._caller.scope or EVERYTHING
+        view = own.view
         if self._caller.principal != principal.name:
             return
-        scope = principal.identity_at(view).scope
+        scope = principal.identity_at(view, own.names).scope
         if not principal.may_use_view(view):
             self.over.set()
         elif scope != self._caller.scope:
