@@ -159,6 +159,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """What the client may see; None is everything."""
     address: str | None = None
     """Where a request came from that has neither session nor principal."""
+    gateways: tuple[str, ...] = ()
+    """The gateways through which the client is reached, itself included; none where it is no gateway."""
 
     @property
     def origin(self) -> str:

@@ -77,9 +77,9 @@ class ServerDisabled(BackendError):
 
     code: ClassVar[str] = "server_disabled"
 
-    def __init__(self, backend: str) -> None:
-        super().__init__(backend, "is disabled")
-        self.args = (f"server {backend!r} is disabled",)
+    def __init__(self, backend: str, reason: str = "is disabled") -> None:
+        super().__init__(backend, reason)
+        self.args = (f"server {backend!r} {self.reason}",)
 
 
 class Suspect(NamedTuple):
@@ -195,6 +195,12 @@ class Busy(RequestError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class GatewayLoop(RequestError):
+    """The client is reached through this very gateway, or through too many others."""
+
+    code: ClassVar[str] = "gateway_loop"
 
 
 class ShuttingDown(RequestError):

@@ -8,16 +8,23 @@ once, the audit last.
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import trio
 
+from gateway import jsonrpc
 from gateway.access.table import Access
 from gateway.audit import Audit
 from gateway.backends.opener import SessionOpener
+from gateway.backends.stdio import GATEWAYS_VARIABLE
 from gateway.config.access import NO_ACCESS
 from gateway.config.difference import changed_at_start_only
 from gateway.config.shown import secrets_of_config
+from gateway.errors import ConfigError
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.suspended_calls import SuspendedCalls
 from gateway.frontends.request_handler import RequestHandler
@@ -27,7 +34,7 @@ from gateway.supervisor.fleet import Fleet
 from gateway.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Awaitable, Callable, Container, Mapping
 
     from gateway.access.authority import Fetch
     from gateway.access.principals import Principal
@@ -43,7 +50,44 @@ CLOSE_GRACE: Final = 2.0
 HURRIED_GRACE: Final = 0.25
 """The same after `stop_now`: enough for a client that reads, too short for one that does not to be in the way."""
 
+MAX_DEPTH: Final = 3
+"""Gateways that may have started one another; a config that writes another one for each start ends here."""
+
 log = logging.getLogger("gateway.runtime")
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """The gateways that have started one another, the outermost first: their names, and the configs that they serve.
+
+    A child finds it in its environment. A gateway that starts itself would do so without end.
+    """
+
+    names: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Lineage:
+        """The gateways that have started this process."""
+        try:
+            return msgspec.json.decode(environ.get(GATEWAYS_VARIABLE, "{}"), type=cls)
+        except jsonrpc.UNDECODABLE:
+            return cls()
+
+    def check(self, config: Path) -> None:
+        """Raise ConfigError if a gateway with this config would start itself, or is too deep within others."""
+        path = str(config.resolve())
+        way = " -> ".join((*self.configs, path))
+        if path in self.configs:
+            text = f"{config}: a gateway with this config has started this one ({way}); remove that server from it"
+            raise ConfigError([text])
+        if len(self.configs) >= MAX_DEPTH:
+            raise ConfigError([f"{config}: {len(self.configs)} gateways have started one another already ({way})"])
+
+    def with_own(self, name: str, source: str) -> Lineage:
+        """The same with a gateway of this name; `source` is the path of its config, where it is a file."""
+        path = Path(source)
+        configs = (*self.configs, str(path.resolve())) if path.exists() else self.configs
+        return Lineage((*self.names, f"{name}#{secrets.token_hex(4)}"), configs)
 
 
 class GatewayRuntime:
@@ -67,10 +111,13 @@ class GatewayRuntime:
         fetch: Fetch | None = None,
     ) -> None:
         self._guard = guard
+        lineage = Lineage.of(os.environ).with_own(config.gateway.name, config.source)
         self._opener = SessionOpener(
             guard,
             name=config.gateway.name,
             store=store,
+            gateways=lineage.names,
+            marker=jsonrpc.encode(lineage).decode(),
             waiting=self._calls_waiting_for,
             note_login_required=self._note_login_required,
         )
@@ -81,7 +128,7 @@ class GatewayRuntime:
         )
         self.router = Router(self.fleet, self.access, note_refused=self.audit.note_refused)
         self.suspended_calls = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
-        self.handler = RequestHandler(self.router, VERSION, self.suspended_calls)
+        self.handler = RequestHandler(self.router, VERSION, self.suspended_calls, lineage.names)
         self.stopping = trio.Event()
         """Set when the gateway begins to stop."""
         self.closing = trio.Event()

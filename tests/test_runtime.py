@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,20 +15,27 @@ from gateway.app import Gateway, Options
 from gateway.calls import Caller, Era
 from gateway.config import parse_config
 from gateway.embed.native import EmbeddedGateway, open_gateway
-from gateway.errors import Revoked, ShuttingDown
+from gateway.errors import ConfigError, Revoked, ShuttingDown
 from gateway.masking import SECRETS
+from gateway.runtime import MAX_DEPTH, Lineage
 from tests.support.access import House, Unguarded, keys, make_config, open_house, running
 from tests.support.fakes import SOON, FakeExchange, make_call, settle
-from tests.support.gateway_process import echo_backend
+from tests.support.gateway_process import ROOT, HttpClient, echo_backend, open_gateway_process
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trio.testing import MockClock
 
     from gateway.access.principals import Principal
     from gateway.config import Config
     from gateway.inflight.pending import PendingCall
+
+QUICK = {"restart": {"max_quick_failures": 1}, "shutdown_grace": [0.3, 0.3, 1]}
+
+
+def serving(config: Path) -> dict[str, Any]:
+    """The entry of a gateway with this config."""
+    return {"command": sys.executable, "args": ["-m", "gateway", "serve", "--config", str(config)], "cwd": str(ROOT)}
+
 
 META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -220,3 +229,73 @@ async def test_streams_end_after_the_calls_and_backends_last(autojump_clock: Moc
             await house.fleet.ended.wait()
         with pytest.raises(ShuttingDown):
             await runtime.apply(make_config(None))
+
+
+# -- a gateway inside itself -------------------------------------------------------------------------------------------
+
+
+def test_a_lineage_refuses_what_it_holds_and_too_many(tmp_path: Path) -> None:
+    lineage = Lineage.of({"MCP_GATEWAY_GATEWAYS": "no lineage"})
+    assert lineage == Lineage()
+    for number in range(MAX_DEPTH):
+        config = tmp_path / f"{number}.json"
+        lineage.check(config)
+        config.write_text("{}", encoding="utf-8")
+        lineage = lineage.with_own("g", str(config))
+        (tmp_path / f"link-{number}.json").symlink_to(config)
+        with pytest.raises(ConfigError, match="has started this one"):
+            lineage.check(tmp_path / f"link-{number}.json")
+    with pytest.raises(ConfigError, match="3 gateways have started one another"):
+        lineage.check(tmp_path / "more.json")
+    assert len(lineage.with_own("g", "a config that is no file").configs) == MAX_DEPTH
+    assert len(set(lineage.names)) == MAX_DEPTH
+
+
+@pytest.mark.leak_check
+async def test_a_gateway_that_would_start_itself_is_refused(tmp_path: Path) -> None:
+    inner = tmp_path / "inner.json"
+    inner.write_text(json.dumps({"mcpServers": {"me": serving(inner) | QUICK}}), encoding="utf-8")
+    async with open_gateway_process({"mcpServers": {"inner": serving(inner) | QUICK}}) as gateway:
+        line = await gateway.wait_stderr("a gateway with this config has started this one")
+        assert f"{inner} -> {inner}" in line
+
+
+@pytest.mark.leak_check
+async def test_different_gateways_work_in_a_chain(tmp_path: Path) -> None:
+    inner = tmp_path / "inner.json"
+    inner.write_text(json.dumps({"mcpServers": {"echo": echo_backend() | QUICK}}), encoding="utf-8")
+    async with open_gateway_process({"mcpServers": {"inner": serving(inner) | QUICK}}) as middle:
+        assert middle.url is not None
+        async with open_gateway_process({"mcpServers": {"middle": {"url": middle.url}}}) as outer:
+            assert outer.url is not None
+            client = HttpClient(outer.url)
+            await client.initialize()
+            answer = await client.call_tool("middle.inner.echo.echo", {"text": "hi"})
+            assert answer["result"]["content"][0]["text"] == "hi"
+
+
+def rewrite(gateway: Any, **servers: Any) -> None:
+    """Put servers into the config of a running gateway, which watches it."""
+    path = Path(gateway.process.args[gateway.process.args.index("--config") + 1])
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["mcpServers"] |= servers
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_gateway_that_is_its_own_backend_is_refused(era: str) -> None:
+    async with open_gateway_process({"mcpServers": {"echo": echo_backend() | QUICK}}) as gateway:
+        rewrite(gateway, me={"url": gateway.url, "era": era, **QUICK})
+        assert await gateway.wait_stderr("leads back to this gateway")
+
+
+@pytest.mark.parametrize("transport", ["streamable-http", "sse"])
+async def test_two_gateways_that_serve_each_other_are_refused(transport: str) -> None:
+    echo = {"mcpServers": {"echo": echo_backend() | QUICK}}
+    async with open_gateway_process(echo, transport=transport) as first:
+        config = {"mcpServers": {"first": {"url": first.url, "transport": transport, **QUICK}}}
+        async with open_gateway_process(config, transport=transport) as second:
+            assert await second.wait_stderr("'first' is ready")
+            rewrite(first, second={"url": second.url, "transport": transport, **QUICK})
+            line = await first.wait_stderr("offers what this gateway offers")
+            assert " -> " in line

@@ -46,9 +46,9 @@ def _ignore_login(_backend: str, _reason: str) -> None:
 class SessionOpener:
     """Implements `gateway.backends.session.interface.Opener`. Owns the tasks in which tokens are renewed.
 
-    `name` is the gateway's, as servers see it. Eras and tokens are kept in `store`, without one in memory. `waiting`
-    returns the calls that wait for a backend and whose clients can be asked to log in; `note_login_required` is called
-    with a backend that waits for a person, and the reason.
+    `name` is the gateway's, as servers see it; `gateways` and `marker` are those of its `Lineage`. Eras and tokens are
+    kept in `store`, without one in memory. `waiting` returns the calls that wait for a backend and whose clients can be
+    asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class SessionOpener:
         name: str,
         store: Store | None = None,
         records: EraRecords | None = None,
+        gateways: tuple[str, ...] = (),
+        marker: str = "",
         waiting: Callable[[str], Sequence[PendingCall]] = _no_calls,
         note_login_required: Callable[[str, str], None] = _ignore_login,
     ) -> None:
@@ -66,7 +68,8 @@ class SessionOpener:
         self._records = EraRecords(store) if records is None else records
         self._waiting = waiting
         self._note_login_required = note_login_required
-        self._hop = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": name, "version": VERSION}))
+        client_info = jsonrpc.raw({"name": name, "version": VERSION})
+        self._hop = Hop(era=Era.LEGACY, client_info=client_info, gateways=gateways, marker=marker)
         self._http: HttpOpener | None = None
         self._logins: Logins | None = None
         self._adding_logins = trio.Lock()

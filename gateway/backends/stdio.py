@@ -56,6 +56,8 @@ SAFE_ENVIRONMENT: Final = (
 ).split()
 """Variables that a child gets without being told so; secrets of the gateway's own environment are not among them, so
 that a proxy's address with a user name in it is left out."""
+GATEWAYS_VARIABLE: Final = "MCP_GATEWAY_GATEWAYS"
+"""The variable in which a child finds the gateways that have started it (`gateway.runtime.Lineage`)."""
 EXIT_STATUS_WAIT: Final = 0.02
 """Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
 MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
@@ -68,12 +70,12 @@ ever, and after it has closed its stdin, for answers that are under way."""
 log = logging.getLogger("gateway.backend")
 
 
-def child_environment(config: ServerConfig, environ: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a backend's child: safe defaults, then what the config says."""
+def child_environment(config: ServerConfig, environ: Mapping[str, str], marker: str = "") -> dict[str, str]:
+    """The whole environment of a backend's child: safe defaults, what the config says, and the gateways above it."""
     inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
     for name in [name for name, value in inherited.items() if name.lower().endswith("_proxy") and "@" in value]:
         del inherited[name]
-    return {**inherited, **config.env}
+    return {**inherited, **config.env, **({GATEWAYS_VARIABLE: marker} if marker else {})}
 
 
 class StdioSession:
@@ -280,7 +282,7 @@ async def open_stdio(
     if config.command is None:
         raise BackendProtocol(config.name, "has no command")
     argv = (config.command, *config.args)
-    command = ChildCommand(argv=argv, env=child_environment(config, os.environ), cwd=config.cwd)
+    command = ChildCommand(argv=argv, env=child_environment(config, os.environ, hop.marker), cwd=config.cwd)
     async with open_child(command, grace=config.shutdown_grace, guard=guard, backend=config.name) as child:
         session = StdioSession(config, child, listener, hop)
         attempts = attempts or Attempts(config.era, pinned=config.pins_era)

@@ -44,6 +44,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     unread: dict[Kind, bool] = {}
     """Lists that were not read to their end, and whether reading them again may help."""
 
+    gateways: tuple[str, ...] = ()
+    """The gateways that are behind the backend, where it is one."""
+
     def count(self, kind: Kind) -> int:
         """How many items of a kind there are."""
         return len(self.items.get(kind, ()))
@@ -71,6 +74,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
             capabilities=offered_capabilities(self.capabilities, items),
             problems=problems,
             unread=unread,
+            gateways=fresh.gateways or self.gateways,
         )
 
 

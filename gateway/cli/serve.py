@@ -53,6 +53,7 @@ def run(values: Values) -> int:
     """Serve until a signal, or the end of stdin; 1 if calls had to be cut off."""
     from gateway import app
     from gateway.reload.source import ConfigSource
+    from gateway.runtime import Lineage
     from gateway.store import Store
     from gateway.telemetry import open_logging
 
@@ -66,6 +67,7 @@ def run(values: Values) -> int:
     if values.tls_key is not None and values.tls_cert is None:
         message = "--tls-key needs --tls-cert"
         raise UsageError(message, "mcp-gateway serve --help")
+    Lineage.of(os.environ).check(values.config)
     store = _usable(Store(state_directory(values)))
     source = ConfigSource(
         values.config, environ=os.environ, name=values.name, store=None if values.ephemeral else store

@@ -26,7 +26,14 @@ PROGRESS_TOKEN: Final = "progressToken"  # ruff: ignore[hardcoded-password-strin
 BACKEND_INFO: Final = "trio-mcp-gateway/backendInfo"
 """Our own key under which a backend's `serverInfo` is kept when the gateway stamps its own."""
 
+GATEWAYS: Final = "trio-mcp-gateway/gateways"
+"""Our own key under which gateways name themselves to one another: in requests of their own (`initialize`, lists) those
+through which the client is reached, in lists those that are behind the server. Calls never carry it."""
+MAX_GATEWAYS: Final = 64
+"""Most gateways that are read from a message."""
+
 REQUEST_HOP_KEYS: Final = frozenset({
+    GATEWAYS,
     PROTOCOL_VERSION,
     CLIENT_INFO,
     CLIENT_CAPABILITIES,
@@ -69,6 +76,17 @@ def split_request_meta(
         raise InvalidParams(message) from None
     hop = {key: members.pop(key) for key in REQUEST_HOP_KEYS & members.keys()}
     return members, hop
+
+
+def gateways_in(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
+    """The gateways that a `_meta` names; none where it names them in another form."""
+    span = members.get(GATEWAYS)
+    if span is None:
+        return ()
+    try:
+        return tuple(jsonrpc.decode_string(each) for each in jsonrpc.decode_array(span)[:MAX_GATEWAYS])
+    except ValueError:
+        return ()
 
 
 def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:

@@ -187,6 +187,7 @@ def modern_call(
         scope=identity.scope,
         session=session,
         address=address,
+        gateways=meta.gateways_in(hop),
     )
     method = str(message.method)
     return Call(
@@ -207,6 +208,10 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     version: str = LATEST_MODERN
     capabilities: msgspec.Raw = BRIDGEABLE
     """What a legacy backend is told in `initialize`; modern ones are told with each request."""
+    gateways: tuple[str, ...] = ()
+    """This gateway, after those that started it."""
+    marker: str = ""
+    """The same for the environment of a child, with the configs (`gateway.runtime.Lineage`)."""
 
 
 def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False) -> bytes:

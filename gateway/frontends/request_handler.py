@@ -28,7 +28,7 @@ from gateway.catalog.snapshot import encode_list
 from gateway.eras import asks, errors, meta, methods, requests, results, versions
 from gateway.eras.caching import KEEP_NOTHING
 from gateway.eras.tools import view_of
-from gateway.errors import BackendProtocol, GatewayError, InvalidParams, UnknownMethod
+from gateway.errors import BackendProtocol, GatewayError, GatewayLoop, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.call_stream import CallStream
 from gateway.frontends.legacy.sessions import ClientIntroduction, DuplicateId
@@ -48,6 +48,8 @@ MAX_INSTRUCTIONS: Final = 32_768
 """Characters of merged instructions; they end up in a model's context."""
 MAX_BATCH: Final = 64
 """Most messages in one batch (only protocol version 2025-03-26 has batches)."""
+MAX_HOPS: Final = 3
+"""Gateways through which a client may be reached; more are an accident that no comparison of names has found."""
 LISTEN: Final = "subscriptions/listen"
 
 
@@ -55,6 +57,7 @@ class _InitializeParams(msgspec.Struct):
     protocolVersion: str  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
     capabilities: msgspec.Raw = jsonrpc.EMPTY_OBJECT
     clientInfo: msgspec.Raw = jsonrpc.ABSENT  # ruff: ignore[mixed-case-variable-in-class-scope] - the wire's name
+    meta: msgspec.Raw = msgspec.field(default=jsonrpc.ABSENT, name="_meta")
 
 
 _initialize_params = msgspec.json.Decoder(_InitializeParams)
@@ -71,7 +74,11 @@ class Listener(Protocol):
 class RequestHandler:
     """The gateway's own answers, shared by all frontends."""
 
-    def __init__(self, router: Router, version: str, parking: SuspendedCalls) -> None:
+    def __init__(
+        self, router: Router, version: str, parking: SuspendedCalls, gateways: tuple[str, ...] = ("gateway",)
+    ) -> None:
+        """Make one; `gateways` are those that started this one, and itself."""
+        self._gateways = gateways
         self.router = router
         self.parking = parking
         self.fleet = router.fleet
@@ -126,6 +133,7 @@ class RequestHandler:
 
         Raises:
             InvalidParams: the params are none of an initialize request.
+            GatewayLoop: the client is reached through this gateway.
         """
         try:
             params = jsonrpc.read(_initialize_params, message.params)
@@ -135,7 +143,21 @@ class RequestHandler:
         version = versions.negotiate_legacy(params.protocolVersion)
         capabilities = jsonrpc.EMPTY_OBJECT if params.capabilities == jsonrpc.NULL else params.capabilities
         client_info = jsonrpc.ABSENT if params.clientInfo == jsonrpc.NULL else params.clientInfo
-        return ClientIntroduction(version, capabilities, client_info, identity)
+        try:
+            gateways = meta.gateways_in(jsonrpc.decode_object(params.meta))
+        except ValueError:
+            gateways = ()
+        self._refuse_loop(gateways)
+        return ClientIntroduction(version, capabilities, client_info, identity, gateways)
+
+    def _refuse_loop(self, gateways: tuple[str, ...]) -> None:
+        """Refuse a client that is reached through this gateway, or through more than `MAX_HOPS`. Raises GatewayLoop."""
+        own = self._gateways[-1]
+        if own in gateways or len(gateways) > MAX_HOPS:
+            path = " -> ".join((*gateways, own))
+            what = "leads back to this gateway" if own in gateways else f"is longer than {MAX_HOPS} gateways"
+            text = f"the way {path} {what}; remove one of these servers from the config that names it"
+            raise GatewayLoop(text)
 
     def greeting(self, introduction: ClientIntroduction) -> bytes:
         """Answer `initialize` as this client sees the gateway now: it never asks again."""
@@ -256,6 +278,8 @@ class RequestHandler:
         Raises:
             GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
         """
+        if call.caller.gateways:
+            self._refuse_loop(call.caller.gateways)
         if call.method in methods.LISTED_KIND:
             return await self._list(methods.LISTED_KIND[call.method], call.params, call.caller)
         if call.method == "server/discover":
@@ -311,14 +335,16 @@ class RequestHandler:
         await self.fleet.first_starts(caller.scope)
         snapshot = self.fleet.snapshot(caller.scope)
         page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
+        own: dict[str, object] = {}
+        if caller.gateways:
+            own[meta.GATEWAYS] = (self._gateways[-1], *self.fleet.gateways())
         if caller.era is Era.LEGACY:
-            return encode_list(kind, page)
+            return encode_list(kind, page, tail=b',"_meta":' + jsonrpc.encode(own) if own else b"")
         # While a backend is away, what it lists may come any moment.
         is_whole = all(backend.offered and backend.listing is not None for backend in self.fleet.seen(caller.scope))
         hint = snapshot.hint(kind) if is_whole else KEEP_NOTHING
-        return encode_list(
-            kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), self._meta_tail)
-        )
+        tail = b',"_meta":' + jsonrpc.encode({**own, meta.SERVER_INFO: self.server_info}) if own else self._meta_tail
+        return encode_list(kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), tail))
 
     def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
         """Return the response to a call, and the error code if it is an error."""

@@ -122,6 +122,11 @@ class Fleet:
         snapshot = self._assembly.snapshot()
         return snapshot if scope is None else snapshot.within(scope)
 
+    def gateways(self) -> tuple[str, ...]:
+        """The gateways that are behind the backends."""
+        listings = [one.listing for one in self._supervisors.values() if one.listing is not None]
+        return tuple(dict.fromkeys(each for listing in listings for each in listing.gateways))
+
     def is_limited(self, scope: Scope | None) -> bool:
         """Whether a caller of this scope may use less than all that the backends have."""
         return scope is not None or self._assembly.leaves_out

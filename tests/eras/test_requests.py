@@ -187,3 +187,10 @@ def test_the_era_of_a_request(params: object, expected: bool) -> None:
 def test_the_members_that_name_an_owner_are_those_of_the_sdk() -> None:
     legacy_only = {"resources/subscribe": "uri", "resources/unsubscribe": "uri"}
     assert dict(NAME_BEARING_METHODS) | legacy_only == {name: kind.key for name, kind in OWNER_KIND.items()}
+
+
+@pytest.mark.parametrize("era", Era)
+def test_a_call_does_not_name_gateways(era: Era) -> None:
+    hop = Hop(era=era, client_info=msgspec.Raw(b"{}"), gateways=("a",))
+    call = Call(method="tools/call", name="x", params={}, meta={}, caller=Caller(era=era, version=""))
+    assert meta.GATEWAYS.encode() not in requests.backend_params(call, "x", None, hop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,10 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Era, Failure, InputRequired, Notification
+from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, Notification
+from gateway.catalog.kinds import Kind
 from gateway.config.model import Config, GatewaySettings, ServerConfig
-from gateway.eras.requests import UnsupportedVersion
-from gateway.errors import BackendUnavailable, InvalidParams, UnknownMethod
+from gateway.eras import meta
+from gateway.eras.requests import UnsupportedVersion, modern_call
+from gateway.errors import BackendUnavailable, GatewayLoop, InvalidParams, UnknownMethod
 from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
 from gateway.frontends.request_handler import RequestHandler, cancelled_id, encode_notice
 from gateway.router import Router
@@ -227,3 +229,39 @@ def test_progress_comes_under_the_clients_token() -> None:
 def test_what_a_cancel_names(params: object, expected: object) -> None:
     raw = json.dumps({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}).encode()
     assert cancelled_id(jsonrpc.decode(raw)) == expected
+
+
+@pytest.mark.parametrize(
+    ("gateways", "refused"),
+    [
+        (["a"], False),
+        (["a", "b", "c"], False),
+        (["a", "b", "c", "d"], True),
+        (["x", "gateway"], True),
+        ("gateway", False),
+    ],
+    ids=["one", "three", "four", "itself", "no list"],
+)
+async def test_a_client_behind_this_gateway_is_refused(
+    autojump_clock: MockClock, gateways: object, refused: bool
+) -> None:
+    own = {meta.GATEWAYS: gateways}
+    hello = {"protocolVersion": "2025-06-18", "_meta": own}
+    params = {"_meta": {**own, meta.PROTOCOL_VERSION: "2026-07-28", meta.CLIENT_CAPABILITIES: {}}}
+    async with running() as answers:
+        for method in ("initialize", "server/discover", "tools/list"):
+            with pytest.raises(GatewayLoop, match=" -> ") if refused else nullcontext():
+                if method == "initialize":
+                    answers.introduce(message(method, hello))
+                else:
+                    await answers.modern(modern_call(message(method, params)))
+
+
+@pytest.mark.parametrize("era", Era)
+async def test_only_a_gateway_is_told_what_gateways_there_are(autojump_clock: MockClock, era: Era) -> None:
+    async with running() as answers:
+        caller = Caller(era=era, version="2025-11-25" if era is Era.LEGACY else "2026-07-28")
+        for gateways, expected in (((), None), (("a",), ["gateway"])):
+            one = msgspec.structs.replace(caller, gateways=gateways)
+            found = json.loads(await answers._list(Kind.TOOLS, {}, one))
+            assert found.get("_meta", {}).get(meta.GATEWAYS) == expected

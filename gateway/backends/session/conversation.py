@@ -177,10 +177,12 @@ class Conversation:
         self._waiters[request_id] = waiter
         if self._closed is not None:
             waiter.finish(self._closed)
-        members = dict(params or {})
+        members, own = dict(params or {}), dict[str, object]()
         if self.hop.era is Era.MODERN:
             caller = None if ticket is None else ticket.call.caller
-            members["_meta"] = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
+            members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
+        if self.hop.gateways and (method in _OPENING or (own and method in BY_METHOD)):
+            members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
         line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
         if self._exchanges is None:
             self._post(line)

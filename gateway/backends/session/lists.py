@@ -18,8 +18,9 @@ from gateway.backends.session.handshake import expect_result
 from gateway.calls import Failure
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean, declares, offered_capabilities
 from gateway.eras.caching import Hint, merge_hints, read_hint
+from gateway.eras.meta import gateways_in
 from gateway.eras.methods import FEATURES, Kind
-from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow
+from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from gateway.masking import SECRETS
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class _Reading:
         self.failure: BackendError | None = None
         self.is_answered = False
         """Whether the backend has answered, be it with an error."""
+        self.loop: BackendUnfit | None = None
+        """Why the list may not be served, where it holds what this gateway itself offers."""
+        self.gateways: tuple[str, ...] = ()
+        """The gateways that are behind the backend."""
         self.done = trio.Event()
         self._conversation = conversation
         self._timeout = timeout
@@ -103,6 +108,8 @@ class _Reading:
             text = f"answered {method} with a result that is no object"
             self.fail(BackendProtocol(self._conversation.backend, text), again=False)
             return None
+        if self._is_loop(members):
+            return None
         self._hints.append(read_hint(members))
         span = bytes(members.get(member, b""))
         if span in {b"", b"null"}:  # how some languages write an empty list
@@ -122,6 +129,20 @@ class _Reading:
         except ValueError:
             self._note(f"answered {method} with a nextCursor that is no string; the list ends there")
             return entries, None
+
+    def _is_loop(self, members: dict[str, msgspec.Raw]) -> bool:
+        """Whether this gateway is itself behind the backend; its own tools would come back in every list, longer."""
+        try:
+            own = jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
+        except ValueError:
+            return False
+        self.gateways = gateways_in(own)
+        if not set(self.gateways).isdisjoint(self._conversation.hop.gateways):
+            path = " -> ".join((*self._conversation.hop.gateways, *self.gateways))
+            text = f"offers what this gateway offers ({path}); remove this server here, or the gateway there"
+            self.loop = BackendUnfit(self._conversation.backend, text)
+            self.fail(self.loop, again=False)
+        return self.loop is not None
 
     def _note(self, problem: str) -> None:
         if not self._quiet:
@@ -172,6 +193,9 @@ async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, 
     else:
         await _read_all(readings, 0.0, 0.0, UNDECLARED_LINGER)
     _raise_if_gone(conversation, readings)
+    for reading in readings:
+        if reading.loop is not None:
+            raise reading.loop
     listing = _collect(readings)
     failures = [reading.failure for reading in readings if reading.failure is not None and not reading.is_answered]
     if declared and len(failures) == len(readings):
@@ -183,6 +207,7 @@ async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, 
         instructions=greeting.instructions,
         problems=listing.problems,
         unread=listing.unread,
+        gateways=listing.gateways,
     )
 
 
@@ -228,7 +253,7 @@ async def list_feature(
     return listing
 
 
-def _collect(readings: Iterable[_Reading]) -> Listing:
+def _collect(readings: Collection[_Reading]) -> Listing:
     items: dict[Kind, tuple[Item, ...]] = {}
     problems: dict[Kind, tuple[str, ...]] = {}
     unread: dict[Kind, bool] = {}
@@ -237,7 +262,8 @@ def _collect(readings: Iterable[_Reading]) -> Listing:
         items[kind], problems[kind] = reading.finish()
         if reading.unread is not None:
             unread[kind] = reading.unread
-    return Listing(items=items, problems=problems, unread=unread)
+    gateways = tuple(dict.fromkeys(each for reading in readings for each in reading.gateways))
+    return Listing(items=items, problems=problems, unread=unread, gateways=gateways)
 
 
 def _raise_if_gone(conversation: Conversation, readings: Iterable[_Reading]) -> None:

@@ -51,6 +51,7 @@ class ClientIntroduction(msgspec.Struct, frozen=True):
     capabilities: msgspec.Raw
     client_info: msgspec.Raw
     identity: Identity = ANYBODY
+    gateways: tuple[str, ...] = ()
 
 
 class ResumableStream(Protocol):
@@ -232,6 +233,7 @@ class LegacySession:
             session=self.key,
             principal=introduction.identity.principal,
             scope=introduction.identity.scope,
+            gateways=introduction.gateways,
         )
         self.identity = introduction.identity
         """Whose session it is, and at which endpoint it was made; nobody else finds it."""

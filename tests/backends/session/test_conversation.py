@@ -18,6 +18,7 @@ from gateway import jsonrpc
 from gateway.backends.session.conversation import MAX_BATCH, MAX_WITHDRAWN, SUSPECT_FOR
 from gateway.calls import Complete, Era, Failure, InputRequired, Notification, ServerRequest
 from gateway.eras import asks
+from gateway.eras.meta import GATEWAYS
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import OversizedLine
 from gateway.rates import BURST, LINES_PER_SECOND
@@ -503,3 +504,16 @@ async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, p
         found = await ticket.next()
     assert isinstance(found, Notification)
     assert {name: json.loads(bytes(span)) for name, span in found.params.items()} == arrives
+
+
+@pytest.mark.parametrize(
+    ("era", "carries"),
+    [(Era.LEGACY, {"server/discover", "initialize"}), (Era.MODERN, {"server/discover", "initialize", "tools/list"})],
+)
+async def test_gateways_are_named_where_a_session_begins_and_in_lists(era: Era, carries: set[str]) -> None:
+    script = Script(era=era)
+    script.conversation.hop = msgspec.structs.replace(script.conversation.hop, gateways=("a", "b"))
+    for method in ("server/discover", "initialize", "tools/list", "ping"):
+        script.conversation.begin(method)
+    named = {one["method"]: one.get("params", {}).get("_meta", {}).get(GATEWAYS) for one in script.posted}
+    assert named == {method: ["a", "b"] if method in carries else None for method in named}
