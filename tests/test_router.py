@@ -11,9 +11,8 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Call, Complete, Era, Failure, Scope
-from gateway.eras.methods import Kind
-from gateway.eras.methods import Kind
 from gateway.config import ServerConfig
+from gateway.eras.methods import Kind
 from gateway.errors import (
     BackendExited,
     BackendUnavailable,

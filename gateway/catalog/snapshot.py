@@ -41,7 +41,7 @@ from gateway.errors import InvalidParams
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from gateway.calls import NameChoice, Scope
+    from gateway.calls import Scope
     from gateway.catalog.offers import Offer
     from gateway.catalog.scopes import NamedView
     from gateway.config.model import ServerConfig
@@ -145,7 +145,10 @@ class Snapshot:
         if known is not None:
             return known
         if scope.names is not None:
-            seen = self.within(scope.without(names=None))._renamed(scope.names)
+            seen = self.within(scope.without(names=None))
+            if (naming := seen.naming.chosen(scope.names)) != seen.naming:
+                whole, seen = seen, (seen if seen.limits else seen._narrowed(EVERYTHING))._under(naming)
+                seen._is_personal = whole._is_personal
         else:
             seen, inner = self, scope.without(view=None)
             if scope.view is not None:
@@ -165,15 +168,6 @@ class Snapshot:
             return self._narrowed(NOTHING)
         seen = self._narrowed(view.scope)
         return seen if view.naming is None or view.naming == self.naming else seen._under(view.naming)
-
-    def _renamed(self, choice: NameChoice) -> Snapshot:
-        """Under the names that a client has chosen."""
-        naming = self.naming.chosen(choice)
-        if naming == self.naming:
-            return self
-        found = (self if self.limits else self._narrowed(EVERYTHING))._under(naming)
-        found._is_personal = self._is_personal
-        return found
 
     def _under(self, naming: Naming) -> Snapshot:
         """One that has been narrowed, under other names."""

@@ -188,17 +188,6 @@ async def _meet(
             report["hints"].append(session.stray_output)
 
 
-def _name_hint(found: dict[str, dict[str, Any]]) -> str:
-    """What of all public names some clients refuse, and what to do about it; empty if nothing is."""
-    total = sum(one.get("tools", 0) for one in found.values())
-    parts: list[str] = []
-    for member, what in (("odd_names", "have characters that some clients refuse"), ("long_names", "are too long")):
-        names = [name for one in found.values() for name in one.get(member, ())]
-        if names:
-            parts.append(f"{len(names)} of {total} names {what}, as {names[0]!r}")
-    return f"{'; '.join(parts)}; {NAMES_FIX}" if parts else ""
-
-
 def _describe(report: dict[str, Any]) -> str:
     """The server's name and version, and the eras that it offers."""
     info = cast("dict[str, Any]", report["server_info"]) if isinstance(report["server_info"], dict) else {}
@@ -234,8 +223,13 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
             print(f"  hint: {hint}")
         if one["children_left"]:
             print(f"  processes left: {', '.join(map(str, one['children_left']))}")
-    if hint := _name_hint(found):
-        print(f"hint: {hint}")
+    total, parts = sum(one.get("tools", 0) for one in found.values()), list[str]()
+    for member, what in (("odd_names", "have characters that some clients refuse"), ("long_names", "are too long")):
+        names = [name for one in found.values() for name in one.get(member, ())]
+        if names:
+            parts.append(f"{len(names)} of {total} names {what}, as {names[0]!r}")
+    if parts:  # once: it is about all servers
+        print(f"hint: {'; '.join(parts)}; {NAMES_FIX}")
 
 
 COMMANDS = (

@@ -89,6 +89,14 @@ def gateways_in(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
         return ()
 
 
+def gateways_in_meta(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
+    """The gateways that the `_meta` of params or of a result names."""
+    try:
+        return gateways_in(jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT)))
+    except ValueError:
+        return ()
+
+
 def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:
     """The client's progress token, or None.
 

@@ -143,10 +143,7 @@ class RequestHandler:
         version = versions.negotiate_legacy(params.protocolVersion)
         capabilities = jsonrpc.EMPTY_OBJECT if params.capabilities == jsonrpc.NULL else params.capabilities
         client_info = jsonrpc.ABSENT if params.clientInfo == jsonrpc.NULL else params.clientInfo
-        try:
-            gateways = meta.gateways_in(jsonrpc.decode_object(params.meta))
-        except ValueError:
-            gateways = ()
+        gateways = meta.gateways_in_meta({"_meta": params.meta})
         self._refuse_loop(gateways)
         return ClientIntroduction(version, capabilities, client_info, identity, gateways)
 

@@ -18,7 +18,7 @@ from gateway.backends.session.handshake import expect_result
 from gateway.calls import Failure
 from gateway.catalog.listing import MAX_ITEMS, Item, Listing, clean, declares, offered_capabilities
 from gateway.eras.caching import Hint, merge_hints, read_hint
-from gateway.eras.meta import gateways_in
+from gateway.eras.meta import gateways_in_meta
 from gateway.eras.methods import FEATURES, Kind
 from gateway.errors import MAX_REASON, BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from gateway.masking import SECRETS
@@ -108,7 +108,13 @@ class _Reading:
             text = f"answered {method} with a result that is no object"
             self.fail(BackendProtocol(self._conversation.backend, text), again=False)
             return None
-        if self._is_loop(members):
+        self.gateways, above = gateways_in_meta(members), self._conversation.hop.gateways
+        if not set(self.gateways).isdisjoint(above):  # its list would hold this gateway's own tools, and grow for ever
+            text = f"offers what this gateway offers ({' -> '.join((*above, *self.gateways))})"
+            self.loop = BackendUnfit(
+                self._conversation.backend, f"{text}; remove this server here, or the gateway there"
+            )
+            self.fail(self.loop, again=False)
             return None
         self._hints.append(read_hint(members))
         span = bytes(members.get(member, b""))
@@ -129,20 +135,6 @@ class _Reading:
         except ValueError:
             self._note(f"answered {method} with a nextCursor that is no string; the list ends there")
             return entries, None
-
-    def _is_loop(self, members: dict[str, msgspec.Raw]) -> bool:
-        """Whether this gateway is itself behind the backend; its own tools would come back in every list, longer."""
-        try:
-            own = jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT))
-        except ValueError:
-            return False
-        self.gateways = gateways_in(own)
-        if not set(self.gateways).isdisjoint(self._conversation.hop.gateways):
-            path = " -> ".join((*self._conversation.hop.gateways, *self.gateways))
-            text = f"offers what this gateway offers ({path}); remove this server here, or the gateway there"
-            self.loop = BackendUnfit(self._conversation.backend, text)
-            self.fail(self.loop, again=False)
-        return self.loop is not None
 
     def _note(self, problem: str) -> None:
         if not self._quiet:
