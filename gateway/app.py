@@ -31,9 +31,10 @@ from gateway.runtime import GatewayRuntime
 from gateway.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable
+    from collections.abc import Callable, Container, Iterable, Mapping
     from pathlib import Path
 
+    from gateway.admin.servers import Management
     from gateway.config import Config
     from gateway.frontends.http.listen_address import ListeningSocket
     from gateway.frontends.http.server import HttpFrontend
@@ -106,6 +107,7 @@ class Gateway:
         self._reloader = Reloader(self._source, self.runtime.fleet, apply=self._apply, check=self._check)
         self._all_answered = True
         self._urls: list[str] = []
+        self._management: Management | None = None
 
     async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
@@ -176,16 +178,36 @@ class Gateway:
         from gateway.admin.control import serve_control
 
         task_status.started()
-        await serve_control(store, self._report)
+        await serve_control(store, self._answer)
 
-    async def _report(self) -> bytes:
-        await self._guard.scan()
-        transport = ",".join(self._options.transports)
-        return encode_report(self.runtime.fleet, self._guard, transport=transport, urls=self._urls)
+    async def _answer(self, question: bytes) -> bytes:
+        """Answer a question of the control socket."""
+        if question == b"ps":
+            await self._guard.scan()
+            transport = ",".join(self._options.transports)
+            return encode_report(self.runtime.fleet, self._guard, transport=transport, urls=self._urls)
+        from gateway.admin.control import run_command
+
+        return await run_command(question, self._make_management())
+
+    def _make_management(self, gauges: Mapping[str, Callable[[], int]] | None = None) -> Management:
+        if self._management is None:
+            from gateway.admin.servers import Management
+
+            self._management = Management(
+                self.runtime.router,
+                self._reloader,
+                transport=",".join(self._options.transports),
+                draining=self.runtime.stopping.is_set,
+                closing=self.runtime.closing,
+                guard=self._guard,
+                gauges=gauges,
+                audit_lines_dropped=lambda: self.runtime.audit.dropped,
+            )
+        return self._management
 
     def _make_http_frontend(self) -> HttpFrontend:
         from gateway.admin.http import make_admin_app
-        from gateway.admin.servers import Management
         from gateway.frontends.http.host_policy import HostPolicy
         from gateway.frontends.http.mcp_app import McpApp, Paths
         from gateway.frontends.http.server import HttpFrontend
@@ -198,20 +220,11 @@ class Gateway:
         )
         policy = HostPolicy(options.binding.policy_host)
         mcp = McpApp(runtime.handler, runtime.access, paths, policy=policy, closing=runtime.closing)
-        management = Management(
-            runtime.router,
-            self._reloader,
-            transport=",".join(options.transports),
-            draining=runtime.stopping.is_set,
-            closing=runtime.closing,
-            guard=self._guard,
-            gauges={
-                "sessions": lambda: mcp.sessions,
-                "streams": lambda: mcp.streams,
-                "calls_parked": lambda: len(runtime.suspended_calls),
-            },
-            audit_lines_dropped=lambda: runtime.audit.dropped,
-        )
+        management = self._make_management({
+            "sessions": lambda: mcp.sessions,
+            "streams": lambda: mcp.streams,
+            "calls_parked": lambda: len(runtime.suspended_calls),
+        })
         admin = options.admin or AdminAccess("token", host=options.binding.admin_host)
         return HttpFrontend(mcp, others=make_admin_app(management, admin), closing=runtime.closing)
 

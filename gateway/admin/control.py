@@ -1,7 +1,8 @@
 """The control socket: a Unix socket of mode 0600 in the state directory, in every mode, also stdio.
 
-One question a connection: the client connects, writes a line, reads one JSON document, and the connection ends. Only
-the user who runs the gateway can connect; the file's mode says so before anything is accepted.
+One question a connection: the client connects, writes a line, reads one JSON document, and the connection ends. The
+line is `ps`, or a command as JSON, such as `{"do": "restart", "name": "time"}`. Only the user who runs the gateway can
+connect; the file's mode says so before anything is accepted.
 """
 
 from __future__ import annotations
@@ -14,32 +15,68 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.lines import LineSplitter
+from gateway.errors import GatewayError
+from gateway.lines import LineSplitter, OversizedLine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from gateway.admin.servers import Management
     from gateway.store import Store
 
 ANSWER_WITHIN: Final = 5.0
 """Seconds that one connection may take, so that a client which says nothing holds nothing."""
+COMMAND_TIMEOUT: Final = 60.0
+"""Seconds for a command: a change is answered when its servers have started, or have had their time to."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds until the next try where the process has no more descriptors."""
 MAX_QUESTION: Final = 1_024
 """Bytes of a question."""
 MAX_CONNECTIONS: Final = 16
 """Connections served at once; more wait in the socket's own queue."""
-UNKNOWN_QUESTION: Final = {"error": "unknown question; ask ps"}
+UNKNOWN_QUESTION: Final = jsonrpc.encode({"error": "unknown question; ask ps"})
 
 log = logging.getLogger("gateway.control")
 
 
-async def serve_control(store: Store, report: Callable[[], Awaitable[bytes]]) -> None:
-    """Answer `ps` until cancelled. Where no socket can be made, say so and go without."""
+class Command(msgspec.Struct):
+    """A question that is not `ps`; `name` is the server's, where it is about one."""
+
+    do: str
+    name: str = ""
+
+
+async def run_command(question: bytes, management: Management) -> bytes:
+    """Run a command; returns its result, or the problem, as the management API would answer."""
+    from gateway.admin.http import refusal
+
+    try:
+        command = msgspec.json.decode(question, type=Command)
+        match command.do:
+            case "list":
+                return await management.list_all()
+            case "reload":
+                found = await management.reload()
+            case "restart":
+                found = await management.restart(command.name)
+            case "enable" | "disable":
+                found = await management.switch(command.name, disabled=command.do == "disable")
+            case _:
+                return UNKNOWN_QUESTION
+    except GatewayError as exc:
+        return jsonrpc.encode(refusal(exc).problem)
+    except msgspec.MsgspecError:
+        return UNKNOWN_QUESTION
+    return jsonrpc.encode(found)
+
+
+async def serve_control(store: Store, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+    """Have `answer` answer questions until cancelled. Where no socket can be made, say so and go without."""
     try:
         path = store.socket_path()
         listener = _listen(path)
@@ -48,7 +85,7 @@ async def serve_control(store: Store, report: Callable[[], Awaitable[bytes]]) ->
         return
     try:
         with listener:
-            await _accept(listener, report)
+            await _accept(listener, answer)
     finally:
         path.unlink(missing_ok=True)
 
@@ -73,18 +110,22 @@ def _listen(path: Path) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(sock)
 
 
-async def _accept(listener: trio.socket.SocketType, report: Callable[[], Awaitable[bytes]]) -> None:
+async def _accept(listener: trio.socket.SocketType, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
     places = trio.Semaphore(MAX_CONNECTIONS)
 
     async def serve(sock: trio.socket.SocketType) -> None:
         try:
-            with sock, trio.move_on_after(ANSWER_WITHIN), contextlib.suppress(OSError, trio.BrokenResourceError):
+            with (
+                sock,
+                trio.move_on_after(ANSWER_WITHIN) as scope,
+                contextlib.suppress(OSError, trio.BrokenResourceError),
+            ):
                 stream = trio.SocketStream(sock)
                 splitter = LineSplitter(MAX_QUESTION)
                 while data := await stream.receive_some(MAX_QUESTION):
                     for question in splitter.feed(bytes(data)):
-                        answer = await report() if question == b"ps" else jsonrpc.encode(UNKNOWN_QUESTION)
-                        await stream.send_all(answer)
+                        scope.deadline = trio.current_time() + COMMAND_TIMEOUT
+                        await stream.send_all(await answer(b"" if isinstance(question, OversizedLine) else question))
                         await stream.aclose()
                         return
         finally:

@@ -98,7 +98,7 @@ class Endpoint:
         except Refused as exc:
             await exchange.json(exc.status, jsonrpc.encode(exc.problem), *exc.headers)
         except GatewayError as exc:
-            refused = _refusal(exc)
+            refused = refusal(exc)
             await exchange.json(refused.status, jsonrpc.encode(refused.problem), *refused.headers)
         except ClientGone:
             return
@@ -119,7 +119,7 @@ class Endpoint:
                 raise Refused(415, doc.Problem("The Content-Type must be application/json."))
 
 
-def _refusal(problem: GatewayError) -> Refused:
+def refusal(problem: GatewayError) -> Refused:
     """The one place where an error becomes a status."""
     match problem:
         case ConfigError():

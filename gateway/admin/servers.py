@@ -13,8 +13,10 @@ from gateway.admin.events import Feed
 from gateway.admin.tree import make_tree
 from gateway.backends.stderr import shown
 from gateway.config import parse_config
+from gateway.config.findings import did_you_mean
 from gateway.config.shown import shown_config
 from gateway.eras.methods import Kind
+from gateway.eras.tools import View
 from gateway.errors import ConfigError, UnknownServer
 from gateway.masking import SECRETS
 from gateway.supervisor.history import CallStats
@@ -125,6 +127,19 @@ class Management:
             name: [public for public, _ in listed.get(name, [])] for name in self._fleet.supervisors
         })  # fmt: skip
 
+    async def list_all(self) -> bytes:
+        """All that clients are offered, by kind, and the servers with problems and warnings; as a list waits."""
+        await self._fleet.first_starts()
+        snapshot, statuses = self._fleet.snapshot(), self._fleet.statuses()
+        pages = {kind.member: snapshot.page(kind, None, None, View.LATEST).joined for kind in Kind}
+        return jsonrpc.encode({
+            "items": {member: msgspec.Raw(b"[" + joined + b"]") for member, joined in pages.items()},
+            "problems": {
+                name: one.last_error or f"it is {one.state}" for name, one in statuses.items() if one.state != "ready"
+            },
+            "warnings": {name: one.warnings for name, one in statuses.items() if one.warnings},
+        })
+
     def show_tree(self) -> doc.Tree:
         """Who does what for whom, now."""
         return make_tree(self.router, self.guard)
@@ -133,7 +148,7 @@ class Management:
         """Everything about one server. Raises UnknownServer."""
         config = self._fleet.config.servers.get(name)
         if config is None:
-            text = f"no server is called {name!r}"
+            text = f"no server is called {name!r}{did_you_mean(name, self._fleet.config.servers)}"
             raise UnknownServer(text)
         supervisor = self._fleet.supervisors.get(name)
         history = CallStats() if supervisor is None else supervisor.history

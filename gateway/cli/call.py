@@ -11,7 +11,7 @@ import trio
 
 from gateway.cli.arguments import read_object, split_words, typed
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import UsageError, print_json
+from gateway.cli.output import UsageError, counted, print_json
 from gateway.cli.target import FLAGS, open_target
 from gateway.cli.terminal import Terminal
 from gateway.eras.methods import Kind
@@ -114,7 +114,7 @@ def show_resource(resource: dict[str, Any]) -> str:
 
 
 def _size(encoded: Any) -> str:
-    return f"{len(encoded) * 3 // 4} bytes" if isinstance(encoded, str) else "no data"
+    return counted(len(encoded) * 3 // 4, "byte") if isinstance(encoded, str) else "no data"
 
 
 COMMANDS = (

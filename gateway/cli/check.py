@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import STATE, state_directory
-from gateway.cli.output import error, print_error, print_json, warn
+from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.options import CONFIG, FILE, STATE, config_path, state_directory
+from gateway.cli.output import counted, error, print_error, print_json, warn
 from gateway.cli.places import Places
 from gateway.config.access import Rules
 from gateway.config.parse import files_of, parse_config, read_file
@@ -21,6 +20,7 @@ from gateway.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from gateway.config import Config, ServerConfig
 
@@ -30,13 +30,13 @@ def run(values: Values) -> int:
     config: Config | None = None
     removed: list[str] = []
     problems: tuple[str, ...] = ()
-    places = Places("")
+    places, path = Places(""), config_path(values)
     try:
-        data = read_file(values.file)  # once: it may be a pipe
+        data = read_file(path)  # once: it may be a pipe
         places = Places(data.decode("utf-8", errors="replace"))
-        files = files_of(values.file, os.environ)
-        config = parse_config(data, environ=os.environ, source=str(values.file), files=files)
-        source = ConfigSource(values.file, environ=os.environ, store=Store(state_directory(values)))
+        files = files_of(path, os.environ)
+        config = parse_config(data, environ=os.environ, source=str(path), files=files)
+        source = ConfigSource(path, environ=os.environ, store=Store(state_directory(values)))
         source.base = Base(config, raw_servers(data), files)
         config, removed = source.compose(), source.overlay.removed
         warnings = config.warnings
@@ -49,7 +49,7 @@ def run(values: Values) -> int:
     spell = Masker({} if config is None else config.masked).mask
     if values.json:
         print_json({
-            "file": str(values.file),
+            "file": str(path),
             "ok": config is not None,
             "problems": [_located(places, line) for line in problems],
             "warnings": [_located(places, line, key=True) for line in warnings],
@@ -58,8 +58,8 @@ def run(values: Values) -> int:
             "servers": {} if config is None else _summaries(config, removed),
         })
         return 0 if config is not None else 2
-    _show(values.file, places, problems, error)
-    _show(values.file, places, warnings, warn, key=True)
+    _show(path, places, problems, error)
+    _show(path, places, warnings, warn, key=True)
     if config is None:
         return 2
     for name, summary in _summaries(config, removed).items():
@@ -67,7 +67,7 @@ def run(values: Values) -> int:
     for name, view in config.views.items():
         print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}"))
     print(f"access: {spell(_access(config))}")
-    print(f"{values.file}: ok, {len(config.servers)} servers")
+    print(f"{path}: ok, {counted(len(config.servers), 'server')}")
     return 0
 
 
@@ -106,7 +106,7 @@ def _access(config: Config) -> str:
     found: list[str] = []
     if access.keys:
         limited = sum(key.rules != Rules() for key in access.keys)
-        found.append(f"{len(access.keys)} keys, {limited} of them with rules of their own")
+        found.append(f"{counted(len(access.keys), 'key')} ({limited} limited)")
     if access.oauth is not None:
         found.append(f"tokens of {access.oauth.issuer} for {access.oauth.resource}")
     if access.allow_origins:
@@ -119,6 +119,6 @@ COMMANDS = (
         "check",
         "check a config file and say what it would start",
         run,
-        (Flag("FILE", "the config file", parse=Path, required=True), JSON, STATE),
+        (FILE, CONFIG, JSON, STATE),
     ),
 )

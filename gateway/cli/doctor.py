@@ -12,16 +12,15 @@ import shutil
 import time
 from collections import deque
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
 from gateway import jsonrpc
 from gateway.backends.stderr import SHOWN_LINES, shown
-from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import STATE, load, state_directory, warn_of_state
-from gateway.cli.output import RED, painted, print_json
+from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.options import CONFIG, FILE, STATE, config_path, load, state_directory, warn_of_state
+from gateway.cli.output import RED, counted, painted, print_json
 from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
 from gateway.store import ERA_MAX_AGE, Store, eras_of
@@ -48,7 +47,7 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 def run(values: Values) -> int:
     """Try them all; 1 if one does not work."""
-    config = load(values.file, state_directory(values))
+    config = load(config_path(values), state_directory(values))
     warn_of_state(values)
     quiet = logging.NullHandler()  # what matters of the log is part of the report
     log = logging.getLogger("gateway")
@@ -212,7 +211,7 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
             print(f"{name}: {one['disabled']}")
             continue
         if one["ok"]:
-            tools = "1 tool" if one["tools"] == 1 else f"{one['tools']} tools"
+            tools = counted(one["tools"], "tool")
             print(f"{name}: ok, {one['era']} {one['version']}, {tools}, ready in {one['ready_after']:g} s")
             print(f"  {_describe(one)}")
         else:
@@ -237,6 +236,6 @@ COMMANDS = (
         "doctor",
         "start each server of a config once and say what is wrong with it",
         run,
-        (Flag("FILE", "the config file", parse=Path, required=True), JSON, STATE),
+        (FILE, CONFIG, JSON, STATE),
     ),
 )

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from gateway.cli.clients import CLIENTS, Found, read_client, variables_in
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import CommandError, print_error, print_json, warn
+from gateway.cli.output import CommandError, counted, print_error, print_json, warn
 from gateway.config import parse_config
 from gateway.config.parse import files_of, read_file
 from gateway.config.shown import shown_config
@@ -55,7 +55,7 @@ def run(values: Values) -> int:
         return 1
     present.update({name: client.servers[name] for name in shown})
     _write(values.config, root)
-    print_error(f"{values.config}: {len(shown)} servers were added")
+    print_error(f"{values.config}: added {counted(len(shown), 'server')}")
     return failed
 
 

@@ -2,62 +2,81 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+import trio
 
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.output import error, print_json, warn
+from gateway.cli.options import config_path
+from gateway.cli.output import BOLD, UsageError, painted, print_json, warn
+from gateway.cli.ps import command, find_running
 from gateway.cli.target import FLAGS, REMOTE, open_target
+from gateway.config.findings import did_you_mean
 from gateway.eras.methods import FEATURES, Kind
 
 KINDS = {feature: tuple(kind for kind in Kind if kind.feature == feature) for feature in FEATURES}
+MAX_COLUMN: Final = 60
+"""Characters of a name that move the summaries of all others to the right."""
 
 
 def run(values: Values) -> int:
     """Print them; 1 if not all servers came up."""
-    import trio
-
-    kinds = KINDS[values.kind] if values.kind else tuple(kind for several in KINDS.values() for kind in several)
-    found, problems, warnings = trio.run(partial(_list, values, kinds))
+    files = [Path(word) for word in values.kind if word not in KINDS]
+    values.file = files[0] if files else None
+    if values.file or values.config:
+        values.config = config_path(values)
+    for path in files:
+        if path != values.file or not path.exists():
+            problem = f"{path}: no such file, and none of {', '.join(KINDS)}"
+            raise UsageError(problem, did_you_mean(str(path), KINDS).removeprefix("; "))
+    chosen = [word for word in values.kind if word in KINDS] or KINDS
+    kinds = [kind for word, several in KINDS.items() if word in chosen for kind in several]
+    report = {"urls": [values.url]} if values.config else find_running(values)
+    if report["urls"]:
+        found, problems, warnings = trio.run(partial(_list, values, kinds))
+    else:
+        answer = command(report, "list")
+        found = {kind: answer["items"][kind.member] for kind in kinds}
+        problems, warnings = answer["problems"], answer["warnings"]
     if values.json:
-        print_json({kind.member: items for kind, items in found.items()})
+        print_json({kind.member: items for kind, items in found.items()} | ({"problems": problems} if problems else {}))
     else:
         _show(found)
     for name, texts in warnings.items():
         for text in texts:
             warn(text if name == REMOTE else f"server {name!r}: {text}")
     for name, why in problems.items():
-        if name == REMOTE:
-            error(why)
-        else:
-            warn(f"server {name!r}: {why}")
+        warn(f"server {name!r}: {why}")
     return 1 if problems else 0
 
 
 async def _list(
-    values: Values, kinds: tuple[Kind, ...]
+    values: Values, kinds: list[Kind]
 ) -> tuple[dict[Kind, list[dict[str, Any]]], dict[str, str], dict[str, tuple[str, ...]]]:
     async with open_target(values) as target:
-        return {kind: await target.list(kind) for kind in kinds}, target.problems(), target.warnings()
+        found = {kind: await target.list(kind) for kind in kinds}
+        await target.check_peer()
+        return found, target.problems(), target.warnings()
 
 
 def _show(found: dict[Kind, list[dict[str, Any]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
+    """Print a table; on a terminal long texts are wrapped within their column."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for kind, items in found.items():
         if not items and len(found) > 1:
             continue
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title_justify="left")
-        table.add_column(no_wrap=not items or console.width > 100, overflow="fold")
-        table.add_column(overflow="fold")
+        print(f"{'resource templates' if kind is Kind.TEMPLATES else kind.member} ({len(items)})")
+        column = min(MAX_COLUMN, max((len(str(item[kind.key])) for item in items), default=0)) + 2
         for item in items:
-            table.add_row(Text(str(item[kind.key]), "bold"), Text(_summary(item)))
-        title = "resource templates" if kind is Kind.TEMPLATES else kind.member
-        console.print(Text(f"{title} ({len(items)})"))
-        console.print(table)
+            name, text = str(item[kind.key]), _summary(item)
+            if 2 * column < width:
+                text = textwrap.fill(text, width - column, subsequent_indent=" " * column)
+            print(f"{painted(name, BOLD, sys.stdout)}{' ' * max(2, column - len(name))}{text}".rstrip())
 
 
 def _summary(item: dict[str, Any]) -> str:
@@ -78,7 +97,9 @@ COMMANDS = (
         "list the tools, prompts and resources that clients see",
         run,
         (
-            Flag("KIND", "only these: tools, prompts or resources", choices=tuple(KINDS)),
+            Flag(
+                "KIND", "only tools, prompts or resources; or the config file", many=True, complete=lambda _: [*KINDS]
+            ),
             *FLAGS,
             JSON,
         ),

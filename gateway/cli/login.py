@@ -13,8 +13,9 @@ import trio
 
 import gateway
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import CONFIG, STATE, load, names_in_config, state_directory
+from gateway.cli.options import CONFIG, FILE, STATE, config_path, load, names_in_config, state_directory
 from gateway.cli.output import print_error, print_json
+from gateway.config.findings import did_you_mean
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendUnavailable, ConfigError
 from gateway.store import Store
@@ -58,7 +59,8 @@ def log_out(config: Config, name: str, state_directory: Path) -> bool:
 def _find(config: Config, name: str) -> ServerConfig:
     server = config.servers.get(name)
     if server is None:
-        raise ConfigError([f"there is no server {name!r}; there are {', '.join(map(repr, config.servers)) or 'none'}"])
+        others = f"; there are {', '.join(map(repr, config.servers)) or 'none'}"
+        raise ConfigError([f"there is no server {name!r}{did_you_mean(name, config.servers) or others}"])
     if server.url is None:
         raise ConfigError([
             f"server {name!r} is a program that the gateway starts; only servers with 'url' take a login"
@@ -81,7 +83,7 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
             if browser and can_open():
                 await open_page(url)
 
-    challenge = await _challenge(server)
+    challenge = await find_challenge(server)
     if challenge is None:
         return False
     logins = Logins(store, waiting=lambda _: (), owed=lambda _name, _reason: None, make_ways=Printed)
@@ -102,8 +104,8 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
     return True
 
 
-async def _challenge(server: ServerConfig) -> Challenge | None:
-    """Ask the server for something, and return what it demands first."""
+async def find_challenge(server: ServerConfig) -> Challenge | None:
+    """Ask the server for something, and return what it demands first; None if it answers. Raises BackendError."""
     from gateway.http_client import HttpRefused, open_http_client
     from gateway.oauth_client.answers import challenge_of
 
@@ -129,7 +131,8 @@ def run_login(values: Values) -> int:
     """Log in to the server that was named."""
     # With --json stdout is the result's; the page's address is for people all the same.
     tell = print_error if values.json else partial(print, flush=True)
-    asked = log_in(load(values.config), values.name, state_directory(values), browser=not values.no_browser, tell=tell)
+    config, directory = load(config_path(values)), state_directory(values)
+    asked = log_in(config, values.name, directory, browser=not values.no_browser, tell=tell)
     text = "logged in" if asked else "does not ask for a login"
     _report(values, text, {"name": values.name, "logged_in": asked})
     return 0
@@ -137,7 +140,7 @@ def run_login(values: Values) -> int:
 
 def run_logout(values: Values) -> int:
     """Log out of the server that was named."""
-    was = log_out(load(values.config), values.name, state_directory(values))
+    was = log_out(load(config_path(values)), values.name, state_directory(values))
     _report(values, "logged out" if was else "nobody was logged in", {"name": values.name, "was_logged_in": was})
     return 0
 
@@ -151,6 +154,7 @@ def _report(values: Values, text: str, result: dict[str, Any]) -> None:
 
 _WHERE = (
     Flag("NAME", "the server's name in the config", required=True, complete=names_in_config),
+    FILE,
     CONFIG,
     STATE,
     JSON,

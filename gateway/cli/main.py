@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from gateway.cli.flags import PROGRAM, Command, convert, read_plain
 from gateway.cli.output import UsageError, error, print_json_error, warn
@@ -44,51 +44,63 @@ COMPLETION = "_" + PROGRAM.upper().replace("-", "_") + "_COMPLETE"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     _open_missing_stdio()
-    _print_what_cannot_be_encoded()
+    # A lone surrogate, or what the terminal's encoding lacks, is printed as its escape, which in JSON means the same.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # nothing that stands in its place has this
+        reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer must not fail at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return OK
+    return status
+
+
+def _run(words: list[str]) -> int:
     # Before the command or right after it, where no other thing of this name can stand.
     debug = "--debug" in words[:2] and len(words) > 1
     if debug:
         words.remove("--debug")
     try:
-        return _run(words, debug=debug)
+        command, raw = None, None
+        if words and words[0] in COMMANDS and COMPLETION not in os.environ:
+            command = find_command(words[0])
+            raw = read_plain(command, words[1:])
+        if command is None or raw is None:
+            from gateway.cli.app import read_with_typer
+
+            read = read_with_typer([find_command(name) for name in COMMANDS], words)
+            if isinstance(read, int):
+                return read
+            command, raw = read
+        values = convert(command, raw)
+        values.debug = debug
+        for flag in command.flags:
+            if flag.variable and raw.get(flag.key) is not None:
+                warn(f"{flag.name} is visible to other users of this machine (ps); set {flag.variable} instead")
+        return command.run(values)
     except (GatewayError, KeyboardInterrupt, BaseExceptionGroup) as exc:
         if debug:
             import traceback
 
             traceback.print_exception(exc)
-        return _explain(exc)
-
-
-def _run(words: list[str], *, debug: bool) -> int:
-    if words and words[0] in COMMANDS and COMPLETION not in os.environ:
-        command = find_command(words[0])
-        raw = read_plain(command, words[1:])
-        if raw is not None:
-            return _start(command, raw, debug=debug)
-    from gateway.cli.app import read_with_typer
-
-    read = read_with_typer([find_command(name) for name in COMMANDS], words)
-    if isinstance(read, int):
-        return read
-    return _start(*read, debug=debug)
-
-
-def _start(command: Command, raw: dict[str, Any], *, debug: bool) -> int:
-    values = convert(command, raw)
-    values.debug = debug
-    for flag in command.flags:
-        if flag.variable and raw.get(flag.key) is not None:
-            warn(f"{flag.name} is visible to other users of this machine (ps); set {flag.variable} instead")
-    try:
-        return command.run(values)
-    except (GatewayError, BaseExceptionGroup) as exc:
-        if getattr(values, "json", False):
-            for problem in _leaves(exc):
-                if isinstance(problem, GatewayError):
-                    print_json_error(problem)
-                    break
-        raise
+        problems = _leaves(exc)
+        if not all(isinstance(each, (GatewayError, KeyboardInterrupt)) for each in problems):
+            raise  # a bug: the traceback is what helps
+        expected = [each for each in problems if isinstance(each, GatewayError)]
+        if "--json" in words and expected:
+            print_json_error(expected[0])
+        for problem in expected:
+            if isinstance(problem, ConfigError):
+                for line in problem.problems:
+                    error(line)
+                for line in problem.warnings:
+                    warn(line)
+            else:
+                error(str(problem), getattr(problem, "hint", ""))
+        return USAGE if isinstance(exc, (ConfigError, UsageError)) else FAILED
 
 
 def find_command(name: str) -> Command:
@@ -98,42 +110,11 @@ def find_command(name: str) -> Command:
     return next(command for command in found if command.name == name)
 
 
-def _explain(problem: BaseException) -> int:
-    """Say it in one line, with a hint; a bug keeps its traceback. Returns the exit code."""
-    match problem:
-        case ConfigError():
-            for line in problem.problems:
-                error(line)
-            for line in problem.warnings:
-                warn(line)
-            return USAGE
-        case GatewayError():
-            error(str(problem), getattr(problem, "hint", ""))
-            return USAGE if isinstance(problem, UsageError) else FAILED
-        case BaseExceptionGroup():
-            expected, bugs = problem.split((GatewayError, KeyboardInterrupt))
-            if bugs is not None or expected is None:
-                raise problem  # a bug: the traceback is what helps
-            for leaf in _leaves(expected):
-                if not isinstance(leaf, KeyboardInterrupt):  # whoever has pressed the keys knows
-                    error(str(leaf), getattr(leaf, "hint", ""))
-            return FAILED
-        case _:
-            return FAILED
-
-
 def _leaves(problem: BaseException) -> list[BaseException]:
     if not isinstance(problem, BaseExceptionGroup):
         return [problem]
     members = cast("BaseExceptionGroup[BaseException]", problem).exceptions
     return [leaf for member in members for leaf in _leaves(member)]
-
-
-def _print_what_cannot_be_encoded() -> None:
-    """Print a lone surrogate, or what the terminal's encoding lacks, as its escape, which in JSON means the same."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # nothing that stands in its place has this
-        reconfigure(errors="backslashreplace")
 
 
 def _open_missing_stdio() -> None:

@@ -1,7 +1,8 @@
-"""`mcp-gateway reload`, `restart`, `enable` and `disable`: changes to a gateway that runs, over its management API.
+"""`mcp-gateway reload`, `restart`, `enable` and `disable`: changes to a gateway that runs.
 
-The token is what was given, or the environment's, or what the gateway keeps in the state directory. That last one is
-this machine's: it is sent to loopback only.
+They go over its management API, or over its control socket where it serves stdio. The token is what was given, or the
+environment's, or what the gateway keeps in the state directory. That last one is this machine's: it is sent to loopback
+only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, split_address, state_directory
 from gateway.cli.output import CommandError, print_json, warn
-from gateway.cli.ps import collect_reports, running_url
+from gateway.cli.ps import collect_reports, command, find_running, refusal
 from gateway.config.hosts import parse_authority
 from gateway.errors import ConfigError
 from gateway.store import Store
@@ -45,13 +46,16 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def post(values: Values, path: str) -> dict[str, Any]:
-    """Ask the gateway for a change.
+def change(values: Values, do: str, name: str = "") -> dict[str, Any]:
+    """Have the gateway make a change.
 
     Raises:
         CommandError: it cannot be reached, or refuses.
     """
-    url, unix_socket = split_address(values.url or running_url(state_directory(values)))
+    report = find_running(values)
+    if not report["urls"]:  # it serves stdio, and has no management API
+        return command(report, do, name)
+    url, unix_socket = split_address(report["urls"][0])
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     token = _token(values, parts.netloc)
@@ -61,9 +65,9 @@ def post(values: Values, path: str) -> dict[str, Any]:
     else:
         connection = UnixConnection(unix_socket, ANSWER_WITHIN)
     try:
-        connection.request("POST", path, b"{}", headers)
-        response = connection.getresponse()
-        status, body = response.status, response.read(MAX_ANSWER)
+        connection.request("POST", f"/servers/{quote(name, safe='')}/{do}" if name else f"/{do}", b"{}", headers)
+        with connection.getresponse() as response:
+            status, body = response.status, response.read(MAX_ANSWER)
     except (OSError, http.client.HTTPException) as exc:
         problem = f"the gateway at {unix_socket or f'{parts.scheme}://{parts.netloc}'} cannot be reached: {exc}"
         raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None
@@ -77,11 +81,9 @@ def post(values: Values, path: str) -> dict[str, Any]:
         problem = f"what is there answered HTTP {status} without JSON, which a gateway does not"
         raise CommandError(problem)
     found = cast("dict[str, Any]", found)
-    if status == http.client.OK:
-        return found
-    details: list[str] = found.get("details") or []
-    problem = "\n  ".join([str(found.get("error", f"HTTP {status}")), *details])
-    raise CommandError(problem, str(found.get("hint", "")), reason=str(found.get("code") or ""))
+    if status != http.client.OK:
+        raise refusal(found, f"HTTP {status}")
+    return found
 
 
 def _token(values: Values, netloc: str) -> str | None:
@@ -99,7 +101,7 @@ def _token(values: Values, netloc: str) -> str | None:
 
 def run_reload(values: Values) -> int:
     """Have the config file read anew; 1 if a server did not come up."""
-    found = post(values, "/reload")
+    found = change(values, "reload")
     if values.json:
         print_json(found)
     else:
@@ -108,9 +110,9 @@ def run_reload(values: Values) -> int:
     return _not_ready(found.get("not_ready") or {})
 
 
-def run_change(change: str, values: Values) -> int:
+def run_change(do: str, values: Values) -> int:
     """Change one server; 1 if it did not come up."""
-    found = post(values, f"/servers/{quote(values.name, safe='')}/{change}")
+    found = change(values, do, values.name)
     if values.json:
         print_json(found)
     else:
@@ -134,7 +136,7 @@ def _running_names(given: dict[str, Any]) -> list[str]:
 
 
 _WHERE: Final = (
-    Flag("--url", "the gateway's address (default: the gateway that runs)", "URL"),
+    Flag("--url", "the gateway's address or process id (default: the gateway that runs)", "URL"),
     Flag(
         "--admin-token",
         "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else what the gateway keeps in the state directory)",
@@ -148,8 +150,8 @@ _NAME: Final = Flag("NAME", "the server's name in the config", required=True, co
 COMMANDS = (
     Command("reload", "have the running gateway read its config file anew", run_reload, _WHERE),
     *(
-        Command(change, text, partial(run_change, change), (_NAME, *_WHERE))
-        for change, text in (
+        Command(do, text, partial(run_change, do), (_NAME, *_WHERE))
+        for do, text in (
             ("restart", "start a server of the running gateway anew"),
             ("enable", "turn a server of the running gateway on"),
             ("disable", "turn a server of the running gateway off"),

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli.flags import Flag, Values
-from gateway.cli.output import warn
+from gateway.cli.flags import PROGRAM, Flag, Values
+from gateway.cli.output import UsageError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,8 @@ def url_path(text: str) -> str:
     return text
 
 
-CONFIG = Flag("--config", "the config file (JSON, mcpServers)", "FILE", parse=Path, required=True)
+FILE = Flag("FILE", "the config file (JSON, mcpServers); also spelled --config FILE", parse=Path)
+CONFIG = Flag("--config", "the config file", "FILE", parse=Path)
 STATE = Flag(
     "--state-dir",
     "where last-good catalogs, tokens and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"
@@ -57,6 +58,18 @@ def split_address(url: str) -> tuple[str, str | None]:
     return (url, None) if address is None else (f"{address[1]}://localhost{address[3] or ''}", address[2])
 
 
+def config_path(values: Values) -> Path:
+    """Return the config file, given as FILE or as `--config FILE`. Raises UsageError."""
+    if values.file is not None and values.config is not None:
+        problem = f"two config files were given, {values.file} and {values.config}"
+        raise UsageError(problem, "keep one: FILE or --config FILE")
+    path: Path | None = values.file or values.config
+    if path is None:
+        problem = "which config FILE? none was given (FILE or --config FILE)"
+        raise UsageError(problem, f"{PROGRAM} --help")
+    return path
+
+
 def state_directory(values: Values) -> Path:
     """The state directory that was named, or the default one."""
     from gateway.store import default_directory
@@ -76,14 +89,14 @@ def warn_of_state(values: Values) -> None:
 
 
 def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
-    """What a shell may offer as a server's name: those in the file of --config, as far as it can be read."""
+    """What a shell may offer as a server's name: those in the config file, as far as it can be read."""
     import json
 
     from gateway.config.parse import read_file
     from gateway.errors import ConfigError
 
     try:
-        path = Path(given.get("config") or "")
+        path = Path(given.get("config") or given.get("file") or "")
         if not path.is_file():  # a pipe is read only once, and not by a shell
             return ()
         config = json.loads(read_file(path))

@@ -16,6 +16,7 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from typing import TextIO
 
+BOLD = "1"
 RED = "31"
 YELLOW = "33"
 
@@ -76,6 +77,11 @@ def print_json_error(problem: GatewayError) -> None:
     hint: str = getattr(problem, "hint", "")
     code = problem.reason if isinstance(problem, CommandError) else problem.code
     print_json({"error": {"code": code, "message": str(problem), **({"hint": hint} if hint else {})}})
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 server", "2 servers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def print_json(value: Any) -> None:

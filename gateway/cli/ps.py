@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Final
 
 from gateway.cli.flags import JSON, Command, Values
 from gateway.cli.options import STATE, state_directory
-from gateway.cli.output import CommandError
+from gateway.cli.output import CommandError, print_json
 from gateway.store import Store
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-ANSWER_WITHIN = 5.0
+ANSWER_WITHIN: Final = 5.0
+COMMAND_TIMEOUT: Final = 65.0
+"""Seconds; the gateway itself stops after 60."""
 COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flight", "queued")
 
 
@@ -28,7 +28,7 @@ def collect_reports(directory: Path) -> list[dict[str, Any]]:
     store.check()
     for path in store.sockets():
         try:
-            reports.append(_request_report(path))
+            reports.append(ask(path, b"ps") | {"socket": str(path)})
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except (OSError, ValueError) as exc:
@@ -36,32 +36,65 @@ def collect_reports(directory: Path) -> list[dict[str, Any]]:
     return reports
 
 
-def _request_report(path: Path) -> dict[str, Any]:
+def ask(path: Path, question: bytes, *, patience: float = ANSWER_WITHIN) -> dict[str, Any]:
+    """Put a question to a control socket. Raises OSError and ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(ANSWER_WITHIN)
+        sock.settimeout(patience)
         sock.connect(str(path))
-        sock.sendall(b"ps\n")
+        sock.sendall(question + b"\n")
         parts: list[bytes] = []
         while part := sock.recv(65_536):
             parts.append(part)
     return json.loads(b"".join(parts))
 
 
-def running_url(directory: Path) -> str:
-    """The MCP endpoint of the gateway that runs.
+def command(report: dict[str, Any], do: str, name: str = "") -> dict[str, Any]:
+    """Have a gateway of this machine run a command, over its control socket.
 
     Raises:
-        CommandError: there is none over HTTP, or more than one.
+        CommandError: it cannot be reached, or refuses.
     """
-    reports = [report for report in collect_reports(directory) if "error" not in report]
-    urls = [report["urls"][0] for report in reports if report.get("urls")]
-    if len(urls) == 1:
-        return urls[0]
-    if urls:
-        problem = f"{len(urls)} gateways are running"
-        raise CommandError(problem, f"choose one: --url {' or --url '.join(urls)}")
-    problem = "the gateway that runs serves stdio only" if reports else "no gateway is running"
-    raise CommandError(problem, "start one: mcp-gateway serve --config FILE --transport http; or name one: --url URL")
+    question = json.dumps({"do": do, "name": name}).encode()
+    try:
+        found = ask(Path(report["socket"]), question, patience=COMMAND_TIMEOUT)
+    except (OSError, ValueError) as exc:
+        problem = f"the gateway {report['pid']} does not answer: {exc}"
+        raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None
+    if "error" in found:
+        raise refusal(found)
+    return found
+
+
+def refusal(problem: dict[str, Any], otherwise: str = "") -> CommandError:
+    """Return the error for what a gateway answers where it refuses."""
+    text = "\n  ".join([str(problem.get("error", otherwise)), *(problem.get("details") or [])])
+    return CommandError(text, str(problem.get("hint") or ""), reason=str(problem.get("code") or ""))
+
+
+def find_running(values: Values) -> dict[str, Any]:
+    """Return the report of the gateway that runs, or that `--url` names; only `urls` where that is an address.
+
+    Of several, the one over HTTP is meant, for a desktop client has one on stdio of its own.
+
+    Raises:
+        CommandError: there is none, or more than one.
+    """
+    if values.url is not None and not values.url.isdigit():
+        return {"urls": [values.url]}
+    reports = [report for report in collect_reports(state_directory(values)) if "error" not in report]
+    if values.url is not None:
+        reports = [report for report in reports if str(report["pid"]) == values.url]
+    chosen = [report for report in reports if report["urls"]] or reports
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        ways = " or ".join(f"--url {report['urls'][0] if report['urls'] else report['pid']}" for report in chosen)
+        problem = f"{len(chosen)} gateways are running"
+        raise CommandError(problem, f"choose one: {ways}")
+    problem = (
+        "no gateway is running" if values.url is None else f"no gateway with the process id {values.url} is running"
+    )
+    raise CommandError(problem, "start one: mcp-gateway serve FILE --transport http; or name one: --url URL")
 
 
 def render(report: dict[str, Any]) -> str:
@@ -99,7 +132,7 @@ def run(values: Values) -> int:
     """Ask them all, and print it."""
     reports = collect_reports(state_directory(values))
     if values.json:
-        print(json.dumps(reports))
+        print_json(reports)
     else:
         print("\n\n".join(render(report) for report in reports) or "no gateway is running")
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.calls import NAME_LENGTHS, SEPARATORS, NameChoice
 from gateway.cli.flags import Command, Flag, Values
-from gateway.cli.options import ADDRESS, CONFIG, STATE, state_directory, url_path
+from gateway.cli.options import ADDRESS, CONFIG, FILE, STATE, config_path, state_directory, url_path
 from gateway.cli.output import UsageError, print_error, warn
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen
@@ -70,7 +70,7 @@ def run(values: Values) -> int:
     Lineage.of(os.environ).check(values.config)
     store = _usable(Store(state_directory(values)))
     source = ConfigSource(
-        values.config, environ=os.environ, name=values.name, store=None if values.ephemeral else store
+        config_path(values), environ=os.environ, name=values.name, store=None if values.ephemeral else store
     )
     config = source.open()
     for warning in config.warnings:
@@ -186,6 +186,7 @@ def run_demo(values: Values) -> int:
 
 
 FLAGS = (
+    FILE,
     CONFIG,
     Flag(
         "--transport",

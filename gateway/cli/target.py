@@ -7,9 +7,10 @@ client: a legacy one, which can be asked for input.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,8 +18,10 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
 from gateway.cli.flags import Flag, Values
-from gateway.cli.options import CONFIG, STATE, load, split_address, state_directory
+from gateway.cli.login import find_challenge
+from gateway.cli.options import CONFIG, STATE, load, split_address
 from gateway.cli.output import CommandError, UsageError
+from gateway.cli.ps import find_running
 from gateway.config import NEVER_RESTART, Config, parse_server
 from gateway.embed.native import open_gateway
 from gateway.eras.methods import OWNER_KIND, Kind
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
     from gateway.cli.terminal import Terminal
+    from gateway.config import ServerConfig
     from gateway.embed.native import EmbeddedGateway
 
 CALLER: Final = Caller(
@@ -56,7 +60,11 @@ def _header(text: str) -> tuple[str, str]:
 
 FLAGS: Final = (
     msgspec.structs.replace(CONFIG, required=False, help="the servers of this config file, started for the occasion"),
-    Flag("--url", "a gateway, or any MCP server, at this address (default: the gateway that runs)", "URL"),
+    Flag(
+        "--url",
+        "a gateway, or any MCP server, at this address; or a process id (default: the gateway that runs)",
+        "URL",
+    ),
     Flag(
         "--header",
         "sent along to --url, as 'Authorization: Bearer KEY', which is what $MCP_GATEWAY_KEY does",
@@ -70,10 +78,11 @@ FLAGS: Final = (
 
 
 class Target:
-    """The servers, as this command sees them."""
+    """The servers, as this command sees them; `peer` is the one of `--url`, where there is no config."""
 
-    def __init__(self, gateway: EmbeddedGateway) -> None:
+    def __init__(self, gateway: EmbeddedGateway, peer: ServerConfig | None) -> None:
         self._gateway = gateway
+        self._peer = peer
 
     async def list(self, kind: Kind) -> list[dict[str, Any]]:
         """All of one kind, under public names; what a server does not list in time is missing (`problems`)."""
@@ -92,6 +101,20 @@ class Target:
     def warnings(self) -> dict[str, tuple[str, ...]]:
         """What is wrong with what the servers list, and with what the config says of it."""
         return {name: one.warnings for name, one in self._gateway.status().items() if one.warnings}
+
+    async def check_peer(self) -> None:
+        """Raise CommandError if what `--url` names could not be used."""
+        if self._peer is None or REMOTE not in self.problems():
+            return
+        problem, hint, code = self.problems()[REMOTE], "", ""
+        with suppress(GatewayError, OSError):
+            challenge = await find_challenge(self._peer)
+            if challenge is not None and "resource_metadata" not in challenge.header:
+                hint = f"put it into the environment variable {KEY}, or give --header 'Authorization: Bearer KEY'"
+                problem, code = "a key is wanted, and none was sent", "missing_credentials"
+                if any(name.lower() == "authorization" for name in self._peer.headers):
+                    problem, code = "the key that was sent is not accepted", "invalid_token"
+        raise CommandError(f"{self._peer.url}: {problem}", hint, reason=code)
 
     async def request(self, method: str, name: str, params: dict[str, Any], desk: Terminal) -> dict[str, Any]:
         """One request with its result; what comes meanwhile goes to the desk.
@@ -115,9 +138,13 @@ class Target:
             raise
         except GatewayError as exc:
             raise CommandError(str(exc), reason=exc.code) from exc
+        await self.check_peer()
         kind = OWNER_KIND[method]
-        hint = _nearest(name, [item[kind.key] for item in await self.list(kind)]) or self._excuse()
-        raise CommandError(str(unknown), hint, reason=unknown.code)
+        known = [str(item[kind.key]) for item in await self.list(kind)]
+        ends = [one for one in known if one.endswith(name)]
+        near = dict.fromkeys([*ends[:3], *difflib.get_close_matches(name, known, n=3, cutoff=0.6)])
+        problems = "; ".join(f"{server}: {why}" for server, why in self.problems().items())
+        raise CommandError(str(unknown), f"did you mean {', '.join(near)}?" if near else problems, reason=unknown.code)
 
     async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
         router = self._gateway.router
@@ -142,48 +169,29 @@ class Target:
         finally:
             flow.close("the command was ended")
 
-    def _excuse(self) -> str:
-        return "; ".join(f"{name}: {why}" for name, why in self.problems().items())
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    ends = [one for one in known if one.endswith(name)]
-    found = list(dict.fromkeys([*ends[:3], *near]))
-    return "did you mean " + ", ".join(found) + "?" if found else ""
-
 
 @asynccontextmanager
 async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
     """What the flags name; of a config only the servers that may own the public name, where they can be told."""
-    with _quiet(verbose=values.verbose):
-        async with open_gateway(_config(values, name)) as gateway:
-            yield Target(gateway)
-
-
-def _config(values: Values, name: str) -> Config:
     if values.config is not None and values.url is not None:
         problem = "--config and --url are two different places; keep one"
         raise UsageError(problem)
-    if values.config is None:
-        return _remote(values.url or _running_url(values), _headers(values.header))
-    config = load(values.config)
-    enabled = {key: one for key, one in config.servers.items() if not one.disabled}
-    prefixes = {key: one.effective_namespace + config.gateway.separator for key, one in enabled.items()}
-    owners = [key for key, prefix in prefixes.items() if len(prefix) > 1 and name.startswith(prefix)]
-    bare = [key for key, one in enabled.items() if not one.effective_namespace]
-    disabled = {key: one for key, one in config.servers.items() if one.disabled}  # so that a call of one says so
-    return _for_once(config, {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)} | disabled)
-
-
-def _headers(given: list[tuple[str, str]]) -> dict[str, str]:
-    """What was given, and the key of the environment, unless there are credentials."""
-    key = os.environ.get(KEY)
-    if not key or any(name.lower() == "authorization" for name, _ in given):
-        return dict(given)
-    return {**dict(given), "Authorization": f"Bearer {key}"}
+    with _quiet(verbose=values.verbose):
+        peer = None
+        if values.config is None:
+            config = _config_of_peer(find_running(values), values.header)
+            peer = config.servers[REMOTE]
+        else:
+            config = load(values.config)
+            enabled = {key: one for key, one in config.servers.items() if not one.disabled}
+            prefixes = {key: one.effective_namespace + config.gateway.separator for key, one in enabled.items()}
+            owners = [key for key, prefix in prefixes.items() if len(prefix) > 1 and name.startswith(prefix)]
+            bare = [key for key, one in enabled.items() if not one.effective_namespace]
+            disabled = {key: one for key, one in config.servers.items() if one.disabled}  # a call of one says so
+            servers = {key: enabled[key] for key in ([*owners, *bare] if owners else enabled)}
+            config = _for_once(config, servers | disabled)
+        async with open_gateway(config) as gateway:
+            yield Target(gateway, peer)
 
 
 def _for_once(config: Config, servers: dict[str, Any]) -> Config:
@@ -198,19 +206,20 @@ def _for_once(config: Config, servers: dict[str, Any]) -> Config:
     )
 
 
-def _remote(url: str, headers: dict[str, str]) -> Config:
-    address, unix_socket = split_address(url)
+def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Config:
+    """Return a config with what `--url` or a running gateway's report names as its one server."""
+    if not report["urls"]:
+        problem = f"the gateway {report['pid']} serves stdio, to its own client only"
+        raise CommandError(problem, "--config FILE starts the servers for the occasion; `list` works here")
+    headers, key = dict(given), os.environ.get(KEY)
+    if key and not any(name.lower() == "authorization" for name in headers):
+        headers["Authorization"] = f"Bearer {key}"
+    address, unix_socket = split_address(report["urls"][0])
     entry = {"url": address, "headers": headers, "namespace": ""}
     server = parse_server(REMOTE, entry | ({"unix_socket": unix_socket} if unix_socket else {}), environ={})
     config = Config({REMOTE: server})
     longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # names are the other side's affair
     return _for_once(msgspec.structs.replace(config, gateway=longest), config.servers)
-
-
-def _running_url(values: Values) -> str:
-    from gateway.cli.ps import running_url
-
-    return running_url(state_directory(values))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from gateway.eras.methods import OPTIONAL
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import msgspec
 
 PREFIX: Final = "io.modelcontextprotocol/"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import msgspec
 import trio
 
+from gateway.config.findings import did_you_mean
 from gateway.errors import Busy, ConfigError, GatewayError, RequestError, ShuttingDown, UnknownServer
 from gateway.reload.watch import watch
 from gateway.telemetry import now_iso
@@ -291,6 +292,6 @@ class Reloader:
     def _check_known(self, name: str) -> Any:
         server = self._fleet.config.servers.get(name)
         if server is None:
-            text = f"no server is called {name!r}"
+            text = f"no server is called {name!r}{did_you_mean(name, self._fleet.config.servers)}"
             raise UnknownServer(text)
         return server

@@ -214,7 +214,7 @@ async def test_a_gateway_that_runs_is_found_or_named(tmp_path, monkeypatch):
         with trio.fail_after(20):
             wrong = ["--url", gateway.url, "--header", "authorization: Bearer other"]  # goes before the environment's
             status, result = await trio.to_thread.run_sync(run, "call", "echo.echo", "text=hi", *wrong)
-            assert (status, result["error"]["code"]) == (1, "unknown_name")
+            assert (status, result["error"]["code"]) == (1, "invalid_token")
             for where in (["--state-dir", str(state)], ["--url", gateway.url, "--header", "X-Test: 1"]):
                 status, result = await trio.to_thread.run_sync(run, "call", "echo.echo", "text=hi", *where)
                 assert (status, result["content"][0]["text"]) == (0, "hi")

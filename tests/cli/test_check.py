@@ -73,7 +73,7 @@ def test_only_fields_of_a_problem_give_its_place() -> None:
 def test_a_warning_points_at_its_key(check):
     status, out, err = check('{"mcpServers": {"a": {"command": "x", "comand": "s3cr3t"}}}')
     assert status == 0
-    assert out.endswith("ok, 1 servers\n")
+    assert out.endswith("ok, 1 server\n")
     shown, caret = err.splitlines()[2:]
     assert shown[caret.index("^") :].startswith('"comand"')
 
@@ -116,7 +116,7 @@ def test_it_says_who_is_let_in_and_which_views_there_are(check):
     config |= {"views": {"small": {"tools": ["a.*"]}}, "access": {"keys": [key], "oauth": oauth}}
     _, out, _ = check(json.dumps(config))
     assert "\nview small: servers *; tools a.*\n" in out
-    assert "access: 1 keys, 1 of them with rules of their own; tokens of https://login.example" in out
+    assert "access: 1 key (1 limited); tokens of https://login.example" in out
     assert hashed not in out
     assert json.loads(check(json.dumps(config), "--json")[1])["views"] == ["small"]
 

@@ -19,7 +19,7 @@ from gateway.cli.app import read_with_typer
 from gateway.cli.flags import convert, read_plain
 from gateway.cli.main import COMMANDS, find_command
 from gateway.config import parse_config
-from tests.support.gateway_process import ROOT
+from tests.support.gateway_process import ROOT, echo_backend
 
 pytestmark = pytest.mark.leak_check
 
@@ -304,7 +304,7 @@ def test_guarantee_g3_what_serves_where_by_default_and_as_told():
 
 def test_the_plain_reader_leaves_alone_what_is_not_plain():
     serve = find_command("serve")
-    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], [], ["x"], ["--config", "x", "--", "y"], ["-h"]):
+    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], ["x", "y"], ["--config", "x", "--", "y"], ["-h"]):
         assert read_plain(serve, words) is None, words
     assert read_plain(serve, ["--config", "x", "--no-watch=1"]) is None
 
@@ -401,9 +401,68 @@ def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
 
 
 def test_an_interrupt_is_not_explained(capsys, monkeypatch):
-    def interrupted(words, *, debug):
+    def interrupted(name):
         raise BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()])])
 
-    monkeypatch.setattr(sys.modules["gateway.cli.main"], "_run", interrupted)
+    monkeypatch.setattr(sys.modules["gateway.cli.main"], "find_command", interrupted)
     assert main(["list"]) == 1
     assert capsys.readouterr() == ("", "")
+
+
+FILE_COMMANDS = [["check"], ["doctor"], ["serve"], ["list"], ["logout", "off"]]
+
+
+@pytest.mark.parametrize("command", FILE_COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("spelling", ["argument", "option", "both", "none"])
+def test_the_config_file_is_an_argument_or_an_option(cli, tmp_path, command, spelling, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(tmp_path / "state"))
+    path = tmp_path / "none.json"
+    given = {"argument": [path], "option": ["--config", path], "both": [path, "--config", path], "none": []}[spelling]
+    status, out, err = cli(*command, *given)
+    expected = {"both": "two config files", "none": "no gateway is running" if command == ["list"] else "FILE"}
+    assert (status, out) == (1 if command == ["list"] and spelling == "none" else 2, "")
+    assert expected.get(spelling, "none.json: no such file") in err
+
+
+JSON_COMMANDS = [name for name in COMMANDS if any(flag.name == "--json" for flag in find_command(name).flags)]
+ALWAYS_WORK = {"fields", "schema", "ps"}
+
+
+@pytest.mark.parametrize("name", JSON_COMMANDS)
+@pytest.mark.parametrize("wrong", ["usage", "file"])
+def test_a_failure_with_json_is_one_json_document(cli, tmp_path, name, wrong, monkeypatch):
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(tmp_path / "state"))
+    path = tmp_path / "none.json"
+    places = ["one" for flag in find_command(name).flags if not flag.is_option and flag.required]
+    config = ["--config", path] if any(flag.name == "--config" for flag in find_command(name).flags) else []
+    words = ["--unknown"] if wrong == "usage" else [*places, *config]
+    if wrong == "file" and name in ALWAYS_WORK | {"hash-key", "check"}:
+        return  # `check` has a report of its own, the others read no file and need no gateway
+    status, out, err = cli(name, "--json", *words)
+    assert status in {1, 2}
+    assert set(json.loads(out)["error"]) <= {"code", "message", "hint"}
+    assert "error: " in err
+
+
+@pytest.mark.parametrize("args", [["schema"], ["fields", "--json"], ["list", "--json"], ["list"]], ids=" ".join)
+def test_a_reader_that_leaves_early_is_no_error(tmp_path, args):
+    path = write(tmp_path, {"mcpServers": {"many": echo_backend("--tools", "2000", "--plain")}})
+    where = [str(path)] if args[0] == "list" else []
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", *args, *where], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.read(20)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_a_list_into_a_pipe_is_not_folded(cli, tmp_path):
+    said = "words " * 40 + "end"
+    server = echo_backend() | {"tools": {"include": ["echo", "env"], "overrides": {"echo": {"description": said}}}}
+    status, out, _ = cli("list", "tools", write(tmp_path, {"mcpServers": {"e": server}}))
+    title, echo, env = out.splitlines()
+    assert (status, title) == (0, "tools (2)")
+    assert echo.startswith("e.echo  ")
+    assert echo.endswith(said)
+    assert env.startswith("e.env   ")

@@ -106,6 +106,78 @@ async def test_a_disabled_server_is_shown_with_when_and_by_what(tmp_path):
                 assert await another.wait_stderr("server 'off' is disabled by its config")
 
 
+async def test_a_gateway_on_stdio_is_listed_and_changed(tmp_path, capsys, monkeypatch):
+    state = tmp_path / "state"
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
+    config = {"mcpServers": {"one": echo_backend() | QUICK, "away": {"command": "/nowhere", "restart": False}}}
+
+    async def do(*args):
+        status = await trio.to_thread.run_sync(main, list(args))
+        return status, *capsys.readouterr()
+
+    env = {"MCP_GATEWAY_STATE_DIR": str(state)}
+    async with open_gateway_process(config, transport="stdio", env=env) as gateway:
+        with trio.fail_after(30):
+            await gateway.wait_stderr("'away' is failed")
+            status, out, err = await do("list", "tools")
+            assert status == 1
+            assert "one.echo" in out
+            assert err.startswith("warning: server 'away': cannot start: command '/nowhere' not found")
+            status, out, _ = await do("list", "--json", "--url", str(gateway.pid))
+            found = json.loads(out)
+            assert {"one.echo", "one.env"} <= {tool["name"] for tool in found["tools"]}
+            assert list(found["problems"]) == ["away"]
+            assert (await do("disable", "away"))[:2] == (0, "away: disabled\n")
+            assert (await do("list"))[0] == 0
+            assert (await do("enable", "away"))[:2] == (1, "away: enabled\n")
+            assert (await do("restart", "one"))[:2] == (0, "one: restarted\n")
+            assert (await do("reload"))[:2] == (0, "reloaded: nothing has changed\n")
+            status, out, err = await do("restart", "ones", "--json")
+            assert (status, json.loads(out)["error"]["code"]) == (1, "unknown_server")
+            assert "no server is called 'ones'; did you mean 'one'?" in err
+            status, out, err = await do("call", "one.echo", "text=hi")
+            assert (status, out) == (1, "")
+            assert f"the gateway {gateway.pid} serves stdio" in err
+            assert (await do("list", "--url", "999999999"))[0] == 1
+
+
+async def test_of_several_gateways_one_must_be_chosen(tmp_path, capsys, monkeypatch):
+    env = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
+    monkeypatch.setenv(*next(iter(env.items())))
+    config = {"mcpServers": {"one": echo_backend() | QUICK}}
+    async with (
+        open_gateway_process(config, transport="stdio", env=env) as first,
+        open_gateway_process(config, transport="stdio", env=env) as second,
+    ):
+        with trio.fail_after(30):
+            for gateway in (first, second):
+                await gateway.wait_stderr("'one' is ready")
+            assert await trio.to_thread.run_sync(main, ["reload"]) == 1
+            err = capsys.readouterr().err
+            assert "2 gateways are running" in err
+            assert all(f"--url {gateway.pid}" in err for gateway in (first, second))
+            assert await trio.to_thread.run_sync(main, ["reload", "--url", str(second.pid)]) == 0
+
+
+@pytest.mark.parametrize("command", [["list"], ["call", "one.echo"]], ids=["list", "call"])
+async def test_a_missing_or_wrong_key_is_named(command, tmp_path, capsys, monkeypatch):
+    state = tmp_path / "state"
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
+    config = {"mcpServers": {"one": echo_backend() | QUICK}, "access": ACCESS}
+    async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}):
+        with trio.fail_after(30):
+            for key, hint in ((None, "none was sent"), ("wrong", "is not accepted")):
+                if key is not None:
+                    monkeypatch.setenv("MCP_GATEWAY_KEY", key)
+                assert await trio.to_thread.run_sync(main, [*command, "--json"]) == 1
+                out, err = capsys.readouterr()
+                code = "missing_credentials" if key is None else "invalid_token"
+                assert json.loads(out)["error"]["code"] == code
+                assert hint in err
+                assert "MCP_GATEWAY_KEY" in err
+                assert "OAuth" not in err
+
+
 SECRET_FLAGS = [
     (name, flag.name)
     for name in COMMANDS

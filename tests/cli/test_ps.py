@@ -261,7 +261,7 @@ async def test_the_control_socket_outlives_a_lack_of_descriptors(autojump_clock)
                 raise turn
             return turn
 
-    async def report():
+    async def report(_question):
         await trio.lowlevel.checkpoint()
         return b"{}"
 

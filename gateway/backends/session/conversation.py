@@ -181,7 +181,7 @@ class Conversation:
         if self.hop.era is Era.MODERN:
             caller = None if ticket is None else ticket.call.caller
             members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
-        if self.hop.gateways and (method in _OPENING or (own and method in BY_METHOD)):
+        if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
             members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
         line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
         if self._exchanges is None:
