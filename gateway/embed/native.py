@@ -158,9 +158,13 @@ async def open_gateway(
     have stopped.
 
     Raises:
+        RuntimeError: the program runs on another loop than trio's, where `gateway.ProxyManager` is the way.
         InvalidConfig: the configuration is wrong (a ValueError); nothing was started.
         ConfigError: other users can write the state directory; nothing was started.
     """
+    if not trio.lowlevel.in_trio_run():
+        text = "open_gateway needs a trio program; in an asyncio program use gateway.ProxyManager"
+        raise RuntimeError(text)
     checked = read_config(config)
     store = None if state_directory is None else Store(Path(state_directory))
     if store is not None:

@@ -122,3 +122,14 @@ async def test_an_error_in_the_block_comes_out_as_it_is_and_nothing_stays() -> N
                 await trio.sleep_forever()
         assert scope.cancelled_caught
         assert children() == []
+
+
+def test_on_asyncio_it_names_the_class_for_that():
+    import asyncio  # noqa: TID251 - the loop of a program around us
+
+    async def program():
+        async with gateway.open_gateway({"mcpServers": {}}):
+            pytest.fail("it started")
+
+    with pytest.raises(RuntimeError, match=r"in an asyncio program use gateway\.ProxyManager"):
+        asyncio.run(program())

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from mcp_gateway.demo import servers
 
-import gateway
-from gateway.demo import servers
+import mcp_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from socket import socket
 
-manager = gateway.ProxyManager(
+manager = mcp_gateway.ProxyManager(
     name="my application",
     auth_enabled=True,
     api_key="secret",

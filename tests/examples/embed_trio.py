@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 import trio
+from mcp_gateway.demo import servers
 
-import gateway
-from gateway.demo import servers
+import mcp_gateway
 
 CALCULATOR = {"command": sys.executable, "args": [servers.__file__, "calculator"]}
 ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
@@ -18,7 +18,10 @@ ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
 
 async def main() -> None:
     patient = {"start_grace": 30}  # seconds that the first list waits for servers which start; 2 if nothing is said
-    async with gateway.open_gateway({"mcpServers": {"calculator": CALCULATOR, "echo": ECHO}, "gateway": patient}) as gw:
+    async with mcp_gateway.open_gateway({
+        "mcpServers": {"calculator": CALCULATOR, "echo": ECHO},
+        "gateway": patient,
+    }) as gw:
         print("tools:", ", ".join(tool.name for tool in await gw.list_tools()))
         result = await gw.call_tool("calculator.add", {"a": 20, "b": 22})
         print("20 + 22 =", result.content[0].text)
