@@ -24,6 +24,7 @@ from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 from gateway.processes.child import Child, ChildCommand, open_child
+from gateway.processes.spawn import search_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -75,7 +76,12 @@ def child_environment(config: ServerConfig, environ: Mapping[str, str], marker: 
     inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
     for name in [name for name, value in inherited.items() if name.lower().endswith("_proxy") and "@" in value]:
         del inherited[name]
-    return {**inherited, **config.env, **({GATEWAYS_VARIABLE: marker} if marker else {})}
+    environment = {**inherited, **config.env, **({GATEWAYS_VARIABLE: marker} if marker else {})}
+    if "PATH" not in config.env and config.command is not None:
+        path = search_path(config.command, environment)
+        if path != os.pathsep.join(os.get_exec_path(environment)):
+            environment["PATH"] = path
+    return environment
 
 
 class StdioSession:

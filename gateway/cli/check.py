@@ -10,6 +10,7 @@ from gateway.cli.options import CONFIG, FILE, STATE, config_path, state_director
 from gateway.cli.output import counted, error, print_error, print_json, warn
 from gateway.cli.places import Places
 from gateway.config.access import Rules
+from gateway.config.findings import Line, shown
 from gateway.config.parse import files_of, parse_config, read_file
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
@@ -19,7 +20,7 @@ from gateway.reload.source import ConfigSource, raw_servers
 from gateway.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.config import Config, ServerConfig
@@ -29,7 +30,8 @@ def run(values: Values) -> int:
     """Say it for every server; 2 if the file is not valid."""
     config: Config | None = None
     removed: list[str] = []
-    problems: tuple[str, ...] = ()
+    problems: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     places, path = Places(""), config_path(values)
     try:
         data = read_file(path)  # once: it may be a pipe
@@ -39,7 +41,7 @@ def run(values: Values) -> int:
         source = ConfigSource(path, environ=os.environ, store=Store(state_directory(values)))
         source.base = Base(config, raw_servers(data), files)
         config, removed = source.compose(), source.overlay.removed
-        warnings = config.warnings
+        warnings = [*config.warnings, *_missing_programs(config)]
     except ConfigError as exc:
         problems, warnings = exc.lines, exc.warnings
         if values.debug:
@@ -69,6 +71,19 @@ def run(values: Values) -> int:
     print(f"access: {spell(_access(config))}")
     print(f"{path}: ok, {counted(len(config.servers), 'server')}")
     return 0
+
+
+def _missing_programs(config: Config) -> Iterator[Line]:
+    from gateway.backends.stdio import child_environment
+    from gateway.processes.spawn import find_program
+
+    for server in config.servers.values():
+        if server.command is None or server.disabled:
+            continue
+        if find_program(server.command, child_environment(server, os.environ), server.cwd) is None:
+            text = f"names a program that is not {'there' if os.sep in server.command else 'on PATH'}"
+            name = shown_config(server)["command"]
+            yield Line.about(f"server {shown(server.name)}", "command", f"{text}: {name}; install it, or give its path")
 
 
 def _show(path: Path, places: Places, lines: Iterable[str], tell: Callable[[str], None], *, key: bool = False) -> None:

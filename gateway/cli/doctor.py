@@ -18,11 +18,13 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.stderr import SHOWN_LINES, shown
+from gateway.backends.stdio import child_environment
 from gateway.cli.flags import JSON, Command, Values
 from gateway.cli.options import CONFIG, FILE, STATE, config_path, load, state_directory, warn_of_state
 from gateway.cli.output import RED, counted, painted, print_json
 from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
+from gateway.processes.spawn import find_program
 from gateway.store import ERA_MAX_AGE, Store, eras_of
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuar
     report: dict[str, Any] = {"ok": False, "problem": None, "code": None, "hints": []}
     listener = _Listener()
     if server.command is not None:
-        report["command"] = shutil.which(server.command, path=server.env.get("PATH") or os.environ.get("PATH"))
+        report["command"] = find_program(server.command, child_environment(server, os.environ), server.cwd)
         own = shutil.which(server.command)
         if report["command"] is None and own is not None:
             hint = f"{server.command!r} is on your own PATH, as {own}, but not on the PATH of its 'env'"

@@ -69,7 +69,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             aliases=("type",),
         ),
     ] = None
-    command: Annotated[FilePath, doc("The program to start; '~/' is the home directory.")] = None
+    command: Annotated[
+        FilePath,
+        doc(
+            "The program to start, on PATH or where users usually install uv, Node or Docker; "
+            "'~/' is the home directory."
+        ),
+    ] = None
     args: Annotated[Arguments, doc("Its arguments; one that begins with '~/' is expanded.")] = ()
     env: Annotated[
         Environment,

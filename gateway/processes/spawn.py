@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +31,14 @@ logger: Final = logging.getLogger("gateway.children")
 
 NOFILE_TARGET: Final = 65536
 """Open files at most: the gateway needs four for each child."""
+
+INSTALL_PLACES: Final = (
+    "~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/homebrew/bin", "/home/linuxbrew/.linuxbrew/bin",
+    "~/.volta/bin", "~/.local/share/mise/shims", "~/.asdf/shims", "~/.local/share/fnm/aliases/default/bin",
+    "~/.nvm/versions/node/*/bin", "~/.bun/bin", "~/.deno/bin", "~/.nix-profile/bin", "/snap/bin", "~/.docker/bin",
+    "~/.rd/bin", "/Applications/Docker.app/Contents/Resources/bin",
+)  # fmt: skip
+"""Where uv, Node, Docker and their version managers put programs, of which a desktop client's PATH often has none."""
 
 _mark_lock: Final = threading.Lock()  # held while this process has a child's limit mark, so that one child inherits it
 
@@ -52,6 +62,26 @@ class Spawned(NamedTuple):
     stdin: int
     stdout: int
     stderr: int
+
+
+def search_path(command: str, env: Mapping[str, str]) -> str:
+    """Return the PATH for a command: that of `env`, with `INSTALL_PLACES` after it if only they have the command."""
+    path = os.pathsep.join(os.get_exec_path(dict(env)))
+    if os.sep in command or shutil.which(command, path=path):
+        return path
+    found: list[str] = []
+    for place in INSTALL_PLACES:
+        there = glob.glob(place.replace("~", glob.escape(env.get("HOME", "~")), 1))  # ruff: ignore[glob]
+        found += sorted(there, key=lambda one: [int(part) for part in re.findall(r"\d+", one)], reverse=True)
+    longer = os.pathsep.join([path, *found])
+    return longer if shutil.which(command, path=longer) else path
+
+
+def find_program(command: str, env: Mapping[str, str], cwd: str | None) -> str | None:
+    """Return the program that a command starts, None if there is none."""
+    is_path = os.sep in command
+    place = os.path.join(cwd or "", command) if is_path else command  # ruff: ignore[os-path-join] - no Path is needed
+    return shutil.which(place, path=search_path(command, env))
 
 
 def spawn(command: ChildCommand, env: Mapping[str, str], limit_mark: int, inherit_mark: bool) -> Spawned:

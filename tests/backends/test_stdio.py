@@ -21,6 +21,7 @@ from gateway.eras.requests import Hop
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
 from gateway.jsonrpc import raw
 from gateway.processes.guard import open_guard
+from gateway.processes.spawn import search_path
 from tests.support.http_sessions import HOP, Heard, first, outcome, start_call
 
 if TYPE_CHECKING:
@@ -316,3 +317,31 @@ async def test_an_end_later_is_not_explained_by_old_lines_on_stdout() -> None:
 
     problem = await end_of("write('banner\\n')\nserve()\nnext(messages())\nsys.exit(4)", use)
     assert problem.reason == "exited with status 4"
+
+
+@pytest.mark.parametrize("place", [".local/bin", ".cargo/bin", ".nvm/versions/node/v20.1.0/bin", ".volta/bin"])
+def test_a_short_path_is_extended_by_where_users_install(tmp_path, place):
+    program = tmp_path / place / "uvx-of-a-test"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    outside = {"PATH": "/bin", "HOME": str(tmp_path)}
+
+    def path_of(**server):
+        config = parse_config(json.dumps({"mcpServers": {"a": server}}), environ={}).servers["a"]
+        return child_environment(config, outside)["PATH"].split(":")
+
+    assert str(program.parent) in path_of(command=program.name)
+    assert path_of(command=program.name)[0] == "/bin"
+    assert path_of(command="sh") == path_of(command="no-such-program") == path_of(command=str(program)) == ["/bin"]
+    assert path_of(command=program.name, env={"PATH": "/own"}) == ["/own"]
+
+
+def test_of_several_versions_the_newest_comes_first(tmp_path):
+    for version in ("v9.9.9", "v20.1.0", "v18.20.1"):
+        program = tmp_path / ".nvm/versions/node" / version / "bin" / "npx-of-a-test"
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o755)
+    path = search_path("npx-of-a-test", {"PATH": "/bin", "HOME": str(tmp_path)}).split(":")
+    found = [place.split("/")[-2] for place in path if "/.nvm/" in place]
+    assert found == ["v20.1.0", "v18.20.1", "v9.9.9"]

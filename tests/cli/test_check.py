@@ -71,7 +71,7 @@ def test_only_fields_of_a_problem_give_its_place() -> None:
 
 
 def test_a_warning_points_at_its_key(check):
-    status, out, err = check('{"mcpServers": {"a": {"command": "x", "comand": "s3cr3t"}}}')
+    status, out, err = check('{"mcpServers": {"a": {"command": "sh", "comand": "s3cr3t"}}}')
     assert status == 0
     assert out.endswith("ok, 1 server\n")
     shown, caret = err.splitlines()[2:]
@@ -170,3 +170,25 @@ def test_a_very_long_line_is_cut_around_the_caret():
     shown, caret = places.excerpt(found).splitlines()
     assert len(shown) < 140
     assert shown[caret.index("^") :].startswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("server", "problem"),
+    [
+        ({"command": "no-such-program"}, "not on PATH: no-such-program"),
+        ({"command": "/no/such/program"}, "not there: /no/such/program"),
+        ({"command": "./program", "cwd": "/"}, "not there: ./program"),
+        ({"command": "sh", "env": {"PATH": "/nowhere"}}, "not on PATH: sh"),
+        ({"command": "sh"}, None),
+        ({"command": "no-such-program", "disabled": True}, None),
+        ({"url": "http://127.0.0.1:9/mcp"}, None),
+    ],
+)
+def test_a_program_that_is_not_there_is_a_warning(check, server, problem):
+    status, out, err = check(json.dumps({"mcpServers": {"a": server}}))
+    assert (status, out.endswith(": ok, 1 server\n")) == (0, True)
+    if problem is None:
+        assert not err
+    else:
+        assert err.startswith(f"warning: server 'a': field 'command' names a program that is {problem}; install it")
+        assert "^" in err
