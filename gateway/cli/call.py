@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import trio
 
+from gateway.catalog.listing import Listing
+from gateway.catalog.names import public_name
 from gateway.cli.arguments import read_object, split_words, typed
 from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import state_directory
 from gateway.cli.output import UsageError, counted, print_json
+from gateway.cli.ps import command, find_running
 from gateway.cli.target import FLAGS, open_target
 from gateway.cli.terminal import Terminal
+from gateway.config import load_config
 from gateway.eras.methods import Kind
+from gateway.errors import GatewayError
+from gateway.store import Store
 
 
 def run_call(values: Values) -> int:
@@ -117,13 +127,35 @@ def _size(encoded: Any) -> str:
     return counted(len(encoded) * 3 // 4, "byte") if isinstance(encoded, str) else "no data"
 
 
+def _offered(kind: Kind, given: dict[str, Any]) -> list[str]:
+    """Return what a shell may offer: of the gateway that runs, or what the servers of --config have listed last."""
+    values = Values(url=given.get("url"), state_dir=Path(given["state_dir"]) if given.get("state_dir") else None)
+    try:
+        if not given.get("config"):
+            return [str(item[kind.key]) for item in command(find_running(values), "list")["items"][kind.member]]
+        config, store = load_config(Path(given["config"]), environ=os.environ), Store(state_directory(values))
+        separator, most = config.gateway.separator, config.gateway.max_name_length
+        return [
+            public_name(server.effective_namespace, separator, item.own, most) if kind.namespaced else item.own
+            for server in config.servers.values()
+            for item in (store.load_catalog(server) or Listing()).items.get(kind, ())
+        ]
+    except (GatewayError, KeyError):
+        return []
+
+
 COMMANDS = (
     Command(
         "call",
         "call a tool",
         run_call,
         (
-            Flag("TOOL", "its public name, as `list` shows it: SERVER.TOOL", required=True),
+            Flag(
+                "TOOL",
+                "its public name, as `list` shows it: SERVER.TOOL",
+                required=True,
+                complete=partial(_offered, Kind.TOOLS),
+            ),
             Flag("ARGUMENT", "KEY=VALUE; what the tool's schema says is made of VALUE", many=True),
             Flag("--args", "all arguments as one JSON object", "JSON", parse=read_object),
             *FLAGS,
@@ -134,14 +166,23 @@ COMMANDS = (
         "read",
         "read a resource",
         run_read,
-        (Flag("URI", "the resource, as `list` shows it", required=True), *FLAGS, JSON),
+        (
+            Flag("URI", "the resource, as `list` shows it", required=True, complete=partial(_offered, Kind.RESOURCES)),
+            *FLAGS,
+            JSON,
+        ),
     ),
     Command(
         "prompt",
         "fill in a prompt",
         run_prompt,
         (
-            Flag("NAME", "its public name, as `list` shows it: SERVER.PROMPT", required=True),
+            Flag(
+                "NAME",
+                "its public name, as `list` shows it: SERVER.PROMPT",
+                required=True,
+                complete=partial(_offered, Kind.PROMPTS),
+            ),
             Flag("ARGUMENT", "KEY=VALUE; prompts take only texts", many=True),
             *FLAGS,
             JSON,

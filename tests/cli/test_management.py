@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -139,6 +141,34 @@ async def test_a_gateway_on_stdio_is_listed_and_changed(tmp_path, capsys, monkey
             assert (status, out) == (1, "")
             assert f"the gateway {gateway.pid} serves stdio" in err
             assert (await do("list", "--url", "999999999"))[0] == 1
+
+
+def complete(*words):
+    """What the shell is offered for the last word."""
+    variables = {"_MCP_GATEWAY_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words)), **os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from gateway.cli import main; sys.argv[0] = 'mcp-gateway'; main()"],
+        env={**variables, "COMP_WORDS": " ".join(["mcp-gateway", *words])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+async def test_tool_names_are_completed_from_the_gateway_or_its_state(tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
+    config = {"mcpServers": {"one": echo_backend() | QUICK}}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    async with open_gateway_process(config, transport="stdio", env={"MCP_GATEWAY_STATE_DIR": str(state)}) as gateway:
+        await gateway.wait_stderr("'one' is ready")
+        assert await trio.to_thread.run_sync(complete, "call", "one.ec") == ["one.echo"]
+        assert await trio.to_thread.run_sync(complete, "restart", "o") == ["one"]
+    assert await trio.to_thread.run_sync(complete, "call", "--config", str(path), "one.ec") == ["one.echo"]
+    assert await trio.to_thread.run_sync(complete, "call", "one.ec") == []
 
 
 async def test_of_several_gateways_one_must_be_chosen(tmp_path, capsys, monkeypatch):
