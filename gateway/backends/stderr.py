@@ -4,12 +4,14 @@ A child may print its own key: secrets are masked in the lines that are shown. M
 so lines that are not shown are kept as they are. 2026-07-28 basic/transports/stdio: stderr is free text and no sign of
 an error. Each line goes into the log under the backend's name: bounded, rate-limited, never blocking; flooding costs
 the flooder its lines, which are counted. The last lines explain an end or a failed start: `informative` picks the one
-that says what went wrong.
+that says what went wrong. What a server writes while its era is being found out is held back: the
+reaction of a legacy server to the probe, often pages of it, is for the debug level.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -28,6 +30,12 @@ MAX_LINE: Final = 8_192
 SHOWN: Final = 500
 """How much of a longer line, or of a line in an error, is shown."""
 READ_BYTES: Final = 65_536
+HOLD_TIME: Final = 2.0
+"""Seconds of silence after which lines that are held back are logged: the server may be waiting for a person."""
+HELD_LINES: Final = 500
+"""Lines that are held back at most; then they are logged."""
+NO_CALL: Final = "has no client to go to: no call is in flight here"
+"""The answer to a request outside of any call. Servers ask for roots as soon as they start, write this, and work."""
 SHOWN_LINES: Final = 20
 """Last lines that the management API and `doctor` show."""
 SEARCHED_LINES: Final = 60
@@ -138,15 +146,23 @@ class StderrLog:
         self._backend = backend
         self._on_line = on_line
         self._log = logging.getLogger(f"gateway.backend.{backend}")
+        self._held: list[tuple[bytes, int]] | None = None
         self._rate = LogRate(clock=clock)
 
     async def run(self, stream: trio.abc.ReceiveStream) -> None:
         """Log until the stream ends; then return."""
         splitter = LineSplitter(MAX_LINE)
         try:
-            while data := await stream.receive_some(READ_BYTES):
-                for line in splitter.feed(bytes(data)):
-                    self.handle_line(line)
+            while True:
+                with trio.move_on_after(HOLD_TIME if self._held else math.inf) as silence:
+                    data = await stream.receive_some(READ_BYTES)
+                    if not data:
+                        break
+                    for line in splitter.feed(bytes(data)):
+                        self.handle_line(line)
+                if silence.cancelled_caught:
+                    self.release(logging.INFO)
+                    self.hold()
             for line in splitter.feed(b"\n"):  # the last line often has no newline
                 self.handle_line(line)
         except trio.BrokenResourceError:
@@ -163,14 +179,31 @@ class StderrLog:
         self._tail.append(kept)
         if self._on_line is not None:
             self._on_line(kept)
-        if not self._rate.allows():
+        length = SHOWN if isinstance(line, OversizedLine) else MAX_LINE
+        if self._held is None:
+            self._write(data, length, logging.INFO)
+            return
+        self._held.append((data, length))
+        if len(self._held) >= HELD_LINES:
+            self.release(logging.INFO)
+
+    def hold(self) -> None:
+        """Hold lines back until `release`."""
+        self._held = []
+
+    def release(self, level: int) -> None:
+        """Log the lines that were held back, at this level; later ones are not held."""
+        held, self._held = self._held or (), None
+        for data, length in held:
+            self._write(data, length, level)
+
+    def _write(self, data: bytes, length: int, level: int) -> None:
+        if not self._log.isEnabledFor(level) or not self._rate.allows():
             return
         if unreported := self._rate.pop_suppressed():
             self._log.warning("%d lines of stderr not logged: too many", unreported)
-        text = _masked(data)
-        self._log.info(
-            "%s", text[:SHOWN] if isinstance(line, OversizedLine) else text, extra={"backend": self._backend}
-        )
+        text = _masked(data)[:length]
+        self._log.log(logging.DEBUG if NO_CALL in text else level, "%s", text, extra={"backend": self._backend})
 
     @property
     def tail(self) -> list[str]:

@@ -162,6 +162,8 @@ class StdioSession:
     async def open(self, attempts: Attempts) -> None:
         """Shake hands and list, within `connect_timeout`. Raises BackendError."""
         config = self._config
+        if attempts.era == "auto":
+            self._stderr.hold()
         try:
             with trio.move_on_at(attempts.deadline(config.connect_timeout)) as scope:
                 self.greeting = await handshake.introduce(
@@ -179,9 +181,11 @@ class StdioSession:
             text = f"was not ready within {config.connect_timeout:g} s (connect_timeout)"
             raise BackendTooSlow(config.name, self._explain(text))
         self._is_open = True
+        self._stderr.release(logging.DEBUG)
 
-    def close(self, problem: BackendExited) -> None:
-        """Finish everything that waits."""
+    def close(self, problem: BackendExited, *, restarts: bool = False) -> None:
+        """Finish everything that waits; `restarts`: the process ended at the probe, and another one follows."""
+        self._stderr.release(logging.DEBUG if restarts else logging.INFO)
         self._conversation.close(problem)
 
     def _post(self, data: bytes, *, direct: bool = True) -> None:
@@ -302,4 +306,5 @@ async def open_stdio(
         finally:
             attempts.has_read = session.has_read
             # Whatever the reason, nobody may wait for a session that is gone; the ladder comes after.
-            session.close(BackendExited(config.name, "was stopped"))
+            restarts = attempts.is_probing and attempts.has_read
+            session.close(BackendExited(config.name, "was stopped"), restarts=restarts)

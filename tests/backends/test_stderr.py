@@ -11,8 +11,11 @@ import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
 from gateway.backends.stderr import (
+    HELD_LINES,
+    HOLD_TIME,
     MAX_LINE,
     MAX_SPREAD,
+    NO_CALL,
     SEARCHED_LINES,
     SHOWN,
     StderrLog,
@@ -258,3 +261,52 @@ def test_stray_lines_are_described() -> None:
     stray.note(b"\xff" + b"x" * MAX_LINE)
     assert stray.describe().startswith("it wrote 2 lines to stdout that are not MCP messages, the last: '\ufffdxxx")
     assert len(stray.describe()) < 2 * SHOWN
+
+
+def levels(logged: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
+    return [(record.message, record.levelno) for record in logged.records]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_held_lines_are_logged_at_the_level_of_their_release(logged: pytest.LogCaptureFixture, level: int) -> None:
+    stderr = StderrLog("time", clock=Clock())
+    stderr.hold()
+    stderr.handle_line(b"one")
+    assert levels(logged) == []
+    assert stderr.tail == ["one"]  # an error may need it meanwhile
+    stderr.release(level)
+    stderr.handle_line(b"two")
+    assert levels(logged) == [("one", level), ("two", logging.INFO)]
+
+
+async def test_held_lines_are_logged_after_a_silence(
+    logged: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    sender, receiver = memory_stream_one_way_pair()
+    stderr = StderrLog("time")
+    stderr.hold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stderr.run, receiver)
+        await sender.send_all(b"visit https://login.example\n")
+        await trio.sleep(HOLD_TIME * 1.5)
+        await sender.send_all(b"thank you\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert levels(logged) == [("visit https://login.example", logging.INFO)]
+        stderr.release(logging.DEBUG)
+        await sender.aclose()
+    assert levels(logged)[1:] == [("thank you", logging.DEBUG)]
+
+
+def test_no_more_lines_are_held_than_the_limit(logged: pytest.LogCaptureFixture) -> None:
+    stderr = StderrLog("time", clock=Clock())
+    stderr.hold()
+    for _ in range(HELD_LINES):
+        stderr.handle_line(b"x")
+    assert levels(logged)[0] == ("x", logging.INFO)
+
+
+def test_what_a_server_writes_of_a_refused_request_is_for_debug(logged: pytest.LogCaptureFixture) -> None:
+    stderr = StderrLog("time", clock=Clock())
+    stderr.handle_line(f"MCP error -32603: roots/list {NO_CALL}".encode())
+    stderr.handle_line(b"MCP error -32603: something else")
+    assert [level for _, level in levels(logged)] == [logging.DEBUG, logging.INFO]

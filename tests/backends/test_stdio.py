@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import trio
 
+from gateway.backends.opener import SessionOpener
 from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession, child_environment, open_stdio
 from gateway.calls import Complete, Era
 from gateway.config import parse_config, parse_server
@@ -345,3 +346,38 @@ def test_of_several_versions_the_newest_comes_first(tmp_path):
     path = search_path("npx-of-a-test", {"PATH": "/bin", "HOME": str(tmp_path)}).split(":")
     found = [place.split("/")[-2] for place in path if "/.nvm/" in place]
     assert found == ["v20.1.0", "v18.20.1", "v9.9.9"]
+
+
+COMPLAINS = """
+for message in messages():
+    if message["method"] == "server/discover":
+        sys.stderr.write("Failed to validate request\\n" * 90); sys.stderr.flush()
+        if EXITS: sys.exit(1)
+    answer(message)
+"""
+
+
+@pytest.mark.parametrize("exits", [False, True], ids=["lives", "exits"])
+async def test_what_a_legacy_server_says_of_the_probe_is_for_debug(caplog: pytest.LogCaptureFixture, exits: bool):
+    caplog.set_level(logging.DEBUG, logger="gateway.backend.box")
+    config = parse_server(
+        "box",
+        {"command": sys.executable, "args": ["-c", CHILD + COMPLAINS.replace("EXITS", str(exits))]},
+        environ={},
+    )
+    with trio.fail_after(WITHIN * 4):
+        async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
+            opener = SessionOpener(guard, name="gateway")
+            await nursery.start(opener.run)
+            async with opener(config, Heard()) as session:
+                assert session.greeting.era is Era.LEGACY
+            nursery.cancel_scope.cancel()
+    assert {record.levelno for record in caplog.records if "Failed to validate" in record.message} == {logging.DEBUG}
+
+
+async def test_what_a_server_says_of_its_failed_start_is_logged(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="gateway.backend.box")
+    with pytest.raises(BackendExited, match="no database"):
+        async with open_child("sys.exit('no database')", era="auto"):
+            pytest.fail("it started")
+    assert "no database" in [record.message for record in caplog.records]

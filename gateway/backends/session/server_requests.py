@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.backends.stderr import NO_CALL
 from gateway.calls import Failure, Notification, ServerRequest
 from gateway.eras import asks, meta, tasks
 from gateway.eras.methods import CAPABILITY
@@ -85,7 +86,7 @@ class ServerRequestRouter:
                 f"{method} has no client to go to: {in_flight} calls are in flight here, and nothing says whose it is;"
                 f" give server {self._backend!r} the option session: client (or call)"
                 if in_flight
-                else f"{method} has no client to go to: no call is in flight here"
+                else f"{method} {NO_CALL}"
             )
             self._refuse(request_id, jsonrpc.INTERNAL_ERROR, text)
             return
