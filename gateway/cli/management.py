@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 from gateway.cli.flags import JSON, Command, Flag, Values
-from gateway.cli.options import STATE, split_address, state_directory
+from gateway.cli.options import STATE, address, split_address, state_directory
 from gateway.cli.output import CommandError, print_json, warn
 from gateway.cli.ps import collect_reports, command, find_running, refusal
 from gateway.config.hosts import parse_authority
@@ -136,7 +136,7 @@ def _running_names(given: dict[str, Any]) -> list[str]:
 
 
 _WHERE: Final = (
-    Flag("--url", "the gateway's address or process id (default: the gateway that runs)", "URL"),
+    Flag("--url", "the gateway's address or process id (default: the gateway that runs)", "URL", parse=address),
     Flag(
         "--admin-token",
         "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else what the gateway keeps in the state directory)",

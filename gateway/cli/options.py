@@ -35,6 +35,16 @@ def url_path(text: str) -> str:
 
 FILE = Flag("FILE", "the config file (JSON, mcpServers); also spelled --config FILE", parse=Path)
 CONFIG = Flag("--config", "the config file", "FILE", parse=Path)
+
+
+def address(text: str) -> str:
+    """An address, or a process id."""
+    if not text.isdigit() and not text.startswith(("http://", "https://")):
+        message = f"{text!r} is no address; give one like http://127.0.0.1:8080/mcp, or the process id of a gateway"
+        raise ValueError(message)
+    return text
+
+
 STATE = Flag(
     "--state-dir",
     "where last-good catalogs, tokens and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"

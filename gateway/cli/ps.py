@@ -94,7 +94,10 @@ def find_running(values: Values) -> dict[str, Any]:
     problem = (
         "no gateway is running" if values.url is None else f"no gateway with the process id {values.url} is running"
     )
-    raise CommandError(problem, "start one: mcp-gateway serve FILE --transport http; or name one: --url URL")
+    hint = "start one: mcp-gateway serve FILE --transport http; or name one: --url URL"
+    if hasattr(values, "config"):
+        hint += "; or have the servers started for the occasion: --config FILE"
+    raise CommandError(problem, hint)
 
 
 def render(report: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, ServerRequest
 from gateway.cli.flags import Flag, Values
 from gateway.cli.login import find_challenge
-from gateway.cli.options import CONFIG, STATE, load, split_address
+from gateway.cli.options import CONFIG, STATE, address, load, split_address
 from gateway.cli.output import CommandError, UsageError
 from gateway.cli.ps import find_running
 from gateway.config import NEVER_RESTART, Config, parse_server
@@ -59,11 +59,12 @@ def _header(text: str) -> tuple[str, str]:
 
 
 FLAGS: Final = (
-    msgspec.structs.replace(CONFIG, required=False, help="the servers of this config file, started for the occasion"),
+    msgspec.structs.replace(CONFIG, help="the servers of this config file, started for the occasion"),
     Flag(
         "--url",
         "a gateway, or any MCP server, at this address; or a process id (default: the gateway that runs)",
         "URL",
+        parse=address,
     ),
     Flag(
         "--header",
@@ -107,6 +108,8 @@ class Target:
         if self._peer is None or REMOTE not in self.problems():
             return
         problem, hint, code = self.problems()[REMOTE], "", ""
+        if errors := self._gateway.fleet.supervisors[REMOTE].history.errors:
+            code = errors[-1].code or ""
         with suppress(GatewayError, OSError):
             challenge = await find_challenge(self._peer)
             if challenge is not None and "resource_metadata" not in challenge.header:
@@ -214,8 +217,8 @@ def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Con
     headers, key = dict(given), os.environ.get(KEY)
     if key and not any(name.lower() == "authorization" for name in headers):
         headers["Authorization"] = f"Bearer {key}"
-    address, unix_socket = split_address(report["urls"][0])
-    entry = {"url": address, "headers": headers, "namespace": ""}
+    url, unix_socket = split_address(report["urls"][0])
+    entry = {"url": url, "headers": headers, "namespace": ""}
     server = parse_server(REMOTE, entry | ({"unix_socket": unix_socket} if unix_socket else {}), environ={})
     config = Config({REMOTE: server})
     longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # names are the other side's affair

@@ -68,7 +68,19 @@ class Terminal:
         if not sys.stderr.isatty():
             return
         if self._bar is None:
-            self._bar = _make_bar()
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
+            title = TextColumn("{task.description}", markup=False)
+            columns = (SpinnerColumn(), title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=None)
         if self._task is not None:
@@ -99,23 +111,21 @@ class Terminal:
         print_error(f"{self._title} asks: {params.get('message', '')}")
         try:
             if params.get("mode") == "url":
-                return await self._open_page(str(params.get("url", "")))
+                from gateway.oauth_client.login_prompt import can_open, open_page
+
+                url = str(params.get("url", ""))
+                print_error(f"  {url}")
+                if not await self._yes("open this address?"):
+                    return {"action": "decline"}
+                if can_open():
+                    await open_page(url)
+                else:
+                    print_error("there is no browser here: open it yourself")
+                return {"action": "accept"}
             return await self._fill_in(fields_of(params.get("requestedSchema") or {}))
         except EndOfAnswers:
             print_error("cancelled: nothing more can be read from stdin")
             return {"action": "cancel"}
-
-    async def _open_page(self, url: str) -> dict[str, Any]:
-        from gateway.oauth_client.login_prompt import can_open, open_page
-
-        print_error(f"  {url}")
-        if not await self._yes("open this address?"):
-            return {"action": "decline"}
-        if can_open():
-            await open_page(url)
-        else:
-            print_error("there is no browser here: open it yourself")
-        return {"action": "accept"}
 
     async def _fill_in(self, fields: list[Field]) -> dict[str, Any]:
         """Field by field; what is left empty is left out, or has its default."""
@@ -146,21 +156,6 @@ class Terminal:
         if text is None:
             raise EndOfAnswers
         return text
-
-
-def _make_bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 async def read_line_of_stdin(question: str) -> str | None:

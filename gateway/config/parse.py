@@ -82,7 +82,7 @@ def read_file(path: Path) -> bytes:
         hint = "name the file in it" if path.is_dir() else hint
         raise ConfigError([f"{path}: {error.reason}; {hint}"]) from None
     except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file; check the path given with --config"]) from None
+        raise ConfigError([f"{path}: no such file; check its path"]) from None
     except PermissionError:
         raise ConfigError([f"{path}: permission denied; make it readable for this user"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -384,3 +384,16 @@ async def test_an_embedded_gateway_refuses_a_state_directory_that_others_can_wri
     with pytest.raises(ConfigError, match="can be written by other users"):
         async with open_gateway({"mcpServers": {}}, state_directory=planted):
             pytest.fail("it started")
+
+
+@pytest.mark.parametrize("command", [["list"], ["call", "a.b"], ["reload"], ["restart", "a"]], ids=" ".join)
+def test_what_is_no_address_is_named(command, capsys):
+    assert main([*command, "--url", "nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("error: --url: 'nonsense' is no address; give one like http://")
+
+
+def test_what_cannot_be_reached_has_its_code(capsys, tmp_path):
+    assert main(["list", "--json", "--url", "http://127.0.0.1:9/mcp", "--state-dir", str(tmp_path)]) == 1
+    problem = json.loads(capsys.readouterr().out)["error"]
+    assert problem["code"] == "backend_unavailable"
+    assert problem["message"].startswith("http://127.0.0.1:9/mcp: cannot be reached")

@@ -111,7 +111,7 @@ def test_another_clients_file() -> None:
 
 def test_guarantee_g4_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
-    assert problem(path) == f"{path}: no such file; check the path given with --config"
+    assert problem(path) == f"{path}: no such file; check its path"
 
 
 def test_directory(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import trio
-from gateway.catalog.kinds import Kind
 from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, Notification
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras import meta
+from gateway.eras.methods import Kind
 from gateway.eras.requests import UnsupportedVersion, modern_call
 from gateway.errors import BackendUnavailable, GatewayLoop, InvalidParams, UnknownMethod
 from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
