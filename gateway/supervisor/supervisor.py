@@ -301,7 +301,8 @@ class Supervisor:
     def freed(self) -> None:
         """Note that a call has ended."""
         self._used_at = trio.current_time()
-        self._freed.unpark_all()
+        if self._freed:
+            self._freed.unpark_all()
 
     def wrote_stderr(self, line: bytes) -> None:
         """Keep a line of its child's stderr, for people."""

@@ -137,6 +137,7 @@ class FakeSession:
         self._listener = listener
         self._crashed = trio.Event()
         self._is_closed = False
+        self._last_id = 0
         self._problem: BaseException | None = None
 
     @property
@@ -153,7 +154,8 @@ class FakeSession:
         self.batches.append([ticket.own_name for ticket in tickets])
         for ticket in tickets:
             self.working.append(ticket)
-            ticket.sent(self, len(self.names))
+            self._last_id += 1
+            ticket.sent(self, self._last_id)
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
         self.withdrawn.append((pending.own_name, reason))
