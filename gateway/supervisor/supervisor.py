@@ -301,8 +301,7 @@ class Supervisor:
     def freed(self) -> None:
         """Note that a call has ended."""
         self._used_at = trio.current_time()
-        if self._freed:
-            self._freed.unpark_all()
+        self._freed.unpark_all()
 
     def wrote_stderr(self, line: bytes) -> None:
         """Keep a line of its child's stderr, for people."""
