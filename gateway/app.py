@@ -20,6 +20,7 @@ import trio
 
 from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
+from gateway.backends.session.contracts import wait_any
 from gateway.calls import ANYBODY, NameChoice, at_endpoint
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
@@ -172,6 +173,14 @@ class Gateway:
         runtime = self.runtime
         frontend = StdioFrontend(runtime.handler, options.stdin, options.stdout, runtime.closing, identity)
         self._all_answered = await frontend.run()
+        # Or the lists of a server would never be known to clients whose sessions are shorter than its start.
+        unknown = [] if runtime.stopping.is_set() else runtime.fleet.starting_first()
+        if unknown:
+            names = ", ".join(one.name for one in unknown)
+            log.info("stdin has ended; waiting for the first lists of %s (drain_grace)", names)
+        with trio.move_on_after(runtime.fleet.settings.drain_grace):
+            for one in unknown:
+                await wait_any(one.settled, runtime.stopping)
         self._stop()
 
     async def _serve_control(self, store: Store, *, task_status: trio.TaskStatus[None]) -> None:

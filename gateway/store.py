@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 ENVIRONMENT: Final = "MCP_GATEWAY_STATE_DIR"
 FORMAT: Final = 1
 """Version of the catalog files; another one counts as absent."""
+OVERDUE: Final = Listing()
+"""In place of a catalog: the server has never listed anything, and a client's list has waited for it in vain."""
+OVERDUE_FORMAT: Final = 0
+"""Stands where the version does in the file of such a server."""
 TOKEN_BYTES: Final = 32
 """Random bytes of a token."""
 MIN_TOKEN: Final = 16
@@ -197,12 +201,14 @@ class Store:
                     check_exposure(Path(entry.path), "directory", entry.stat())
 
     def load_catalog(self, config: ServerConfig) -> Listing | None:
-        """What this server listed last, under the same configuration; None if that is not known."""
+        """What this server listed last, under the same configuration, or `OVERDUE`; None if that is not known."""
         path = self._catalog_path(config)
         try:
             found = jsonrpc.read(_catalogs, read_plain(path))
-            if found.format != FORMAT or found.server != config.name:
+            if found.format not in {FORMAT, OVERDUE_FORMAT} or found.server != config.name:
                 return None
+            if found.format == OVERDUE_FORMAT:
+                return OVERDUE
             items = {
                 Kind[kind]: tuple(Item(own, bytes(raw)) for own, raw in entries)
                 for kind, entries in found.items.items()
@@ -221,11 +227,12 @@ class Store:
         return Listing(items=items, capabilities=capabilities, instructions=found.instructions)
 
     def save_catalog(self, config: ServerConfig, listing: Listing) -> None:
-        """Keep what a server lists. Raises OSError."""
+        """Keep what a server lists, or `OVERDUE`. Raises OSError."""
         entries = {
             kind.name: [(item.own, msgspec.Raw(item.raw)) for item in items] for kind, items in listing.items.items()
         }
-        content = _CatalogFile(FORMAT, config.name, entries, listing.capabilities, listing.instructions)
+        version = OVERDUE_FORMAT if listing is OVERDUE else FORMAT
+        content = _CatalogFile(version, config.name, entries, listing.capabilities, listing.instructions)
         self.write(self._catalog_path(config), jsonrpc.encode(content))
 
     def load_era(self, config: ServerConfig) -> EraRecord | None:

@@ -18,7 +18,7 @@ from gateway.catalog.listing import Item, Listing
 from gateway.config import parse_server
 from gateway.eras.methods import Kind
 from gateway.errors import ConfigError
-from gateway.store import ENVIRONMENT, Store, default_directory, read_plain
+from gateway.store import ENVIRONMENT, OVERDUE, Store, default_directory, read_plain
 
 TOOL = b'{"name":"add","inputSchema":{},"unknown":{"big":123456789012345678901234567890,"null":null}}'
 LISTING = Listing(
@@ -143,6 +143,14 @@ def test_another_configuration_is_another_server(store, other) -> None:
 def test_how_a_server_is_run_is_not_what_it_is(store) -> None:
     store.save_catalog(server(env={"KEY": "old"}), LISTING)
     assert store.load_catalog(server(env={"KEY": "new"}, start="lazy", idle_timeout=3, call_timeout=9)) is not None
+
+
+def test_a_server_that_never_listed_in_time_is_on_record(store):
+    store.save_catalog(server(), OVERDUE)
+    assert store.load_catalog(server()) is OVERDUE
+    assert store.load_catalog(server(command="other")) is None
+    store.save_catalog(server(), LISTING)
+    assert store.load_catalog(server()) == LISTING
 
 
 def test_two_servers_do_not_share_a_file(store) -> None:

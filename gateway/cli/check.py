@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import CONFIG, FILE, STATE, config_path, state_directory
 from gateway.cli.output import counted, error, print_error, print_json, warn
 from gateway.cli.places import Places
 from gateway.config.access import Rules
 from gateway.config.findings import Line, shown
 from gateway.config.parse import files_of, parse_config, read_file
-from gateway.config.shown import shown_config
+from gateway.config.shown import secrets_of_config, shown_config
 from gateway.errors import ConfigError
-from gateway.masking import Masker
+from gateway.masking import SECRETS, Masker
 from gateway.reload.overlay import Base
 from gateway.reload.source import ConfigSource, raw_servers
 from gateway.store import Store
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(values: Values) -> int:
-    """Say it for every server; 2 if the file is not valid."""
+    """Say it for every server; 2 if the file is not valid, 1 if `--start` finds a server that does not work."""
     config: Config | None = None
     removed: list[str] = []
     problems: Sequence[str] = ()
@@ -48,6 +48,14 @@ def run(values: Values) -> int:
             import traceback
 
             traceback.print_exception(exc)
+    started: dict[str, dict[str, Any]] = {}
+    if values.start and config is not None:
+        from gateway.cli.doctor import examine
+
+        SECRETS.replace(secrets_of_config(config))
+        print_error("each server is started once; the first start may take long, where something is downloaded")
+        started = examine(config, values)
+    status = 2 if config is None else int(not all(one["ok"] for one in started.values()))
     spell = Masker({} if config is None else config.masked).mask
     if values.json:
         print_json({
@@ -58,19 +66,24 @@ def run(values: Values) -> int:
             "views": [] if config is None else list(config.views),
             "access": None if config is None else spell(_access(config)),
             "servers": {} if config is None else _summaries(config, removed),
+            **({"started": started} if values.start else {}),
         })
-        return 0 if config is not None else 2
+        return status
     _show(path, places, problems, error)
     _show(path, places, warnings, warn, key=True)
     if config is None:
-        return 2
+        return status
     for name, summary in _summaries(config, removed).items():
         print(f"{name}: {summary}")
     for name, view in config.views.items():
         print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}"))
     print(f"access: {spell(_access(config))}")
+    if started:
+        from gateway.cli.doctor import show
+
+        show(started)
     print(f"{path}: ok, {counted(len(config.servers), 'server')}")
-    return 0
+    return status
 
 
 def _missing_programs(config: Config) -> Iterator[Line]:
@@ -134,6 +147,12 @@ COMMANDS = (
         "check",
         "check a config file and say what it would start",
         run,
-        (FILE, CONFIG, JSON, STATE),
+        (
+            FILE,
+            CONFIG,
+            Flag("--start", "start each server once, and keep what it lists for a client's first list", switch=True),
+            JSON,
+            STATE,
+        ),
     ),
 )

@@ -1,6 +1,8 @@
 """`mcp-gateway doctor`: starts each server of a config once, and says what it finds.
 
 All at once, each for itself: one that hangs holds up no other. What a supervisor does (restarts, queues) is left out.
+What servers list is kept in the state directory, so that a client's first list is complete; `check --start` and
+`import` examine servers for that too.
 """
 
 from __future__ import annotations
@@ -50,19 +52,24 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 def run(values: Values) -> int:
     """Try them all; 1 if one does not work."""
     config = load(config_path(values), state_directory(values))
+    found = examine(config, values)
+    if values.json:
+        print_json(found)
+    else:
+        show(found)
+    return 0 if all(one["ok"] for one in found.values()) else 1
+
+
+def examine(config: Config, values: Values) -> dict[str, dict[str, Any]]:
+    """Start each server of a config once, keep what it lists, and return the findings by server."""
     warn_of_state(values)
     quiet = logging.NullHandler()  # what matters of the log is part of the report
     log = logging.getLogger("gateway")
     log.addHandler(quiet)
     try:
-        found = trio.run(partial(_examine_all, config, Store(state_directory(values))))
+        return trio.run(partial(_examine_all, config, Store(state_directory(values))))
     finally:
         log.removeHandler(quiet)
-    if values.json:
-        print_json(found)
-    else:
-        _show(found)
-    return 0 if all(one["ok"] for one in found.values()) else 1
 
 
 class _Listener:
@@ -98,7 +105,7 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
         async with trio.open_nursery() as examinations:
 
             async def examine(server: ServerConfig) -> None:
-                found[server.name] = await _examine(server, opener, guard, config)
+                found[server.name] = await _examine(server, opener, guard, config, store)
 
             for server in config.servers.values():
                 if not server.disabled:
@@ -127,7 +134,9 @@ def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
     }
 
 
-async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuard, config: Config) -> dict[str, Any]:
+async def _examine(
+    server: ServerConfig, opener: SessionOpener, guard: ChildGuard, config: Config, store: Store
+) -> dict[str, Any]:
     report: dict[str, Any] = {"ok": False, "problem": None, "code": None, "hints": []}
     listener = _Listener()
     if server.command is not None:
@@ -140,7 +149,7 @@ async def _examine(server: ServerConfig, opener: SessionOpener, guard: ChildGuar
     bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
     try:
         with trio.move_on_after(bound) as scope:
-            await _meet(server, opener, listener, report, config)
+            await _meet(server, opener, listener, report, config, store)
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
             report["code"] = BackendTooSlow.code
@@ -164,7 +173,12 @@ def _ladder(server: ServerConfig) -> float:
 
 
 async def _meet(
-    server: ServerConfig, opener: SessionOpener, listener: _Listener, report: dict[str, Any], config: Config
+    server: ServerConfig,
+    opener: SessionOpener,
+    listener: _Listener,
+    report: dict[str, Any],
+    config: Config,
+    store: Store,
 ) -> None:
     from gateway.catalog.names import public_name
     from gateway.eras.methods import Kind
@@ -187,6 +201,11 @@ async def _meet(
         report["odd_names"] = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
         if session.stray_output:
             report["hints"].append(session.stray_output)
+        if not any(session.listing.unread.values()):
+            try:
+                await trio.to_thread.run_sync(store.save_catalog, server, session.listing, abandon_on_cancel=True)
+            except OSError as exc:
+                report["hints"].append(f"what it lists could not be kept in {store.directory}: {exc}")
 
 
 def _describe(report: dict[str, Any]) -> str:
@@ -205,7 +224,8 @@ def _explain(problem: BaseException) -> str:
     return f"failed: {problem}" if str(problem) else f"failed with {type(problem).__name__}, which says no more"
 
 
-def _show(found: dict[str, dict[str, Any]]) -> None:
+def show(found: dict[str, dict[str, Any]]) -> None:
+    """Print the findings."""
     import sys
 
     for name, one in found.items():

@@ -1,8 +1,8 @@
 """`mcp-gateway import CLIENT`: takes over the servers that an MCP client has in its own config.
 
-What would be run is shown first, with the names of variables but never their values, and nothing is written before
-somebody has said yes. A server that the config has already is left as it is, unless `--force`; one that `serve` would
-refuse is skipped and reported.
+What would be run is shown first, with the names of variables but never their values, and nothing is written or
+started before the user has agreed. A server that the config has already is left as it is, unless `--force`; one that
+`serve` would refuse is skipped and reported.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, cast
 
+import msgspec
+
 from gateway.cli.clients import CLIENTS, Found, read_client, variables_in
+from gateway.cli.doctor import examine, show
 from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.options import STATE, load
 from gateway.cli.output import CommandError, counted, print_error, print_json, warn
 from gateway.config import parse_config
 from gateway.config.parse import files_of, read_file
@@ -55,7 +59,15 @@ def run(values: Values) -> int:
         return 1
     present.update({name: client.servers[name] for name in shown})
     _write(values.config, root)
-    print_error(f"{values.config}: added {counted(len(shown), 'server')}")
+    print_error(f"{values.config}: added {counted(len(shown), 'server')}; each is started once, to learn what it lists")
+    try:
+        config = load(values.config)
+    except ConfigError as exc:
+        warn(f"no server was started: {exc}; see mcp-gateway check {values.config}")
+        return failed
+    found = examine(msgspec.structs.replace(config, servers={name: config.servers[name] for name in shown}), values)
+    if not values.json:
+        show(found)
     return failed
 
 
@@ -102,7 +114,7 @@ def _agreed(config: Path) -> bool:
     if not sys.stdin.isatty():
         problem = "nobody is there to ask"
         raise CommandError(problem, "--yes writes without asking")
-    sys.stderr.write(f"write these into {config}? [y/N] ")
+    sys.stderr.write(f"write these into {config}, and start each once? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
@@ -160,6 +172,7 @@ COMMANDS = (
             Flag("--yes", "write without asking", switch=True),
             Flag("--force", "replace servers of the same name", switch=True),
             JSON,
+            STATE,
         ),
     ),
 )

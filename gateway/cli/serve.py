@@ -172,19 +172,28 @@ def _check_exposure(options: Options, config: Config) -> None:
 
 def run_demo(values: Values) -> int:
     """Run the demo; 1 if something did not work."""
-    from gateway.demo.tour import run_demo
+    from gateway.app import Options
+    from gateway.demo.tour import demo_config, run_demo
+    from gateway.store import Store
     from gateway.telemetry import open_logging
 
+    store = _usable(Store(state_directory(values)))
+    options = Options(
+        transports=("streamable-http",),
+        host=values.host,
+        port=values.port,
+        path=values.streamable_http_path,
+        state_directory=None if store is None else store.directory,
+        insecure=values.insecure,
+    )
+    config = demo_config()
+    _check_exposure(options, config)
     with open_logging("warning"):
-        clean = run_demo(
-            host=values.host,
-            port=values.port,
-            path=values.streamable_http_path,
-            say=lambda text: print(text, flush=True),
-        )
+        clean = run_demo(config, options, say=lambda text: print(text, flush=True))
     return 0 if clean else 1
 
 
+INSECURE = Flag("--insecure", "serve other machines although the config has no keys: everybody may use it", switch=True)
 FLAGS = (
     FILE,
     CONFIG,
@@ -196,7 +205,7 @@ FLAGS = (
         transports,
     ),
     *ADDRESS,
-    Flag("--insecure", "serve other machines although the config has no keys: everybody may use it", switch=True),
+    INSECURE,
     Flag("--tls-cert", "serve TLS with this certificate (PEM, with its chain)", "FILE", parse=Path),
     Flag("--tls-key", "its key (PEM; default: in the file of the certificate)", "FILE", parse=Path),
     Flag("--uds", "listen on a Unix socket at this path instead of --host and --port", "PATH", parse=Path),
@@ -237,5 +246,5 @@ FLAGS = (
 )
 COMMANDS = (
     Command("serve", "serve the backends of a config file", run, FLAGS),
-    Command("demo", "try it: two built-in servers, one real client, one call", run_demo, ADDRESS),
+    Command("demo", "try it: two built-in servers, one real client, one call", run_demo, (*ADDRESS, INSECURE, STATE)),
 )

@@ -260,7 +260,13 @@ class GatewaySettings(Struct, frozen=True):
         Separator, doc("Stands between namespace and name; some desktop clients need '__' or '_'.")
     ] = "."
     max_name_length: Annotated[NameLength, doc("Longer public names are shortened, with a hash.")] = 128
-    start_grace: Annotated[Seconds, doc("The longest a list waits for backends in their first start.")] = 2.0
+    start_grace: Annotated[
+        Seconds,
+        doc(
+            "The longest a list waits for backends that have never listed anything, from its request on; left out, also"
+            " longer for some clients that are known to wait."
+        ),
+    ] = 4.0
     drain_grace: Annotated[Seconds, doc("Time that running calls get to finish when the gateway stops.")] = 5.0
     max_sessions: Annotated[
         Count,

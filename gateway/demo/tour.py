@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(sys.executable).absolute()
 CALL_WITHIN = 30.0
 """Seconds that the client's whole visit may take."""
 
@@ -35,9 +36,16 @@ def demo_config() -> Config:
     )
 
 
-def run_demo(*, host: str, port: int, path: str, say: Say) -> bool:
+def own_command(root: Path, python: Path) -> list[str]:
+    """Return a command line that starts this gateway from any folder, with any PATH."""
+    for script in (root / "bin" / "mcp-gateway", python.with_name("mcp-gateway")):
+        if script.is_file():
+            return [str(script)]
+    return [str(python), "-m", "gateway"]
+
+
+def run_demo(config: Config, options: Options, say: Say) -> bool:
     """Run the tour and serve until a signal; return whether the gateway ended cleanly."""
-    options = Options(transports=("streamable-http",), host=host, port=port, path=path)
 
     async def run() -> bool:
         urls: list[str] = []
@@ -49,28 +57,31 @@ def run_demo(*, host: str, port: int, path: str, say: Say) -> bool:
 
         async with trio.open_nursery() as nursery:
 
-            async def visit() -> None:
+            async def visit_when_listening() -> None:
                 await listening.wait()
-                await _visit(urls[0], say)
+                await visit(urls[0], list(config.servers), say)
 
-            nursery.start_soon(visit)
-            clean = await serve(demo_config(), options, on_listening)
+            nursery.start_soon(visit_when_listening)
+            clean = await serve(config, options, on_listening)
             nursery.cancel_scope.cancel(reason="the gateway has stopped")
         return clean
 
     return trio.run(run)
 
 
-async def _visit(url: str, say: Say) -> None:
+async def visit(url: str, servers: list[str], say: Say) -> None:
     """Let the official SDK's client call a tool through the gateway, and say what happened."""
     from mcp import Client
 
-    say(f"gateway: listening on {url}, in front of two stdio servers: calculator and echo")
+    say(f"gateway: listening on {url}, in front of {len(servers)} stdio servers: {' and '.join(servers)}")
     with trio.fail_after(CALL_WITHIN):
         async with Client(url) as client:
             say(f"client:  connected (the official Python SDK), protocol version {client.protocol_version}")
             tools = [tool.name for tool in (await client.list_tools()).tools]
             say(f"client:  tools/list -> {', '.join(tools)}")
+            late = [name for name in servers if not any(tool.startswith(f"{name}.") for tool in tools)]
+            if late:
+                say(f"gateway: not listed, for it is still starting: {', '.join(late)}")
             result = await client.call_tool("calculator.add", {"a": 2, "b": 40})
             text = next((block.text for block in result.content if block.type == "text"), "")
             say(f"client:  tools/call calculator.add {{'a': 2, 'b': 40}} -> {text}")
@@ -78,9 +89,8 @@ async def _visit(url: str, say: Say) -> None:
     say("Try it yourself. For a client that speaks HTTP:")
     say(json.dumps({"mcpServers": {"gateway": {"type": "http", "url": url}}}, indent=2))
     say("For a desktop client that starts programs (put your servers into config.json, same format):")
-    script = Path(__file__).parents[2] / "bin" / "mcp-gateway"  # of a clone
-    command = str(script) if script.is_file() else shutil.which("mcp-gateway") or "mcp-gateway"
-    snippet = {"command": command, "args": ["serve", "--config", str(Path.cwd() / "config.json")]}
+    command, *words = own_command(ROOT, PYTHON)
+    snippet = {"command": command, "args": [*words, "serve", "--config", str(Path.cwd() / "config.json")]}
     say(json.dumps({"mcpServers": {"gateway": snippet}}, indent=2))
     say("")
     say("Serving until Ctrl-C.")

@@ -31,6 +31,7 @@ from gateway.eras.tools import view_of
 from gateway.errors import BackendProtocol, GatewayError, GatewayLoop, InvalidParams, UnknownMethod
 from gateway.frontends import resource_subscriptions
 from gateway.frontends.call_stream import CallStream
+from gateway.frontends.client_patience import list_patience
 from gateway.frontends.legacy.sessions import ClientIntroduction, DuplicateId
 from gateway.router import unknown
 
@@ -129,7 +130,7 @@ class RequestHandler:
         return [self.decode(part, identity) for part in jsonrpc.decode_batch(data, most=MAX_BATCH)]
 
     def introduce(self, message: Message, identity: Identity = ANYBODY) -> ClientIntroduction:
-        """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.first_starts`.
+        """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.before_initialize`.
 
         Raises:
             InvalidParams: the params are none of an initialize request.
@@ -329,7 +330,8 @@ class RequestHandler:
             except ValueError:
                 text = "params.cursor must be a string"
                 raise InvalidParams(text) from None
-        await self.fleet.first_starts(caller.scope)
+        if self.fleet.awaited(caller.scope):
+            await self.fleet.first_starts(caller.scope, list_patience(caller.client_info, self.settings.start_grace))
         snapshot = self.fleet.snapshot(caller.scope)
         page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
         own: dict[str, object] = {}

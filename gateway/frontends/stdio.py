@@ -289,7 +289,7 @@ class StdioFrontend:
         self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
         self._session.changes = self._changes
         self._answers.welcome(self._session)
-        if self._answers.fleet.is_first_start(self._identity.scope):
+        if self._answers.fleet.awaited(self._identity.scope):
             scope = self._in_flight.open_scope(request_id)
             self._nursery.start_soon(self._answer_initialize, introduction, request_id, scope)
         else:
@@ -298,9 +298,9 @@ class StdioFrontend:
     async def _answer_initialize(
         self, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
     ) -> None:
-        """Answer `initialize` after `first_starts` or the end of stdin; it cannot be cancelled."""
+        """Answer `initialize` after `before_initialize` or the end of stdin; it cannot be cancelled."""
         with scope:
-            await self._answers.fleet.first_starts(self._identity.scope)
+            await self._answers.fleet.before_initialize(self._identity.scope)
         self._post_initialize_result(introduction, request_id)
 
     def _post_initialize_result(self, introduction: ClientIntroduction, request_id: Id) -> None:

@@ -19,6 +19,7 @@ from gateway.catalog.scopes import make_views
 from gateway.catalog.snapshot import Snapshot
 from gateway.eras.methods import Kind
 from gateway.masking import SECRETS
+from gateway.store import OVERDUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -126,7 +127,7 @@ def _naming_of(config: Config) -> Naming:
 
 
 class CatalogCache:
-    """The one who reads and writes last-good catalogs; without a store there are none."""
+    """Reads and writes last-good catalogs and which servers are `OVERDUE`; without a store there are none."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
@@ -155,7 +156,7 @@ class CatalogCache:
             await self._save(self._store, supervisors())
 
     async def save_last(self, supervisors: Mapping[str, Supervisor]) -> None:
-        """Write what was listed since the last look, at the end of the run."""
+        """Write what was listed since the last look, when the run begins to end: a client may not wait for its end."""
         if self._store is not None:
             with trio.move_on_after(LAST_KEEP_BOUND):
                 await self._save(self._store, supervisors)
@@ -163,7 +164,7 @@ class CatalogCache:
     async def _save(self, store: Store, supervisors: Mapping[str, Supervisor]) -> None:
         await trio.lowlevel.checkpoint()
         for name, supervisor in supervisors.items():
-            listing = supervisor.listing
+            listing = OVERDUE if supervisor.listing is None and supervisor.is_overdue else supervisor.listing
             if listing is None or listing is self._kept.get(name):
                 continue
             if any(listing.unread.values()):  # what was kept before may be better

@@ -21,6 +21,7 @@ from gateway.config.shown import secrets_of
 from gateway.errors import ShuttingDown
 from gateway.inflight.deadlines import Deadlines
 from gateway.masking import SECRETS
+from gateway.store import OVERDUE
 from gateway.supervisor.catalog import CatalogBuilder, CatalogCache
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.per_client import PerClientSupervisors
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     ChangeListener = Callable[[ListNews], None]
     Observer = Callable[[Supervisor, PendingCall | None, float], None]
 
+INITIALIZE_WAIT: Final = 1.0
+"""Seconds at most that `initialize` waits for first starts. It promises what is not known by then, which a list cannot:
+so the rest of a client's patience is for lists."""
 SETTLE_BOUND: Final = 30.0
 """Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
 MAX_RETIRING: Final = 64
@@ -90,7 +94,6 @@ class Fleet:
         self.mailboxes = ClientNotifications()
         self.deadlines = Deadlines()
         self._listeners: set[ChangeListener] = set()
-        self._grace_over = trio.current_time() + config.gateway.start_grace
         self._stopped = trio.Event()
         self.ended = trio.Event()
         """Set when every supervisor has ended."""
@@ -100,10 +103,12 @@ class Fleet:
         """The settings of the config that holds now."""
         return self.config.gateway
 
-    def _make(self, server: ServerConfig, last_good: Listing | None) -> Supervisor:
+    def _make(self, server: ServerConfig, kept: Listing | None) -> Supervisor:
         is_alone = server.session == "shared" and server.command is not None and server.era != "each"
         owner = Supervisor if is_alone else PerClientSupervisors
-        supervisor = owner(server, self._opener, self, last_good=last_good)
+        is_overdue = kept is OVERDUE
+        last_good = None if is_overdue else kept
+        supervisor = owner(server, self._opener, self, last_good=last_good, is_overdue=is_overdue)
         if self._observers:
             self._report(supervisor)
         return supervisor
@@ -228,21 +233,39 @@ class Fleet:
         """Whether a backend that has never listed anything may still come, for a caller of this scope."""
         return any(one.listing is None and not one.known.is_set() for one in self.seen(scope))
 
-    def is_first_start(self, scope: Scope | None = None) -> bool:
-        """Whether `first_starts` has something to wait for."""
-        is_late = trio.current_time() >= self._grace_over
-        return not is_late and any(one.listing is None and not one.settled.is_set() for one in self.seen(scope))
+    def starting_first(self, scope: Scope | None = None) -> list[Supervisor]:
+        """The backends that have never listed anything and whose first start is in progress, for this scope."""
+        return [one for one in self.seen(scope) if one.listing is None and not one.settled.is_set()]
 
-    async def first_starts(self, scope: Scope | None = None) -> None:
-        """Wait, within `start_grace` of the gateway's own start, for backends that have never listed anything.
+    def awaited(self, scope: Scope | None = None) -> list[Supervisor]:
+        """Those of `starting_first` for which a client is to wait."""
+        return [one for one in self.starting_first(scope) if not one.is_overdue]
 
-        For a caller of some scope only those count of which it may see anything.
-        """
-        for supervisor in self.seen(scope):
-            if supervisor.settled.is_set() or supervisor.listing is not None:
-                continue
-            with trio.move_on_at(self._grace_over):
+    async def before_initialize(self, scope: Scope | None = None) -> None:
+        """Wait for first starts before `initialize` is answered, at most `INITIALIZE_WAIT`."""
+        with trio.move_on_after(min(INITIALIZE_WAIT, self.settings.start_grace)):
+            for supervisor in self.awaited(scope):
                 await supervisor.settled.wait()
+
+    async def first_starts(self, scope: Scope | None = None, patience: float | None = None) -> None:
+        """Wait until backends that have never listed anything are ready or have failed to start.
+
+        For a caller of some scope only those count of which it may see anything. Backends that are not there in time
+        are overdue, also when the caller is cancelled first, for then it is the client who waits no more: neither later
+        lists nor later runs of the gateway wait for them.
+
+        Args:
+            scope: of the caller; None sees everything.
+            patience: seconds to wait at most; None is `start_grace`.
+        """
+        awaited = self.awaited(scope)
+        try:
+            with trio.move_on_after(self.settings.start_grace if patience is None else patience):
+                for supervisor in awaited:
+                    await supervisor.settled.wait()
+        finally:
+            for supervisor in awaited:
+                supervisor.is_overdue = not supervisor.settled.is_set()
 
     def strangers(self, name: str, kind: Kind | None = None, scope: Scope | None = None) -> Iterator[Supervisor]:
         """Backends that have never listed anything and might own this public name, for a caller of this scope."""
@@ -268,7 +291,6 @@ class Fleet:
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run every supervisor; returns when all have ended after `stop`."""
-        self._grace_over = trio.current_time() + self.settings.start_grace
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
             await services.start(self.deadlines.run)
@@ -279,8 +301,8 @@ class Fleet:
                     self._start(supervisor)
                 task_status.started()
                 await self._stopped.wait()
+                await self._keeper.save_last(self._supervisors)
             services.cancel_scope.cancel(reason="all supervisors have ended")
-        await self._keeper.save_last(self._supervisors)
         self.ended.set()
 
     def _start(self, supervisor: Supervisor) -> None:
@@ -337,8 +359,8 @@ class Fleet:
                     last_good = await self._keeper.load_in_thread(server)
                     self._refuse_when_stopped()
                     old = self._supervisors.get(server.name)
-                    if last_good is None and old is not None and server.start == "eager":
-                        last_good = old.listing  # a known name stays known while the new one starts
+                    if (last_good is None or last_good is OVERDUE) and old is not None and server.start == "eager":
+                        last_good = old.listing or last_good  # a known name stays known while the new one starts
                     self._fresh[server.name] = self._make(server, last_good)
                     self._start(self._fresh[server.name])
                 not_ready = await self._wait_for_new()

@@ -56,6 +56,7 @@ class Supervisor:
         last_good: Listing | None = None,
         era: Era | None = None,
         sibling: Supervisor | None = None,
+        is_overdue: bool = False,
         jitter: Callable[[], float] = random.random,  # ruff: ignore[suspicious-non-cryptographic-random-usage] - it spreads restarts, it protects nothing
     ) -> None:
         self.config = config
@@ -68,6 +69,8 @@ class Supervisor:
         """What its config says of tools that the server does not list."""
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
+        self.is_overdue = is_overdue
+        """Whether a list has waited in vain for its first start, perhaps in an earlier run: none waits again."""
         self.settled = trio.Event()
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from gateway.calls import Era
+from gateway.catalog.kinds import Kind
 from gateway.cli import main
 from gateway.cli.clients import CLIENTS, places
 from gateway.config import parse_server
@@ -229,6 +230,38 @@ def test_a_broken_config_is_not_written_over(cli, tmp_path):
     (tmp_path / "mine.json").write_text("{", encoding="utf-8")
     assert cli("import", "other.json", "--config", "mine.json", "--yes")[0] == 1
     assert (tmp_path / "mine.json").read_text(encoding="utf-8") == "{"
+
+
+@pytest.mark.parametrize(
+    "words", [("doctor", "c.json"), ("check", "--start", "c.json"), ("import", "c.json", "--config", "new", "--yes")]
+)
+def test_what_is_started_once_is_listed_from_then_on(cli, tmp_path, words):
+    entries = {"good": echo_backend() | QUICK, "missing": {"command": "no-such-command-anywhere"}}
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": entries}), encoding="utf-8")
+    status, out, _ = cli(*words, "--state-dir", "state")
+    assert status == (0 if words[0] == "import" else 1)
+    assert "good: ok, legacy 2025-11-25, 9 tools" in out
+    store = Store(tmp_path / "state")
+    kept = {name: store.load_catalog(parse_server(name, entry, environ={})) for name, entry in entries.items()}
+    assert kept["missing"] is None
+    assert kept["good"] is not None
+    assert kept["good"].count(Kind.TOOLS) == 9
+
+
+def test_a_check_with_start_is_one_json_document(cli, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"good": echo_backend() | QUICK}}), encoding="utf-8")
+    status, out, _ = cli("check", "--start", "--json", "c.json")
+    found = json.loads(out)
+    assert (status, found["ok"], found["started"]["good"]["tools"]) == (0, True, 9)
+
+
+def test_nothing_is_started_where_the_rest_of_the_config_is_wrong(cli, tmp_path):
+    (tmp_path / "mine.json").write_text('{"mcpServers": {"bad": {"command": 7}}}', encoding="utf-8")
+    (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
+    status, _, err = cli("import", "other.json", "--config", "mine.json", "--yes")
+    assert status == 0
+    assert "no server was started: " in err
+    assert "mcp-gateway check mine.json" in err
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from gateway.catalog.kinds import Kind
+from gateway.config import parse_server
+from gateway.store import Store
 from tests.support.gateway_process import (
     ROOT,
     STOP_WITHIN,
@@ -112,6 +115,28 @@ async def test_what_a_pipeline_asked_is_answered_after_eof():
         await gateway.process.stdin.aclose()
         assert (await stdio.response(request_id))["result"]["content"][0]["text"] == "slept"
         assert await gateway.process.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["start", "SIGTERM"])
+async def test_the_end_of_stdin_waits_for_a_first_listing(how, tmp_path):
+    """Or a server would never be known to clients whose sessions are shorter than its start."""
+    gate, late = tmp_path / "gate", echo_backend()
+    wait = 'while [ ! -e "$0" ]; do sleep 0.02; done; exec "$@"'
+    entry = {"command": "sh", "args": ["-c", wait, str(gate), late["command"], *late["args"]]} | QUICK
+    config = {"mcpServers": {"late": entry}, "gateway": {"start_grace": 0.1, "drain_grace": 600}}
+    environment = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
+    async with open_gateway_process(config, transport="stdio", env=environment) as gateway:
+        await gateway.stdio.initialize()
+        await gateway.process.stdin.aclose()
+        await gateway.wait_stderr("waiting for the first lists of late")
+        if how == "start":
+            gate.touch()
+        else:
+            gateway.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(STOP_WITHIN):
+            assert await gateway.process.wait() == 0
+    kept = Store(tmp_path / "state").load_catalog(parse_server("late", entry, environ={}))
+    assert (kept is not None and "echo" in {item.own for item in kept.items[Kind.TOOLS]}) == (how == "start")
 
 
 async def test_a_drain_answers_what_is_under_way_and_refuses_what_comes():

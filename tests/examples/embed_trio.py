@@ -17,7 +17,7 @@ ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
 
 
 async def main() -> None:
-    patient = {"start_grace": 30}  # seconds that the first list waits for servers which start; 2 if nothing is said
+    patient = {"start_grace": 30}  # seconds that the first list waits for servers which start; 4 if nothing is said
     async with mcp_gateway.open_gateway({
         "mcpServers": {"calculator": CALCULATOR, "echo": ECHO},
         "gateway": patient,

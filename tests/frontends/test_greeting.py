@@ -1,4 +1,4 @@
-"""What a client is told once and for all: `initialize` waits for first starts, as lists do, and promises the rest."""
+"""What a client is told once and for all: `initialize` waits a second for first starts, and promises the rest."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def decoded(method: str) -> Any:
 @pytest.mark.parametrize("greet", [greet_http, greet_sse])
 @pytest.mark.parametrize(
     ("seconds", "waited", "instructions", "declared"),
-    [(0, 0, "how to", NONE), (1, 1, "how to", NONE), (5, 2, None, ALL)],  # the grace is 2 s
+    [(0, 0, "how to", NONE), (0.5, 0.5, "how to", NONE), (5, 1, None, ALL)],
 )
-async def test_a_cold_start_is_waited_for_within_the_grace(
+async def test_initialize_waits_a_second_for_a_cold_start(
     greet: Callable[[House], Awaitable[Any]],
     seconds: float,
     waited: float,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -13,9 +16,14 @@ from gateway.catalog.snapshot import ListNews
 from gateway.config.model import GatewaySettings
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited
+from gateway.store import Store
 from gateway.supervisor.lifecycle import State
 from tests.support.fakes import FakeBackend, make_listing, settle
 from tests.support.supervision import listed, make_fleet, running_fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
 CRASH = BackendExited("b", "exited with status 3")
 
@@ -146,25 +154,87 @@ async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock
         assert listed(fleet) == ["a.x"]
 
 
+async def waited(wait: Callable[[], Awaitable[None]]) -> float:
+    """Seconds that it takes."""
+    began = trio.current_time()
+    await wait()
+    return trio.current_time() - began
+
+
+@pytest.mark.parametrize("asked_at", [0.0, 10.0])
 @pytest.mark.parametrize(
-    ("start_after", "waited"),
-    [(0.5, 0.5), (1.9, 1.9), (None, 2.0)],
+    ("start_after", "patience", "expected"),
+    [(0.5, None, 0.5), (3.9, None, 3.9), (1000, None, 4.0), (1000, 18.0, 18.0), (5, 18.0, 5.0)],
 )
-async def test_lists_wait_for_first_starts_within_the_grace(
-    start_after: float | None, waited: float, autojump_clock: MockClock
+async def test_lists_wait_from_their_request_on(
+    start_after: float, patience: float | None, expected: float, asked_at: float, autojump_clock: MockClock
 ) -> None:
     fake = FakeBackend()
 
     async def late(_number: int) -> None:
-        await trio.sleep(1000 if start_after is None else start_after)
+        await trio.sleep(asked_at + start_after)
 
     fake.on_start = late
     async with running_fleet(make_fleet({"a": fake, "b": FakeBackend()})) as fleet:
-        began = trio.current_time()
-        await fleet.first_starts()
-        assert trio.current_time() - began == pytest.approx(waited)
-        await fleet.first_starts()  # the grace is the gateway's, not the client's
-        assert trio.current_time() - began == pytest.approx(waited)
+        await trio.sleep(asked_at)
+        assert await waited(partial(fleet.first_starts, patience=patience)) == pytest.approx(expected)
+        assert await waited(fleet.first_starts) == 0  # what was late once is not waited for again
+
+
+async def test_initialize_waits_a_second_and_leaves_lists_theirs(autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.stall()
+    async with running_fleet(make_fleet({"a": fake})) as fleet:
+        assert await waited(fleet.before_initialize) == 1
+        assert await waited(fleet.first_starts) == 4
+        assert await waited(fleet.before_initialize) == 0
+
+
+async def test_no_list_waits_after_a_client_stopped_waiting(autojump_clock: MockClock) -> None:
+    """A client with less patience than the grace would get no list at all, at every start."""
+    fake = FakeBackend()
+    fake.stall()
+    async with running_fleet(make_fleet({"a": fake})) as fleet:
+        with trio.move_on_after(2):
+            await fleet.first_starts()
+        assert await waited(fleet.first_starts) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "is_seen", "is_awaited"), [("same", False, False), ("same", True, False), ("other", True, True)]
+)
+async def test_later_runs_do_not_wait_for_what_was_late(
+    command: str, is_seen: bool, is_awaited: bool, tmp_path: Path
+) -> None:
+    """On the real clock: another one would not wait for the thread that writes."""
+    store, settings = Store(tmp_path / "state"), GatewaySettings(start_grace=0.01)
+    hung, quick = FakeBackend(), FakeBackend()
+    hung.stall()
+    for fake in (hung, quick) if is_seen else (hung,):
+        async with running_fleet(make_fleet({"a": fake}, settings=settings, store=store, command="same")) as fleet:
+            await fleet.first_starts()
+            if fake is quick:
+                await fleet.supervisors["a"].settled.wait()
+    async with running_fleet(make_fleet({"a": hung}, settings=settings, store=store, command=command)) as fleet:
+        assert bool(fleet.awaited()) == is_awaited
+        assert listed(fleet) == (["a.x"] if command == "same" and is_seen else [])
+
+
+async def test_lists_are_kept_before_the_backends_end(tmp_path: Path) -> None:
+    """A client that has closed stdin kills the gateway soon, and backends may take long to end."""
+    store, fake = Store(tmp_path / "state"), FakeBackend()
+    fleet = make_fleet({"a": fake}, store=store)
+    kept = trio.Event()
+
+    async def on_close() -> None:
+        while store.load_catalog(fleet.supervisors["a"].config) is None:  # ruff: ignore[async-busy-wait]
+            await trio.sleep(0.01)
+        kept.set()
+
+    fake.on_close = on_close
+    async with running_fleet(fleet):
+        await settle()
+    assert kept.is_set()
 
 
 async def test_a_failed_first_start_is_not_waited_for(autojump_clock: MockClock) -> None:

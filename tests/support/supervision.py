@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.inflight.pending import PendingCall
+    from gateway.store import Store
 
 SUPERVISOR_POLICY = RestartPolicy(
     initial_delay=1.0, max_delay=8.0, jitter=0.5, max_quick_failures=5, healthy_after=30.0
@@ -100,9 +101,15 @@ async def outcome(ticket: PendingCall) -> Any:
 FLEET_POLICY = RestartPolicy(initial_delay=1, max_delay=8, jitter=0, max_quick_failures=3)
 
 
-def make_fleet(fakes: dict[str, FakeBackend], *, settings: GatewaySettings | None = None, **fields: Any) -> Fleet:
+def make_fleet(
+    fakes: dict[str, FakeBackend],
+    *,
+    settings: GatewaySettings | None = None,
+    store: Store | None = None,
+    **fields: Any,
+) -> Fleet:
     servers = {name: ServerConfig(name=name, **{"restart": FLEET_POLICY, **fields}) for name in fakes}
-    return Fleet(Config(servers=servers, gateway=settings or GatewaySettings()), backends(fakes))
+    return Fleet(Config(servers=servers, gateway=settings or GatewaySettings()), backends(fakes), store)
 
 
 @asynccontextmanager

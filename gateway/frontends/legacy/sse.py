@@ -259,10 +259,10 @@ class SseStream:
     async def _answer_initialize(
         self, session: LegacySession, introduction: ClientIntroduction, request_id: Id, scope: trio.CancelScope
     ) -> None:
-        """Answer `initialize` after `first_starts`; it cannot be cancelled."""
+        """Answer `initialize` after `before_initialize`; it cannot be cancelled."""
         try:
             with scope:
-                await self._answers.fleet.first_starts(introduction.identity.scope)
+                await self._answers.fleet.before_initialize(introduction.identity.scope)
             await self.send(jsonrpc.response(request_id, self._answers.greeting(introduction)))
             self._introduced.set()
         finally:

@@ -182,7 +182,7 @@ class StreamableFrontend:
             body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
             await exchange.json(400, body)
             return
-        await self._answers.fleet.first_starts(exchange.identity.scope)
+        await self._answers.fleet.before_initialize(exchange.identity.scope)
         principal = exchange.principal
         if principal is not None and not self._sessions.has_share(principal):
             text = (
