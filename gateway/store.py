@@ -38,7 +38,7 @@ ENVIRONMENT: Final = "MCP_GATEWAY_STATE_DIR"
 FORMAT: Final = 1
 """Version of the catalog files; another one counts as absent."""
 OVERDUE: Final = Listing()
-"""In place of a catalog: the server has never listed anything, and a client's list has waited for it in vain."""
+"""In place of a catalog: the server has never listed anything, and a client has waited for it in vain."""
 OVERDUE_FORMAT: Final = 0
 """Stands where the version does in the file of such a server."""
 TOKEN_BYTES: Final = 32

@@ -22,7 +22,7 @@ from gateway.masking import SECRETS
 from gateway.store import OVERDUE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.supervisor.supervisor import Supervisor
 
 KEEP_INTERVAL: Final = 1.0
-"""Seconds between two looks for catalogs to keep: a server that lists something new every moment costs one write."""
+"""Seconds between two writes of a catalog: a server that lists something new every moment costs one."""
 LAST_KEEP_BOUND: Final = 1.0
 """Seconds at most for keeping, at the end, what was listed since the last look: short runs teach the next ones too."""
 
@@ -129,9 +129,12 @@ def _naming_of(config: Config) -> Naming:
 class CatalogCache:
     """Reads and writes last-good catalogs and which servers are `OVERDUE`; without a store there are none."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, interval: float) -> None:
         self._store = store
+        self._interval = interval
         self._kept: dict[str, Listing | None] = {}
+        self._late: set[str] = set()
+        self._dirty = trio.Event()
 
     def load(self, server: ServerConfig) -> Listing | None:
         """What this server listed last; for the beginning, where nothing runs yet that a slow disk could hold up."""
@@ -148,15 +151,27 @@ class CatalogCache:
     def forget_others(self, names: Collection[str]) -> None:
         """Go on with these servers alone: of others nothing is known to be kept."""
         self._kept = {name: listing for name, listing in self._kept.items() if name in names}
+        self._late.intersection_update(names)
+
+    def note_change(self) -> None:
+        """Note that a backend may have listed something, to be written now: a client may end this run at any moment."""
+        self._dirty.set()
+
+    def note_late(self, names: Iterable[str]) -> None:
+        """Keep `OVERDUE` for these backends, until they list something."""
+        self._late.update(names)
+        self._dirty.set()
 
     async def run(self, supervisors: Callable[[], Mapping[str, Supervisor]]) -> None:
-        """Write what backends list, at most every `KEEP_INTERVAL` seconds, until cancelled."""
+        """Write what backends list, at most once an interval, until cancelled."""
         while self._store is not None:
-            await trio.sleep(KEEP_INTERVAL)
+            await self._dirty.wait()
+            self._dirty = trio.Event()
             await self._save(self._store, supervisors())
+            await trio.sleep(self._interval)
 
     async def save_last(self, supervisors: Mapping[str, Supervisor]) -> None:
-        """Write what was listed since the last look, when the run begins to end: a client may not wait for its end."""
+        """Write what was listed since the last write, as soon as the run is to end: a client may not wait for it."""
         if self._store is not None:
             with trio.move_on_after(LAST_KEEP_BOUND):
                 await self._save(self._store, supervisors)
@@ -164,7 +179,7 @@ class CatalogCache:
     async def _save(self, store: Store, supervisors: Mapping[str, Supervisor]) -> None:
         await trio.lowlevel.checkpoint()
         for name, supervisor in supervisors.items():
-            listing = OVERDUE if supervisor.listing is None and supervisor.is_overdue else supervisor.listing
+            listing = OVERDUE if supervisor.listing is None and name in self._late else supervisor.listing
             if listing is None or listing is self._kept.get(name):
                 continue
             if any(listing.unread.values()):  # what was kept before may be better

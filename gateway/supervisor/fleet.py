@@ -22,7 +22,7 @@ from gateway.errors import ShuttingDown
 from gateway.inflight.deadlines import Deadlines
 from gateway.masking import SECRETS
 from gateway.store import OVERDUE
-from gateway.supervisor.catalog import CatalogBuilder, CatalogCache
+from gateway.supervisor.catalog import KEEP_INTERVAL, CatalogBuilder, CatalogCache
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.per_client import PerClientSupervisors
 from gateway.supervisor.start_limiter import StartLimiter
@@ -72,10 +72,12 @@ class Applied(msgspec.Struct, frozen=True):
 class Fleet:
     """All backends of one config: the `SupervisorEvents` of their supervisors."""
 
-    def __init__(self, config: Config, opener: Opener, store: Store | None = None) -> None:
+    def __init__(
+        self, config: Config, opener: Opener, store: Store | None = None, *, keep_interval: float = KEEP_INTERVAL
+    ) -> None:
         self.config = config
         self._opener = StartLimiter(opener)
-        self._keeper = CatalogCache(store)
+        self._keeper = CatalogCache(store, keep_interval)
         self._observers: set[Observer] = set()
         self._supervisors = {
             name: self._make(server, self._keeper.load(server))
@@ -147,6 +149,7 @@ class Fleet:
         self._assembly.note_change(supervisor)
         if feature is not None:
             self._said_changed.add((supervisor.name, feature))
+        self._keeper.note_change()
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
@@ -242,25 +245,32 @@ class Fleet:
         return [one for one in self.starting_first(scope) if not one.is_overdue]
 
     async def before_initialize(self, scope: Scope | None = None) -> None:
-        """Wait for first starts before `initialize` is answered, at most `INITIALIZE_WAIT`."""
+        """Wait for first starts before `initialize` is answered, at most `INITIALIZE_WAIT`.
+
+        Backends that are not there by then are on record as overdue, so that no list waits for them at later starts,
+        until they list something: some clients end the gateway after 2 s, and would do so each time.
+        """
+        awaited = self.awaited(scope)
         with trio.move_on_after(min(INITIALIZE_WAIT, self.settings.start_grace)):
-            for supervisor in self.awaited(scope):
+            for supervisor in awaited:
                 await supervisor.settled.wait()
+        self._keeper.note_late(one.name for one in awaited if not one.settled.is_set())
 
     async def first_starts(self, scope: Scope | None = None, patience: float | None = None) -> None:
         """Wait until backends that have never listed anything are ready or have failed to start.
 
-        For a caller of some scope only those count of which it may see anything. Backends that are not there in time
-        are overdue, also when the caller is cancelled first, for then it is the client who waits no more: neither later
-        lists nor later runs of the gateway wait for them.
+        For a caller of some scope only those count of which it may see anything. No later list waits for those that
+        are not there in time, or when the caller is cancelled, for then the client waits no more.
 
         Args:
             scope: of the caller; None sees everything.
-            patience: seconds to wait at most; None is `start_grace`.
+            patience: seconds to wait at most, not less than `start_grace`, which is None.
         """
         awaited = self.awaited(scope)
+        deadline = trio.current_time() + (self.settings.start_grace if patience is None else patience)
         try:
-            with trio.move_on_after(self.settings.start_grace if patience is None else patience):
+            await self.before_initialize(scope)
+            with trio.move_on_at(deadline):
                 for supervisor in awaited:
                     await supervisor.settled.wait()
         finally:

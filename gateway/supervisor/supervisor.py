@@ -70,7 +70,7 @@ class Supervisor:
         self.listing = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
         self.is_overdue = is_overdue
-        """Whether a list has waited in vain for its first start, perhaps in an earlier run: none waits again."""
+        """Whether a client has waited in vain for its first start, perhaps in an earlier run: no list waits again."""
         self.settled = trio.Event()
         """Set when the first start has ended, well or not."""
         self.known = trio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from gateway.catalog.snapshot import ListNews
 from gateway.config.model import GatewaySettings
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited
-from gateway.store import Store
+from gateway.store import OVERDUE, Store
 from gateway.supervisor.lifecycle import State
-from tests.support.fakes import FakeBackend, make_listing, settle
+from tests.support.fakes import SOON, FakeBackend, make_listing, settle
 from tests.support.supervision import listed, make_fleet, running_fleet
 
 if TYPE_CHECKING:
@@ -220,20 +221,44 @@ async def test_later_runs_do_not_wait_for_what_was_late(
         assert listed(fleet) == (["a.x"] if command == "same" and is_seen else [])
 
 
+async def test_what_is_learned_is_kept_at_once(tmp_path: Path) -> None:
+    """Some clients kill the gateway after a second or two."""
+    store = Store(tmp_path / "state")
+    hung, quick = FakeBackend(), FakeBackend()
+    hung.stall()
+    fleet = make_fleet({"hung": hung, "quick": quick}, store=store, settings=GatewaySettings(start_grace=0.1))
+    async with running_fleet(fleet):
+        await fleet.before_initialize()
+        with trio.fail_after(SOON):
+            for name, is_late in {"quick": False, "hung": True}.items():
+                config = fleet.supervisors[name].config
+                while (kept := store.load_catalog(config)) is None:  # ruff: ignore[async-busy-wait]
+                    await trio.sleep(0.01)
+                assert (kept is OVERDUE) == is_late
+
+
 async def test_lists_are_kept_before_the_backends_end(tmp_path: Path) -> None:
     """A client that has closed stdin kills the gateway soon, and backends may take long to end."""
-    store, fake = Store(tmp_path / "state"), FakeBackend()
-    fleet = make_fleet({"a": fake}, store=store)
-    kept = trio.Event()
+    store, fakes = Store(tmp_path / "state"), {"first": FakeBackend(), "second": FakeBackend()}
+    go, kept = trio.Event(), trio.Event()
+
+    async def on_start(_number: int) -> None:
+        await go.wait()
 
     async def on_close() -> None:
-        while store.load_catalog(fleet.supervisors["a"].config) is None:  # ruff: ignore[async-busy-wait]
-            await trio.sleep(0.01)
-        kept.set()
+        with trio.move_on_after(SOON):
+            while store.load_catalog(fleet.supervisors["second"].config) is None:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+            kept.set()
 
-    fake.on_close = on_close
+    fakes["second"].on_start, fakes["second"].on_close = on_start, on_close
+    fleet = make_fleet(fakes, store=store, keep_interval=math.inf)
     async with running_fleet(fleet):
-        await settle()
+        with trio.fail_after(SOON):
+            while store.load_catalog(fleet.supervisors["first"].config) is None:  # ruff: ignore[async-busy-wait]
+                await trio.sleep(0.01)
+        go.set()  # after the only write that there is room for
+        await fleet.supervisors["second"].settled.wait()
     assert kept.is_set()
 
 

@@ -106,10 +106,12 @@ def make_fleet(
     *,
     settings: GatewaySettings | None = None,
     store: Store | None = None,
+    keep_interval: float = 1.0,
     **fields: Any,
 ) -> Fleet:
     servers = {name: ServerConfig(name=name, **{"restart": FLEET_POLICY, **fields}) for name in fakes}
-    return Fleet(Config(servers=servers, gateway=settings or GatewaySettings()), backends(fakes), store)
+    config = Config(servers=servers, gateway=settings or GatewaySettings())
+    return Fleet(config, backends(fakes), store, keep_interval=keep_interval)
 
 
 @asynccontextmanager
