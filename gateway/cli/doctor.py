@@ -27,12 +27,13 @@ from gateway.cli.output import RED, counted, painted, print_json
 from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
 from gateway.processes.spawn import find_program
-from gateway.store import ERA_MAX_AGE, Store, eras_of
+from gateway.store import ERA_MAX_AGE, OVERDUE, Store, eras_of
 
 if TYPE_CHECKING:
     import msgspec
 
     from gateway.backends.opener import SessionOpener
+    from gateway.catalog.listing import Listing
     from gateway.config import Config, ServerConfig
     from gateway.processes.guard import ChildGuard
 
@@ -145,17 +146,25 @@ async def _examine(
         if report["command"] is None and own is not None:
             hint = f"{server.command!r} is on your own PATH, as {own}, but not on the PATH of its 'env'"
             report["hints"].append(f"{hint}: give it as 'command'")
+    listing: Listing | None = None
     began = trio.current_time()
     bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
     try:
         with trio.move_on_after(bound) as scope:
-            await _meet(server, opener, listener, report, config, store)
+            listing = await _meet(server, opener, listener, report, config)
         if scope.cancelled_caught:
             report["problem"] = f"was not ready within {server.connect_timeout:g} s (connect_timeout)"
             report["code"] = BackendTooSlow.code
     except* (GatewayError, OSError, trio.TooSlowError) as group:
         report["problem"] = _explain(problem := first_in_group(group))
         report["code"] = code_of(problem)
+    if report["code"] == BackendTooSlow.code and store.load_catalog(server) is None:
+        listing = OVERDUE
+    if listing is not None and not any(listing.unread.values()):
+        try:
+            store.save_catalog(server, listing)
+        except OSError as exc:
+            report["hints"].append(f"what it lists could not be kept in {store.directory}: {exc}")
     report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.scan()
@@ -173,13 +182,8 @@ def _ladder(server: ServerConfig) -> float:
 
 
 async def _meet(
-    server: ServerConfig,
-    opener: SessionOpener,
-    listener: _Listener,
-    report: dict[str, Any],
-    config: Config,
-    store: Store,
-) -> None:
+    server: ServerConfig, opener: SessionOpener, listener: _Listener, report: dict[str, Any], config: Config
+) -> Listing:
     from gateway.catalog.names import public_name
     from gateway.eras.methods import Kind
 
@@ -201,11 +205,7 @@ async def _meet(
         report["odd_names"] = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
         if session.stray_output:
             report["hints"].append(session.stray_output)
-        if not any(session.listing.unread.values()):
-            try:
-                await trio.to_thread.run_sync(store.save_catalog, server, session.listing, abandon_on_cancel=True)
-            except OSError as exc:
-                report["hints"].append(f"what it lists could not be kept in {store.directory}: {exc}")
+        return session.listing
 
 
 def _describe(report: dict[str, Any]) -> str:

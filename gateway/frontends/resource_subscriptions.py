@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Failure
+from gateway.calls import Call, Complete, Era, Failure
 from gateway.catalog.parts import has_capability
 from gateway.errors import BackendProtocol, Busy, GatewayError, RequestError, UnknownMethod
 
@@ -94,8 +94,9 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
         text = f"backend {route.backend!r} has no resource subscriptions"
         raise UnknownMethod(text)
     result = b"{}"
-    supervisor = router.fleet.supervisors[route.backend]
-    if supervisor.speaks_legacy and route.own not in router.fleet.wish_list.of(route.backend).uris:
+    greeting = router.fleet.supervisors[route.backend].greeting
+    is_legacy = greeting is not None and greeting.era is Era.LEGACY
+    if is_legacy and route.own not in router.fleet.wish_list.of(route.backend).uris:
         pending = await router.submit(call)
         try:
             outcome = await pending.wait_outcome("a client cannot be asked anything while it subscribes")
@@ -107,7 +108,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
             text = "neither accepted nor refused a subscription"
             raise outcome if isinstance(outcome, GatewayError) else BackendProtocol(route.backend, text)
         result = outcome.result
-        supervisor.subscribed(route.own)
+        router.fleet.supervisors[route.backend].subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))
     watch(router, session, route, call.name, session.changes, call.caller, lambda: session.caller.scope)

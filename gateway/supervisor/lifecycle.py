@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from gateway.calls import Era
     from gateway.config import RestartPolicy
     from gateway.inflight.pending import PendingCall
-    from gateway.supervisor.supervisor import Supervisor
+
+S_contra = TypeVar("S_contra", contravariant=True)
+"""The supervisor that an event is about."""
 
 ERA_LINGER: Final = 300.0
 """Seconds after the last call of its era for which a child process is not restarted in the other era."""
@@ -168,8 +170,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with its lists (one failed, entries were left out), and with what the config says of its tools."""
 
     @classmethod
-    def of(cls, one: Supervisor, session: Session | None) -> Status:
-        """Return the status of a backend with this session."""
+    def of(cls, one: Any, session: Session | None) -> Status:
+        """Return the status of the backend of this supervisor, with its present session."""
         return cls(
             state=one.state,
             since=one.since,
@@ -187,14 +189,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class SupervisorEvents(Protocol):
+class SupervisorEvents(Protocol[S_contra]):
     """What a supervisor reports: to the fleet, or to the owner of one client's session. Methods return at once."""
 
-    def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
+    def backend_changed(self, supervisor: S_contra, feature: str | None = None) -> None:
         """Note that the state or the listing of a backend has changed; with a feature, the backend has said so."""
 
     def resource_updated(
-        self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
+        self, supervisor: S_contra, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
         """Pass on that a resource was updated; with a key, to the client of that session only."""
 

@@ -67,7 +67,9 @@ class PerClientSupervisors(Supervisor):
 
     nursery: trio.Nursery
 
-    def __init__(self, config: ServerConfig, opener: Opener, events: SupervisorEvents, **further: Any) -> None:
+    def __init__(
+        self, config: ServerConfig, opener: Opener, events: SupervisorEvents[Supervisor], **further: Any
+    ) -> None:
         super().__init__(config, opener, events, **further)
         self._private: dict[object, ClientSupervisor] = {}
 

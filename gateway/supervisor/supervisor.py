@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from gateway import errors
-from gateway.calls import Era
 from gateway.catalog.listing import Listing
 from gateway.config import NEVER_RESTART
 from gateway.errors import BackendError, BackendExited, BackendUnavailable, BackendUnfit, Busy, GatewayError, code_of
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.backends.session.handshake import ServerIntroduction
     from gateway.backends.session.interface import Opener, Session
     from gateway.backends.session.session_state import DesiredState
-    from gateway.calls import Outcome
+    from gateway.calls import Era, Outcome
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
     from gateway.supervisor.lifecycle import SupervisorEvents
@@ -51,7 +50,7 @@ class Supervisor:
         self,
         config: ServerConfig,
         opener: Opener,
-        events: SupervisorEvents,
+        events: SupervisorEvents[Supervisor],
         *,
         last_good: Listing | None = None,
         era: Era | None = None,
@@ -95,7 +94,8 @@ class Supervisor:
         self._stopping = trio.Event()
         self._drain_grace = 0.0
         self._successor: Supervisor | None = None
-        self._first_wait = config.restart.initial_delay
+        self._first_wait, last_wait = config.restart.initial_delay, config.restart.max_delay
+        self._start_waits = {State.STOPPED: 0.0, State.BACKOFF: self._first_wait, State.FAILED: last_wait}
         self._relister = Relister(self.name)
         self._entered_at = self._used_at = trio.current_time()
 
@@ -109,8 +109,7 @@ class Supervisor:
             Busy: the queue is full, the rate limit is used up, or calls of this client keep crashing the backend.
         """
         gate = self.gate
-        if gate.strikes:
-            gate.check_strikes(pending, pending.opened_at)
+        gate.check_strikes(pending, pending.opened_at)
         if self._eras.note_call(pending, is_busy=self.queued > 0) and not self.in_flight:
             self._change_era(pending.call.caller.era)
         self.request_start()
@@ -178,8 +177,8 @@ class Supervisor:
         often, must not use up the quick failures: only `kick` starts at once.
         """
         self._wanted = True
-        least = {State.STOPPED: 0.0, State.BACKOFF: self._first_wait, State.FAILED: self.config.restart.max_delay}
-        if trio.current_time() - self._entered_at >= least.get(self.state, math.inf):
+        waits = self._start_waits
+        if self.state in waits and trio.current_time() - self._entered_at >= waits[self.state]:
             self.wake()
 
     def login_owed(self, reason: str) -> None:
@@ -234,11 +233,6 @@ class Supervisor:
         del key
         if self._session is not None:
             self._session.upkeep.pass_on(method, params)
-
-    @property
-    def speaks_legacy(self) -> bool:
-        """Whether the backend's session is one of the legacy era."""
-        return self._session is not None and self._session.greeting.era is Era.LEGACY
 
     @property
     def greeting(self) -> ServerIntroduction | None:

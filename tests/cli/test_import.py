@@ -15,12 +15,12 @@ import pytest
 import trio
 
 from gateway.calls import Era
-from gateway.catalog.kinds import Kind
 from gateway.cli import main
 from gateway.cli.clients import CLIENTS, places
 from gateway.config import parse_server
+from gateway.eras.methods import Kind
 from gateway.errors import BackendProtocol
-from gateway.store import EraRecord, Store
+from gateway.store import OVERDUE, EraRecord, Store
 from tests.faults.corpus.player import server
 from tests.support.gateway_process import echo_backend, faulty_backend
 
@@ -236,7 +236,11 @@ def test_a_broken_config_is_not_written_over(cli, tmp_path):
     "words", [("doctor", "c.json"), ("check", "--start", "c.json"), ("import", "c.json", "--config", "new", "--yes")]
 )
 def test_what_is_started_once_is_listed_from_then_on(cli, tmp_path, words):
-    entries = {"good": echo_backend() | QUICK, "missing": {"command": "no-such-command-anywhere"}}
+    entries = {
+        "good": echo_backend() | QUICK,
+        "missing": {"command": "no-such-command-anywhere"},
+        "silent": faulty_backend("hang", "--when", "start") | QUICK | {"connect_timeout": 0.5},
+    }
     (tmp_path / "c.json").write_text(json.dumps({"mcpServers": entries}), encoding="utf-8")
     status, out, _ = cli(*words, "--state-dir", "state")
     assert status == (0 if words[0] == "import" else 1)
@@ -244,6 +248,7 @@ def test_what_is_started_once_is_listed_from_then_on(cli, tmp_path, words):
     store = Store(tmp_path / "state")
     kept = {name: store.load_catalog(parse_server(name, entry, environ={})) for name, entry in entries.items()}
     assert kept["missing"] is None
+    assert kept["silent"] is OVERDUE
     assert kept["good"] is not None
     assert kept["good"].count(Kind.TOOLS) == 9
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.catalog.kinds import Kind
 from gateway.config import parse_server
+from gateway.eras.methods import Kind
 from gateway.store import Store
 from tests.support.gateway_process import (
     ROOT,
