@@ -232,7 +232,7 @@ class Gateway:
         management = self._make_management({
             "sessions": lambda: mcp.sessions,
             "streams": lambda: mcp.streams,
-            "calls_parked": lambda: len(runtime.suspended_calls),
+            "calls_suspended": lambda: len(runtime.suspended_calls),
         })
         admin = options.admin or AdminAccess("token", host=options.binding.admin_host)
         return HttpFrontend(mcp, others=make_admin_app(management, admin), closing=runtime.closing)

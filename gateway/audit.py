@@ -21,6 +21,7 @@ from gateway.eras.errors import to_wire
 from gateway.errors import BackendExited
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
+from gateway.renamed import with_former_fields
 from gateway.telemetry import now_iso
 from gateway.telemetry.formats import encode_line
 from gateway.telemetry.line_file import LineFile
@@ -143,21 +144,18 @@ class Audit:
             return
         if not self._denials.allows():
             return
-        untold = self._denials.pop_suppressed()
         text = SECRETS.mask(text)
-        self._put(
-            f"{status}: {text}",
-            {
-                "outcome": "denied",
-                "code": status,
-                "reason": code,
-                "detail": text,
-                "principal": principal,
-                "address": address,
-                "path": path[:MAX_NAME],
-                "untold": untold or None,
-            },
-        )
+        line: dict[str, object] = {
+            "outcome": "denied",
+            "code": status,
+            "reason": code,
+            "detail": text,
+            "principal": principal,
+            "address": address,
+            "path": path[:MAX_NAME],
+            "suppressed": self._denials.pop_suppressed() or None,
+        }
+        self._put(f"{status}: {text}", with_former_fields("audit", line))
 
     def _record(
         self,

@@ -30,7 +30,7 @@ MAX_SCRAPES: Final = 2
 GAUGES: Final = {
     "sessions": "Sessions of clients.",
     "streams": "Streams on which clients listen for what is not an answer.",
-    "calls_parked": "Calls that wait for their client to come back with its input.",
+    "calls_suspended": "Calls that wait for their client to come back with its input.",
 }
 """What only the frontends know; `Management.gauges` has a function for each that there is."""
 
@@ -53,7 +53,9 @@ class Metrics:
         yield "gauge", "info", "The gateway's version.", ("version",), [((VERSION,), 1)]
         yield _one("gauge", "calls_in_flight", "Calls that have come and not been answered.", router.under_way)
         yield _one("gauge", "event_readers", "Clients that read the events.", len(management.feed))
-        yield _one("counter", "notices_dropped", "Notices that a client was too slow for.", router.dropped)
+        yield _one(
+            "counter", "notifications_dropped", "Notifications dropped because a client was too slow.", router.dropped
+        )
         yield _one("counter", "log_lines_dropped", "Log lines for which stderr was too slow.", dropped_lines())
         dropped = management.audit_lines_dropped()
         yield _one("counter", "audit_lines_dropped", "Lines of the audit that its file has not got.", dropped)

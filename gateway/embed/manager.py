@@ -7,14 +7,11 @@ any thread and any loop. No file is read or written.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import threading
-import warnings
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from gateway.embed import results
 from gateway.embed.bridge import Bridge
@@ -27,6 +24,7 @@ from gateway.embed.thread import LoopThread
 from gateway.embed.tools import read_tools
 from gateway.errors import GatewayError
 from gateway.frontends.http.mcp_app import Paths
+from gateway.renamed import accepts_former_names
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
@@ -40,41 +38,6 @@ CLOSE_MARGIN: Final = 15.0
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
-P = ParamSpec("P")
-
-
-def renamed(**new_names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Accept the former name of an argument (`former="present"`) for one release, with a DeprecationWarning."""
-
-    def translate(method: str, kwargs: dict[str, Any]) -> None:
-        for former in new_names.keys() & kwargs.keys():
-            present = new_names[former]
-            if present in kwargs:
-                text = f"{method}() got both {present!r} and its former name {former!r}"
-                raise TypeError(text)
-            text = f"{method}(): the argument {former!r} has been renamed to {present!r}"
-            warnings.warn(text, DeprecationWarning, stacklevel=3)
-            kwargs[present] = kwargs.pop(former)
-
-    def decorate(method: Callable[P, T]) -> Callable[P, T]:
-        name = method.__qualname__
-        if not inspect.iscoroutinefunction(method):
-
-            @functools.wraps(method)
-            def call(*args: P.args, **kwargs: P.kwargs) -> T:
-                translate(name, kwargs)
-                return method(*args, **kwargs)
-
-            return call
-
-        @functools.wraps(method)
-        async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            translate(name, kwargs)
-            return await method(*args, **kwargs)
-
-        return cast("Callable[P, T]", call_async)
-
-    return decorate
 
 
 class Handles(dict[str, Client]):  # ruff: ignore[subclass-builtin] - a dict is what users expect, and nothing is overridden
@@ -131,7 +94,7 @@ class ProxyManager:
 
     # Configuration.
 
-    @renamed(config="mcp_config")
+    @accepts_former_names
     def initialize_connections(self, mcp_config: dict[str, Any]) -> Handles:
         """Check a configuration and record its servers; none is started before its first use. Returns their handles.
 
@@ -155,7 +118,7 @@ class ProxyManager:
             self._adopt(registry)
         return Done()
 
-    @renamed(new_config="new_mcp_config")
+    @accepts_former_names
     async def reload(self, new_mcp_config: dict[str, Any]) -> tuple[bool, str | None]:
         """Replace the configuration. Return `(True, None)`, or `(False, message)` with nothing changed.
 
@@ -187,7 +150,7 @@ class ProxyManager:
 
     # Connections.
 
-    @renamed(name="server_name")
+    @accepts_former_names
     def get_client(self, server_name: str) -> Client:
         """The handle of a server, to be used as `async with client:`.
 
@@ -198,7 +161,7 @@ class ProxyManager:
         self._registry[server_name].check_usable()
         return Client(self, server_name)
 
-    @renamed(name="server_name")
+    @accepts_former_names
     async def test_connection(self, server_name: str, timeout_ms: float = 5000, max_retries: int = 3) -> bool:
         """Connect to a server and list its tools; `max_retries` attempts, 0.5 s, 1 s, 2 s ... between them.
 
@@ -216,7 +179,7 @@ class ProxyManager:
         except Closed:
             return False
 
-    @renamed(server="server_name", tool="tool_name")
+    @accepts_former_names
     async def call_tool(
         self,
         server_name: str,
@@ -241,7 +204,7 @@ class ProxyManager:
         )
         return results.tool_result(what, outcome)
 
-    @renamed(server="server_name")
+    @accepts_former_names
     async def list_tools(self, server_name: str) -> list[Tool]:
         """A server's tools, under its own names, read in a session of their own. Raises as `call_tool` does."""
         record = self._registry[server_name]
@@ -301,7 +264,7 @@ class ProxyManager:
 
     # Status.
 
-    @renamed(name="server_name")
+    @accepts_former_names
     def get_server_status(self, server_name: str) -> dict[str, Any]:
         """Return `{"connected", "error", "initialized"}`; for an unknown server False, "" and False."""
         record = self._registry.records.get(server_name)

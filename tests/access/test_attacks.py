@@ -127,7 +127,7 @@ async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
         assert lines[0]["principal"] == "alice"
         assert {line["outcome"] for line in lines} == {"denied"}
         assert len(lines) == DENIED.burst + 1
-        assert lines[-1]["untold"] == 103 - DENIED.burst
+        assert lines[-1]["suppressed"] == lines[-1]["untold"] == 103 - DENIED.burst
         assert "wrong-key" not in str(lines)
 
 

@@ -81,7 +81,9 @@ async def test_states_processes_and_reloads(tmp_path: Path) -> None:
     assert (found["reloads_total", "applied"], found["reloads_total", "refused"]) == (1, 1)
     assert found["process_resident_memory_bytes",] > 1e6
     assert found["process_open_fds",] > 2
-    assert {"notices_dropped_total", "log_lines_dropped_total", "children", "descendants"} <= {one[0] for one in found}
+    assert {"notifications_dropped_total", "log_lines_dropped_total", "children", "descendants"} <= {
+        one[0] for one in found
+    }
 
 
 async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Former public names: each still leads to the present one, and none outlives its release."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import gateway
+from gateway.renamed import RENAMES, Rename
+from gateway.version import VERSION
+
+CHANGELOG = (Path(__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+ids = [f"{rename.where}-{rename.former}" for rename in RENAMES]
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+@pytest.mark.parametrize("rename", RENAMES, ids=ids)
+def test_a_former_name_goes_when_its_release_comes(rename: Rename) -> None:
+    assert release(VERSION) < release(rename.gone_in), "delete the row, and what CHANGELOG and README say of it"
+
+
+@pytest.mark.parametrize("rename", RENAMES, ids=ids)
+def test_the_changelog_has_the_present_name(rename: Rename) -> None:
+    assert f"`{rename.present}`" in CHANGELOG
+
+
+@pytest.mark.parametrize("rename", [each for each in RENAMES if each.where.startswith("ProxyManager.")])
+def test_the_row_fits_the_method(rename: Rename) -> None:
+    method = getattr(gateway.ProxyManager, rename.where.removeprefix("ProxyManager."))
+    parameters = inspect.signature(method).parameters
+    assert rename.present in parameters
+    assert rename.former not in parameters
