@@ -43,7 +43,7 @@ ANSWER = {"action": "accept", "content": {"name": "Ada"}}
 ASK = {"requests": {"one": {"method": "elicitation/create", "params": FORM}}}
 STEPS = 20  # progress notifications in one call
 WARM = 20  # sessions that are opened before any is counted
-PARKED = 1000  # calls whose memory is counted
+SUSPENDED = 1000  # calls whose memory is counted
 
 
 def add_arguments(parser):
@@ -60,7 +60,7 @@ def run(options):
     times = measure_times(rounds, calls)
     claims = time_claims(times)
     claims.append(rate_claim(rounds, seconds))
-    size = bytes_of_parked(PARKED)
+    size = bytes_of_suspended(SUSPENDED)
     claims.append(Claim("a parked call", Figure.of([size]), "KB", 1e-3, most=10))
     claims += session_claims(options.sessions or (100 if options.quick else 500))
     rows = [[name, Figure.of(found).show(1e3, 3)] for name, found in times.items()]
@@ -212,12 +212,12 @@ def rate_claim(rounds, seconds):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def bytes_of_parked(count):
+def bytes_of_suspended(count):
     """Bytes that one parked call keeps alive: what its backend's session knows of it included."""
-    return trio.run(_count_parked, count)
+    return trio.run(_count_suspended, count)
 
 
-async def _count_parked(count):
+async def _count_suspended(count):
     from gateway import jsonrpc
     from gateway.backends.session.conversation import Conversation
     from gateway.calls import Era, Identity
@@ -242,11 +242,11 @@ async def _count_parked(count):
 
     async def park(number):
         call = modern_call(jsonrpc.decode(body), identity=Identity(f"client {number}"))
-        ticket = PendingCall(call, backend="b", own_name="ask", timeout=300)
-        conversation.encode_call(ticket)
+        pending = PendingCall(call, backend="b", own_name="ask", timeout=300)
+        conversation.encode_call(pending)
         asked = {"jsonrpc": "2.0", "id": f"ask-{number}", "method": "elicitation/create", "params": FORM}
-        conversation.feed(encode(asked), ticket)
-        flow = CallStream(None, ticket)
+        conversation.feed(encode(asked), pending)
+        flow = CallStream(None, pending)
         result = await parking.park(flow, await flow.next())
         if not isinstance(result, bytes):
             raise WrongAnswer(f"not parked: {result}")

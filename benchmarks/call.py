@@ -59,7 +59,7 @@ def run(options):
     seconds = options.seconds or (0.4 if options.quick else 2.0)
     claims, pieces, data = [], [], {}
     for name in options.only or PARTS:
-        part = {"faces": measure_faces, "owner": measure_owner}.get(name)
+        part = {"faces": measure_frontends, "owner": measure_owner}.get(name)
         if part is not None:
             found = part(rounds if name == "faces" else min(rounds, 3), seconds, options)
         else:
@@ -70,7 +70,7 @@ def run(options):
     return claims, (pieces, data)
 
 
-def measure_faces(rounds, seconds, options):
+def measure_frontends(rounds, seconds, options):
     command = backend(options.backend, *(["--era", options.backend_era] if options.backend == "echo" else []))
     results = {}
     with (

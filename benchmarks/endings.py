@@ -31,7 +31,7 @@ ZOO = [
     "stopped",  # by SIGSTOP
     "flusher",  # exits while flushing 50 MB
 ]
-LADDER = (
+SHUTDOWN_GRACE = (
     0.3,
     0.3,
     1.0,
@@ -65,11 +65,19 @@ class Run:
     """A gateway process, its config and its log in a folder of their own."""
 
     def __init__(
-        self, folder, backends, *, transport="stdio", program="gateway", ladder=LADDER, settings=None, prefix=()
+        self,
+        folder,
+        backends,
+        *,
+        transport="stdio",
+        program="gateway",
+        shutdown_grace=SHUTDOWN_GRACE,
+        settings=None,
+        prefix=(),
     ):
         """`backends`: name -> command; `settings`: fields for each of them; `prefix`: what runs the gateway."""
         self.names, self.count, self.folder = list(backends), len(backends), folder
-        common = {"shutdown_grace": list(ladder), "connect_timeout": 60} | (settings or {})
+        common = {"shutdown_grace": list(shutdown_grace), "connect_timeout": 60} | (settings or {})
         servers = {name: {"command": argv[0], "args": argv[1:]} | common for name, argv in backends.items()}
         config = Path(folder, "config.json")
         config.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
@@ -181,14 +189,14 @@ KILLED = {"SIGKILL", "SIGKILL of the group"}
 """Here nobody is left to reap: zombies are init's business, and are not counted."""
 FIRST = {"restart", "removal over HTTP"}
 """Here the children end before the gateway does, by SIGTERM."""
-FACES = {"stdin EOF": "stdio", "removal over HTTP": "streamable-http"}
+FRONTENDS = {"stdin EOF": "stdio", "removal over HTTP": "streamable-http"}
 """Endings that one face alone knows."""
 STATUS = dict.fromkeys(ENDINGS, 0) | {"crash by a bug": 1} | dict.fromkeys(KILLED, -signal.SIGKILL)
 
 
-def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
+def run_once(ending, transport="stdio", *, zoo=ZOO, shutdown_grace=SHUTDOWN_GRACE):
     """Start, wait until all are ready, end, and look who is left. The caller is a subreaper with no other children."""
-    transport = FACES.get(ending, transport)
+    transport = FRONTENDS.get(ending, transport)
     program = "benchmarks.instrumented" if ending == "crash by a bug" else "gateway"
     mark = f"zoo-{secrets.token_hex(8)}"
     backends = {
@@ -196,13 +204,13 @@ def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
         for i, temper in enumerate(zoo)
     }
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(folder, backends, transport=transport, program=program, ladder=ladder)
+        run = Run(folder, backends, transport=transport, program=program, shutdown_grace=shutdown_grace)
         try:
             run.wait_ready()
             outcome = Outcome(ending, transport, len(oracle.marked(mark)))
             if ending in FIRST:
-                (_restart if ending == "restart" else _remove)(run, mark, outcome, ladder)
-            _end(run, mark, outcome, ladder)
+                (_restart if ending == "restart" else _remove)(run, mark, outcome, shutdown_grace)
+            _end(run, mark, outcome, shutdown_grace)
             if outcome.status != STATUS[ending]:
                 raise Failed(f"{ending}: exit status {outcome.status}:\n{run.log()[-4000:]}")
             return outcome
@@ -211,10 +219,10 @@ def run_once(ending, transport="stdio", *, zoo=ZOO, ladder=LADDER):
             oracle.end_all(mark)
 
 
-def _end(run, mark, outcome, ladder):
+def _end(run, mark, outcome, shutdown_grace):
     sentinels = oracle.sentinels(run.pid)
     began = time.monotonic()
-    until = began + sum(ladder) + SLACK
+    until = began + sum(shutdown_grace) + SLACK
     (ENDINGS[outcome.ending] or terminate)(run)
     gone, left = oracle.wait_gone(lambda: oracle.marked(mark), until)
     exited = run.wait_exit(until)
@@ -229,7 +237,7 @@ def _end(run, mark, outcome, ladder):
         outcome.zombies += inherited
 
 
-def _restart(run, mark, outcome, ladder):
+def _restart(run, mark, outcome, shutdown_grace):
     """SIGKILL of every child: what they left behind must go, and the gateway must have as much open as before."""
     old, fds = oracle.marked(mark), run.fds()
     children = [pid for pid in old if (row := oracle.stat(pid)) is not None and row[1] == run.pid]
@@ -237,7 +245,7 @@ def _restart(run, mark, outcome, ladder):
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    gone, left = oracle.wait_gone(lambda: oracle.still(old), began + sum(ladder) + SLACK)
+    gone, left = oracle.wait_gone(lambda: oracle.still(old), began + sum(shutdown_grace) + SLACK)
     outcome.gone, outcome.survivors = gone - began, len(left)
     run.wait_ready(2)
     outcome.ready_again = time.monotonic() - began
@@ -248,10 +256,10 @@ def _restart(run, mark, outcome, ladder):
     outcome.leaked_fds, outcome.zombies = max(0, left[0]), left[1]
 
 
-def _remove(run, mark, outcome, ladder):
+def _remove(run, mark, outcome, shutdown_grace):
     """DELETE every server over the management API: all that is left is a gateway without children."""
     sentinels = oracle.sentinels(run.pid)
-    connection = http.client.HTTPConnection("127.0.0.1", run.port(), timeout=sum(ladder) + SLACK)
+    connection = http.client.HTTPConnection("127.0.0.1", run.port(), timeout=sum(shutdown_grace) + SLACK)
     headers = {"Authorization": f"Bearer {run.admin_token()}"}
     began = time.monotonic()
     for name in run.names:
@@ -261,7 +269,7 @@ def _remove(run, mark, outcome, ladder):
         if response.status != 200:
             raise Failed(f"DELETE of {name} got {response.status}: {body[:500]!r}")
     connection.close()
-    gone, left = oracle.wait_gone(lambda: oracle.marked(mark), began + sum(ladder) + SLACK)
+    gone, left = oracle.wait_gone(lambda: oracle.marked(mark), began + sum(shutdown_grace) + SLACK)
     outcome.gone, outcome.survivors = gone - began, len(left)
     until = time.monotonic() + SETTLE
     while (zombies := oracle.zombies(run.pid) - set(sentinels)) and time.monotonic() < until:

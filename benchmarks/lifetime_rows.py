@@ -22,7 +22,7 @@ from benchmarks.processes import Failed, backend
 from benchmarks.table import Claim, Figure, render
 from benchmarks.wire import encode, initialize_params, make_message
 
-DEFAULT_LADDER = (2.0, 2.0, 1.0)
+DEFAULT_SHUTDOWN_GRACE = (2.0, 2.0, 1.0)
 QUICK_RESTART = {"initial_delay": 0.1, "jitter": 0, "healthy_after": 0.001}
 """Each death is forgiven, so that each restart waits the first step of the backoff."""
 IN_FLIGHT = 20
@@ -88,7 +88,9 @@ def measure_terminate(rows, count, rounds):
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
-        with running(well_behaved(count, mark), transport="streamable-http", ladder=DEFAULT_LADDER) as run:
+        with running(
+            well_behaved(count, mark), transport="streamable-http", shutdown_grace=DEFAULT_SHUTDOWN_GRACE
+        ) as run:
             check_all_there(mark, count)
             began = time.monotonic()
             run.process.terminate()
@@ -105,7 +107,7 @@ def measure_kill(rows, count, rounds):
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
-        with running(well_behaved(count, mark), ladder=DEFAULT_LADDER) as run:
+        with running(well_behaved(count, mark), shutdown_grace=DEFAULT_SHUTDOWN_GRACE) as run:
             check_all_there(mark, count)
             sentinels = oracle.sentinels(run.pid)
             began = time.monotonic()
@@ -120,10 +122,10 @@ def measure_kill(rows, count, rounds):
 
 def measure_kill_zoo(rows, rounds):
     """The same with the zoo and the default ladder (2 + 2 + 1 s)."""
-    outcomes = [run_once("SIGKILL", ladder=DEFAULT_LADDER) for _ in range(rounds)]
+    outcomes = [run_once("SIGKILL", shutdown_grace=DEFAULT_SHUTDOWN_GRACE) for _ in range(rounds)]
     if any(outcome.survivors for outcome in outcomes):
         raise Failed(f"survivors of SIGKILL of the gateway: {outcomes}")
-    bound = sum(DEFAULT_LADDER) + 1
+    bound = sum(DEFAULT_SHUTDOWN_GRACE) + 1
     rows.add("the zoo, SIGKILL of the gateway: all gone", [outcome.gone for outcome in outcomes], most=bound)
 
 

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from benchmarks import lifetime_rows, oracle
-from benchmarks.endings import ENDINGS, LADDER, ZOO, run_once
+from benchmarks.endings import ENDINGS, SHUTDOWN_GRACE, ZOO, run_once
 from benchmarks.table import Claim, Figure, render
 
 NOBODY = "survivors, zombies and leaked descriptors"
@@ -80,7 +80,7 @@ def grid_claims(outcomes):
     left = sum(outcome.survivors + outcome.zombies + outcome.leaked_fds for outcome in outcomes)
     slowest = max(outcome.gone for outcome in outcomes)
     size = f"{rounds} rounds x {len(ENDINGS)} endings x {len(ZOO)} children"
-    bound = sum(LADDER) + 1
+    bound = sum(SHUTDOWN_GRACE) + 1
     return [
         Claim(f"{NOBODY}, {size}", Figure.of([left]), most=0),
         Claim("the zoo is gone, slowest of all (ladder + 1 s)", Figure.of([slowest]), "s", most=bound),

@@ -102,14 +102,14 @@ def make_steps(server, own_name, port, stdio, options):
 
 def make_claims(results, starts, ready, lists):
     claims = []
-    for face in ("gateway stdio", "gateway HTTP"):
+    for frontend in ("gateway stdio", "gateway HTTP"):
         for calls, key, combine, unit, scale, words in (
             (1, "p50", differences, "ms", 1e3, "added p50 over direct, one at a time"),
             (MANY, "per_second", ratios, "ratio", 1.0, f"calls/s over direct, {MANY} under way"),
         ):
             if ("direct", calls) in results:
-                pair = ([one[key] for one in results[who, calls]] for who in (face, "direct"))
-                claims.append(Claim(f"{face}: {words}", combine(*pair), unit, scale))
+                pair = ([one[key] for one in results[who, calls]] for who in (frontend, "direct"))
+                claims.append(Claim(f"{frontend}: {words}", combine(*pair), unit, scale))
     return [
         *claims,
         Claim(f"tools/list of {lists['tools']} tools: p50", Figure.of([lists["p50"]]), "ms", 1e3),

@@ -31,11 +31,11 @@ async def drive(spec):
 
         async def call():
             text = TEXT % next(ids)
-            ticket = await router.submit(make_call("echo.echo", "echo.echo", {"text": text}, PROGRAM))
+            pending = await router.submit(make_call("echo.echo", "echo.echo", {"text": text}, PROGRAM))
             try:
-                outcome = await ticket.wait_outcome(NO_REQUESTS)
+                outcome = await pending.wait_outcome(NO_REQUESTS)
             finally:
-                router.release(ticket)
+                router.release(pending)
             if text.encode() not in bytes(outcome.result):
                 raise WrongAnswer(f"{text!r} got {bytes(outcome.result)[:300]!r}")
 

@@ -22,7 +22,7 @@ def measure(rounds, seconds, *, quick):
     command, results = backend(), {}
     with config_file(config_of({"echo": command})) as path, serving_gateway({"echo": command}) as gateway:
         gateway.wait_ready(1)
-        faces = {
+        frontends = {
             "direct": {"kind": "stdio", "era": "legacy", "command": command, "tool": "big"},
             "gateway stdio": {
                 "kind": "stdio", "era": "legacy", "command": gateway_command(path, "stdio"), "tool": "echo.big",
@@ -32,10 +32,10 @@ def measure(rounds, seconds, *, quick):
         for _ in range(rounds):
             for size in sizes:
                 for window in WINDOWS:
-                    for who, face in faces.items():
+                    for who, frontend in frontends.items():
                         spec = {"check": "big", "size": size, "seconds": seconds}
                         spec |= {"window": window, "connections": window}
-                        results.setdefault((who, size, window), []).append(load(**face, **spec))
+                        results.setdefault((who, size, window), []).append(load(**frontend, **spec))
     return make_claims(results), make_pieces(results, sizes), pack(results)
 
 

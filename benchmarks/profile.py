@@ -57,8 +57,8 @@ def run(options):
     per_call = found["cpu"] / found["calls"]
     rows = add_up(found["stacks"], per_call)
     backend_name = NAMES[options.backend]
-    title = f"A call over {options.face} ({options.era}), {MANY} under way, {backend_name}: {per_call * 1e6:.0f} us"
-    drawn = Path(options.svg or f"profile-call-{options.face}.svg")
+    title = f"A call over {options.frontend} ({options.era}), {MANY} under way, {backend_name}: {per_call * 1e6:.0f} us"
+    drawn = Path(options.svg or f"profile-call-{options.frontend}.svg")
     drawn.write_text(draw_flame(stacks, title), encoding="utf-8")
     if options.folded:
         lines = "".join(f"{';'.join(names)} {seen}\n" for names, seen in stacks)
@@ -68,7 +68,7 @@ def run(options):
         f"{sum(seen for _names, seen in stacks):,} samples in {found['calls']:,} calls; {kernel:.0%} of the CPU time is"
         f" the kernel's, within the rows that call it\nflame graph: {drawn}"
     )
-    claims = [Claim(f"CPU time of the gateway for a call over {options.face}", Figure.of([per_call]), "us", 1e6)]
+    claims = [Claim(f"CPU time of the gateway for a call over {options.frontend}", Figure.of([per_call]), "us", 1e6)]
     return claims, ([Table(["where", "us a call", "share"], rows, title), said], found | {"rows": rows})
 
 
@@ -84,7 +84,7 @@ def take(options):
         target = Path(folder, "profile.json")
         os.environ[profiled.TO] = str(target)
         try:
-            if options.face == "stdio":
+            if options.frontend == "stdio":
                 command = gateway_command(config, "stdio", "benchmarks.profiled")
                 load(kind="stdio", command=command, window=MANY, **call)
             else:

@@ -35,7 +35,7 @@ def measure(rounds, seconds, *, quick):
         gateway = stack.enter_context(serving_config({"mcpServers": servers}, "streamable-http,sse"))
         path = stack.enter_context(config_file({"mcpServers": make_servers(modern.port, sse[1].port)}))
         gateway.wait_ready(len(servers))
-        faces = {
+        frontends = {
             "HTTP legacy": {"kind": "http", "era": "legacy", "port": gateway.port},
             "HTTP modern": {"kind": "http", "era": "modern", "port": gateway.port},
             "SSE": {"kind": "sse", "era": "legacy", "port": gateway.port},
@@ -53,15 +53,17 @@ def measure(rounds, seconds, *, quick):
                 for server in servers:
                     if server != "sse" or window == 1:
                         results.setdefault(("direct", server, window), []).append(load(**direct[server], **shape))
-                    for face, spec in faces.items():
+                    for frontend, spec in frontends.items():
                         found = load(**spec, **shape, tool=f"{server}.echo")
-                        results.setdefault((face, server, window), []).append(found)
+                        results.setdefault((frontend, server, window), []).append(found)
     rows = []
-    for (face, server, window), found in results.items():
+    for (frontend, server, window), found in results.items():
         rate, p50 = (Figure.of([one[key] for one in found]) for key in ("per_second", "p50"))
-        rows.append([face, server, window, rate.show(1, 0), p50.show(1e3, 2)])
-    data = [{"face": key[0], "backend": key[1], "under_way": key[2], "rounds": found} for key, found in results.items()]
-    header = ["face", "backend", "under way", "calls/s", "p50 ms"]
+        rows.append([frontend, server, window, rate.show(1, 0), p50.show(1e3, 2)])
+    data = [
+        {"frontend": key[0], "backend": key[1], "under_way": key[2], "rounds": found} for key, found in results.items()
+    ]
+    header = ["frontend", "backend", "under way", "calls/s", "p50 ms"]
     return [], [Table(header, rows, "Faces and backend transports")], data
 
 

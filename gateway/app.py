@@ -84,7 +84,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def binding(self) -> ListenAddress:
-        """Where the HTTP face listens."""
+        """Where the HTTP frontend listens."""
         return ListenAddress(
             host=self.host,
             port=self.port,
@@ -297,9 +297,9 @@ def spare_collector() -> None:
 
 
 def set_stdio_apart() -> tuple[int, int]:
-    """Give the stdio face file descriptors of its own; what else writes to stdout lands on stderr, reads find nothing.
+    """Give the stdio frontend its own file descriptors; other writes to stdout land on stderr, reads find nothing.
 
-    Returns (stdin, stdout) for the face. From then on no library, print or child can break the protocol.
+    Returns (stdin, stdout) for the frontend. From then on no library, print or child can break the protocol.
     """
     stdin, stdout = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -63,7 +63,7 @@ class Audit:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._settings: AuditSettings | None = None
-        self._trail: LineFile | None = None
+        self._file: LineFile | None = None
         self._nursery: trio.Nursery | None = None
         self._writing: trio.CancelScope | None = None
         self._lost = 0
@@ -72,7 +72,7 @@ class Audit:
     @property
     def dropped(self) -> int:
         """Lines that a file has not got, in all."""
-        return self._lost + (0 if self._trail is None else self._trail.dropped)
+        return self._lost + (0 if self._file is None else self._file.dropped)
 
     def apply(self, settings: AuditSettings | None) -> None:
         """Go by other settings from now on. Calls that are under way are noted by those that hold when they end."""
@@ -84,28 +84,28 @@ class Audit:
         if settings is not None and settings.file is None:
             log.setLevel(logging.INFO)  # it was asked for, whatever the level of the rest
         path = None if settings is None else settings.file
-        if path == (None if self._trail is None else self._trail.path):
+        if path == (None if self._file is None else self._file.path):
             return
-        if self._trail is not None:
-            self._lost += self._trail.dropped
+        if self._file is not None:
+            self._lost += self._file.dropped
         if self._writing is not None:
             self._writing.cancel(reason="the audit goes elsewhere now")
-        self._trail = None if path is None else LineFile(path, note_lost=_lost)
+        self._file = None if path is None else LineFile(path, note_lost=_lost)
         self._start()
 
     def _start(self) -> None:
-        if self._trail is not None and self._nursery is not None:
+        if self._file is not None and self._nursery is not None:
             self._writing = trio.CancelScope()
-            self._nursery.start_soon(self._write, self._trail, self._writing)
+            self._nursery.start_soon(self._write, self._file, self._writing)
 
-    async def _write(self, trail: LineFile, scope: trio.CancelScope) -> None:
+    async def _write(self, file: LineFile, scope: trio.CancelScope) -> None:
         with scope:
-            await trail.run()
+            await file.run()
 
     def reopen(self) -> None:
         """Open the file anew."""
-        if self._trail is not None:
-            self._trail.reopen()
+        if self._file is not None:
+            self._file.reopen()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Own the task that writes; runs until cancelled, and writes then what is left."""
@@ -116,18 +116,18 @@ class Audit:
 
     # Called by the fleet, the router and the access control.
 
-    def _observe(self, _supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
-        if ticket is not None:
-            outcome = ticket.outcome
-            word, code, reason = _ending(ticket.call, outcome)
+    def _observe(self, _supervisor: Supervisor, pending: PendingCall | None, seconds: float) -> None:
+        if pending is not None:
+            outcome = pending.outcome
+            word, code, reason = _ending(pending.call, outcome)
             size, crash = 0, None
             if isinstance(outcome, Complete | InputRequired):
                 size = len(outcome.result)
             elif isinstance(outcome, Failure):
                 size = len(outcome.data or b"")
             elif isinstance(outcome, BackendExited) and outcome.suspects:  # the call sent last is the first suspect
-                crash = "suspect" if outcome.suspects[0].call == ticket.number else "in flight"
-            self._record(ticket.call, ticket.number, ticket.backend, seconds, word, code, reason, size, crash)
+                crash = "suspect" if outcome.suspects[0].call == pending.number else "in flight"
+            self._record(pending.call, pending.number, pending.backend, seconds, word, code, reason, size, crash)
 
     def note_refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
         """Note a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
@@ -200,8 +200,8 @@ class Audit:
 
     def _put(self, text: str, line: dict[str, object]) -> None:
         line = {key: value for key, value in line.items() if value is not None}
-        if self._trail is not None:
-            self._trail.put(encode_line({"time": now_iso(), **line}).encode())
+        if self._file is not None:
+            self._file.put(encode_line({"time": now_iso(), **line}).encode())
             return
         # What `log.info` does, without searching the stack for its caller, which is two thirds of its cost.
         record = logging.LogRecord(log.name, logging.INFO, __file__, 0, text, (), None)

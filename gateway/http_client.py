@@ -44,7 +44,7 @@ MAX_COOKIE_BYTES: Final = 16_384
 MAX_ERROR_BYTES: Final = 65_536
 """How much of an error response's body is read."""
 SEE_OTHER: Final = 303
-TICKET: Final = "gateway.ticket"
+PENDING: Final = "gateway.pending"
 """The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
 MAX_TEXT: Final = 200
 """Characters of a library's error text that are shown."""
@@ -128,11 +128,11 @@ class HttpClient:
         content: bytes | None = None,
         *,
         url: httpx2.URL | None = None,
-        ticket: PendingCall | None = None,
+        pending: PendingCall | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
         """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
 
-        `ticket` is the call that it carries: `auth` may ask that call's client to log in.
+        `pending` is the call that it carries: `auth` may ask that call's client to log in.
 
         `headers` are all there are, `base_headers` included. Leave the block only when the body has ended or by
         cancellation, never by `break` out of the body: its nested generators would be left to the garbage collector.
@@ -143,7 +143,7 @@ class HttpClient:
             BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
         """
         with _Translated(self._backend, self.proxy):
-            response = await self._send(method, headers, content, url, ticket)
+            response = await self._send(method, headers, content, url, pending)
             try:
                 yield response
             finally:
@@ -157,12 +157,12 @@ class HttpClient:
         headers: AnyHeaders,
         content: bytes | None,
         url: httpx2.URL | None,
-        ticket: PendingCall | None,
+        pending: PendingCall | None,
     ) -> httpx2.Response:
         target = url or self.url
         permanent = url is None
         for _ in range(MAX_REDIRECTS + 1):
-            extensions = {"timeout": self._timeout, TICKET: ticket}
+            extensions = {"timeout": self._timeout, PENDING: pending}
             request = httpx2.Request(method, target, headers=headers, content=content, extensions=extensions)
             if jar := self._client.cookies.jar:  # load balancers keep a session at its server by cookie
                 if len(jar) > MAX_COOKIES or sum(len(one.name + (one.value or "")) for one in jar) > MAX_COOKIE_BYTES:

@@ -149,7 +149,7 @@ class BufferedWriter:
         self._size = 0
         self._sending = False
         self._wake = trio.Event()
-        self._room = trio.lowlevel.ParkingLot()
+        self._writable = trio.lowlevel.ParkingLot()
         self.broken = False
         self.written = 0
         """Bytes that the pipe has taken."""
@@ -189,12 +189,12 @@ class BufferedWriter:
     async def wait_writable(self) -> None:
         """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
         while not self.is_writable:
-            await self._room.park()
+            await self._writable.park()
 
     async def drained(self) -> None:
         """Wait until everything is written (or the reader has gone)."""
         while (self._size or self._sending) and not self.broken:
-            await self._room.park()
+            await self._writable.park()
 
     async def run(self) -> None:
         """Write what is posted; returns when the reader has gone. The caller owns and closes the stream."""
@@ -214,5 +214,5 @@ class BufferedWriter:
             finally:
                 self._sending = False
                 self._size -= len(data)
-                self._room.unpark_all()
-        self._room.unpark_all()
+                self._writable.unpark_all()
+        self._writable.unpark_all()

@@ -1,7 +1,7 @@
 """One call: from its public name to the backend that owns it, and back.
 
-`Router.submit` looks the name up in the catalog's table, puts a ticket into the owner's channel and returns it; the
-face waits on the ticket and must `release` it, whatever happens. A known name never becomes an unknown one: a name
+`Router.submit` looks the name up in the catalog's table, puts a pending call into the owner's channel and returns it; the
+face waits on the pending call and must `release` it, whatever happens. A known name never becomes an unknown one: a name
 that a starting backend may own waits for that backend.
 """
 
@@ -98,7 +98,7 @@ class Router:
         """Calls that were submitted and not released."""
         return len(self._under_way)
 
-    def tickets(self) -> tuple[PendingCall, ...]:
+    def pending_calls(self) -> tuple[PendingCall, ...]:
         """Those calls."""
         return tuple(self._under_way)
 
@@ -117,7 +117,7 @@ class Router:
         return self._lookup(call) is not None
 
     async def submit(self, call: Call, *, again: bool = False) -> PendingCall:
-        """Hand a call to its owner. The caller waits on the ticket and must `release` it.
+        """Hand a call to its owner. The caller waits on the pending call and must `release` it.
 
         Waits only for a backend in its first start that may own the name, within that backend's call timeout. `again`
         says that this goes on with a call that has been let in, and not been released yet.
@@ -126,9 +126,9 @@ class Router:
             RequestError: unknown name or method, full queue, shutting down.
             BackendUnavailable: the owner has failed or is stopped.
         """
-        ticket = self.submit_now(call, again=again)
-        if ticket is not None:
-            return ticket
+        pending = self.submit_now(call, again=again)
+        if pending is not None:
+            return pending
         began = trio.current_time()
         try:
             self._refuse_while_draining()
@@ -167,7 +167,7 @@ class Router:
             raise
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
-        """Have the turnstile count the call; it stays counted as long as there is a ticket for it."""
+        """Have the turnstile count the call; it stays counted as long as there is a pending call for it."""
         return None if self._admission is None else self._admission.begin(call.caller, again=again)
 
     def _hand_over(
@@ -221,14 +221,14 @@ class Router:
         self.refused[key] = self.refused.get(key, 0) + 1
         self._note_refused(call, backend, trio.current_time() - began, problem)
 
-    def _publish(self, ticket: PendingCall, outcome: Outcome) -> Outcome:
+    def _publish(self, pending: PendingCall, outcome: Outcome) -> Outcome:
         """Return an outcome with its URIs as clients see them; their links are learned on the way."""
-        call = ticket.call
+        call = pending.call
         if self._linked is not self.fleet.supervisors:
             self._linked = self.fleet.supervisors
             self._links.retain(self._linked)
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
-        asked = Asked(ticket.backend, call.method, *((ticket.own_name, call.name) if is_resource else ()))
+        asked = Asked(pending.backend, call.method, *((pending.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
             result = publish(self.fleet.snapshot(call.caller.scope).uris, self._links, asked, outcome.result)
             return outcome if result is outcome.result else Complete(result, outcome.era)
@@ -258,18 +258,18 @@ class Router:
 
     def cut_off(self, counted: Counted) -> None:
         """End all calls of somebody that may have none any more; their backends are told to cancel them."""
-        for ticket in list(self._under_way):
-            if ticket.counted is counted:
-                ticket.abandon(Revoked(), "the client may not use the gateway any more")
+        for pending in list(self._under_way):
+            if pending.counted is counted:
+                pending.abandon(Revoked(), "the client may not use the gateway any more")
 
     def waiting(self, backend: str) -> list[PendingCall]:
         """Calls for this backend that it has not been sent yet."""
         return [one for one in self._under_way if one.backend == backend and not one.is_sent and not one.over]
 
-    def release(self, ticket: PendingCall, reason: str = "the client cancelled the request") -> None:
+    def release(self, pending: PendingCall, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
-        ticket.close(reason)
-        self._discard(ticket)
+        pending.close(reason)
+        self._discard(pending)
 
     def _discard(self, pending: PendingCall) -> None:
         """Stop counting a call. Safe to repeat."""
@@ -297,9 +297,9 @@ class Router:
                 while self._under_way:
                     await self._emptied.park()
         left = list(self._under_way)
-        for ticket in left:
-            problem = BackendUnavailable(ticket.backend, "was cut off: the gateway is shutting down")
-            ticket.abandon(problem, "the gateway is shutting down")
+        for pending in left:
+            problem = BackendUnavailable(pending.backend, "was cut off: the gateway is shutting down")
+            pending.abandon(problem, "the gateway is shutting down")
         return not left
 
     def stop_draining(self) -> None:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 CLOSE_GRACE: Final = 2.0
 """Seconds that frontends get to write their last responses and close, once all calls have ended."""
-HURRIED_GRACE: Final = 0.25
+FORCED_GRACE: Final = 0.25
 """The same after `stop_now`: enough for a client that reads, too short for one that does not to be in the way."""
 
 MAX_DEPTH: Final = 3
@@ -160,7 +160,7 @@ class GatewayRuntime:
                 self.suspended_calls.close_all()
                 clean = await self.router.drain(self.fleet.settings.drain_grace)
                 self.closing.set()
-                self._limit_close(HURRIED_GRACE if self._guard.force_stopped.is_set() else CLOSE_GRACE)
+                self._limit_close(FORCED_GRACE if self._guard.force_stopped.is_set() else CLOSE_GRACE)
             self.fleet.stop()
             await self.fleet.ended.wait()
             services.cancel_scope.cancel(reason="everything has stopped")
@@ -184,7 +184,7 @@ class GatewayRuntime:
         self._guard.force_stop()
         self.router.stop_draining()
         if self.closing.is_set():  # before that the drain, which ends now, sets the deadline
-            self._limit_close(HURRIED_GRACE)
+            self._limit_close(FORCED_GRACE)
 
     async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
         """Put a configuration in the place of the present one; see `Fleet.apply`.

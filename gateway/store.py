@@ -115,8 +115,8 @@ def eras_of(offered: Collection[str], used: Era) -> list[Era]:
 
 def era_digest(config: ServerConfig) -> str:
     """A digest of a server's command line or URL, and of what the config says of its era and transport."""
-    told = [config.command, config.args, config.cwd, config.url, config.unix_socket]
-    return hashlib.sha256(jsonrpc.encode([*told, config.era, config.transport])).hexdigest()[:16]
+    parts = [config.command, config.args, config.cwd, config.url, config.unix_socket]
+    return hashlib.sha256(jsonrpc.encode([*parts, config.era, config.transport])).hexdigest()[:16]
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
@@ -337,6 +337,6 @@ class Store:
 
     def _catalog_path(self, config: ServerConfig) -> Path:
         """One file a server and configuration; of the environment only the names count, values are secrets."""
-        told = [config.name, config.command, config.args, config.cwd, config.public_url, sorted(config.env)]
-        digest = hashlib.sha256(jsonrpc.encode(told)).hexdigest()[:16]
+        parts = [config.name, config.command, config.args, config.cwd, config.public_url, sorted(config.env)]
+        digest = hashlib.sha256(jsonrpc.encode(parts)).hexdigest()[:16]
         return self.directory / "catalogs" / f"{config.name}-{digest}.json"

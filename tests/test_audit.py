@@ -46,7 +46,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_file, "in_thread", at_once)
 
 
-class Turnstile:
+class FakeAdmission:
     """Admits every caller until it is shut."""
 
     is_shut = False
@@ -59,7 +59,7 @@ class Turnstile:
         return not self.is_shut
 
 
-class House:
+class Harness:
     """A fleet of one fake, noted in a file."""
 
     def __init__(self, path: Path | None, **fields: Any) -> None:
@@ -68,7 +68,7 @@ class House:
         server = ServerConfig(name="a", call_timeout=100, **fields)
         self.fleet = Fleet(Config(servers={"a": server}), backends({"a": self.fake}))
         self.audit = Audit(self.fleet)
-        self.turnstile = Turnstile()
+        self.turnstile = FakeAdmission()
         self.router = Router(self.fleet, self.turnstile, note_refused=self.audit.note_refused)
 
     @property
@@ -78,19 +78,19 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(path: Path | None, *, arguments: bool = False, **fields: Any) -> AsyncGenerator[House]:
-    house = House(path, **fields)
-    house.audit.apply(AuditSettings(None if path is None else str(path), arguments))
+async def open_harness(path: Path | None, *, arguments: bool = False, **fields: Any) -> AsyncGenerator[Harness]:
+    harness = Harness(path, **fields)
+    harness.audit.apply(AuditSettings(None if path is None else str(path), arguments))
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
-            await nursery.start(house.audit.run)
-            await nursery.start(house.fleet.run)
+            await nursery.start(harness.audit.run)
+            await nursery.start(harness.fleet.run)
             await settle()
-            yield house  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            house.fleet.stop()
-            await house.fleet.ended.wait()
+            yield harness  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            harness.fleet.stop()
+            await harness.fleet.ended.wait()
             nursery.cancel_scope.cancel()
-    house.audit.apply(None)
+    harness.audit.apply(None)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ async def test_a_call_is_one_line_with_its_end(
     outcome: Any, said: dict[str, Any], tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    async with open_house(path) as house:
-        ticket = await house.router.submit(make_call("a.x", caller=CALLER))
+    async with open_harness(path) as harness:
+        pending = await harness.router.submit(make_call("a.x", caller=CALLER))
         await trio.sleep(1.5)
-        house.fake.session.answer(outcome=outcome)
-        house.router.release(ticket)
-    (line,) = house.lines
+        harness.fake.session.answer(outcome=outcome)
+        harness.router.release(pending)
+    (line,) = harness.lines
     assert line.pop("time").endswith("Z")
     assert line == {
-        "call": ticket.number,
+        "call": pending.number,
         "session": CALLER.label,
         "principal": "anna",
         "client": "desk",
@@ -134,24 +134,24 @@ async def test_a_call_is_one_line_with_its_end(
 
 
 async def test_a_call_that_its_server_died_of_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path / "audit.jsonl") as house:
-        tickets = [await house.router.submit(make_call("a.x", caller=CALLER)) for _ in range(2)]
+    async with open_harness(tmp_path / "audit.jsonl") as harness:
+        pending_calls = [await harness.router.submit(make_call("a.x", caller=CALLER)) for _ in range(2)]
         await settle()
-        suspects = [one.as_suspect() for one in reversed(tickets)]
-        house.fake.session.crash(BackendExited("a", "exited with status 3", suspects))
+        suspects = [one.as_suspect() for one in reversed(pending_calls)]
+        harness.fake.session.crash(BackendExited("a", "exited with status 3", suspects))
         await settle()
-        for ticket in tickets:
-            house.router.release(ticket)
-    said = {line["call"]: (line["outcome"], line["reason"], line["crash"]) for line in house.lines}
+        for pending in pending_calls:
+            harness.router.release(pending)
+    said = {line["call"]: (line["outcome"], line["reason"], line["crash"]) for line in harness.lines}
     assert said == {
-        tickets[0].number: ("failed", "backend_exited", "in flight"),
-        tickets[1].number: ("failed", "backend_exited", "suspect"),
+        pending_calls[0].number: ("failed", "backend_exited", "in flight"),
+        pending_calls[1].number: ("failed", "backend_exited", "suspect"),
     }
 
 
 async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path / "audit.jsonl", max_concurrency=1, queue_size=1) as house:
-        router = house.router
+    async with open_harness(tmp_path / "audit.jsonl", max_concurrency=1, queue_size=1) as harness:
+        router = harness.router
         cancelled = await router.submit(make_call("a.x"))
         await settle()
         waiting = await router.submit(make_call("a.x"))
@@ -159,19 +159,19 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
             await router.submit(make_call("a.x"))
         with pytest.raises(UnknownName):
             await router.submit(make_call("nobody's"))
-        house.turnstile.is_shut = True
+        harness.turnstile.is_shut = True
         with pytest.raises(Denied):
             await router.submit(make_call("a.x"))
-        house.turnstile.is_shut = False
+        harness.turnstile.is_shut = False
         router.release(cancelled)
         router.release(cancelled)
         await settle()
-        house.fake.session.answer()
+        harness.fake.session.answer()
         router.release(waiting)
         late = await router.submit(make_call("a.x"))
         assert isinstance(await late.next(), GatewayError)  # its time is over
         router.release(late)
-    found = [(line["name"], line["outcome"], line.get("reason"), line.get("code")) for line in house.lines]
+    found = [(line["name"], line["outcome"], line.get("reason"), line.get("code")) for line in harness.lines]
     assert found == [
         ("a.x", "refused", "busy", -32603),
         ("nobody's", "refused", "unknown_name", -32602),
@@ -180,24 +180,24 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
         ("a.x", "answered", None, None),
         ("a.x", "failed", "backend_timeout", -32603),
     ]
-    assert house.router.refused == {("a", "busy"): 1, ("", "unknown_name"): 1, ("", "denied"): 1}
+    assert harness.router.refused == {("a", "busy"): 1, ("", "unknown_name"): 1, ("", "denied"): 1}
 
 
 async def test_a_call_that_was_given_up_before_its_owner_was_known(tmp_path: Path, autojump_clock: MockClock) -> None:
-    house = House(tmp_path / "audit.jsonl")
-    house.fake.listing = make_listing()
-    house.fake.stall()
-    house.audit.apply(AuditSettings(str(house.path)))
+    harness = Harness(tmp_path / "audit.jsonl")
+    harness.fake.listing = make_listing()
+    harness.fake.stall()
+    harness.audit.apply(AuditSettings(str(harness.path)))
     async with trio.open_nursery() as nursery:
-        await nursery.start(house.audit.run)
-        await nursery.start(house.fleet.run)
+        await nursery.start(harness.audit.run)
+        await nursery.start(harness.fleet.run)
         with trio.move_on_after(1):
-            await house.router.submit(make_call("a.x"))
-        house.fleet.stop()
-        await house.fleet.ended.wait()
+            await harness.router.submit(make_call("a.x"))
+        harness.fleet.stop()
+        await harness.fleet.ended.wait()
         nursery.cancel_scope.cancel()
-    house.audit.apply(None)
-    (line,) = house.lines
+    harness.audit.apply(None)
+    (line,) = harness.lines
     assert (line["outcome"], line["ms"]) == ("cancelled", 1000.0)
 
 
@@ -206,15 +206,15 @@ async def test_arguments_are_told_only_where_asked_for(
     asked_for: bool, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    async with open_house(path, arguments=asked_for) as house:
+    async with open_harness(path, arguments=asked_for) as harness:
         for arguments in (b'{"a":\n "confidential"}', b'{"a":"' + b"x" * 70_000 + b'"}'):
             call = make_call("a.x")
             call.params["arguments"] = msgspec.Raw(arguments)
-            ticket = await house.router.submit(call)
+            pending = await harness.router.submit(call)
             await settle()
-            house.fake.session.answer()
-            house.router.release(ticket)
-    small, large = house.lines
+            harness.fake.session.answer()
+            harness.router.release(pending)
+    small, large = harness.lines
     assert small.get("arguments") == ({"a": "confidential"} if asked_for else None)
     assert large.get("arguments") == ("(70008 bytes)" if asked_for else None)
     assert small["bytes_in"] == len(b'{"a":\n "confidential"}') + len(b'"a.x"')
@@ -224,16 +224,16 @@ async def test_arguments_are_told_only_where_asked_for(
 async def test_without_a_file_the_lines_go_to_the_log(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    async with open_house(None) as house:
-        ticket = await house.router.submit(make_call("a.x"))
+    async with open_harness(None) as harness:
+        pending = await harness.router.submit(make_call("a.x"))
         await settle()
-        house.fake.session.answer()
-        house.router.release(ticket)
-        house.audit.apply(None)
-        ticket = await house.router.submit(make_call("a.x"))
+        harness.fake.session.answer()
+        harness.router.release(pending)
+        harness.audit.apply(None)
+        pending = await harness.router.submit(make_call("a.x"))
         await settle()
-        house.fake.session.answer()
-        house.router.release(ticket)
+        harness.fake.session.answer()
+        harness.router.release(pending)
     (record,) = [record for record in caplog.records if record.name == "gateway.audit"]
     assert (record.levelno, record.getMessage()) == (logging.INFO, "a.x answered")
     assert record.__dict__["fields"]["bytes_out"] == len(RESULT.result)
@@ -241,12 +241,12 @@ async def test_without_a_file_the_lines_go_to_the_log(
 
 async def test_settings_may_change_while_calls_come(tmp_path: Path, autojump_clock: MockClock) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    async with open_house(first) as house:
+    async with open_harness(first) as harness:
         for path in (first, second, None):
-            house.audit.apply(None if path is None else AuditSettings(str(path)))
-            ticket = await house.router.submit(make_call("a.x"))
+            harness.audit.apply(None if path is None else AuditSettings(str(path)))
+            pending = await harness.router.submit(make_call("a.x"))
             await settle()
-            house.fake.session.answer()
-            house.router.release(ticket)
-        assert not house.fleet._observers
+            harness.fake.session.answer()
+            harness.router.release(pending)
+        assert not harness.fleet._observers
     assert [len(path.read_text().splitlines()) for path in (first, second)] == [1, 1]

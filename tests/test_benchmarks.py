@@ -361,7 +361,7 @@ def test_the_peers_are_described_by_data(tmp_path):
         assert "1234" in words
         # Either the command line says what stands behind it, or the config that it names does.
         assert "server.py" in " ".join(words) or str(tmp_path / "config.json") in words
-        assert peer.faces
+        assert peer.frontends
         assert bool(peer.pins) == (peer.runtime != "own")
         assert all(pin.replace("==", "@").rpartition("@")[2][0].isdigit() for pin in peer.pins)
     assert json.loads((tmp_path / "config.json").read_text())["mcpServers"]["echo"]["args"] == ["server.py"]
@@ -370,12 +370,12 @@ def test_the_peers_are_described_by_data(tmp_path):
 def test_a_peer_that_answers_wrongly_gets_no_figure():
     result = {"per_second": 10.0, "p50": 0.001, "p99": 0.002}
     peer = roster.RIVALS[0]
-    face = next(iter(peer.faces))
-    found = {(roster.OWN.name, face): [result], (peer.name, face): "wrong: request 7 got | nothing"}
-    row = compare.make_row(found, peer.name, face, found[peer.name, face])
+    frontend = next(iter(peer.frontends))
+    found = {(roster.OWN.name, frontend): [result], (peer.name, frontend): "wrong: request 7 got | nothing"}
+    row = compare.make_row(found, peer.name, frontend, found[peer.name, frontend])
     assert row[2:] == ["wrong: request 7 got / nothing", "", "", ""]
     assert compare.make_claims([roster.OWN, peer], {"echo": found}) == []
-    right = found | {(peer.name, face): [result | {"per_second": 4.0}]}
+    right = found | {(peer.name, frontend): [result | {"per_second": 4.0}]}
     (claim,) = compare.make_claims([roster.OWN, peer], {"echo": right})
     assert (claim.figure.value, claim.reached) == (2.5, True)
 

@@ -18,7 +18,7 @@ from gateway.embed.native import EmbeddedGateway, open_gateway
 from gateway.errors import ConfigError, Revoked, ShuttingDown
 from gateway.masking import SECRETS
 from gateway.runtime import MAX_DEPTH, Lineage
-from tests.support.access import House, Unguarded, keys, make_config, open_house, running
+from tests.support.access import Harness, Unguarded, keys, make_config, open_harness, running
 from tests.support.fakes import SOON, FakeExchange, make_call, settle
 from tests.support.gateway_process import ROOT, HttpClient, echo_backend, open_gateway_process
 
@@ -171,9 +171,9 @@ async def test_settings_of_the_start_are_named_when_they_change(host: str, caplo
 class Recorder:
     """Notes the sessions that are open when a principal ends, and whether a call of it has ended."""
 
-    def __init__(self, house: House, ticket: PendingCall) -> None:
-        self.house = house
-        self.ticket = ticket
+    def __init__(self, harness: Harness, pending: PendingCall) -> None:
+        self.harness = harness
+        self.pending = pending
         self.found: list[tuple[str, int, bool]] = []
 
     def apply_access(self) -> None:
@@ -183,22 +183,22 @@ class Recorder:
         pass
 
     def end_principal(self, principal: Principal) -> None:
-        self.found.append((principal.name, self.house.mcp.sessions, self.ticket.over))
+        self.found.append((principal.name, self.harness.mcp.sessions, self.pending.over))
 
 
 async def test_the_sessions_of_a_principal_end_before_its_calls(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        await house.call(await house.initialize())
-        ticket = await house.router.submit(make_call("a.x", caller=alice()))
-        recorder = Recorder(house, ticket)
-        house.access.attach(recorder)
-        await house.runtime.apply(make_config({"keys": keys()["keys"][1:]}))
+    async with open_harness(keys()) as harness:
+        await harness.call(await harness.initialize())
+        pending = await harness.router.submit(make_call("a.x", caller=alice()))
+        recorder = Recorder(harness, pending)
+        harness.access.attach(recorder)
+        await harness.runtime.apply(make_config({"keys": keys()["keys"][1:]}))
         assert recorder.found == [("alice", 0, False)]
-        assert isinstance(await ticket.next(), Revoked)
-        house.router.release(ticket)
+        assert isinstance(await pending.next(), Revoked)
+        harness.router.release(pending)
         await settle()
-        assert house.mcp.sessions == house.router.under_way == 0
-        house.access.detach(recorder)
+        assert harness.mcp.sessions == harness.router.under_way == 0
+        harness.access.detach(recorder)
 
 
 def alice() -> Caller:
@@ -209,24 +209,24 @@ def alice() -> Caller:
 
 
 async def test_streams_end_after_the_calls_and_backends_last(autojump_clock: MockClock) -> None:
-    house = House(make_config(None))
-    runtime = house.runtime
-    async with running(house):
-        ticket = await house.router.submit(make_call("a.x"))
-        stream = await house.start("GET", "/sse", accept="text/event-stream")
+    harness = Harness(make_config(None))
+    runtime = harness.runtime
+    async with running(harness):
+        pending = await harness.router.submit(make_call("a.x"))
+        stream = await harness.start("GET", "/sse", accept="text/event-stream")
         runtime.stop()
         await settle()
         with pytest.raises(ShuttingDown):
-            await house.router.submit(make_call("a.x"))
+            await harness.router.submit(make_call("a.x"))
         assert not (runtime.closing.is_set())
         assert not (stream.ended)
-        await house.answer()
-        house.router.release(ticket)
+        await harness.answer()
+        harness.router.release(pending)
         await settle()
         assert runtime.closing.is_set()
         assert stream.ended
         with trio.fail_after(100):
-            await house.fleet.ended.wait()
+            await harness.fleet.ended.wait()
         with pytest.raises(ShuttingDown):
             await runtime.apply(make_config(None))
 

@@ -81,7 +81,7 @@ def test_the_plain_file_that_is_spoilt_below_is_a_good_one(store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "notified"),
     [
         (lambda data: b"", True),
         (lambda data: b"\0" * len(data), True),
@@ -100,13 +100,13 @@ def test_the_plain_file_that_is_spoilt_below_is_a_good_one(store) -> None:
         (put(b'"server":"calc"', b'"server":"other"'), False),
     ],
 )
-def test_a_spoilt_file_counts_as_absent_and_is_replaced(store, caplog, spoil, told) -> None:
+def test_a_spoilt_file_counts_as_absent_and_is_replaced(store, caplog, spoil, notified) -> None:
     store.save_catalog(server(), LISTING)
     path = kept(store)
     path.write_bytes(spoil(path.read_bytes()))
     with caplog.at_level(logging.WARNING, "gateway.store"):
         assert store.load_catalog(server()) is None
-    assert bool(caplog.records) == told
+    assert bool(caplog.records) == notified
     store.save_catalog(server(), LISTING)
     assert store.load_catalog(server()) is not None
 

@@ -78,15 +78,15 @@ def start(stack, peer, mark, kind, steps, results):
     try:
         started = stack.enter_context(running(peer, marked_backend(kind, mark), mark))
     except (Failed, OSError) as error:
-        results.update({(peer.name, face): f"does not start: {error}" for face in peer.faces})
+        results.update({(peer.name, frontend): f"does not start: {error}" for frontend in peer.frontends})
         return
-    for face in peer.faces:
+    for frontend in peer.frontends:
         try:
-            started.wait_working(face)
+            started.wait_working(frontend)
         except (WrongAnswer, ValueError, OSError) as error:
-            results[peer.name, face] = verdict(f"{type(error).__name__}: {error}")
+            results[peer.name, frontend] = verdict(f"{type(error).__name__}: {error}")
         else:
-            steps[peer.name, face] = started.spec(face, connections=MANY, headers=list(peer.headers))
+            steps[peer.name, frontend] = started.spec(frontend, connections=MANY, headers=list(peer.headers))
 
 
 def measure_step(step, spec, seconds, results):
@@ -116,9 +116,9 @@ def marked_backend(kind, mark):
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def over(found, peer, face):
+def over(found, peer, frontend):
     """This gateway's calls a second over the peer's, or None where one of them has none."""
-    own, theirs = found.get((OWN.name, face)), found.get((peer.name, face))
+    own, theirs = found.get((OWN.name, frontend)), found.get((peer.name, frontend))
     if not isinstance(own, list) or not isinstance(theirs, list):
         return None
     return ratios(*([result["per_second"] for result in results] for results in (own, theirs)))
@@ -129,11 +129,11 @@ def make_claims(peers, found):
     claims = []
     for kind, results in found.items():
         for peer in peers:
-            for number, face in enumerate(peer.faces):
-                ratio = None if peer is OWN else over(results, peer, face)
+            for number, frontend in enumerate(peer.frontends):
+                ratio = None if peer is OWN else over(results, peer, frontend)
                 if ratio is not None:
                     least = peer.least if kind == "echo" and number == 0 else None
-                    what = f"calls/s over {peer.name}, {SPELLED[face]}, {BACKENDS[kind]}"
+                    what = f"calls/s over {peer.name}, {SPELLED[frontend]}, {BACKENDS[kind]}"
                     claims.append(Claim(what, ratio, "ratio", least=least))
     return claims
 
@@ -144,21 +144,21 @@ HEADER = ["who", "spoken", "calls/s", "p50 ms", "p99 ms", "this gateway over it"
 def make_details(found):
     tables, data = [], []
     for kind, results in found.items():
-        rows = [make_row(results, who, face, measured) for (who, face), measured in results.items()]
+        rows = [make_row(results, who, frontend, measured) for (who, frontend), measured in results.items()]
         tables.append(f"Backend: {BACKENDS[kind]}; {MANY} connections\n\n" + render(HEADER, rows))
         data += [
-            {"backend": kind, "who": who, "spoken": SPELLED.get(face, "stdio"), "found": measured}
-            for (who, face), measured in results.items()
+            {"backend": kind, "who": who, "spoken": SPELLED.get(frontend, "stdio"), "found": measured}
+            for (who, frontend), measured in results.items()
         ]
     return "\n\n".join(tables), data
 
 
-def make_row(results, who, face, measured):
-    spoken = SPELLED.get(face, "stdio")
+def make_row(results, who, frontend, measured):
+    spoken = SPELLED.get(frontend, "stdio")
     if isinstance(measured, str):
         return [who, spoken, one_cell(measured), "", "", ""]
     figures = {key: Figure.of([result[key] for result in measured]) for key in ("per_second", "p50", "p99")}
-    own = results.get((OWN.name, face))
+    own = results.get((OWN.name, frontend))
     ratio = ""
     if who != OWN.name and isinstance(own, list):
         ratio = ratios([result["per_second"] for result in own], [result["per_second"] for result in measured]).show()

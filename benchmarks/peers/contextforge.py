@@ -23,6 +23,6 @@ PEERS = [
             *("--expose-streamable-http", "--expose-sse", "--logLevel", "warning"),
         ),
         environment=(*SECRETS, ("DATABASE_URL", "sqlite:///{folder}/mcp.db")),
-        faces={LEGACY_HTTP: "/mcp", SSE: "/sse"},
+        frontends={LEGACY_HTTP: "/mcp", SSE: "/sse"},
     )
 ]

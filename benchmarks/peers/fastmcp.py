@@ -17,7 +17,7 @@ PEERS = [
             *("--log-level", "WARNING", "--no-banner"),
         ),
         environment=(("FASTMCP_CHECK_FOR_UPDATES", "off"), ("FASTMCP_HOME", "{folder}")),
-        faces={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp"},
+        frontends={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp"},
         least=100,
     )
 ]

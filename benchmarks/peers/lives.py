@@ -82,11 +82,11 @@ def family(mark, gateway):
 
 def open_session(started):
     """A client that has listed the tools: by then a child is there also where each session has its own."""
-    face = next(iter(started.peer.faces))
-    spec, until = started.spec(face), time.monotonic() + WORK_WITHIN
+    frontend = next(iter(started.peer.frontends))
+    spec, until = started.spec(frontend), time.monotonic() + WORK_WITHIN
     while True:
         try:
-            if face == SSE:
+            if frontend == SSE:
                 return SseCaller(spec, make_question(spec))
             connection = Connection.at(spec["url"], spec["era"])
             connection.open()

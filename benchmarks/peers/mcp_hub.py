@@ -14,7 +14,7 @@ PEERS = [
         pins=("mcp-hub@4.2.1",),
         argv=("{node}", "{modules}/.bin/mcp-hub", "--port", "{port}", "--config", "{config}"),
         environment=(("HOME", "{folder}"), ("XDG_STATE_HOME", "{folder}"), ("XDG_CONFIG_HOME", "{folder}")),
-        faces={SSE: "/mcp"},
+        frontends={SSE: "/mcp"},
         tool="echo__echo",
     )
 ]

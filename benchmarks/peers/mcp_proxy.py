@@ -10,7 +10,7 @@ PEERS = [
         runtime="python",
         pins=("mcp-proxy==0.13.0",),
         argv=("{python}", "-m", "mcp_proxy", "--log-level", "WARNING", "--port", "{port}", "--", COMMAND),
-        faces={LEGACY_HTTP: "/mcp", SSE: "/sse"},
+        frontends={LEGACY_HTTP: "/mcp", SSE: "/sse"},
         least=2,
     )
 ]

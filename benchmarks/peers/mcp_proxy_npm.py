@@ -10,6 +10,6 @@ PEERS = [
         runtime="node",
         pins=("mcp-proxy@6.7.19",),
         argv=("{node}", "{modules}/.bin/mcp-proxy", "--host", "127.0.0.1", "--port", "{port}", "--", COMMAND),
-        faces={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp", SSE: "/sse"},
+        frontends={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp", SSE: "/sse"},
     )
 ]

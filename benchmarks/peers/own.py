@@ -10,6 +10,6 @@ OWN = Peer(
         *("{python}", "-m", "gateway", "serve", "--config", "{config}", "--transport", "streamable-http,sse"),
         *("--port", "{port}", "--state-dir", "{folder}/state", "--log-level", "warning"),
     ),
-    faces={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp", SSE: "/sse"},
+    frontends={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp", SSE: "/sse"},
     tool="echo.echo",
 )

@@ -31,7 +31,7 @@ class Peer:
 
     name: str
     argv: tuple[str, ...]
-    faces: dict
+    frontends: dict
     runtime: str = "own"
     pins: tuple[str, ...] = ()
     tool: str = "echo"

@@ -45,10 +45,10 @@ class Running:
     def log(self):
         return self.log_path.read_text(encoding="utf-8", errors="replace")[-2000:]
 
-    def spec(self, face, **further):
+    def spec(self, frontend, **further):
         """For the load generator."""
-        kind, era = face
-        url = f"http://127.0.0.1:{self.port}{self.peer.faces[face]}"
+        kind, era = frontend
+        url = f"http://127.0.0.1:{self.port}{self.peer.frontends[frontend]}"
         return {"kind": kind, "era": era, "url": url, "tool": self.peer.tool, "connections": 1} | further
 
     def wait_listening(self):
@@ -61,12 +61,12 @@ class Running:
             time.sleep(POLL)
         raise Failed(f"does not listen after {LISTEN_WITHIN:.0f} s: {last_lines(self.log())}")
 
-    def wait_working(self, face):
+    def wait_working(self, frontend):
         """Until one connection gets right answers; else the last error, as it came."""
         until, seconds = time.monotonic() + WORK_WITHIN, 0.1
         while True:
             try:
-                load.run(self.spec(face, seconds=seconds))
+                load.run(self.spec(frontend, seconds=seconds))
             except (WrongAnswer, OSError, ValueError):
                 if time.monotonic() > until or self.process.poll() is not None:
                     raise

@@ -16,7 +16,7 @@ PEERS = [
     Peer(
         f"server and client of the SDK, mcp {version('mcp')}",
         argv=("{python}", "-m", "benchmarks.peers.sdk_gateway", "{port}", COMMAND),
-        faces={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp"},
+        frontends={LEGACY_HTTP: "/mcp", MODERN_HTTP: "/mcp"},
         least=3.5,
     )
 ]

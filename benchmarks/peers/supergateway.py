@@ -17,7 +17,7 @@ PEERS = [
         runtime="node",
         pins=PINS,
         argv=(*START, "--outputTransport", "streamableHttp", "--stateful"),
-        faces={LEGACY_HTTP: "/mcp"},
+        frontends={LEGACY_HTTP: "/mcp"},
         least=1,
     ),
     Peer(
@@ -25,7 +25,7 @@ PEERS = [
         runtime="node",
         pins=PINS,
         argv=(*START, "--outputTransport", "sse"),
-        faces={SSE: "/sse"},
+        frontends={SSE: "/sse"},
         least=1,
     ),
     Peer(
@@ -33,7 +33,7 @@ PEERS = [
         runtime="node",
         pins=PINS,
         argv=(*START, "--outputTransport", "streamableHttp"),
-        faces={LEGACY_HTTP: "/mcp"},
+        frontends={LEGACY_HTTP: "/mcp"},
         least=1,
     ),
 ]

@@ -3,7 +3,7 @@
 One object for each key, and for each subject of a token, kept over requests and reloads: it holds what is counted
 about somebody (rate, calls under way) and the scopes of its open streams. Calls and sessions end by their own tables: a
 scope for each request would cost more than all the rest of this room. Its name is what `Caller.principal` carries, and
-what sessions and parked calls are bound to.
+what sessions and suspended calls are bound to.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Principal:
         self.name = name
         self.rules: Rules = rules
         self.identity = Identity(name, scope_of(rules))
-        """The principal as faces and calls know it: its name, and what it may see."""
+        """The principal as frontends and calls know it: its name, and what it may see."""
         self.calls = 0
         """Calls under way."""
         self.ended = False

@@ -1,6 +1,6 @@
 """`Access`: everybody who may use the gateway, now. One table, changed in one step between two checkpoints.
 
-Asked twice about each call: by the entrance of the HTTP faces who sends the request, and by the router whether that
+Asked twice about each call: by the entrance of the HTTP frontends who sends the request, and by the router whether that
 principal may have the call. What it refuses is a value (`Refusal`), for the entrance to send.
 """
 

@@ -72,7 +72,7 @@ class Known(msgspec.Struct, frozen=True):
     """On the loop's clock: when it must be looked at again."""
 
 
-class _Turns:
+class _RequestSlots:
     """Which introspections may run now: so many at once, and fewer for one client address.
 
     An address is known only while it has requests here, so there are never more than `MAX_ASKED` and `MAX_WAITING`.
@@ -144,7 +144,7 @@ class Tokens:
         self._refused: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         """Until when a token is refused without asking, and why."""
         self._inquiries: dict[bytes, _Inquiry] = {}
-        self._turns = _Turns()
+        self._slots = _RequestSlots()
 
     async def check(self, token: bytes, address: str | None = None) -> Known:
         """Return whose token this is; `address` is that of the client, if it has one.
@@ -188,7 +188,7 @@ class Tokens:
                 raise type(inquiry.outcome)(str(inquiry.outcome))
         inquiry = self._inquiries[digest] = _Inquiry()
         try:
-            async with self._turns.slot(address):
+            async with self._slots.slot(address):
                 inquiry.outcome = await self._query(asked, token)
             return inquiry.outcome
         except Invalid as exc:

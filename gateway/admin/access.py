@@ -1,4 +1,4 @@
-"""Who may use the management API. The HTTP face has checked Host and Origin before.
+"""Who may use the management API. The HTTP frontend has checked Host and Origin before.
 
 Everything needs the admin token, with two exceptions, both on loopback only, and only as long as the config has no
 section `access`: reading by clients that do not come through a proxy, and with `open` changes too, which a JSON

@@ -96,9 +96,9 @@ class Feed:
             if not self._readers:
                 self._fleet.unobserve(self._observe)
 
-    def _observe(self, supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
-        if ticket is not None:
-            self._publish("call", _call(supervisor.name, ticket, seconds))
+    def _observe(self, supervisor: Supervisor, pending: PendingCall | None, seconds: float) -> None:
+        if pending is not None:
+            self._publish("call", _call(supervisor.name, pending, seconds))
         elif self._states.get(supervisor.name) != supervisor.state:
             self._states[supervisor.name] = supervisor.state
             self._publish(
@@ -116,14 +116,14 @@ class Feed:
             reader.put(kind, event)
 
 
-def _call(server: str, ticket: PendingCall, seconds: float) -> dict[str, Any]:
-    outcome = ticket.outcome
+def _call(server: str, pending: PendingCall, seconds: float) -> dict[str, Any]:
+    outcome = pending.outcome
     how = "cancelled" if outcome is None else "error" if isinstance(outcome, Failure | GatewayError) else "answered"
     return {
         "at": now_iso(),
         "server": server,
-        "method": ticket.call.method,
-        "name": ticket.call.known_as or ticket.call.name,
+        "method": pending.call.method,
+        "name": pending.call.known_as or pending.call.name,
         "ms": round(seconds * 1000, 3),
         "outcome": how,
         "reason": outcome.code if isinstance(outcome, GatewayError) else None,

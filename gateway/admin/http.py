@@ -1,4 +1,4 @@
-"""The management API beside the MCP endpoint, as an ASGI app that `app` hands to the HTTP face.
+"""The management API beside the MCP endpoint, as an ASGI app that `app` hands to the HTTP frontend.
 
 Routed by Starlette, which is imported only when the gateway serves HTTP at all. Every answer is JSON, errors too.
 Refusals come first and cost nothing: access, then the content type, then the body.

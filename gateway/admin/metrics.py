@@ -1,7 +1,7 @@
 """`GET /metrics`: what the gateway counts anyway, in the text format of Prometheus.
 
 Nothing is counted for this alone but the bucket of a call's time: a scrape reads the counters where they are, between
-two checkpoints, and a worker thread makes the text. Labels are names of servers in the config and words of this house,
+two checkpoints, and a worker thread makes the text. Labels are names of servers in the config and fixed words,
 never what a client sends, so their number is bounded.
 """
 

@@ -33,7 +33,7 @@ _clients = msgspec.json.Decoder(_Client)
 def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
     """Return everything that is under way at this moment."""
     by_session: dict[tuple[str | None, str | None, str], list[PendingCall]] = {}
-    for call in router.tickets():
+    for call in router.pending_calls():
         caller = call.call.caller
         by_session.setdefault((caller.session, caller.principal, caller.era), []).append(call)
     now = trio.current_time()

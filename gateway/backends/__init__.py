@@ -1,7 +1,6 @@
-"""Transports to backends, and the lives of the child processes behind some of them.
+"""Sessions with backends and their transports.
 
-`ticket` is a call under way, `conversation` correlates one session's messages, `handshake` opens it in either era,
-`stdio` carries it over a child's pipes; `children`, `descendants`, `guard` and `sentinel` see to it that no child
-outlives the gateway. Every session is owned by one supervisor task; nothing in here is shared between supervisors
-but the guard.
+`opener` chooses the transport of a server, and `opening` keeps which era it speaks. `session` is what all transports
+share: it matches responses to calls and does the handshake in either era. `stdio` carries a session over a child's
+pipes, `http` over streamable HTTP or SSE. Every session is owned by one supervisor task.
 """

@@ -84,7 +84,7 @@ _WEAK: Final = re.compile(
     r"|invalid|unknown|no such|no module|not (?:found|set|installed|supported|valid))\b",
     re.IGNORECASE,
 )
-_FURTHER_LINES: Final = 2
+_CONTINUATION_LINES: Final = 2
 """Lines after the first one of an exception or cause that are shown, such as the fields that a validation misses."""
 
 
@@ -109,10 +109,10 @@ def informative(lines: Sequence[str]) -> str:
         telling.append(line.strip())
         if found and _CAUSE.match(line):
             found.append(line.strip())
-            further, sign = _FURTHER_LINES, " "  # some programs wrap them
+            further, sign = _CONTINUATION_LINES, " "  # some programs wrap them
         elif is_trace or _EXCEPTION.match(line):
             found = [line.strip()]
-            further, sign = _FURTHER_LINES if is_trace else 0, "; "
+            further, sign = _CONTINUATION_LINES if is_trace else 0, "; "
             was_traced = is_trace
         elif _STATEMENT.match(line):
             further = 0

@@ -1,7 +1,7 @@
 """A backend over a child's pipes: one JSON message a line (2026-07-28 basic/transports/stdio).
 
 The session owns four tasks: it reads stdout, writes stdin, logs stderr and watches for the child's end. When the child
-is gone or has closed its stdout or its stdin, every call in flight is answered at once, before the stop ladder begins.
+has ended or closed its stdout or stdin, every call in flight is answered at once, before the shutdown sequence.
 Garbage on stdout is logged and skipped; a line over the cap costs its own call, not the backend.
 """
 
@@ -126,10 +126,10 @@ class StdioSession:
         """Whether the child is there, and has read enough of what was written."""
         return not self._conversation.is_closed and self._outbox.is_writable
 
-    def send(self, tickets: list[PendingCall]) -> None:
+    def send(self, pending_calls: list[PendingCall]) -> None:
         """Send calls: one alone at once, those that come while others are in flight with one write for all."""
         direct = self._conversation.in_flight == 0
-        self._post(b"".join([self._conversation.encode_call(ticket) for ticket in tickets]), direct=direct)
+        self._post(b"".join([self._conversation.encode_call(pending) for pending in pending_calls]), direct=direct)
 
     async def wait_writable(self) -> None:
         """Wait until the child has read enough."""
@@ -283,7 +283,7 @@ class StdioSession:
 async def open_stdio(
     config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts | None = None
 ) -> AsyncGenerator[StdioSession]:
-    """Start the child, shake hands, list; on leaving, run the stop ladder. `attempts` says how to begin.
+    """Start the child, shake hands, list; on leaving, run the shutdown sequence. `attempts` says how to begin.
 
     Raises:
         BackendError: the child cannot be started, does not speak MCP, is not ready within `connect_timeout`, or (in the

@@ -86,12 +86,12 @@ def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
         kept, problems = _sort(scanner, kind, pieces)
     except (_TooMuchError, ValueError):
         return None
-    mended = data[:begin] + b"[" + b",".join(kept) + b"]" + data[pieces[-1][1] + 1 :]
+    fixed = data[:begin] + b"[" + b",".join(kept) + b"]" + data[pieces[-1][1] + 1 :]
     try:
-        jsonrpc.decode(mended)
+        jsonrpc.decode(fixed)
     except jsonrpc.Malformed:
         return None
-    return mended, bound_problems(kind, problems, MAX_NAMED)
+    return fixed, bound_problems(kind, problems, MAX_NAMED)
 
 
 def _opening(data: bytes, place: tuple[int, int], bracket: bytes) -> int:

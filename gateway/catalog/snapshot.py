@@ -378,23 +378,23 @@ def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"")
 class ListNews:
     """The lists that a client has to be told of; looked at once for each scope."""
 
-    def __init__(self, told: Snapshot, fresh: Snapshot, announced: Collection[tuple[str, str]] = ()) -> None:
+    def __init__(self, previous: Snapshot, fresh: Snapshot, announced: Collection[tuple[str, str]] = ()) -> None:
         """`announced` are the backends that have said themselves that the lists of a feature changed."""
-        self._told = told
+        self._previous = previous
         self._fresh = fresh
         self._announced = announced
         self._seen: dict[Scope | None, frozenset[str]] = {}
 
     def __bool__(self) -> bool:
         """Whether there may be news for anybody: where nobody sees a change, no part of it has changed either."""
-        return bool(self._announced or self.features(None)) or self._told.views != self._fresh.views
+        return bool(self._announced or self.features(None)) or self._previous.views != self._fresh.views
 
     def features(self, scope: Scope | None) -> frozenset[str]:
         """Return the features ("tools", "prompts", "resources") whose lists have changed in this scope."""
         found = self._seen.get(scope)
         if found is None:
-            told, fresh = self._told.within(scope), self._fresh.within(scope)
-            changed = {kind.feature for kind in Kind if not fresh.same_list(told, kind)}
+            previous, fresh = self._previous.within(scope), self._fresh.within(scope)
+            changed = {kind.feature for kind in Kind if not fresh.same_list(previous, kind)}
             found = frozenset(changed | {feature for name, feature in self._announced if name in fresh.backends})
             self._seen[scope] = found
         return found

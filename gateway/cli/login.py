@@ -77,8 +77,8 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
     from gateway.oauth_client.token_manager import RENEWED
 
     class Printed(LoginPrompt):
-        async def show(self, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> None:
-            del tickets
+        async def show(self, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> None:
+            del pending_calls
             tell(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n")
             if browser and can_open():
                 await open_page(url)

@@ -28,7 +28,7 @@ MIN_NAME_LENGTH = 16
 
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
-Room = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
+Capacity = Annotated[int, Meta(ge=0, le=LARGEST_COUNT, title="a whole number of at least 0")]
 Rate = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of calls a second, above 0")]
 Share = Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")]
 Port = Annotated[int, Meta(ge=1, le=65_535, title="a port, 1 to 65535")]

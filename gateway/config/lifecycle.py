@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ShutdownGrace(Struct, frozen=True):
-    """How long each rung of the stop ladder waits before the next one; JSON `shutdown_grace`."""
+    """How long each step of the shutdown sequence waits before the next one; JSON `shutdown_grace`."""
 
     close_stdin: Annotated[Seconds, doc("Wait after closing the child's stdin, before SIGTERM.")] = 2.0
     terminate: Annotated[Seconds, doc("Wait after SIGTERM to the group, before SIGKILL.")] = 2.0
@@ -62,8 +62,8 @@ def read_restart(scope: Scope, entry: Entry) -> RestartPolicy:
     return policy
 
 
-def read_ladder(scope: Scope, entry: Entry) -> ShutdownGrace:
-    """Read the stop ladder: an object, a list of three waits, or one number for the first of them."""
+def read_shutdown_grace(scope: Scope, entry: Entry) -> ShutdownGrace:
+    """Read the shutdown sequence: an object, a list of three waits, or one number for the first of them."""
     if is_object(entry.value):
         return ShutdownGrace(**read_struct(scope, ShutdownGrace, entry, f"{entry.label}."))
     specs = list(specs_of(ShutdownGrace).values())
@@ -87,7 +87,7 @@ RestartField = Annotated[RestartPolicy, read_by(read_restart, BOOLEAN)]
 ShutdownGraceField = Annotated[
     ShutdownGrace,
     read_by(
-        read_ladder,
+        read_shutdown_grace,
         NUMBER,
         {"type": "array", "items": {"anyOf": [NUMBER, VARIABLE]}, "minItems": 3, "maxItems": 3},
     ),

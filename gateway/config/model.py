@@ -14,11 +14,11 @@ from msgspec import Struct, field
 
 from gateway.config.audit import AuditSettings
 from gateway.config.fields import (
+    Capacity,
     Count,
     KeyList,
     NameLength,
     Namespace,
-    Room,
     Seconds,
     Separator,
     ShownName,
@@ -118,13 +118,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     # only slow to start answers the probe later, which counts too.
     probe_timeout: Annotated[Seconds, doc("How long 'server/discover' is waited for before 'initialize'.")] = 1.0
     max_concurrency: Annotated[Count, doc("Calls that this backend works on at once.")] = 64
-    queue_size: Annotated[Room, doc("Calls that may wait beyond those; more are refused as busy.")] = 256
+    queue_size: Annotated[Capacity, doc("Calls that may wait beyond those; more are refused as busy.")] = 256
     max_line_bytes: Annotated[Count, doc("The longest line a stdio backend may write.")] = 16 * 1024 * 1024
     restart: Annotated[
         RestartField, doc("When to start it again: an object, true (the defaults) or false (never).")
     ] = RestartPolicy()
     shutdown_grace: Annotated[
-        ShutdownGraceField, doc("The stop ladder: an object, a list of its three waits, or the first one alone.")
+        ShutdownGraceField, doc("The shutdown sequence: an object, a list of its three waits, or the first one alone.")
     ] = ShutdownGrace()
     namespace: Annotated[
         Namespace | None,
@@ -280,7 +280,7 @@ class GatewaySettings(Struct, frozen=True):
         doc("HTTP connections at once; silent and idle ones make room, new ones wait up to 10 s.", at_start_only=True),
     ] = 5000
     max_silent_connections: Annotated[
-        Room,
+        Capacity,
         doc(
             "Connections of one address that have not sent a request yet; over it the oldest is closed. Not for this"
             " machine; 0 (behind a trusted proxy): no bound.",

@@ -21,7 +21,7 @@ from gateway.embed.host import poster
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.embed.faces import AsgiFrontends
+    from gateway.embed.frontends import AsgiFrontends
     from gateway.embed.thread import LoopThread
     from gateway.frontends.http.exchange import Receive, Scope, Send
 
@@ -45,7 +45,7 @@ class BridgedExchange:
         self._body: bytes | None = body
         self._deliver = deliver
         self._unsent = 0
-        self._room = trio.lowlevel.ParkingLot()
+        self._writable = trio.lowlevel.ParkingLot()
         self._gone = trio.Event()
 
     async def serve(self, app: AsgiFrontends) -> None:
@@ -58,12 +58,12 @@ class BridgedExchange:
     def hang_up(self) -> None:
         """Hear that the client has gone, or that the exchange is over."""
         self._gone.set()
-        self._room.unpark_all()
+        self._writable.unpark_all()
 
     def sent(self, size: int) -> None:
         """Hear that this much was sent."""
         self._unsent -= size
-        self._room.unpark_all()
+        self._writable.unpark_all()
 
     async def _receive(self) -> dict[str, Any]:
         body, self._body = self._body, None
@@ -74,7 +74,7 @@ class BridgedExchange:
 
     async def _send(self, message: Any) -> None:
         while self._unsent >= MAX_UNSENT and not self._gone.is_set():
-            await self._room.park()
+            await self._writable.park()
         if self._gone.is_set():
             raise BrokenPipeError("the client hung up")
         if message.get("more_body"):
@@ -127,19 +127,19 @@ class Bridge:
             return
         frames, post = _Frames(), poster()
         head = {key: scope[key] for key in HEAD if key in scope} | {"headers": list(scope["headers"])}
-        crossing = BridgedExchange(head, body, lambda message: post(partial(frames.put, message)))
+        exchange = BridgedExchange(head, body, lambda message: post(partial(frames.put, message)))
         try:
-            self._thread.spawn(crossing.serve, self._app, ended=lambda: post(frames.end))
+            self._thread.spawn(exchange.serve, self._app, ended=lambda: post(frames.end))
         except Closed:
             await answer(send, 503)
             return
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._watch, receive, crossing)
-                await self._relay(frames, crossing, send)
+                group.start_soon(self._watch, receive, exchange)
+                await self._relay(frames, exchange, send)
                 group.cancel_scope.cancel()
         finally:
-            self._thread.post(crossing.hang_up)
+            self._thread.post(exchange.hang_up)
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The body, or as much of it as shows that it is too large; None if the client hung up."""
@@ -155,12 +155,12 @@ class Bridge:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _watch(self, receive: Receive, crossing: BridgedExchange) -> None:
+    async def _watch(self, receive: Receive, exchange: BridgedExchange) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._thread.post(crossing.hang_up)
+        self._thread.post(exchange.hang_up)
 
-    async def _relay(self, frames: _Frames, crossing: BridgedExchange, send: Send) -> None:
+    async def _relay(self, frames: _Frames, exchange: BridgedExchange, send: Send) -> None:
         """Send what comes back, to its end."""
         begun = False
         while (message := await frames.next()) is not None:
@@ -174,7 +174,7 @@ class Bridge:
                 return
             begun = True
             if message.get("more_body"):
-                self._thread.post(partial(crossing.sent, len(message["body"])))
+                self._thread.post(partial(exchange.sent, len(message["body"])))
             elif message["type"] == "http.response.body":
                 return
         if not begun:

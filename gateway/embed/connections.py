@@ -1,7 +1,7 @@
 """Sessions that a program opens itself: one for each call, or one for as long as it holds a client.
 
 Each `Connection` is a task of its own in the nursery of `Connections`, from enter to exit: whoever opened it only asks
-it to close, and need not wait while a child that does not want to end is taken down its stop ladder.
+it to close, and need not wait while a child that does not want to end is taken down its shutdown sequence.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ class Connection:
             part = make_part(self.config.name, "", session.listing, Naming(max_length=1 << 20))
             route = Snapshot([part]).route(Kind.TOOLS, tool)
             as_task = route is not None and route.task
-            ticket = PendingCall(call, backend=self.config.name, own_name=tool, timeout=left, as_task=as_task)
+            pending = PendingCall(call, backend=self.config.name, own_name=tool, timeout=left, as_task=as_task)
             try:
                 await session.wait_writable()
                 if not session.can_send:
                     raise self._problem or BackendUnavailable(self.config.name, "was closed")
-                session.send([ticket])
-                outcome = await ticket.wait_outcome(NO_REQUESTS)
+                session.send([pending])
+                outcome = await pending.wait_outcome(NO_REQUESTS)
             finally:
-                ticket.close("the program does not wait any more")
+                pending.close("the program does not wait any more")
             return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
 
     def _too_slow(self, timeout: float) -> BackendTooSlow:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
     from gateway.catalog.offers import Offer
     from gateway.embed.connections import Connection
-    from gateway.embed.faces import AsgiFrontends
+    from gateway.embed.frontends import AsgiFrontends
     from gateway.embed.records import Record, Registry
     from gateway.frontends.http.mcp_app import Paths
     from gateway.processes.guard import ChildGuard
@@ -203,11 +203,11 @@ class Engine:
 
     # The mounted gateway.
 
-    async def open_faces(self, paths: Paths, origins: tuple[str, ...]) -> AsgiFrontends:
-        """Serve the mounted gateway's faces once more; the gateway starts with the first."""
+    async def open_asgi_frontends(self, paths: Paths, origins: tuple[str, ...]) -> AsgiFrontends:
+        """Serve the mounted gateway's frontends once more; the gateway starts with the first."""
         async with self._one_at_a_time:
             served = await self._started_gateway()
-            return await served.open_faces(paths, origins)
+            return await served.open_asgi_frontends(paths, origins)
 
     async def offer(self, offers: Mapping[str, Offer]) -> None:
         """Offer exactly these tools.

@@ -18,7 +18,7 @@ from gateway.embed.bridge import Bridge
 from gateway.embed.client import Client
 from gateway.embed.engine import OWNERS_WITHIN, Engine
 from gateway.embed.errors import CallTimeout, Closed, InvalidConfig, MountError
-from gateway.embed.mount import Door, Site, guarded
+from gateway.embed.mount import MountedRoutes, SwappableApp, guarded
 from gateway.embed.records import Registry, read_registry
 from gateway.embed.thread import LoopThread
 from gateway.embed.tools import read_tools
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from mcp_types import CallToolResult, Tool
 
-    from gateway.embed.faces import AsgiFrontends
+    from gateway.embed.frontends import AsgiFrontends
 
 CLOSE_MARGIN: Final = 15.0
-"""Seconds that closing may take beyond `drain_grace`: a stop ladder, the sweep behind it, and a busy machine."""
+"""Seconds that closing may take beyond `drain_grace`: a shutdown sequence, the sweep behind it, and a busy machine."""
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
@@ -59,9 +59,9 @@ class Done:
 class _Mounted(NamedTuple):
     """One application that serves the gateway."""
 
-    site: Site
-    door: Door
-    faces: AsgiFrontends
+    routes: MountedRoutes
+    swappable: SwappableApp
+    frontends: AsgiFrontends
 
 
 class ProxyManager:
@@ -304,35 +304,35 @@ class ProxyManager:
             allow_origins = (allow_origins,)
         paths = Paths(path, sse_path, message_path)
         with _logged("the gateway could not be mounted"):
-            known = next((one for one in self._mounted if one.site.app is app), None)
-            if known is not None and known.faces.paths.all() == paths.all() and self._running() is not None:
+            known = next((one for one in self._mounted if one.routes.app is app), None)
+            if known is not None and known.frontends.paths.all() == paths.all() and self._running() is not None:
                 await self._remount(known, tuple(allow_origins))
                 return
             if known is not None:
                 self._unmount(known)
-            await self._mount(Site(app, paths), paths, tuple(allow_origins))
+            await self._mount(MountedRoutes(app, paths), paths, tuple(allow_origins))
 
-    async def _mount(self, site: Site, paths: Paths, origins: tuple[str, ...]) -> None:
+    async def _mount(self, routes: MountedRoutes, paths: Paths, origins: tuple[str, ...]) -> None:
         thread, engine = self._started()
-        faces = await thread.call(engine.open_faces, paths, origins)
-        door = Door(self._guarded(thread, faces, origins))
-        site.open(door)
-        self._mounted.append(_Mounted(site, door, faces))
+        frontends = await thread.call(engine.open_asgi_frontends, paths, origins)
+        swappable = SwappableApp(self._guarded(thread, frontends, origins))
+        routes.open(swappable)
+        self._mounted.append(_Mounted(routes, swappable, frontends))
 
     async def _remount(self, known: _Mounted, origins: tuple[str, ...]) -> None:
         thread, _ = self._started()
-        app = self._guarded(thread, known.faces, origins)
-        thread.post(lambda: known.faces.policy.allow(origins))
-        known.door.app = app
+        app = self._guarded(thread, known.frontends, origins)
+        thread.post(lambda: known.frontends.policy.allow(origins))
+        known.swappable.app = app
 
-    def _guarded(self, thread: LoopThread, faces: AsgiFrontends, origins: tuple[str, ...]) -> Any:
-        bridge = Bridge(thread, faces, self._registry.settings.max_body_bytes)
+    def _guarded(self, thread: LoopThread, frontends: AsgiFrontends, origins: tuple[str, ...]) -> Any:
+        bridge = Bridge(thread, frontends, self._registry.settings.max_body_bytes)
         return guarded(bridge, key=self._key, origins=origins)
 
     def _unmount(self, mounted: _Mounted) -> None:
         self._mounted.remove(mounted)
-        mounted.site.close()
-        mounted.door.app = None
+        mounted.routes.close()
+        mounted.swappable.app = None
 
     def update_tools(self, tools: Sequence[Mapping[str, Any]]) -> Done:
         """Offer exactly these tools: `{"name", "description", "parameters"}`, by public name `SERVER.TOOL`.
@@ -373,7 +373,7 @@ class ProxyManager:
     async def close_all_connections(self) -> None:
         """Close everything: calls of the mounted gateway get `drain_grace`, then all servers are stopped, all at once.
 
-        Each by the stop ladder: close stdin, wait, SIGTERM, wait, SIGKILL; one that does not end holds up no other.
+        Each by the shutdown sequence (close stdin, SIGTERM, SIGKILL); one that does not end holds up no other.
         """
         for mounted in list(self._mounted):
             self._unmount(mounted)

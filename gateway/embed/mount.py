@@ -31,7 +31,7 @@ CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 JSON: Final = (b"content-type", b"application/json")
 
 
-class Door:
+class SwappableApp:
     """What a route leads to for good; `app` is what is behind it now, None while there is nothing."""
 
     def __init__(self, app: AsgiApp) -> None:
@@ -85,7 +85,7 @@ def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp
     )
 
 
-class Site:
+class MountedRoutes:
     """The routes of an application that lead to one door."""
 
     def __init__(self, app: object, paths: Paths) -> None:
@@ -107,12 +107,12 @@ class Site:
                 raise MountError(text)
         self._paths = paths
 
-    def open(self, door: Door) -> None:
+    def open(self, swappable: SwappableApp) -> None:
         """Put the routes in, before all others: a route for everything must not hide them."""
         from starlette.routing import Route
 
         bare = [path.rstrip("/") for path in self._paths.all()]
-        self._mine = [Route(path, door, include_in_schema=False) for one in bare for path in (one, one + "/")]
+        self._mine = [Route(path, swappable, include_in_schema=False) for one in bare for path in (one, one + "/")]
         self._routes[:0] = self._mine
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from gateway.calls import Caller, Era
 from gateway.config import Config, load_config
 from gateway.embed.connections import NO_REQUESTS, make_call
 from gateway.embed.errors import InvalidConfig
-from gateway.embed.faces import AsgiFrontends
+from gateway.embed.frontends import AsgiFrontends
 from gateway.embed.records import read_registry
 from gateway.eras.methods import Kind
 from gateway.eras.tools import View
@@ -71,14 +71,14 @@ class EmbeddedGateway:
         what = f"tool {name!r}"
         with trio.move_on_after(float("inf") if timeout is None else timeout):
             try:
-                ticket = await self.router.submit(make_call(name, name, arguments, PROGRAM))
+                pending = await self.router.submit(make_call(name, name, arguments, PROGRAM))
                 try:
-                    outcome = await ticket.wait_outcome(NO_REQUESTS)
+                    outcome = await pending.wait_outcome(NO_REQUESTS)
                 finally:
-                    self.router.release(ticket, "the program does not wait any more")
+                    self.router.release(pending, "the program does not wait any more")
             except GatewayError as exc:
                 raise results.failure(what, exc) from exc
-            return results.tool_result(f"{what} of server {ticket.backend!r}", outcome)
+            return results.tool_result(f"{what} of server {pending.backend!r}", outcome)
         text = f"{what} did not answer within {timeout:g} s"
         raise CallTimeout(text)
 
@@ -104,7 +104,7 @@ class EmbeddedGateway:
         """
         return self._own_frontends
 
-    async def open_faces(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
+    async def open_asgi_frontends(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
         """Serve another set of paths; it closes with the gateway.
 
         For pages from these origins too, whose CORS the program sees to; None: as `asgi_app`.
@@ -139,7 +139,7 @@ class EmbeddedGateway:
             self.runtime.forget_secrets()
 
     async def _start_frontends(self) -> None:
-        self._own_frontends = await self.open_faces(Paths(), None)
+        self._own_frontends = await self.open_asgi_frontends(Paths(), None)
 
     def stop(self) -> None:
         """Ask for the end, the orderly way. Safe to repeat."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 EXIT_WAIT: Final = 10.0
-"""Seconds that the end of the interpreter waits for loops that nobody has closed: a stop ladder takes up to 5."""
+"""Seconds that the end of the interpreter waits for loops that nobody has closed: a shutdown sequence takes up to 5."""
 START_WAIT: Final = 10.0
 """Seconds that starting the loop may take; it takes some milliseconds."""
 
@@ -180,7 +180,7 @@ class LoopThread:
         """Block until the thread has ended, but not longer than this."""
         self._thread.join(within)
 
-    def forsake(self) -> None:
+    def abandon(self) -> None:
         """Know in a forked child that there is no thread here; its locks may have been held when it was left behind."""
         self._lock = threading.Lock()
         self._token, self._over, self._at_end = None, True, []
@@ -228,14 +228,14 @@ class LoopThread:
 _running: Final[weakref.WeakSet[LoopThread]] = weakref.WeakSet()
 
 
-def _forsake_all() -> None:
+def _abandon_all() -> None:
     for thread in list(_running):
-        thread.forsake()
+        thread.abandon()
     _running.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forsake_all)
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 @atexit.register

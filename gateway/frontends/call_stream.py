@@ -2,7 +2,7 @@
 
 For a legacy client in front of a modern backend, `input_required` is not an outcome: the flow asks the client what the
 backend wants to know, and sends the call again with the answers, the same keys and the byte-exact `requestState`
-(2026-07-28 basic/patterns/mrtr). For all others it only hands on what its ticket says. Whoever holds a flow closes it.
+(2026-07-28 basic/patterns/mrtr). For all others it only hands on what its pending call says. Whoever holds a flow closes it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ EMPTY_ROUND_DELAY: Final = 0.2
 class CallStream:
     """A call under way, as its frontend sees it."""
 
-    def __init__(self, router: Router, ticket: PendingCall) -> None:
-        self.call = ticket.call
+    def __init__(self, router: Router, pending: PendingCall) -> None:
+        self.call = pending.call
         self._router = router
-        self._ticket = ticket
+        self._pending = pending
         self._holder = object()
-        self.token = ticket.call.progress_token
-        self.level = ticket.call.caller.log_level
-        self.caller = ticket.call.caller
+        self.token = pending.call.progress_token
+        self.level = pending.call.caller.log_level
+        self.caller = pending.call.caller
         """Who waits now: each request of a modern client says anew what it can do."""
         self._kept: deque[Notification] = deque(maxlen=MAX_NOTICES)
         self._asked = 0
@@ -76,7 +76,7 @@ class CallStream:
                 problem = await self._answer_round()
                 if problem is not None:
                     return problem
-            item = await self._ticket.next()
+            item = await self._pending.next()
             if not isinstance(item, InputRequired) or self.call.caller.era is Era.MODERN:
                 return item
             problem = self._begin_round(item)
@@ -118,16 +118,16 @@ class CallStream:
         self.token = retry.progress_token
         self.level = retry.caller.log_level
         self.caller = retry.caller
-        self._ticket.extend()
+        self._pending.extend()
 
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Release the call, and cancel it at its backend if it has not ended. Safe to repeat."""
-        self._router.release(self._ticket, reason)
+        self._router.release(self._pending, reason)
 
     def _begin_round(self, required: InputRequired) -> GatewayError | None:
         """Make what the backend wants to know into requests to the client."""
         self._rounds += 1
-        backend = self._ticket.backend
+        backend = self._pending.backend
         if self._rounds > MAX_ROUNDS:
             return BackendProtocol(backend, f"asked for input more than {MAX_ROUNDS} times in one call")
         try:
@@ -135,7 +135,7 @@ class CallStream:
         except ValueError as exc:
             return BackendProtocol(backend, f"asked for input in a form that MCP does not have: {exc}")
         now = trio.current_time()
-        self._answers_by, self._send_again_at = now + self._ticket.timeout, now + EMPTY_ROUND_DELAY * self._rounds
+        self._answers_by, self._send_again_at = now + self._pending.timeout, now + EMPTY_ROUND_DELAY * self._rounds
         requests = body.wanted or {}
         self._state, self._answers, self._open = body.state, {}, len(requests)
         for key, wanted in requests.items():
@@ -173,7 +173,7 @@ class CallStream:
                 self._answered = trio.Event()
                 await self._answered.wait()
         if scope.cancelled_caught and trio.current_time() >= self._answers_by:
-            return BackendProtocol(self._ticket.backend, "asked for input that the client did not give in time")
+            return BackendProtocol(self._pending.backend, "asked for input that the client did not give in time")
         if self._refused is not None:
             return self._refused
         if not self._answers:
@@ -185,7 +185,7 @@ class CallStream:
             params["requestState"] = self._state
         call = msgspec.structs.replace(self.call, params=params)
         try:
-            old, self._ticket = self._ticket, await self._router.submit(call, again=True)
+            old, self._pending = self._pending, await self._router.submit(call, again=True)
         except GatewayError as problem:
             return problem
         self._in_round = False

@@ -77,9 +77,11 @@ class LoginPrompt:
         self._open_page = open_page
         self._opened_at: float | None = None
 
-    def passable(self, tickets: Sequence[PendingCall]) -> bool:
+    def passable(self, pending_calls: Sequence[PendingCall]) -> bool:
         """Whether there is a way now, with these calls waiting."""
-        return self._may_open(prompted=bool(tickets)) or (self._elicits and any(_askable(one) for one in tickets))
+        return self._may_open(prompted=bool(pending_calls)) or (
+            self._elicits and any(_askable(one) for one in pending_calls)
+        )
 
     @property
     def _elicits(self) -> bool:
@@ -91,15 +93,15 @@ class LoginPrompt:
             return False
         return self._opened_at is None or (prompted and trio.current_time() >= self._opened_at + OPEN_PAUSE)
 
-    async def show(self, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> None:
+    async def show(self, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> None:
         """Get a person to look at the page.
 
         Raises:
             LoginRequired: there is no way.
         """
-        if self._elicits and elicit(self._name, url, listener, [one for one in tickets if _askable(one)]):
+        if self._elicits and elicit(self._name, url, listener, [one for one in pending_calls if _askable(one)]):
             return
-        if self._may_open(prompted=bool(tickets)):
+        if self._may_open(prompted=bool(pending_calls)):
             self._opened_at = trio.current_time()
             log.warning("backend %r needs a login; its page has been opened in the browser", self._name)
             if await self._open_page(url):
@@ -116,27 +118,27 @@ def _params(backend: str, url: str) -> dict[str, msgspec.Raw]:
     }
 
 
-def _askable(ticket: PendingCall) -> bool:
+def _askable(pending: PendingCall) -> bool:
     """Whether this call's client has declared that it can show a page (2026-07-28 client/elicitation, "URL mode")."""
-    missing = asks.missing_capability(ticket.call.caller, asks.ELICITATION, _params("", ""))
-    return missing is None and not ticket.over
+    missing = asks.missing_capability(pending.call.caller, asks.ELICITATION, _params("", ""))
+    return missing is None and not pending.over
 
 
-def elicit(backend: str, url: str, listener: RedirectListener, tickets: Sequence[PendingCall]) -> bool:
+def elicit(backend: str, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> bool:
     """Ask the first of these calls' clients to open the page; the next one when that call ends before it answers.
 
     Returns False if there is nobody to ask. A client that declines ends the login.
     """
-    left = list(tickets)
+    left = list(pending_calls)
 
     def ask_next() -> bool:
-        ticket = next((one for one in left if not one.over), None)
-        if ticket is None:
+        pending = next((one for one in left if not one.over), None)
+        if pending is None:
             return False
-        del left[: left.index(ticket) + 1]
+        del left[: left.index(pending) + 1]
         ask = ServerRequest(asks.ELICITATION, _params(backend, url), settle)
-        listener.on_settled = lambda: ticket.withdraw_ask(ask)
-        ticket.ask(ask)
+        listener.on_settled = lambda: pending.withdraw_ask(ask)
+        pending.ask(ask)
         return True
 
     def settle(reply: bytes | Failure) -> None:

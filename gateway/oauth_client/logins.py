@@ -16,7 +16,7 @@ import httpx2
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import TICKET
+from gateway.http_client import PENDING
 from gateway.oauth_client.answers import challenge_of
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager
@@ -63,13 +63,13 @@ class BackendAuth(httpx2.Auth):
             yield request
             return
         used, least = authorizer.token, STORED
-        ticket: PendingCall | None = request.extensions.get(TICKET)
+        pending: PendingCall | None = request.extensions.get(PENDING)
         while True:
             if used is not None:
                 request.headers["authorization"] = f"Bearer {used}"
             response = yield request
             challenge = challenge_of(response)
-            if challenge is None or (challenge.step_up and (ticket is None or least > BY_PERSON)):
+            if challenge is None or (challenge.step_up and (pending is None or least > BY_PERSON)):
                 return
             if least > BY_PERSON:
                 raise BackendUnavailable(authorizer.config.name, REFUSED)
@@ -79,7 +79,7 @@ class BackendAuth(httpx2.Auth):
                 await response.aclose()
             response.stream = httpx2.ByteStream(b"")
             response.is_closed = False
-            used, way = await authorizer.renew(challenge, used, least, () if ticket is None else (ticket,))
+            used, way = await authorizer.renew(challenge, used, least, () if pending is None else (pending,))
             least = way + 1
 
 
@@ -137,7 +137,7 @@ class Logins:
                     opened = True
                     yield session
             except* LoginRequired:
-                required = authorizer.owed
+                required = authorizer.login_required
                 if opened or required is None:
                     raise
             if required is None:
@@ -166,13 +166,13 @@ class Logins:
         )
         while True:
             self._owed(name, problem.reason)
-            for ticket in calls:
-                ticket.finish(problem)
+            for pending in calls:
+                pending.finish(problem)
             await trio.sleep(POLL)
             if await authorizer.load():
                 return STORED
             calls = self._waiting(name)
-            if calls and authorizer.ways.passable(calls):
+            if calls and authorizer.prompt.passable(calls):
                 try:
                     return (await authorizer.log_in(challenge, used, calls))[1]
                 except BackendUnavailable as again:

@@ -144,13 +144,13 @@ class RedirectListener:
 
 
 @asynccontextmanager
-async def open_redirect_listener(port: int | None, wished: int | None = None) -> AsyncGenerator[RedirectListener]:
+async def open_redirect_listener(port: int | None, preferred: int | None = None) -> AsyncGenerator[RedirectListener]:
     """Listen on `port`, else on the `wished` one if it is free, else on any.
 
     Raises:
         PortTaken: `port` is in use.
     """
-    with _bind(port, wished) as sock:
+    with _bind(port, preferred) as sock:
         listener = RedirectListener(sock.getsockname()[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_accept, sock, listener)
@@ -163,8 +163,8 @@ async def open_redirect_listener(port: int | None, wished: int | None = None) ->
                 nursery.cancel_scope.cancel(reason="the login has ended")
 
 
-def _bind(port: int | None, wished: int | None) -> trio.socket.SocketType:
-    for candidate in (port,) if port is not None else (wished, 0) if wished is not None else (0,):
+def _bind(port: int | None, preferred: int | None) -> trio.socket.SocketType:
+    for candidate in (port,) if port is not None else (preferred, 0) if preferred is not None else (0,):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

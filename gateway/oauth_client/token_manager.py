@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gateway.oauth_client.login_prompt import LoginPrompt
     from gateway.oauth_client.token_store import TokenFiles
 
-QUIET_WAIT: Final = 60.0
+RENEWAL_TIMEOUT: Final = 60.0
 """Seconds for a renewal without a person: some requests, and another gateway's refresh."""
 REFUSED: Final = "refuses the token that its authorization server has just given"
 STORED, RENEWED, BY_PERSON = range(3)
@@ -44,11 +44,13 @@ log = logging.getLogger("gateway.backend")
 class _Renewal:
     """One renewal under way, and who waits for it."""
 
-    def __init__(self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[PendingCall]) -> None:
+    def __init__(
+        self, challenge: Challenge, used: str | None, least: int, pending_calls: Sequence[PendingCall]
+    ) -> None:
         self.challenge = challenge
         self.used = used
         self.least = least
-        self.tickets = list(tickets)
+        self.pending_calls = list(pending_calls)
         self.done = trio.Event()
         self.outcome: tuple[str, int] | BackendError | None = None
 
@@ -67,11 +69,11 @@ class _Renewal:
 class TokenManager:
     """One backend's tokens, for as long as the gateway lives."""
 
-    def __init__(self, config: ServerConfig, files: TokenFiles, ways: LoginPrompt) -> None:
+    def __init__(self, config: ServerConfig, files: TokenFiles, prompt: LoginPrompt) -> None:
         self.config = config
         self.token: str | None = None
-        self.ways = ways
-        self.owed: Challenge | None = None
+        self.prompt = prompt
+        self.login_required: Challenge | None = None
         """The challenge of a request that no call was waiting for, so that nobody was asked to log in."""
         self._files = files
         self._renewal: _Renewal | None = None
@@ -91,7 +93,7 @@ class TokenManager:
         return True
 
     async def renew(
-        self, challenge: Challenge, used: str | None, least: int, tickets: Sequence[PendingCall]
+        self, challenge: Challenge, used: str | None, least: int, pending_calls: Sequence[PendingCall]
     ) -> tuple[str, int]:
         """Wait for a token that is not the `used` one, come by in the way `least` or a later one.
 
@@ -111,18 +113,20 @@ class TokenManager:
                     raise
         if self._credentials:
             raise BackendUnavailable(self.config.name, REFUSED)
-        if not tickets:
-            self.owed = challenge
+        if not pending_calls:
+            self.login_required = challenge
             raise LoginRequired(self.config.name)
-        return await self.log_in(challenge, used, tickets)
+        return await self.log_in(challenge, used, pending_calls)
 
-    async def log_in(self, challenge: Challenge, used: str | None, tickets: Sequence[PendingCall]) -> tuple[str, int]:
+    async def log_in(
+        self, challenge: Challenge, used: str | None, pending_calls: Sequence[PendingCall]
+    ) -> tuple[str, int]:
         """Wait for a login by a person, whether a call waits or not. Errors raised are those of `renew`."""
         settings = self.config.oauth
         if settings is not None:
-            for ticket in tickets:  # people take their time
-                ticket.extend(settings.login_timeout)
-        return await self._join(_Renewal(challenge, used, BY_PERSON, tickets))
+            for pending in pending_calls:  # people take their time
+                pending.extend(settings.login_timeout)
+        return await self._join(_Renewal(challenge, used, BY_PERSON, pending_calls))
 
     @property
     def _credentials(self) -> bool:
@@ -131,7 +135,7 @@ class TokenManager:
     async def _join(self, wanted: _Renewal) -> tuple[str, int]:
         while (present := self._renewal) is not None:
             if (present.by_person, present.challenge.step_up) == (wanted.by_person, wanted.challenge.step_up):
-                present.tickets += wanted.tickets
+                present.pending_calls += wanted.pending_calls
                 return await present.result()
             if present.by_person and not wanted.by_person:
                 raise LoginRequired(self.config.name, "somebody is being asked")
@@ -153,12 +157,12 @@ class TokenManager:
                 if renewal.by_person:
                     way, saved = await self._renew_by_person(renewal)
                 else:
-                    with trio.fail_after(QUIET_WAIT):
+                    with trio.fail_after(RENEWAL_TIMEOUT):
                         way, saved = await self._renew_quietly(renewal)
                 if saved.access_token is None:
                     raise LoginRequired(self.config.name)
                 self.token = saved.access_token
-                self.owed = None
+                self.login_required = None
                 renewal.outcome = self.token, way
             except BackendError as problem:
                 renewal.outcome = problem
@@ -195,7 +199,7 @@ class TokenManager:
     async def _renew_by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
         """Have a person log in."""
         settings = self.config.oauth
-        wait = settings.login_timeout if settings is not None else QUIET_WAIT
+        wait = settings.login_timeout if settings is not None else RENEWAL_TIMEOUT
         saved = await self._load()
         sdk = await _import_sdk()
         problem: BackendError | None = None
@@ -247,7 +251,7 @@ class _Visit:
         """Check the page's address and bring it to a person."""
         self._http.check_page(httpx2.URL(url))
         self._listener.expect(state)
-        await self._authorizer.ways.show(url, self._listener, self._renewal.tickets)
+        await self._authorizer.prompt.show(url, self._listener, self._renewal.pending_calls)
 
     async def answer(self) -> dict[str, str]:
         """Wait for the browser; the renewal's deadline bounds it."""

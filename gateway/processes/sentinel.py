@@ -23,7 +23,7 @@ else:
 
 STRAGGLER_GRACE = 0.25  # s between the end of a child and SIGTERM to its descendants, most of which end as well
 LINGER = 0.3  # s without survivors before exit: a child forked as the gateway died gets its tree id only by exec
-PATIENCE = 5.0  # s beyond the longest grace, for processes that do not end at once on SIGKILL
+KILL_TIMEOUT = 5.0  # s beyond the longest grace, for processes that do not end at once on SIGKILL
 ORPHAN_GRACE = (0.0, 1.0, 1.0)  # for a tree id of the gateway whose child was never announced
 FREEZE_ROUNDS = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a sender of more is not the gateway
@@ -101,7 +101,7 @@ def stop_all(watch: Watch) -> None:
     childless: dict[str, float] = {}
     last_seen = began
     longest = max((sum(tree.grace) for tree in watch.trees.values()), default=0.0)
-    while (now := time.monotonic()) < began + longest + PATIENCE and now < last_seen + LINGER:
+    while (now := time.monotonic()) < began + longest + KILL_TIMEOUT and now < last_seen + LINGER:
         rows = scan(watch)
         overdue: list[process_tree.ProcessTree] = []
         for tree in watch.trees.values():
@@ -171,7 +171,7 @@ def stop_groups(watch: Watch) -> None:
     began = time.monotonic()
     groups = {tree.pid: tree for tree in watch.trees.values() if tree.pid}
     signalled: set[int] = set()
-    while groups and time.monotonic() < began + max(sum(tree.grace) for tree in groups.values()) + PATIENCE:
+    while groups and time.monotonic() < began + max(sum(tree.grace) for tree in groups.values()) + KILL_TIMEOUT:
         for pid, tree in list(groups.items()):
             terminate, kill = signal_times(tree, began, None)
             numbers: tuple[int, ...] = (0,)  # just look

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 INITIALIZE_WAIT: Final = 1.0
 """Seconds at most that `initialize` waits for first starts. It promises what is not known by then, which a list cannot:
 so the rest of a client's patience is for lists."""
-SETTLE_BOUND: Final = 30.0
+NEW_BACKEND_TIMEOUT: Final = 30.0
 """Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
 MAX_RETIRING: Final = 64
 """Replaced backends that may be draining at once: configs that come faster than old backends stop have to wait."""
@@ -77,10 +77,10 @@ class Fleet:
     ) -> None:
         self.config = config
         self._opener = StartLimiter(opener)
-        self._keeper = CatalogCache(store, keep_interval)
+        self._catalog_cache = CatalogCache(store, keep_interval)
         self._observers: set[Observer] = set()
         self._supervisors = {
-            name: self._make(server, self._keeper.load(server))
+            name: self._make(server, self._catalog_cache.load(server))
             for name, server in config.servers.items()
             if not server.disabled
         }
@@ -88,7 +88,7 @@ class Fleet:
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._assembly = CatalogBuilder(config, self._supervisors)
+        self._catalog_builder = CatalogBuilder(config, self._supervisors)
         self._announced = Snapshot()
         self._dirty = trio.Event()
         self._said_changed: set[tuple[str, str]] = set()
@@ -126,7 +126,7 @@ class Fleet:
 
     def snapshot(self, scope: Scope | None = None) -> Snapshot:
         """The catalog as it is now, as a caller of this scope sees it; None sees everything."""
-        snapshot = self._assembly.snapshot()
+        snapshot = self._catalog_builder.snapshot()
         return snapshot if scope is None else snapshot.within(scope)
 
     def gateways(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class Fleet:
 
     def is_limited(self, scope: Scope | None) -> bool:
         """Whether a caller of this scope may use less than all that the backends have."""
-        return scope is not None or self._assembly.leaves_out
+        return scope is not None or self._catalog_builder.leaves_out
 
     def seen(self, scope: Scope | None) -> list[Supervisor]:
         """The supervisors of the backends of which a caller of this scope may see anything."""
@@ -146,10 +146,10 @@ class Fleet:
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
-        self._assembly.note_change(supervisor)
+        self._catalog_builder.note_change(supervisor)
         if feature is not None:
             self._said_changed.add((supervisor.name, feature))
-        self._keeper.note_change()
+        self._catalog_cache.note_change()
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
@@ -158,14 +158,14 @@ class Fleet:
         """Have a supervisor tell of its calls; only while somebody wants to know, since each costs time."""
         supervisor.history.observer = partial(self._notify, supervisor)
 
-    def _notify(self, supervisor: Supervisor, ticket: PendingCall | None, seconds: float) -> None:
+    def _notify(self, supervisor: Supervisor, pending: PendingCall | None, seconds: float) -> None:
         for observer in tuple(self._observers):
-            observer(supervisor, ticket, seconds)
+            observer(supervisor, pending, seconds)
 
     def observe(self, observer: Observer) -> None:
-        """Have `observer(supervisor, ticket, seconds)` called. It must not wait.
+        """Have `observer(supervisor, pending, seconds)` called. It must not wait.
 
-        That is when a call has ended, and, with no ticket, when a backend's state or listing is another one.
+        That is when a call has ended, and, with no pending call, when a backend's state or listing is another one.
         """
         if not self._observers:
             for supervisor in (*self._supervisors.values(), *self._fresh.values(), *self._retiring):
@@ -181,7 +181,7 @@ class Fleet:
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
         """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""
-        unknown = self._assembly.offer(offers)
+        unknown = self._catalog_builder.offer(offers)
         if not unknown:
             self._dirty.set()
         return unknown
@@ -195,7 +195,7 @@ class Fleet:
         self.wish_list.updated(supervisor.name, uri, params, key)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Put something into one client's mailboxes."""
+        """Put something into one client's receivers."""
         self.mailboxes.deliver(key, method, params)
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
@@ -254,7 +254,7 @@ class Fleet:
         with trio.move_on_after(min(INITIALIZE_WAIT, self.settings.start_grace)):
             for supervisor in awaited:
                 await supervisor.settled.wait()
-        self._keeper.note_late(one.name for one in awaited if not one.settled.is_set())
+        self._catalog_cache.note_late(one.name for one in awaited if not one.settled.is_set())
 
     async def first_starts(self, scope: Scope | None = None, patience: float | None = None) -> None:
         """Wait until backends that have never listed anything are ready or have failed to start.
@@ -305,13 +305,13 @@ class Fleet:
             services.start_soon(self._announce)
             await services.start(self.deadlines.run)
             services.start_soon(self.wish_list.run, self.apply_subscriptions)
-            services.start_soon(self._keeper.run, lambda: self._supervisors)
+            services.start_soon(self._catalog_cache.run, lambda: self._supervisors)
             async with trio.open_nursery() as self._owners_nursery:
                 for supervisor in self._supervisors.values():
                     self._start(supervisor)
                 task_status.started()
                 await self._stopped.wait()
-                await self._keeper.save_last(self._supervisors)
+                await self._catalog_cache.save_last(self._supervisors)
             services.cancel_scope.cancel(reason="all supervisors have ended")
         self.ended.set()
 
@@ -366,7 +366,7 @@ class Fleet:
                 for server in config.servers.values():
                     if server.name not in changed or server.disabled:
                         continue
-                    last_good = await self._keeper.load_in_thread(server)
+                    last_good = await self._catalog_cache.load_in_thread(server)
                     self._refuse_when_stopped()
                     old = self._supervisors.get(server.name)
                     if (last_good is None or last_good is OVERDUE) and old is not None and server.start == "eager":
@@ -398,7 +398,7 @@ class Fleet:
         """Wait for the new backends; returns which are not ready, and why."""
         began = trio.current_time()
         for supervisor in self._fresh.values():
-            with trio.move_on_at(began + min(SETTLE_BOUND, supervisor.config.connect_timeout)):
+            with trio.move_on_at(began + min(NEW_BACKEND_TIMEOUT, supervisor.config.connect_timeout)):
                 await supervisor.settled.wait()
         return {
             name: supervisor.last_error or f"is still {supervisor.state}"
@@ -418,8 +418,8 @@ class Fleet:
         for name in kept:  # what does not concern its session holds from now on
             old[name].config = config.servers[name]
             SECRETS.hold(old[name], secrets_of(config.servers[name]))
-        self._assembly.change(config, self._supervisors, kept - retouched)
-        self._keeper.forget_others(kept)
+        self._catalog_builder.change(config, self._supervisors, kept - retouched)
+        self._catalog_cache.forget_others(kept)
         self._dirty.set()
         for name, supervisor in old.items():
             if name not in kept:
@@ -434,9 +434,9 @@ class Fleet:
             if self._stopped.is_set():  # that backends end with the gateway is no news, and who hangs up reads no more
                 return
             self._dirty = trio.Event()
-            fresh, told = self.snapshot(), self._announced
+            fresh, previous = self.snapshot(), self._announced
             self._announced = fresh
-            news = ListNews(told, fresh, self._said_changed)
+            news = ListNews(previous, fresh, self._said_changed)
             self._said_changed = set()
             if news:
                 for listener in tuple(self._listeners):

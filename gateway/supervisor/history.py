@@ -96,7 +96,7 @@ class CallStats:
         """Called with each call that has ended, and the seconds that it took. It must not wait."""
         self._times = array("d")
 
-    def ended(self, ticket: PendingCall, seconds: float) -> None:
+    def ended(self, pending: PendingCall, seconds: float) -> None:
         """Note a call that has ended."""
         times = self._times
         if self.calls < MAX_TIMES:
@@ -106,23 +106,23 @@ class CallStats:
         self.calls += 1
         self.seconds += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
-        outcome = ticket.outcome
+        outcome = pending.outcome
         if type(outcome) is Complete:  # nearly always
             pass
         elif isinstance(outcome, Failure):
             self.failed += 1
             self.refused += 1
-            self._keep(ticket.own_name or ticket.call.method, f"error {outcome.code}: {outcome.message}", None)
+            self._keep(pending.own_name or pending.call.method, f"error {outcome.code}: {outcome.message}", None)
         elif isinstance(outcome, GatewayError):
             self.failed += 1
             reason = outcome.reason if isinstance(outcome, BackendError) else str(outcome)
-            self._keep(ticket.own_name or ticket.call.method, reason, outcome.code)
+            self._keep(pending.own_name or pending.call.method, reason, outcome.code)
         elif outcome is None:
             self.cancelled += 1
         else:
             self.input_required += 1
         if self.observer is not None:
-            self.observer(ticket, seconds)
+            self.observer(pending, seconds)
 
     def outcomes(self) -> tuple[tuple[str, int], ...]:
         """How many calls ended in which way; the words are the audit's."""

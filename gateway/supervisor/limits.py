@@ -53,7 +53,7 @@ class Breaker:
         self._opened_at = -math.inf
         self._trying: PendingCall | None = None
 
-    def admit(self, ticket: PendingCall, now: float) -> float:
+    def admit(self, pending: PendingCall, now: float) -> float:
         """Let a call pass; returns 0, or the seconds until one may be tried."""
         if self.state is BreakerState.CLOSED:
             return 0.0
@@ -63,12 +63,12 @@ class Breaker:
         if left > 0:
             return left
         self.state = BreakerState.HALF_OPEN
-        self._trying = ticket
+        self._trying = pending
         return 0.0
 
-    def ended(self, ticket: PendingCall, outcome: Outcome | None, now: float) -> None:
+    def ended(self, pending: PendingCall, outcome: Outcome | None, now: float) -> None:
         """Learn how a call ended; None if nobody waited for its end."""
-        tried = ticket is self._trying
+        tried = pending is self._trying
         if tried:
             self._trying = None
         if self.state is not BreakerState.CLOSED and not tried:
@@ -161,30 +161,30 @@ class CallLimits:
             origin = crash.suspects[0].origin
             self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))
 
-    def check_strikes(self, ticket: PendingCall, now: float) -> None:
+    def check_strikes(self, pending: PendingCall, now: float) -> None:
         """Let a call pass unless calls of its client keep crashing the backend. Raises Busy."""
-        if self.strikes and (wait := self.strikes.wait(ticket.call.caller.origin, now)):
+        if self.strikes and (wait := self.strikes.wait(pending.call.caller.origin, now)):
             text = f"crash limit exceeded for backend {self._name!r} (crash_limit); retry in {math.ceil(wait)} s"
             raise Busy(text, retry_after=wait)
 
-    def admit(self, ticket: PendingCall, now: float) -> None:
+    def admit(self, pending: PendingCall, now: float) -> None:
         """Let a call pass.
 
         Raises:
             BackendUnavailable: the circuit breaker is open.
             Busy: the rate limit is used up.
         """
-        if self.breaker is not None and (wait := self.breaker.admit(ticket, now)):
+        if self.breaker is not None and (wait := self.breaker.admit(pending, now)):
             raise BackendUnavailable(
                 self._name, f"keeps failing and gets no calls now (circuit_breaker); try again in {wait:.1f} s"
             )
         if self._bucket is not None and (wait := self._bucket.delay_until_available(now)):
             if self.breaker is not None:
-                self.breaker.ended(ticket, None, now)  # it does not get as far as to try anything
+                self.breaker.ended(pending, None, now)  # it does not get as far as to try anything
             text = f"backend {self._name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
             raise Busy(text)
 
-    def ended(self, ticket: PendingCall, outcome: Outcome | None, now: float) -> None:
+    def ended(self, pending: PendingCall, outcome: Outcome | None, now: float) -> None:
         """Learn how a call ended that was let pass, or was not accepted after all (None)."""
         if self.breaker is not None:
-            self.breaker.ended(ticket, outcome, now)
+            self.breaker.ended(pending, outcome, now)

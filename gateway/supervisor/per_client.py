@@ -68,9 +68,9 @@ class PerClientSupervisors(Supervisor):
     nursery: trio.Nursery
 
     def __init__(
-        self, config: ServerConfig, opener: Opener, events: SupervisorEvents[Supervisor], **further: Any
+        self, config: ServerConfig, opener: Opener, events: SupervisorEvents[Supervisor], **kwargs: Any
     ) -> None:
-        super().__init__(config, opener, events, **further)
+        super().__init__(config, opener, events, **kwargs)
         self._private: dict[object, ClientSupervisor] = {}
 
     def submit(self, pending: PendingCall) -> None:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from gateway.calls import Era
     from gateway.config import ServerConfig
 
-MOST: Final = max(16, 4 * (os.cpu_count() or 1))
+MAX_CONCURRENT_STARTS: Final = max(16, 4 * (os.cpu_count() or 1))
 """Starts at once. Enough for everything on a desktop; sixteen servers of half a CPU second each are ready within 4 s on
 two cores, far from any `connect_timeout`."""
-QUIET: Final = 5.0
+STALL_TIMEOUT: Final = 5.0
 """Seconds without the end of any start after which those under way are taken to hang, and others may start beside."""
 
 
@@ -46,9 +46,9 @@ class _Slot:
 class StartLimiter:
     """An opener that lets only so many processes start at a time."""
 
-    def __init__(self, opener: Opener, most: int = MOST) -> None:
+    def __init__(self, opener: Opener, limit: int = MAX_CONCURRENT_STARTS) -> None:
         self._opener = opener
-        self._most = most
+        self._limit = limit
         self._starting: set[_Slot] = set()
         self._waiting: list[_Slot] = []
         self._changed_at = 0.0  # when a slot was given or released last
@@ -69,9 +69,9 @@ class StartLimiter:
                 self._waiting.append(slot)
                 self._start_next()
                 while not slot.given.is_set():
-                    with trio.move_on_at(self._changed_at + QUIET):
+                    with trio.move_on_at(self._changed_at + STALL_TIMEOUT):
                         await slot.given.wait()
-                    if trio.current_time() >= self._changed_at + QUIET:
+                    if trio.current_time() >= self._changed_at + STALL_TIMEOUT:
                         self._starting.clear()
                         self._start_next()
             async with self._opener(config, listener, capabilities=capabilities, era=era) as session:
@@ -81,7 +81,7 @@ class StartLimiter:
             self._release(slot)
 
     def _start_next(self) -> None:
-        while self._waiting and len(self._starting) < self._most:
+        while self._waiting and len(self._starting) < self._limit:
             slot = next((one for one in self._waiting if one.wanted), self._waiting[0])
             self._waiting.remove(slot)
             self._starting.add(slot)

@@ -6,7 +6,7 @@ restart. Kept by backend and by client: frequent events look only at the entries
 
 `ClientNotifications` delivers what is for one client alone, by the key of its sessions with backends: the stdio
 process, a legacy session, or an authenticated principal. A principal may have several streams open; each of them
-receives everything. The owner of a mailbox closes it when the client has gone.
+receives everything. The owner of a receiver closes it when the client has gone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Update = Callable[[str, dict[str, msgspec.Raw]], None]
-    Mailbox = Callable[[str, dict[str, msgspec.Raw]], None]
+    Receiver = Callable[[str, dict[str, msgspec.Raw]], None]
 
 LEVEL_KEPT: Final = 60.0
 """Seconds for which legacy backends log what a modern request has asked for: telling them costs a request each time."""
@@ -163,28 +163,28 @@ class SubscriptionRegistry:
 
 
 class ClientNotifications:
-    """All mailboxes of all clients. A mailbox takes a method and params, and returns at once."""
+    """All receivers of all clients. A receiver takes a method and params, and returns at once."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, list[Mailbox]] = {}
+        self._receivers: dict[str, list[Receiver]] = {}
 
     def __len__(self) -> int:
         """Clients that have one."""
-        return len(self._boxes)
+        return len(self._receivers)
 
-    def register(self, key: str, mailbox: Mailbox) -> None:
-        """Have a mailbox filled with what is for this client."""
-        self._boxes.setdefault(key, []).append(mailbox)
+    def register(self, key: str, receiver: Receiver) -> None:
+        """Have a receiver filled with what is for this client."""
+        self._receivers.setdefault(key, []).append(receiver)
 
-    def close(self, key: str, mailbox: Mailbox) -> None:
-        """Take a mailbox away. Safe to repeat, and for one that never was."""
-        boxes = self._boxes.get(key, [])
-        if mailbox in boxes:
-            boxes.remove(mailbox)
-        if not boxes:
-            self._boxes.pop(key, None)
+    def close(self, key: str, receiver: Receiver) -> None:
+        """Take a receiver away. Safe to repeat, and for one that never was."""
+        receivers = self._receivers.get(key, [])
+        if receiver in receivers:
+            receivers.remove(receiver)
+        if not receivers:
+            self._receivers.pop(key, None)
 
     def deliver(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Tell a client something; one that has gone, or has no mailbox, does not get it."""
-        for mailbox in tuple(self._boxes.get(key, ())):
-            mailbox(method, params)
+        """Tell a client something; one that has gone, or has no receiver, does not get it."""
+        for receiver in tuple(self._receivers.get(key, ())):
+            receiver(method, params)

@@ -89,7 +89,7 @@ class Supervisor:
         self._starting = trio.CancelScope()
         self._serving = trio.CancelScope()
         self._eras = EraPreference(era)
-        self._kicked = trio.Event()
+        self._woken = trio.Event()
         self._wanted = self._tries_again = self._failed_for_good = self._has_served = False
         self._stopping = trio.Event()
         self._drain_grace = 0.0
@@ -189,7 +189,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """Cut the present wait short: start now."""
-        self._kicked.set()
+        self._woken.set()
 
     def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
         """Ask for the end: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat.
@@ -199,7 +199,7 @@ class Supervisor:
         self._drain_grace = drain_grace
         self._successor = successor
         self._stopping.set()
-        self._kicked.set()
+        self._woken.set()
         if self.state is State.STARTING:
             self._starting.cancel(reason="the backend is being stopped")
 
@@ -311,7 +311,7 @@ class Supervisor:
         try:
             if self.config.start == "lazy" and self.listing is not None:
                 self.settled.set()
-                await self._kicked.wait()
+                await self._woken.wait()
             # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
             while not self._stopping.is_set():
                 delay = await self._live()
@@ -338,7 +338,7 @@ class Supervisor:
 
     async def _live(self) -> float | None:
         """One session from start to end; returns how long to wait before the next, or None to give up."""
-        self._kicked = trio.Event()
+        self._woken = trio.Event()
         self._has_served = False
         ready_at: float | None = None
         problem: BaseException | None = None
@@ -371,7 +371,7 @@ class Supervisor:
             self.last_error = SECRETS.mask(f"failed: {problem}")
         fields = {"backend": self.name, "code": code_of(problem)}
         self.history.broke(self.last_error, fields["code"])
-        self._kicked, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
+        self._woken, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
         # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
         # are answered at once like those to any that has failed, but it is tried again without being asked.
         self._tries_again = isinstance(problem, BackendUnavailable) and self.config.command is None
@@ -399,16 +399,16 @@ class Supervisor:
             return
         if delay is None:  # marked failed, or idle
             with trio.move_on_after(self.config.restart.max_delay if self._tries_again else math.inf):
-                await self._kicked.wait()
+                await self._woken.wait()
                 self._backoff.reset()
         else:
             # Callers cut the backoff short, but not below its first step: a client that retries must not be able to
             # use up the quick failures.
             with trio.move_on_after(min(delay, self._first_wait)):
-                await self._kicked.wait()
+                await self._woken.wait()
             if not self.queued and not self._wanted:
                 with trio.move_on_after(max(0.0, delay - self._first_wait)):
-                    await self._kicked.wait()
+                    await self._woken.wait()
         if not self._stopping.is_set():
             self.restarts += 1
 
@@ -437,24 +437,24 @@ class Supervisor:
                             await self._freed.park()
                 nursery.cancel_scope.cancel(reason="the backend is idle or is being stopped")
         if not self._stopping.is_set():
-            self._kicked = trio.Event()
+            self._woken = trio.Event()
             self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
             if self.queued:
                 self.wake()
 
     async def _wait_until_idle_or_stopping(self, session: Session) -> None:
         """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
-        patience = self.config.idle_timeout
-        if patience is None:
+        idle_timeout = self.config.idle_timeout
+        if idle_timeout is None:
             await self._stopping.wait()
             return
         self._used_at = trio.current_time()
         while not self._stopping.is_set():
             if session.in_flight or self.queued or session.upkeep.wishes.uris:
                 self._used_at = trio.current_time()
-            elif trio.current_time() >= self._used_at + patience:
+            elif trio.current_time() >= self._used_at + idle_timeout:
                 return
-            with trio.move_on_at(self._used_at + patience):
+            with trio.move_on_at(self._used_at + idle_timeout):
                 await self._stopping.wait()
 
     async def _pump(self, session: Session) -> None:

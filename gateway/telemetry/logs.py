@@ -73,8 +73,8 @@ class _StderrWriter(logging.Handler):
                 lines: list[bytes] = []
                 if self._dropped:
                     text = f"{self._dropped} log lines dropped: stderr was not read"
-                    notice = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
-                    lines.append(self.format(notice).encode() + b"\n")
+                    notification = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
+                    lines.append(self.format(notification).encode() + b"\n")
                     self._dropped = 0
                 while self._lines and len(lines) < BATCH_LINES:
                     lines.append(self._lines.popleft())

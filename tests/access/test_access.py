@@ -23,11 +23,11 @@ from tests.support.access import (
     ALICE,
     BOB,
     HELLO,
-    House,
+    Harness,
     keys,
     make_config,
     modern_headers,
-    open_house,
+    open_harness,
     running,
     tool_call,
 )
@@ -44,21 +44,21 @@ def test_keys_are_random_and_found_by_their_hash() -> None:
 
 
 async def test_the_principal_is_on_every_call(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        session = await house.initialize()
-        await house.call(session)
-        await house.call(None, key=BOB)
-        working = house.fakes["a"].session.working
-        assert [ticket.call.caller.principal for ticket in working] == ["alice", "bob"]
-        await house.answer()
-        await house.answer()
+    async with open_harness(keys()) as harness:
+        session = await harness.initialize()
+        await harness.call(session)
+        await harness.call(None, key=BOB)
+        working = harness.fakes["a"].session.working
+        assert [pending.call.caller.principal for pending in working] == ["alice", "bob"]
+        await harness.answer()
+        await harness.answer()
 
 
 async def test_without_keys_nobody_is_anybody(autojump_clock: MockClock) -> None:
-    async with open_house(None) as house:
-        exchange = await house.call(await house.initialize(None), key="whatever")
-        assert house.fakes["a"].session.working[0].call.caller.principal is None
-        await house.answer()
+    async with open_harness(None) as harness:
+        exchange = await harness.call(await harness.initialize(None), key="whatever")
+        assert harness.fakes["a"].session.working[0].call.caller.principal is None
+        await harness.answer()
         assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
 
 
@@ -77,22 +77,22 @@ async def test_without_keys_nobody_is_anybody(autojump_clock: MockClock) -> None
 async def test_calls_of_anonymous_clients_count_to_their_address(
     headers: dict[str, str], origin: str, autojump_clock: MockClock
 ) -> None:
-    async with open_house(None) as house:
-        await house.call(None, key=None, **headers)
-        assert house.fakes["a"].session.working[0].call.caller.origin == origin
-        await house.answer()
+    async with open_harness(None) as harness:
+        await harness.call(None, key=None, **headers)
+        assert harness.fakes["a"].session.working[0].call.caller.origin == origin
+        await harness.answer()
 
 
 async def test_a_session_is_its_principals_alone(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        session = await house.initialize()
+    async with open_harness(keys()) as harness:
+        session = await harness.initialize()
         for method, body in (("POST", {"jsonrpc": "2.0", "id": 1, "method": "ping"}), ("GET", None), ("DELETE", None)):
-            mine = await house.start(method, "/mcp", body, key=BOB, mcp_session_id=session)
-            unknown = await house.start(method, "/mcp", body, key=BOB, mcp_session_id="x" * 32)
+            mine = await harness.start(method, "/mcp", body, key=BOB, mcp_session_id=session)
+            unknown = await harness.start(method, "/mcp", body, key=BOB, mcp_session_id="x" * 32)
             assert mine.status == unknown.status == 404
             assert mine.body == unknown.body
-        assert (await house.call(session, key=ALICE)).sent == []  # it is under way: the session stands
-        await house.answer()
+        assert (await harness.call(session, key=ALICE)).sent == []  # it is under way: the session stands
+        await harness.answer()
 
 
 # -- Rules and rates ---------------------------------------------------------------------------------------------------
@@ -108,158 +108,158 @@ def text_of(exchange: FakeExchange) -> str:
 
 @pytest.mark.parametrize("modern", [False, True])
 async def test_what_is_denied_looks_unknown(modern: bool, autojump_clock: MockClock) -> None:
-    async with open_house(keys(servers=["a"], tools=["a.x"]), "a", "b") as house:
-        session = None if modern else await house.initialize()
+    async with open_harness(keys(servers=["a"], tools=["a.x"]), "a", "b") as harness:
+        session = None if modern else await harness.initialize()
         for denied in ("a.y", "b.x"):
-            exchange = await house.call(session, name=denied)
-            unknown = await house.call(session, name="a.nothing")
+            exchange = await harness.call(session, name=denied)
+            unknown = await harness.call(session, name="a.nothing")
             assert exchange.status == unknown.status
             assert error_of(exchange)["message"] == f"Unknown tool: {denied}"
             assert {**error_of(exchange), "message": ""} == {**error_of(unknown), "message": ""}
-        assert house.sent == 0
-        await house.call(session, name="a.x")
-        await house.call(None, key=BOB, name="b.x")
-        assert house.sent == 2
-        await house.answer("a")
-        await house.answer("b")
+        assert harness.sent == 0
+        await harness.call(session, name="a.x")
+        await harness.call(None, key=BOB, name="b.x")
+        assert harness.sent == 2
+        await harness.answer("a")
+        await harness.answer("b")
 
 
 @pytest.mark.parametrize("modern", [False, True])
 async def test_a_rate_is_refused_with_a_hint_and_is_each_keys_own(modern: bool, autojump_clock: MockClock) -> None:
-    async with open_house(keys(rate_limit={"per_second": 0.5, "burst": 2})) as house:
-        session = None if modern else await house.initialize()
+    async with open_harness(keys(rate_limit={"per_second": 0.5, "burst": 2})) as harness:
+        session = None if modern else await harness.initialize()
         for _ in range(2):
-            await house.call(session)
-            await house.answer()
-        refused = await house.call(session)
+            await harness.call(session)
+            await harness.answer()
+        refused = await harness.call(session)
         assert refused.status == 200
         assert error_of(refused)["code"] == -32603
         data = error_of(refused)["data"]
         assert (data["reason"], data["retry"]) == ("busy", True)
         assert 0 < data["retryAfterMs"] <= 2_000
-        assert house.sent == 2
-        await house.call(None, key=BOB)
-        await house.answer()
+        assert harness.sent == 2
+        await harness.call(None, key=BOB)
+        await harness.answer()
         await trio.sleep(data["retryAfterMs"] / 1_000)
-        await house.call(session)
-        await house.answer()
-        assert house.sent == 4
+        await harness.call(session)
+        await harness.answer()
+        assert harness.sent == 4
 
 
 async def test_calls_at_once_are_counted_however_they_end(autojump_clock: MockClock) -> None:
-    async with open_house(keys(max_concurrency=2)) as house:
-        first, second = await house.call(), await house.call()
+    async with open_harness(keys(max_concurrency=2)) as harness:
+        first, second = await harness.call(), await harness.call()
         for _ in range(3):
-            assert "max_concurrency" in error_of(await house.call())["message"]
-        await house.answer()
+            assert "max_concurrency" in error_of(await harness.call())["message"]
+        await harness.answer()
         assert text_of(first) == "done"
         second.gone.set()  # a modern client that hangs up cancels its call
         await trio.sleep(1)  # hang-ups are watched for after a while only
         for _ in range(3):  # nor does one that fails keep its place
-            assert "Unknown" in error_of(await house.call(name="a.nothing"))["message"]
-        third = await house.call()
-        fourth = await house.call()
-        assert "error" in json.loads((await house.call()).body)
-        await house.answer()
-        await house.answer()
+            assert "Unknown" in error_of(await harness.call(name="a.nothing"))["message"]
+        third = await harness.call()
+        fourth = await harness.call()
+        assert "error" in json.loads((await harness.call()).body)
+        await harness.answer()
+        await harness.answer()
         assert text_of(third) == text_of(fourth) == "done"
 
 
 async def test_a_key_for_views_opens_nothing_else(autojump_clock: MockClock) -> None:
-    async with open_house(keys(views=["small"])) as house:
+    async with open_harness(keys(views=["small"])) as harness:
         for path in ("/mcp", "/mcp/none", "/sse"):
             message = tool_call(modern=True)
-            exchange = await house.start("POST", path, message, key=ALICE, **modern_headers())
+            exchange = await harness.start("POST", path, message, key=ALICE, **modern_headers())
             assert exchange.status == 403
-        assert house.sent == 0
-        exchange = await house.start("POST", "/mcp/small", message, key=ALICE, **modern_headers())
-        await house.answer()
+        assert harness.sent == 0
+        exchange = await harness.start("POST", "/mcp/small", message, key=ALICE, **modern_headers())
+        await harness.answer()
         assert text_of(exchange) == "done"
-        nobodys = await house.start("POST", "/mcp/none", message, key=BOB, **modern_headers())
-        assert nobodys.status == 404
+        anonymous = await harness.start("POST", "/mcp/none", message, key=BOB, **modern_headers())
+        assert anonymous.status == 404
 
 
 # -- Changes -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_key_that_is_taken_away_ends_all_that_it_has_open(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        session, other = await house.initialize(), await house.initialize(BOB)
-        legacy, modern = await house.call(session), await house.call()
-        gone = await house.call(session, key=ALICE)
+    async with open_harness(keys()) as harness:
+        session, other = await harness.initialize(), await harness.initialize(BOB)
+        legacy, modern = await harness.call(session), await harness.call()
+        gone = await harness.call(session, key=ALICE)
         gone.gone.set()  # its call goes on for the session
         await settle()
-        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
-        sse = await house.start("GET", "/sse", key=ALICE)
-        listen = await house.listen()
-        theirs = await house.start("GET", "/mcp", key=BOB, mcp_session_id=other)
-        kept = await house.call(other, key=BOB)
-        backend = house.fakes["a"].session
+        stream = await harness.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        sse = await harness.start("GET", "/sse", key=ALICE)
+        listen = await harness.listen()
+        theirs = await harness.start("GET", "/mcp", key=BOB, mcp_session_id=other)
+        kept = await harness.call(other, key=BOB)
+        backend = harness.fakes["a"].session
         assert len(backend.working) == 4
 
-        house.access.apply(make_config({"keys": keys()["keys"][1:]}).access)
+        harness.access.apply(make_config({"keys": keys()["keys"][1:]}).access)
         await settle()
         assert all(one.ended for one in (legacy, modern, stream, sse, listen))
-        assert [ticket.call.caller.principal for ticket in backend.working] == ["bob"]
+        assert [pending.call.caller.principal for pending in backend.working] == ["bob"]
         assert len(backend.withdrawn) == 3  # each was cancelled at the backend
         assert "taken away" in error_of(modern)["message"]
-        assert (await house.call(session)).status == 401
-        assert (await house.call()).status == 401
+        assert (await harness.call(session)).status == 401
+        assert (await harness.call()).status == 401
         assert not theirs.ended
-        await house.answer()
+        await harness.answer()
         assert text_of(kept) == "done"
 
 
 async def test_another_key_of_the_same_name_does_not_go_on_with_its_sessions(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        session = await house.initialize()
-        waiting = await house.call(session)
+    async with open_harness(keys()) as harness:
+        session = await harness.initialize()
+        waiting = await harness.call(session)
         changed = keys()
         changed["keys"][0]["hash"] = hash_key("mcpgw_another")
-        house.access.apply(make_config(changed).access)
+        harness.access.apply(make_config(changed).access)
         await settle()
         assert waiting.ended
-        assert (await house.call(session)).status == 401
-        assert (await house.call(session, key="mcpgw_another")).status == 404
-        assert house.access._by_name["alice"].calls == 0
+        assert (await harness.call(session)).status == 401
+        assert (await harness.call(session, key="mcpgw_another")).status == 404
+        assert harness.access._by_name["alice"].calls == 0
 
 
 async def test_other_rules_hold_for_sessions_that_stand(autojump_clock: MockClock) -> None:
-    async with open_house(keys(), "a", "b") as house:
-        session = await house.initialize()
-        under_way = await house.call(session, name="b.x")
-        house.access.apply(make_config(keys(servers=["a"], max_concurrency=1)).access)
-        assert "max_concurrency" in error_of(await house.call(session))["message"]
-        await house.answer("b")
+    async with open_harness(keys(), "a", "b") as harness:
+        session = await harness.initialize()
+        under_way = await harness.call(session, name="b.x")
+        harness.access.apply(make_config(keys(servers=["a"], max_concurrency=1)).access)
+        assert "max_concurrency" in error_of(await harness.call(session))["message"]
+        await harness.answer("b")
         assert text_of(under_way) == "done"
-        assert error_of(await house.call(session, name="b.x"))["message"] == "Unknown tool: b.x"
+        assert error_of(await harness.call(session, name="b.x"))["message"] == "Unknown tool: b.x"
 
 
 async def test_sessions_of_nobody_end_when_keys_are_asked_for(autojump_clock: MockClock) -> None:
-    async with open_house(None) as house:
-        session = await house.initialize(None)
-        house.access.apply(make_config(keys()).access)
-        assert (await house.call(session, key=None)).status == 401
-        assert (await house.call(session, key=ALICE)).status == 404
+    async with open_harness(None) as harness:
+        session = await harness.initialize(None)
+        harness.access.apply(make_config(keys()).access)
+        assert (await harness.call(session, key=None)).status == 401
+        assert (await harness.call(session, key=ALICE)).status == 404
 
 
 async def test_a_body_that_was_on_its_way_is_not_taken_for_a_key_that_is_gone(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
+    async with open_harness(keys()) as harness:
         exchange = SlowBody(headers={})
         exchange.scope["headers"] = [
             (b"host", b"localhost"),
             (b"content-type", b"application/json"),
             (b"authorization", b"Bearer " + ALICE.encode()),
         ]
-        house.nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
+        harness.nursery.start_soon(harness.frontend, exchange.scope, exchange.receive, exchange.send)
         await settle()
-        house.access.apply(NO_KEYS_OF_ALICE)
+        harness.access.apply(NO_KEYS_OF_ALICE)
         exchange._incoming.append({"type": "http.request", "body": json.dumps(tool_call(modern=True)).encode()})
         exchange.resume.set()
         await settle()
         assert exchange.status == 401
         assert exchange.ended
-        assert house.sent == 0
+        assert harness.sent == 0
 
 
 class SlowBody(FakeExchange):
@@ -276,20 +276,20 @@ class SlowBody(FakeExchange):
 
 
 async def test_a_call_that_waited_for_a_backends_start_is_not_let_in_after_all(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
+    async with open_harness(keys()) as harness:
         calls: list[str] = []
 
         async def await_owner(call: Any) -> Any:
-            house.access.apply(NO_KEYS_OF_ALICE)  # it could be long in coming
+            harness.access.apply(NO_KEYS_OF_ALICE)  # it could be long in coming
             calls.append(call.name)
             await trio.lowlevel.checkpoint()
             return Route("a", "x")
 
-        house.router._await_owner = await_owner  # type: ignore[method-assign] - one that takes long
-        exchange = await house.call(name="a.new")
+        harness.router._await_owner = await_owner  # type: ignore[method-assign] - one that takes long
+        exchange = await harness.call(name="a.new")
         assert calls == ["a.new"]
         assert "taken away" in error_of(exchange)["message"]
-        assert (house.sent, house.router.under_way) == (0, 0)
+        assert (harness.sent, harness.router.under_way) == (0, 0)
 
 
 NO_KEYS_OF_ALICE = make_config({"keys": keys()["keys"][1:]}).access
@@ -302,8 +302,8 @@ PAGE = "https://app.example"
 
 
 async def test_a_page_that_is_allowed(autojump_clock: MockClock) -> None:
-    async with open_house({**keys(), "allow_origins": [PAGE]}) as house:
-        preflight = await house.start(
+    async with open_harness({**keys(), "allow_origins": [PAGE]}) as harness:
+        preflight = await harness.start(
             "OPTIONS",
             "/mcp",
             origin=PAGE,
@@ -314,9 +314,9 @@ async def test_a_page_that_is_allowed(autojump_clock: MockClock) -> None:
         assert preflight.headers["access-control-allow-origin"] == PAGE
         assert "DELETE" in preflight.headers["access-control-allow-methods"]
         assert "mcp-param-x" in preflight.headers["access-control-allow-headers"]
-        refused = await house.call(key=None, origin=PAGE)
+        refused = await harness.call(key=None, origin=PAGE)
         assert refused.status == 401
-        for exchange in (refused, await house.start("GET", "/sse", key=ALICE, origin=PAGE)):
+        for exchange in (refused, await harness.start("GET", "/sse", key=ALICE, origin=PAGE)):
             assert exchange.headers["access-control-allow-origin"] == PAGE
             assert "Mcp-Session-Id" in exchange.headers["access-control-expose-headers"]
             assert "WWW-Authenticate" in exchange.headers["access-control-expose-headers"]
@@ -325,27 +325,27 @@ async def test_a_page_that_is_allowed(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://app.example.evil.example"])
 async def test_a_page_that_is_not(origin: str, autojump_clock: MockClock) -> None:
-    async with open_house({**keys(), "allow_origins": [PAGE]}) as house:
+    async with open_harness({**keys(), "allow_origins": [PAGE]}) as harness:
         for exchange in (
-            await house.call(origin=origin),
-            await house.start("OPTIONS", "/mcp", origin=origin, access_control_request_method="POST"),
+            await harness.call(origin=origin),
+            await harness.start("OPTIONS", "/mcp", origin=origin, access_control_request_method="POST"),
         ):
             assert exchange.status == 403
             assert "access-control-allow-origin" not in exchange.headers
-        assert house.sent == 0
+        assert harness.sent == 0
 
 
 async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        assert (await house.call(origin=PAGE)).status == 403
-        assert (await house.call(host="gw.example")).status == 403
-        house.access.apply(make_config({**keys(), "allow_origins": ["*"], "allow_hosts": ["gw.example"]}).access)
-        exchange = await house.call(origin=PAGE, host="gw.example:443")
-        await house.answer()
+    async with open_harness(keys()) as harness:
+        assert (await harness.call(origin=PAGE)).status == 403
+        assert (await harness.call(host="gw.example")).status == 403
+        harness.access.apply(make_config({**keys(), "allow_origins": ["*"], "allow_hosts": ["gw.example"]}).access)
+        exchange = await harness.call(origin=PAGE, host="gw.example:443")
+        await harness.answer()
         assert exchange.headers["access-control-allow-origin"] == "*"
-        house.access.apply(make_config(keys()).access)
-        assert (await house.call(origin=PAGE)).status == 403
-        assert (await house.call(host="gw.example")).status == 403
+        harness.access.apply(make_config(keys()).access)
+        assert (await harness.call(origin=PAGE)).status == 403
+        assert (await harness.call(host="gw.example")).status == 403
 
 
 # -- What goes on to backends ------------------------------------------------------------------------------------------
@@ -365,12 +365,12 @@ async def test_no_credential_of_a_client_travels_on_to_a_backend(server: Any) ->
         async with open_peer(server()) as peer:
             raw = {"mcpServers": {"a": {"url": peer.url, "headers": {"X-Own": "1"}, "oauth": False}}, "access": keys()}
             config = parse_config(raw, environ={})
-            house = House(config, opener=SessionOpener(None, name="g"))  # type: ignore[arg-type] - for children only
-            async with running(house):
-                await house.fleet.supervisors["a"].known.wait()
-                session = await house.initialize()
+            harness = Harness(config, opener=SessionOpener(None, name="g"))  # type: ignore[arg-type] - for children only
+            async with running(harness):
+                await harness.fleet.supervisors["a"].known.wait()
+                session = await harness.initialize()
                 for one in (session, None):
-                    exchange = await house.call(one, name="a.echo", **secret)
+                    exchange = await harness.call(one, name="a.echo", **secret)
                     while not exchange.ended:
                         await trio.testing.wait_all_tasks_blocked(0.01)
                     assert "result" in json.loads(exchange.body)
@@ -406,12 +406,12 @@ async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_ke
 
 
 async def test_an_embedded_gateway_asks_for_keys_too() -> None:
-    async def ask(faces: Any, key: str | None) -> FakeExchange:
+    async def ask(frontends: Any, key: str | None) -> FakeExchange:
         headers = {"host": "any.example", "content-type": "application/json"}
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
         exchange = FakeExchange(json.dumps(INITIALIZE).encode(), headers=headers)
-        await faces(exchange.scope, exchange.receive, exchange.send)
+        await frontends(exchange.scope, exchange.receive, exchange.send)
         return exchange
 
     with trio.fail_after(SOON):

@@ -17,41 +17,41 @@ from gateway.embed.mount import KeyCheck
 from gateway.embed.native import open_gateway
 from gateway.telemetry import SECRETS
 from gateway.telemetry.formats import JsonLines
-from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, make_config, open_house, tool_call
+from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, Harness, keys, make_config, open_harness, tool_call
 from tests.support.fakes import FakeExchange, settle
 
 HELLO_MESSAGE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
 
 
-async def try_session(house: House, key: str) -> int:
-    return (await house.start("POST", "/mcp", HELLO_MESSAGE, key=key)).status
+async def try_session(harness: Harness, key: str) -> int:
+    return (await harness.start("POST", "/mcp", HELLO_MESSAGE, key=key)).status
 
 
 async def test_one_key_cannot_take_all_sessions(autojump_clock: MockClock) -> None:
-    async with open_house(keys(max_sessions=2)) as house:
-        house.mcp.endpoint.sessions._most = 6
-        assert [await try_session(house, ALICE) for _ in range(3)] == [200, 200, 429]
-        assert [await try_session(house, BOB) for _ in range(4)] == [
+    async with open_harness(keys(max_sessions=2)) as harness:
+        harness.mcp.endpoint.sessions._most = 6
+        assert [await try_session(harness, ALICE) for _ in range(3)] == [200, 200, 429]
+        assert [await try_session(harness, BOB) for _ in range(4)] == [
             200,
             200,
             200,
             429,
         ]  # half of them, if nothing is said
-        streams = [await house.start("GET", "/sse", key=ALICE) for _ in range(3)]
+        streams = [await harness.start("GET", "/sse", key=ALICE) for _ in range(3)]
         assert [stream.status for stream in streams] == [200, 200, 429]
         assert "max_sessions" in json.loads(streams[2].body)["error"]["message"]
 
 
 async def test_what_was_abandoned_makes_room_for_its_own_client(autojump_clock: MockClock) -> None:
-    async with open_house(keys(max_sessions=1)) as house:
-        first = await house.initialize()
-        bobs = await house.initialize(BOB)
+    async with open_harness(keys(max_sessions=1)) as harness:
+        first = await harness.initialize()
+        bobs = await harness.initialize(BOB)
         await trio.sleep(100)
-        second = await house.initialize()
+        second = await harness.initialize()
         ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
         found = [(first, ALICE), (second, ALICE), (bobs, BOB)]
         assert [
-            (await house.start("POST", "/mcp", ping, key=key, mcp_session_id=one)).status for one, key in found
+            (await harness.start("POST", "/mcp", ping, key=key, mcp_session_id=one)).status for one, key in found
         ] == [
             404,
             200,
@@ -61,33 +61,33 @@ async def test_what_was_abandoned_makes_room_for_its_own_client(autojump_clock: 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "host", "origin", "mcp-session-id"])
 async def test_a_header_that_decides_must_stand_there_once(name: str, autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
+    async with open_harness(keys()) as harness:
         fake = FakeExchange(
             json.dumps(tool_call(modern=False)).encode(),
             headers={"host": "localhost", "authorization": f"Bearer {ALICE}", "content-type": "application/json"},
         )
         fake.scope["headers"] += [(name.encode(), b"x"), (name.encode(), b"y")]
-        house.nursery.start_soon(house.face, fake.scope, fake.receive, fake.send)
+        harness.nursery.start_soon(harness.frontend, fake.scope, fake.receive, fake.send)
         await settle()
-        assert (fake.status, house.sent) == (400, 0)
+        assert (fake.status, harness.sent) == (400, 0)
         assert name in fake.body.decode()
 
 
 async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) -> None:
-    async with open_house(keys(), "a", "b") as house:
-        listening = await house.listen()
-        session = await house.initialize()
-        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
-        old = await house.start("GET", "/sse", key=ALICE)
+    async with open_harness(keys(), "a", "b") as harness:
+        listening = await harness.listen()
+        session = await harness.initialize()
+        stream = await harness.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        old = await harness.start("GET", "/sse", key=ALICE)
         narrow = make_config(keys(servers=["a"]), "a", "b").access
         assert narrow is not None
-        house.access.apply(narrow)
+        harness.access.apply(narrow)
         await settle()
         for exchange in (listening, stream):  # what they have listed does not hold any more
             assert b"notifications/tools/list_changed" in exchange.body
-        (subscription,) = house.answers.listeners
-        (kept,) = house.mcp.sse._streams.values()
-        (legacy,) = house.mcp.endpoint.sessions._sessions.values()
+        (subscription,) = harness.answers.listeners
+        (kept,) = harness.mcp.sse._streams.values()
+        (legacy,) = harness.mcp.endpoint.sessions._sessions.values()
         for scope in (subscription._caller.scope, kept.identity.scope, legacy.caller.scope):
             assert scope is not None
             assert scope.servers == ("a",)
@@ -95,15 +95,15 @@ async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) 
 
 
 async def test_streams_at_endpoints_that_are_closed_to_their_key_end(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        listening = await house.listen()
-        session = await house.initialize()
-        stream = await house.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
-        old = await house.start("GET", "/sse", key=ALICE)
-        other = await house.listen(key=BOB)
+    async with open_harness(keys()) as harness:
+        listening = await harness.listen()
+        session = await harness.initialize()
+        stream = await harness.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
+        old = await harness.start("GET", "/sse", key=ALICE)
+        other = await harness.listen(key=BOB)
         narrow = make_config(keys(views=["small"])).access
         assert narrow is not None
-        house.access.apply(narrow)
+        harness.access.apply(narrow)
         await settle()
         assert [exchange.ended for exchange in (listening, stream, old, other)] == [True, True, True, False]
 
@@ -111,16 +111,16 @@ async def test_streams_at_endpoints_that_are_closed_to_their_key_end(autojump_cl
 async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    async with open_house(keys(views=["small"])) as house:
-        audit = house.audit
+    async with open_harness(keys(views=["small"])) as harness:
+        audit = harness.audit
         audit.apply(AuditSettings())
-        await house.call(key=ALICE)
-        await house.call(key="wrong-key-of-somebody")
-        await house.call(key=BOB, origin="https://evil.example")
+        await harness.call(key=ALICE)
+        await harness.call(key="wrong-key-of-somebody")
+        await harness.call(key=BOB, origin="https://evil.example")
         for _ in range(100):
-            await house.call(key=None)
+            await harness.call(key=None)
         await trio.sleep(1_000)
-        await house.call(key=None)
+        await harness.call(key=None)
         audit.apply(None)
         lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
         assert [line["code"] for line in lines[:4]] == [403, 401, 403, 401]
@@ -131,18 +131,20 @@ async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
         assert "wrong-key" not in str(lines)
 
 
-async def test_calls_that_a_face_refuses_are_noted(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
-        audit = house.audit
+async def test_calls_that_a_frontend_refuses_are_audited(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_harness(keys()) as harness:
+        audit = harness.audit
         audit.apply(AuditSettings())
-        session = await house.initialize()
-        await house.call(session)
-        again = tool_call(modern=False, request_id=house._last_id)
-        assert (await house.start("POST", "/mcp", again, key=ALICE, mcp_session_id=session)).status == 400
-        (found,) = house.mcp.endpoint.sessions._sessions.values()
+        session = await harness.initialize()
+        await harness.call(session)
+        again = tool_call(modern=False, request_id=harness._last_id)
+        assert (await harness.start("POST", "/mcp", again, key=ALICE, mcp_session_id=session)).status == 400
+        (found,) = harness.mcp.endpoint.sessions._sessions.values()
         found.in_flight._most = 1
-        await house.call(session)
-        await house.answer()
+        await harness.call(session)
+        await harness.answer()
         audit.apply(None)
         lines = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
         assert [(line["outcome"], line.get("reason")) for line in lines] == [
@@ -188,10 +190,10 @@ async def test_an_application_that_stands_alone_follows_the_config() -> None:
 @pytest.mark.parametrize("path", ["/servers", "/tools"])
 async def test_nobody_reads_the_management_api_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
     """A proxy on the same machine makes everybody come from loopback."""
-    async with open_house({**keys(), "allow_hosts": ["gw.example"]}) as house:
+    async with open_harness({**keys(), "allow_hosts": ["gw.example"]}) as harness:
         for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):
-            assert (await house.start("GET", path, **headers)).status == 401
-            assert (await house.start("GET", path, key=ADMIN_TOKEN, **headers)).status == 200
+            assert (await harness.start("GET", path, **headers)).status == 401
+            assert (await harness.start("GET", path, key=ADMIN_TOKEN, **headers)).status == 200
 
 
 RIGHT, WRONG = ALICE.encode(), b"wrong"
@@ -237,17 +239,17 @@ async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_c
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async with open_house(keys()) as house:
+    async with open_harness(keys()) as harness:
         outcomes: dict[str, tuple[int, bytes]] = {}
         for place, app in {
             "mount": KeyCheck(passed, ALICE),
-            "/mcp": house.face,
-            "/sse": house.face,
+            "/mcp": harness.frontend,
+            "/sse": harness.frontend,
         }.items():
             one = exchange()
             if place == "/sse":
                 one.scope |= {"path": "/sse", "method": "GET"}
-            house.nursery.start_soon(app, one.scope, one.receive, one.send)
+            harness.nursery.start_soon(app, one.scope, one.receive, one.send)
             await settle()
             outcomes[place] = (one.status, one.body if one.status == 400 else b"")
         assert {status for status, _ in outcomes.values()} == {wanted}, outcomes
@@ -257,11 +259,11 @@ async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_c
 @pytest.mark.parametrize("path", ["/mcp", "/servers", "/health"])
 @pytest.mark.parametrize("name", ["host", "origin", "authorization", "x-api-key", "mcp-session-id"])
 async def test_a_repeated_header_that_decides_is_refused(path: str, name: str, autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as house:
+    async with open_harness(keys()) as harness:
         exchange = FakeExchange(method="GET", headers={"host": "localhost", "authorization": f"Bearer {ADMIN_TOKEN}"})
         given = dict(exchange.scope["headers"]).get(name.encode(), b"http://localhost")
         repeated = [(name.encode(), given)] * 2
         exchange.scope |= {"path": path, "headers": [*exchange.scope["headers"], *repeated]}
-        await house.face(exchange.scope, exchange.receive, exchange.send)
+        await harness.frontend(exchange.scope, exchange.receive, exchange.send)
         assert exchange.status == 400
         assert name in exchange.body.decode()

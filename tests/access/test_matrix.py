@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway.access.keys import hash_key
 from gateway.admin.operations import OPERATIONS
 from gateway.embed.native import open_gateway
-from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, MODERN_META, House, keys, make_config, open_house
+from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, MODERN_META, Harness, keys, make_config, open_harness
 from tests.support.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
@@ -182,25 +182,30 @@ def secrets_of(kind: Kind) -> list[bytes]:
 @pytest.mark.parametrize("name", KINDS)
 async def test_who_is_let_in(name: str, autojump_clock: MockClock) -> None:
     kind = KINDS[name]
-    async with open_house(access({"name": "gone", "hash": hash_key(REVOKED)}), send=send) as house:
+    async with open_harness(access({"name": "gone", "hash": hash_key(REVOKED)}), send=send) as harness:
         now = make_config(access()).access
         assert now is not None
-        house.access.apply(now)
-        before = state_of(house)
+        harness.access.apply(now)
+        before = state_of(harness)
         for endpoint in ENDPOINTS:
-            exchange = await ask(house.face, endpoint, kind)
+            exchange = await ask(harness.frontend, endpoint, kind)
             assert exchange.status == expected(endpoint, kind), (endpoint.method, endpoint.path)
             assert not any(secret in exchange.body for secret in secrets_of(kind)), endpoint.path
             if exchange.status == 401:
                 assert exchange.headers["www-authenticate"].startswith("Bearer"), endpoint.path
                 assert endpoint.body == b"" or exchange._incoming, endpoint.path  # the body was not read
         if not kind.lets_in:
-            assert state_of(house) == before
-        assert house.sent == 0
+            assert state_of(harness) == before
+        assert harness.sent == 0
 
 
-def state_of(house: House) -> object:
-    return (list(house.fleet.supervisors), house.mcp.sessions, house.reloader.counts.copy(), house.reloader.last)
+def state_of(harness: Harness) -> object:
+    return (
+        list(harness.fleet.supervisors),
+        harness.mcp.sessions,
+        harness.reloader.counts.copy(),
+        harness.reloader.last,
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)

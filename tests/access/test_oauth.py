@@ -20,7 +20,7 @@ from gateway.access import jwks, subjects, tokens
 from gateway.access.authority import AuthorityDown, fetch
 from gateway.access.resource import metadata, metadata_url
 from gateway.config.access import ResourceServer
-from tests.support.access import ALICE, House, keys, make_config, open_house
+from tests.support.access import ALICE, Harness, keys, make_config, open_harness
 from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import texts_of
 
@@ -33,9 +33,9 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
-def jwk(key: Any, key_id: str, **further: object) -> dict[str, Any]:
+def jwk(key: Any, key_id: str, **kwargs: object) -> dict[str, Any]:
     algorithm = RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else ECAlgorithm
-    return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": key_id, "use": "sig", **further}
+    return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": key_id, "use": "sig", **kwargs}
 
 
 class Server:
@@ -71,8 +71,8 @@ class Server:
         return 404, b"{}"
 
 
-def section(**further: Any) -> dict[str, Any]:
-    return {"oauth": {"issuer": ISSUER, "resource": RESOURCE, **further}, "allow_hosts": ["gw.example"]}
+def section(**kwargs: Any) -> dict[str, Any]:
+    return {"oauth": {"issuer": ISSUER, "resource": RESOURCE, **kwargs}, "allow_hosts": ["gw.example"]}
 
 
 def token(key: Any = EC_KEY, key_id: str | None = "e", algorithm: str = "ES256", **claims: Any) -> str:
@@ -87,22 +87,22 @@ def signed(claims: dict[str, Any]) -> str:
     return jwt.PyJWS().encode(json.dumps(claims).encode(), EC_KEY, algorithm="ES256", headers={"kid": "e"})
 
 
-def open_server(server: Server, **further: Any) -> Any:
-    return open_house(section(**further), send=server.send)
+def open_server(server: Server, **kwargs: Any) -> Any:
+    return open_harness(section(**kwargs), send=server.send)
 
 
-async def finish(house: House, exchange: FakeExchange) -> Any:
-    await house.answer()
+async def finish(harness: Harness, exchange: FakeExchange) -> Any:
+    await harness.answer()
     return json.loads(exchange.body)["result"]["content"][0]["text"]
 
 
 async def test_a_good_token_lets_in_and_its_subject_is_the_principal(autojump_clock: MockClock) -> None:
     server = Server()
-    async with open_server(server, algorithms=["ES256", "RS256"]) as house:
+    async with open_server(server, algorithms=["ES256", "RS256"]) as harness:
         for one in (token(), token(RSA_KEY, "r", "RS256"), token(aud=["x", RESOURCE])):
-            exchange = await house.call(key=one)
-            assert house.fakes["a"].session.working[0].call.caller.principal == "oauth:carol"
-            assert await finish(house, exchange) == "done"
+            exchange = await harness.call(key=one)
+            assert harness.fakes["a"].session.working[0].call.caller.principal == "oauth:carol"
+            assert await finish(harness, exchange) == "done"
         assert server.asked.count("https://login.example/keys") == 1
 
 
@@ -144,17 +144,17 @@ BAD = {
 
 async def test_bad_tokens_are_refused_without_work(autojump_clock: MockClock) -> None:
     server = Server()
-    async with open_server(server, algorithms=["ES256", "RS256"]) as house:
+    async with open_server(server, algorithms=["ES256", "RS256"]) as harness:
         for what, bad in BAD.items():
             exchange = FakeExchange(b"{}", headers={"host": "localhost", "content-type": "application/json"})
             exchange.scope["headers"].append((b"authorization", b"Bearer " + bad.encode("latin-1")))
-            house.nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
+            harness.nursery.start_soon(harness.frontend, exchange.scope, exchange.receive, exchange.send)
             await settle()
             assert exchange.status == 401, what
             assert exchange.headers["www-authenticate"].startswith('Bearer error="invalid_token"'), what
             assert f'resource_metadata="{METADATA}"' in exchange.headers["www-authenticate"]
             assert bad not in exchange.body.decode("latin-1"), what
-        assert house.sent == 0
+        assert harness.sent == 0
         assert server.asked.count("https://login.example/keys") == 1
 
 
@@ -162,10 +162,10 @@ async def test_a_secret_shared_with_nobody_is_no_key(autojump_clock: MockClock) 
     """The public key, or one of the kind `oct`, must not serve as the secret of an HMAC."""
     server = Server()
     server.keys = [{"kty": "oct", "k": "c2VjcmV0", "kid": "o", "alg": "HS256"}, jwk(EC_KEY, "e")]
-    async with open_server(server) as house:
+    async with open_server(server) as harness:
         forged = jwt.encode({"iss": ISSUER, "aud": RESOURCE, "sub": "c", "exp": NOW + 60}, "secret" * 9, "HS256")
-        assert (await house.call(key=tampered(forged, kid="o"))).status == 401
-        assert (await house.call(key=tampered(forged, kid="o", alg="ES256"))).status == 401
+        assert (await harness.call(key=tampered(forged, kid="o"))).status == 401
+        assert (await harness.call(key=tampered(forged, kid="o", alg="ES256"))).status == 401
 
 
 @pytest.mark.parametrize(
@@ -205,32 +205,32 @@ async def test_which_issuers_are_the_same(
         del settings["jwks_url"]
         server.issuer = given
         bearer = token(iss=configured)
-    async with open_server(server, **settings) as house:
-        exchange = await house.call(key=bearer)
+    async with open_server(server, **settings) as harness:
+        exchange = await harness.call(key=bearer)
         if same:
-            assert await finish(house, exchange) == "done"
+            assert await finish(harness, exchange) == "done"
         else:
             assert exchange.status == (503 if where == "metadata" else 401)
 
 
 async def test_a_missing_scope_is_named(autojump_clock: MockClock) -> None:
-    async with open_server(Server(), scopes=["mcp", "y"]) as house:
-        exchange = await house.call(key=token())
+    async with open_server(Server(), scopes=["mcp", "y"]) as harness:
+        exchange = await harness.call(key=token())
         assert exchange.status == 403
         assert exchange.headers["www-authenticate"] == (
             f'Bearer error="insufficient_scope", scope="mcp y", resource_metadata="{METADATA}"'
         )
-        assert await finish(house, await house.call(key=token(scope=None, scp=["y", "mcp"]))) == "done"
+        assert await finish(harness, await harness.call(key=token(scope=None, scp=["y", "mcp"]))) == "done"
 
 
 async def test_without_a_token_the_way_to_one_is_shown(autojump_clock: MockClock) -> None:
     shared = pytest.importorskip("mcp.shared.auth")
     routes = pytest.importorskip("mcp.server.auth.routes")
-    async with open_server(Server(), scopes=["mcp"]) as house:
-        refused = await house.call(key=None)
+    async with open_server(Server(), scopes=["mcp"]) as harness:
+        refused = await harness.call(key=None)
         assert refused.status == 401
         assert refused.headers["www-authenticate"] == f'Bearer scope="mcp", resource_metadata="{METADATA}"'
-        found = await house.start("GET", "/.well-known/oauth-protected-resource/mcp", host="gw.example")
+        found = await harness.start("GET", "/.well-known/oauth-protected-resource/mcp", host="gw.example")
         assert found.status == 200
         assert found.headers["access-control-allow-origin"] == "*"
         document = shared.ProtectedResourceMetadata.model_validate_json(found.body)
@@ -238,9 +238,9 @@ async def test_without_a_token_the_way_to_one_is_shown(autojump_clock: MockClock
         assert [str(one) for one in document.authorization_servers] == [ISSUER]
         assert str(routes.build_resource_metadata_url(document.resource)) == METADATA
         assert json.loads(found.body)["scopes_supported"] == ["mcp"]
-        elsewhere = await house.start("GET", "/.well-known/oauth-protected-resource/other")
+        elsewhere = await harness.start("GET", "/.well-known/oauth-protected-resource/other")
         assert elsewhere.status == 404
-        bad_host = await house.start("GET", "/.well-known/oauth-protected-resource/mcp", host="evil.example")
+        bad_host = await harness.start("GET", "/.well-known/oauth-protected-resource/mcp", host="evil.example")
         assert bad_host.status == 403
 
 
@@ -255,66 +255,66 @@ def test_where_the_metadata_are(resource: str) -> None:
 
 async def test_new_keys_are_fetched_when_a_token_names_one_but_not_often(autojump_clock: MockClock) -> None:
     server = Server()
-    async with open_server(server) as house:
-        await finish(house, await house.call(key=token()))
+    async with open_server(server) as harness:
+        await finish(harness, await harness.call(key=token()))
         server.keys = [jwk(OTHER_KEY, "new")]
         await trio.sleep(jwks.REFETCH_AFTER + 1)
         for _ in range(50):
-            assert (await house.call(key=token(key_id="nobody-knows"))).status == 401
-        assert await finish(house, await house.call(key=token(OTHER_KEY, "new"))) == "done"
+            assert (await harness.call(key=token(key_id="nobody-knows"))).status == 401
+        assert await finish(harness, await harness.call(key=token(OTHER_KEY, "new"))) == "done"
         assert server.asked.count("https://login.example/keys") == 2
         await trio.sleep(tokens.BELIEVED_FOR + 1)
-        assert (await house.call(key=token())).status == 401  # its key was taken back
+        assert (await harness.call(key=token())).status == 401  # its key was taken back
 
 
 async def test_a_server_that_is_down_is_not_the_tokens_fault(autojump_clock: MockClock) -> None:
     server = Server()
     server.down = True
-    async with open_server(server) as house:
+    async with open_server(server) as harness:
         for _ in range(9):
-            exchange = await house.call(key=token())
+            exchange = await harness.call(key=token())
             assert exchange.status == 503
             assert exchange.headers["retry-after"] == str(subjects.TRY_AGAIN)
         assert len(server.asked) == 1
         server.down = False
         await trio.sleep(jwks.REFETCH_AFTER)
-        assert await finish(house, await house.call(key=token())) == "done"
+        assert await finish(harness, await harness.call(key=token())) == "done"
         server.down = True
         await trio.sleep(jwks.FRESH)
-        assert await finish(house, await house.call(key=token())) == "done"  # what is known goes on to hold
+        assert await finish(harness, await harness.call(key=token())) == "done"  # what is known goes on to hold
 
 
 async def test_metadata_of_another_issuer_are_not_believed(autojump_clock: MockClock) -> None:
     server = Server()
     server.issuer = "https://evil.example"
-    async with open_server(server) as house:
-        assert (await house.call(key=token())).status == 503
+    async with open_server(server) as harness:
+        assert (await harness.call(key=token())).status == 503
         assert "https://login.example/keys" not in server.asked
 
 
 async def test_a_stream_ends_when_its_token_does(autojump_clock: MockClock) -> None:
-    async with open_server(Server(), leeway=1) as house:
+    async with open_server(Server(), leeway=1) as harness:
         short = token(exp=int(time.time()) + 100)
-        session = await house.initialize(short)
-        stream = await house.start("GET", "/mcp", key=short, mcp_session_id=session)
-        sse = await house.start("GET", "/sse", key=short)
-        listen = await house.listen(key=short)
-        call = await house.call(session, key=short)
+        session = await harness.initialize(short)
+        stream = await harness.start("GET", "/mcp", key=short, mcp_session_id=session)
+        sse = await harness.start("GET", "/sse", key=short)
+        listen = await harness.listen(key=short)
+        call = await harness.call(session, key=short)
         await trio.sleep(80)
         assert not any(one.ended for one in (stream, sse, listen, call))
         await trio.sleep(40)
         assert all(one.ended for one in (stream, sse, listen))
-        await house.answer()
+        await harness.answer()
         assert texts_of(call)[-1] == "done"  # what was let in goes on
-        again = await house.start("GET", "/mcp", key=token(), mcp_session_id=session)
+        again = await harness.start("GET", "/mcp", key=token(), mcp_session_id=session)
         assert again.status == 200
 
 
 async def test_sessions_are_the_subjects(autojump_clock: MockClock) -> None:
-    async with open_server(Server()) as house:
-        session = await house.initialize(token())
-        assert (await house.call(session, key=token(sub="dave"))).status == 404
-        assert await finish(house, await house.call(session, key=token(jti="another"))) == "done"
+    async with open_server(Server()) as harness:
+        session = await harness.initialize(token())
+        assert (await harness.call(session, key=token(sub="dave"))).status == 404
+        assert await finish(harness, await harness.call(session, key=token(jti="another"))) == "done"
 
 
 def by_jwt(server: Server, name: str, **claims: Any) -> str:
@@ -331,24 +331,24 @@ def by_introspection(server: Server, name: str, **claims: Any) -> str:
 async def test_a_subject_is_never_a_client_of_the_same_name(issue: Any, autojump_clock: MockClock) -> None:
     server = Server()
     settings = {"introspection": ASKED} if issue is by_introspection else {}
-    async with open_server(server, rate_limit={"per_second": 0.001, "burst": 2}, **settings) as house:
+    async with open_server(server, rate_limit={"per_second": 0.001, "burst": 2}, **settings) as harness:
         user = issue(server, "u", sub="same")
         client = issue(server, "c", client_id="same")
         both = issue(server, "b", sub="same", client_id="other")  # `sub` decides
         crafted = issue(server, "x", sub="-client:same")
         wanted = {user: "oauth:same", client: "oauth-client:same", both: "oauth:same", crafted: "oauth:-client:same"}
-        sessions = {one: await house.initialize(one) for one in (user, client, crafted)}
-        assert {principal.name for principal in house.access._all()} == set(wanted.values())
+        sessions = {one: await harness.initialize(one) for one in (user, client, crafted)}
+        assert {principal.name for principal in harness.access._all()} == set(wanted.values())
         for one, session in sessions.items():
             for other, name in wanted.items():
-                exchange = await house.start(
+                exchange = await harness.start(
                     "POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, key=other, mcp_session_id=session
                 )
                 assert exchange.status == (200 if wanted[one] == name else 404), (one, other)
         for _ in range(2):
-            assert await finish(house, await house.call(key=user)) == "done"
-        assert "rate_limit" in (await house.call(key=user)).body.decode()
-        assert await finish(house, await house.call(key=client)) == "done"
+            assert await finish(harness, await harness.call(key=user)) == "done"
+        assert "rate_limit" in (await harness.call(key=user)).body.decode()
+        assert await finish(harness, await harness.call(key=client)) == "done"
 
 
 @pytest.mark.parametrize(
@@ -359,47 +359,47 @@ async def test_a_subject_is_never_a_client_of_the_same_name(issue: Any, autojump
 async def test_a_token_of_nobody_is_refused(issue: Any, claims: dict[str, Any], autojump_clock: MockClock) -> None:
     server = Server()
     settings = {"introspection": ASKED} if issue is by_introspection else {}
-    async with open_server(server, **settings) as house:
-        assert (await house.call(key=issue(server, "t", **claims))).status == 401
+    async with open_server(server, **settings) as harness:
+        assert (await harness.call(key=issue(server, "t", **claims))).status == 401
 
 
 async def test_keys_and_tokens_side_by_side(autojump_clock: MockClock) -> None:
     access = {**keys(), **section(tools=["a.y"])}
-    async with open_house(access, send=Server().send) as house:
-        assert await finish(house, await house.call(key=ALICE)) == "done"
-        denied = json.loads((await house.call(key=token())).body)
+    async with open_harness(access, send=Server().send) as harness:
+        assert await finish(harness, await harness.call(key=ALICE)) == "done"
+        denied = json.loads((await harness.call(key=token())).body)
         assert denied["error"]["message"] == "Unknown tool: a.x"
-        assert await finish(house, await house.call(key=token(), name="a.y")) == "done"
-        by_header = await house.start("POST", "/mcp", {}, x_api_key=token())
+        assert await finish(harness, await harness.call(key=token(), name="a.y")) == "done"
+        by_header = await harness.start("POST", "/mcp", {}, x_api_key=token())
         assert by_header.status == 401  # tokens come as tokens do
 
 
 async def test_other_settings_end_who_came_by_the_old_ones(autojump_clock: MockClock) -> None:
-    async with open_server(Server()) as house:
-        exchange = await house.call(key=token())
-        house.access.apply(make_config(section(max_concurrency=1)).access)
-        assert "max_concurrency" in json.loads((await house.call(key=token())).body)["error"]["message"]
+    async with open_server(Server()) as harness:
+        exchange = await harness.call(key=token())
+        harness.access.apply(make_config(section(max_concurrency=1)).access)
+        assert "max_concurrency" in json.loads((await harness.call(key=token())).body)["error"]["message"]
         assert not exchange.ended
-        house.access.apply(make_config(section(leeway=5)).access)
+        harness.access.apply(make_config(section(leeway=5)).access)
         await settle()
         assert exchange.ended
-        assert house.access._subjects is not None
-        assert house.access._subjects.all() == []
+        assert harness.access._subjects is not None
+        assert harness.access._subjects.all() == []
 
 
 async def test_no_more_subjects_are_known_than_said(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subjects, "MAX_SUBJECTS", 3)
     monkeypatch.setattr(tokens, "MAX_KNOWN", 2)
-    async with open_server(Server()) as house:
-        busy = [await house.call(key=token(sub=f"s{number}")) for number in range(3)]
-        assert (await house.call(key=token(sub="one too many"))).status == 503
-        await finish(house, busy[0])
-        more = await house.call(key=token(sub="another"))
-        assert house.access._subjects is not None
-        assert [one.name for one in house.access._subjects.all()] == ["oauth:s1", "oauth:s2", "oauth:another"]
-        assert len(house.access._subjects._tokens._known) <= 2
+    async with open_server(Server()) as harness:
+        busy = [await harness.call(key=token(sub=f"s{number}")) for number in range(3)]
+        assert (await harness.call(key=token(sub="one too many"))).status == 503
+        await finish(harness, busy[0])
+        more = await harness.call(key=token(sub="another"))
+        assert harness.access._subjects is not None
+        assert [one.name for one in harness.access._subjects.all()] == ["oauth:s1", "oauth:s2", "oauth:another"]
+        assert len(harness.access._subjects._tokens._known) <= 2
         for _ in range(3):
-            await house.answer()
+            await harness.answer()
         assert more.ended
 
 
@@ -410,19 +410,19 @@ GOOD = {"sub": "carol", "aud": RESOURCE, "scope": "mcp"}
 async def test_introspection(autojump_clock: MockClock) -> None:
     server = Server()
     server.active = {"opaque": GOOD}
-    async with open_server(server, introspection=ASKED, scopes=["mcp"]) as house:
+    async with open_server(server, introspection=ASKED, scopes=["mcp"]) as harness:
         for _ in range(3):
-            assert await finish(house, await house.call(key="opaque")) == "done"
+            assert await finish(harness, await harness.call(key="opaque")) == "done"
         assert len(server.asked) == 1
         scheme, _, pair = server.headers[0]["authorization"].partition(" ")
         assert (scheme, base64.b64decode(pair)) == ("Basic", b"gw%26:s3cr3t%26%3D%3A")
-        assert (await house.call(key="other")).status == 401
+        assert (await harness.call(key="other")).status == 401
         del server.active["opaque"]  # revoked, which is believed soon
         await trio.sleep(21)
-        assert (await house.call(key="opaque")).status == 401
+        assert (await harness.call(key="opaque")).status == 401
         server.down = True
-        assert (await house.call(key="more")).status == 503
-        assert SECRET not in repr(house.access.settings)
+        assert (await harness.call(key="more")).status == 503
+        assert SECRET not in repr(harness.access.settings)
 
 
 @pytest.mark.parametrize(
@@ -442,18 +442,18 @@ async def test_introspection(autojump_clock: MockClock) -> None:
 async def test_what_introspection_says_is_checked(claims: dict[str, Any], autojump_clock: MockClock) -> None:
     server = Server()
     server.active = {"opaque": {**GOOD, **claims}}
-    async with open_server(server, introspection=ASKED) as house:
-        assert (await house.call(key="opaque")).status == 401
+    async with open_server(server, introspection=ASKED) as harness:
+        assert (await harness.call(key="opaque")).status == 401
 
 
 async def test_introspections_at_once_are_bounded(autojump_clock: MockClock) -> None:
     server = Server()
     server.hold = trio.Event()
-    async with open_server(server, introspection=ASKED) as house:
+    async with open_server(server, introspection=ASKED) as harness:
         room = tokens.MAX_ASKED + tokens.MAX_WAITING
-        waiting = [await house.call(key=f"t{number}") for number in range(room)]
+        waiting = [await harness.call(key=f"t{number}") for number in range(room)]
         assert len(server.asked) == tokens.MAX_ASKED
-        assert (await house.call(key="one more")).status == 503
+        assert (await harness.call(key="one more")).status == 503
         server.hold.set()
         await settle()
         assert {one.status for one in waiting} == {401}
@@ -462,23 +462,23 @@ async def test_introspections_at_once_are_bounded(autojump_clock: MockClock) -> 
 async def test_junk_from_one_address_leaves_turns_for_others(autojump_clock: MockClock) -> None:
     server = Server()
     server.active = {"good": GOOD}
-    async with open_server(server, introspection=ASKED) as house:
+    async with open_server(server, introspection=ASKED) as harness:
         server.hold = trio.Event()  # the authorization server is slow
         share = tokens.ADDRESS_ASKED + tokens.ADDRESS_WAITING
-        junk = [await house.call(key=f"junk{number}", address="192.0.2.1") for number in range(3 * share)]
+        junk = [await harness.call(key=f"junk{number}", address="192.0.2.1") for number in range(3 * share)]
         assert len(server.asked) == tokens.ADDRESS_ASKED
         refused = [one for one in junk if one.ended]
         assert len(refused) == 2 * share
         assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, str(subjects.TRY_AGAIN))}
-        good = await house.call(key="good", address="192.0.2.2")
+        good = await harness.call(key="good", address="192.0.2.2")
         assert len(server.asked) == tokens.ADDRESS_ASKED + 1
         server.hold.set()
         server.hold = None
         await settle()
-        assert await finish(house, good) == "done"
-        assert house.access._subjects is not None
-        turns = house.access._subjects._tokens._turns
-        assert (turns._waiting, dict(turns._present), turns._by_address) == (0, {}, {})
+        assert await finish(harness, good) == "done"
+        assert harness.access._subjects is not None
+        slots = harness.access._subjects._tokens._slots
+        assert (slots._waiting, dict(slots._present), slots._by_address) == (0, {}, {})
 
 
 FIRST = "192.0.2.1"
@@ -507,10 +507,10 @@ async def test_which_requests_share_a_bound(
 ) -> None:
     server = Server()
     server.hold = trio.Event()
-    async with open_server(server, introspection=ASKED) as house:
+    async with open_server(server, introspection=ASKED) as harness:
         for number in range(tokens.ADDRESS_ASKED):
-            await house.call(key=f"t{number}", **first)
-        await house.call(key="one more", **second)
+            await harness.call(key=f"t{number}", **first)
+        await harness.call(key="one more", **second)
         assert len(server.asked) == tokens.ADDRESS_ASKED + (not same)
         server.hold.set()
         await settle()
@@ -524,40 +524,40 @@ async def test_a_refused_token_is_remembered_for_a_short_time(claims: Any, autoj
     server = Server()
     if claims is not None:
         server.active["t"] = {**GOOD, **claims}
-    async with open_server(server, introspection=ASKED) as house:
-        bodies = {(one.status, one.body) for one in [await house.call(key="t") for _ in range(5)]}
+    async with open_server(server, introspection=ASKED) as harness:
+        bodies = {(one.status, one.body) for one in [await harness.call(key="t") for _ in range(5)]}
         assert [status for status, _ in bodies] == [401]
         assert len(server.asked) == 1
         server.active["t"] = GOOD
         await trio.sleep(tokens.REFUSED_FOR - 0.1)
-        assert (await house.call(key="t")).status == 401
+        assert (await harness.call(key="t")).status == 401
         await trio.sleep(0.2)
-        assert await finish(house, await house.call(key="t")) == "done"
+        assert await finish(harness, await harness.call(key="t")) == "done"
         assert len(server.asked) == 2
 
 
 async def test_no_refusal_is_remembered_longer_than_the_config_says(autojump_clock: MockClock) -> None:
     server = Server()
-    async with open_server(server, introspection={**ASKED, "cache": 1}) as house:
-        assert (await house.call(key="t")).status == 401
+    async with open_server(server, introspection={**ASKED, "cache": 1}) as harness:
+        assert (await harness.call(key="t")).status == 401
         server.active["t"] = GOOD
         await trio.sleep(1)
-        assert await finish(house, await house.call(key="t")) == "done"
+        assert await finish(harness, await harness.call(key="t")) == "done"
 
 
 async def test_refused_tokens_are_bounded(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MAX_REFUSED", 3)
     server = Server()
-    async with open_server(server, introspection=ASKED) as house:
+    async with open_server(server, introspection=ASKED) as harness:
         for number in range(10):
-            assert (await house.call(key=f"t{number}")).status == 401
-        assert house.access._subjects is not None
-        assert len(house.access._subjects._tokens._refused) == 3
+            assert (await harness.call(key=f"t{number}")).status == 401
+        assert harness.access._subjects is not None
+        assert len(harness.access._subjects._tokens._refused) == 3
         server.down = True  # which is no verdict on a token
-        assert (await house.call(key="new")).status == 503
+        assert (await harness.call(key="new")).status == 503
         server.down = False
         server.active["new"] = GOOD
-        assert await finish(house, await house.call(key="new")) == "done"
+        assert await finish(harness, await harness.call(key="new")) == "done"
 
 
 @pytest.mark.parametrize("fate", ["good", "bad", "down", "left"])
@@ -566,13 +566,13 @@ async def test_requests_with_the_same_token_share_one_introspection(fate: str, a
     server.hold = trio.Event()
     server.down = fate == "down"
     server.active = {} if fate == "bad" else {"t": GOOD}
-    async with open_server(server, introspection=ASKED) as house:
+    async with open_server(server, introspection=ASKED) as harness:
         async with trio.open_nursery() as nursery:
-            everything = house.nursery
-            house.nursery = nursery
-            first = await house.call(key="t", address=FIRST)
-            house.nursery = everything
-            others = [await house.call(key="t", address=FIRST) for _ in range(30)]
+            everything = harness.nursery
+            harness.nursery = nursery
+            first = await harness.call(key="t", address=FIRST)
+            harness.nursery = everything
+            others = [await harness.call(key="t", address=FIRST) for _ in range(30)]
             assert len(server.asked) == 1
             if fate == "left":  # another request asks in its place
                 nursery.cancel_scope.cancel()
@@ -580,13 +580,13 @@ async def test_requests_with_the_same_token_share_one_introspection(fate: str, a
                 server.hold.set()
                 await settle()
                 for _ in range(31 if fate == "good" else 0):
-                    await house.answer()
+                    await harness.answer()
         if fate == "left":
             await settle()
             server.hold.set()
             await settle()
             for _ in range(30):
-                await house.answer()
+                await harness.answer()
         assert len(server.asked) == (2 if fate == "left" else 1)
         found = {one.status for one in ([] if fate == "left" else [first]) + others}
         assert found == {{"good": 200, "left": 200, "bad": 401, "down": 503}[fate]}

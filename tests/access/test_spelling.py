@@ -26,7 +26,7 @@ from gateway.eras.methods import Kind
 from gateway.eras.param_headers import find_second_argument
 from gateway.errors import MAX_REASON
 from gateway.frontends.stdio import StdioFrontend
-from tests.support.access import ALICE, HELLO, MODERN_META, House, keys, modern_headers, running
+from tests.support.access import ALICE, HELLO, MODERN_META, Harness, keys, modern_headers, running
 from tests.support.fakes import FakeExchange, public_names, settle
 
 if TYPE_CHECKING:
@@ -190,11 +190,11 @@ def config_for(limit: str | None) -> Any:
 
 
 @asynccontextmanager
-async def open_limited(limit: str | None) -> AsyncGenerator[tuple[House, str]]:
-    house = House(config_for(limit))
+async def open_limited(limit: str | None) -> AsyncGenerator[tuple[Harness, str]]:
+    harness = Harness(config_for(limit))
     with trio.fail_after(1e7):  # of the clock that jumps
-        async with running(house):
-            yield house, "/small" if limit == "view" else ""
+        async with running(harness):
+            yield harness, "/small" if limit == "view" else ""
 
 
 def call(members: bytes, *, modern: bool, request_id: int = 1) -> bytes:
@@ -202,9 +202,9 @@ def call(members: bytes, *, modern: bool, request_id: int = 1) -> bytes:
     return b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{%b%b}}' % (request_id, members, own)
 
 
-async def start_session(house: House, path: str, version: str = "2025-11-25") -> dict[str, str]:
+async def start_session(harness: Harness, path: str, version: str = "2025-11-25") -> dict[str, str]:
     hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {**HELLO, "protocolVersion": version}}
-    exchange = await house.start("POST", path, hello, key=ALICE)
+    exchange = await harness.start("POST", path, hello, key=ALICE)
     return {"mcp_session_id": exchange.headers["mcp-session-id"]}
 
 
@@ -218,57 +218,59 @@ def problem_in(body: bytes) -> tuple[int, Any]:
 async def test_a_limited_client_is_refused_over_http(
     limit: str, way: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    async with open_limited(limit) as (house, below):
-        house.audit.apply(AuditSettings())
-        path, headers = await open_way(house, way, below)
+    async with open_limited(limit) as (harness, below):
+        harness.audit.apply(AuditSettings())
+        path, headers = await open_way(harness, way, below)
         for members in TWICE:
             body = call(members, modern=way == "modern")
-            exchange = await house.start("POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers)
+            exchange = await harness.start(
+                "POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers
+            )
             assert (exchange.status, problem_in(exchange.body)) == (400, (-32602, 1)), members
-        assert house.sent == 0
+        assert harness.sent == 0
         noted = [record.__dict__["fields"] for record in caplog.records if record.name == "gateway.audit"]
         assert [(line["outcome"], line["principal"]) for line in noted] == [("refused", "alice")] * len(TWICE)
-        house.audit.apply(None)
+        harness.audit.apply(None)
         plain = call(b'"name":"a.x"', modern=way == "modern")
-        await house.start("POST", path, b"[%b]" % plain if "batch" in way else plain, key=ALICE, **headers)
-        assert house.sent == 1
+        await harness.start("POST", path, b"[%b]" % plain if "batch" in way else plain, key=ALICE, **headers)
+        assert harness.sent == 1
 
 
-async def open_way(house: House, way: str, below: str) -> tuple[str, dict[str, str]]:
+async def open_way(harness: Harness, way: str, below: str) -> tuple[str, dict[str, str]]:
     """The path and the headers of requests that come this way."""
     version = "2025-03-26" if "batch" in way else "2025-11-25"
     if way == "modern":
         return f"/mcp{below}", modern_headers("a.x")
     if not way.startswith("sse"):
-        return f"/mcp{below}", await start_session(house, f"/mcp{below}", version)
-    stream = await house.start("GET", f"/sse{below}", key=ALICE)
+        return f"/mcp{below}", await start_session(harness, f"/mcp{below}", version)
+    stream = await harness.start("GET", f"/sse{below}", key=ALICE)
     path = stream.body.decode().split("data: ")[1].split("\r\n")[0]
     hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {**HELLO, "protocolVersion": version}}
-    await house.start("POST", path, hello, key=ALICE)
+    await harness.start("POST", path, hello, key=ALICE)
     return path, {}
 
 
 @pytest.mark.parametrize("way", ["legacy", "modern", "batch", "sse"])
 async def test_for_a_client_without_limits_members_pass_as_they_are(way: str, autojump_clock: MockClock) -> None:
-    async with open_limited(None) as (house, below):
-        path, headers = await open_way(house, way, below)
+    async with open_limited(None) as (harness, below):
+        path, headers = await open_way(harness, way, below)
         members = b'"name":"a.x","NAME":"y","arguments":{"a":1,"A":1.0,"a":2}, "x":1'
         body = call(members, modern=way == "modern")
-        await house.start("POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers)
-        (ticket,) = house.fakes["a"].session.working
+        await harness.start("POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers)
+        (pending,) = harness.fakes["a"].session.working
         hop = requests.Hop(era=Era.LEGACY, client_info=jsonrpc.EMPTY_OBJECT)
-        sent = requests.backend_params(ticket.call, "x", None, hop)
+        sent = requests.backend_params(pending.call, "x", None, hop)
         assert sent == b'{"name":"x","NAME":"y","arguments":{"a":1,"A":1.0,"a":2},"x":1}'
 
 
 @pytest.mark.parametrize("limit", [*EXCLUSIONS, "view", None])
 async def test_a_client_on_stdio_is_refused_too(limit: str | None, autojump_clock: MockClock) -> None:
-    async with open_limited(limit) as (house, _):
+    async with open_limited(limit) as (harness, _):
         theirs_in, ours_in = os.pipe()
         ours_out, theirs_out = os.pipe()
         scope = Scope(view="small") if limit == "view" else None
         identity = msgspec.structs.replace(ANYBODY, scope=scope)
-        house.nursery.start_soon(StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event(), identity).run)
+        harness.nursery.start_soon(StdioFrontend(harness.answers, theirs_in, theirs_out, trio.Event(), identity).run)
         hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
         lines = [json.dumps(hello).encode(), *(call(one, modern=False, request_id=7) for one in TWICE[:1])]
         lines += [call(one, modern=True, request_id=8) for one in TWICE[:1]]
@@ -280,8 +282,8 @@ async def test_a_client_on_stdio_is_refused_too(limit: str | None, autojump_cloc
             answers = [json.loads(line) for line in (await stdout.receive_some()).splitlines()]
             errors = [(one["error"]["code"], one["id"]) for one in answers if "error" in one]
             assert errors == ([] if limit is None else [(-32602, 7), (-32602, 8), (-32602, None), (-32602, None)])
-            assert house.sent == (2 if limit is None else 0)
-            house.nursery.cancel_scope.cancel()
+            assert harness.sent == (2 if limit is None else 0)
+            harness.nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
@@ -296,28 +298,28 @@ async def test_a_client_on_stdio_is_refused_too(limit: str | None, autojump_cloc
     ],
 )
 async def test_notifications_and_responses_are_refused(message: bytes, autojump_clock: MockClock) -> None:
-    async with open_limited("servers") as (house, _):
-        headers = await start_session(house, "/mcp")
-        exchange = await house.start("POST", "/mcp", message, key=ALICE, **headers)
+    async with open_limited("servers") as (harness, _):
+        headers = await start_session(harness, "/mcp")
+        exchange = await harness.start("POST", "/mcp", message, key=ALICE, **headers)
         assert (exchange.status, problem_in(exchange.body)) == (400, (-32602, None))
-        assert house.fakes["a"].session.upkeep.passed_on == []
+        assert harness.fakes["a"].session.upkeep.passed_on == []
 
 
 async def test_a_program_that_offers_some_tools_limits_its_clients(autojump_clock: MockClock) -> None:
-    async with open_limited(None) as (house, _):
-        assert not house.fleet.is_limited(None)
-        assert house.fleet.offer({}) == []
-        assert house.fleet.is_limited(None)
-        house.fleet.offer(None)
-        assert not house.fleet.is_limited(None)
+    async with open_limited(None) as (harness, _):
+        assert not harness.fleet.is_limited(None)
+        assert harness.fleet.offer({}) == []
+        assert harness.fleet.is_limited(None)
+        harness.fleet.offer(None)
+        assert not harness.fleet.is_limited(None)
 
 
 async def test_limits_follow_the_config(autojump_clock: MockClock) -> None:
-    async with open_limited(None) as (house, _):
-        await house.fleet.apply(config_for("exclude"))
-        assert house.fleet.is_limited(None)
-        await house.fleet.apply(config_for(None))
-        assert not house.fleet.is_limited(None)
+    async with open_limited(None) as (harness, _):
+        await harness.fleet.apply(config_for("exclude"))
+        assert harness.fleet.is_limited(None)
+        await harness.fleet.apply(config_for(None))
+        assert not harness.fleet.is_limited(None)
 
 
 # -- methods, headers, and what backends say ---------------------------------------------------------------------------
@@ -337,22 +339,22 @@ async def test_limits_follow_the_config(autojump_clock: MockClock) -> None:
     ],
 )
 async def test_no_request_is_passed_on_as_a_notification(method: str, passes: bool, autojump_clock: MockClock) -> None:
-    async with open_limited("exclude") as (house, _):
-        headers = await start_session(house, "/mcp")
+    async with open_limited("exclude") as (harness, _):
+        headers = await start_session(harness, "/mcp")
         message = {"jsonrpc": "2.0", "method": method, "params": {"name": "y"}}
-        exchange: FakeExchange = await house.start("POST", "/mcp", message, key=ALICE, **headers)
+        exchange: FakeExchange = await harness.start("POST", "/mcp", message, key=ALICE, **headers)
         assert exchange.status == 202
-        assert house.fakes["a"].session.upkeep.passed_on == ([(method, b'{"name": "y"}')] if passes else [])
+        assert harness.fakes["a"].session.upkeep.passed_on == ([(method, b'{"name": "y"}')] if passes else [])
 
 
 async def test_methods_of_mcp_in_another_case_are_not_served(autojump_clock: MockClock) -> None:
-    async with open_limited("exclude") as (house, _):
-        headers = await start_session(house, "/mcp")
+    async with open_limited("exclude") as (harness, _):
+        headers = await start_session(harness, "/mcp")
         for method in ("Tools/call", "TOOLS/CALL", "tool\u017f/call", "PING"):
             message = {"jsonrpc": "2.0", "id": method, "method": method, "params": {"name": "y"}}
-            exchange = await house.start("POST", "/mcp", message, key=ALICE, **headers)
+            exchange = await harness.start("POST", "/mcp", message, key=ALICE, **headers)
             assert problem_in(exchange.body) == (-32601, method)
-        assert house.sent == 0
+        assert harness.sent == 0
 
 
 @pytest.mark.parametrize(

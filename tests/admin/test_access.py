@@ -12,7 +12,7 @@ import trio
 from gateway.admin.access import FORWARDED
 from gateway.admin.operations import OPERATIONS
 from gateway.frontends.http.listen_address import ListenAddress
-from tests.support.access import ADMIN_TOKEN, ALICE, House, keys, make_config, running
+from tests.support.access import ADMIN_TOKEN, ALICE, Harness, keys, make_config, running
 from tests.support.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-async def ask(house: House, way: str, method: str, path: str, credentials: dict[str, str]) -> FakeExchange:
+async def ask(harness: Harness, way: str, method: str, path: str, credentials: dict[str, str]) -> FakeExchange:
     """One request, from its beginning to its end."""
     given = {"host": "localhost", **WAYS[way], **credentials}
     headers = {name.replace("_", "-"): value for name, value in given.items()}
@@ -50,7 +50,7 @@ async def ask(house: House, way: str, method: str, path: str, credentials: dict[
     exchange = FakeExchange(body, method=method, headers={**headers, "content-type": "application/json"})
     exchange.scope |= {"path": path, "query_string": b""}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(house.face, exchange.scope, exchange.receive, exchange.send)
+        nursery.start_soon(harness.frontend, exchange.scope, exchange.receive, exchange.send)
         if path == "/events":
             await settle()
             exchange.gone.set()
@@ -62,40 +62,40 @@ def path_of(operation: Operation) -> str:
     return operation.path if before == operation.path else f"{before}a{after}"
 
 
-def make_house(section: str, way: str) -> House:
+def make_harness(section: str, way: str) -> Harness:
     access = SECTIONS[section]
     if way == "another host":
         access = {**(access or {}), "allow_hosts": ["gw.example"]}
     binding = ListenAddress(uds=Path("/run/s")) if way == "unix socket" else ListenAddress()
-    return House(make_config(access), binding.admin_host)
+    return Harness(make_config(access), binding.admin_host)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("section", SECTIONS)
 async def test_who_may_use_which_endpoint(section: str, way: str, autojump_clock: MockClock) -> None:
-    house = make_house(section, way)
+    harness = make_harness(section, way)
     is_open = section == "no access" and way in {"loopback", "unix socket"}
-    async with running(house):
+    async with running(harness):
         for name, credentials in CREDENTIALS.items():
             may_read = is_open or name == "admin token"
             for one in OPERATIONS:
                 if name == "admin token" and one.access == "change":
                     continue  # the test of the API itself shows what those do
                 path = path_of(one)
-                exchange = await ask(house, way, one.method, path, credentials)
+                exchange = await ask(harness, way, one.method, path, credentials)
                 may = {"open": True, "read": may_read, "change": False}[one.access]
                 assert exchange.status == (200 if may else 401), (name, one.path)
                 if one.name == "health":
                     assert ("backends" in json.loads(exchange.body)) is may_read, name
-        assert list(house.fleet.supervisors) == ["a"]
-        changed = await ask(house, way, "POST", "/servers/a/restart", CREDENTIALS["admin token"])
+        assert list(harness.fleet.supervisors) == ["a"]
+        changed = await ask(harness, way, "POST", "/servers/a/restart", CREDENTIALS["admin token"])
         assert changed.status == 200
 
 
 async def test_a_head_request_reads_too(autojump_clock: MockClock) -> None:
-    house = make_house("keys", "loopback")
-    async with running(house):
+    harness = make_harness("keys", "loopback")
+    async with running(harness):
         for one in OPERATIONS:
             if one.access == "read":
-                exchange = await ask(house, "loopback", "HEAD", path_of(one), {})
+                exchange = await ask(harness, "loopback", "HEAD", path_of(one), {})
                 assert exchange.status == 401, one.path

@@ -20,7 +20,7 @@ from gateway.config import parse_config
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, ConfigError
 from gateway.store import Store
-from tests.support.admin import BEARER, CONFIG, JSON, SECRET, TOKEN, House, open_house
+from tests.support.admin import BEARER, CONFIG, JSON, SECRET, TOKEN, Harness, open_harness
 from tests.support.fakes import LEGACY_CALLER, FakeExchange, make_call, make_listing, settle
 from tests.support.log_events import logged_events
 
@@ -37,41 +37,41 @@ GUARDED = {"keys": [{"name": "alice", "hash": "sha256:" + "0" * 64}]}
 
 
 async def test_guarantee_g8_health_servers_and_tools(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        status, health = await house.ask("GET", "/health", headers={})
+    async with open_harness(tmp_path) as harness:
+        status, health = await harness.ask("GET", "/health", headers={})
         assert (status, health["status"], health["servers"]) == (200, "ok", ["a", "b"])
         assert health["backends"]["a"]["state"] == "ready"
-        status, servers = await house.ask("GET", "/servers", headers={})
+        status, servers = await harness.ask("GET", "/servers", headers={})
         assert (status, servers["servers"]) == (200, ["a", "b", "off"])
         assert {name: line["state"] for name, line in servers["details"].items()} == {
             "a": "ready", "b": "ready", "off": "disabled",
         }  # fmt: skip
-        assert await house.ask("GET", "/tools", headers={}) == (200, {"tools": {"a": ["a.x"], "b": ["b.x"]}})
+        assert await harness.ask("GET", "/tools", headers={}) == (200, {"tools": {"a": ["a.x"], "b": ["b.x"]}})
 
 
 async def test_guarantee_g8_post_adds_and_replaces(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         body = {"mcpServers": {"c": {"command": "run-c"}, "a": {"command": "other"}}}
-        assert await house.ask("POST", "/servers", body) == (200, {"added": ["c", "a"]})
-        _, tools = await house.ask("GET", "/tools")
+        assert await harness.ask("POST", "/servers", body) == (200, {"added": ["c", "a"]})
+        _, tools = await harness.ask("GET", "/tools")
         assert tools["tools"] == {"a": ["a.x"], "b": ["b.x"], "c": ["c.x"]}
-        assert house.fleet.supervisors["a"].config.command == "other"
-        assert house.starts == {"a": 2, "b": 1, "c": 1, "off": 0}
+        assert harness.fleet.supervisors["a"].config.command == "other"
+        assert harness.starts == {"a": 2, "b": 1, "c": 1, "off": 0}
 
 
 async def test_guarantee_g8_delete_removes_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        assert await house.ask("DELETE", "/servers/a") == (200, {"removed": "a"})
-        assert (await house.ask("GET", "/tools"))[1] == {"tools": {"b": ["b.x"]}}
-        status, answer = await house.ask("DELETE", "/servers/a")
+    async with open_harness(tmp_path) as harness:
+        assert await harness.ask("DELETE", "/servers/a") == (200, {"removed": "a"})
+        assert (await harness.ask("GET", "/tools"))[1] == {"tools": {"b": ["b.x"]}}
+        status, answer = await harness.ask("DELETE", "/servers/a")
         assert (status, answer["code"]) == (404, "unknown_server")
         assert "'a'" in answer["error"]
 
 
 async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        house.fakes["c"].fail(1)
-        answer = await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
+    async with open_harness(tmp_path) as harness:
+        harness.fakes["c"].fail(1)
+        answer = await harness.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
         assert answer == (200, {"added": ["c"], "not_ready": {"c": "exited with status 1"}})
 
 
@@ -79,9 +79,9 @@ async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_
 async def test_a_byte_order_mark_before_a_body_is_skipped(
     before: bytes, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         body = before + json.dumps({"mcpServers": {"c": {"command": "run-c"}}}).encode()
-        assert (await house.ask("POST", "/servers", body))[0] == 200
+        assert (await harness.ask("POST", "/servers", body))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ async def test_a_byte_order_mark_before_a_body_is_skipped(
 async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway(
     server: dict[str, object], tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
-        status, answer = await house.ask("POST", "/servers", json.dumps({"mcpServers": {"c": server}}).encode())
+    async with open_harness(tmp_path) as harness:
+        status, answer = await harness.ask("POST", "/servers", json.dumps({"mcpServers": {"c": server}}).encode())
         assert status == 422
         assert "holds half of a surrogate pair" in answer["details"][0]
 
@@ -110,11 +110,11 @@ async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway
 async def test_guarantee_g9_bad_json_is_400_and_changes_nothing(
     body: bytes, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
-        status, answer = await house.ask("POST", "/servers", body)
+    async with open_harness(tmp_path) as harness:
+        status, answer = await harness.ask("POST", "/servers", body)
         assert status == 400
         assert answer["error"].startswith("Invalid JSON payload: ")
-        assert (house.starts, house.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
+        assert (harness.starts, harness.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ async def test_guarantee_g9_bad_json_is_400_and_changes_nothing(
 async def test_guarantee_g9_a_bad_config_is_422_and_changes_nothing(
     body: Any, named: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
-        status, answer = await house.ask("POST", "/servers", body)
+    async with open_harness(tmp_path) as harness:
+        status, answer = await harness.ask("POST", "/servers", body)
         assert (status, answer["error"], answer["code"]) == (422, "Invalid server configuration.", "invalid_config")
         assert any(named in detail for detail in answer["details"])
-        assert list(house.fleet.supervisors) == ["a", "b"]
-        assert (house.starts, house.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
+        assert list(harness.fleet.supervisors) == ["a", "b"]
+        assert (harness.starts, harness.source.overlay.changes) == ({"a": 1, "b": 1, "c": 0, "off": 0}, {})
 
 
 # -- who may -----------------------------------------------------------------------------------------------------------
@@ -163,103 +163,103 @@ READS = [
 async def test_a_change_needs_the_token(
     method: str, path: str, given: Any, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
-        exchange = await house.exchange(method, path, CONFIG, headers={**JSON, **given})
+    async with open_harness(tmp_path) as harness:
+        exchange = await harness.exchange(method, path, CONFIG, headers={**JSON, **given})
         assert (exchange.status, exchange.headers["www-authenticate"]) == (401, "Bearer")
         answer = json.loads(exchange.body)
         assert "--admin-token" in answer["hint"]
         assert TOKEN not in str(answer)
         assert len(exchange._incoming) == 1  # the body was not even read
-        assert (house.starts["a"], list(house.fleet.supervisors)) == (1, ["a", "b"])
+        assert (harness.starts["a"], list(harness.fleet.supervisors)) == (1, ["a", "b"])
 
 
 @pytest.mark.parametrize(("method", "path"), READS)
 async def test_reading_is_open_on_loopback_only(
     method: str, path: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
-        assert (await house.exchange(method, path, headers={})).status == 200
-    async with open_house(tmp_path, host="10.0.0.1") as house:
-        assert (await house.exchange(method, path, headers={})).status == 401
-        assert (await house.exchange(method, path)).status == 200
+    async with open_harness(tmp_path) as harness:
+        assert (await harness.exchange(method, path, headers={})).status == 200
+    async with open_harness(tmp_path, host="10.0.0.1") as harness:
+        assert (await harness.exchange(method, path, headers={})).status == 401
+        assert (await harness.exchange(method, path)).status == 200
 
 
 async def test_probes_are_open_everywhere_and_bare(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path, host="0.0.0.0") as house:
-        assert await house.ask("GET", "/livez", headers={}) == (200, {"status": "ok"})
-        assert await house.ask("GET", "/readyz", headers={}) == (200, {"status": "ready"})
-        assert await house.ask("GET", "/health", headers={}) == (200, {"status": "ok"})
-        assert "backends" in (await house.ask("GET", "/health"))[1]
+    async with open_harness(tmp_path, host="0.0.0.0") as harness:
+        assert await harness.ask("GET", "/livez", headers={}) == (200, {"status": "ok"})
+        assert await harness.ask("GET", "/readyz", headers={}) == (200, {"status": "ready"})
+        assert await harness.ask("GET", "/health", headers={}) == (200, {"status": "ok"})
+        assert "backends" in (await harness.ask("GET", "/health"))[1]
 
 
 async def test_open_lets_json_through_without_a_token(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path, mode="open") as house:
-        assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 200
+    async with open_harness(tmp_path, mode="open") as harness:
+        assert (await harness.ask("POST", "/servers/a/restart", headers=JSON))[0] == 200
         for headers in ({}, {"content-type": "text/plain"}):  # what a web page can send without being asked for
-            assert (await house.ask("POST", "/servers/a/restart", headers=headers))[0] == 415
-        assert (await house.ask("DELETE", "/servers/a", headers={}))[0] == 200
+            assert (await harness.ask("POST", "/servers/a/restart", headers=headers))[0] == 415
+        assert (await harness.ask("DELETE", "/servers/a", headers={}))[0] == 200
     with pytest.raises(ConfigError, match="loopback"):
         AdminAccess("open", host="0.0.0.0", token=TOKEN)
 
 
 async def test_open_asks_for_the_token_where_access_is_configured(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path, mode="open", config={**CONFIG, "access": GUARDED}) as house:
-        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
-        assert (await house.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
-        assert (await house.ask("POST", "/servers/a/restart"))[0] == 200
+    async with open_harness(tmp_path, mode="open", config={**CONFIG, "access": GUARDED}) as harness:
+        assert (await harness.ask("GET", "/servers", headers={}))[0] == 401
+        assert (await harness.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
+        assert (await harness.ask("POST", "/servers/a/restart"))[0] == 200
 
 
 async def test_a_reload_with_a_misspelled_section_keeps_the_config(tmp_path: Path) -> None:
-    async with open_house(tmp_path, config={**CONFIG, "access": GUARDED}) as house:
-        house.path.write_text(json.dumps({**CONFIG, "acces": GUARDED}), encoding="utf-8")
-        status, answer = await house.ask("POST", "/reload")
+    async with open_harness(tmp_path, config={**CONFIG, "access": GUARDED}) as harness:
+        harness.path.write_text(json.dumps({**CONFIG, "acces": GUARDED}), encoding="utf-8")
+        status, answer = await harness.ask("POST", "/reload")
         assert (status, "'acces'" in answer["details"][0]) == (422, True)
-        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        assert (await harness.ask("GET", "/servers", headers={}))[0] == 401
 
 
 async def test_reading_follows_the_config_that_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+    async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         exchange = FakeExchange(method="GET")
         exchange.scope["path"] = "/events"
-        nursery.start_soon(house.app, exchange.scope, exchange.receive, exchange.send)
+        nursery.start_soon(harness.app, exchange.scope, exchange.receive, exchange.send)
         await settle()
         assert exchange.status == 200
-        await house.fleet.apply(parse_config({**CONFIG, "access": GUARDED}, environ={}))
-        assert (await house.ask("GET", "/servers", headers={}))[0] == 401
+        await harness.fleet.apply(parse_config({**CONFIG, "access": GUARDED}, environ={}))
+        assert (await harness.ask("GET", "/servers", headers={}))[0] == 401
         await trio.sleep(2 * KEEP_ALIVE)
         assert exchange.ended
-        await house.fleet.apply(parse_config({**CONFIG}, environ={}))
-        assert (await house.ask("GET", "/servers", headers={}))[0] == 200
+        await harness.fleet.apply(parse_config({**CONFIG}, environ={}))
+        assert (await harness.ask("GET", "/servers", headers={}))[0] == 200
 
 
 async def test_off_leaves_the_probes(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path, mode="off") as house:
-        assert await house.ask("GET", "/health") == (200, {"status": "ok"})
-        assert (await house.ask("GET", "/readyz"))[0] == 200
+    async with open_harness(tmp_path, mode="off") as harness:
+        assert await harness.ask("GET", "/health") == (200, {"status": "ok"})
+        assert (await harness.ask("GET", "/readyz"))[0] == 200
         for method, path in (*CHANGES, *READS):
-            assert (await house.ask(method, path))[0] == 404
+            assert (await harness.ask(method, path))[0] == 404
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
 async def test_a_config_must_be_called_json(content_type: str, tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         headers = {**BEARER, "content-type": content_type}
-        assert (await house.ask("POST", "/servers", CONFIG, headers=headers))[0] == 415
+        assert (await harness.ask("POST", "/servers", CONFIG, headers=headers))[0] == 415
         headers["content-type"] = "Application/JSON; charset=utf-8"
-        assert (await house.ask("POST", "/servers", CONFIG, headers=headers))[0] == 200
+        assert (await harness.ask("POST", "/servers", CONFIG, headers=headers))[0] == 200
 
 
 async def test_a_body_has_a_size(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path, config={**CONFIG, "gateway": {"max_body_bytes": 100}}) as house:
-        assert (await house.ask("POST", "/servers", b" " * 101))[0] == 413
+    async with open_harness(tmp_path, config={**CONFIG, "gateway": {"max_body_bytes": 100}}) as harness:
+        assert (await harness.ask("POST", "/servers", b" " * 101))[0] == 413
 
 
 async def test_other_methods_and_paths_are_refused_in_json(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        exchange = await house.exchange("PUT", "/servers/a")
+    async with open_harness(tmp_path) as harness:
+        exchange = await harness.exchange("PUT", "/servers/a")
         assert (exchange.status, exchange.headers["allow"]) == (405, "DELETE, GET, HEAD")
         for path in ("/nothing", "/", "/servers/a/b/c", "/servers/a/b/c/"):
-            assert (await house.ask("GET", path))[0] == 404
+            assert (await harness.ask("GET", path))[0] == 404
 
 
 def test_where_the_token_comes_from(tmp_path: Path) -> None:
@@ -291,12 +291,12 @@ async def test_without_any_token_nobody_may_change(tmp_path: Path, autojump_cloc
 
 
 async def test_a_server_is_shown_without_its_secrets(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        ticket = await house.router.submit(make_call("a.x"))
+    async with open_harness(tmp_path) as harness:
+        pending = await harness.router.submit(make_call("a.x"))
         await trio.sleep(2)
-        house.fakes["a"].session.answer(outcome=Failure(-32000, "no", None, LEGACY_CALLER.era))
-        house.router.release(ticket)
-        exchange = await house.exchange("GET", "/servers/a", headers={})
+        harness.fakes["a"].session.answer(outcome=Failure(-32000, "no", None, LEGACY_CALLER.era))
+        harness.router.release(pending)
+        exchange = await harness.exchange("GET", "/servers/a", headers={})
         assert SECRET.encode() not in exchange.body
         shown = json.loads(exchange.body)
         assert (shown["config"]["env"], shown["config"]["args"]) == (
@@ -308,103 +308,103 @@ async def test_a_server_is_shown_without_its_secrets(tmp_path: Path, autojump_cl
         assert (shown["calls"], shown["failed"], shown["latency"]["p50"]) == (1, 1, 2000.0)
         assert [(one["call"], one["error"]) for one in shown["errors"]] == [("x", "error -32000: no")]
         assert (shown["capabilities"], shown["protocol_version"]) == ({"tools": {}}, "2025-11-25")
-        status, off = await house.ask("GET", "/servers/off")
+        status, off = await harness.ask("GET", "/servers/off")
         assert (status, off["status"], off["config"]["disabled"]) == (200, None, True)
-        assert (await house.ask("GET", "/servers/nobody"))[0] == 404
+        assert (await harness.ask("GET", "/servers/nobody"))[0] == 404
 
 
 async def test_restart_disable_and_enable(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        assert await house.ask("POST", "/servers/a/restart") == (200, {"server": "a", "done": "restarted"})
-        assert house.starts == {"a": 2, "b": 1, "c": 0, "off": 0}
-        assert await house.ask("POST", "/servers/a/disable") == (200, {"server": "a", "done": "disabled"})
-        assert list(house.fleet.supervisors) == ["b"]
-        assert (await house.ask("POST", "/servers/a/restart"))[0] == 409
-        assert await house.ask("POST", "/servers/a/enable") == (200, {"server": "a", "done": "enabled"})
-        assert await house.ask("POST", "/servers/off/enable") == (200, {"server": "off", "done": "enabled"})
-        assert list(house.fleet.supervisors) == ["a", "b", "off"]
-        _, servers = await house.ask("GET", "/servers")
+    async with open_harness(tmp_path) as harness:
+        assert await harness.ask("POST", "/servers/a/restart") == (200, {"server": "a", "done": "restarted"})
+        assert harness.starts == {"a": 2, "b": 1, "c": 0, "off": 0}
+        assert await harness.ask("POST", "/servers/a/disable") == (200, {"server": "a", "done": "disabled"})
+        assert list(harness.fleet.supervisors) == ["b"]
+        assert (await harness.ask("POST", "/servers/a/restart"))[0] == 409
+        assert await harness.ask("POST", "/servers/a/enable") == (200, {"server": "a", "done": "enabled"})
+        assert await harness.ask("POST", "/servers/off/enable") == (200, {"server": "off", "done": "enabled"})
+        assert list(harness.fleet.supervisors) == ["a", "b", "off"]
+        _, servers = await harness.ask("GET", "/servers")
         assert servers["details"]["off"]["origin"] == "file, changed by api"
         for action in ("restart", "enable", "disable"):
-            assert (await house.ask("POST", f"/servers/nobody/{action}"))[0] == 404
+            assert (await harness.ask("POST", f"/servers/nobody/{action}"))[0] == 404
 
 
 async def test_readiness_follows_the_required(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        house.fakes["a"].session.crash(BackendExited("a", "exited"))  # nobody requires it
+    async with open_harness(tmp_path) as harness:
+        harness.fakes["a"].session.crash(BackendExited("a", "exited"))  # nobody requires it
         await settle()
-        assert (await house.ask("GET", "/readyz"))[0] == 200
-        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        assert (await harness.ask("GET", "/readyz"))[0] == 200
+        harness.fakes["b"].session.crash(BackendExited("b", "exited"))
         await settle()
-        assert await house.ask("GET", "/readyz") == (503, {"status": "not ready"})
+        assert await harness.ask("GET", "/readyz") == (503, {"status": "not ready"})
         await trio.sleep(5)
-        assert (await house.ask("GET", "/readyz"))[0] == 200
-        house.draining = True
-        assert (await house.ask("GET", "/readyz"))[0] == 503
-        assert (await house.ask("GET", "/livez"))[0] == 200
+        assert (await harness.ask("GET", "/readyz"))[0] == 200
+        harness.draining = True
+        assert (await harness.ask("GET", "/readyz"))[0] == 503
+        assert (await harness.ask("GET", "/livez"))[0] == 200
 
 
 # -- reloading ---------------------------------------------------------------------------------------------------------
 
 
 async def test_reload_tells_what_has_changed(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         servers = {"a": CONFIG["mcpServers"]["a"], "c": {"command": "run-c"}, "off": CONFIG["mcpServers"]["off"]}
-        house.path.write_text(json.dumps({"mcpServers": servers}))
-        assert await house.ask("POST", "/reload") == (
+        harness.path.write_text(json.dumps({"mcpServers": servers}))
+        assert await harness.ask("POST", "/reload") == (
             200,
             {"added": ["c"], "removed": ["b"], "changed": [], "unchanged": ["a", "off"], "not_ready": {}},
         )
-        assert house.starts == {"a": 1, "b": 1, "c": 1, "off": 0}
+        assert harness.starts == {"a": 1, "b": 1, "c": 1, "off": 0}
 
 
 async def test_an_invalid_file_changes_nothing_and_is_told(tmp_path: Path, caplog: Any) -> None:
-    async with open_house(tmp_path) as house:
-        house.path.write_text('{"mcpServers": {"a": {"command": "x", "url": "http://h/"}, "c": {"command": "y"}}}')
-        status, answer = await house.ask("POST", "/reload")
+    async with open_harness(tmp_path) as harness:
+        harness.path.write_text('{"mcpServers": {"a": {"command": "x", "url": "http://h/"}, "c": {"command": "y"}}}')
+        status, answer = await harness.ask("POST", "/reload")
         assert (status, answer["error"]) == (422, "Invalid server configuration.")
         assert "both" in answer["details"][0]
-        assert list(house.fleet.supervisors) == ["a", "b"]
-        _, health = await house.ask("GET", "/health")
+        assert list(harness.fleet.supervisors) == ["a", "b"]
+        _, health = await harness.ask("GET", "/health")
         assert (health["reload"]["ok"], health["reload"]["problems"]) == (False, answer["details"])
         assert [one["code"] for one in logged_events(caplog, "config_rejected")] == ["invalid_config"]
-        assert (await house.ask("POST", "/servers/a/restart"))[0] == 200  # what holds is still the one before
+        assert (await harness.ask("POST", "/servers/a/restart"))[0] == 200  # what holds is still the one before
 
 
 async def test_a_client_that_hangs_up_leaves_nothing_half_done(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
 
         async def slow(_number: int) -> None:
             await trio.sleep(3)
 
-        house.fakes["c"].on_start = slow
+        harness.fakes["c"].on_start = slow
         with trio.move_on_after(1):
-            await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
-        assert "c" not in house.fleet.supervisors
+            await harness.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
+        assert "c" not in harness.fleet.supervisors
         await trio.sleep(3)
-        assert "c" in house.fleet.supervisors
-        assert house.reloader.origin("c") == "api"
+        assert "c" in harness.fleet.supervisors
+        assert harness.reloader.origin("c") == "api"
 
 
 # -- what happens ------------------------------------------------------------------------------------------------------
 
 
-async def read_events(house: House, nursery: trio.Nursery) -> FakeExchange:
+async def read_events(harness: Harness, nursery: trio.Nursery) -> FakeExchange:
     exchange = FakeExchange(method="GET")
     exchange.scope["path"] = "/events"
-    nursery.start_soon(house.app, exchange.scope, exchange.receive, exchange.send)
+    nursery.start_soon(harness.app, exchange.scope, exchange.receive, exchange.send)
     await settle()
     return exchange
 
 
 async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
-        exchange = await read_events(house, nursery)
-        ticket = await house.router.submit(make_call("a.x"))
+    async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
+        exchange = await read_events(harness, nursery)
+        pending = await harness.router.submit(make_call("a.x"))
         await trio.sleep(0.25)
-        house.fakes["a"].session.answer()
-        house.router.release(ticket)
-        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        harness.fakes["a"].session.answer()
+        harness.router.release(pending)
+        harness.fakes["b"].session.crash(BackendExited("b", "exited"))
         await trio.sleep(0.1)
         call, state = exchange.events
         assert (call["server"], call["name"], call["ms"], call["outcome"]) == ("a", "a.x", 250.0, "answered")
@@ -412,49 +412,49 @@ async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: M
         assert exchange.headers["content-type"] == "text/event-stream"
         await trio.sleep(20)
         assert b"keep-alive" in exchange.body
-        house.closing.set()
+        harness.closing.set()
         await settle()
         assert exchange.ended
 
 
 async def test_events_tell_of_reloads_and_why_one_was_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
-        exchange = await read_events(house, nursery)
-        assert (await house.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}}))[0] == 200
-        house.path.write_text("{")
-        assert (await house.ask("POST", "/reload", {}))[0] == 422
+    async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
+        exchange = await read_events(harness, nursery)
+        assert (await harness.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}}))[0] == 200
+        harness.path.write_text("{")
+        assert (await harness.ask("POST", "/reload", {}))[0] == 422
         await settle()
-        told = [event for event in exchange.events if "reload" in event]
-        assert [(one["by"], one["reload"]) for one in told] == [
+        notified = [event for event in exchange.events if "reload" in event]
+        assert [(one["by"], one["reload"]) for one in notified] == [
             ("api", "begun"),
             ("api", "applied"),
             ("api", "begun"),
             ("api", "refused"),
         ]
-        assert (told[1]["added"], told[1]["unchanged"]) == (["c"], ["a", "b", "off"])
-        assert "config.json" in told[3]["reason"]
-        house.closing.set()
+        assert (notified[1]["added"], notified[1]["unchanged"]) == (["c"], ["a", "b", "off"])
+        assert "config.json" in notified[3]["reason"]
+        harness.closing.set()
 
 
 async def test_a_reader_that_hangs_up_is_forgotten_and_their_number_is_bounded(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
-        readers = [await read_events(house, nursery) for _ in range(MAX_READERS)]
-        assert (await house.ask("GET", "/events"))[0] == 503
+    async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
+        readers = [await read_events(harness, nursery) for _ in range(MAX_READERS)]
+        assert (await harness.ask("GET", "/events"))[0] == 503
         readers[0].gone.set()
         await settle()
-        readers.append(await read_events(house, nursery))
+        readers.append(await read_events(harness, nursery))
         assert readers[-1].status == 200
         for reader in readers:
             reader.gone.set()
         await settle()
-        assert not house.fleet._observers
+        assert not harness.fleet._observers
 
 
 async def test_a_slow_reader_loses_events_and_is_told(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        with house.management.feed.read() as reader:
+    async with open_harness(tmp_path) as harness:
+        with harness.management.feed.read() as reader:
             for number in range(MAX_EVENTS + 7):
                 reader.put("call", {"number": number})
             await reader.receive.receive()
@@ -464,17 +464,17 @@ async def test_a_slow_reader_loses_events_and_is_told(tmp_path: Path, autojump_c
 
 
 async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         caller = type(LEGACY_CALLER)(
             era=LEGACY_CALLER.era, version="2025-11-25", session="secret-session-id", client_info=b'{"name":"desk"}'
         )
-        first = await house.router.submit(make_call("a.x", caller=caller))
-        house.fakes["b"].stall()
-        house.fakes["b"].session.crash(BackendExited("b", "exited"))
+        first = await harness.router.submit(make_call("a.x", caller=caller))
+        harness.fakes["b"].stall()
+        harness.fakes["b"].session.crash(BackendExited("b", "exited"))
         await settle()
-        second = await house.router.submit(make_call("b.x", caller=caller))
+        second = await harness.router.submit(make_call("b.x", caller=caller))
         await trio.sleep(3)
-        exchange = await house.exchange("GET", "/tree")
+        exchange = await harness.exchange("GET", "/tree")
         assert b"secret-session-id" not in exchange.body
         tree = json.loads(exchange.body)
         (session,) = tree["sessions"]
@@ -483,8 +483,8 @@ async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock:
         assert (calls["a"]["waits_for"], calls["b"]["waits_for"]) == ("backend", "start")
         assert (calls["a"]["age"], calls["a"]["deadline_in"], calls["a"]["pid"]) == (3.0, 297.0, 4711)
         assert {node["name"]: node["state"] for node in tree["backends"]} == {"a": "ready", "b": "starting"}
-        for ticket in (first, second):
-            house.router.release(ticket)
+        for pending in (first, second):
+            harness.router.release(pending)
 
 
 # -- the document ------------------------------------------------------------------------------------------------------
@@ -518,44 +518,44 @@ async def test_an_endpoint_is_a_row_a_handler_and_a_document(tmp_path: Path, aut
     row = Operation(
         "GET", "/servers/{name}/restarts", "show_restarts", show_restarts, "The restarts of a server.", (Restarts,)
     )
-    async with open_house(tmp_path) as house:
-        house.app = make_admin_app(house.management, AdminAccess("token", host="0.0.0.0", token=TOKEN), [row])
-        assert await house.ask("GET", "/servers/a/restarts") == (200, {"restarts": 0})
-        assert (await house.ask("GET", "/servers/a/restarts", headers={}))[0] == 401
-        assert (await house.ask("POST", "/servers/a/restarts"))[0] == 405
+    async with open_harness(tmp_path) as harness:
+        harness.app = make_admin_app(harness.management, AdminAccess("token", host="0.0.0.0", token=TOKEN), [row])
+        assert await harness.ask("GET", "/servers/a/restarts") == (200, {"restarts": 0})
+        assert (await harness.ask("GET", "/servers/a/restarts", headers={}))[0] == 401
+        assert (await harness.ask("POST", "/servers/a/restarts"))[0] == 405
     document = openapi_document([row], "1")
     assert document["paths"].keys() == {"/servers/{name}/restarts"}
     assert "Restarts" in document["components"]["schemas"]
 
 
 async def test_head_of_the_events_ends_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
-        exchange = await house.exchange("HEAD", "/events", headers={})
+    async with open_harness(tmp_path) as harness:
+        exchange = await harness.exchange("HEAD", "/events", headers={})
         assert (exchange.status, exchange.headers["content-type"]) == (200, "text/event-stream")
-        assert len(house.management.feed) == 0
+        assert len(harness.management.feed) == 0
 
 
 async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         listing = make_listing("x")
         bad = msgspec.structs.replace(listing, problems={Kind.TOOLS: ("tools[1] left out: no name",)})
         for found, expected in ((bad, ["tools[1] left out: no name"]), (listing, [])):
-            house.fakes["a"].session.on_relist = lambda _feature, found=found: found
-            house.fakes["a"].session.change()
+            harness.fakes["a"].session.on_relist = lambda _feature, found=found: found
+            harness.fakes["a"].session.change()
             await trio.sleep(1)
             for path, entry in (("/health", ["backends", "a"]), ("/servers/a", ["status"])):
-                _, body = await house.ask("GET", path)
+                _, body = await harness.ask("GET", path)
                 for key in entry:
                     body = body[key]
                 assert body["warnings"] == expected
 
 
 async def test_the_last_lines_of_stderr_show(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         for number in range(30):
-            house.fakes["a"].session.write_stderr(f"line {number}".encode())
-        house.fakes["a"].session.crash(BackendExited("a", "exited with status 1"))
+            harness.fakes["a"].session.write_stderr(f"line {number}".encode())
+        harness.fakes["a"].session.crash(BackendExited("a", "exited with status 1"))
         await trio.sleep(5)  # they outlive the process that wrote them
-        assert (await house.ask("GET", "/servers/a"))[1]["stderr"] == [f"line {number}" for number in range(10, 30)]
-        assert (await house.ask("GET", "/servers/b"))[1]["stderr"] == []
-        assert (await house.ask("GET", "/servers/off"))[1]["stderr"] == []
+        assert (await harness.ask("GET", "/servers/a"))[1]["stderr"] == [f"line {number}" for number in range(10, 30)]
+        assert (await harness.ask("GET", "/servers/b"))[1]["stderr"] == []
+        assert (await harness.ask("GET", "/servers/off"))[1]["stderr"] == []

@@ -14,8 +14,8 @@ from gateway.calls import Failure, InputRequired
 from gateway.errors import BackendExited, UnknownName
 from gateway.supervisor.history import BOUNDS, CallStats
 from gateway.supervisor.lifecycle import State
-from tests.support.admin import CONFIG, House, open_house
-from tests.support.fakes import LEGACY_CALLER, make_call, make_ticket, settle
+from tests.support.admin import CONFIG, Harness, open_harness
+from tests.support.fakes import LEGACY_CALLER, make_call, make_pending, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # The clock does not jump in here: it would not wait for the thread that makes the text.
 
 
-async def scrape(house: House) -> dict[tuple[str, ...], float]:
+async def scrape(harness: Harness) -> dict[tuple[str, ...], float]:
     """Every sample, by its name and the values of its labels."""
-    exchange = await house.exchange("GET", "/metrics", headers={})
+    exchange = await harness.exchange("GET", "/metrics", headers={})
     assert exchange.status == 200
     assert exchange.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     return {
@@ -35,28 +35,28 @@ async def scrape(house: House) -> dict[tuple[str, ...], float]:
     }
 
 
-async def call(house: House, outcome: Any = None) -> None:
-    ticket = await house.router.submit(make_call("a.x"))
+async def call(harness: Harness, outcome: Any = None) -> None:
+    pending = await harness.router.submit(make_call("a.x"))
     await settle()
     if outcome is None:
-        house.fakes["a"].session.answer()
+        harness.fakes["a"].session.answer()
     elif outcome != "cancel":
-        house.fakes["a"].session.answer(outcome=outcome)
-    house.router.release(ticket)
+        harness.fakes["a"].session.answer(outcome=outcome)
+    harness.router.release(pending)
 
 
 async def test_calls_are_counted_by_backend_and_outcome(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         failure = Failure(-32000, "no", None, LEGACY_CALLER.era)
         for outcome in (None, None, failure, BackendExited("a", "exited"), "cancel", InputRequired(b"{}")):
-            await call(house, outcome)
+            await call(harness, outcome)
         for number in range(3):
             with pytest.raises(UnknownName):
-                await house.router.submit(make_call(f"made-up-{number}"))
-        under_way = await house.router.submit(make_call("a.x"))
+                await harness.router.submit(make_call(f"made-up-{number}"))
+        under_way = await harness.router.submit(make_call("a.x"))
         await settle()
-        found = await scrape(house)
-        house.router.release(under_way)
+        found = await scrape(harness)
+        harness.router.release(under_way)
     counted = {labels[2]: value for labels, value in found.items() if labels[:2] == ("calls_total", "a")}
     assert counted == {"answered": 2, "error": 1, "failed": 1, "cancelled": 1, "input_required": 1}
     assert found["calls_refused_total", "", "unknown_name"] == 3
@@ -67,12 +67,12 @@ async def test_calls_are_counted_by_backend_and_outcome(tmp_path: Path) -> None:
 
 async def test_states_processes_and_reloads(tmp_path: Path) -> None:
     gauges = dict.fromkeys(GAUGES, lambda: 7)
-    async with open_house(tmp_path, gauges=gauges, audit_lines_dropped=lambda: 3) as house:
-        house.path.write_text("{")
-        assert (await house.ask("POST", "/reload", {}))[0] == 422
-        house.path.write_text(json.dumps(CONFIG))
-        assert (await house.ask("POST", "/servers/a/restart", {}))[0] == 200
-        found = await scrape(house)
+    async with open_harness(tmp_path, gauges=gauges, audit_lines_dropped=lambda: 3) as harness:
+        harness.path.write_text("{")
+        assert (await harness.ask("POST", "/reload", {}))[0] == 422
+        harness.path.write_text(json.dumps(CONFIG))
+        assert (await harness.ask("POST", "/servers/a/restart", {}))[0] == 200
+        found = await scrape(harness)
     states = {labels[2] for labels, value in found.items() if labels[:2] == ("backend_state", "a") and value}
     assert states == {"ready"}
     assert len([labels for labels in found if labels[:2] == ("backend_state", "a")]) == len(State)
@@ -87,24 +87,24 @@ async def test_states_processes_and_reloads(tmp_path: Path) -> None:
 
 
 async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         counts = {("gone", "busy"): 1, ("a", "busy"): 2, ("", "unknown_name"): 3}
-        house.router.refused = dict(counts)
+        harness.router.refused = dict(counts)
         first, second = [
-            {labels: value for labels, value in (await scrape(house)).items() if labels[0] == "calls_refused_total"}
+            {labels: value for labels, value in (await scrape(harness)).items() if labels[0] == "calls_refused_total"}
             for _ in range(2)
         ]
-        assert house.router.refused == counts
+        assert harness.router.refused == counts
     assert first == second == {("calls_refused_total", "a", "busy"): 2, ("calls_refused_total", "", "unknown_name"): 3}
 
 
 async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.router.refused = {("gone", "busy"): 1, ("a", "busy"): 2}
+    async with open_harness(tmp_path) as harness:
+        harness.router.refused = {("gone", "busy"): 1, ("a", "busy"): 2}
         for expected in (1, 2):
             with pytest.raises(UnknownName):
-                await house.router.submit(make_call("made-up"))
-            assert house.router.refused == {("a", "busy"): 2, ("", "unknown_name"): expected}
+                await harness.router.submit(make_call("made-up"))
+            assert harness.router.refused == {("a", "busy"): 2, ("", "unknown_name"): expected}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_pat
 )
 async def test_a_call_counts_into_the_bucket_of_its_time(seconds: float, bound: float | None) -> None:
     history = CallStats()
-    history.ended(make_ticket(), seconds)
+    history.ended(make_pending(), seconds)
     index = len(BOUNDS) if bound is None else BOUNDS.index(bound)
     assert [number for number, count in enumerate(history.buckets) if count] == [index]
     assert dict(history.outcomes())["cancelled"] == 1
@@ -120,7 +120,7 @@ async def test_a_call_counts_into_the_bucket_of_its_time(seconds: float, bound: 
 
 
 async def test_reading_the_metrics_is_reading_like_any_other(tmp_path: Path) -> None:
-    async with open_house(tmp_path, host="0.0.0.0") as house:
-        assert (await house.exchange("GET", "/metrics", headers={})).status == 401
-        exchange = await house.exchange("GET", "/metrics")
+    async with open_harness(tmp_path, host="0.0.0.0") as harness:
+        assert (await harness.exchange("GET", "/metrics", headers={})).status == 401
+        exchange = await harness.exchange("GET", "/metrics")
         assert (exchange.status, exchange.body.startswith(rb"# HELP mcp_gateway_info")) == (200, True)

@@ -79,11 +79,11 @@ class Server:
         answers = RequestHandler(router, "0", SuspendedCalls(RequestStateCodec([])))
         access, policy = Access(NO_ACCESS), HostPolicy("127.0.0.1")
         mcp = McpApp(answers, access, Paths(sse=None), policy=policy, closing=closing)
-        face = HttpFrontend(mcp, others=app, closing=closing)
+        frontend = HttpFrontend(mcp, others=app, closing=closing)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(partial(reloader.run, watching=False))
-            (url,) = await nursery.start(face.run, ListenAddress(port=0).open())
+            (url,) = await nursery.start(frontend.run, ListenAddress(port=0).open())
             self.url = url.removesuffix("/mcp")
             self.listening.set()
             await closing.wait()

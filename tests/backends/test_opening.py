@@ -72,14 +72,14 @@ async def rig(tmp_path: Path | None, rules: Any = (), handler: Any = None) -> As
         yield Rig(peer, None if tmp_path is None else Store(tmp_path / "state"))
 
 
-def info(version: str, **further: Any) -> dict[str, Any]:
+def info(version: str, **kwargs: Any) -> dict[str, Any]:
     """A rule by which the server says that it has this version of its own."""
     result = {
         "protocolVersion": "2025-11-25",
         "capabilities": {"tools": {}},
         "serverInfo": {"name": "player", "version": version},
     }
-    return {"method": "initialize", "body": {"jsonrpc": "2.0", "id": "$id", "result": result}, **further}
+    return {"method": "initialize", "body": {"jsonrpc": "2.0", "id": "$id", "result": result}, **kwargs}
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

@@ -135,13 +135,13 @@ async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_
 
 
 def test_each_line_is_handed_on_once() -> None:
-    heard: list[bytes] = []
-    stderr = StderrLog("time", on_line=heard.append, clock=Clock())
+    received: list[bytes] = []
+    stderr = StderrLog("time", on_line=received.append, clock=Clock())
     for number in range(BURST + 30):  # more than are logged
         stderr.handle_line(b"line %d\r" % number)
     stderr.handle_line(b" \t")
     stderr.handle_line(b"z" * MAX_LINE)
-    assert [shown(line) for line in heard] == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
+    assert [shown(line) for line in received] == [*(f"line {number}" for number in range(BURST + 30)), "z" * SHOWN]
 
 
 # -- the informative line ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol, Backend
 from gateway.jsonrpc import raw
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import search_path
-from tests.support.http_sessions import HOP, Heard, first, outcome, start_call
+from tests.support.http_sessions import HOP, Received, first, outcome, start_call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
@@ -69,16 +69,16 @@ async def open_child(script: str, *, listener: Any = None, **fields: Any) -> Asy
     try:
         async with (
             open_guard(subreaper=False) as guard,
-            open_stdio(config, listener or Heard(), guard=guard, hop=HOP) as session,
+            open_stdio(config, listener or Received(), guard=guard, hop=HOP) as session,
         ):
             yield session
     except BaseExceptionGroup as group:
         raise first(group) from group
 
 
-async def end_of(script: str, use: Callable[[StdioSession, Heard], Awaitable[None]]) -> BackendExited:
+async def end_of(script: str, use: Callable[[StdioSession, Received], Awaitable[None]]) -> BackendExited:
     """What ends a session that is used like this; it must end at once."""
-    listener = Heard()
+    listener = Received()
     try:
         with trio.fail_after(WITHIN):
             async with open_child(script, listener=listener) as session:
@@ -169,7 +169,7 @@ def silent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_closed_stdin_ends_the_session_at_the_next_write(
     write: str, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def use(session: StdioSession, listener: Heard) -> None:
+    async def use(session: StdioSession, listener: Received) -> None:
         await listener.change()
         if not direct:
             post = session._outbox.post
@@ -182,7 +182,7 @@ async def test_a_closed_stdin_ends_the_session_at_the_next_write(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so without a write")
 @pytest.mark.parametrize("script", [CLOSES_STDIN, CLOSES_STDIN.replace("os.close(0)", "next(messages()); os.close(0)")])
 async def test_a_closed_stdin_ends_the_session_without_a_write(script: str) -> None:
-    async def use(session: StdioSession, _listener: Heard) -> None:
+    async def use(session: StdioSession, _listener: Received) -> None:
         # Before it is closed: nobody ever reads this, or nobody ever answers.
         assert isinstance(await outcome(start_call(session, "t")), BackendExited)
 
@@ -191,11 +191,11 @@ async def test_a_closed_stdin_ends_the_session_without_a_write(script: str) -> N
 
 @pytest.mark.usefixtures("silent_kernel")
 async def test_a_closed_stdin_answers_all_calls_at_once() -> None:
-    async def use(session: StdioSession, listener: Heard) -> None:
+    async def use(session: StdioSession, listener: Received) -> None:
         before = start_call(session, "t")
         await listener.change()
-        for ticket in (before, start_call(session, "t")):
-            problem = await outcome(ticket)
+        for pending in (before, start_call(session, "t")):
+            problem = await outcome(pending)
             assert isinstance(problem, BackendExited)
             assert problem.reason == "closed its stdin"
 
@@ -203,7 +203,7 @@ async def test_a_closed_stdin_answers_all_calls_at_once() -> None:
 
 
 async def test_an_answer_that_was_under_way_when_stdin_was_closed_arrives() -> None:
-    async def use(session: StdioSession, listener: Heard) -> None:
+    async def use(session: StdioSession, listener: Received) -> None:
         before = start_call(session, "t")
         await listener.change()
         assert isinstance(await outcome(before), Complete)
@@ -213,7 +213,7 @@ async def test_an_answer_that_was_under_way_when_stdin_was_closed_arrives() -> N
 
 
 async def test_a_child_that_exits_says_so_although_writing_fails_too() -> None:
-    async def use(session: StdioSession, _listener: Heard) -> None:
+    async def use(session: StdioSession, _listener: Received) -> None:
         await trio.lowlevel.checkpoint()
         start_call(session, "t")
 
@@ -227,12 +227,12 @@ async def test_calls_to_a_child_that_reads_no_more_end_by_their_deadline(size: i
         async with open_child("serve()\ntime.sleep(1000)\n") as session:
             await session.wait_writable()
             for _ in range(3):
-                ticket = start_call(session, "t", {"text": "x" * size})
+                pending = start_call(session, "t", {"text": "x" * size})
                 began = trio.current_time()
                 with trio.move_on_after(0.3) as scope:
-                    await ticket.next()
+                    await pending.next()
                 assert scope.cancelled_caught
-                ticket.close("the deadline has passed")
+                pending.close("the deadline has passed")
                 assert trio.current_time() - began < WITHIN
             assert session.in_flight == 0
             assert isinstance(await session.upkeep.ping(timeout=0.1), BackendTooSlow)
@@ -312,7 +312,7 @@ async def test_an_end_before_the_start_is_explained_by_stdout_too() -> None:
 
 
 async def test_an_end_later_is_not_explained_by_old_lines_on_stdout() -> None:
-    async def use(session: StdioSession, _listener: Heard) -> None:
+    async def use(session: StdioSession, _listener: Received) -> None:
         await trio.lowlevel.checkpoint()
         start_call(session, "t")
 
@@ -369,7 +369,7 @@ async def test_what_a_legacy_server_says_of_the_probe_is_for_debug(caplog: pytes
         async with open_guard(subreaper=False) as guard, trio.open_nursery() as nursery:
             opener = SessionOpener(guard, name="gateway")
             await nursery.start(opener.run)
-            async with opener(config, Heard()) as session:
+            async with opener(config, Received()) as session:
                 assert session.greeting.era is Era.LEGACY
             nursery.cancel_scope.cancel()
     assert {record.levelno for record in caplog.records if "Failed to validate" in record.message} == {logging.DEBUG}

@@ -16,11 +16,11 @@ from gateway.catalog.scopes import make_views
 from gateway.cli.main import main
 from gateway.config import parse_config
 from gateway.config.views import ViewConfig, ViewTools
-from gateway.embed.faces import AsgiFrontends
+from gateway.embed.frontends import AsgiFrontends
 from gateway.errors import ConfigError
 from gateway.frontends.http.mcp_app import Paths
 from gateway.frontends.http.view_routing import NO_VIEW, view_in
-from tests.support.access import ALICE, MODERN_META, House, modern_headers, open_house
+from tests.support.access import ALICE, MODERN_META, Harness, modern_headers, open_harness
 from tests.support.fakes import FakeExchange, settle
 from tests.support.gateway_process import HttpClient, echo_backend, open_gateway_process
 
@@ -35,8 +35,8 @@ VIEWS = {
 }
 
 
-def config(views: object = None, **further: Any) -> Any:
-    return parse_config({"mcpServers": SERVERS, "views": VIEWS if views is None else views, **further}, environ={})
+def config(views: object = None, **kwargs: Any) -> Any:
+    return parse_config({"mcpServers": SERVERS, "views": VIEWS if views is None else views, **kwargs}, environ={})
 
 
 # -- the config --------------------------------------------------------------------------------------------------------
@@ -111,14 +111,14 @@ def test_a_view_is_found_below_the_endpoint(path: str, endpoint: str | None, vie
 
 
 @asynccontextmanager
-async def viewed(access: object = None) -> AsyncGenerator[House]:
-    async with open_house(access, "a", "b") as house:
-        await house.fleet.apply(config(**({} if access is None else {"access": access})))
+async def viewed(access: object = None) -> AsyncGenerator[Harness]:
+    async with open_harness(access, "a", "b") as harness:
+        await harness.fleet.apply(config(**({} if access is None else {"access": access})))
         await settle()
-        yield house
+        yield harness
 
 
-async def ask(house: House, path: str, method: str, session: str | None = None, **params: Any) -> Any:
+async def ask(harness: Harness, path: str, method: str, session: str | None = None, **params: Any) -> Any:
     """One request: in a legacy session, or a modern one; returns the exchange."""
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     headers = {"mcp_session_id": session}
@@ -127,93 +127,93 @@ async def ask(house: House, path: str, method: str, session: str | None = None, 
         headers = {"mcp_protocol_version": "2026-07-28", "mcp_method": method}
         if "name" in params:
             headers["mcp_name"] = params["name"]
-    return await house.start("POST", path, message, **headers)
+    return await harness.start("POST", path, message, **headers)
 
 
-async def listed(house: House, path: str, session: str | None = None) -> list[str]:
-    exchange = await ask(house, path, "tools/list", session)
+async def listed(harness: Harness, path: str, session: str | None = None) -> list[str]:
+    exchange = await ask(harness, path, "tools/list", session)
     assert exchange.status == 200, exchange.body
     return [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]]
 
 
-async def introduced(house: House, path: str, key: str | None = None) -> str:
+async def introduced(harness: Harness, path: str, key: str | None = None) -> str:
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
     message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}
-    exchange = await house.start("POST", path, message, key=key)
+    exchange = await harness.start("POST", path, message, key=key)
     assert exchange.status == 200, exchange.body
     return exchange.headers["mcp-session-id"]
 
 
 async def test_each_endpoint_lists_its_view_in_both_eras(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
+    async with viewed() as harness:
         expected = {
             "/mcp": ["a.x", "a.y", "b.x", "b.y"],
             "/mcp/one": ["a__x"],
             "/mcp/one/": ["a__x"],
             "/mcp/both": ["a_x", "a_y", "b_x", "b_y"],
         }
-        assert {path: await listed(house, path) for path in expected} == expected
-        assert {path: await listed(house, path, await introduced(house, path)) for path in expected} == expected
+        assert {path: await listed(harness, path) for path in expected} == expected
+        assert {path: await listed(harness, path, await introduced(harness, path)) for path in expected} == expected
 
 
 async def test_calls_go_by_the_names_of_the_view(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
-        session = await introduced(house, "/mcp/one")
+    async with viewed() as harness:
+        session = await introduced(harness, "/mcp/one")
         for owner in (None, session):
-            exchange = await ask(house, "/mcp/one", "tools/call", owner, name="a__x", arguments={})
-            await house.answer()
+            exchange = await ask(harness, "/mcp/one", "tools/call", owner, name="a__x", arguments={})
+            await harness.answer()
             assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
             for hidden in ("a.x", "a__y", "a.y", "b__x"):
-                refused = await ask(house, "/mcp/one", "tools/call", owner, name=hidden, arguments={})
+                refused = await ask(harness, "/mcp/one", "tools/call", owner, name=hidden, arguments={})
                 assert json.loads(refused.body)["error"]["message"] == f"Unknown tool: {hidden}"
-        assert [len(house.fakes[name].session.batches) for name in "ab"] == [2, 0]
+        assert [len(harness.fakes[name].session.batches) for name in "ab"] == [2, 0]
 
 
 async def test_headers_follow_the_names_of_the_view(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
+    async with viewed() as harness:
         params = {"name": "a__x", "arguments": {}, "_meta": MODERN_META}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        exchange = await house.start("POST", "/mcp/one", message, key=None, **modern_headers("a.x"))
+        exchange = await harness.start("POST", "/mcp/one", message, key=None, **modern_headers("a.x"))
         assert (exchange.status, json.loads(exchange.body)["error"]["code"]) == (400, -32020)
 
 
 async def test_a_view_that_there_is_not_is_404_and_says_where_views_are(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
+    async with viewed() as harness:
         for path in ("/mcp/gone", "/sse/gone", "/messages/gone"):
-            exchange = await ask(house, path, "tools/list")
+            exchange = await ask(harness, path, "tools/list")
             assert exchange.status == 404
             assert json.loads(exchange.body)["error"]["message"] == NO_VIEW
-        assert (await house.start("POST", "/mcp/gone", {}, origin="https://evil.example")).status == 403
+        assert (await harness.start("POST", "/mcp/gone", {}, origin="https://evil.example")).status == 403
 
 
 async def test_a_session_belongs_to_the_endpoint_that_made_it(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
-        session = await introduced(house, "/mcp/one")
+    async with viewed() as harness:
+        session = await introduced(harness, "/mcp/one")
         for path in ("/mcp", "/mcp/both"):
-            assert (await ask(house, path, "tools/list", session)).status == 404
-            assert (await house.start("DELETE", path, mcp_session_id=session)).status == 404
-        assert await listed(house, "/mcp/one", session) == ["a__x"]
+            assert (await ask(harness, path, "tools/list", session)).status == 404
+            assert (await harness.start("DELETE", path, mcp_session_id=session)).status == 404
+        assert await listed(harness, "/mcp/one", session) == ["a__x"]
 
 
 async def test_views_change_live(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
-        session = await introduced(house, "/mcp/one")
-        main_session = await introduced(house, "/mcp")
-        told: list[tuple[frozenset[str], frozenset[str]]] = []
-        scope = house.mcp.endpoint.sessions._sessions[session].caller.scope
-        house.fleet.subscribe(lambda news: told.append((news.features(None), news.features(scope))))
+    async with viewed() as harness:
+        session = await introduced(harness, "/mcp/one")
+        main_session = await introduced(harness, "/mcp")
+        notified: list[tuple[frozenset[str], frozenset[str]]] = []
+        scope = harness.mcp.endpoint.sessions._sessions[session].caller.scope
+        harness.fleet.subscribe(lambda news: notified.append((news.features(None), news.features(scope))))
         await trio.sleep(1)  # what was announced of the start
-        told.clear()
-        await house.fleet.apply(config({"one": {"servers": ["b"]}}))
-        assert await listed(house, "/mcp/one", session) == ["b.x", "b.y"]
-        assert await listed(house, "/mcp/one") == ["b.x", "b.y"]
-        assert (await ask(house, "/mcp/both", "tools/list")).status == 404
-        assert await listed(house, "/mcp", main_session) == ["a.x", "a.y", "b.x", "b.y"]
+        notified.clear()
+        await harness.fleet.apply(config({"one": {"servers": ["b"]}}))
+        assert await listed(harness, "/mcp/one", session) == ["b.x", "b.y"]
+        assert await listed(harness, "/mcp/one") == ["b.x", "b.y"]
+        assert (await ask(harness, "/mcp/both", "tools/list")).status == 404
+        assert await listed(harness, "/mcp", main_session) == ["a.x", "a.y", "b.x", "b.y"]
         await trio.sleep(1)
-        assert told == [(frozenset(), frozenset({"tools"}))]
-        await house.fleet.apply(config({}))
-        assert (await ask(house, "/mcp/one", "tools/list", session)).status == 404
-        assert [len(fake.starts) for fake in house.fakes.values()] == [1, 1]
+        assert notified == [(frozenset(), frozenset({"tools"}))]
+        await harness.fleet.apply(config({}))
+        assert (await ask(harness, "/mcp/one", "tools/list", session)).status == 404
+        assert [len(fake.starts) for fake in harness.fakes.values()] == [1, 1]
 
 
 async def test_keys_see_of_a_view_what_they_may_see(autojump_clock: MockClock) -> None:
@@ -223,54 +223,54 @@ async def test_keys_see_of_a_view_what_they_may_see(autojump_clock: MockClock) -
             {"name": "eve", "hash": hash_key("eve"), "views": ["one"]},
         ]
     }
-    async with viewed(access) as house:
-        house.access.apply(config(access=access).access)
-        session = await introduced(house, "/mcp/both", ALICE)
+    async with viewed(access) as harness:
+        harness.access.apply(config(access=access).access)
+        session = await introduced(harness, "/mcp/both", ALICE)
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
-        exchange = await house.start("POST", "/mcp/both", message, key=ALICE, mcp_session_id=session)
+        exchange = await harness.start("POST", "/mcp/both", message, key=ALICE, mcp_session_id=session)
         assert [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]] == ["b_x", "b_y"]
-        session = await introduced(house, "/mcp/one", "eve")
+        session = await introduced(harness, "/mcp/one", "eve")
         for path, status in (("/mcp/one", 200), ("/mcp/both", 403), ("/mcp", 403)):
-            exchange = await house.start("POST", path, message, key="eve", mcp_session_id=session)
+            exchange = await harness.start("POST", path, message, key="eve", mcp_session_id=session)
             assert exchange.status == status
 
 
 async def test_views_over_the_older_transport(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
-        stream = await house.start("GET", "/sse/one", accept="text/event-stream")
+    async with viewed() as harness:
+        stream = await harness.start("GET", "/sse/one", accept="text/event-stream")
         address = stream.body.partition(b"data: ")[2].partition(b"\r\n")[0].decode()
         assert address.startswith("/messages/one?session_id=")
         hello = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
         for number, (method, params) in enumerate([("initialize", hello), ("tools/list", {})]):
             message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
-            assert (await house.start("POST", address, message)).status == 202
+            assert (await harness.start("POST", address, message)).status == 202
         answers = [json.loads(line[6:]) for line in stream.body.split(b"\r\n") if line.startswith(b"data: {")]
         assert [tool["name"] for tool in answers[1]["result"]["tools"]] == ["a__x"]
         other = address.replace("/messages/one", "/messages/")
-        assert (await house.start("POST", other, message)).status == 404
+        assert (await harness.start("POST", other, message)).status == 404
 
 
 async def test_views_of_a_gateway_inside_a_program(autojump_clock: MockClock) -> None:
-    async with viewed() as house:
-        faces = AsgiFrontends(house.answers, house.access, Paths(), ())
-        await house.nursery.start(faces.run, house.closing)
+    async with viewed() as harness:
+        frontends = AsgiFrontends(harness.answers, harness.access, Paths(), ())
+        await harness.nursery.start(frontends.run, harness.closing)
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
         headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/list", "content-type": "application/json"}
         found: dict[str, Any] = {}
         for path in ("/mcp", "/mcp/one", "/mcp/gone", "/messages/gone", "/elsewhere/one"):
             exchange = FakeExchange(json.dumps(message).encode(), headers=headers)
             exchange.scope |= {"path": "/root" + path, "root_path": "/root", "query_string": b""}
-            await faces(exchange.scope, exchange.receive, exchange.send)
+            await frontends(exchange.scope, exchange.receive, exchange.send)
             found[path] = exchange.status
             if path == "/mcp/one":
                 assert [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]] == ["a__x"]
         assert list(found.values()) == [200, 200, 404, 404, 404]
         stream = FakeExchange(method="GET", headers={"accept": "text/event-stream"})
         stream.scope |= {"path": "/sse/one", "query_string": b""}
-        house.nursery.start_soon(faces, stream.scope, stream.receive, stream.send)
+        harness.nursery.start_soon(frontends, stream.scope, stream.receive, stream.send)
         await settle()
         assert b"/messages/one?session_id=" in stream.body
-        faces.close()
+        frontends.close()
 
 
 # -- for real ----------------------------------------------------------------------------------------------------------

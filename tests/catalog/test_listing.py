@@ -140,8 +140,8 @@ def test_a_uri_with_control_characters_is_left_out_and_a_name_with_them_is_not()
 def test_an_incomplete_list_replaces_only_a_shorter_one(
     before: list[str], now: list[str], unread: bool | None, served: list[str], is_kept: bool
 ) -> None:
-    def listing_of(names: list[str], **further: Any) -> Listing:
-        return Listing(items={Kind.TOOLS: tuple(Item(name, b"{}") for name in names)}, **further)
+    def listing_of(names: list[str], **kwargs: Any) -> Listing:
+        return Listing(items={Kind.TOOLS: tuple(Item(name, b"{}") for name in names)}, **kwargs)
 
     fresh = listing_of(now, problems={Kind.TOOLS: ("broken",)}, unread={} if unread is None else {Kind.TOOLS: unread})
     prompts = {Kind.PROMPTS: (Item("p", b"{}"),)}

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def config(**servers: Any) -> Config:
-    entries = {name: {"command": "x", **further} for name, further in servers.items()}
+    entries = {name: {"command": "x", **kwargs} for name, kwargs in servers.items()}
     return parse_config({"mcpServers": entries}, environ={})
 
 
-def choice(**further: Any) -> ToolChoice:
-    return config(s=further).servers["s"].tools
+def choice(**kwargs: Any) -> ToolChoice:
+    return config(s=kwargs).servers["s"].tools
 
 
 def listing() -> Listing:
@@ -213,18 +213,18 @@ async def test_another_choice_holds_at_once_and_restarts_nothing(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeBackend(make_listing("x", "y"))
-    told: list[frozenset[str]] = []
+    notified: list[frozenset[str]] = []
     async with running(config(a={}), {"a": fake}) as fleet:
         await trio.sleep(1)
-        fleet.subscribe(lambda news: told.append(news.features(None)))
+        fleet.subscribe(lambda news: notified.append(news.features(None)))
         router = Router(fleet)
-        ticket = await router.submit(make_call("a.x"))
+        pending = await router.submit(make_call("a.x"))
         await settle()
         applied = await fleet.apply(config(a={"tools": {"exclude": ["x"], "overrides": {"y": "z", "gone": False}}}))
         assert (applied.changed, applied.unchanged) == (("a",), ())
         assert names(fleet.snapshot()) == ["a.z"]
         assert len(fake.starts) == 1
-        assert not ticket.over  # and goes on
+        assert not pending.over  # and goes on
         with pytest.raises(UnknownName):
             await router.submit(make_call("a.x"))
         renamed = await router.submit(make_call("a.z"))
@@ -234,11 +234,11 @@ async def test_another_choice_holds_at_once_and_restarts_nothing(
             "server 'a': tools.overrides names 'gone', which it does not list"
         ]
         await trio.sleep(1)
-        assert told == [frozenset({"tools"})]
+        assert notified == [frozenset({"tools"})]
         await fleet.apply(config(a={}))
         assert names(fleet.snapshot()) == ["a.x", "a.y"]
         assert fleet.statuses()["a"].warnings == ()
-        for one in (ticket, renamed):
+        for one in (pending, renamed):
             router.release(one)
 
 

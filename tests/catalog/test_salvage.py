@@ -35,8 +35,8 @@ values = st.recursive(
 )
 
 
-def answer(items: list[bytes], kind: Kind = Kind.TOOLS, **further: Any) -> bytes:
-    rest = "".join(f", {json.dumps(name)} : {json.dumps(value)}" for name, value in further.items()).encode()
+def answer(items: list[bytes], kind: Kind = Kind.TOOLS, **kwargs: Any) -> bytes:
+    rest = "".join(f", {json.dumps(name)} : {json.dumps(value)}" for name, value in kwargs.items()).encode()
     return b'{"jsonrpc":"2.0","id":1,"result": {"%s" :\n [%s]%s}}' % (kind.member.encode(), b" ,\n".join(items), rest)
 
 
@@ -60,9 +60,9 @@ def test_a_bad_item_costs_itself_only(bad: bytes, kind: Kind) -> None:
 
 def test_what_was_left_out_is_named_and_the_rest_of_the_answer_stays() -> None:
     data = answer([b'{"name":"good"}', b'{"name":"b\\"ad\\n","x":NaN}'], nextCursor="next")
-    mended, (problem,) = salvage(data, Kind.TOOLS) or (b"", ("",))
-    assert json.loads(mended)["result"] == {"tools": [{"name": "good"}], "nextCursor": "next"}
-    assert json.loads(mended)["id"] == 1
+    fixed, (problem,) = salvage(data, Kind.TOOLS) or (b"", ("",))
+    assert json.loads(fixed)["result"] == {"tools": [{"name": "good"}], "nextCursor": "next"}
+    assert json.loads(fixed)["id"] == 1
     assert problem.startswith("tools[1] ('b\"ad\\n') left out: no valid JSON")
     *named, last = kept(answer([b"NaN"] * 100))[1]
     assert (len(named), last) == (MAX_NAMED, f"tools: and {100 - MAX_NAMED} more")

@@ -42,25 +42,25 @@ READER = Scope(servers=("files",), tools=("files.read*",))
 HINT = Hint(1000, public=True)
 
 
-def listing(*names: str, uri: str = "", further: dict[str, Any] | None = None) -> Listing:
+def listing(*names: str, uri: str = "", kwargs: dict[str, Any] | None = None) -> Listing:
     items: dict[Kind, tuple[Item, ...]] = {
         Kind.TOOLS: tuple(Item(name, jsonrpc.encode({"name": name}), HINT) for name in names),
         Kind.PROMPTS: (Item("ask", b'{"name":"ask"}', HINT),),
     }
     if uri:
         items[Kind.RESOURCES] = (Item(uri, jsonrpc.encode({"uri": uri, "name": "r"}), HINT),)
-    capabilities = {"tools": {}, "resources": {"subscribe": True}, **(further or {})}
+    capabilities = {"tools": {}, "resources": {"subscribe": True}, **(kwargs or {})}
     spans = {name: jsonrpc.raw(value) for name, value in capabilities.items()}
     return Listing(items=items, capabilities=spans, instructions=f"use {names[0]}")
 
 
 FILES = listing("read", "read_all", "delete", uri="file:///a")
-GIT = listing("log", "push", uri="git://a", further={"completions": {}})
+GIT = listing("log", "push", uri="git://a", kwargs={"completions": {}})
 
 
-def catalog(**further: Any) -> Snapshot:
+def catalog(**kwargs: Any) -> Snapshot:
     parts = [make_part(name, name, one, Naming()) for name, one in (("files", FILES), ("git", GIT))]
-    return Snapshot(parts, listed=frozenset({"files", "git"}), **further)
+    return Snapshot(parts, listed=frozenset({"files", "git"}), **kwargs)
 
 
 def names(found: Snapshot, kind: Kind = Kind.TOOLS) -> list[str]:
@@ -236,10 +236,10 @@ def test_names_that_clash_only_in_a_view_are_told_apart_there() -> None:
 
 
 def test_news_are_what_the_scope_sees() -> None:
-    told = catalog()
+    notified = catalog()
     parts = [make_part("files", "files", FILES, Naming()), make_part("git", "git", listing("log"), Naming())]
     fresh = Snapshot(parts, listed=frozenset({"files", "git"}))
-    news = ListNews(told, fresh)
+    news = ListNews(notified, fresh)
     assert news
     assert news.features(None) == {"tools", "resources"}
     assert news.features(Scope(servers=("git",))) == {"tools", "resources"}
@@ -257,7 +257,7 @@ def test_another_view_is_news_for_those_who_see_it() -> None:
     assert news.features(Scope(view="v")) == {"tools"}
 
 
-# -- in the house ------------------------------------------------------------------------------------------------------
+# -- in the gateway ----------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -317,9 +317,9 @@ async def test_out_of_scope_is_unknown_word_for_word(
 async def test_what_is_in_scope_is_called(autojump_clock: MockClock) -> None:
     fakes = both()
     async with running(fakes) as answers:
-        ticket = await answers.router.submit(call_in(READER, "files.read"))
-        assert (ticket.backend, ticket.own_name) == ("files", "read")
-        answers.router.release(ticket)
+        pending = await answers.router.submit(call_in(READER, "files.read"))
+        assert (pending.backend, pending.own_name) == ("files", "read")
+        answers.router.release(pending)
         other = await answers.router.submit(call_in(READER, "file:///a", "resources/read"))
         assert other.backend == "files"
         answers.router.release(other)
@@ -375,7 +375,7 @@ async def test_lists_wait_only_for_what_is_in_scope(autojump_clock: MockClock) -
         assert trio.current_time() == began
 
 
-async def test_a_parked_call_is_not_resumed_out_of_scope_nor_at_another_endpoint(autojump_clock: MockClock) -> None:
+async def test_a_suspended_call_stays_in_its_scope_and_endpoint(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
         view = Scope(view="v")
         for scope, given, problem in [
@@ -411,9 +411,9 @@ async def test_introductions_say_what_is_in_scope(autojump_clock: MockClock) -> 
 
 async def test_methods_that_mcp_does_not_know_need_the_whole_server(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
-        ticket = await answers.router.submit(call_in(Scope(servers=("git",)), "", "vendor/thing"))
-        assert ticket.backend == "git"
-        answers.router.release(ticket)
+        pending = await answers.router.submit(call_in(Scope(servers=("git",)), "", "vendor/thing"))
+        assert pending.backend == "git"
+        answers.router.release(pending)
         for scope in (None, READER, Scope(servers=())):
             with pytest.raises(UnknownMethod):
                 await answers.router.submit(call_in(scope, "", "vendor/thing"))
@@ -486,8 +486,8 @@ async def test_a_session_goes_by_what_its_client_may_see_now() -> None:
     assert table.find(session.id, Identity("ada", less)) is session
     assert session.caller.scope is less
     with trio.fail_after(10):
-        told = [json.loads(one)["method"] for one in await session.changes.next_batch()]
-    assert told == [f"notifications/{feature}/list_changed" for feature in ("prompts", "resources", "tools")]
+        notified = [json.loads(one)["method"] for one in await session.changes.next_batch()]
+    assert notified == [f"notifications/{feature}/list_changed" for feature in ("prompts", "resources", "tools")]
 
 
 # -- names that a client has chosen ------------------------------------------------------------------------------------
@@ -502,9 +502,9 @@ EVERY_CHOICE = [
 ]
 
 
-def odd_catalog(**further: Any) -> Snapshot:
+def odd_catalog(**kwargs: Any) -> Snapshot:
     parts = [make_part(name, name, one, Naming()) for name, one in (("files", ODD), ("git", GIT))]
-    return Snapshot(parts, listed=frozenset({"files", "git"}), **further)
+    return Snapshot(parts, listed=frozenset({"files", "git"}), **kwargs)
 
 
 @pytest.mark.parametrize("choice", EVERY_CHOICE, ids=lambda choice: choice.query)

@@ -27,9 +27,9 @@ from gateway.errors import InvalidParams
 from tests.support.fakes import public_names
 
 
-def tools(*names: str, **further: Any) -> Listing:
+def tools(*names: str, **kwargs: Any) -> Listing:
     items = tuple(Item(name, jsonrpc.encode({"name": name, "x": None})) for name in names)
-    return Listing(items={Kind.TOOLS: items}, **further)
+    return Listing(items={Kind.TOOLS: items}, **kwargs)
 
 
 def part(backend: str, listing: Listing, namespace: str | None = None, naming: Naming | None = None) -> Part:

@@ -93,7 +93,7 @@ def test_a_page_of_a_tool_follows_the_resources() -> None:
     assert listed(found, Kind.RESOURCES) == ["ui://x"]
 
 
-HOUSE = {
+OFFICE = {
     "a": {"resources": ["m://a/1", "f:///dir/"], "templates": ["m://a/{id}", "{+any}"]},
     "b": {"resources": ["m://b/1", "only:b"], "templates": ["m://b/{id}"]},
     "c": {"resources": ["n://c/folder"]},
@@ -113,7 +113,7 @@ HOUSE = {
     ],
 )
 def test_who_is_asked_for_a_uri(uri: str, linked: str | None, expected: Route | None) -> None:
-    assert merged(HOUSE).uris.find(uri, linked) == expected
+    assert merged(OFFICE).uris.find(uri, linked) == expected
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_who_is_asked_for_a_uri(uri: str, linked: str | None, expected: Route | 
     ],
 )
 def test_what_nobody_lists_belongs_to_who_has_what_is_nearest(uri: str, expected: str | None) -> None:
-    house = {name: {"resources": lists["resources"]} for name, lists in HOUSE.items()}
-    found = merged(house).uris.find(uri)
+    harness = {name: {"resources": lists["resources"]} for name, lists in OFFICE.items()}
+    found = merged(harness).uris.find(uri)
     assert (None if found is None else found.backend) == expected
 
 
@@ -145,9 +145,9 @@ template_lists = st.lists(st.sampled_from(["m:{i}", "n://x/{i}", "{+all}"]), max
         max_size=3,
     )
 )
-def test_every_uri_that_a_backend_has_leads_back_to_it(house: dict[str, dict[str, list[str]]]) -> None:
-    found = merged(house)
-    for backend, lists in house.items():
+def test_every_uri_that_a_backend_has_leads_back_to_it(harness: dict[str, dict[str, list[str]]]) -> None:
+    found = merged(harness)
+    for backend, lists in harness.items():
         for uri in [*lists["resources"], *lists["links"]]:
             assert found.uris.find(found.uris.public(backend, uri)) == Route(backend, uri)
         for template in lists["templates"]:
@@ -155,7 +155,7 @@ def test_every_uri_that_a_backend_has_leads_back_to_it(house: dict[str, dict[str
             assert public in {template, uris.public(backend, template)}
     for kind in (Kind.RESOURCES, Kind.TEMPLATES):
         assert len(set(listed(found, kind))) == sum(
-            len(lists[kind.feature if kind is Kind.RESOURCES else "templates"]) for lists in house.values()
+            len(lists[kind.feature if kind is Kind.RESOURCES else "templates"]) for lists in harness.values()
         )
 
 
@@ -166,8 +166,8 @@ CLAIMS = ["mcp+b:x:1", "MCP+b:x:1", "Mcp+B:x:1", "mcp+c:x:1", "mcp+b:"]
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("how", ["resources", "templates", "links"])
 def test_a_uri_that_names_a_server_belongs_to_that_server(how: str, claim: str, order: list[str]) -> None:
-    house = {"a": {how: [claim]}, "b": {"resources": ["x:1"]}}
-    found = merged({name: house[name] for name in order}, "c")  # c has listed nothing
+    harness = {"a": {how: [claim]}, "b": {"resources": ["x:1"]}}
+    found = merged({name: harness[name] for name in order}, "c")  # c has listed nothing
     owner = claim[4:].lower().partition(":")[0]
     assert found.uris.find(claim, "a") == Route(owner, claim.partition(":")[2])
     public = found.uris.public("a", claim)

@@ -162,7 +162,7 @@ async def test_a_drain_answers_what_is_under_way_and_refuses_what_comes():
 
 
 @pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
-async def test_a_second_signal_does_not_wait_for_the_ladder(transport):
+async def test_a_second_signal_skips_the_shutdown_sequence(transport):
     async with open_gateway_process(STUBBORN, transport=transport) as gateway:
         await gateway.wait_stderr("backend 'hung' is ready")
         gateway.process.send_signal(signal.SIGTERM)

@@ -28,7 +28,7 @@ NO_BROWSER = {"BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": ""}
 OPENS = f'{sys.executable} -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=20).read()" %s'
 
 
-class Desk:
+class FakeTerminal:
     """A config file, a state directory, and the commands run on them."""
 
     def __init__(self, folder: Path, peer: OAuthPeer, **fields: Any) -> None:
@@ -74,31 +74,31 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(folder: Path, **fields: Any) -> AsyncGenerator[Desk]:
+async def open_terminal(folder: Path, **fields: Any) -> AsyncGenerator[FakeTerminal]:
     with trio.fail_after(WITHIN):
         async with open_oauth_peer() as peer:
-            yield Desk(folder, peer, **fields)
+            yield FakeTerminal(folder, peer, **fields)
 
 
 async def test_login_prints_the_page_and_logout_forgets(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk:
-        assert await desk.log_in() == "s: logged in\n"
-        (path,) = desk.files()
+    async with open_terminal(tmp_path) as terminal:
+        assert await terminal.log_in() == "s: logged in\n"
+        (path,) = terminal.files()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert await desk.result("logout", "s") == (0, "s: logged out\n", "")
-        assert desk.files() == []
-        assert await desk.result("logout", "s") == (0, "s: nobody was logged in\n", "")
-        status, out, err = await desk.result("logout", "s", "--json")
+        assert await terminal.result("logout", "s") == (0, "s: logged out\n", "")
+        assert terminal.files() == []
+        assert await terminal.result("logout", "s") == (0, "s: nobody was logged in\n", "")
+        status, out, err = await terminal.result("logout", "s", "--json")
         assert (status, json.loads(out), err) == (0, {"name": "s", "was_logged_in": False}, "")
 
 
 async def test_login_with_json_keeps_stdout_for_the_result(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk, desk.run("login", "s", "--no-browser", "--json") as process:
+    async with open_terminal(tmp_path) as terminal, terminal.run("login", "s", "--no-browser", "--json") as process:
         url = await process.wait_stderr("http://127.0.0.1", within=WITHIN)
         while not url.startswith("http"):  # the first line says where the page comes back to
             url = next((line for line in process.stderr_text.splitlines() if line.startswith("http")), "")
             await trio.lowlevel.checkpoint()
-        await desk.peer.browse(url)
+        await terminal.peer.browse(url)
         assert process.process.stdout is not None
         out = b"".join([part async for part in process.process.stdout])
         assert await process.process.wait() == 0
@@ -106,17 +106,17 @@ async def test_login_with_json_keeps_stdout_for_the_result(tmp_path: Path) -> No
 
 
 async def test_login_opens_the_browser(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk:
-        status, out, err = await desk.result("login", "s", BROWSER=OPENS)
+    async with open_terminal(tmp_path) as terminal:
+        status, out, err = await terminal.result("login", "s", BROWSER=OPENS)
         assert (status, err) == (0, "")
         assert out.endswith("s: logged in\n")
-        assert len(desk.files()) == 1
+        assert len(terminal.files()) == 1
 
 
 async def test_login_by_client_credentials_needs_no_page(tmp_path: Path) -> None:
     oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t"}
-    async with open_desk(tmp_path, oauth=oauth) as desk:
-        status, out, err = await desk.result("login", "s")
+    async with open_terminal(tmp_path, oauth=oauth) as terminal:
+        status, out, err = await terminal.result("login", "s")
         assert (status, out) == (0, "s: logged in\n")
         assert err.startswith("warning: server 's': field 'oauth.issuer' is missing")
 
@@ -131,53 +131,53 @@ async def test_login_by_client_credentials_needs_no_page(tmp_path: Path) -> None
     ],
 )  # fmt: skip
 async def test_who_takes_no_login(tmp_path: Path, fields: dict[str, Any], name: str, status: int, line: str) -> None:
-    async with open_desk(tmp_path, **fields) as desk:
+    async with open_terminal(tmp_path, **fields) as terminal:
         for command in ("login", "logout"):
-            assert await desk.result(command, name) == (status, "", f"{line}\n")
-        assert desk.peer.log == []
+            assert await terminal.result(command, name) == (status, "", f"{line}\n")
+        assert terminal.peer.log == []
 
 
 async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk:
-        desk.peer.deny = True
-        status, _, err = await desk.result("login", "s", BROWSER=OPENS)
+    async with open_terminal(tmp_path) as terminal:
+        terminal.peer.deny = True
+        status, _, err = await terminal.result("login", "s", BROWSER=OPENS)
         assert status == 1
         assert err.endswith("(the authorization server said access_denied: not you)\n")
-        desk.peer.deny, desk.peer.has_metadata = False, False
-        status, out, err = await desk.result("login", "s")
+        terminal.peer.deny, terminal.peer.has_metadata = False, False
+        status, out, err = await terminal.result("login", "s")
         assert (status, out) == (1, "")
         assert err.startswith("error: backend 's' wants authorization and offers no OAuth (Registration failed: 404)")
-        desk.peer.is_open = True
-        assert await desk.result("login", "s") == (0, "s: does not ask for a login\n", "")
+        terminal.peer.is_open = True
+        assert await terminal.result("login", "s") == (0, "s: does not ask for a login\n", "")
 
 
 async def test_a_gateway_waits_for_the_command_and_notices_it(tmp_path: Path) -> None:
-    async with open_desk(tmp_path, era="legacy", oauth={"browser": "print"}) as desk:
-        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(desk.state)}
-        async with open_gateway_process(desk.config, transport="stdio", env=env) as gateway:
+    async with open_terminal(tmp_path, era="legacy", oauth={"browser": "print"}) as terminal:
+        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
+        async with open_gateway_process(terminal.config, transport="stdio", env=env) as gateway:
             await gateway.wait_stderr("backend 's' needs a login: run `mcp-gateway login s`")
             assert gateway.stdio is not None
             await gateway.stdio.initialize()
             answer = await gateway.stdio.request("tools/call", {"name": "s.echo", "arguments": {}})
             assert "needs a login: run `mcp-gateway login s`" in answer["error"]["message"]
-            await desk.log_in()
+            await terminal.log_in()
             await gateway.wait_stderr("backend 's' is ready")
             answer = await gateway.stdio.request("tools/call", {"name": "s.echo", "arguments": {}})
             assert answer["result"]["content"][0]["text"] == "well done"
-            for token in (*desk.peer.tokens, *desk.peer.refresh_tokens):
+            for token in (*terminal.peer.tokens, *terminal.peer.refresh_tokens):
                 assert token not in gateway.stderr_text
 
 
 async def test_the_client_of_a_call_is_asked_to_open_the_page(tmp_path: Path) -> None:
     """The tools are known from an earlier run, so that a call can come before the login."""
-    async with open_desk(tmp_path, era="legacy", oauth={"browser": "elicit"}) as desk:
-        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(desk.state)}
-        await desk.log_in()
-        async with open_gateway_process(desk.config, transport="stdio", env=env) as gateway:
+    async with open_terminal(tmp_path, era="legacy", oauth={"browser": "elicit"}) as terminal:
+        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
+        await terminal.log_in()
+        async with open_gateway_process(terminal.config, transport="stdio", env=env) as gateway:
             await gateway.wait_stderr("backend 's' is ready")
-        desk.peer.revoke()
-        desk.peer.refuse_refresh = True
-        async with open_gateway_process(desk.config, transport="stdio", env=env) as gateway:
+        terminal.peer.revoke()
+        terminal.peer.refuse_refresh = True
+        async with open_gateway_process(terminal.config, transport="stdio", env=env) as gateway:
             await gateway.wait_stderr("backend 's' needs a login")
             client = gateway.stdio
             assert client is not None
@@ -187,20 +187,20 @@ async def test_the_client_of_a_call_is_asked_to_open_the_page(tmp_path: Path) ->
             assert ask["params"]["mode"] == "url"
             await client.send({"jsonrpc": "2.0", "id": ask["id"], "result": {"action": "accept"}})
             async with bare_nursery() as nursery:
-                nursery.start_soon(desk.peer.browse, ask["params"]["url"])
+                nursery.start_soon(terminal.peer.browse, ask["params"]["url"])
                 answer = await client.response(call)
             assert answer["result"]["content"][0]["text"] == "well done"
 
 
 async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
     """The call is parked while the person logs in, and goes on with the client's next request."""
-    async with open_desk(tmp_path, era="legacy") as desk:
-        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(desk.state)}
-        await desk.log_in()
-        async with open_gateway_process(desk.config, env=env) as gateway:
+    async with open_terminal(tmp_path, era="legacy") as terminal:
+        env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
+        await terminal.log_in()
+        async with open_gateway_process(terminal.config, env=env) as gateway:
             await gateway.wait_stderr("backend 's' is ready")
-            desk.peer.revoke()
-            desk.peer.refuse_refresh = True
+            terminal.peer.revoke()
+            terminal.peer.refuse_refresh = True
             meta = {META + "clientCapabilities": {"elicitation": {"url": {}}}}
             params: dict[str, Any] = {"name": "s.echo", "arguments": {}, "_meta": meta}
             assert gateway.url is not None
@@ -209,7 +209,7 @@ async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
             assert answer["resultType"] == "input_required"
             ((key, wanted),) = answer["inputRequests"].items()
             assert (wanted["method"], wanted["params"]["mode"]) == ("elicitation/create", "url")
-            await desk.peer.browse(wanted["params"]["url"])
+            await terminal.peer.browse(wanted["params"]["url"])
             params |= {"inputResponses": {key: {"action": "accept"}}, "requestState": answer["requestState"]}
             answer = (await client.call_modern("tools/call", params))["result"]
             assert answer["content"][0]["text"] == "well done"
@@ -217,7 +217,11 @@ async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("browser", ["print", "open"])
 async def test_a_gateway_that_waits_for_a_login_stops_as_any_other(tmp_path: Path, browser: str) -> None:
-    async with open_desk(tmp_path, oauth={"browser": browser}) as desk:
-        env = {**NO_BROWSER, "BROWSER": "true %s", "MCP_GATEWAY_STATE_DIR": str(desk.state)}  # shown, and not followed
-        async with open_gateway_process(desk.config, env=env) as gateway:
+    async with open_terminal(tmp_path, oauth={"browser": browser}) as terminal:
+        env = {
+            **NO_BROWSER,
+            "BROWSER": "true %s",
+            "MCP_GATEWAY_STATE_DIR": str(terminal.state),
+        }  # shown, and not followed
+        async with open_gateway_process(terminal.config, env=env) as gateway:
             await gateway.wait_stderr("backend 's' needs a login")

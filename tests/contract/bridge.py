@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from tests.contract.support import ERAS, FACES, open_client, text_of
+from tests.contract.support import ERAS, FRONTENDS, open_client, text_of
 from tests.support.gateway_process import ANSWER_WITHIN, META, PEERS, ROOT, peer
 
 TRANSPORTS = ("stdio", "http")
@@ -31,7 +31,7 @@ EVERYTHING = {"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}},
 
 class Cell(NamedTuple):
     client: str
-    face: str
+    frontend: str
     era: str
     transport: str
 
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
         return f"memo://{self.backend}/{path}"
 
 
-CELLS = list(itertools.starmap(Cell, itertools.product(ERAS, FACES, ERAS, TRANSPORTS)))
+CELLS = list(itertools.starmap(Cell, itertools.product(ERAS, FRONTENDS, ERAS, TRANSPORTS)))
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
@@ -91,14 +91,14 @@ def render():
 
 def summary(title, client, era):
     """One verdict for all transports, or one for each face of the gateway, or all that there are."""
-    by_face = {}
+    by_frontend = {}
     for cell in CELLS:
         if (cell.client, cell.era) == (client, era):
-            by_face.setdefault(cell.face, []).append(VERDICTS[title, cell])
-    joined = {face: " or ".join(dict.fromkeys(verdicts)) for face, verdicts in by_face.items()}
+            by_frontend.setdefault(cell.frontend, []).append(VERDICTS[title, cell])
+    joined = {frontend: " or ".join(dict.fromkeys(verdicts)) for frontend, verdicts in by_frontend.items()}
     if len(set(joined.values())) == 1:
         return joined["stdio"]
-    return "; ".join(f"{face}: {verdict}" for face, verdict in joined.items())
+    return "; ".join(f"{frontend}: {verdict}" for frontend, verdict in joined.items())
 
 
 def in_readme(text):
@@ -194,7 +194,7 @@ class Talk:
     answer: dict | None = None
     asked: list = field(default_factory=list)
     """(method, params) of what the client was asked."""
-    notices: list = field(default_factory=list)
+    notifications: list = field(default_factory=list)
     rounds: int = 0
     """Times that the client was told `input_required`."""
     status: int | None = None
@@ -228,9 +228,9 @@ class Talker:
         own = {META + "clientCapabilities": self.capabilities} | (params or {}).get("_meta", {})
         return {**(params or {}), "_meta": own}
 
-    async def call(self, tool, arguments=None, **further):
+    async def call(self, tool, arguments=None, **kwargs):
         """One of the backend's tools."""
-        params = {"name": self.cell.tool(tool), "arguments": arguments or {}, **further}
+        params = {"name": self.cell.tool(tool), "arguments": arguments or {}, **kwargs}
         return await self.converse("tools/call", params)
 
     async def text(self, tool, arguments=None):
@@ -275,7 +275,7 @@ class Talker:
                 if "id" in message:
                     await self.answer(message, talk)
                 else:
-                    talk.notices.append(message)
+                    talk.notifications.append(message)
 
     async def next_message(self, call):
         if self.client.stdio is None:
@@ -303,7 +303,7 @@ class Talker:
 
 @asynccontextmanager
 async def open_talker(gateways, cell, capabilities=EVERYTHING):
-    async with open_client(gateways, (cell.client, cell.face), initialize=False) as client:
+    async with open_client(gateways, (cell.client, cell.frontend), initialize=False) as client:
         if not client.modern:
             await client.initialize(capabilities=capabilities)
         yield Talker(client, cell, capabilities)

@@ -17,7 +17,7 @@ async def open_listener(client):
     if client.modern:
         async with client.open_call("subscriptions/listen", {"notifications": {"toolsListChanged": True}}) as call:
             yield await ListenListener(client, call).open()
-    elif client.face == "http":
+    elif client.frontend == "http":
         async with client.http.open_get_stream() as exchange:
             yield StreamListener(exchange)
     else:
@@ -67,7 +67,7 @@ class ListenListener:
         self.subscription = call.id
 
     async def open(self):
-        if self.client.face == "stdio":
+        if self.client.frontend == "stdio":
             stdio = self.client.stdio
             first = await stdio.notification("notifications/subscriptions/acknowledged")
             while first["params"]["_meta"][META + "subscriptionId"] != self.call.id:
@@ -79,7 +79,7 @@ class ListenListener:
         return self
 
     async def next(self):
-        if self.client.face == "http":
+        if self.client.frontend == "http":
             return await self.call.next()
         return await self.client.stdio.wait_for(self.is_mine, 15)
 
@@ -88,7 +88,7 @@ class ListenListener:
         return message.get("method") == CHANGED and meta.get(META + "subscriptionId") == self.call.id
 
     async def assert_quiet(self):
-        if self.client.face == "http":
+        if self.client.frontend == "http":
             await StreamListener(self.call.exchange).assert_quiet()
             return
         await self.client.call("legacy.sleep", {"seconds": 0.45})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.support import FAST, LADDER, check_leaks, open_gateways
+from tests.contract.support import FAST, SHUTDOWN_GRACE, check_leaks, open_gateways
 from tests.support.gateway_process import echo_backend, faulty_backend
 
-EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 CONFIG = {
     "mcpServers": {
         "legacy": echo_backend("--tools", 2) | EXTRA,
@@ -21,7 +21,7 @@ CONFIG = {
         "changing": faulty_backend("list_changed") | EXTRA,
         "changing_modern": faulty_backend("list_changed", "--era", "modern") | EXTRA,
     },
-    "gateway": {"name": "house", "start_grace": 15, "keep_alive_interval": 0.15, "list_change_delay": 0.05},
+    "gateway": {"name": "office", "start_grace": 15, "keep_alive_interval": 0.15, "list_change_delay": 0.05},
 }
 
 

@@ -18,7 +18,7 @@ from mcp_types import methods
 
 from tests.support.gateway_process import LATEST_LEGACY, PEERS
 
-FACES = TRANSPORTS = ("stdio", "sse", "http")
+FRONTENDS = TRANSPORTS = ("stdio", "sse", "http")
 VENDOR = "vendor/*"
 """Whatever MCP does not know."""
 
@@ -54,7 +54,7 @@ COVERED: dict[tuple[str, str], list[str]] = {}
 
 
 class Cell(NamedTuple):
-    face: str
+    frontend: str
     transport: str
 
     client = "legacy"
@@ -65,7 +65,7 @@ class Cell(NamedTuple):
         return name
 
 
-CELLS = list(itertools.starmap(Cell, itertools.product(FACES, TRANSPORTS)))
+CELLS = list(itertools.starmap(Cell, itertools.product(FRONTENDS, TRANSPORTS)))
 
 
 def covers(direction, *messages):

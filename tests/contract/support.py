@@ -37,8 +37,8 @@ from tests.support.gateway_process import (
     open_sse,
 )
 
-ERAS, FACES = ("legacy", "modern"), ("stdio", "http")
-CELLS = [(era, face) for era in ERAS for face in FACES]
+ERAS, FRONTENDS = ("legacy", "modern"), ("stdio", "http")
+CELLS = [(era, frontend) for era in ERAS for frontend in FRONTENDS]
 SSE = ("legacy", "sse")
 """The cell of the older transport, for the tests that hold for it too."""
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
@@ -47,7 +47,7 @@ POLL = 0.01  # seconds between two looks at a file that a process writes
 
 FAST = {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 1000, "healthy_after": 0.01}
 """A restart policy under which a backend that a test has broken is back at once, however often it breaks."""
-LADDER = [0.3, 0.3, 1.0]
+SHUTDOWN_GRACE = [0.3, 0.3, 1.0]
 RUNNING = set()
 """Pids of the gateways that outlive a test."""
 
@@ -120,11 +120,11 @@ def open_gateways(config, transports=("stdio", "streamable-http"), *extra, ready
 
     They are there when the backends in `ready` (None: all) are.
     """
-    faces = {"stdio": "stdio", "streamable-http": "http", "streamable-http,sse": "http"}
+    frontends = {"stdio": "stdio", "streamable-http": "http", "streamable-http,sse": "http"}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         found = {}
         for transport in transports:
-            found[faces[transport]] = gateway = Gateway(config, transport, Path(folder), *extra)
+            found[frontends[transport]] = gateway = Gateway(config, transport, Path(folder), *extra)
             stack.callback(gateway.kill)
         for gateway in found.values():
             if gateway.transport != "stdio":
@@ -196,7 +196,7 @@ class Client:
     """One client in one cell; `stdio` or `http` is the raw client under it."""
 
     def __init__(self, cell, *, stdio=None, http=None):
-        self.era, self.face = cell
+        self.era, self.frontend = cell
         self.modern = self.era == "modern"
         self.stdio, self.http = stdio, http
 
@@ -362,21 +362,21 @@ class PostCall:
 @asynccontextmanager
 async def open_client(gateways, cell, *, initialize=True):
     """A client in one cell of the gateways of a module; a legacy one has shaken hands."""
-    face = cell[1]
-    gateway = gateways["http" if face == "sse" else face]
-    async with open_raw(gateway, face) as raw:
-        client = Client(cell, **{"stdio" if face == "sse" else face: raw})  # on both, all comes in one stream
+    frontend = cell[1]
+    gateway = gateways["http" if frontend == "sse" else frontend]
+    async with open_raw(gateway, frontend) as raw:
+        client = Client(cell, **{"stdio" if frontend == "sse" else frontend: raw})  # on both, all comes in one stream
         if initialize and not client.modern:
             await client.initialize()
         yield client
 
 
 @asynccontextmanager
-async def open_raw(gateway, face):
-    if face == "http":
+async def open_raw(gateway, frontend):
+    if frontend == "http":
         yield HttpClient(gateway.url)
         return
-    if face == "sse":
+    if frontend == "sse":
         async with open_sse(gateway.url.removesuffix("/mcp") + "/sse") as client:
             yield client
         return

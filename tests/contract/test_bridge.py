@@ -33,11 +33,11 @@ from tests.contract.bridge import (
     until,
     url_form,
 )
-from tests.contract.support import FAST, LADDER, Client, check_leaks, open_gateways, with_token
+from tests.contract.support import FAST, SHUTDOWN_GRACE, Client, check_leaks, open_gateways, with_token
 from tests.support.gateway_process import META, ROOT, HttpClient, make_request, open_gateway_process
 
 SETTINGS = {"start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
-EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ async def test_text_cut_inside_an_emoji_where_the_gateway_reads_it(gateways, cel
         assert "tools" in answer["result"]
         params = {"name": cell.tool("progress"), "arguments": {"n": 1}, "_meta": {cut: cut}}
         talk = await talker.converse("tools/call", with_token(params, cut))
-        assert [one["params"]["progressToken"] for one in talk.notices] == [cut]
+        assert [one["params"]["progressToken"] for one in talk.notifications] == [cut]
         assert (await talker.call(cut)).error["code"] == -32602
         assert (await talker.converse("tools/list", {"cursor": cut})).error["code"] == -32602
         assert (await talker.converse("prompts/get", {"name": cut})).error["code"] == -32602
@@ -149,11 +149,15 @@ async def test_progress(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         params = {"name": cell.tool("progress"), "arguments": {"n": 3}}
         talk = await talker.converse("tools/call", with_token(params, "the token"))
-        told = [notice["params"] for notice in talk.notices if notice["method"] == "notifications/progress"]
+        notified = [
+            notification["params"]
+            for notification in talk.notifications
+            if notification["method"] == "notifications/progress"
+        ]
         expected = [
             {"progressToken": "the token", "progress": n, "total": 3, "message": f"step {n}"} for n in (1, 2, 3)
         ]
-        assert told == expected
+        assert notified == expected
         assert talk.result["content"][0]["text"] == "3 steps"
     return YES
 
@@ -166,13 +170,23 @@ async def test_log(gateways, cell):
             own = {}
             await talker.converse("logging/setLevel", {"level": "warning"})
         loud = await talker.call("log", {"level": "error", "data": {"x": None}, "n": 2}, **own)
-        told = [notice["params"] for notice in loud.notices if notice["method"] == "notifications/message"]
-        assert told == [{"level": "error", "logger": "rich", "data": {"x": None}}] * 2
+        notified = [
+            notification["params"]
+            for notification in loud.notifications
+            if notification["method"] == "notifications/message"
+        ]
+        assert notified == [{"level": "error", "logger": "rich", "data": {"x": None}}] * 2
         quiet = await talker.call("log", {"level": "info"}, **own)
-        assert [notice for notice in quiet.notices if notice["method"] == "notifications/message"] == []
+        assert [
+            notification for notification in quiet.notifications if notification["method"] == "notifications/message"
+        ] == []
         if talker.client.modern:
             unasked = await talker.call("log", {"level": "emergency"})
-            assert [notice for notice in unasked.notices if notice["method"] == "notifications/message"] == []
+            assert [
+                notification
+                for notification in unasked.notifications
+                if notification["method"] == "notifications/message"
+            ] == []
     return YES
 
 
@@ -183,10 +197,10 @@ async def test_a_backend_has_the_most_talkative_level_that_any_client_wants(gate
         await quiet.converse("logging/setLevel", {"level": "emergency"})
 
         async def is_told():
-            return (await talkative.call("log", {"level": "debug"}, _meta={META + "logLevel": "debug"})).notices
+            return (await talkative.call("log", {"level": "debug"}, _meta={META + "logLevel": "debug"})).notifications
 
         await until(is_told)  # the first call that asks for so much may be as fast as the word of it
-        assert (await quiet.call("log", {"level": "debug"})).notices == []
+        assert (await quiet.call("log", {"level": "debug"})).notifications == []
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -206,7 +220,7 @@ async def cancelled_at(talker):
 @asynccontextmanager
 async def open_other(gateways, cell, talker):
     """Another client of the same kind; on pipes there is only the one."""
-    if cell.face == "stdio":
+    if cell.frontend == "stdio":
         yield talker
     else:
         async with open_talker(gateways, cell) as other:
@@ -232,7 +246,7 @@ async def test_cancel(gateways, cell):
 
 @row("hang-up")
 async def test_hang_up(gateways, cell):
-    if cell.face == "stdio":
+    if cell.frontend == "stdio":
         if cell.client not in ENDED:
             ENDED[cell.client] = await end_stdin(cell.client)
         (answer,) = ENDED[cell.client][cell.backend]
@@ -338,7 +352,7 @@ async def test_url_elicitation(gateways, cell):
 
 @row("URL elicitation by an error (-32042)")
 async def test_url_elicitation_by_an_error(gateways, cell):
-    wanted = f"{cell.client}-{cell.face}"
+    wanted = f"{cell.client}-{cell.frontend}"
     async with open_talker(gateways, cell) as talker:
 
         async def visit():
@@ -474,16 +488,16 @@ async def open_ear(talker, wanted):
             yield await modern_ear(client, call, wanted)  # ruff: ignore[fallible-context-manager]
             if client.stdio is not None:
                 await call.cancel()
-    elif client.face == "http":
+    elif client.frontend == "http":
         async with client.http.open_get_stream() as stream, aclosing(stream.events()) as events:
 
-            async def hear(method):
+            async def receive(method):
                 async for event in events:
                     if event.data and event.json()["method"] == method:
                         return event.json()
                 raise EOFError("the stream ended")
 
-            yield hear
+            yield receive
     else:
         yield client.stdio.notification
 
@@ -493,21 +507,21 @@ async def modern_ear(client, call, wanted):
         own = message.get("params", {}).get("_meta", {})
         return message.get("method") == method and own.get(META + "subscriptionId") == call.id
 
-    async def hear(method):
+    async def receive(method):
         if client.stdio is not None:
             return await client.stdio.wait_for(lambda message: is_mine(message, method), 10)
         message = await call.next()
         assert is_mine(message, method), message
         return message
 
-    acknowledged = await hear("notifications/subscriptions/acknowledged")
+    acknowledged = await receive("notifications/subscriptions/acknowledged")
     assert acknowledged["params"]["notifications"] == wanted
-    return hear
+    return receive
 
 
 @row("list_changed")
 async def test_list_changed(gateways, cell):
-    async with open_talker(gateways, cell) as talker, open_ear(talker, {"promptsListChanged": True}) as hear:
+    async with open_talker(gateways, cell) as talker, open_ear(talker, {"promptsListChanged": True}) as receive:
 
         async def names():
             listed = (await talker.converse("prompts/list")).result["prompts"]
@@ -516,9 +530,9 @@ async def test_list_changed(gateways, cell):
         before = await names()
         await talker.text("grow")
         with trio.fail_after(10):
-            await hear(PROMPTS_CHANGED)
+            await receive(PROMPTS_CHANGED)
             while await names() == before:  # on a pipe, that was a change of which an earlier test did not wait to hear
-                await hear(PROMPTS_CHANGED)
+                await receive(PROMPTS_CHANGED)
     return YES
 
 
@@ -530,13 +544,13 @@ async def test_resource_updated(gateways, cell):
         async def subscribed():
             return uri in (await talker.structured("subscribed"))["uris"]
 
-        async with open_ear(talker, {"resourceSubscriptions": [uri]}) as hear:
+        async with open_ear(talker, {"resourceSubscriptions": [uri]}) as receive:
             if not talker.client.modern:
                 assert plain((await talker.converse("resources/subscribe", {"uri": uri})).result) == {}
             await until(subscribed)
             await talker.text("touch", {"uri": uri})
             with trio.fail_after(10):
-                params = (await hear(UPDATED))["params"]
+                params = (await receive(UPDATED))["params"]
             assert params.pop("uri") == uri
             own = params.pop("_meta", {})  # of a modern client's subscription, never of the gateway's own
             assert list(own) == [META + "subscriptionId"] * talker.client.modern

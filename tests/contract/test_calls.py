@@ -52,7 +52,7 @@ async def test_the_gateway_introduces_itself(gateways, cell):
         else:
             found = await client.initialize()
             info = found["serverInfo"]
-        assert info["name"] == "house"
+        assert info["name"] == "office"
         assert found["capabilities"]["tools"] == {"listChanged": True}
 
 
@@ -70,7 +70,7 @@ async def test_legacy_versions_are_negotiated(gateways, cell, version):
 async def test_a_wrong_modern_version_is_refused_with_what_is_supported(gateways, cell):
     async with open_client(gateways, cell) as client:
         params = {"_meta": {META + "protocolVersion": "2099-01-01", META + "clientCapabilities": {}}}
-        if client.face == "stdio":
+        if client.frontend == "stdio":
             answer = await client.stdio.request("tools/list", params)
         else:
             headers = {"MCP-Protocol-Version": "2099-01-01", "Mcp-Method": "tools/list"}
@@ -123,7 +123,7 @@ async def test_guarantee_g6_arguments_and_meta_arrive_unchanged(gateways, cell, 
         if backend == "legacy":
             assert got["_meta"] == {}
         else:
-            assert got["_meta"].pop(META + "clientInfo")["name"] == "house"
+            assert got["_meta"].pop(META + "clientInfo")["name"] == "office"
             assert got["_meta"] == {META + "protocolVersion": MODERN, META + "clientCapabilities": {}}
 
 
@@ -137,7 +137,7 @@ async def test_results_arrive_in_the_era_of_the_client(gateways, cell, backend):
         assert result["unknown"] is None
         if client.modern:
             assert result["resultType"] == "complete"
-            assert result["_meta"].pop(META + "serverInfo")["name"] == "house"
+            assert result["_meta"].pop(META + "serverInfo")["name"] == "office"
         else:
             assert "resultType" not in result
         assert result["_meta"] == {"v/x": None}
@@ -243,10 +243,10 @@ async def test_no_progress_follows_the_result(gateways, cell):
     async with open_client(gateways, cell) as client:
         async with client.open_tool("late.go", token="mine") as call:
             assert text_of(await call.next()) == "done"
-            if client.face == "http":
+            if client.frontend == "http":
                 assert await call.next() is None
         assert text_of(await client.call("late.echo", {"text": "fence"})) == "fence"  # read after the late progress
-        if client.face == "stdio":
+        if client.frontend == "stdio":
             assert [one for one in client.stdio.arrived if one.get("method") == "notifications/progress"] == []
 
 
@@ -255,7 +255,7 @@ async def test_two_calls_with_the_same_token_at_once(gateways, cell):
     """Two clients where the face has them; on pipes the two eras are two clients on one process."""
     async with open_client(gateways, cell) as one, open_client(gateways, cell) as other:
         backends = ("legacy", "modern")
-        clients = (one, one if one.face == "stdio" else other)
+        clients = (one, one if one.frontend == "stdio" else other)
         found = {}
 
         async def run(client, backend, n, token):
@@ -265,7 +265,7 @@ async def test_two_calls_with_the_same_token_at_once(gateways, cell):
                     seen.append(message["params"]["progress"])
                 found[n] = (seen, text_of(message))
 
-        tokens = (1, 1) if one.face == "http" else (1, "1")
+        tokens = (1, 1) if one.frontend == "http" else (1, "1")
         async with trio.open_nursery() as nursery:
             for client, backend, n, token in zip(clients, backends, (4, 6), tokens, strict=True):
                 nursery.start_soon(run, client, backend, n, token)

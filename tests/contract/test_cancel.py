@@ -72,13 +72,13 @@ async def test_cancels_of_nothing_are_ignored(gateways, cell):
             {},
             {"requestId": {"a": 1}},
         ):
-            if client.face == "stdio":
+            if client.frontend == "stdio":
                 await client.stdio.notify("notifications/cancelled", params)
             elif not client.modern:
                 message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
                 assert (await client.http.post(message)).status == 202
         async with client.open_tool("legacy.echo", {"text": "done"}) as call:
             assert text_of(await call.response()) == "done"
-            if not (client.modern and client.face == "http"):
+            if not (client.modern and client.frontend == "http"):
                 await call.cancel()  # too late: ignored
         assert await cancelled_at(client, "legacy") == before

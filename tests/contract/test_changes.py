@@ -19,10 +19,10 @@ async def test_each_change_is_told_once(gateways, cell, backend):
         before = await client.names()
         for tool, expected in [("grow", [*before, f"{backend}.grown_0"]), ("shrink", before)]:
             assert text_of(await client.call(f"{backend}.{tool}")).endswith("grown")
-            heard = await ear.next()
-            assert heard["method"] == CHANGED
+            received = await ear.next()
+            assert received["method"] == CHANGED
             if ear.subscription is not None:
-                assert heard["params"]["_meta"] == {META + "subscriptionId": ear.subscription}
+                assert received["params"]["_meta"] == {META + "subscriptionId": ear.subscription}
             assert sorted(await client.names()) == sorted(expected)
         await ear.assert_quiet()
 
@@ -39,7 +39,7 @@ async def test_a_listen_is_told_only_what_it_asked_for(gateways, cell):
     async with open_client(gateways, cell) as client:
         wanted = {"promptsListChanged": True, "toolsListChanged": False, "unknownThing": True}
         async with client.open_call("subscriptions/listen", {"notifications": wanted}) as call:
-            if client.face == "stdio":
+            if client.frontend == "stdio":
                 first = await client.stdio.notification("notifications/subscriptions/acknowledged")
             else:
                 first = await call.next()

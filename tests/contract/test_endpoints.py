@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from gateway.admin.operations import OPERATIONS
-from tests.contract.support import FAST, LADDER, check_leaks
+from tests.contract.support import FAST, SHUTDOWN_GRACE, check_leaks
 from tests.support.access import ALICE, keys
 from tests.support.gateway_process import (
     ANSWER_WITHIN,
@@ -30,7 +30,7 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 KEY = {"Authorization": f"Bearer {ALICE}"}
 INITIALIZE = json.dumps(make_request(1, "initialize", initialize_params())).encode()
 CONFIG = {
-    "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": LADDER}},
+    "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}},
     "gateway": {"start_grace": 15},
     "views": {"v": {}},
 }
@@ -46,7 +46,7 @@ leak_check = pytest.fixture(autouse=True)(check_leaks)
 
 
 @asynccontextmanager
-async def open_house(config=CONFIG, paths=PATHS["default"]):
+async def open_harness(config=CONFIG, paths=PATHS["default"]):
     args = ["--admin-token", TOKEN]
     for flag, name in (("--streamable-http-path", "mcp"), ("--sse-path", "sse"), ("--message-path", "messages")):
         args += [flag, paths[name]]
@@ -75,7 +75,7 @@ def endpoints(paths):
 
 @pytest.mark.parametrize("paths", PATHS.values(), ids=PATHS)
 async def test_a_slash_at_the_end_changes_nothing(paths):
-    async with open_house(paths=paths) as client:
+    async with open_harness(paths=paths) as client:
         for endpoint in endpoints(paths):
             for method in METHODS:
                 if (method, endpoint) in {("POST", "/reload"), ("DELETE", "/servers/echo")} or "able" in endpoint:
@@ -101,7 +101,7 @@ def summary(found):
 
 
 async def test_changes_over_the_management_api_with_a_slash():
-    async with open_house() as client:
+    async with open_harness() as client:
         added = json.dumps({"mcpServers": {"two": CONFIG["mcpServers"]["echo"]}}).encode()
         for method, path, body in (
             ("POST", "/servers/", added),
@@ -120,7 +120,7 @@ async def test_changes_over_the_management_api_with_a_slash():
 
 
 async def test_sessions_go_on_under_either_spelling():
-    async with open_house() as client:
+    async with open_harness() as client:
         for path in ("/mcp", "/mcp/", "/mcp/v", "/mcp/v/"):
             status, headers, _ = await send(client, "POST", path, INITIALIZE)
             assert status == 200
@@ -134,7 +134,7 @@ async def test_sessions_go_on_under_either_spelling():
 
 async def test_rules_hold_under_every_spelling():
     config = CONFIG | {"access": keys(views=["v"])}
-    async with open_house(config) as client:
+    async with open_harness(config) as client:
         for path in ("/mcp", "/mcp/", "/mcp/v", "/mcp/v/", "/sse", "/sse/", "/messages", "/messages/", "/health/"):
             for target in (path, f"http://127.0.0.1:{client.port}{path}"):
                 method = "GET" if "sse" in path or "health" in path else "POST"
@@ -153,7 +153,7 @@ async def test_rules_hold_under_every_spelling():
 
 
 async def test_a_target_in_absolute_form_is_served_and_its_authority_is_the_host():
-    async with open_house() as client:
+    async with open_harness() as client:
         ours = f"127.0.0.1:{client.port}"
         for target, host, status in (
             (f"http://{ours}/livez", ours, 200),
@@ -182,7 +182,7 @@ async def test_a_target_in_absolute_form_is_served_and_its_authority_is_the_host
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip", "nonsense"])
 async def test_a_compressed_body_is_refused_by_name(encoding):
-    async with open_house() as client:
+    async with open_harness() as client:
         session = (await send(client, "GET", "/sse"))[2].decode()
         async with client.exchange("GET", headers={"Accept": "text/event-stream"}, path="/sse") as stream:
             session = (await stream.next_sse()).data
@@ -197,14 +197,14 @@ async def test_a_compressed_body_is_refused_by_name(encoding):
 
 
 async def test_a_host_that_is_not_ours_is_named_with_the_setting():
-    async with open_house() as client:
+    async with open_harness() as client:
         for path in ("/mcp", "/sse", "/messages", "/health", "/livez", "/.well-known/oauth-protected-resource"):
             status, _, answer = await send(client, "GET", path, host="host.docker.internal:8080")
             assert status == 403
             assert "'host.docker.internal:8080'" in answer.decode()
             assert "access.allow_hosts" in answer.decode()
     config = CONFIG | {"access": {"allow_hosts": ["host.docker.internal"]}}
-    async with open_house(config) as client:
+    async with open_harness(config) as client:
         assert (await send(client, "POST", "/mcp", INITIALIZE, host="host.docker.internal:8080"))[0] == 200
 
 
@@ -220,7 +220,7 @@ async def test_a_client_that_takes_json_only_gets_json(accept):
 
 async def check_kinds(accept, kind):
     """Answers of the gateway itself and of backends, in both eras; the head of a stream carries the session too."""
-    async with open_house() as client:
+    async with open_harness() as client:
         response = await client.send("POST", INITIALIZE, headers={"Accept": accept})
         assert response.headers["content-type"] == kind
         assert response.messages()[0]["result"]["serverInfo"]

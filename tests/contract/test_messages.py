@@ -33,10 +33,10 @@ from tests.contract.bridge import (
     until,
 )
 from tests.contract.messages import TASKS, TRANSPORTS, VENDOR, covers
-from tests.contract.support import FAST, LADDER, check_leaks, open_client, open_gateways, text_of
+from tests.contract.support import FAST, SHUTDOWN_GRACE, check_leaks, open_client, open_gateways, text_of
 from tests.support.gateway_process import ANSWER_WITHIN, PEERS, ROOT, make_notification, peer
 
-SETTINGS = {"name": "house", "start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
+SETTINGS = {"name": "office", "start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
 REQUEST, ASK = "client request", "server request"
 NOTE, NOTICE = "client notification", "server notification"
 NAME = "rich"
@@ -71,25 +71,25 @@ def open_server(transport):
 
 
 @contextmanager
-def open_house(transport, face, folder):
+def open_harness(transport, frontend, folder):
     with open_server(transport) as server:
-        server |= {"namespace": "", "restart": FAST, "shutdown_grace": LADDER, "era": "legacy"}
+        server |= {"namespace": "", "restart": FAST, "shutdown_grace": SHUTDOWN_GRACE, "era": "legacy"}
         config = {"mcpServers": {NAME: server}, "gateway": SETTINGS}
-        with open_gateways(config, (face,), "--state-dir", str(folder)) as found:
+        with open_gateways(config, (frontend,), "--state-dir", str(folder)) as found:
             yield found
 
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory):
     """By the backend's transport, then by face; all start at the same time."""
-    houses = [(transport, face) for transport in TRANSPORTS for face in ("stdio", "streamable-http,sse")]
-    with ExitStack() as stack, ThreadPoolExecutor(len(houses)) as pool:
-        opened = [open_house(*house, tmp_path_factory.mktemp("state")) for house in houses]
+    harnesses = [(transport, frontend) for transport in TRANSPORTS for frontend in ("stdio", "streamable-http,sse")]
+    with ExitStack() as stack, ThreadPoolExecutor(len(harnesses)) as pool:
+        opened = [open_harness(*harness, tmp_path_factory.mktemp("state")) for harness in harnesses]
         started = [pool.submit(one.__enter__) for one in opened]
         for one in opened:
             stack.push(one.__exit__)
         found = {}
-        for (transport, _), future in zip(houses, started, strict=True):
+        for (transport, _), future in zip(harnesses, started, strict=True):
             found.setdefault(transport, {}).update(future.result())
         yield found
         list(pool.map(lambda one: one.__exit__(None, None, None), opened))
@@ -103,7 +103,7 @@ class Talk:
     """One request of a client: what it was asked and told until its response came."""
 
     def __init__(self):
-        self.asked, self.told, self.answer = [], [], None
+        self.asked, self.notified, self.answer = [], [], None
 
     @property
     def result(self):
@@ -138,7 +138,7 @@ class Talker:
                         if answer is not None:
                             await self.send({"jsonrpc": "2.0", "id": message["id"], "result": answer})
                     else:
-                        talk.told.append(message)
+                        talk.notified.append(message)
 
     async def next_message(self, call):
         if self.client.stdio is None:
@@ -153,12 +153,12 @@ class Talker:
 
         return await self.client.stdio.wait_for(is_of_call, ANSWER_WITHIN)
 
-    async def tool(self, name, arguments=None, **further):
-        return await self.request("tools/call", {"name": name, "arguments": arguments or {}, **further})
+    async def tool(self, name, arguments=None, **kwargs):
+        return await self.request("tools/call", {"name": name, "arguments": arguments or {}, **kwargs})
 
-    async def ask(self, method, params, **further):
+    async def ask(self, method, params, **kwargs):
         """Have the backend ask one thing; returns what the client was asked and what the backend got."""
-        talk = await self.tool("ask", {"requests": {"one": {"method": method, "params": params}}}, **further)
+        talk = await self.tool("ask", {"requests": {"one": {"method": method, "params": params}}}, **kwargs)
         return talk.asked, talk.structured["answers"]["one"]
 
     async def send(self, message):
@@ -168,9 +168,9 @@ class Talker:
         else:
             assert (await self.client.http.post(message)).status == 202
 
-    async def say(self, *said, **further):
+    async def say(self, *said, **kwargs):
         """Have the backend say these things during a call; returns what the client was told."""
-        talk = await self.tool("say", {"messages": list(said)}, **further)
+        talk = await self.tool("say", {"messages": list(said)}, **kwargs)
         assert text_of(talk.answer) == "said"
         return talk
 
@@ -191,7 +191,7 @@ class Talker:
 
 @asynccontextmanager
 async def open_talker(gateways, cell, capabilities=EVERYTHING):
-    async with open_client(gateways[cell.transport], ("legacy", cell.face), initialize=False) as client:
+    async with open_client(gateways[cell.transport], ("legacy", cell.frontend), initialize=False) as client:
         talker = Talker(client, cell)
         talker.greeting = await client.initialize(capabilities=capabilities)
         yield talker
@@ -204,17 +204,17 @@ async def open_ear(talker):
     if client.stdio is not None:
         client.stdio.arrived.clear()  # what this conversation was told of in earlier tests
 
-        async def hear():
+        async def receive():
             return await client.stdio.wait_for(lambda one: one.get("method", "").endswith(BESIDE), ANSWER_WITHIN)
 
-        yield hear
+        yield receive
         return
     async with client.http.open_get_stream() as stream:
 
-        async def hear_stream():
+        async def receive_stream():
             return (await stream.next_sse()).json()
 
-        yield hear_stream
+        yield receive_stream
 
 
 def same(found, expected):
@@ -244,7 +244,7 @@ async def test_initialize(gateways, cell):
             },
         }
         greeting = dict(talker.greeting)
-        assert greeting.pop("serverInfo")["name"] == "house"
+        assert greeting.pop("serverInfo")["name"] == "office"
         assert f"How to use {NAME}." in greeting.pop("instructions")
         assert greeting == expected
         (first, second) = [
@@ -252,7 +252,7 @@ async def test_initialize(gateways, cell):
             for one in (await talker.tool("seen")).structured["messages"]
             if one["method"] in {"initialize", "notifications/initialized"}
         ]
-        assert first["params"]["clientInfo"]["name"] == "house"
+        assert first["params"]["clientInfo"]["name"] == "office"
         capabilities = {"roots": {"listChanged": True}, "sampling": {"tools": {}}}
         assert first["params"]["capabilities"] == capabilities | {"elicitation": {"form": {}, "url": {}}}
         assert second == make_notification("notifications/initialized")  # the gateway's own, once
@@ -329,13 +329,13 @@ async def test_guarantee_g7_a_subscription(gateways, cell):
         async def subscribed():
             return (await talker.tool("subscribed")).structured["uris"]
 
-        async with open_ear(talker) as hear:
+        async with open_ear(talker) as receive:
             assert (await talker.request("resources/subscribe", {"uri": URI})).result == {}
             assert await subscribed() == [URI]
             await talker.tool("touch", {"uri": URI})
             with trio.fail_after(ANSWER_WITHIN):
                 expected = make_notification("notifications/resources/updated", {"uri": URI})
-                assert same(await hear(), expected)
+                assert same(await receive(), expected)
             assert (await talker.request("resources/unsubscribe", {"uri": URI})).result == {}
 
             async def is_gone():
@@ -352,8 +352,8 @@ async def test_guarantee_g7_logging(gateways, cell):
             assert (await talker.request("logging/setLevel", {"level": level})).result == {}
             line = {"level": "warning", "logger": "x", "data": ODD, "x-extra": None}
             talk = await talker.say({"method": "notifications/message", "params": line})
-            told = [one["params"] for one in talk.told if one["method"] == "notifications/message"]
-            assert same(told, [line] * expected)
+            notified = [one["params"] for one in talk.notified if one["method"] == "notifications/message"]
+            assert same(notified, [line] * expected)
         assert (await talker.request("logging/setLevel", {"level": "loud"})).answer["error"]["code"] == -32602
         await until(partial(talker.count, "logging/setLevel"))  # a session is kept as wished beside its calls
 
@@ -367,7 +367,7 @@ async def test_tasks_are_the_gateways_own(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         state = {"method": "notifications/tasks/status", "params": {"taskId": "task-1", "status": "working"}}
         assert text_of((await talker.tool("job", {"text": "worked", "polls": 1, "interval": 5})).answer) == "worked"
-        assert not [one for one in (await talker.say(state)).told if "tasks" in one["method"]]
+        assert not [one for one in (await talker.say(state)).notified if "tasks" in one["method"]]
         await talker.send({"jsonrpc": "2.0", **state})
         for method in sorted(TASKS):
             assert (await talker.request(method, {"taskId": "task-1"})).answer["error"]["code"] == -32601
@@ -387,15 +387,16 @@ async def test_what_mcp_does_not_know(gateways, cell):
         params = {**ODD, "_meta": {"a/b": None}}
         assert same((await talker.request("vendor/echo", params)).result, {"params": params})
         assert (await talker.request("vendor/unknown")).answer["error"]["code"] == -32601
-        mark = f"{cell.face} {cell.transport}"
+        mark = f"{cell.frontend} {cell.transport}"
         await talker.send(make_notification("vendor/note", {**ODD, "mark": mark}))
         (note,) = await talker.caught("vendor/note", lambda found: found["mark"] == mark)
         assert same(note, make_notification("vendor/note", {**ODD, "mark": mark}))
         asked, answer = await talker.ask("vendor/question", {})
         assert (asked, answer["error"]["code"]) == ([], -32601)
-        told = (await talker.say({"method": "notifications/vendor/news", "params": ODD})).told
+        notified = (await talker.say({"method": "notifications/vendor/news", "params": ODD})).notified
         assert same(
-            [one for one in told if "vendor" in one["method"]], [make_notification("notifications/vendor/news", ODD)]
+            [one for one in notified if "vendor" in one["method"]],
+            [make_notification("notifications/vendor/news", ODD)],
         )
 
 
@@ -432,7 +433,7 @@ async def test_what_servers_ask(gateways, cell):
 @covers(NOTE, "notifications/progress")
 async def test_progress_of_the_client(gateways, cell):
     """About a request of the server's, under the server's own token."""
-    token = f"{cell.face} {cell.transport}"
+    token = f"{cell.frontend} {cell.transport}"
     async with open_talker(gateways, cell) as talker:
         talker.respond = lambda *_: None
         params = {**SAMPLE, "_meta": {"progressToken": token}}
@@ -441,12 +442,12 @@ async def test_progress_of_the_client(gateways, cell):
             asked = await talker.next_message(call)
             own = asked["params"]["_meta"].pop("progressToken")
             assert asked["params"] == {**SAMPLE, "_meta": {}}
-            told = {"progress": 1, "total": 2, "message": "on it", "x-extra": None}
-            await talker.send(make_notification("notifications/progress", {"progressToken": own, **told}))
+            notified = {"progress": 1, "total": 2, "message": "on it", "x-extra": None}
+            await talker.send(make_notification("notifications/progress", {"progressToken": own, **notified}))
             await talker.send({"jsonrpc": "2.0", "id": asked["id"], "result": SAMPLE_ANSWER})
             assert "result" in await talker.next_message(call)
         (note,) = await talker.caught("notifications/progress", lambda found: found["progressToken"] == token)
-        assert same(note["params"], {"progressToken": token, **told})
+        assert same(note["params"], {"progressToken": token, **notified})
 
 
 @covers(NOTICE, "notifications/cancelled")
@@ -455,8 +456,8 @@ async def test_a_server_that_needs_no_answer_any_more(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         talker.respond = lambda *_: None
         talk = await talker.say({"id": "mine", "method": ROOTS, "params": {}}, cancelled)
-        told = [one["params"] for one in talk.told if one["method"] == "notifications/cancelled"]
-        assert [one["requestId"] for one in told] == [one["id"] for one in talk.asked]
+        notified = [one["params"] for one in talk.notified if one["method"] == "notifications/cancelled"]
+        assert [one["requestId"] for one in notified] == [one["id"] for one in talk.asked]
         for one in talk.asked:  # an answer all the same is dropped
             await talker.send({"jsonrpc": "2.0", "id": one["id"], "result": ROOT_ANSWER})
         assert not [one for one in (await talker.tool("caught")).structured["messages"] if one.get("id") == "mine"]
@@ -490,11 +491,11 @@ async def test_changed_roots(gateways, cell):
         before = sum(1 for one in (await talker.tool("caught")).structured["messages"] if one.get("method") == name)
         await talker.send(make_notification(name))
 
-        async def heard():
+        async def received():
             found = [one for one in (await talker.tool("caught")).structured["messages"] if one.get("method") == name]
             return found[before:]
 
-        assert await until(heard) == [make_notification(name)]
+        assert await until(received) == [make_notification(name)]
 
 
 @covers(NOTICE, "notifications/progress")
@@ -507,8 +508,8 @@ async def test_guarantee_g7_progress_of_the_server(gateways, cell):
                 {"method": "notifications/progress", "params": {"progressToken": "nobody's", "progress": 1}},
                 _meta={"progressToken": token},
             )
-            told = [one["params"] for one in talk.told if one["method"] == "notifications/progress"]
-            assert same(told, [{"progressToken": token, **one} for one in said])
+            notified = [one["params"] for one in talk.notified if one["method"] == "notifications/progress"]
+            assert same(notified, [{"progressToken": token, **one} for one in said])
 
 
 FEATURES = ["prompts", "resources", "tools"]
@@ -516,7 +517,7 @@ FEATURES = ["prompts", "resources", "tools"]
 
 @covers(NOTICE, *(f"notifications/{feature}/list_changed" for feature in FEATURES))
 async def test_changed_lists(gateways, cell):
-    async with open_talker(gateways, cell) as talker, open_ear(talker) as hear:
+    async with open_talker(gateways, cell) as talker, open_ear(talker) as receive:
 
         async def listed():
             found = [(await talker.request(f"{feature}/list")).result for feature in FEATURES]
@@ -525,11 +526,11 @@ async def test_changed_lists(gateways, cell):
         before = await listed()
         await talker.tool("grow", {"features": FEATURES})
         with trio.fail_after(ANSWER_WITHIN):
-            told = [await hear() for _ in FEATURES]
-        assert sorted(one["method"] for one in told) == [
+            notified = [await receive() for _ in FEATURES]
+        assert sorted(one["method"] for one in notified) == [
             f"notifications/{feature}/list_changed" for feature in FEATURES
         ]
-        assert all(one.keys() == {"jsonrpc", "method"} for one in told)
+        assert all(one.keys() == {"jsonrpc", "method"} for one in notified)
         after = [before[0] + 1, before[1] + 1, before[2] + 1]
 
         async def are_listed():
@@ -540,11 +541,11 @@ async def test_changed_lists(gateways, cell):
 
 @covers(NOTICE, "notifications/elicitation/complete")
 async def test_the_end_of_an_elicitation(gateways, cell):
-    wanted = f"{cell.face} {cell.transport}"
-    async with open_talker(gateways, cell) as talker, open_ear(talker) as hear:
+    wanted = f"{cell.frontend} {cell.transport}"
+    async with open_talker(gateways, cell) as talker, open_ear(talker) as receive:
         asked, _ = await talker.ask(ELICITATION, URL_FORM | {"elicitationId": wanted})
         assert asked[0]["params"]["elicitationId"] == wanted
         await talker.tool("granted", {"id": wanted})
         with trio.fail_after(ANSWER_WITHIN):
-            told = await hear()
-        assert same(told, make_notification("notifications/elicitation/complete", {"elicitationId": wanted}))
+            notified = await receive()
+        assert same(notified, make_notification("notifications/elicitation/complete", {"elicitationId": wanted}))

@@ -11,7 +11,16 @@ import json
 import pytest
 import trio
 
-from tests.contract.support import CELLS, FAST, LADDER, SSE, check_leaks, open_client, open_gateways, structured_of
+from tests.contract.support import (
+    CELLS,
+    FAST,
+    SHUTDOWN_GRACE,
+    SSE,
+    check_leaks,
+    open_client,
+    open_gateways,
+    structured_of,
+)
 from tests.support.gateway_process import ANSWER_WITHIN, META, initialize_params, make_request, modern_params, peer
 
 NAME = "rich"
@@ -43,7 +52,11 @@ EVERYWHERE = [*CELLS, SSE]
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory):
-    server = peer("bridge_server.py", "--name", NAME) | {"namespace": "", "restart": FAST, "shutdown_grace": LADDER}
+    server = peer("bridge_server.py", "--name", NAME) | {
+        "namespace": "",
+        "restart": FAST,
+        "shutdown_grace": SHUTDOWN_GRACE,
+    }
     config = {"mcpServers": {NAME: server}, "gateway": {"start_grace": 15}}
     state = str(tmp_path_factory.mktemp("state"))
     with open_gateways(config, ("stdio", "streamable-http,sse"), "--state-dir", state) as found:

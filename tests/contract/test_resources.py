@@ -156,8 +156,8 @@ def modern_only():
 
 
 async def test_how_long_lists_and_contents_may_be_kept(gateways, modern_only):
-    for house, merged in [(modern_only, (5000, "public")), (gateways, (0, "private"))]:  # legacy servers do not say
-        async with open_client(house, ("modern", "stdio")) as client:
+    for harness, merged in [(modern_only, (5000, "public")), (gateways, (0, "private"))]:  # legacy servers do not say
+        async with open_client(harness, ("modern", "stdio")) as client:
             for method in ("prompts/list", "resources/list", "resources/templates/list"):
                 found = (await client.request(method))["result"]
                 assert (found["ttlMs"], found["cacheScope"]) == merged, method

@@ -440,7 +440,7 @@ def test_guarantee_p9_a_wrong_config_changes_nothing(loop: str, wrong: Any) -> N
 # -- P10, and the end of the loop --------------------------------------------------------------------------------------
 
 
-def test_guarantee_p10_the_ladder_waits_two_seconds_for_stdin() -> None:
+def test_guarantee_p10_shutdown_waits_two_seconds_for_stdin() -> None:
     assert (ShutdownGrace().close_stdin, ShutdownGrace().terminate) == (2.0, 2.0)
 
 

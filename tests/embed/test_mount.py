@@ -464,7 +464,7 @@ def test_guarantee_m6_a_gateway_that_cannot_start_is_not_half_mounted(
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.embed.native.EmbeddedGateway.open_faces", fail)
+            patch.setattr("gateway.embed.native.EmbeddedGateway.open_asgi_frontends", fail)
             with pytest.raises(GatewayError):
                 await manager.mount_to_app(app)
         assert "could not be mounted" in caplog.text
@@ -546,16 +546,16 @@ def test_progress_streams_through(loop: str) -> None:
         async with open_server(app) as url:
             await manager.mount_to_app(app)
             async with Client(f"{url}/mcp", mode="legacy") as client:
-                heard: list[float] = []
+                received: list[float] = []
 
                 async def note(progress: float, total: float | None, message: str | None) -> None:  # noqa: RUF029
-                    heard.append(progress)
+                    received.append(progress)
 
                 arguments = {"n": 300, "delay": 0.001}
                 result = await client.call_tool("a.progress", arguments, progress_callback=note)
                 assert result.content[0].text == "300 steps"  # type: ignore[union-attr]
-                assert heard == sorted(heard)
-                assert heard[-1] == 300
+                assert received == sorted(received)
+                assert received[-1] == 300
             await manager.shutdown()
 
     run_on(loop, body)

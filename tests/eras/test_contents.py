@@ -24,8 +24,8 @@ def encoded(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def text(value: str, **further: Any) -> dict[str, Any]:
-    return {"type": "text", "text": value, **further}
+def text(value: str, **kwargs: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value, **kwargs}
 
 
 def in_tool(*blocks: Any) -> tuple[str, Any]:
@@ -118,7 +118,7 @@ def test_no_value_is_lost(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("further", "modern", "latest", "older"),
+    ("kwargs", "modern", "latest", "older"),
     [
         ({}, True, True, True),
         ({"outputSchema": {"type": "object", "x": None}}, True, True, True),
@@ -134,9 +134,9 @@ def test_no_value_is_lost(value: Any) -> None:
         ({"description": '"execution" "outputSchema"'}, True, True, True),
     ],
 )
-def test_a_tool_in_the_list(further: Any, modern: Any, latest: Any, older: Any) -> None:
+def test_a_tool_in_the_list(kwargs: Any, modern: Any, latest: Any, older: Any) -> None:
     tool = {"name": "t", "inputSchema": {"type": "object"}, "unknown": None}
-    raw = encoded({**tool, **further})
+    raw = encoded({**tool, **kwargs})
     for view, expected in [(View.MODERN, modern), (View.LATEST, latest), (View.OLDER, older)]:
         found = tools.shown(raw, view)
         if expected is True:

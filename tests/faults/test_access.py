@@ -19,7 +19,7 @@ from gateway.access.principals import Principal
 from gateway.access.table import Access
 from gateway.admin.operations import OPERATIONS
 from gateway.config import parse_config
-from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, House, keys, modern_headers, open_house, tool_call
+from tests.support.access import ADMIN_TOKEN, ALICE, BOB, HELLO, Harness, keys, modern_headers, open_harness, tool_call
 from tests.support.fakes import FakeExchange, settle
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ LONG = {"read_events", "read_metrics"}
 """Operations whose answer has no end, or is made in a thread: not for a clock that jumps."""
 
 
-class Watched(House):
-    """A house that has let alice in already, in a session of each kind."""
+class Watched(Harness):
+    """A gateway that alice uses already, in a session of each kind."""
 
     legacy = sse = ""
 
@@ -91,9 +91,9 @@ class Watched(House):
         return self.sent, len(sessions), idle, len(self.mcp.sse), self.router.under_way, len(self.parking)
 
 
-async def refuse(house: House, request: tuple[str, str, object, dict[str, str]], **headers: str) -> FakeExchange:
+async def refuse(harness: Harness, request: tuple[str, str, object, dict[str, str]], **headers: str) -> FakeExchange:
     method, path, body, own = request
-    exchange = await house.start(method, path, body, **{**own, **headers})
+    exchange = await harness.start(method, path, body, **{**own, **headers})
     assert exchange.ended, "it was let in"
     return exchange
 
@@ -102,50 +102,50 @@ def body_was_read(exchange: FakeExchange) -> bool:
     return not exchange._incoming
 
 
-async def walk_in(house: House) -> Watched:
-    house.__class__ = Watched
-    assert isinstance(house, Watched)
-    await house.settle_in()
-    return house
+async def walk_in(harness: Harness) -> Watched:
+    harness.__class__ = Watched
+    assert isinstance(harness, Watched)
+    await harness.settle_in()
+    return harness
 
 
 async def test_without_a_key_nothing_is_done(autojump_clock: MockClock) -> None:
-    async with open_house(keys()) as plain:
-        house = await walk_in(plain)
-        before = house.state
+    async with open_harness(keys()) as plain:
+        harness = await walk_in(plain)
+        before = harness.state
         for name, make in MCP.items():
             for what, headers in CREDENTIALS.items():
-                exchange = await refuse(house, make(house.legacy, house.sse), **headers)
+                exchange = await refuse(harness, make(harness.legacy, harness.sse), **headers)
                 assert exchange.status == 401, (name, what)
                 challenge = exchange.headers["www-authenticate"]
                 assert challenge == ("Bearer" if what in {"none", "in a cookie"} else 'Bearer error="invalid_token"')
                 assert "Authorization: Bearer KEY" in json.loads(exchange.body)["error"]["message"]
                 assert not body_was_read(exchange), (name, what)
-        assert house.state == before
+        assert harness.state == before
 
 
 async def test_another_hosts_and_pages_requests_are_refused_before_their_key_is_looked_at(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_house(keys()) as plain:
-        house = await walk_in(plain)
-        before = house.state
+    async with open_harness(keys()) as plain:
+        harness = await walk_in(plain)
+        before = harness.state
         for name, make in MCP.items():
             for what, (headers, text) in FOREIGN.items():
                 for key in ({}, {"authorization": f"Bearer {ALICE}"}):
-                    exchange = await refuse(house, make(house.legacy, house.sse), **headers, **key)
+                    exchange = await refuse(harness, make(harness.legacy, harness.sse), **headers, **key)
                     assert exchange.status == 403, (name, what)
                     assert text in json.loads(exchange.body)["error"]["message"]
                     assert not body_was_read(exchange), (name, what)
-        assert house.state == before
+        assert harness.state == before
 
 
 async def test_another_principals_session_is_an_unknown_one(autojump_clock: MockClock) -> None:
     bob = {"authorization": f"Bearer {BOB}"}
-    async with open_house(keys()) as plain:
-        house = await walk_in(plain)
-        before = house.state
-        unknown = "x" * len(house.legacy)
+    async with open_harness(keys()) as plain:
+        harness = await walk_in(plain)
+        before = harness.state
+        unknown = "x" * len(harness.legacy)
         for name in (
             "legacy call",
             "legacy batch",
@@ -155,67 +155,72 @@ async def test_another_principals_session_is_an_unknown_one(autojump_clock: Mock
             "SSE message",
             "GET in a view",
         ):
-            mine = await refuse(house, MCP[name](house.legacy, house.sse), **bob)
-            nobodys = await refuse(house, MCP[name](unknown, f"/messages/?session_id={unknown}"), **bob)
-            assert mine.status == nobodys.status == 404, name
-            assert mine.sent == nobodys.sent, name
-        assert house.state == before
+            mine = await refuse(harness, MCP[name](harness.legacy, harness.sse), **bob)
+            anonymous = await refuse(harness, MCP[name](unknown, f"/messages/?session_id={unknown}"), **bob)
+            assert mine.status == anonymous.status == 404, name
+            assert mine.sent == anonymous.sent, name
+        assert harness.state == before
         # The same requests of its own principal are let in, so that it is not something else that refuses them.
-        alive = await house.start("POST", "/mcp", PING, key=ALICE, mcp_session_id=house.legacy)
+        alive = await harness.start("POST", "/mcp", PING, key=ALICE, mcp_session_id=harness.legacy)
         assert alive.status == 200
-        assert (await house.start("POST", house.sse, PING, key=ALICE)).status == 202
+        assert (await harness.start("POST", harness.sse, PING, key=ALICE)).status == 202
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.7"])
 async def test_a_clients_key_opens_nothing_of_the_management(host: str, autojump_clock: MockClock) -> None:
-    async with open_house(keys(), host=host) as house:
+    async with open_harness(keys(), host=host) as harness:
         for operation in OPERATIONS:
             path = operation.path.replace("{name}", "a")
             needs = operation.access in {"change", "read"}  # keys are configured: reading needs the token too
             for headers in ({}, {"authorization": f"Bearer {ALICE}"}, {"x_api_key": ALICE}):
-                exchange = await refuse(house, (operation.method, path, {"mcpServers": {}}, {}), **headers)
+                exchange = await refuse(harness, (operation.method, path, {"mcpServers": {}}, {}), **headers)
                 assert (exchange.status == 401) is needs, (operation.name, headers)
             for headers, _ in FOREIGN.values():
-                exchange = await refuse(house, (operation.method, path, {"mcpServers": {}}, {}), **headers)
+                exchange = await refuse(harness, (operation.method, path, {"mcpServers": {}}, {}), **headers)
                 assert exchange.status == 403, (operation.name, headers)
-        assert list(house.fleet.supervisors) == ["a"]
+        assert list(harness.fleet.supervisors) == ["a"]
 
 
 async def test_no_secret_is_shown(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
-    async with open_house(keys()) as house:
-        await house.call()
-        await house.call(key="mcpgw_wrong-key")
-        await house.answer()
-        shown = [caplog.text, repr(house.access.settings), repr(house.access.settings.keys)]
+    async with open_harness(keys()) as harness:
+        await harness.call()
+        await harness.call(key="mcpgw_wrong-key")
+        await harness.answer()
+        shown = [caplog.text, repr(harness.access.settings), repr(harness.access.settings.keys)]
         for operation in OPERATIONS:
             if operation.method == "GET" and operation.name not in LONG:
-                exchange = await house.start("GET", operation.path.replace("{name}", "a"), key=ADMIN_TOKEN)
+                exchange = await harness.start("GET", operation.path.replace("{name}", "a"), key=ADMIN_TOKEN)
                 shown.append(exchange.body.decode())
         for secret in (ALICE, "wrong-key", hash_key(ALICE), hash_key(ALICE).removeprefix("sha256:")):
             assert not any(secret in one for one in shown)
 
 
-async def test_a_parked_call_is_its_principals(autojump_clock: MockClock) -> None:
+async def test_a_suspended_call_belongs_to_its_principal(autojump_clock: MockClock) -> None:
     """The attacks on `requestState` have a file of their own; here it comes with the key of somebody else."""
     from tests.support.access import MODERN_META
 
     capable = {**MODERN_META, "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
     call = tool_call(modern=True)
     call["params"]["_meta"] = capable
-    async with open_house(keys()) as house:
-        first = await house.start("POST", "/mcp", call, key=ALICE, **modern_headers())
-        house.fakes["a"].session.working[0].ask(elicitation())
+    async with open_harness(keys()) as harness:
+        first = await harness.start("POST", "/mcp", call, key=ALICE, **modern_headers())
+        harness.fakes["a"].session.working[0].ask(elicitation())
         await settle()
         result = json.loads(first.body)["result"]
         retry = {**call, "id": 2}
         retry["params"] = {**call["params"], "requestState": result["requestState"], "inputResponses": {}}
-        stolen = await house.start("POST", "/mcp", retry, key=BOB, **modern_headers())
+        stolen = await harness.start("POST", "/mcp", retry, key=BOB, **modern_headers())
         assert json.loads(stolen.body)["error"]["code"] == -32602
-        assert (house.sent, len(house.parking)) == (1, 1)
-        house.access.apply(parse_config({"mcpServers": {}, "access": {"keys": keys()["keys"][1:]}}, environ={}).access)
+        assert (harness.sent, len(harness.parking)) == (1, 1)
+        harness.access.apply(
+            parse_config({"mcpServers": {}, "access": {"keys": keys()["keys"][1:]}}, environ={}).access
+        )
         await settle()
-        assert (len(house.parking), house.router.under_way) == (0, 0)  # its key is gone, and so is what it had parked
+        assert (len(harness.parking), harness.router.under_way) == (
+            0,
+            0,
+        )  # its key is gone, and so is what it had parked
 
 
 def elicitation() -> Any:

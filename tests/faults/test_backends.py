@@ -10,7 +10,7 @@ import trio
 from tests.contract.support import (
     CELLS,
     FAST,
-    LADDER,
+    SHUTDOWN_GRACE,
     every_cell,
     health,
     kilobytes,
@@ -22,7 +22,7 @@ from tests.contract.support import (
 )
 from tests.support.gateway_process import ANSWER_WITHIN, echo_backend, faulty_backend, initialize_params, make_request
 
-EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 ODD = ("nan", "surrogate", "latin1", "number", "huge_float")
 SIZES = ("id_start", "id_end", "id_absent")
 CONFIG = {
@@ -69,7 +69,7 @@ def backend_of(answer):
 
 @every_cell
 @pytest.mark.parametrize(
-    ("backend", "told"),
+    ("backend", "notified"),
     [
         ("exits", "status 5"),
         ("killed", "SIGKILL"),
@@ -77,7 +77,7 @@ def backend_of(answer):
         ("closes_stdout", "closed its stdout"),
     ],
 )
-async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gateways, cell, backend, told):
+async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gateways, cell, backend, notified):
     async with open_client(gateways, cell) as client:
         before = await client.names()
         await client.call(f"{backend}.echo")  # it may still be on its way back from the test before
@@ -92,7 +92,7 @@ async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gatewa
                     for call in (last, first, second):
                         answer = await call.response()
                         assert backend_of(answer) == backend
-                        assert told in answer["error"]["message"]
+                        assert notified in answer["error"]["message"]
                 assert await client.names() == before
                 assert text_of(await other.response()) == "well"
             assert text_of(await client.call(f"{backend}.echo", {"text": "again"})) == "again"
@@ -159,7 +159,7 @@ async def check_nonsense_is_skipped(gateways, cell, backend, text):
             async with client.open_tool(f"{backend}.go", token="mine") as call:
                 assert text_of(await call.response()) == text
             assert text_of(await client.call(f"{backend}.echo", {"text": "again"})) == "again"
-            if client.face == "stdio":
+            if client.frontend == "stdio":
                 await call.assert_unanswered()  # no second answer
 
 

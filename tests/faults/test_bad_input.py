@@ -77,7 +77,7 @@ async def test_a_request_before_initialize_is_refused_and_the_handshake_goes_on(
 
     server.on["initialize"] = initialize
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
-        refused = (await peer.heard("response")).message
+        refused = (await peer.received("response")).message
         assert refused["id"] == 1
         assert "no call is in flight" in refused["error"]["message"]
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
@@ -109,9 +109,9 @@ async def test_two_sessions_with_the_same_id() -> None:
 
 def asked(desk: ServerRequestTable) -> tuple[Any, list[bytes | Failure]]:
     """Something that a client is asked, and what the server is told."""
-    told: list[bytes | Failure] = []
-    ask = ServerRequest("roots/list", {}, told.append)
-    return (ask, msgspec.json.decode(desk.request(ask))["id"]), told
+    notified: list[bytes | Failure] = []
+    ask = ServerRequest("roots/list", {}, notified.append)
+    return (ask, msgspec.json.decode(desk.request(ask))["id"]), notified
 
 
 def answer(desk: ServerRequestTable, request_id: Any, result: str = "{}") -> None:
@@ -120,35 +120,35 @@ def answer(desk: ServerRequestTable, request_id: Any, result: str = "{}") -> Non
 
 def test_a_client_that_answers_twice() -> None:
     desk = ServerRequestTable()
-    (_, number), told = asked(desk)
-    (_, other), told_other = asked(desk)
+    (_, number), notified = asked(desk)
+    (_, other), notified_other = asked(desk)
     for result in ('{"a":1}', '{"a":2}'):
         answer(desk, number, result)
-    assert told == [b'{"a":1}']
-    assert told_other == []
+    assert notified == [b'{"a":1}']
+    assert notified_other == []
     answer(desk, other)
-    assert told_other == [b"{}"]
+    assert notified_other == [b"{}"]
 
 
 def test_a_client_that_answers_after_the_cancel() -> None:
     desk = ServerRequestTable()
-    (ask, number), told = asked(desk)
+    (ask, number), notified = asked(desk)
     assert desk.withdraw(ask) is not None
     answer(desk, number)
     assert desk.withdraw(ask) is None
-    assert told == []
+    assert notified == []
 
 
 async def test_a_client_that_never_answers() -> None:
     """Its call ends at its deadline: the server is told that no answer comes, and nothing of it is kept."""
     script = Script()
     one = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, session="one"))
-    ticket = PendingCall(one, backend="b", own_name="x", timeout=0.05)
-    script.send(ticket)
+    pending = PendingCall(one, backend="b", own_name="x", timeout=0.05)
+    script.send(pending)
     script.feed({"id": "r", "method": "roots/list", "params": {}})
     with trio.fail_after(WITHIN):
-        assert isinstance(await ticket.next(), ServerRequest)
-        found = await ticket.next()
+        assert isinstance(await pending.next(), ServerRequest)
+        found = await pending.next()
     assert "did not answer" in str(found)
     methods = [one.get("method", "refusal") for one in script.posted]
     assert methods == ["tools/call", "refusal", "notifications/cancelled"]

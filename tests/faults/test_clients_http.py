@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
-from tests.contract.support import LADDER, open_gateways, text_of
+from tests.contract.support import SHUTDOWN_GRACE, open_gateways, text_of
 from tests.support.gateway_process import (
     ANSWER_WITHIN,
     LATEST_LEGACY,
@@ -25,7 +25,7 @@ from tests.support.gateway_process import (
 )
 
 CONFIG = {
-    "mcpServers": {"echo": echo_backend() | {"shutdown_grace": LADDER}},
+    "mcpServers": {"echo": echo_backend() | {"shutdown_grace": SHUTDOWN_GRACE}},
     "gateway": {"start_grace": 10, "sse_after": 0.2, "keep_alive_interval": 0.1, "max_body_bytes": 50_000},
 }
 

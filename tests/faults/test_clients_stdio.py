@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.contract.support import LADDER, kilobytes, open_client, open_gateways, open_raw, structured_of, text_of
+from tests.contract.support import (
+    SHUTDOWN_GRACE,
+    kilobytes,
+    open_client,
+    open_gateways,
+    open_raw,
+    structured_of,
+    text_of,
+)
 from tests.support.gateway_process import (
     LATEST_LEGACY,
     META,
@@ -23,7 +31,7 @@ from tests.support.gateway_process import (
 )
 
 CONFIG = {
-    "mcpServers": {"echo": echo_backend() | {"shutdown_grace": LADDER}},
+    "mcpServers": {"echo": echo_backend() | {"shutdown_grace": SHUTDOWN_GRACE}},
     "gateway": {"start_grace": 10, "max_client_requests": 20, "drain_grace": 0.3},
 }
 LEGACY = ("legacy", "stdio")

@@ -20,7 +20,7 @@ from tests.faults.corpus import probe
 from tests.faults.corpus.http_player import HttpPlayer, SsePlayer
 from tests.faults.corpus.player import read_log, server
 from tests.peers.http_peer import open_peer
-from tests.support.http_sessions import Heard, call, first, open_session, text_of
+from tests.support.http_sessions import Received, call, first, open_session, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
 
-LADDER = [0.2, 0.2, 0.5]
+SHUTDOWN_GRACE = [0.2, 0.2, 0.5]
 WITHIN = 20.0
 PROBE_TIMEOUT = 0.3  # seconds; long for servers that answer, short for those that do not
 NEWEST = "initialize 2025-11-25"
@@ -59,7 +59,7 @@ async def open_stdio_session(
     rules: list[dict[str, Any]], log: Path, *, records: EraRecords | None = None, **fields: Any
 ) -> AsyncGenerator[Session]:
     """A session with a stdio server that plays these rules."""
-    entry = {"shutdown_grace": LADDER, "probe_timeout": PROBE_TIMEOUT, **fields}
+    entry = {"shutdown_grace": SHUTDOWN_GRACE, "probe_timeout": PROBE_TIMEOUT, **fields}
     async with open_with(parse_server("b", server(rules, log, **entry), environ={}), records) as session:
         yield session
 
@@ -71,7 +71,7 @@ async def open_with(config: ServerConfig, records: EraRecords | None = None) -> 
         with trio.fail_after(WITHIN):
             async with (
                 open_guard(subreaper=False) as guard,
-                SessionOpener(guard, name="g", records=records)(config, Heard()) as session,
+                SessionOpener(guard, name="g", records=records)(config, Received()) as session,
             ):
                 yield session
     except BaseExceptionGroup as group:
@@ -161,7 +161,7 @@ async def test_a_modern_refusal_is_not_answered_by_initialize(code: int, tmp_pat
 async def test_a_server_that_starts_slowly_may_answer_the_probe_late(action: Any, tmp_path: Path) -> None:
     entry = server([{"method": probe.PROBE, **action}], tmp_path / "log")
     slow = ["-c", 'sleep 0.5; exec "$@"', "sh", entry["command"], *entry["args"]]
-    fields = {"probe_timeout": 0.1, "shutdown_grace": LADDER}
+    fields = {"probe_timeout": 0.1, "shutdown_grace": SHUTDOWN_GRACE}
     async with open_with(parse_server("b", {"command": "sh", "args": slow, **fields}, environ={})) as session:
         await serves(session)
     again = ["start"] if "then" in action else []

@@ -11,12 +11,12 @@ import struct
 import pytest
 import trio
 
-from tests.contract.support import LADDER, kilobytes, open_gateways, structured_of, text_of, wait_health
+from tests.contract.support import SHUTDOWN_GRACE, kilobytes, open_gateways, structured_of, text_of, wait_health
 from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
 
 CONFIG = {
     "mcpServers": {
-        "echo": echo_backend() | {"shutdown_grace": LADDER, "max_concurrency": 1000, "queue_size": 2000},
+        "echo": echo_backend() | {"shutdown_grace": SHUTDOWN_GRACE, "max_concurrency": 1000, "queue_size": 2000},
     },
     "gateway": {"start_grace": 10, "session_idle_timeout": 1, "max_sessions": 5000, "sse_after": 0.1},
 }
@@ -182,7 +182,7 @@ async def test_a_thousand_clients_that_vanish_leave_nothing_behind(gateway):
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_a_client_that_stops_reading_a_flood_does_not_delay_the_end(era):
     config = {
-        "mcpServers": {"echo": echo_backend() | {"shutdown_grace": LADDER}},
+        "mcpServers": {"echo": echo_backend() | {"shutdown_grace": SHUTDOWN_GRACE}},
         "gateway": {"drain_grace": 0.3, "start_grace": 10},
     }
     async with open_gateway_process(config, status=None) as gateway:

@@ -8,10 +8,10 @@ import signal
 import pytest
 import trio
 
-from tests.contract.support import FAST, LADDER, structured_of, wait_health
+from tests.contract.support import FAST, SHUTDOWN_GRACE, structured_of, wait_health
 from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
-EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 AT_EOF = ("hang", "garbage", "half_line", "floods_stderr", "flood_stdout", "closes_stdout", "dies_mid_call")
 IN_CALL = ("dies_mid_call", "half_line", "closes_stdout", "hang")
 

@@ -44,7 +44,7 @@ CUT_OFF = {"half line", "closes stdout only"}
 FLOOD = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"flood"}}\n\n' * 100
 FLOODS = 50
 PATIENCE = 0.5  # seconds for what hangs; all else may take long, on a machine that runs other things too
-TOLD = {  # what people read of it
+NOTIFIED = {  # what people read of it
     ("exit", "http"): "closed|broke|failed|reset|disconnect|reach",
     ("exit", "sse"): "stream|closed|broke|failed|reset|disconnect|reach",
     ("hang", "http"): "did not answer|connect_timeout|cut off",
@@ -171,7 +171,7 @@ class BreakingSse(SseServer):
                 await self.say({"jsonrpc": "2.0", "id": request.message["id"], "result": result_of(request)})
 
 
-class House:
+class Harness:
     """The gateway's core with a breaking backend `b` and a good one."""
 
     def __init__(self, server: Any, peer: HttpPeer, good: FakeBackend, router: Router) -> None:
@@ -179,20 +179,20 @@ class House:
         self.backend = router.fleet.supervisors["b"]
 
     async def call(self, name: str) -> Any:
-        ticket = await self.router.submit(make_call(name))
+        pending = await self.router.submit(make_call(name))
         try:
-            return await ended(ticket)
+            return await ended(pending)
         finally:
-            self.router.release(ticket)
+            self.router.release(pending)
 
     async def is_undisturbed(self) -> None:
         """The other backend answers."""
-        ticket = await self.router.submit(make_call("good.x"))
+        pending = await self.router.submit(make_call("good.x"))
         while not self.good.session.working:
             await trio.lowlevel.checkpoint()
         self.good.session.answer()
-        assert isinstance(await ended(ticket), Complete)
-        self.router.release(ticket)
+        assert isinstance(await ended(pending), Complete)
+        self.router.release(pending)
 
     async def works_again(self) -> None:
         """A call that comes now is answered; until the backend is back, callers are told that it is not."""
@@ -203,15 +203,15 @@ class House:
         assert isinstance(found, Complete)
 
 
-async def ended(ticket: PendingCall) -> Any:
+async def ended(pending: PendingCall) -> Any:
     with trio.fail_after(WITHIN):
-        while isinstance(found := await ticket.next(), Notification):
+        while isinstance(found := await pending.next(), Notification):
             pass
     return found
 
 
 @asynccontextmanager
-async def open_house(fault: str, transport: str, *, when: str = "") -> AsyncGenerator[House]:
+async def open_harness(fault: str, transport: str, *, when: str = "") -> AsyncGenerator[Harness]:
     server = BreakingHttp(fault) if transport == "http" else BreakingSse(fault)
     server.when = when
     server.tools.append(tool("waits"))
@@ -236,7 +236,7 @@ async def open_house(fault: str, transport: str, *, when: str = "") -> AsyncGene
                     await fleet.supervisors["b"].settled.wait()
                     assert fleet.supervisors["b"].state is State.READY
                 await fleet.supervisors["good"].settled.wait()
-                yield House(server, peer, good, Router(fleet))  # ruff: ignore[fallible-context-manager]
+                yield Harness(server, peer, good, Router(fleet))  # ruff: ignore[fallible-context-manager]
                 fleet.stop()
         await peer.wait(lambda: peer.open_connections == 0)
 
@@ -247,73 +247,73 @@ def grid(test: Any) -> Any:
 
 @grid
 async def test_before_initialize(fault: str, transport: str) -> None:
-    async with open_house(fault, transport, when="initialize") as house:
-        await house.server.met.wait()
-        await house.is_undisturbed()
-        house.server.go.set()
+    async with open_harness(fault, transport, when="initialize") as harness:
+        await harness.server.met.wait()
+        await harness.is_undisturbed()
+        harness.server.go.set()
         if (fault, transport) not in SURVIVED and fault not in CUT_OFF:
-            while house.backend.last_error is None:
-                await house.backend.settled.wait()
+            while harness.backend.last_error is None:
+                await harness.backend.settled.wait()
                 await trio.lowlevel.checkpoint()
-            check_told(fault, transport, house.backend.last_error)
-        await house.works_again()
+            check_notified(fault, transport, harness.backend.last_error)
+        await harness.works_again()
 
 
 @grid
 async def test_mid_call(fault: str, transport: str) -> None:
-    async with open_house(fault, transport) as house:
-        house.server.when = "tools/call"
+    async with open_harness(fault, transport) as harness:
+        harness.server.when = "tools/call"
         found: dict[str, Any] = {}
 
         async def call(name: str) -> None:
-            found[name] = await house.call(name)
+            found[name] = await harness.call(name)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call, "b.echo")
-            await house.server.met.wait()
-            other = await house.router.submit(make_call("b.waits"))
-            await house.peer.heard("tools/call", 2)
-            await house.is_undisturbed()
-            house.server.go.set()
+            await harness.server.met.wait()
+            other = await harness.router.submit(make_call("b.waits"))
+            await harness.peer.received("tools/call", 2)
+            await harness.is_undisturbed()
+            harness.server.go.set()
         if (fault, transport) in SURVIVED:
             assert json.loads(found["b.echo"].result) == text("well")
         else:
             assert isinstance(found["b.echo"], BackendError)
             assert found["b.echo"].backend == "b"
-            check_told(fault, transport, found["b.echo"].reason)
+            check_notified(fault, transport, found["b.echo"].reason)
         if transport == "sse" and fault in {"exit", "half line", "closes stdout only"}:
             assert isinstance(await ended(other), BackendError)  # there is one stream for all
         else:
             assert (fault in {"exit", "hang"}) or not other.over  # where each call has its own, only that one ends
-        house.router.release(other)
-        await house.works_again()
-        await house.is_undisturbed()
+        harness.router.release(other)
+        await harness.works_again()
+        await harness.is_undisturbed()
 
 
 @grid
 async def test_while_draining(fault: str, transport: str) -> None:
-    async with open_house(fault, transport) as house:
-        house.server.when = "tools/call"
-        ticket = await house.router.submit(make_call("b.echo"))
-        await house.server.met.wait()
+    async with open_harness(fault, transport) as harness:
+        harness.server.when = "tools/call"
+        pending = await harness.router.submit(make_call("b.echo"))
+        await harness.server.met.wait()
         drained: list[bool] = []
 
         async def drain() -> None:
-            drained.append(await house.router.drain(0.2 if fault == "hang" else WITHIN))
+            drained.append(await harness.router.drain(0.2 if fault == "hang" else WITHIN))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain)
             await trio.lowlevel.checkpoint()
-            house.server.go.set()
-            found = await ended(ticket)
-            house.router.release(ticket)
+            harness.server.go.set()
+            found = await ended(pending)
+            harness.router.release(pending)
         assert drained == [fault != "hang"]
         if (fault, transport) in SURVIVED:
             assert json.loads(found.result) == text("well")
         else:
             assert isinstance(found, BackendError)
-            check_told(fault, transport, found.reason)
+            check_notified(fault, transport, found.reason)
 
 
-def check_told(fault: str, transport: str, said: str) -> None:
-    assert any(word in said for word in TOLD[fault, transport].split("|")), said
+def check_notified(fault: str, transport: str, said: str) -> None:
+    assert any(word in said for word in NOTIFIED[fault, transport].split("|")), said

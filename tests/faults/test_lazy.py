@@ -242,15 +242,15 @@ async def test_a_call_on_its_way_to_the_pump_is_not_overlooked(late, mock_clock)
     async with running_supervisor(FakeBackend(), idle_timeout=60) as rig:
         await settle()
         mock_clock.jump(60 + late)
-        ticket = rig.call()  # no checkpoint between the two
+        pending = rig.call()  # no checkpoint between the two
         await settle()
         assert rig.state is State.READY
         rig.backend.session.answer()
-        assert (await outcome(ticket)) is RESULT
+        assert (await outcome(pending)) is RESULT
         assert len(rig.backend.starts) == 1
 
 
-async def test_a_call_during_the_ladder_of_an_idle_stop_is_served_by_the_next_process(tmp_path):
+async def test_a_call_during_an_idle_stop_gets_the_next_process(tmp_path):
     """The backend is deaf to the end of its stdin for a second: the call waits for the next one, which answers."""
     command = echo_backend()
     deaf = {"command": "sh", "args": ["-c", '"$@"; exec sleep 60', "sh", command["command"], *command["args"]]}

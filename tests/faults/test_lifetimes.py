@@ -16,7 +16,7 @@ import time
 import pytest
 
 from benchmarks import oracle
-from benchmarks.endings import ENDINGS, FIRST, KILLED, LADDER, SLACK, ZOO_SERVER, Run, run_once
+from benchmarks.endings import ENDINGS, FIRST, KILLED, SHUTDOWN_GRACE, SLACK, ZOO_SERVER, Run, run_once
 
 STDIO, HTTP = "stdio", "streamable-http"
 LATE = 4.0  # seconds that a busy machine may add to the ladder; SLACK is what makes a survivor
@@ -36,7 +36,7 @@ def test_nobody_is_left(ending, transport) -> None:
     outcome = run_once(ending, transport)
     assert outcome.processes >= 16  # ten children, and whom they started
     assert (outcome.survivors, outcome.zombies, outcome.leaked_fds) == (0, 0, 0)
-    assert outcome.gone < sum(LADDER) + LATE
+    assert outcome.gone < sum(SHUTDOWN_GRACE) + LATE
     if ending not in KILLED | FIRST:  # the gateway's own exit waits for the last child
         assert outcome.exited > outcome.gone - SEEN_LATE
 
@@ -45,7 +45,7 @@ def zoo_of(mark: str, *tempers: str) -> dict[str, list[str]]:
     return {temper: [sys.executable, "-I", "-S", "-E", str(ZOO_SERVER), temper, mark] for temper in tempers}
 
 
-def test_a_second_signal_does_without_the_ladder() -> None:
+def test_a_second_signal_skips_the_shutdown_sequence() -> None:
     outcome = run_once("SIGINT twice", zoo=["ignores_term", "stubborn_daemon", "stopped"], ladder=(20.0, 20.0, 1.0))
     assert (outcome.survivors, outcome.zombies) == (0, 0)
     assert outcome.exited < 12  # of twenty

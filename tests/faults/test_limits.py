@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, structured_of, text_of
+from tests.contract.support import (
+    FRONTENDS,
+    SHUTDOWN_GRACE,
+    every_cell,
+    open_client,
+    open_gateways,
+    structured_of,
+    text_of,
+)
 from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, open_gateway_process
 
-QUICK = {"shutdown_grace": LADDER}
+QUICK = {"shutdown_grace": SHUTDOWN_GRACE}
 CONFIG = {
     "mcpServers": {
         "narrow": echo_backend() | QUICK | {"max_concurrency": 1, "queue_size": 1},
@@ -55,9 +63,9 @@ async def test_what_overflows_the_queue_is_refused_at_once_and_the_rest_is_serve
         assert text_of(await client.call("narrow.echo", {"text": "again"})) == "again"
 
 
-@pytest.mark.parametrize("face", FACES)
-async def test_a_queue_of_none_still_serves_one_call_after_the_other(gateways, face):
-    async with open_client(gateways, ("modern", face)) as client:
+@pytest.mark.parametrize("frontend", FRONTENDS)
+async def test_a_queue_of_none_still_serves_one_call_after_the_other(gateways, frontend):
+    async with open_client(gateways, ("modern", frontend)) as client:
         for i in range(5):
             assert text_of(await client.call("unqueued.echo", {"text": str(i)})) == str(i)
 

@@ -30,7 +30,7 @@ QUICK = {"connect_timeout": 4, "shutdown_grace": [0.3, 0.3, 1]}
 
 @asynccontextmanager
 async def open_rows(
-    rows: Mapping[str, Any], transport: str, era: str, **further: Any
+    rows: Mapping[str, Any], transport: str, era: str, **kwargs: Any
 ) -> AsyncGenerator[EmbeddedGateway]:
     """A gateway with one backend for each row."""
     servers: dict[str, Any] = {}
@@ -45,7 +45,7 @@ async def open_rows(
             url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/mcp"
             kind = {"http": "streamable-http", "sse": "sse"}[transport]
             servers[name] = {"url": url, "transport": kind, "era": era, **QUICK}
-        config = {"mcpServers": servers, "gateway": {"start_grace": 10, **further}}
+        config = {"mcpServers": servers, "gateway": {"start_grace": 10, **kwargs}}
         async with gateway.open_gateway(config) as gw:
             yield gw
         nursery.cancel_scope.cancel()
@@ -57,7 +57,7 @@ async def wait_warnings(gw: EmbeddedGateway, name: str, *, wanted: bool) -> tupl
         changed = trio.Event()
 
         def note(
-            _supervisor: Supervisor, _ticket: PendingCall | None, _seconds: float, event: trio.Event = changed
+            _supervisor: Supervisor, _pending: PendingCall | None, _seconds: float, event: trio.Event = changed
         ) -> None:
             event.set()
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from benchmarks import reload
-from tests.contract.support import FAST, LADDER, structured_of
+from tests.contract.support import FAST, SHUTDOWN_GRACE, structured_of
 from tests.support.gateway_process import (
     ANSWER_WITHIN,
     START_WITHIN,
@@ -25,7 +25,7 @@ from tests.support.gateway_process import (
     run_process,
 )
 
-EXTRA = {"restart": FAST, "shutdown_grace": LADDER}
+EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 TOKEN = "a-token-for-the-tests"
 ENV = {"MCP_GATEWAY_ADMIN_TOKEN": TOKEN}
 
@@ -149,7 +149,7 @@ async def test_other_hosts_and_origins_are_refused_even_with_the_token(path):
 
 
 async def test_the_stop_ends_the_event_stream_and_a_waiting_reload():
-    slow = {"command": "sleep", "args": ["100"], "shutdown_grace": LADDER}
+    slow = {"command": "sleep", "args": ["100"], "shutdown_grace": SHUTDOWN_GRACE}
     async with open_gateway_process({"mcpServers": {"keep": backend()}}, env=ENV) as gateway, bare_nursery() as nursery:
         admin, events, statuses = Admin(gateway), [], []
 

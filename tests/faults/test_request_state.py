@@ -32,26 +32,26 @@ INVALID = -32602
 
 
 @dataclass
-class House:
+class Harness:
     """A gateway before a legacy server `l` and a modern one `m`, and one modern client of it."""
 
     gateway: GatewayProcess
     client: HttpClient
 
-    async def call(self, tool: str = "l.ask", **further: Any) -> Message:
+    async def call(self, tool: str = "l.ask", **kwargs: Any) -> Message:
         arguments = {"requests": ROOTS} if tool.endswith((".ask", ".dare")) else {}
-        params = {"name": tool, "arguments": arguments, **CAN, **further}
+        params = {"name": tool, "arguments": arguments, **CAN, **kwargs}
         return await self.client.call_modern("tools/call", params)
 
-    async def park(self, tool: str = "l.ask", **further: Any) -> str:
+    async def park(self, tool: str = "l.ask", **kwargs: Any) -> str:
         """Begin a call whose server asks; the `requestState` that the client was given."""
-        result = (await self.call(tool, **further))["result"]
+        result = (await self.call(tool, **kwargs))["result"]
         assert result["resultType"] == "input_required"
         return result["requestState"]
 
-    async def retry(self, state: Any, responses: Any = None, **further: Any) -> Message:
+    async def retry(self, state: Any, responses: Any = None, **kwargs: Any) -> Message:
         responses = {"input-1": ANSWER} if responses is None else responses
-        return await self.call(inputResponses=responses, requestState=state, **further)
+        return await self.call(inputResponses=responses, requestState=state, **kwargs)
 
     async def count(self, tool: str = "ask", server: str = "l") -> int:
         """How often the server saw a call of this tool."""
@@ -66,13 +66,13 @@ def answers(message: Message) -> Any:
 
 
 @asynccontextmanager
-async def open_house(servers: Any = None, **settings: Any) -> AsyncGenerator[House]:
+async def open_harness(servers: Any = None, **settings: Any) -> AsyncGenerator[Harness]:
     servers = servers or {"l": peer("bridge_server.py"), "m": peer("bridge_server.py", "--era", "modern")}
     config = {"mcpServers": servers, "gateway": {"start_grace": 15, **settings}}
     with trio.fail_after(60):
         async with open_gateway_process(config) as gateway:
             assert gateway.url is not None
-            yield House(gateway, HttpClient(gateway.url))
+            yield Harness(gateway, HttpClient(gateway.url))
 
 
 def flipped(state: str, bit: int) -> str:
@@ -82,8 +82,8 @@ def flipped(state: str, bit: int) -> str:
 
 
 async def test_a_forged_state_is_refused_and_the_true_one_still_resumes() -> None:
-    async with open_house() as house:
-        state = await house.park()
+    async with open_harness() as harness:
+        state = await harness.park()
         size = len(base64.urlsafe_b64decode(state))
         forged: list[Any] = [
             state[:-4],
@@ -98,94 +98,94 @@ async def test_a_forged_state_is_refused_and_the_true_one_still_resumes() -> Non
         forged += [flipped(state, bit) for bit in (0, 7, 96, 97, size * 4, size * 8 - 1)]
         forged += [base64.urlsafe_b64encode(os.urandom(size)).decode(), 1, {}, [state]]
         for one in forged:
-            assert (await house.retry(one))["error"]["code"] == INVALID, one
-        assert answers(await house.retry(state)) == {"one": ANSWER}
-        assert await house.count() == 1
+            assert (await harness.retry(one))["error"]["code"] == INVALID, one
+        assert answers(await harness.retry(state)) == {"one": ANSWER}
+        assert await harness.count() == 1
 
 
 async def test_a_state_resumes_once_and_the_call_is_never_run_again() -> None:
-    async with open_house() as house:
-        state = await house.park()
-        assert answers(await house.retry(state)) == {"one": ANSWER}
+    async with open_harness() as harness:
+        state = await harness.park()
+        assert answers(await harness.retry(state)) == {"one": ANSWER}
         for _ in range(3):
-            error = (await house.retry(state))["error"]
+            error = (await harness.retry(state))["error"]
             assert error["code"] == INVALID
             assert "not run again" in error["message"]
-        assert await house.count() == 1
+        assert await harness.count() == 1
 
 
 async def test_two_retries_at_once_resume_once() -> None:
-    async with open_house() as house:
-        state = await house.park()
+    async with open_harness() as harness:
+        state = await harness.park()
         found: list[Message] = []
         async with trio.open_nursery() as nursery:
 
             async def retry() -> None:
-                found.append(await house.retry(state))
+                found.append(await harness.retry(state))
 
             for _ in range(8):
                 nursery.start_soon(retry)
         assert sorted("error" in one for one in found) == [False] + [True] * 7
-        assert await house.count() == 1
+        assert await harness.count() == 1
 
 
 async def test_a_state_is_for_its_own_request() -> None:
-    async with open_house() as house:
-        state = await house.park()
+    async with open_harness() as harness:
+        state = await harness.park()
         other = {"arguments": {"requests": ROOTS, "more": 1}}
-        assert (await house.retry(state, **other))["error"]["code"] == INVALID
-        assert (await house.retry(state, arguments=None))["error"]["code"] == INVALID
+        assert (await harness.retry(state, **other))["error"]["code"] == INVALID
+        assert (await harness.retry(state, arguments=None))["error"]["code"] == INVALID
         for name in ("l.echo", "m.ask"):
-            assert (await house.retry(state, name=name))["error"]["code"] == INVALID
+            assert (await harness.retry(state, name=name))["error"]["code"] == INVALID
         params = {"name": "l.asks", "inputResponses": {"input-1": ANSWER}, "requestState": state, **CAN}
-        assert (await house.client.call_modern("prompts/get", params))["error"]["code"] == INVALID
+        assert (await harness.client.call_modern("prompts/get", params))["error"]["code"] == INVALID
         params = {"uri": "memo://rich/one", "requestState": state, **CAN}
-        assert (await house.client.call_modern("resources/read", params))["error"]["code"] == INVALID
-        assert answers(await house.retry(state)) == {"one": ANSWER}
-        assert await house.count("echo") == await house.count("ask", "m") == 0
+        assert (await harness.client.call_modern("resources/read", params))["error"]["code"] == INVALID
+        assert answers(await harness.retry(state)) == {"one": ANSWER}
+        assert await harness.count("echo") == await harness.count("ask", "m") == 0
 
 
 async def test_another_connection_may_bring_the_answer() -> None:
-    async with open_house() as house:
-        state = await house.park()
-        assert house.gateway.url is not None
-        other = House(house.gateway, HttpClient(house.gateway.url))
+    async with open_harness() as harness:
+        state = await harness.park()
+        assert harness.gateway.url is not None
+        other = Harness(harness.gateway, HttpClient(harness.gateway.url))
         other.client.last_id = 1000
         assert answers(await other.retry(state)) == {"one": ANSWER}
 
 
 async def test_missing_answers_are_asked_for_again_and_unknown_ones_ignored() -> None:
-    async with open_house() as house:
+    async with open_harness() as harness:
         requests = {"arguments": {"requests": {**ROOTS, "two": FORM}}}
-        state = await house.park(**requests)
-        part = (await house.retry(state, {"input-1": ANSWER, "input-7": {}, "": {}}, **requests))["result"]
+        state = await harness.park(**requests)
+        part = (await harness.retry(state, {"input-1": ANSWER, "input-7": {}, "": {}}, **requests))["result"]
         assert part["resultType"] == "input_required"
         assert list(part["inputRequests"]) == ["input-2"]
-        nothing = (await house.retry(part["requestState"], {}, **requests))["result"]
+        nothing = (await harness.retry(part["requestState"], {}, **requests))["result"]
         assert nothing["inputRequests"] == part["inputRequests"]
-        whole = await house.retry(nothing["requestState"], {"input-2": {"action": "decline"}}, **requests)
+        whole = await harness.retry(nothing["requestState"], {"input-2": {"action": "decline"}}, **requests)
         assert answers(whole) == {"one": ANSWER, "two": {"action": "decline"}}
         for used in (state, part["requestState"]):
-            assert (await house.retry(used, **requests))["error"]["code"] == INVALID
-        assert await house.count() == 1
+            assert (await harness.retry(used, **requests))["error"]["code"] == INVALID
+        assert await harness.count() == 1
 
 
 @pytest.mark.parametrize("responses", [[], "x", 1, {"input-1": 1}, {"input-1": None}, {"input-1": []}])
-async def test_answers_of_a_wrong_form_are_refused(house: House, responses: Any) -> None:
-    state = await house.park()
-    assert (await house.retry(state, responses))["error"]["code"] == INVALID
-    assert answers(await house.retry(state)) == {"one": ANSWER}
+async def test_answers_of_a_wrong_form_are_refused(harness: Harness, responses: Any) -> None:
+    state = await harness.park()
+    assert (await harness.retry(state, responses))["error"]["code"] == INVALID
+    assert answers(await harness.retry(state)) == {"one": ANSWER}
 
 
 @pytest.fixture
-async def house() -> AsyncGenerator[House]:
-    async with open_house() as house:
-        yield house
+async def harness() -> AsyncGenerator[Harness]:
+    async with open_harness() as harness:
+        yield harness
 
 
-async def test_a_state_of_another_process_is_refused_and_its_call_not_run(house: House) -> None:
-    state = await house.park()
-    async with open_house() as other:
+async def test_a_state_of_another_process_is_refused_and_its_call_not_run(harness: Harness) -> None:
+    state = await harness.park()
+    async with open_harness() as other:
         error = (await other.retry(state))["error"]
         assert (error["code"], await other.count()) == (INVALID, 0)
 
@@ -193,10 +193,10 @@ async def test_a_state_of_another_process_is_refused_and_its_call_not_run(house:
 KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in range(3)]
 
 
-async def test_a_replica_knows_the_keys_but_not_the_parked_call() -> None:
+async def test_a_replica_has_the_keys_without_the_suspended_call() -> None:
     async with (
-        open_house(request_state_keys=f"{KEYS[0]},{KEYS[1]}") as one,
-        open_house(request_state_keys=f"{KEYS[1]},{KEYS[0]}") as two,
+        open_harness(request_state_keys=f"{KEYS[0]},{KEYS[1]}") as one,
+        open_harness(request_state_keys=f"{KEYS[1]},{KEYS[0]}") as two,
     ):
         error = (await two.retry(await one.park()))["error"]
         assert error["code"] == INVALID
@@ -207,93 +207,93 @@ async def test_a_replica_knows_the_keys_but_not_the_parked_call() -> None:
         assert answers(await two.call("m.ask", inputResponses={"one": ANSWER}, requestState=first)) == {"one": ANSWER}
 
 
-async def test_a_modern_servers_state_comes_back_as_it_was_and_only_for_its_request(house: House) -> None:
-    state = await house.park("m.ask")
+async def test_a_modern_servers_state_comes_back_as_it_was_and_only_for_its_request(harness: Harness) -> None:
+    state = await harness.park("m.ask")
     assert "round" not in base64.urlsafe_b64decode(state).decode("latin-1")
     for forged in (state[:-4], flipped(state, 100), "round \u00e9 1"):
-        retried = await house.call("m.ask", inputResponses={"one": ANSWER}, requestState=forged)
+        retried = await harness.call("m.ask", inputResponses={"one": ANSWER}, requestState=forged)
         assert retried["error"]["code"] == INVALID
-    other = await house.call("m.echo", inputResponses={"one": ANSWER}, requestState=state)
+    other = await harness.call("m.echo", inputResponses={"one": ANSWER}, requestState=state)
     assert other["error"]["code"] == INVALID
-    assert await house.count("ask", "m") == 1
-    assert answers(await house.call("m.ask", inputResponses={"one": ANSWER}, requestState=state)) == {"one": ANSWER}
+    assert await harness.count("ask", "m") == 1
+    assert answers(await harness.call("m.ask", inputResponses={"one": ANSWER}, requestState=state)) == {"one": ANSWER}
 
 
-async def test_a_hang_up_of_the_retry_cancels_the_call_for_good(house: House) -> None:
+async def test_a_hang_up_of_the_retry_cancels_the_call_for_good(harness: Harness) -> None:
     rounds = {"arguments": {"requests": ROOTS, "rounds": 2}}
-    before = await house.cancelled()
-    state = await house.park(**rounds)
-    second = (await house.retry(state, **rounds))["result"]["requestState"]
-    assert await house.cancelled() == before  # a parked call has no connection that could break
-    late = (await house.retry(second, {"input-1": {"roots": []}}, **rounds))["result"]  # an answer to the first round
+    before = await harness.cancelled()
+    state = await harness.park(**rounds)
+    second = (await harness.retry(state, **rounds))["result"]["requestState"]
+    assert await harness.cancelled() == before  # a parked call has no connection that could break
+    late = (await harness.retry(second, {"input-1": {"roots": []}}, **rounds))["result"]  # an answer to the first round
     assert list(late["inputRequests"]) == ["input-2"]
-    whole = await house.retry(late["requestState"], {"input-2": ANSWER}, **rounds)
+    whole = await harness.retry(late["requestState"], {"input-2": ANSWER}, **rounds)
     assert answers(whole) == {"one": ANSWER}
 
-    state = await house.park("l.ask_and_sleep")
+    state = await harness.park("l.ask_and_sleep")
     async with trio.open_nursery() as nursery:
         retry = {"inputResponses": {"input-1": ANSWER}, "requestState": state}
-        nursery.start_soon(partial(house.call, "l.ask_and_sleep", **retry))
+        nursery.start_soon(partial(harness.call, "l.ask_and_sleep", **retry))
         with trio.fail_after(10):
-            while await house.count("answered") == 0:
+            while await harness.count("answered") == 0:
                 pass
         nursery.cancel_scope.cancel()  # which closes the connection
     with trio.fail_after(10):
-        while len(await house.cancelled()) == len(before):
+        while len(await harness.cancelled()) == len(before):
             pass
-    assert (await house.call("l.ask_and_sleep", inputResponses={}, requestState=state))["error"]["code"] == INVALID
+    assert (await harness.call("l.ask_and_sleep", inputResponses={}, requestState=state))["error"]["code"] == INVALID
 
 
-async def test_a_server_that_dies_ends_its_parked_calls(house: House) -> None:
-    state = await house.park()
-    assert "error" in await house.call("l.crash")
-    error = (await house.retry(state))["error"]
+async def test_a_server_crash_ends_its_suspended_calls(harness: Harness) -> None:
+    state = await harness.park()
+    assert "error" in await harness.call("l.crash")
+    error = (await harness.retry(state))["error"]
     assert error["code"] == -32603
-    assert await house.count() == 0  # of the server that was started in its place
+    assert await harness.count() == 0  # of the server that was started in its place
 
 
 @asynccontextmanager
-async def open_crowd() -> AsyncGenerator[House]:
+async def open_crowd() -> AsyncGenerator[Harness]:
     """With a server over HTTP, where each call's requests come on the call's own stream, so that many may be parked."""
     with open_http_servers(["legacy"]) as servers:
-        async with open_house({"l": servers["legacy-http"]}) as house:
-            yield house
+        async with open_harness({"l": servers["legacy-http"]}) as harness:
+            yield harness
 
 
-async def test_on_a_shared_pipe_nobody_is_asked_what_may_be_meant_for_another(house: House) -> None:
+async def test_on_a_shared_pipe_nobody_is_asked_what_may_be_meant_for_another(harness: Harness) -> None:
     """Two unknown clients have calls at one server that does not say for which of them it asks."""
-    state = await house.park()
-    told = answers(await house.call())["one"]["error"]
-    assert told["code"] == -32603
-    assert "session: client (or call)" in told["message"]
-    assert answers(await house.retry(state)) == {"one": ANSWER}
+    state = await harness.park()
+    notified = answers(await harness.call())["one"]["error"]
+    assert notified["code"] == -32603
+    assert "session: client (or call)" in notified["message"]
+    assert answers(await harness.retry(state)) == {"one": ANSWER}
 
 
-async def test_the_gateway_stops_with_calls_parked() -> None:
-    async with open_crowd() as house:
+async def test_the_gateway_stops_with_suspended_calls() -> None:
+    async with open_crowd() as harness:
         for _ in range(3):
-            await house.park()
+            await harness.park()
         with trio.fail_after(10):  # far less than the time for which calls stay parked
-            assert await house.gateway.stop() == 0
-        assert "Traceback" not in house.gateway.stderr_text
+            assert await harness.gateway.stop() == 0
+        assert "Traceback" not in harness.gateway.stderr_text
 
 
-async def test_parked_calls_are_bounded() -> None:
-    async with open_crowd() as house:
-        states = [await house.park() for _ in range(MAX_PARKED_EACH)]
-        refused = await house.call()
+async def test_suspended_calls_are_bounded() -> None:
+    async with open_crowd() as harness:
+        states = [await harness.park() for _ in range(MAX_PARKED_EACH)]
+        refused = await harness.call()
         assert answers(refused)["one"]["error"]["code"] == -32603
         assert "too many calls wait" in answers(refused)["one"]["error"]["message"]
-        assert "result" in await house.call("l.echo")  # the server has places left
-        assert answers(await house.retry(states[0])) == {"one": ANSWER}
-        await house.park()
+        assert "result" in await harness.call("l.echo")  # the server has places left
+        assert answers(await harness.retry(states[0])) == {"one": ANSWER}
+        await harness.park()
 
 
-async def test_arguments_that_nest_too_deep_do_no_harm(house: House) -> None:
+async def test_arguments_that_nest_too_deep_do_no_harm(harness: Harness) -> None:
     deep: Any = 0
     for _ in range(900):
         deep = [deep]
     for depth in (deep, 2**70):
-        further = {"arguments": {"requests": ROOTS, "deep": depth}}
-        state = await house.park(**further)
-        assert answers(await house.retry(state, **further)) == {"one": ANSWER}
+        kwargs = {"arguments": {"requests": ROOTS, "deep": depth}}
+        state = await harness.park(**kwargs)
+        assert answers(await harness.retry(state, **kwargs)) == {"one": ANSWER}

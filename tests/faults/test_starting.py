@@ -6,10 +6,18 @@ import pytest
 import trio
 
 from tests.contract.change_listeners import CHANGED, open_listener
-from tests.contract.support import FACES, LADDER, every_cell, open_client, open_gateways, text_of, wait_health
+from tests.contract.support import (
+    FRONTENDS,
+    SHUTDOWN_GRACE,
+    every_cell,
+    open_client,
+    open_gateways,
+    text_of,
+    wait_health,
+)
 from tests.support.gateway_process import ANSWER_WITHIN, HttpClient, echo_backend, faulty_backend, open_gateway_process
 
-QUICK = {"shutdown_grace": LADDER}
+QUICK = {"shutdown_grace": SHUTDOWN_GRACE}
 GIVES_UP = {"restart": {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 2}}
 GRACE = 0.4
 
@@ -102,16 +110,16 @@ async def test_health_says_why_each_failed(broken):
     assert "off" not in report["backends"]
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_a_list_waits_for_the_grace_and_no_longer(face, era, tmp_path):
+async def test_a_list_waits_for_the_grace_and_no_longer(frontend, era, tmp_path):
     """A fresh gateway each time: what happens first is what this is about."""
-    transport, gate = {"http": "streamable-http", "stdio": "stdio"}[face], tmp_path / "gate"
+    transport, gate = {"http": "streamable-http", "stdio": "stdio"}[frontend], tmp_path / "gate"
     async with open_gateway_process(late_config(gate), transport=transport) as process:
         gateway = Fresh(process)
         await process.wait_stderr("backend 'good' is ready")
         async with (
-            open_client({face: gateway}, (era, face)) as client,
+            open_client({frontend: gateway}, (era, frontend)) as client,
             client.open_tool("late.echo", {"text": "waited"}) as early,
         ):
             assert {name.partition(".")[0] for name in await client.names()} == {"good"}

@@ -54,8 +54,12 @@ class Stopping:
 
     def cancelled(self):
         """Ids of the calls among what was cancelled (a listen is, too, at the end of a modern session)."""
-        notices = [message for message in self.messages() if message.get("method") == "notifications/cancelled"]
-        return [id_ for notice in notices if (id_ := notice["params"]["requestId"]) in self.calls().values()]
+        notifications = [message for message in self.messages() if message.get("method") == "notifications/cancelled"]
+        return [
+            id_
+            for notification in notifications
+            if (id_ := notification["params"]["requestId"]) in self.calls().values()
+        ]
 
     async def request(self, method, params):
         if self.gateway.stdio is None:
@@ -76,9 +80,9 @@ class Stopping:
                 self.arrived[message.get("id")] = message
                 self.arrival.notify_all()
 
-    async def call(self, text, seconds=0.0, name="b.sleep", **further):
+    async def call(self, text, seconds=0.0, name="b.sleep", **kwargs):
         """Call, and keep the answer."""
-        arguments = {"seconds": seconds, "text": text, **further}
+        arguments = {"seconds": seconds, "text": text, **kwargs}
         answer = await self.request("tools/call", {"name": name, "arguments": arguments})
         self.answers[text] = answer
         return answer
@@ -229,7 +233,7 @@ async def test_a_second_signal_waits_for_nothing(cell, tmp_path):
     assert "shutting down" in run.answers["stuck"]["error"]["message"]
 
 
-async def test_a_second_signal_during_the_ladder_cuts_it_short(tmp_path):
+async def test_a_second_signal_ends_the_shutdown_sequence(tmp_path):
     options = {"backend": faulty_backend("hang"), "fields": {"shutdown_grace": [60, 60, 1]}}
     async with stopping(("legacy", "http"), tmp_path, drain_grace=0.1, status=1, **options) as run:
         async with trio.open_nursery() as nursery:

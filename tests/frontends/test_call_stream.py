@@ -25,30 +25,30 @@ async def next_ask(flow: CallStream) -> ServerRequest:
     return item
 
 
-async def next_ticket(lines: Lines, flow: CallStream) -> PendingCall:
+async def next_pending(lines: Lines, flow: CallStream) -> PendingCall:
     """Have the flow go on until it waits for its backend; the ticket of the call that it has sent meanwhile."""
-    count = len(lines.tickets)
+    count = len(lines.pending_calls)
     with trio.move_on_after(5):
         item = await flow.next()
         raise AssertionError(f"the flow has ended: {item}")
-    assert len(lines.tickets) == count + 1
-    return lines.tickets[-1]
+    assert len(lines.pending_calls) == count + 1
+    return lines.pending_calls[-1]
 
 
-def params_of(ticket: PendingCall) -> dict[str, Any]:
-    return {name: json.loads(bytes(span)) for name, span in ticket.call.params.items()}
+def params_of(pending: PendingCall) -> dict[str, Any]:
+    return {name: json.loads(bytes(span)) for name, span in pending.call.params.items()}
 
 
 async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines, token="t", arguments={"a": 1})
+    flow, pending = open_flow(Era.LEGACY, lines, token="t", arguments={"a": 1})
     state = "\u00e9 \\u0000 /"
-    ticket.finish(required({"a": (ELICITATION, {"message": "m"}), "b": (ROOTS, {})}, requestState=state))
+    pending.finish(required({"a": (ELICITATION, {"message": "m"}), "b": (ROOTS, {})}, requestState=state))
     first, second = await next_ask(flow), await next_ask(flow)
     assert (first.method, second.method) == (ELICITATION, ROOTS)
     second.answer(b'{"roots":[]}')
     first.answer(b'{"action":"accept", "content":{}}')
-    again = await next_ticket(lines, flow)
+    again = await next_pending(lines, flow)
     answers = {"a": {"action": "accept", "content": {}}, "b": {"roots": []}}
     assert params_of(again) == {
         "name": "x",
@@ -58,8 +58,8 @@ async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: 
     }
     assert bytes(again.call.params["requestState"]) == json.dumps(state).encode()  # byte by byte
     assert again.call.progress_token == "t"
-    assert params_of(ticket) == {"name": "x", "arguments": {"a": 1}}
-    assert lines.released == [ticket]
+    assert params_of(pending) == {"name": "x", "arguments": {"a": 1}}
+    assert lines.released == [pending]
     again.finish(done())
     assert await flow.next() == done()
     assert lines.cancelled == []
@@ -67,35 +67,35 @@ async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: 
 
 async def test_rounds_follow_one_another_each_with_its_own_state(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ROOTS, {})}, requestState="one"))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ROOTS, {})}, requestState="one"))
     (await next_ask(flow)).answer(b"{}")
-    ticket = await next_ticket(lines, flow)
-    ticket.finish(required({"b": (ROOTS, {})}))
+    pending = await next_pending(lines, flow)
+    pending.finish(required({"b": (ROOTS, {})}))
     (await next_ask(flow)).answer(b"[]")
-    ticket = await next_ticket(lines, flow)
-    assert params_of(ticket) == {"name": "x", "inputResponses": {"b": []}}
+    pending = await next_pending(lines, flow)
+    assert params_of(pending) == {"name": "x", "inputResponses": {"b": []}}
 
 
 async def test_a_round_without_requests_is_sent_again_after_a_while(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
+    flow, pending = open_flow(Era.LEGACY, lines)
     began = trio.current_time()
     for number in (1, 2, 3):
-        ticket.finish(required(requestState=str(number)))
-        ticket = await next_ticket(lines, flow)
-        assert params_of(ticket) == {"name": "x", "requestState": str(number)}
-    assert ticket.opened_at - began >= EMPTY_ROUND_DELAY * (1 + 2 + 3)
+        pending.finish(required(requestState=str(number)))
+        pending = await next_pending(lines, flow)
+        assert params_of(pending) == {"name": "x", "requestState": str(number)}
+    assert pending.opened_at - began >= EMPTY_ROUND_DELAY * (1 + 2 + 3)
 
 
 async def test_a_backend_may_ask_only_so_often(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
+    flow, pending = open_flow(Era.LEGACY, lines)
     for _ in range(MAX_ROUNDS):
-        ticket.finish(required({"a": (ROOTS, {})}))
+        pending.finish(required({"a": (ROOTS, {})}))
         (await next_ask(flow)).answer(b"{}")
-        ticket = await next_ticket(lines, flow)
-    ticket.finish(required({"a": (ROOTS, {})}))
+        pending = await next_pending(lines, flow)
+    pending.finish(required({"a": (ROOTS, {})}))
     problem = await flow.next()
     assert isinstance(problem, BackendProtocol)
     assert f"more than {MAX_ROUNDS} times" in str(problem)
@@ -103,37 +103,37 @@ async def test_a_backend_may_ask_only_so_often(autojump_clock: MockClock) -> Non
 
 async def test_a_refused_elicitation_is_a_cancelled_one(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ELICITATION, {"message": "m"})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ELICITATION, {"message": "m"})}))
     (await next_ask(flow)).refuse(-1, "no")
-    assert params_of(await next_ticket(lines, flow))["inputResponses"] == {"a": {"action": "cancel"}}
+    assert params_of(await next_pending(lines, flow))["inputResponses"] == {"a": {"action": "cancel"}}
 
 
 @pytest.mark.parametrize("method", [SAMPLING, ROOTS])
 async def test_another_refusal_is_the_end_of_the_call(method: str, autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (method, {}), "b": (ELICITATION, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (method, {}), "b": (ELICITATION, {})}))
     (await next_ask(flow)).refuse(-1, "no", b'{"why":1}')
     (await next_ask(flow)).answer(b'{"action":"accept"}')
     assert await flow.next() == Failure(-1, "no", b'{"why":1}', Era.LEGACY)
-    assert len(lines.tickets) == 1
+    assert len(lines.pending_calls) == 1
 
 
 async def test_a_client_is_not_asked_what_it_cannot_do(autojump_clock: MockClock) -> None:
     lines = Lines()
     caller = make_caller(Era.LEGACY, capabilities=jsonrpc.raw({"roots": {}}))
-    flow, ticket = open_flow(Era.LEGACY, lines, caller=caller)
-    ticket.finish(required({"a": (ELICITATION, {"message": "m"}), "b": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines, caller=caller)
+    pending.finish(required({"a": (ELICITATION, {"message": "m"}), "b": (ROOTS, {})}))
     ask = await next_ask(flow)
     assert ask.method == ROOTS
     ask.answer(b"{}")
-    assert params_of(await next_ticket(lines, flow))["inputResponses"] == {"a": {"action": "cancel"}, "b": {}}
+    assert params_of(await next_pending(lines, flow))["inputResponses"] == {"a": {"action": "cancel"}, "b": {}}
 
 
 async def test_a_url_gets_the_id_that_legacy_clients_need(autojump_clock: MockClock) -> None:
-    flow, ticket = open_flow(Era.LEGACY, Lines())
-    ticket.finish(required({"a": (ELICITATION, {"mode": "url", "url": "https://example.com/", "message": "m"})}))
+    flow, pending = open_flow(Era.LEGACY, Lines())
+    pending.finish(required({"a": (ELICITATION, {"mode": "url", "url": "https://example.com/", "message": "m"})}))
     assert jsonrpc.decode_string((await next_ask(flow)).params["elicitationId"])
 
 
@@ -147,8 +147,8 @@ async def test_a_url_gets_the_id_that_legacy_clients_need(autojump_clock: MockCl
     ],
 )
 async def test_what_is_no_request_ends_the_call(outcome: Any, said: str, autojump_clock: MockClock) -> None:
-    flow, ticket = open_flow(Era.LEGACY, Lines())
-    ticket.finish(outcome)
+    flow, pending = open_flow(Era.LEGACY, Lines())
+    pending.finish(outcome)
     problem = await flow.next()
     assert isinstance(problem, BackendProtocol)
     assert said in str(problem)
@@ -156,48 +156,48 @@ async def test_what_is_no_request_ends_the_call(outcome: Any, said: str, autojum
 
 async def test_a_client_that_never_answers_is_not_waited_for(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines, timeout=50)
-    ticket.finish(required({"a": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines, timeout=50)
+    pending.finish(required({"a": (ROOTS, {})}))
     await next_ask(flow)
     began = trio.current_time()
     problem = await flow.next()
     assert isinstance(problem, BackendProtocol)
     assert "did not give in time" in str(problem)
     assert trio.current_time() - began == pytest.approx(50)
-    assert len(lines.tickets) == 1
+    assert len(lines.pending_calls) == 1
 
 
 async def test_a_face_may_look_up_from_waiting(autojump_clock: MockClock) -> None:
     """Faces send comments while they wait: a wait that was cancelled loses nothing."""
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ROOTS, {})}))
     ask = await next_ask(flow)
     for _ in range(3):
         with trio.move_on_after(1):
             await flow.next()
             raise AssertionError("nothing has come")
     ask.answer(b"{}")
-    (await next_ticket(lines, flow)).finish(done())
+    (await next_pending(lines, flow)).finish(done())
     assert isinstance(await flow.next(), Complete)
 
 
 async def test_what_comes_while_the_face_is_busy_is_not_taken_for_another_round(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ROOTS, {})}))
     (await next_ask(flow)).answer(b"{}")
-    again = await next_ticket(lines, flow)
+    again = await next_pending(lines, flow)
     again.notify(NOTICE)
     again.finish(done())
     assert [await flow.next(), await flow.next()] == [NOTICE, done()]
-    assert len(lines.tickets) == 2
+    assert len(lines.pending_calls) == 2
 
 
 async def test_a_round_that_is_refused_says_so(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ROOTS, {})}))
     (await next_ask(flow)).answer(b"{}")
     lines.problem = Busy("too many")
     assert await flow.next() is lines.problem
@@ -205,10 +205,10 @@ async def test_a_round_that_is_refused_says_so(autojump_clock: MockClock) -> Non
 
 async def test_a_call_that_is_closed_in_a_round_cancels_what_is_under_way(autojump_clock: MockClock) -> None:
     lines = Lines()
-    flow, ticket = open_flow(Era.LEGACY, lines)
-    ticket.finish(required({"a": (ROOTS, {})}))
+    flow, pending = open_flow(Era.LEGACY, lines)
+    pending.finish(required({"a": (ROOTS, {})}))
     (await next_ask(flow)).answer(b"{}")
-    await next_ticket(lines, flow)
+    await next_pending(lines, flow)
     flow.close("enough")
     flow.close("enough")
     assert lines.cancelled == ["enough"]
@@ -216,22 +216,22 @@ async def test_a_call_that_is_closed_in_a_round_cancels_what_is_under_way(autoju
 
 
 async def test_a_modern_client_gets_the_round_as_it_is(autojump_clock: MockClock) -> None:
-    flow, ticket = open_flow(Era.MODERN, Lines())
+    flow, pending = open_flow(Era.MODERN, Lines())
     outcome = required({"a": (ROOTS, {})}, requestState="s")
-    ticket.finish(outcome)
+    pending.finish(outcome)
     assert await flow.next() is outcome
 
 
 async def test_notices_are_kept_in_their_order_and_streams_that_close_are_not(autojump_clock: MockClock) -> None:
-    flow, ticket = open_flow(Era.MODERN, Lines())
+    flow, pending = open_flow(Era.MODERN, Lines())
     ask = ServerRequest(ROOTS, {}, lambda _reply: None)
     later = Notification("notifications/message", {})
-    ticket.notify(NOTICE)
-    ticket.close_stream(5)
-    ticket.ask(ask)
-    ticket.notify(later)
-    ticket.withdraw_ask(ask)
+    pending.notify(NOTICE)
+    pending.close_stream(5)
+    pending.ask(ask)
+    pending.notify(later)
+    pending.withdraw_ask(ask)
     assert await flow.next_but_notices() is ask
     assert await flow.next_but_notices() == Withdrawn(ask)
-    ticket.finish(done())
+    pending.finish(done())
     assert [await flow.next() for _ in range(3)] == [NOTICE, later, done()]

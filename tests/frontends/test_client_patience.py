@@ -11,7 +11,7 @@ from gateway import jsonrpc
 from gateway.frontends.client_patience import DEFAULT_GRACE, PATIENCE, list_patience
 from gateway.frontends.legacy.sessions import LegacySession
 from tests.support.fakes import MODERN_CALLER, FakeBackend, make_call
-from tests.support.http_frontends import HELLO, message_of, open_house
+from tests.support.http_frontends import HELLO, message_of, open_harness
 
 
 @pytest.mark.parametrize("name", PATIENCE)
@@ -36,8 +36,8 @@ async def test_a_list_waits_for_its_own_client(era: str, name: str, expected: fl
     fake = FakeBackend()
     fake.stall()
     info = {"name": name, "version": "1"}
-    async with open_house(fake) as house:
-        answers = house.answers
+    async with open_harness(fake) as harness:
+        answers = harness.answers
         began = trio.current_time()
         if era == "legacy":
             hello = jsonrpc.decode(jsonrpc.encode(message_of("initialize", {**HELLO, "clientInfo": info}, 1)))

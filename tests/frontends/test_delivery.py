@@ -18,7 +18,7 @@ from gateway.frontends.delivery import Delivery
 from gateway.frontends.stdio import END_GRACE, StdioFrontend
 from gateway.inflight.pending import PendingCall
 from tests.support.fakes import SOON, settle
-from tests.support.http_frontends import ANSWER, HELLO, House, log_line, message_of, open_house
+from tests.support.http_frontends import ANSWER, HELLO, Harness, log_line, message_of, open_harness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,12 +31,12 @@ RAISED = {"elicitation": {"form": {}}, "sampling": {}, "roots": {}}
 class Client:
     """A stdio client that is initialized, in front of a backend that the test plays."""
 
-    def __init__(self, house: House, stdin: int, stdout: int) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, stdin: int, stdout: int) -> None:
+        self.harness = harness
         self.stdin = trio.lowlevel.FdStream(stdin)
         self._stdout = trio.lowlevel.FdStream(stdout)
         self._read = b""
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
         """Every message that came, in order, but for changes of lists."""
         self.clean: bool | None = None
         """What the face returned."""
@@ -45,8 +45,8 @@ class Client:
         """Clear it (put another one there) to stop reading."""
         self.reading.set()
 
-    async def serve(self, face: StdioFrontend) -> None:
-        self.clean = await face.run()
+    async def serve(self, frontend: StdioFrontend) -> None:
+        self.clean = await frontend.run()
         self.ended.set()
 
     async def listen(self) -> None:
@@ -54,7 +54,7 @@ class Client:
             while data := await self._stdout.receive_some():
                 await self.reading.wait()
                 *lines, self._read = (self._read + data).split(b"\n")
-                self.heard += [json.loads(line) for line in lines if b"list_changed" not in line]
+                self.received += [json.loads(line) for line in lines if b"list_changed" not in line]
 
     async def say(self, *messages: dict[str, Any]) -> None:
         await self.stdin.send_all(b"".join(json.dumps(one).encode() + b"\n" for one in messages))
@@ -62,12 +62,12 @@ class Client:
 
     def said(self) -> list[Any]:
         """What came, in short: a method, or the id of a response."""
-        return [one.get("method") or one["id"] for one in self.heard]
+        return [one.get("method") or one["id"] for one in self.received]
 
     def assert_at_rest(self) -> None:
-        assert self.house.answers.router.under_way == 0
-        assert len(self.house.answers.fleet.deadlines) == 0
-        assert self.house.fake.session.working == []
+        assert self.harness.answers.router.under_way == 0
+        assert len(self.harness.answers.fleet.deadlines) == 0
+        assert self.harness.fake.session.working == []
 
     async def aclose(self) -> None:
         await self.stdin.aclose()
@@ -78,13 +78,13 @@ class Client:
 async def open_client(**settings: Any) -> AsyncGenerator[Client]:
     (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
     try:
-        async with open_house(**settings) as house:
-            client = Client(house, ours_in, ours_out)
-            face = StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event())
-            house.nursery.start_soon(client.serve, face)
-            house.nursery.start_soon(client.listen)
+        async with open_harness(**settings) as harness:
+            client = Client(harness, ours_in, ours_out)
+            frontend = StdioFrontend(harness.answers, theirs_in, theirs_out, trio.Event())
+            harness.nursery.start_soon(client.serve, frontend)
+            harness.nursery.start_soon(client.listen)
             await client.say(message_of("initialize", {**HELLO, "capabilities": RAISED}, 0))
-            client.heard.clear()
+            client.received.clear()
             try:
                 yield client
             finally:
@@ -112,12 +112,12 @@ async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) ->
     async with open_client(max_client_requests=8) as client:
         for _ in range(5):
             await client.say(*(call(number) for number in range(1, 10)))
-            assert [one["id"] for one in client.heard if "error" in one] == [9]
-            client.house.fake.session.answer(8, Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
+            assert [one["id"] for one in client.received if "error" in one] == [9]
+            client.harness.fake.session.answer(8, Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
             await settle()
             assert sorted(client.said()) == list(range(1, 10))
             client.assert_at_rest()
-            client.heard.clear()
+            client.received.clear()
 
 
 async def test_what_comes_in_the_turn_of_the_outcome_comes_before_it(mock_clock: MockClock) -> None:
@@ -125,11 +125,13 @@ async def test_what_comes_in_the_turn_of_the_outcome_comes_before_it(mock_clock:
     async with open_client() as client:
         await client.say(call(1), call(2))
         for text in ("a", "b"):
-            client.house.fake.session.working[0].notify(log_line(text))
-        client.house.fake.session.answer(2)
+            client.harness.fake.session.working[0].notify(log_line(text))
+        client.harness.fake.session.answer(2)
         await settle()
         assert sorted(map(str, client.said())) == ["1", "2", "notifications/message", "notifications/message"]
-        texts = [one["params"]["data"] if "method" in one else one["id"] for one in client.heard if one.get("id") != 2]
+        texts = [
+            one["params"]["data"] if "method" in one else one["id"] for one in client.received if one.get("id") != 2
+        ]
         assert texts == ["a", "b", 1]
         client.assert_at_rest()
 
@@ -138,9 +140,9 @@ async def test_a_cancelled_call_has_no_answer_and_its_id_is_free_at_once(mock_cl
     del mock_clock
     async with open_client() as client:
         await client.say(call(1), cancel(1), cancel(1), call(1), call(2))
-        assert client.heard == []
-        assert len(client.house.fake.session.working) == 2
-        client.house.fake.session.answer(2)
+        assert client.received == []
+        assert len(client.harness.fake.session.working) == 2
+        client.harness.fake.session.answer(2)
         await settle()
         assert sorted(client.said()) == [1, 2]
         await client.say(cancel(1), cancel(2))
@@ -152,15 +154,15 @@ async def test_a_cancel_once_it_has_a_task_of_its_own(mock_clock: MockClock) -> 
     del mock_clock
     async with open_client() as client:
         await client.say(call(1), call(2))
-        await client.house.tell("so that it has a task", client.house.fake.session.working[0])
+        await client.harness.tell("so that it has a task", client.harness.fake.session.working[0])
         await client.say(cancel(1), cancel(2))
         assert client.said() == ["notifications/message"]
         client.assert_at_rest()
         await client.say(call(1), call(2))
-        client.house.fake.session.answer(2)
+        client.harness.fake.session.answer(2)
         await settle()
         assert sorted(client.said()[1:]) == [1, 2]
-        assert all("result" in one for one in client.heard[1:])
+        assert all("result" in one for one in client.received[1:])
         client.assert_at_rest()
 
 
@@ -172,7 +174,7 @@ async def test_the_time_of_a_call_that_nothing_else_happens_to(mock_clock: MockC
         mock_clock.jump(1_001)
         await settle()
         assert client.said() == [1]
-        assert "call_timeout" in client.heard[0]["error"]["message"]
+        assert "call_timeout" in client.received[0]["error"]["message"]
         mock_clock.jump(9_000)
         await settle()
         assert client.said() == [1, 2]
@@ -184,12 +186,12 @@ async def test_what_is_asked_is_asked(mock_clock: MockClock) -> None:
     async with open_client() as client:
         await client.say(call(1))
         replies: list[Any] = []
-        client.house.ticket.ask(ServerRequest("roots/list", {}, replies.append))
+        client.harness.pending.ask(ServerRequest("roots/list", {}, replies.append))
         await settle()
         assert client.said() == ["roots/list"]
-        await client.say({"jsonrpc": "2.0", "id": client.heard[0]["id"], "result": {"roots": []}})
+        await client.say({"jsonrpc": "2.0", "id": client.received[0]["id"], "result": {"roots": []}})
         assert replies == [b'{"roots": []}']
-        client.house.fake.session.answer()
+        client.harness.fake.session.answer()
         await settle()
         assert client.said()[1:] == [1]
         client.assert_at_rest()
@@ -199,11 +201,11 @@ async def test_a_crash_answers_all(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(*(call(number) for number in range(1, 65)))
-        session = client.house.fake.session
+        session = client.harness.fake.session
         session.crash(BackendExited("a", "was killed"))
         await settle()
         assert sorted(client.said()) == list(range(1, 65))
-        assert all("error" in one for one in client.heard)
+        assert all("error" in one for one in client.received)
         client.assert_at_rest()
 
 
@@ -212,7 +214,7 @@ async def test_the_end_of_stdin_gives_them_some_time(mock_clock: MockClock) -> N
         await client.say(*(call(number) for number in range(1, 4)))
         await client.stdin.aclose()
         await settle()
-        client.house.fake.session.answer()
+        client.harness.fake.session.answer()
         await settle()
         assert client.said() == [1]
         mock_clock.jump(END_GRACE + 0.01)
@@ -220,7 +222,7 @@ async def test_the_end_of_stdin_gives_them_some_time(mock_clock: MockClock) -> N
         with trio.fail_after(SOON):
             await client.ended.wait()
         assert sorted(client.said()) == [1, 2, 3]
-        assert all("stdin has ended" in one["error"]["message"] for one in client.heard[1:])
+        assert all("stdin has ended" in one["error"]["message"] for one in client.received[1:])
         assert client.clean is False
         client.assert_at_rest()
 
@@ -230,7 +232,7 @@ async def test_an_outcome_in_the_turn_in_which_stdin_ends_is_no_cut(mock_clock: 
     async with open_client() as client:
         await client.say(call(1))
         await client.stdin.aclose()
-        client.house.fake.session.answer()
+        client.harness.fake.session.answer()
         await settle()
         assert client.said() == [1]
         assert client.clean is True
@@ -241,10 +243,10 @@ async def test_one_whose_client_was_cut_off_is_told(mock_clock: MockClock) -> No
     del mock_clock
     async with open_client() as client:
         await client.say(call(1))
-        client.house.ticket.abandon(Revoked(), "the client may not use the gateway any more")
+        client.harness.pending.abandon(Revoked(), "the client may not use the gateway any more")
         await settle()
         assert client.said() == [1]
-        assert "error" in client.heard[0]
+        assert "error" in client.received[0]
         client.assert_at_rest()
 
 
@@ -256,14 +258,14 @@ async def test_nothing_of_an_answered_call_stays(mock_clock: MockClock) -> None:
         gc.disable()
         try:
             await client.say(call(1), call(2), call(3), cancel(3))
-            client.house.fake.session.working[1].notify(log_line("so that it has a task"))
-            client.house.fake.session.answer(2, Complete(b'{"content":[],"mark":1}', Era.LEGACY))
+            client.harness.fake.session.working[1].notify(log_line("so that it has a task"))
+            client.harness.fake.session.answer(2, Complete(b'{"content":[],"mark":1}', Era.LEGACY))
             await settle()
             await client.say(call(4))
             assert count_calls() - before == 2  # the pending call and its delivery
         finally:
             gc.enable()
-        client.house.fake.session.answer()
+        client.harness.fake.session.answer()
         await settle()
         client.assert_at_rest()
 
@@ -273,10 +275,10 @@ async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockCl
     routers: list[Any] = []
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         async with open_client() as client:
-            routers.append(client.house.answers.router)
+            routers.append(client.harness.answers.router)
             await client.say(call(1), call(2))
-            monkeypatch.setattr(client.house.answers, "encode_outcome", lambda *_: 1 / 0)
-            await client.house.answer()
+            monkeypatch.setattr(client.harness.answers, "encode_outcome", lambda *_: 1 / 0)
+            await client.harness.answer()
             await trio.sleep_forever()
     assert [router.under_way for router in routers] == [0]
 
@@ -287,7 +289,7 @@ async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) 
     result = Complete(json.dumps({"content": [{"type": "text", "text": text}]}).encode(), Era.LEGACY)
     async with open_client() as client, trio.open_nursery() as nursery:
         client.reading = trio.Event()
-        session = client.house.fake.session
+        session = client.harness.fake.session
         written: list[int] = []
 
         async def write() -> None:
@@ -309,7 +311,7 @@ async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) 
                     return
 
         await run_to(count)
-        assert client.heard == []
+        assert client.received == []
         assert 100 < len(session.names) < 1_000  # a mebibyte waits for the client, so that nothing more is read
         client.reading.set()
         await settle()
@@ -317,5 +319,5 @@ async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) 
         await run_to(count)
         await settle()
         assert sorted(client.said()) == list(range(1, count + 1))
-        assert all("result" in one for one in client.heard)
+        assert all("result" in one for one in client.received)
         client.assert_at_rest()

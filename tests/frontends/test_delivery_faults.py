@@ -19,7 +19,7 @@ from gateway.frontends.legacy.sessions import ClientIntroduction, SessionTable
 from gateway.frontends.legacy.streamable import StreamableFrontend
 from gateway.frontends.modern.endpoint import ModernFrontend
 from tests.support.fakes import FakeRequest, settle
-from tests.support.http_frontends import STREAM, House, is_complete, log_line, message_of, open_house
+from tests.support.http_frontends import STREAM, Harness, is_complete, log_line, message_of, open_harness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -37,23 +37,23 @@ MODERN = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp
 class Client:
     """An HTTP client of one era whose call is in flight without a task."""
 
-    def __init__(self, house: House, era: str, sessions: SessionTable) -> None:
-        self.house, self.sessions = house, sessions
+    def __init__(self, harness: Harness, era: str, sessions: SessionTable) -> None:
+        self.harness, self.sessions = harness, sessions
         session = sessions.create(ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b"")))
         assert session is not None
         self.session = session
         meta = {"_meta": META} if era == "modern" else {}
         headers = MODERN if era == "modern" else {"mcp-session-id": str(session.id)}
         body = json.dumps(message_of("tools/call", {"name": "a.x", **meta}, 1)).encode()
-        self.request = request = FakeRequest(house.nursery, body, headers={**STREAM, **headers})
+        self.request = request = FakeRequest(harness.nursery, body, headers={**STREAM, **headers})
         frontend = (
-            ModernFrontend(house.answers, trio.Event())
+            ModernFrontend(harness.answers, trio.Event())
             if era == "modern"
-            else StreamableFrontend(house.answers, sessions)
+            else StreamableFrontend(harness.answers, sessions)
         )
         exchange = Exchange(request.scope, request.receive, request.send, None, request)
         assert frontend.begin(exchange, jsonrpc.decode(body), 1)
-        self.ticket = house.ticket
+        self.pending = harness.pending
 
     @property
     def endings(self) -> int:
@@ -61,41 +61,41 @@ class Client:
         return len(self.request.responses) + is_complete(self.request.exchange)
 
     def assert_at_rest(self) -> None:
-        router = self.house.answers.router
+        router = self.harness.answers.router
         assert (router.under_way, len(router.fleet.deadlines), len(self.session.in_flight)) == (0, 0, 0)
-        assert self.house.fake.session.working == []
-        assert len(self.house.fake.session.withdrawn) <= 1
+        assert self.harness.fake.session.working == []
+        assert len(self.harness.fake.session.withdrawn) <= 1
 
 
 @asynccontextmanager
 async def open_client(era: str) -> AsyncGenerator[Client]:
-    async with open_house() as house:
+    async with open_harness() as harness:
         sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=5)
-        await house.nursery.start(sessions.run)
-        yield Client(house, era, sessions)
+        await harness.nursery.start(sessions.run)
+        yield Client(harness, era, sessions)
 
 
 def answer(client: Client) -> None:
-    if client.house.fake.session.working:
-        client.house.fake.session.answer()
+    if client.harness.fake.session.working:
+        client.harness.fake.session.answer()
 
 
 def pass_deadline(client: Client) -> None:
-    client.ticket.extend(0)
-    client.ticket.deadline = trio.current_time()
-    client.ticket.wake_expired()
+    client.pending.extend(0)
+    client.pending.deadline = trio.current_time()
+    client.pending.wake_expired()
 
 
 def reload(client: Client) -> None:
-    client.house.answers.fleet.supervisors["a"].stop()
+    client.harness.answers.fleet.supervisors["a"].stop()
 
 
 def revoke(client: Client) -> None:
-    client.ticket.abandon(Revoked(), "the client may not use the gateway any more")
+    client.pending.abandon(Revoked(), "the client may not use the gateway any more")
 
 
 def drain(client: Client) -> None:
-    client.house.nursery.start_soon(client.house.answers.router.drain, 0)
+    client.harness.nursery.start_soon(client.harness.answers.router.drain, 0)
 
 
 def end_session(client: Client) -> None:
@@ -122,13 +122,13 @@ async def test_two_ends_in_one_instant_are_one(
 ) -> None:
     async with open_client(era) as client:
         if has_task:
-            client.ticket.notify(log_line("so that it has a task"))
+            client.pending.notify(log_line("so that it has a task"))
             await settle()
             assert client.request.has_task is has_task
         ENDS[first](client)
         ENDS[second](client)
         await settle()
-        if client.house.fake.session.working:  # a legacy call outlives its connection, and modern ones the session
+        if client.harness.fake.session.working:  # a legacy call outlives its connection, and modern ones the session
             answer(client)
             await settle()
         hung_up = client.request.exchange.gone.is_set()
@@ -150,7 +150,7 @@ async def test_a_bug_in_a_sink_ends_only_its_exchange(era: str, mock_clock: Mock
 
         start = client.request.start
         monkeypatch.setattr(client.request, "start", lambda app: start(partial(report, app)))
-        monkeypatch.setattr(client.house.answers, "encode_outcome", lambda *_: 1 / 0)
+        monkeypatch.setattr(client.harness.answers, "encode_outcome", lambda *_: 1 / 0)
         answer(client)  # the backend's reader, which must not see it
         await settle()
         assert len(problems) == 1

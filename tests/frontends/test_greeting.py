@@ -15,7 +15,7 @@ from gateway.frontends.legacy.sessions import SessionTable
 from gateway.frontends.legacy.sse import SseFrontend
 from gateway.frontends.legacy.streamable import StreamableFrontend
 from tests.support.fakes import FakeBackend, FakeExchange, make_listing
-from tests.support.http_frontends import HELLO, STREAM, House, message_of, open_house
+from tests.support.http_frontends import HELLO, STREAM, Harness, message_of, open_harness
 from tests.support.sse_client import SseClient
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def starting(seconds: float) -> FakeBackend:
     return FakeBackend(make_listing("x", instructions="how to"), on_start=on_start)
 
 
-async def greet_http(house: House) -> Any:
+async def greet_http(harness: Harness) -> Any:
     sessions = SessionTable(most=5, idle_timeout=1e5, max_requests=5)
     exchange = FakeExchange(headers=STREAM)
-    await house.start(StreamableFrontend(house.answers, sessions).post, exchange, decoded("initialize"))
+    await harness.start(StreamableFrontend(harness.answers, sessions).post, exchange, decoded("initialize"))
     for _ in range(50):
         if exchange.ended:
             break
@@ -45,8 +45,8 @@ async def greet_http(house: House) -> Any:
     return json.loads(exchange.body)["result"]
 
 
-async def greet_sse(house: House) -> Any:
-    client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+async def greet_sse(harness: Harness) -> Any:
+    client = SseClient(harness, SseFrontend(harness.answers, "/messages/", trio.Event()))
     await client.open()
     accepted = await client.ask("initialize", HELLO)
     assert accepted.status == 202  # the POST waits for nothing
@@ -70,7 +70,7 @@ def decoded(method: str) -> Any:
     [(0, 0, "how to", NONE), (0.5, 0.5, "how to", NONE), (5, 1, None, ALL)],
 )
 async def test_initialize_waits_a_second_for_a_cold_start(
-    greet: Callable[[House], Awaitable[Any]],
+    greet: Callable[[Harness], Awaitable[Any]],
     seconds: float,
     waited: float,
     instructions: str | None,
@@ -78,8 +78,8 @@ async def test_initialize_waits_a_second_for_a_cold_start(
     autojump_clock: MockClock,
 ) -> None:
     began = trio.current_time()
-    async with open_house(starting(seconds)) as house:
-        result = await greet(house)
+    async with open_harness(starting(seconds)) as harness:
+        result = await greet(harness)
         assert waited <= trio.current_time() - began < waited + 0.5
         assert (instructions or "") in result.get("instructions", "")
         assert ("instructions" in result) == (instructions is not None)
@@ -90,7 +90,7 @@ async def test_initialize_waits_a_second_for_a_cold_start(
 async def test_what_has_failed_for_good_is_promised_to_nobody(autojump_clock: MockClock) -> None:
     fake = FakeBackend(make_listing("x"))
     fake.fail(*range(1, 100))
-    async with open_house(fake) as house:
-        assert "completions" in house.answers._capabilities(Era.LEGACY, None)
-        await house.answers.fleet.supervisors["a"].known.wait()
-        assert "completions" not in house.answers._capabilities(Era.LEGACY, None)
+    async with open_harness(fake) as harness:
+        assert "completions" in harness.answers._capabilities(Era.LEGACY, None)
+        await harness.answers.fleet.supervisors["a"].known.wait()
+        assert "completions" not in harness.answers._capabilities(Era.LEGACY, None)

@@ -62,7 +62,7 @@ async def ask(
     return found[0]
 
 
-async def told(changes: NotificationQueue) -> list[Any]:
+async def notified(changes: NotificationQueue) -> list[Any]:
     with trio.move_on_after(5):
         return [json.loads(line) for line in await changes.next_batch()]
     return []
@@ -83,12 +83,12 @@ async def test_the_first_subscription_gets_the_backends_own_answer(autojump_cloc
         assert fake.session.upkeep.wishes.uris == {URI}
         update(router, URI, title="t")
         expected = [{"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": URI, "title": "t"}}]
-        assert await told(one.changes) == await told(two.changes) == expected
+        assert await notified(one.changes) == await notified(two.changes) == expected
         await ask(unsubscribe, router, fake, one)
         assert fake.session.upkeep.wishes.uris == {URI}
         update(router, URI)
-        assert await told(one.changes) == []
-        assert len(await told(two.changes)) == 1
+        assert await notified(one.changes) == []
+        assert len(await notified(two.changes)) == 1
         two.end()
         await settle()
         assert fake.session.upkeep.wishes.uris == frozenset()
@@ -131,7 +131,7 @@ async def test_parts_of_a_watched_resource_are_told_too(autojump_clock: MockCloc
         update(router, URI + "/part")
         update(router, URI + "x")
         update(router, "memo:b")
-        assert [one["params"]["uri"] for one in await told(session.changes)] == [URI + "/part"]
+        assert [one["params"]["uri"] for one in await notified(session.changes)] == [URI + "/part"]
 
 
 async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockClock) -> None:
@@ -143,7 +143,7 @@ async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockCloc
         await settle()
         assert fake.session.upkeep.wishes.uris == {URI, "memo:b"}
         update(router, URI)
-        (one,) = await told(changes)
+        (one,) = await notified(changes)
         assert one["params"] == {"uri": URI, "_meta": {"io.modelcontextprotocol/subscriptionId": "sub"}}
         router.fleet.forget(client)
         assert fake.session.upkeep.wishes.uris == frozenset()

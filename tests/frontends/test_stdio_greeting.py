@@ -11,7 +11,7 @@ import trio
 
 from gateway.frontends.stdio import StdioFrontend
 from tests.support.fakes import SOON, FakeBackend, make_listing, settle
-from tests.support.http_frontends import HELLO, open_house
+from tests.support.http_frontends import HELLO, open_harness
 from tests.support.playbook import Playbook
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ async def open_pipe() -> AsyncGenerator[Pipe]:
 
     fake = FakeBackend(make_listing("x", instructions="how to"), on_start=on_start)
     try:
-        async with open_house(fake, start_grace=60.0) as house:
-            face = StdioFrontend(house.answers, theirs_in, theirs_out, trio.Event())
-            house.nursery.start_soon(face.run)
+        async with open_harness(fake, start_grace=60.0) as harness:
+            frontend = StdioFrontend(harness.answers, theirs_in, theirs_out, trio.Event())
+            harness.nursery.start_soon(frontend.run)
             yield client
     finally:
         os.close(theirs_in)

@@ -514,7 +514,7 @@ async def test_upstream_still_lacks_a_shutdown_that_ends_although_a_client_does_
 
 
 async def test_a_client_that_does_not_read_is_given_up() -> None:
-    told: list[Message] = []
+    notified: list[Message] = []
     ended = trio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -523,7 +523,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
         with pytest.raises(ClientGone, match="stopped reading"):
             await flood(scope, receive, send)
         assert 0.15 < trio.current_time() - start < 10
-        told.append(await receive())
+        notified.append(await receive())
         with pytest.raises(OSError, match="gone"):
             await send({"type": "http.response.body", "body": b"more"})
         ended.set()
@@ -531,7 +531,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
     async with serving("ours", app, send_timeout=0.2) as server, connected(server) as client:
         await client.send(get())
         await happens(ended)
-        assert told == [{"type": "http.disconnect"}]
+        assert notified == [{"type": "http.disconnect"}]
         with pytest.raises(trio.BrokenResourceError):  # reset: what it did not take is thrown away
             await client.rest()
 
@@ -720,20 +720,20 @@ async def test_a_client_that_is_still_sending_gets_the_refusal() -> None:
 
 
 async def test_a_body_that_breaks_the_protocol_is_refused_and_told() -> None:
-    told = trio.Event()
+    notified = trio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
         assert (await receive())["body"] == b"abc"
         assert await receive() == {"type": "http.disconnect"}
         with pytest.raises(ClientGone):
             await send(START)
-        told.set()
+        notified.set()
 
     async with serving("ours", app) as server, connected(server) as client:
         await client.send(get(method="POST", extra="Transfer-Encoding: chunked\r\n") + b"3\r\nabc\r\n")
         await client.send(b"nonsense\r\n")
         assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
-        await happens(told)
+        await happens(notified)
         assert await client.rest() == b""
 
 

@@ -13,7 +13,7 @@ from gateway.calls import Notification
 from gateway.errors import BackendTooSlow
 from gateway.inflight.deadlines import Deadlines
 from gateway.inflight.pending import PendingCall
-from tests.support.fakes import RESULT, make_ticket, settle
+from tests.support.fakes import RESULT, make_pending, settle
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -22,7 +22,7 @@ PROGRESS = Notification("notifications/progress", {"progress": jsonrpc.raw(1)})
 
 
 def make_kept(deadlines: Deadlines, timeout: float, **pending: Any) -> PendingCall:
-    return make_ticket(timeout=timeout, pending={"deadlines": deadlines, **pending})
+    return make_pending(timeout=timeout, pending={"deadlines": deadlines, **pending})
 
 
 class Sink:

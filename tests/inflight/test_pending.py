@@ -13,7 +13,7 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Notification, ServerRequest
 from gateway.errors import BackendExited, BackendTooSlow, BackendUnavailable, IllegalTransition
 from gateway.inflight.pending import MAX_NOTICES, TRANSITIONS, CallState, PendingCall
-from tests.support.fakes import RESULT, Carrier, make_ticket, settle
+from tests.support.fakes import RESULT, Carrier, make_pending, settle
 
 
 def notice(number: int) -> Notification:
@@ -29,8 +29,8 @@ def watched(ticket: PendingCall) -> list[str]:
 
 async def test_notices_come_in_order_and_before_the_outcome(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
-    ticket = make_ticket()
-    told = watched(ticket)
+    ticket = make_pending()
+    notified = watched(ticket)
     for number in range(3):
         ticket.notify(notice(number))
     ticket.finish(RESULT)
@@ -38,11 +38,11 @@ async def test_notices_come_in_order_and_before_the_outcome(autojump_clock: trio
         assert [await ticket.next() for _ in range(4)] == [notice(0), notice(1), notice(2), RESULT]
         assert await ticket.next() is RESULT  # it stays
     ticket.close()
-    assert told == []
+    assert notified == []
 
 
 async def test_only_the_first_end_counts() -> None:
-    ticket = make_ticket()
+    ticket = make_pending()
     ticket.finish(RESULT)
     ticket.finish(BackendUnavailable("b", "later"))
     ticket.notify(notice(1))
@@ -53,7 +53,7 @@ async def test_only_the_first_end_counts() -> None:
 
 
 async def test_the_oldest_notice_is_dropped_and_counted() -> None:
-    ticket = make_ticket()
+    ticket = make_pending()
     for number in range(MAX_NOTICES + 3):
         ticket.notify(notice(number))
     assert ticket.dropped == 3
@@ -62,7 +62,7 @@ async def test_the_oldest_notice_is_dropped_and_counted() -> None:
 
 
 async def test_who_waits_is_woken() -> None:
-    ticket = make_ticket()
+    ticket = make_pending()
     got: list[object] = []
 
     async def wait() -> None:
@@ -82,8 +82,8 @@ async def test_who_waits_is_woken() -> None:
 
 async def test_the_deadline_counts_from_the_beginning(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
-    ticket = make_ticket(timeout=10)
-    told = watched(ticket)
+    ticket = make_pending(timeout=10)
+    notified = watched(ticket)
     started = trio.current_time()
     await trio.sleep(4)
     with trio.fail_after(100):
@@ -91,15 +91,15 @@ async def test_the_deadline_counts_from_the_beginning(autojump_clock: trio.testi
     assert trio.current_time() - started == pytest.approx(10)
     assert isinstance(outcome, BackendTooSlow)
     assert str(outcome) == "backend 'b' did not answer within 10 s (call_timeout)"
-    assert told == ["the gateway's deadline passed"]
+    assert notified == ["the gateway's deadline passed"]
     ticket.finish(RESULT)
     assert await ticket.next() is outcome
 
 
 async def test_progress_does_not_put_the_deadline_off(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
-    ticket = make_ticket(timeout=10)
-    told = watched(ticket)
+    ticket = make_pending(timeout=10)
+    notified = watched(ticket)
     for number in range(12):  # there is always a notice left when the client asks for the next
         ticket.notify(notice(number))
     got: list[object] = []
@@ -110,16 +110,16 @@ async def test_progress_does_not_put_the_deadline_off(autojump_clock: trio.testi
             got.append(await ticket.next())
             assert len(got) < 40
     assert isinstance(got[-1], BackendTooSlow)
-    assert told == ["the gateway's deadline passed"]
+    assert notified == ["the gateway's deadline passed"]
 
 
 async def test_closing_tells_the_backend_once() -> None:
-    ticket = make_ticket()
-    told = watched(ticket)
+    ticket = make_pending()
+    notified = watched(ticket)
     ticket.close("the client hung up")
     ticket.close("again")
     ticket.abandon(BackendUnavailable("b", "later"), "later")
-    assert told == ["the client hung up"]
+    assert notified == ["the client hung up"]
     ticket.notify(notice(1))
     ticket.finish(RESULT)
     with trio.fail_after(1):
@@ -127,7 +127,7 @@ async def test_closing_tells_the_backend_once() -> None:
 
 
 async def test_after_closing_no_notice_comes_any_more() -> None:
-    ticket = make_ticket()
+    ticket = make_pending()
     ticket.notify(notice(1))
     ticket.close()
     with trio.fail_after(1):
@@ -135,7 +135,7 @@ async def test_after_closing_no_notice_comes_any_more() -> None:
 
 
 async def test_who_waits_hears_that_it_was_closed() -> None:
-    ticket = make_ticket()
+    ticket = make_pending()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ticket.next)
@@ -144,22 +144,22 @@ async def test_who_waits_hears_that_it_was_closed() -> None:
 
 
 async def test_abandoning_ends_it_and_tells_the_backend() -> None:
-    ticket = make_ticket()
-    told = watched(ticket)
+    ticket = make_pending()
+    notified = watched(ticket)
     problem = BackendUnavailable("b", "was cut off")
     ticket.abandon(problem, "shutting down")
     with trio.fail_after(1):
         assert await ticket.next() is problem
-    assert told == ["shutting down"]
+    assert notified == ["shutting down"]
 
 
 async def test_a_cancelled_wait_leaves_it_open(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
-    ticket = make_ticket()
-    told = watched(ticket)
+    ticket = make_pending()
+    notified = watched(ticket)
     with trio.move_on_after(5):
         await ticket.next()
-    assert (ticket.over, told) == (False, [])
+    assert (ticket.over, notified) == (False, [])
     ticket.finish(RESULT)
     assert await ticket.next() is RESULT
 
@@ -170,7 +170,7 @@ def test_what_a_full_pipe_brings_finds_room() -> None:
 
 
 async def test_large_notices_are_bounded_by_their_bytes() -> None:
-    ticket = make_ticket(token="t")
+    ticket = make_pending(token="t")
     large = Notification("notifications/message", {"data": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'"')})
     for _ in range(50):
         ticket.notify(large)
@@ -205,20 +205,20 @@ class Sink:
 
     def __init__(self, *, problem: Exception | None = None) -> None:
         self.problem = problem
-        self.told: list[object] = []
+        self.notified: list[object] = []
 
     def finish(self, pending: PendingCall, outcome: object) -> None:
-        self.told.append(outcome)
+        self.notified.append(outcome)
         if self.problem is not None:
             raise self.problem
 
     def start_task(self, pending: PendingCall) -> None:
-        self.told.append("task")
+        self.notified.append("task")
         if self.problem is not None:
             raise self.problem
 
     def fail(self, problem: Exception) -> None:
-        self.told.append(problem)
+        self.notified.append(problem)
 
 
 CRASH = BackendExited("b", "was killed")
@@ -240,7 +240,7 @@ def bring_to(state: CallState, ticket: PendingCall) -> None:
 @pytest.mark.parametrize("state", list(CallState))
 async def test_the_state_follows_what_happens(state: CallState) -> None:
     await trio.lowlevel.checkpoint()
-    ticket = make_ticket()
+    ticket = make_pending()
     bring_to(state, ticket)
     assert ticket.state is state
     assert ticket.over is (not TRANSITIONS[state])
@@ -249,7 +249,7 @@ async def test_the_state_follows_what_happens(state: CallState) -> None:
 @pytest.mark.parametrize("state", [CallState.DONE, CallState.CANCELLED])
 async def test_a_call_that_is_over_cannot_be_sent(state: CallState) -> None:
     await trio.lowlevel.checkpoint()
-    ticket = make_ticket()
+    ticket = make_pending()
     bring_to(state, ticket)
     with pytest.raises(IllegalTransition, match="cannot become sent"):
         ticket.sent(Carrier(), 2)
@@ -258,7 +258,7 @@ async def test_a_call_that_is_over_cannot_be_sent(state: CallState) -> None:
 @pytest.mark.parametrize("before", [CallState.QUEUED, CallState.SENT])
 async def test_the_last_answer_ends_the_wait_for_the_client(before: CallState) -> None:
     await trio.lowlevel.checkpoint()
-    ticket = make_ticket()
+    ticket = make_pending()
     bring_to(before, ticket)
     asks = [ServerRequest("roots/list", {}, lambda _reply: None) for _ in range(2)]
     for ask in asks:
@@ -272,7 +272,7 @@ async def test_the_last_answer_ends_the_wait_for_the_client(before: CallState) -
 async def test_a_call_taken_back_is_queued_once() -> None:
     await trio.lowlevel.checkpoint()
     owner = Owner(takes_back=True)
-    ticket = make_ticket()
+    ticket = make_pending()
     ticket.queued(owner)
     ticket.sent(Carrier(), 1)
     ticket.finish(CRASH)
@@ -295,15 +295,15 @@ END = {
 async def test_two_ends_in_one_instant_are_one(first: str, second: str) -> None:
     await trio.lowlevel.checkpoint()
     owner, carrier, sink = Owner(), Carrier(), Sink()
-    ticket = make_ticket(timeout=0, pending={"sink": sink})
+    ticket = make_pending(timeout=0, pending={"sink": sink})
     ticket.queued(owner)
     ticket.sent(carrier, 1)
     END[first](ticket)
     END[second](ticket)
     assert len(owner.ended) == 1
     assert len(carrier.reasons) == (first != "outcome")
-    assert len(sink.told) == (first != "client")  # a client that has cancelled gets no response
-    assert owner.ended == (sink.told or [None])
+    assert len(sink.notified) == (first != "client")  # a client that has cancelled gets no response
+    assert owner.ended == (sink.notified or [None])
 
 
 EVENTS: dict[str, Any] = {
@@ -318,11 +318,11 @@ EVENTS: dict[str, Any] = {
 async def test_whatever_comes_before_the_outcome_starts_one_task(event: str) -> None:
     await trio.lowlevel.checkpoint()
     sink = Sink()
-    ticket = make_ticket(pending={"sink": sink})
+    ticket = make_pending(pending={"sink": sink})
     EVENTS[event](ticket)
     EVENTS[event](ticket)
     ticket.finish(Complete(b"{}", RESULT.era))
-    assert sink.told == ["task"]
+    assert sink.notified == ["task"]
     assert ticket.outcome is not None
 
 
@@ -331,6 +331,6 @@ async def test_a_bug_in_a_sink_does_not_reach_the_backend(event: str) -> None:
     await trio.lowlevel.checkpoint()
     problem = ZeroDivisionError()
     sink = Sink(problem=problem)
-    ticket = make_ticket(pending={"sink": sink})
+    ticket = make_pending(pending={"sink": sink})
     {**END, **EVENTS}[event](ticket)
-    assert sink.told[1:] == [problem]
+    assert sink.notified[1:] == [problem]

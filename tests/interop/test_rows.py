@@ -157,14 +157,14 @@ async def test_real_clients_in_every_row(peers: Peers, client: str, mode: str) -
 # -- servers on the SDKs ---------------------------------------------------------------------------------------------
 
 
-def sdk_servers(peers: Peers, *further: str) -> dict[str, list[str]]:
+def sdk_servers(peers: Peers, *kwargs: str) -> dict[str, list[str]]:
     """The commands of the servers that are made with the SDKs of the legacy era."""
     python, _script = peers.clients["python-1"]
     node, _script, modules = peers.clients["typescript-1"]
     servers = CLIENTS.with_name("servers")
     return {
-        "python": [python, str(servers / "sdk1_server.py"), "python", *further],
-        "typescript": [node, str(servers / "ts1_server.mjs"), modules, "typescript", *further],
+        "python": [python, str(servers / "sdk1_server.py"), "python", *kwargs],
+        "typescript": [node, str(servers / "ts1_server.mjs"), modules, "typescript", *kwargs],
     }
 
 

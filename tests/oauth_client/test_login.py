@@ -31,7 +31,7 @@ from gateway.store import Store
 from tests.peers import oauth_peer
 from tests.peers.oauth_peer import page
 from tests.support.gateway_process import bare_nursery
-from tests.support.logins import Deaf, House, call, open_house, outcome, ticket_for
+from tests.support.logins import Deaf, Harness, call, open_harness, outcome, pending_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,27 +42,27 @@ pytestmark = pytest.mark.leak_check
 
 
 async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        async with house.open() as session:
+    async with open_harness(tmp_path) as harness:
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        (query,) = [httpx2.URL(page).params for page in house.pages]
-        assert (query["code_challenge_method"], query["resource"], query["scope"]) == ("S256", house.peer.url, "read")
-        assert house.peer.calls[0] == ("initialize", None)
-        assert {token for _, token in house.peer.calls[1:]} == set(house.peer.tokens)
-        (path,) = (house.state / "tokens").glob("*.json")
+        (query,) = [httpx2.URL(page).params for page in harness.pages]
+        assert (query["code_challenge_method"], query["resource"], query["scope"]) == ("S256", harness.peer.url, "read")
+        assert harness.peer.calls[0] == ("initialize", None)
+        assert {token for _, token in harness.peer.calls[1:]} == set(harness.peer.tokens)
+        (path,) = (harness.state / "tokens").glob("*.json")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         kept = json.loads(path.read_bytes())["login"]
-        assert kept["issuer"].rstrip("/") == house.peer.issuer
-        assert kept["access_token"] in house.peer.tokens
+        assert kept["issuer"].rstrip("/") == harness.peer.issuer
+        assert kept["access_token"] in harness.peer.tokens
 
-        house.restart()  # and the next gateway asks nobody
-        await house.nursery.start(house.logins.run)
-        house.peer.calls.clear()
-        async with house.open() as session:
+        harness.restart()  # and the next gateway asks nobody
+        await harness.nursery.start(harness.logins.run)
+        harness.peer.calls.clear()
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        assert len(house.pages) == 1
-        assert None not in {token for _, token in house.peer.calls}
+        assert len(harness.pages) == 1
+        assert None not in {token for _, token in harness.peer.calls}
 
 
 async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
@@ -75,81 +75,81 @@ async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
         return status, named, b"\xef\xbb\xbf" + body if body else body
 
     monkeypatch.setattr(oauth_peer, "page", page)
-    async with open_house(tmp_path) as house, house.open() as session:
+    async with open_harness(tmp_path) as harness, harness.open() as session:
         assert isinstance(await call(session), Complete)
 
 
 async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open(era="auto") as session:
+    async with open_harness(tmp_path) as harness, harness.open(era="auto") as session:
         assert isinstance(await call(session), Complete)
-        assert house.peer.calls[0] == ("server/discover", None)
-        assert len(house.pages) == 1
+        assert harness.peer.calls[0] == ("server/discover", None)
+        assert len(harness.pages) == 1
 
 
 @pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION", "authorization"])
 async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path, name: str) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.tokens["given"] = {"read"}
+    async with open_harness(tmp_path) as harness:
+        harness.peer.tokens["given"] = {"read"}
         nothing: Any = None
         listener: Any = Deaf()
-        open_session = SessionOpener(nothing, name="g", store=Store(house.state))
-        async with open_session(house.config(headers={name: "Bearer given"}), listener) as session:
+        open_session = SessionOpener(nothing, name="g", store=Store(harness.state))
+        async with open_session(harness.config(headers={name: "Bearer given"}), listener) as session:
             assert isinstance(await call(session), Complete)
         for refused in ({"headers": {name: "Bearer wrong"}}, {"oauth": False}):
             with pytest.RaisesGroup(HttpRefused, flatten_subgroups=True):
-                async with open_session(house.config(**refused), listener):
+                async with open_session(harness.config(**refused), listener):
                     raise AssertionError
-        assert {token for _, token in house.peer.calls} == {"given", "wrong", None}
-        assert house.peer.log == []
-        assert not (house.state / "tokens").exists()
+        assert {token for _, token in harness.peer.calls} == {"given", "wrong", None}
+        assert harness.peer.log == []
+        assert not (harness.state / "tokens").exists()
 
 
 async def test_a_login_lost_in_the_middle_ends_the_session_where_nobody_can_be_asked(tmp_path: Path) -> None:
     """The supervisor then opens another one, which waits for the login."""
 
-    async def lose(house: House) -> None:
-        async with house.open(oauth={"browser": "print"}) as session:
-            house.peer.is_open = False
+    async def lose(harness: Harness) -> None:
+        async with harness.open(oauth={"browser": "print"}) as session:
+            harness.peer.is_open = False
             problem = await call(session)
             assert isinstance(problem, LoginRequired)
             await trio.sleep_forever()
 
-    async with open_house(tmp_path) as house:
-        house.peer.is_open = True
+    async with open_harness(tmp_path) as harness:
+        harness.peer.is_open = True
         with pytest.raises(BackendError, match="needs a login"):
-            await lose(house)
+            await lose(harness)
 
 
 async def test_concurrent_calls_share_one_login(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open() as session:
-        house.peer.revoke()
-        house.peer.refresh_tokens.clear()
-        house.peer.gate, house.peer.at_gate = trio.Event(), trio.Event()
-        before = house.peer.asked("/token")
-        tickets = [ticket_for("echo") for _ in range(3)]
-        session.send(tickets)
-        await house.peer.at_gate.wait()
-        house.peer.gate.set()
+    async with open_harness(tmp_path) as harness, harness.open() as session:
+        harness.peer.revoke()
+        harness.peer.refresh_tokens.clear()
+        harness.peer.gate, harness.peer.at_gate = trio.Event(), trio.Event()
+        before = harness.peer.asked("/token")
+        pending_calls = [pending_for("echo") for _ in range(3)]
+        session.send(pending_calls)
+        await harness.peer.at_gate.wait()
+        harness.peer.gate.set()
         asks: list[ServerRequest] = []
 
-        async def be_client(ticket: PendingCall) -> None:
-            while not isinstance(item := await ticket.next(), Complete):
+        async def be_client(pending: PendingCall) -> None:
+            while not isinstance(item := await pending.next(), Complete):
                 if isinstance(item, ServerRequest):
                     asks.append(item)
-                    await house.peer.browse(jsonrpc.decode_string(item.params["url"]))
+                    await harness.peer.browse(jsonrpc.decode_string(item.params["url"]))
 
         async with bare_nursery() as nursery:
-            for ticket in tickets:
-                nursery.start_soon(be_client, ticket)
+            for pending in pending_calls:
+                nursery.start_soon(be_client, pending)
         assert len(asks) == 1
         # The first of them was the refresh, which the server did not take; then one login for all three.
-        assert house.peer.asked("/token") == before + 2
-        assert len(house.peer.granted) == 2
+        assert harness.peer.asked("/token") == before + 2
+        assert len(harness.peer.granted) == 2
 
 
 async def test_an_expired_token_is_refreshed_without_a_person(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open() as session:
-        house.peer.revoke()
+    async with open_harness(tmp_path) as harness, harness.open() as session:
+        harness.peer.revoke()
         results: list[Outcome] = []
 
         async def run() -> None:
@@ -159,95 +159,95 @@ async def test_an_expired_token_is_refreshed_without_a_person(tmp_path: Path) ->
             for _ in range(3):
                 nursery.start_soon(run)
         assert [type(one) for one in results] == [Complete] * 3
-        assert (len(house.pages), house.peer.asked("/authorize"), house.peer.asked("/token")) == (1, 1, 2)
-        assert len(house.peer.refresh_tokens) == 1  # the new one is kept
-        saved = house.files().load()
+        assert (len(harness.pages), harness.peer.asked("/authorize"), harness.peer.asked("/token")) == (1, 1, 2)
+        assert len(harness.peer.refresh_tokens) == 1  # the new one is kept
+        saved = harness.files().load()
         assert saved is not None
-        assert saved.refresh_token in house.peer.refresh_tokens
+        assert saved.refresh_token in harness.peer.refresh_tokens
 
 
 async def test_a_refresh_goes_to_its_issuer_after_a_restart_too(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        async with house.open():
+    async with open_harness(tmp_path) as harness:
+        async with harness.open():
             pass
-        house.restart()
-        await house.nursery.start(house.logins.run)
-        house.peer.revoke()
-        house.peer.log.clear()
-        async with house.open() as session:
+        harness.restart()
+        await harness.nursery.start(harness.logins.run)
+        harness.peer.revoke()
+        harness.peer.log.clear()
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        assert house.peer.log == [("POST", "/token")]
-        assert not any(what == "POST" for what, _ in house.peer.calls)
+        assert harness.peer.log == [("POST", "/token")]
+        assert not any(what == "POST" for what, _ in harness.peer.calls)
 
 
 async def test_a_token_that_another_process_got_is_used_first(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open() as session:
-        old = house.files().load()
+    async with open_harness(tmp_path) as harness, harness.open() as session:
+        old = harness.files().load()
         assert old is not None
-        house.peer.revoke()
-        house.peer.tokens["theirs"] = {"read"}
-        house.files().save(msgspec.structs.replace(old, access_token="theirs", refresh_token="r2"))
-        house.peer.log.clear()
+        harness.peer.revoke()
+        harness.peer.tokens["theirs"] = {"read"}
+        harness.files().save(msgspec.structs.replace(old, access_token="theirs", refresh_token="r2"))
+        harness.peer.log.clear()
         assert isinstance(await call(session), Complete)
-        assert house.peer.log == []
+        assert harness.peer.log == []
 
 
 async def test_a_missing_scope_is_asked_for_besides_the_others(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open() as session:
+    async with open_harness(tmp_path) as harness, harness.open() as session:
         # The page of this login is brought to the client whose call needs it: it is no use opening another.
-        ticket = ticket_for("admin")
-        session.send([ticket])
-        ask = await ticket.next()
+        pending = pending_for("admin")
+        session.send([pending])
+        ask = await pending.next()
         assert isinstance(ask, ServerRequest)
         url = jsonrpc.decode_string(ask.params["url"])
         assert set(httpx2.URL(url).params["scope"].split()) == {"read", "admin"}
         ask.answer(b'{"action":"accept"}')
-        await house.peer.browse(url)
-        assert isinstance(await outcome(ticket), Complete)
+        await harness.peer.browse(url)
+        assert isinstance(await outcome(pending), Complete)
         assert isinstance(await call(session), Complete)
 
 
 async def test_a_scope_that_is_never_given_is_asked_for_once(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open(oauth={"browser": "open"}) as session:
-        house.peer.scope_wanted = {"tools/call admin": "no such scope"}
-        house.logins.authorizer(house.config(oauth={"browser": "open"})).ways._opened_at = None
+    async with open_harness(tmp_path) as harness, harness.open(oauth={"browser": "open"}) as session:
+        harness.peer.scope_wanted = {"tools/call admin": "no such scope"}
+        harness.logins.authorizer(harness.config(oauth={"browser": "open"})).prompt._opened_at = None
         problem = await call(session, "admin")
         assert isinstance(problem, BackendError)
         assert "HTTP 403" in problem.reason
-        assert len(house.pages) == 2
+        assert len(harness.pages) == 2
 
 
 async def test_a_call_that_waits_has_its_client_asked(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.has_display = False
+    async with open_harness(tmp_path) as harness:
+        harness.has_display = False
         ended, able, unable = (
-            ticket_for("a"),
-            ticket_for("b"),
-            ticket_for("c", Caller(era=Era.LEGACY, version="2025-11-25")),
+            pending_for("a"),
+            pending_for("b"),
+            pending_for("c", Caller(era=Era.LEGACY, version="2025-11-25")),
         )
         ended.close()
-        house.waiting = [ended, unable, able]
+        harness.waiting = [ended, unable, able]
 
         async def be_client() -> None:
             ask = await able.next()
             assert isinstance(ask, ServerRequest)
             assert (ask.method, bytes(ask.params["mode"])) == ("elicitation/create", b'"url"')
             ask.answer(b'{"action":"accept"}')
-            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+            await harness.peer.browse(jsonrpc.decode_string(ask.params["url"]))
 
-        house.nursery.start_soon(be_client)
-        async with house.open(oauth={"browser": "elicit"}) as session:
+        harness.nursery.start_soon(be_client)
+        async with harness.open(oauth={"browser": "elicit"}) as session:
             session.send([able])
             assert isinstance(await outcome(able), Complete)
         assert not unable.over
-        assert house.owed == []
+        assert harness.required == []
 
 
 async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_again(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.has_display = False
-        first, second = ticket_for("a"), ticket_for("b")
-        house.waiting = [first]
+    async with open_harness(tmp_path) as harness:
+        harness.has_display = False
+        first, second = pending_for("a"), pending_for("b")
+        harness.waiting = [first]
 
         async def be_client() -> None:
             ask = await first.next()
@@ -257,88 +257,88 @@ async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_a
             assert isinstance(problem, LoginRequired)
             assert "mcp-gateway login s" in problem.reason
             assert "declined" in problem.reason
-            house.waiting = [second]
+            harness.waiting = [second]
             ask = await second.next()
             assert isinstance(ask, ServerRequest)
-            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))  # logs in first, answers never
+            await harness.peer.browse(jsonrpc.decode_string(ask.params["url"]))  # logs in first, answers never
             assert isinstance(await second.next(), Withdrawn)
 
-        house.nursery.start_soon(be_client)
-        async with house.open() as session:
+        harness.nursery.start_soon(be_client)
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        assert house.owed[0].startswith("needs a login: run `mcp-gateway login s`")
+        assert harness.required[0].startswith("needs a login: run `mcp-gateway login s`")
 
 
 async def test_the_next_call_is_asked_when_the_first_one_ends(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        first, second = ticket_for("a"), ticket_for("b")
-        house.waiting = [first, second]
+    async with open_harness(tmp_path) as harness:
+        first, second = pending_for("a"), pending_for("b")
+        harness.waiting = [first, second]
 
         async def be_clients() -> None:
             assert isinstance(await first.next(), ServerRequest)
             first.close()
             ask = await second.next()
             assert isinstance(ask, ServerRequest)
-            await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+            await harness.peer.browse(jsonrpc.decode_string(ask.params["url"]))
 
-        house.nursery.start_soon(be_clients)
-        async with house.open():
+        harness.nursery.start_soon(be_clients)
+        async with harness.open():
             pass
-        assert house.pages == []
+        assert harness.pages == []
 
 
 async def test_where_nobody_can_be_asked_the_command_is_named_and_its_login_noticed(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        waiting = ticket_for("a")
-        house.waiting = [waiting]
+    async with open_harness(tmp_path) as harness:
+        waiting = pending_for("a")
+        harness.waiting = [waiting]
 
         async def log_in_elsewhere() -> None:
             problem = await outcome(waiting)
             assert isinstance(problem, LoginRequired)
             assert str(problem) == "backend 's' needs a login: run `mcp-gateway login s`"
-            house.peer.tokens["theirs"] = {"read"}
-            house.files().save(Saved(issuer=house.peer.issuer, access_token="theirs"))
+            harness.peer.tokens["theirs"] = {"read"}
+            harness.files().save(Saved(issuer=harness.peer.issuer, access_token="theirs"))
 
-        house.nursery.start_soon(log_in_elsewhere)
-        async with house.open(oauth={"browser": "print"}) as session:
+        harness.nursery.start_soon(log_in_elsewhere)
+        async with harness.open(oauth={"browser": "print"}) as session:
             assert isinstance(await call(session), Complete)
-        assert house.pages == []
-        assert house.peer.asked("/authorize") == 0
+        assert harness.pages == []
+        assert harness.peer.asked("/authorize") == 0
 
 
 async def test_a_browser_is_opened_unprompted_only_once(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.deny = True
-        waiting = ticket_for("a", Caller(era=Era.LEGACY, version="2025-11-25"))
+    async with open_harness(tmp_path) as harness:
+        harness.peer.deny = True
+        waiting = pending_for("a", Caller(era=Era.LEGACY, version="2025-11-25"))
 
         async def look() -> None:
-            await house.was_owed.wait()
-            house.waiting = [waiting]  # too soon after the last page
+            await harness.was_required.wait()
+            harness.waiting = [waiting]  # too soon after the last page
             problem = await outcome(waiting)
             assert isinstance(problem, LoginRequired)
             assert "access_denied: not you" in problem.reason
-            house.peer.tokens["theirs"] = {"read"}
-            house.files().save(Saved(issuer=house.peer.issuer, access_token="theirs"))
+            harness.peer.tokens["theirs"] = {"read"}
+            harness.files().save(Saved(issuer=harness.peer.issuer, access_token="theirs"))
 
-        house.nursery.start_soon(look)
-        async with house.open():
+        harness.nursery.start_soon(look)
+        async with harness.open():
             pass
-        assert len(house.pages) == 1
+        assert len(harness.pages) == 1
 
 
 async def test_a_login_that_nobody_finishes_ends(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.obedient = False
-        house.nursery.start_soon(partial(_forget, house))
-        async with house.open(oauth={"login_timeout": 0.3}):
+    async with open_harness(tmp_path) as harness:
+        harness.obedient = False
+        harness.nursery.start_soon(partial(_forget, harness))
+        async with harness.open(oauth={"login_timeout": 0.3}):
             pass
-        assert "nobody finished it within 0.3 s" in house.owed[0]
+        assert "nobody finished it within 0.3 s" in harness.required[0]
 
 
-async def _forget(house: House) -> None:
-    await house.was_owed.wait()
-    house.peer.is_open = True
-    house.files(oauth={"login_timeout": 0.3}).save(Saved(access_token="any"))
+async def _forget(harness: Harness) -> None:
+    await harness.was_required.wait()
+    harness.peer.is_open = True
+    harness.files(oauth={"login_timeout": 0.3}).save(Saved(access_token="any"))
 
 
 @pytest.mark.parametrize(
@@ -355,15 +355,15 @@ async def _forget(house: House) -> None:
     ],
 )  # fmt: skip
 async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str, Any], text: str) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         for name, value in fault.items():
-            setattr(house.peer, name, value)
+            setattr(harness.peer, name, value)
         with pytest.raises(BackendUnavailable) as caught:
-            async with house.open():
+            async with harness.open():
                 pass
         assert text in caught.value.reason
         assert not isinstance(caught.value, LoginRequired)
-        assert house.peer.granted == []
+        assert harness.peer.granted == []
 
 
 @pytest.mark.parametrize(
@@ -380,17 +380,17 @@ async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str,
 async def test_the_browser_shows_what_came_of_the_login(
     tmp_path: Path, fault: dict[str, Any], title: str, text: str
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         for name, value in fault.items():
-            setattr(house.peer, name, value)
+            setattr(harness.peer, name, value)
         problem: BackendError | None = None
-        authorizer = house.logins.authorizer(house.config())
+        authorizer = harness.logins.authorizer(harness.config())
         try:
             await authorizer.log_in(Challenge(401, ""), None, ())
         except BackendError as exc:
             problem = exc
         await wait_all_tasks_blocked(0.01)
-        (shown,) = house.seen
+        (shown,) = harness.seen
         assert f"<h1>{title}</h1>" in shown
         assert text in shown
         assert (problem is None) is (title == "Logged in")
@@ -418,40 +418,40 @@ TOKEN = {"access_token": "t0ken", "token_type": "Bearer"}
     ids=str,
 )
 async def test_odd_token_answers_that_are_harmless(tmp_path: Path, answer: dict[str, Any]) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.tokens["t0ken"] = {"read"}
-        house.peer.token_answer = page(200, answer)
-        async with house.open() as session:
+    async with open_harness(tmp_path) as harness:
+        harness.peer.tokens["t0ken"] = {"read"}
+        harness.peer.token_answer = page(200, answer)
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        house.restart()  # and it is kept
-        await house.nursery.start(house.logins.run)
-        async with house.open() as session:
+        harness.restart()  # and it is kept
+        await harness.nursery.start(harness.logins.run)
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        assert len(house.pages) == 1
+        assert len(harness.pages) == 1
 
 
 async def test_odd_answers_to_a_refresh(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house, house.open() as session:
+    async with open_harness(tmp_path) as harness, harness.open() as session:
         for number, answer in enumerate([
             {"expires_in": 0.5},
             {"scope": ["read"], "refresh_token": None},
             {"token_type": ""},
         ]):
             name = f"t{number}"
-            house.peer.revoke()
-            house.peer.tokens[name] = {"read"}
-            house.peer.token_answer = page(200, {**TOKEN, "access_token": name, **answer})
+            harness.peer.revoke()
+            harness.peer.tokens[name] = {"read"}
+            harness.peer.token_answer = page(200, {**TOKEN, "access_token": name, **answer})
             assert isinstance(await call(session), Complete)
-        assert len(house.pages) == 1
-        house.peer.revoke()
-        house.peer.token_answer = page(200, {"access_token": None})  # as good as refused: then a person is asked
-        ticket = ticket_for("echo")
-        session.send([ticket])
-        ask = await ticket.next()
+        assert len(harness.pages) == 1
+        harness.peer.revoke()
+        harness.peer.token_answer = page(200, {"access_token": None})  # as good as refused: then a person is asked
+        pending = pending_for("echo")
+        session.send([pending])
+        ask = await pending.next()
         assert isinstance(ask, ServerRequest)
-        house.peer.token_answer = None
-        await house.peer.browse(jsonrpc.decode_string(ask.params["url"]))
-        assert isinstance(await outcome(ticket), Complete)
+        harness.peer.token_answer = None
+        await harness.peer.browse(jsonrpc.decode_string(ask.params["url"]))
+        assert isinstance(await outcome(pending), Complete)
 
 
 class Everything:
@@ -477,18 +477,18 @@ class Everything:
     ids=str,
 )
 async def test_odd_registrations_that_are_harmless(tmp_path: Path, odd: dict[str, Any]) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.clients["odd"] = {"redirect_uris": Everything()}
-        house.peer.registration_answer = page(201, {"client_id": "odd", **odd})
-        async with house.open() as session:
+    async with open_harness(tmp_path) as harness:
+        harness.peer.clients["odd"] = {"redirect_uris": Everything()}
+        harness.peer.registration_answer = page(201, {"client_id": "odd", **odd})
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        house.peer.revoke()
-        house.peer.refresh_tokens.clear()
-        house.restart()
-        await house.nursery.start(house.logins.run)
-        async with house.open():
+        harness.peer.revoke()
+        harness.peer.refresh_tokens.clear()
+        harness.restart()
+        await harness.nursery.start(harness.logins.run)
+        async with harness.open():
             pass
-        assert (len(house.pages), house.peer.asked("/register")) == (2, 1)  # the client is used again
+        assert (len(harness.pages), harness.peer.asked("/register")) == (2, 1)  # the client is used again
 
 
 HTML = (500, {"content-type": "text/html"}, b"<html>oops</html>")
@@ -520,18 +520,18 @@ HTML = (500, {"content-type": "text/html"}, b"<html>oops</html>")
     ],
 )  # fmt: skip
 async def test_answers_that_are_unusable_are_named(tmp_path: Path, fault: dict[str, Any], texts: list[str]) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         for name, value in fault.items():
-            setattr(house.peer, name, value)
+            setattr(harness.peer, name, value)
         with pytest.raises(BackendUnavailable) as caught:
-            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+            await harness.logins.authorizer(harness.config()).log_in(Challenge(401, ""), None, ())
         await wait_all_tasks_blocked(0.01)
         for text in texts:
             assert text in caught.value.reason
-            assert all(text in html.unescape(shown) for shown in house.seen)
+            assert all(text in html.unescape(shown) for shown in harness.seen)
         for word in ("pydantic", "validation error", "For further information"):
             assert word not in caught.value.reason
-        assert len(house.seen) == len(house.pages) == ("token_answer" in fault)
+        assert len(harness.seen) == len(harness.pages) == ("token_answer" in fault)
 
 
 @pytest.mark.parametrize(
@@ -557,43 +557,43 @@ async def test_answers_that_are_unusable_are_named(tmp_path: Path, fault: dict[s
     ],
 )
 async def test_every_challenge_leads_to_a_login(tmp_path: Path, challenge: str) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.challenge = challenge
-        async with house.open() as session:
+    async with open_harness(tmp_path) as harness:
+        harness.peer.challenge = challenge
+        async with harness.open() as session:
             assert isinstance(await call(session), Complete)
-        assert len(house.pages) == 1
+        assert len(harness.pages) == 1
 
 
 async def test_an_error_that_repeats_secrets_shows_none(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
 
         def repeat(form: dict[str, str], headers: dict[str, str]) -> Any:
             del headers
             text = f"{form['code']} of {form['client_id']} is wrong"
             return page(400, {"error": "invalid_grant", "error_description": text})
 
-        house.peer._token = repeat  # type: ignore[method-assign] - a peer with a fault
+        harness.peer._token = repeat  # type: ignore[method-assign] - a peer with a fault
         with pytest.raises(BackendUnavailable, match=r"invalid_grant: \*\*\* of client-0 is wrong"):
-            await house.logins.authorizer(house.config()).log_in(Challenge(401, ""), None, ())
+            await harness.logins.authorizer(harness.config()).log_in(Challenge(401, ""), None, ())
         await wait_all_tasks_blocked(0.01)
-        assert "*** of client-0 is wrong" in house.seen[0]
-        assert not any(code in house.seen[0] for code in house.peer.codes)
+        assert "*** of client-0 is wrong" in harness.seen[0]
+        assert not any(code in harness.seen[0] for code in harness.peer.codes)
 
 
 async def test_a_login_page_with_a_query_of_its_own(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        house.peer.metadata["authorization_endpoint"] = f"{house.peer.issuer}/authorize?tenant=7"
-        async with house.open():
+    async with open_harness(tmp_path) as harness:
+        harness.peer.metadata["authorization_endpoint"] = f"{harness.peer.issuer}/authorize?tenant=7"
+        async with harness.open():
             pass
-        assert httpx2.URL(house.pages[0]).params["tenant"] == "7"
+        assert httpx2.URL(harness.pages[0]).params["tenant"] == "7"
 
 
 async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         with pytest.raises(BackendUnavailable, match=r"names the authorization server .*, and oauth\.issuer is"):
-            async with house.open(oauth={"issuer": "https://auth.example"}):
+            async with harness.open(oauth={"issuer": "https://auth.example"}):
                 pass
-        async with house.open(oauth={"issuer": house.peer.issuer}) as session:
+        async with harness.open(oauth={"issuer": harness.peer.issuer}) as session:
             assert isinstance(await call(session), Complete)
 
 
@@ -641,159 +641,159 @@ ROOT = "http://localhost:{port}"
 async def test_which_issuers_are_the_same(
     tmp_path: Path, named: str, issuer: str, iss: str, configured: str | None, problem: str | None
 ) -> None:
-    async with open_house(tmp_path) as house:
-        port = str(httpx2.URL(house.peer.issuer).port)
+    async with open_harness(tmp_path) as harness:
+        port = str(httpx2.URL(harness.peer.issuer).port)
 
         def spelled(text: str) -> str:
             return text.replace("{port}", port)
 
-        house.peer.named, house.peer.iss = spelled(named), spelled(iss)
-        house.peer.metadata["issuer"] = spelled(issuer)
+        harness.peer.named, harness.peer.iss = spelled(named), spelled(iss)
+        harness.peer.metadata["issuer"] = spelled(issuer)
         oauth = {} if configured is None else {"oauth": {"issuer": spelled(configured)}}
         if problem is None:
-            async with house.open(**oauth) as session:
+            async with harness.open(**oauth) as session:
                 assert isinstance(await call(session), Complete)
-            house.peer.revoke()  # and what is stored belongs to it
-            house.restart()
-            await house.nursery.start(house.logins.run)
-            async with house.open(**oauth) as session:
+            harness.peer.revoke()  # and what is stored belongs to it
+            harness.restart()
+            await harness.nursery.start(harness.logins.run)
+            async with harness.open(**oauth) as session:
                 assert isinstance(await call(session), Complete)
-            assert (len(house.pages), len(house.peer.clients)) == (1, 1)
-            assert len(list((house.state / "tokens").glob("*.json"))) == 1
+            assert (len(harness.pages), len(harness.peer.clients)) == (1, 1)
+            assert len(list((harness.state / "tokens").glob("*.json"))) == 1
             return
         with pytest.raises(BackendUnavailable) as caught:
-            async with house.open(**oauth):
+            async with harness.open(**oauth):
                 pass
         assert problem in caught.value.reason
         assert "oauth.issuer" in caught.value.reason
-        for one in (named, issuer) if not house.pages else (issuer, iss):
+        for one in (named, issuer) if not harness.pages else (issuer, iss):
             assert spelled(one) in caught.value.reason
-        assert house.peer.granted == []
+        assert harness.peer.granted == []
 
 
 async def test_a_login_is_found_again_under_another_spelling_of_its_issuer(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        async with house.open():
+    async with open_harness(tmp_path) as harness:
+        async with harness.open():
             pass
         for named, issuer in (("/", ""), ("", "/"), ("/", "/")):
-            house.peer.named = house.peer.issuer + named
-            house.peer.metadata["issuer"] = house.peer.issuer + issuer
-            house.peer.revoke()
-            house.peer.refresh_tokens.clear()
-            house.restart()
-            await house.nursery.start(house.logins.run)
-            async with house.open():
+            harness.peer.named = harness.peer.issuer + named
+            harness.peer.metadata["issuer"] = harness.peer.issuer + issuer
+            harness.peer.revoke()
+            harness.peer.refresh_tokens.clear()
+            harness.restart()
+            await harness.nursery.start(harness.logins.run)
+            async with harness.open():
                 pass
-            assert len(list((house.state / "tokens").glob("*.json"))) == 1
-        assert len(house.peer.clients) == 1  # the client registered at first is used again
+            assert len(list((harness.state / "tokens").glob("*.json"))) == 1
+        assert len(harness.peer.clients) == 1  # the client registered at first is used again
 
 
 @pytest.mark.parametrize("grant", ["authorization_code", "client_credentials"])
 async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: Path, grant: str) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         oauth = {"grant": grant, "client_id": "robot", "client_secret": "s3cr3t", "issuer": "https://auth.example"}
-        house.peer.metadata["issuer"] = "https://auth.example"
+        harness.peer.metadata["issuer"] = "https://auth.example"
         with pytest.raises(BackendUnavailable, match=r"oauth\.client_secret is not sent there"):
-            async with house.open(oauth=oauth):
+            async with harness.open(oauth=oauth):
                 pass
-        house.peer.has_metadata = False  # then the SDK would guess addresses
+        harness.peer.has_metadata = False  # then the SDK would guess addresses
         with pytest.raises(BackendUnavailable, match=r"and oauth\.issuer is https://auth\.example"):
-            async with house.open(oauth=oauth):
+            async with harness.open(oauth=oauth):
                 pass
-        assert house.peer.asked("/token") == 0
-        assert house.pages == []
+        assert harness.peer.asked("/token") == 0
+        assert harness.pages == []
 
 
 async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        grant = house.peer._grant
+    async with open_harness(tmp_path) as harness:
+        grant = harness.peer._grant
 
-        def forget(*args: Any, **further: Any) -> Any:
-            answer = grant(*args, **further)
-            house.peer.tokens.clear()
+        def forget(*args: Any, **kwargs: Any) -> Any:
+            answer = grant(*args, **kwargs)
+            harness.peer.tokens.clear()
             return answer
 
-        house.peer._grant = forget  # type: ignore[method-assign] - a peer with a fault
+        harness.peer._grant = forget  # type: ignore[method-assign] - a peer with a fault
         with pytest.raises(BackendUnavailable, match=REFUSED):
-            async with house.open():
+            async with harness.open():
                 pass
-        assert len(house.pages) == 1
+        assert len(harness.pages) == 1
 
 
 async def test_client_credentials_need_nobody(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t", "scopes": "read"}
-        async with house.open(oauth={**oauth, "issuer": house.peer.issuer}) as session:
+        async with harness.open(oauth={**oauth, "issuer": harness.peer.issuer}) as session:
             assert isinstance(await call(session, "admin"), Complete)  # steps up
-            house.peer.revoke()
+            harness.peer.revoke()
             assert isinstance(await call(session), Complete)
-        assert house.pages == []
-        assert [set(scope.split()) for scope in house.peer.granted][:2] == [{"read"}, {"read", "admin"}]
+        assert harness.pages == []
+        assert [set(scope.split()) for scope in harness.peer.granted][:2] == [{"read"}, {"read", "admin"}]
 
 
 async def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         oauth = {
             "grant": "client_credentials",
             "client_id": "robot",
             "client_secret": "wr0ng",
-            "issuer": house.peer.issuer,
+            "issuer": harness.peer.issuer,
         }
         with pytest.raises(BackendUnavailable, match=r"which failed: Token exchange failed \(401\)") as caught:
-            async with house.open(oauth=oauth):
+            async with harness.open(oauth=oauth):
                 pass
         assert "wr0ng" not in caught.value.reason
 
 
 async def test_a_given_client_is_used_and_none_registered(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         port = await _free_port()
         redirect = f"http://127.0.0.1:{port}/callback"
-        house.peer.clients["mine"] = {"redirect_uris": [redirect]}
-        async with house.open(oauth={"client_id": "mine", "redirect_port": port}) as session:
+        harness.peer.clients["mine"] = {"redirect_uris": [redirect]}
+        async with harness.open(oauth={"client_id": "mine", "redirect_port": port}) as session:
             assert isinstance(await call(session), Complete)
-        assert house.peer.asked("/register") == 0
+        assert harness.peer.asked("/register") == 0
 
 
 async def test_a_client_metadata_document_stands_for_a_registration(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_harness(tmp_path) as harness:
         document = "https://gateway.example/client.json"
         port = await _free_port()
-        house.peer.metadata = {"client_id_metadata_document_supported": True}
-        house.peer.clients[document] = {"redirect_uris": [f"http://127.0.0.1:{port}/callback"]}
-        async with house.open(oauth={"client_metadata_url": document, "redirect_port": port}) as session:
+        harness.peer.metadata = {"client_id_metadata_document_supported": True}
+        harness.peer.clients[document] = {"redirect_uris": [f"http://127.0.0.1:{port}/callback"]}
+        async with harness.open(oauth={"client_metadata_url": document, "redirect_port": port}) as session:
             assert isinstance(await call(session), Complete)
-        assert house.peer.asked("/register") == 0
+        assert harness.peer.asked("/register") == 0
 
 
 async def test_a_registered_client_is_used_again(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        async with house.open():
+    async with open_harness(tmp_path) as harness:
+        async with harness.open():
             pass
-        house.restart()
-        await house.nursery.start(house.logins.run)
-        house.peer.revoke()
-        house.peer.refuse_refresh = True
-        async with house.open():
+        harness.restart()
+        await harness.nursery.start(harness.logins.run)
+        harness.peer.revoke()
+        harness.peer.refuse_refresh = True
+        async with harness.open():
             pass
-        assert (house.peer.asked("/register"), len(house.pages)) == (1, 2)
+        assert (harness.peer.asked("/register"), len(harness.pages)) == (1, 2)
 
 
 async def test_a_taken_redirect_port_is_told(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        port = int(house.peer.mcp.rpartition(":")[2])
+    async with open_harness(tmp_path) as harness:
+        port = int(harness.peer.mcp.rpartition(":")[2])
         with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is taken"):
-            async with house.open(oauth={"redirect_port": port}):
+            async with harness.open(oauth={"redirect_port": port}):
                 pass
 
 
 async def test_no_token_in_any_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        async with open_house(tmp_path) as house:
-            async with house.open() as session:
-                house.peer.revoke()
+        async with open_harness(tmp_path) as harness:
+            async with harness.open() as session:
+                harness.peer.revoke()
                 await call(session)
-            saved = house.files().load()
+            saved = harness.files().load()
             assert saved is not None
             assert saved.access_token
             assert saved.refresh_token

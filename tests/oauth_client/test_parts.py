@@ -23,7 +23,7 @@ from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.redirect_listener import MAX_REQUEST, PortTaken, RedirectListener, open_redirect_listener
 from gateway.oauth_client.token_store import RefreshLock, Saved, TokenFiles
 from gateway.store import Store
-from tests.support.fakes import SOON, make_ticket
+from tests.support.fakes import SOON, make_pending
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -409,16 +409,16 @@ async def test_ways(mode: str, display: bool, able: bool, ways: list[str]) -> No
         return True
 
     declared = msgspec.Raw(b'{"elicitation":{"url":{}}}' if able else b'{"elicitation":{}}')
-    ticket = make_ticket(caller=Caller(era=Era.LEGACY, version="2025-11-25", capabilities=declared))
+    pending = make_pending(caller=Caller(era=Era.LEGACY, version="2025-11-25", capabilities=declared))
     way = LoginPrompt(config(oauth={"browser": mode}), can_open=lambda: display, open_page=open_page)
-    assert way.passable([ticket]) is bool(ways)
+    assert way.passable([pending]) is bool(ways)
     if ways:
-        await way.show("https://a.example/authorize", RedirectListener(9), [ticket])
+        await way.show("https://a.example/authorize", RedirectListener(9), [pending])
     else:
         with pytest.raises(LoginRequired):
-            await way.show("https://a.example/authorize", RedirectListener(9), [ticket])
+            await way.show("https://a.example/authorize", RedirectListener(9), [pending])
     with trio.move_on_after(0):
-        await ticket.next()
+        await pending.next()
         went.append("ask")
     assert went == ways
 

@@ -163,7 +163,7 @@ class HttpPeer:
                 while not wanted():
                     await self.changed.wait()
 
-    async def heard(self, rpc: str, times: int = 1) -> Request:
+    async def received(self, rpc: str, times: int = 1) -> Request:
         """Wait for the n-th request with this JSON-RPC or HTTP method."""
         await self.wait(lambda: len(self.all(rpc)) >= times)
         return self.all(rpc)[times - 1]

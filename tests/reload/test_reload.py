@@ -127,8 +127,8 @@ class Place:
     def write(self, **servers: Any) -> None:
         self.path.write_text(json.dumps({"mcpServers": servers}))
 
-    def source(self, **further: Any) -> ConfigSource:
-        return ConfigSource(self.path, environ={}, store=self.store, **further)
+    def source(self, **kwargs: Any) -> ConfigSource:
+        return ConfigSource(self.path, environ={}, store=self.store, **kwargs)
 
 
 def test_changes_survive_a_restart_with_mode_0600(tmp_path: Path) -> None:
@@ -208,22 +208,22 @@ async def test_a_change_of_the_file_is_seen(edit: Callable[[Path, str], None], t
     else:
         path.write_text("before")
     seen: list[str] = []
-    heard = trio.Event()
+    received = trio.Event()
 
     async def changed() -> None:
         await trio.lowlevel.checkpoint()
         seen.append(path.read_text())
-        heard.set()
+        received.set()
 
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(watch, path, changed, since=mark_of(path)))
             for text in ("first", "the second"):
-                heard = trio.Event()
+                received = trio.Event()
                 edit(path, text)
                 while not seen or seen[-1] != text:
-                    await heard.wait()
-                    heard = trio.Event()
+                    await received.wait()
+                    received = trio.Event()
             nursery.cancel_scope.cancel()
     assert set(seen) <= {"", "first", "the second"}
 
@@ -259,17 +259,17 @@ async def test_what_happened_before_the_watch_began_is_seen(tmp_path: Path) -> N
     path.write_text("before")
     mark = mark_of(path)
     path.write_text("after, and longer")
-    heard = trio.Event()
+    received = trio.Event()
 
     async def changed() -> None:
         await trio.lowlevel.checkpoint()
-        heard.set()
+        received.set()
 
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(watch, path, changed, since=mark))
             (tmp_path / "neighbour").write_text("x")
-            await heard.wait()
+            await received.wait()
             nursery.cancel_scope.cancel()
 
 

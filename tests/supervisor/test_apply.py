@@ -15,9 +15,9 @@ from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendUnavailable, ShuttingDown
 from gateway.router import Router
-from gateway.supervisor.fleet import MAX_RETIRING, SETTLE_BOUND, Applied, Fleet
+from gateway.supervisor.fleet import MAX_RETIRING, NEW_BACKEND_TIMEOUT, Applied, Fleet
 from gateway.supervisor.lifecycle import State
-from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, make_ticket, settle
+from tests.support.fakes import LEGACY_CALLER, FakeBackend, backends, make_call, make_listing, make_pending, settle
 from tests.support.supervision import FLEET_POLICY, listed, running_fleet
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ class Rig:
     def session(self, name: str) -> FakeSession:
         return self.fakes[name].session
 
-    async def apply(self, *names: str, settings: GatewaySettings | None = None, **further: Any) -> Applied:
+    async def apply(self, *names: str, settings: GatewaySettings | None = None, **kwargs: Any) -> Applied:
         """Apply a config of these servers; "a2" is `a` with another command."""
         servers = [self.server(name[0], **({"command": name} if len(name) > 1 else {})) for name in names]
         config = Config({one.name: one for one in servers}, settings or self.config.gateway)
-        return await self.fleet.apply(config, **further)
+        return await self.fleet.apply(config, **kwargs)
 
 
 @asynccontextmanager
-async def rigged(*names: str, **further: Any) -> AsyncGenerator[Rig]:
-    rig = Rig(*names, **further)
+async def rigged(*names: str, **kwargs: Any) -> AsyncGenerator[Rig]:
+    rig = Rig(*names, **kwargs)
     async with running_fleet(rig.fleet):
         await settle()
         yield rig
@@ -75,12 +75,12 @@ async def test_servers_come_and_go_and_the_unchanged_are_not_touched(autojump_cl
 async def test_secrets_stay_masked_until_the_last_process_that_had_them_has_ended(autojump_clock: MockClock) -> None:
     async with rigged("a", "b", masked={"old-secret": "${KEY}"}) as rig:
         rig.fields = {"masked": {"new-secret": "${KEY}"}, "env": {"KEY": "new-secret"}}
-        ticket = await rig.router.submit(make_call("a.x"))
+        pending = await rig.router.submit(make_call("a.x"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.apply, "a")
             await settle()
             assert BackendUnavailable("a", "old-secret new-secret").reason == "*** ***"  # the old one drains
-            rig.router.release(ticket)
+            rig.router.release(pending)
         await settle()
         assert BackendUnavailable("a", "old-secret new-secret").reason == "old-secret ***"
     assert BackendUnavailable("a", "new-secret").reason == "new-secret"
@@ -108,12 +108,12 @@ async def test_a_changed_server_serves_until_the_new_one_is_ready(autojump_clock
 
             nursery.start_soon(apply)
             await trio.sleep(2)
-            ticket = await rig.router.submit(make_call("a.x"))
+            pending = await rig.router.submit(make_call("a.x"))
             await settle()
             assert old.names == ["x"]  # still the old one
             old.answer()
-            await ticket.next()
-            rig.router.release(ticket)
+            await pending.next()
+            rig.router.release(pending)
         assert done[0].changed == ("a",)
         assert rig.session("a") is not old
         assert rig.fleet.supervisors["a"].config.command == "a2"
@@ -124,7 +124,7 @@ async def test_a_changed_server_serves_until_the_new_one_is_ready(autojump_clock
 async def test_calls_in_flight_finish_on_the_old_one(autojump_clock: MockClock) -> None:
     async with rigged("a", settings=GatewaySettings(drain_grace=10)) as rig:
         old = rig.session("a")
-        ticket = await rig.router.submit(make_call("a.x"))
+        pending = await rig.router.submit(make_call("a.x"))
         await settle()
         await rig.apply("a2")
         later = await rig.router.submit(make_call("a.x"))
@@ -133,7 +133,7 @@ async def test_calls_in_flight_finish_on_the_old_one(autojump_clock: MockClock) 
         await trio.sleep(5)
         old.answer()
         rig.session("a").answer()
-        for each in (ticket, later):
+        for each in (pending, later):
             assert not isinstance(await each.next(), Exception)
             rig.router.release(each)
         await settle()
@@ -157,8 +157,8 @@ async def test_calls_that_wait_for_a_server_that_is_replaced_go_to_the_new_one(a
         assert rig.session("a").names == ["x"]
         rig.session("a").answer()
         assert not isinstance(await moved.next(), Exception)
-        for ticket in (moved, lost):
-            rig.router.release(ticket)
+        for pending in (moved, lost):
+            rig.router.release(pending)
 
 
 @pytest.mark.parametrize("session", ["shared", "client"])
@@ -167,40 +167,40 @@ async def test_they_go_to_the_newest_one_where_the_new_one_was_replaced_meanwhil
 ) -> None:
     settings = GatewaySettings(drain_grace=10)
     async with rigged("a", settings=settings, session=session, max_concurrency=1) as rig:
-        tickets: list[PendingCall] = []
+        pending_calls: list[PendingCall] = []
         for _ in range(2):  # the first is under way longer than the drain takes, the second waits behind it
-            tickets.append(await rig.router.submit(make_call("a.x", caller=CLIENT)))
+            pending_calls.append(await rig.router.submit(make_call("a.x", caller=CLIENT)))
             await settle()
         await rig.apply("a2")
         await rig.apply("a3")
         lasting = rig.fleet.supervisors["a"]
-        assert isinstance(await tickets[0].next(), BackendExited)
+        assert isinstance(await pending_calls[0].next(), BackendExited)
         await settle()
         assert (lasting.in_flight, rig.session("a").names, rig.fakes["a"].open) == (1, ["x"], 1 + lasting.sessions)
         rig.session("a").answer()
-        assert isinstance(await tickets[1].next(), Complete)
+        assert isinstance(await pending_calls[1].next(), Complete)
 
 
 async def test_they_are_refused_where_the_last_one_was_removed_meanwhile(autojump_clock: MockClock) -> None:
     async with rigged("a", settings=GatewaySettings(drain_grace=10), session="client", max_concurrency=1) as rig:
-        tickets = [await rig.router.submit(make_call("a.x", caller=CLIENT)) for _ in range(2)]
+        pending_calls = [await rig.router.submit(make_call("a.x", caller=CLIENT)) for _ in range(2)]
         await settle()
         await rig.apply("a2")
         await rig.apply()
-        assert [type(await one.next()) for one in tickets] == [BackendExited, BackendUnavailable]
+        assert [type(await one.next()) for one in pending_calls] == [BackendExited, BackendUnavailable]
         await settle()
         assert rig.fakes["a"].open == 0
 
 
 async def test_calls_that_last_longer_than_the_grace_get_an_error(autojump_clock: MockClock) -> None:
     async with rigged("a", "b", settings=GatewaySettings(drain_grace=10)) as rig:
-        ticket = await rig.router.submit(make_call("a.x"))
+        pending = await rig.router.submit(make_call("a.x"))
         await settle()
         began = trio.current_time()
         await rig.apply("b")
-        assert isinstance(await ticket.next(), BackendExited)
+        assert isinstance(await pending.next(), BackendExited)
         assert trio.current_time() - began == pytest.approx(10)
-        rig.router.release(ticket)
+        rig.router.release(pending)
 
 
 async def test_one_that_does_not_come_up_is_reported_and_the_others_stand(autojump_clock: MockClock) -> None:
@@ -209,7 +209,7 @@ async def test_one_that_does_not_come_up_is_reported_and_the_others_stand(autoju
         rig.fakes["c"].stall()
         began = trio.current_time()
         applied = await rig.apply("a", "b", "c", "d")
-        assert trio.current_time() - began == pytest.approx(SETTLE_BOUND)
+        assert trio.current_time() - began == pytest.approx(NEW_BACKEND_TIMEOUT)
         assert applied.not_ready == {"b": "exited with status 1", "c": "is still starting"}
         assert listed(rig.fleet) == ["a.x", "d.x"]
         assert len(rig.fakes["a"].starts) == 1
@@ -231,10 +231,10 @@ async def test_a_changed_server_that_does_not_come_up_stays_known(autojump_clock
         applied = await rig.apply("a2")
         assert applied.not_ready == {"a": "exited with status 1"}
         assert listed(rig.fleet) == ["a.x"]  # as last known
-        ticket = await rig.router.submit(make_call("a.x"))
+        pending = await rig.router.submit(make_call("a.x"))
         await trio.sleep(2)
         assert rig.session("a").names == ["x"]  # the next start was a better one
-        rig.router.release(ticket)
+        rig.router.release(pending)
 
 
 async def test_a_removed_name_is_unknown_at_once(autojump_clock: MockClock) -> None:
@@ -258,14 +258,14 @@ async def test_a_disabled_server_is_stopped_and_known_to_the_config(autojump_clo
 
 async def test_another_separator_renames_all_and_restarts_none(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
-        told: list[frozenset[str]] = []
+        notified: list[frozenset[str]] = []
         await trio.sleep(1)
-        rig.fleet.subscribe(lambda news: told.append(news.features(None)))
+        rig.fleet.subscribe(lambda news: notified.append(news.features(None)))
         await rig.apply("a", "b", settings=GatewaySettings(separator="__"))
         assert listed(rig.fleet) == ["a__x", "b__x"]
         assert rig.fleet.settings.separator == "__"
         await trio.sleep(1)
-        assert told == [frozenset({"tools"})]
+        assert notified == [frozenset({"tools"})]
         assert [len(rig.fakes[name].starts) for name in "ab"] == [1, 1]
 
 
@@ -336,48 +336,48 @@ async def test_replaced_servers_that_drain_are_bounded_in_number(autojump_clock:
     settings = GatewaySettings(drain_grace=50)
     async with rigged("a", settings=settings) as rig:
         began = trio.current_time()
-        tickets = []
+        pending_calls = []
         for _ in range(MAX_RETIRING + 1):  # each leaves one behind that has a call to finish
-            tickets.append(await rig.router.submit(make_call("a.x")))
+            pending_calls.append(await rig.router.submit(make_call("a.x")))
             await settle()
             await rig.apply("a", restart={"a"})
         assert trio.current_time() - began == pytest.approx(50)  # the last one waited for a place
-        for ticket in tickets:
-            rig.router.release(ticket)
+        for pending in pending_calls:
+            rig.router.release(pending)
 
 
 async def test_updates_of_a_resource_come_once_while_two_are_subscribed(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         old = rig.fleet.supervisors["a"]
-        told: list[str] = []
-        rig.fleet.wish_list.watch("client", "a", "file:///x", lambda uri, _params: told.append(uri))
+        notified: list[str] = []
+        rig.fleet.wish_list.watch("client", "a", "file:///x", lambda uri, _params: notified.append(uri))
         await rig.apply("a2")
         for supervisor in (old, rig.fleet.supervisors["a"]):
             supervisor.resource_updated("file:///x", {})
-        assert told == ["file:///x"]
+        assert notified == ["file:///x"]
         await rig.apply("b")
         rig.fleet.apply_subscriptions(["a"])  # of one that is no more: nobody minds
 
 
 async def test_observers_hear_of_calls_and_changes(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
-        heard: list[tuple[str, str | None, float]] = []
+        received: list[tuple[str, str | None, float]] = []
 
-        def observe(supervisor: Any, ticket: Any, seconds: float) -> None:
-            heard.append((supervisor.state.value, ticket and ticket.own_name, seconds))
+        def observe(supervisor: Any, pending: Any, seconds: float) -> None:
+            received.append((supervisor.state.value, pending and pending.own_name, seconds))
 
         rig.fleet.observe(observe)
-        ticket = await rig.router.submit(make_call("a.x"))
+        pending = await rig.router.submit(make_call("a.x"))
         await trio.sleep(2)
         rig.session("a").answer()
-        assert heard == [("ready", "x", pytest.approx(2))]
-        rig.router.release(ticket)
+        assert received == [("ready", "x", pytest.approx(2))]
+        rig.router.release(pending)
         rig.session("a").crash(BackendExited("a", "exited"))
         await settle()
-        assert heard[1:] == [("backoff", None, 0.0)]
+        assert received[1:] == [("backoff", None, 0.0)]
         rig.fleet.unobserve(observe)
         await trio.sleep(5)
-        assert len(heard) == 2
+        assert len(received) == 2
 
 
 async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockClock) -> None:
@@ -387,7 +387,7 @@ async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockC
         await settle()
         assert old.state is State.STOPPED
         with pytest.raises(BackendUnavailable):
-            old.submit(make_ticket())
+            old.submit(make_pending())
 
 
 async def test_who_has_been_replaced_and_has_ended_holds_nobody(autojump_clock: MockClock) -> None:

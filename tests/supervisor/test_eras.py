@@ -34,9 +34,9 @@ def eras(fake: FakeBackend) -> list[Era]:
 
 def ask(router: Router, era: Era) -> PendingCall:
     call = make_call("x", caller=CALLERS[era])
-    ticket = PendingCall(call, backend="a", own_name="x", timeout=100)
-    router.fleet.supervisors["a"].submit(ticket)
-    return ticket
+    pending = PendingCall(call, backend="a", own_name="x", timeout=100)
+    router.fleet.supervisors["a"].submit(pending)
+    return pending
 
 
 def working(fake: FakeBackend) -> dict[Era, int]:

@@ -85,37 +85,37 @@ async def test_last_good_entries_are_listed_while_briefly_away(
 
 async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
     fakes = {str(number): FakeBackend() for number in range(20)}
-    told: list[tuple[float, frozenset[str]]] = []
+    notified: list[tuple[float, frozenset[str]]] = []
     settings = GatewaySettings(list_change_delay=0.5)
     fleet = make_fleet(fakes, settings=settings)
     began = trio.current_time()
-    fleet.subscribe(lambda news: told.append((trio.current_time() - began, news.features(None))))
+    fleet.subscribe(lambda news: notified.append((trio.current_time() - began, news.features(None))))
     async with running_fleet(fleet):
         await trio.sleep(10)
-        assert told == [(0.5, frozenset({"tools"}))]  # twenty starts
+        assert notified == [(0.5, frozenset({"tools"}))]  # twenty starts
         for fake in fakes.values():
             fake.session.on_relist = lambda _feature: {Kind.PROMPTS: (Item("p", b'{"name":"p"}'),)}
             fake.session.change("prompts")
         await trio.sleep(10)
-        assert told[1:] == [(10.5, frozenset({"prompts"}))]
+        assert notified[1:] == [(10.5, frozenset({"prompts"}))]
 
 
 async def test_an_announced_change_is_passed_on(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(), "b": FakeBackend()}
-    told: list[tuple[frozenset[str], frozenset[str]]] = []
+    notified: list[tuple[frozenset[str], frozenset[str]]] = []
     async with running_fleet(make_fleet(fakes)) as fleet:
         await trio.sleep(1)
-        fleet.subscribe(lambda news: told.append((news.features(None), news.features(Scope(servers=("b",))))))
+        fleet.subscribe(lambda news: notified.append((news.features(None), news.features(Scope(servers=("b",))))))
         for _ in range(10):  # lists the same afterwards
             fakes["a"].session.change()
         await trio.sleep(1)
-        assert told == [(frozenset({"tools"}), frozenset())]
+        assert notified == [(frozenset({"tools"}), frozenset())]
 
 
 async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) -> None:
     """A client that hangs up reads no more: what is written then breaks some."""
     fakes = {"a": FakeBackend(), "slow": FakeBackend()}
-    told: list[object] = []
+    notified: list[object] = []
     fleet = make_fleet(fakes, settings=GatewaySettings(list_change_delay=0.5))
     async with running_fleet(fleet):
         await trio.sleep(1)
@@ -124,34 +124,34 @@ async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) ->
             await trio.sleep(3)
 
         fakes["slow"].on_close = on_close
-        fleet.subscribe(told.append)
+        fleet.subscribe(notified.append)
     assert listed(fleet) == []
-    assert told == []
+    assert notified == []
 
 
 async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend()}
-    told: list[frozenset[str]] = []
+    notified: list[frozenset[str]] = []
     async with running_fleet(make_fleet(fakes)) as fleet:
         await trio.sleep(1)
 
         def listener(news: ListNews) -> None:
-            told.append(news.features(None))
+            notified.append(news.features(None))
 
         fleet.subscribe(listener)
         fakes["a"].session.crash(CRASH)  # away and back, with the same list
         await trio.sleep(5)
-        assert told == []
+        assert notified == []
         fakes["a"].fail(3, 4, 5, 6)
         fakes["a"].session.crash(CRASH)
         await trio.sleep(20)
-        assert told == [frozenset({"tools"})]  # given up: now they are gone
+        assert notified == [frozenset({"tools"})]  # given up: now they are gone
         fleet.unsubscribe(listener)
         fleet.unsubscribe(listener)
         fakes["a"].on_start = None
         fleet.supervisors["a"].wake()
         await trio.sleep(5)
-        assert told == [frozenset({"tools"})]
+        assert notified == [frozenset({"tools"})]
         assert listed(fleet) == ["a.x"]
 
 

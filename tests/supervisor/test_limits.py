@@ -20,7 +20,7 @@ from gateway.supervisor.history import MAX_ERRORS, MAX_TIMES, CallStats
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.limits import MAX_ORIGINS, Strikes
 from gateway.supervisor.queue import may_repeat
-from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_ticket, settle
+from tests.support.fakes import LEGACY_CALLER, FakeBackend, make_listing, make_pending, settle
 from tests.support.supervision import outcome, running_supervisor
 
 if TYPE_CHECKING:
@@ -90,15 +90,15 @@ def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
     assert len(strikes) == 1
 
 
-def died_of(*tickets: PendingCall) -> BackendExited:
-    return BackendExited("b", "exited with status 3", [one.as_suspect() for one in tickets])
+def died_of(*pending_calls: PendingCall) -> BackendExited:
+    return BackendExited("b", "exited with status 3", [one.as_suspect() for one in pending_calls])
 
 
 async def crash(rig: Any, *callers: Any) -> None:
     """One crash with a call of each caller in flight, the last one first; then the next start."""
-    tickets = [rig.call(caller=caller) for caller in callers]
+    pending_calls = [rig.call(caller=caller) for caller in callers]
     await settle()
-    rig.backend.session.crash(died_of(*reversed(tickets)))
+    rig.backend.session.crash(died_of(*reversed(pending_calls)))
     await trio.sleep(0.5)
     rig.supervisor.wake()
     await settle()
@@ -112,10 +112,10 @@ async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(auto
         with pytest.raises(Busy, match=r"crash limit exceeded.*\(crash_limit\); retry in \d+ s") as caught:
             rig.call(caller=MALLORY)
         assert caught.value.retry_after == pytest.approx(598.5, abs=2)
-        ticket = rig.call(caller=ALICE)
+        pending = rig.call(caller=ALICE)
         await settle()
         rig.backend.session.answer()
-        assert isinstance(await outcome(ticket), Complete)
+        assert isinstance(await outcome(pending), Complete)
         await trio.sleep(600)
         rig.call(caller=MALLORY).close()
 
@@ -124,18 +124,18 @@ async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> N
     async with running_supervisor(FakeBackend(), restart=PERSISTENT) as rig:
         for _ in range(6):
             await crash(rig, MALLORY, ALICE)  # alice's is sent last, but mallory's has its effect later
-            ticket = rig.call(caller=ALICE)
+            pending = rig.call(caller=ALICE)
             await settle()
             rig.backend.session.answer()
-            assert isinstance(await outcome(ticket), Complete)
+            assert isinstance(await outcome(pending), Complete)
 
 
 async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockClock) -> None:
     slow = RestartPolicy(initial_delay=100, max_delay=200, jitter=0, max_quick_failures=100)
     async with running_supervisor(FakeBackend(), restart=slow, crash_limit=CrashLimit(1, 1000)) as rig:
-        ticket = rig.call(caller=MALLORY)
+        pending = rig.call(caller=MALLORY)
         await settle()
-        rig.backend.session.crash(died_of(ticket))
+        rig.backend.session.crash(died_of(pending))
         await settle()
         for _ in range(3):
             with pytest.raises(Busy):
@@ -173,9 +173,9 @@ async def test_what_is_no_crash_of_a_call_counts_to_nobody(
 ) -> None:
     async with running_supervisor(FakeBackend(), restart=PERSISTENT, **fields) as rig:
         for _ in range(5):
-            ticket = rig.call(caller=MALLORY)
+            pending = rig.call(caller=MALLORY)
             await settle()
-            rig.backend.session.crash(problem(ticket))
+            rig.backend.session.crash(problem(pending))
             await trio.sleep(2)
         rig.call(caller=MALLORY).close()
 
@@ -189,9 +189,9 @@ async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
 ) -> None:
     async with running_supervisor(FakeBackend(), restart=restart, crash_limit=None) as rig:
         for _ in range(restart.max_quick_failures):
-            ticket = rig.call()
+            pending = rig.call()
             await settle()
-            rig.backend.session.crash(died_of(ticket) if with_call else CRASH)
+            rig.backend.session.crash(died_of(pending) if with_call else CRASH)
             await settle()
             assert rig.state in {State.BACKOFF, State.FAILED}
             if rig.state is State.BACKOFF:
@@ -224,8 +224,8 @@ async def test_a_breaker_opens_tries_one_call_and_closes(autojump_clock: MockClo
     backend = FakeBackend()
     async with running_supervisor(backend, **BREAKER) as rig:
         for state in ("closed", "open"):
-            ticket = rig.call(timeout=1)
-            assert isinstance(await outcome(ticket), BackendTooSlow)
+            pending = rig.call(timeout=1)
+            assert isinstance(await outcome(pending), BackendTooSlow)
             assert rig.supervisor.status().breaker == state
         with pytest.raises(BackendUnavailable, match="circuit_breaker"):
             rig.call()
@@ -315,15 +315,15 @@ async def test_a_tool_has_its_own_time(tool: str, seconds: float, autojump_clock
     tools = {"build_*": 600.0, "look": 2.0, "l*": 3.0}
     async with running_supervisor(FakeBackend(), call_timeout=30, tool_timeouts=tools) as rig:
         began = trio.current_time()
-        ticket = rig.call(tool)
-        assert isinstance(await ticket.next(), BackendTooSlow)
+        pending = rig.call(tool)
+        assert isinstance(await pending.next(), BackendTooSlow)
         assert trio.current_time() - began == pytest.approx(seconds)
 
 
 async def test_the_time_of_a_tool_is_for_tools(autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), call_timeout=30, tool_timeouts={"*": 600.0}) as rig:
-        ticket = rig.call("x", method="prompts/get")
-        assert ticket.deadline == ticket.opened_at + 30
+        pending = rig.call("x", method="prompts/get")
+        assert pending.deadline == pending.opened_at + 30
 
 
 @pytest.mark.parametrize(("longest", "ends"), [(None, 10), (25.0, 25), (1000.0, 48), (5.0, 10)])
@@ -333,17 +333,17 @@ async def test_progress_starts_the_time_anew_up_to_a_maximum(
     backend = FakeBackend()
     async with running_supervisor(backend, max_call_time=longest) as rig:
         began = trio.current_time()
-        ticket = rig.call(timeout=10, token=1)
+        pending = rig.call(timeout=10, token=1)
 
         async def report() -> None:
             for _ in range(5):  # the last one after 38 s
-                ticket.notify(Notification("notifications/message", {}))  # says nothing about progress
+                pending.notify(Notification("notifications/message", {}))  # says nothing about progress
                 await trio.sleep(8 if trio.current_time() > began else 6)
-                ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
+                pending.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report)
-            while isinstance(item := await ticket.next(), Notification):
+            while isinstance(item := await pending.next(), Notification):
                 pass
             assert isinstance(item, BackendTooSlow)
             assert trio.current_time() - began == pytest.approx(ends)
@@ -376,29 +376,29 @@ def test_which_tools_may_be_repeated(tool: bytes, may: bool) -> None:
 async def test_a_call_that_its_backend_did_not_live_to_answer_is_sent_once_more(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         first = backend.session
         first.crash(CRASH)
         await trio.sleep(2)
         assert backend.session is not first
-        assert (backend.session.names, ticket.outcome) == (["x"], None)
+        assert (backend.session.names, pending.outcome) == (["x"], None)
         backend.session.answer()
-        assert isinstance(await outcome(ticket), Complete)
+        assert isinstance(await outcome(pending), Complete)
 
 
 async def test_but_only_once(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(idempotentHint=True))
     async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         for _ in range(2):
             await trio.sleep(2)
             backend.session.crash(CRASH)
-        assert await outcome(ticket) is CRASH
+        assert await outcome(pending) is CRASH
 
 
 @pytest.mark.parametrize(
-    ("listing", "fields", "heard"),
+    ("listing", "fields", "received"),
     [
         (tools(readOnlyHint=True), {"retry": False}, False),
         (tools(), {"retry": True}, False),
@@ -407,36 +407,36 @@ async def test_but_only_once(autojump_clock: MockClock) -> None:
     ],
     ids=["not asked for", "not marked", "no annotations", "something was heard"],
 )
-async def test_what_is_not_sent_once_more(listing: Any, fields: Any, heard: bool, autojump_clock: MockClock) -> None:
+async def test_what_is_not_sent_once_more(listing: Any, fields: Any, received: bool, autojump_clock: MockClock) -> None:
     backend = FakeBackend(listing)
     async with running_supervisor(backend, restart=QUICK, **fields) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
-        if heard:
-            ticket.notify(Notification("notifications/progress", {}))
-            await ticket.next()
+        if received:
+            pending.notify(Notification("notifications/progress", {}))
+            await pending.next()
         backend.session.crash(CRASH)
-        assert await outcome(ticket) is CRASH
+        assert await outcome(pending) is CRASH
 
 
 async def test_other_errors_are_answers(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     problem = BackendProtocol("b", "answered nonsense")
     async with running_supervisor(backend, retry=True) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         backend.session.answer(outcome=problem)
-        assert await outcome(ticket) is problem
+        assert await outcome(pending) is problem
 
 
 async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given_up(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     policy = RestartPolicy(max_quick_failures=1, jitter=0)
     async with running_supervisor(backend, retry=True, restart=policy) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         backend.session.crash(CRASH)
-        found = await outcome(ticket)
+        found = await outcome(pending)
         assert isinstance(found, BackendUnavailable)
         assert "exited with status 3" in found.reason
 
@@ -444,21 +444,21 @@ async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given
 async def test_a_stop_answers_it_too(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         backend.session.crash(CRASH)
         await settle()
         rig.supervisor.stop()
-        assert isinstance(await outcome(ticket), BackendUnavailable)
+        assert isinstance(await outcome(pending), BackendUnavailable)
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------
 
 
 def ended(history: CallStats, seconds: float, found: Any) -> None:
-    ticket = make_ticket()
-    ticket.finish(found)
-    history.ended(ticket, seconds)
+    pending = make_pending()
+    pending.finish(found)
+    history.ended(pending, seconds)
 
 
 async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> None:

@@ -32,7 +32,7 @@ URI = "memo:a"
 
 
 @asynccontextmanager
-async def open_house(session: str) -> AsyncGenerator[tuple[Router, FakeBackend]]:
+async def open_harness(session: str) -> AsyncGenerator[tuple[Router, FakeBackend]]:
     fake = offers(Kind.RESOURCES, URI, resources={"subscribe": True}, logging={})
 
     def open_session(config: ServerConfig, listener: Any, **_capabilities: Any) -> Any:
@@ -53,7 +53,7 @@ def caller(session: str = "one") -> Caller:
 
 @pytest.mark.parametrize("session", ["client", "call"])
 async def test_the_session_that_is_listened_to_subscribes(session: str, autojump_clock: MockClock) -> None:
-    async with open_house(session) as (router, fake):
+    async with open_harness(session) as (router, fake):
         client = make_legacy_session()
         (shared,) = fake.sessions
         async with trio.open_nursery() as nursery:
@@ -68,21 +68,21 @@ async def test_the_session_that_is_listened_to_subscribes(session: str, autojump
 
 
 async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock: MockClock) -> None:
-    async with open_house("client") as (router, fake):
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+    async with open_harness("client") as (router, fake):
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
         shared, own = fake.sessions
         router.fleet.wish_list.want_level("somebody", "debug")
         router.fleet.apply_subscriptions()
         assert (shared.upkeep.wishes.log_level, own.upkeep.wishes.log_level) == ("debug", "debug")
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
-        router.release(ticket)
+        router.release(pending)
 
 
 async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_clock: MockClock) -> None:
-    async with open_house("client") as (router, fake):
+    async with open_harness("client") as (router, fake):
         router.pass_on("vendor/note", jsonrpc.ABSENT, caller())  # it has none yet
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
         shared, own = fake.sessions
         router.pass_on("vendor/note", jsonrpc.ABSENT, caller())
@@ -91,28 +91,28 @@ async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_cl
         assert shared.upkeep.passed_on == []
         assert own.upkeep.passed_on == [("vendor/note", b""), ("notifications/roots/list_changed", b"")]
         own.answer(outcome=Complete(b"{}", Era.LEGACY))
-        router.release(ticket)
+        router.release(pending)
 
 
 @pytest.mark.parametrize("session", ["client", "call"])
 async def test_a_client_whose_calls_crash_sessions_gets_no_more(session: str, autojump_clock: MockClock) -> None:
-    async with open_house(session) as (router, fake):
+    async with open_harness(session) as (router, fake):
         for _ in range(3):
-            ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+            pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
             await settle()
-            fake.session.crash(BackendExited("a", "exited", [ticket.as_suspect()]))
+            fake.session.crash(BackendExited("a", "exited", [pending.as_suspect()]))
             await settle()
-            router.release(ticket)
+            router.release(pending)
             await trio.sleep(10)  # a client's own session is started again
         started = len(fake.sessions)
         with pytest.raises(Busy, match="crash_limit"):
             await router.submit(make_call(URI, "resources/read", caller=caller()))
         await trio.sleep(1)
         assert len(fake.sessions) == started
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller("two")))
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller("two")))
         await settle()
         fake.session.answer(outcome=Complete(b"{}", Era.LEGACY))
-        router.release(ticket)
+        router.release(pending)
 
 
 def note(box: list[tuple[str, Any]], what: str, params: Any) -> None:
@@ -120,16 +120,16 @@ def note(box: list[tuple[str, Any]], what: str, params: Any) -> None:
 
 
 async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojump_clock: MockClock) -> None:
-    async with open_house("client") as (router, fake):
+    async with open_harness("client") as (router, fake):
         fleet = router.fleet
         boxes: dict[str, list[tuple[str, Any]]] = {"one": [], "two": []}
         for key, box in boxes.items():
             fleet.mailboxes.register(key, partial(note, box))
             fleet.wish_list.watch(object(), "a", URI, partial(note, box), key=key)
         fleet.apply_subscriptions()
-        tickets: list[PendingCall] = []
+        pending_calls: list[PendingCall] = []
         for key in boxes:
-            tickets.append(await router.submit(make_call(URI, "resources/read", caller=caller(key))))
+            pending_calls.append(await router.submit(make_call(URI, "resources/read", caller=caller(key))))
             await settle()
         shared, one, two = fake.sessions
         assert [session.upkeep.wishes.uris for session in (shared, one, two)] == [{URI}] * 3
@@ -144,41 +144,41 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
         await trio.sleep(10)
         assert boxes == {"one": [(URI, {}), ("notifications/resources/list_changed", {})], "two": []}
         assert [feature for feature, _ in shared.relisted] == ["resources"]  # it may be about what all are shown
-        for ticket in tickets:
-            router.release(ticket)
+        for pending in pending_calls:
+            router.release(pending)
 
 
 async def test_what_its_sessions_write_to_stderr_is_kept_together(autojump_clock: MockClock) -> None:
-    async with open_house("client") as (router, fake):
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller("one")))
+    async with open_harness("client") as (router, fake):
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller("one")))
         await settle()
         for number, session in enumerate(fake.sessions):
             session.write_stderr(f"session {number}")
         assert list(router.fleet.supervisors["a"].history.stderr) == ["session 0", "session 1"]
-        router.release(ticket)
+        router.release(pending)
 
 
 async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockClock) -> None:
-    async with open_house("call") as (router, fake):
-        told: list[str] = []
-        router.fleet.wish_list.watch(object(), "a", URI, lambda uri, _params: told.append(uri), key="one")
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+    async with open_harness("call") as (router, fake):
+        notified: list[str] = []
+        router.fleet.wish_list.watch(object(), "a", URI, lambda uri, _params: notified.append(uri), key="one")
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
         _, own = fake.sessions
         assert own.upkeep.wishes.uris == frozenset()
         own.update(URI)
         own.change("resources")
         await trio.sleep(10)
-        assert told == []
-        router.release(ticket)
+        assert notified == []
+        router.release(pending)
 
 
 @pytest.mark.parametrize("given_up_after", [0.5, 1.1])
 async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
     given_up_after: float, autojump_clock: MockClock
 ) -> None:
-    async with open_house("call") as (router, fake):
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+    async with open_harness("call") as (router, fake):
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
 
         async def start(_number: int) -> None:
             await trio.sleep(1)
@@ -187,7 +187,7 @@ async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
         fake.on_start = start
         await trio.sleep(given_up_after)  # while it starts, and while it waits for the next start
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 1)
-        router.release(ticket)
+        router.release(pending)
         await settle()
         assert router.fleet.supervisors["a"].sessions == 0
         await trio.sleep(10)
@@ -195,11 +195,11 @@ async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
 
 
 async def test_a_call_that_its_server_did_not_survive_starts_nothing_again(autojump_clock: MockClock) -> None:
-    async with open_house("call") as (router, fake):
-        ticket = await router.submit(make_call(URI, "resources/read", caller=caller()))
+    async with open_harness("call") as (router, fake):
+        pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
         fake.session.crash(BackendExited("a", "exited with status 1"))
-        assert isinstance(await ticket.next(), BackendExited)
-        router.release(ticket)
+        assert isinstance(await pending.next(), BackendExited)
+        router.release(pending)
         await trio.sleep(10)
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 0)

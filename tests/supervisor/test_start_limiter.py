@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config.model import ServerConfig
 from gateway.errors import BackendExited
-from gateway.supervisor.start_limiter import QUIET, StartLimiter
+from gateway.supervisor.start_limiter import STALL_TIMEOUT, StartLimiter
 from gateway.supervisor.supervisor import Supervisor
 from tests.support.fakes import FakeBackend, backends, make_listing
 
@@ -42,25 +42,25 @@ def server(name: str, **fields: Any) -> ServerConfig:
     return ServerConfig(name=name, **({"command": "x"} | fields))
 
 
-async def start(turns: StartLimiter, config: ServerConfig, listener: Any = None) -> None:
+async def start(limiter: StartLimiter, config: ServerConfig, listener: Any = None) -> None:
     try:
-        async with turns(config, listener):
+        async with limiter(config, listener):
             await trio.sleep_forever()
     except BackendExited:
         pass
 
 
-def run_all(nursery: trio.Nursery, turns: StartLimiter, names: str) -> None:
+def run_all(nursery: trio.Nursery, limiter: StartLimiter, names: str) -> None:
     for name in names:
-        nursery.start_soon(start, turns, server(name))
+        nursery.start_soon(start, limiter, server(name))
 
 
 async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
     opener = Starts(broken="b")
-    turns = StartLimiter(opener, most=2)
+    limiter = StartLimiter(opener, limit=2)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
-            run_all(nursery, turns, "abcde")
+            run_all(nursery, limiter, "abcde")
             await trio.sleep(10)
             nursery.cancel_scope.cancel()
     # One that fails gives its place back as well as one that is ready, which keeps it no longer.
@@ -70,28 +70,28 @@ async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
 
 async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock) -> None:
     opener = Starts(hung="ab")
-    turns = StartLimiter(opener, most=2)
+    limiter = StartLimiter(opener, limit=2)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
-            run_all(nursery, turns, "ab")
+            run_all(nursery, limiter, "ab")
             await wait_all_tasks_blocked()
-            run_all(nursery, turns, "cde")
+            run_all(nursery, limiter, "cde")
             await trio.sleep(20)
             nursery.cancel_scope.cancel()
-    assert sorted(at for _name, at in opener.began) == [0, 0, QUIET, QUIET, QUIET + START]
+    assert sorted(at for _name, at in opener.began) == [0, 0, STALL_TIMEOUT, STALL_TIMEOUT, STALL_TIMEOUT + START]
 
 
 async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> None:
     opener = Starts()
-    turns = StartLimiter(opener, most=1)
+    limiter = StartLimiter(opener, limit=1)
     fake = FakeBackend(make_listing("t"))
     supervisor = Supervisor(server("wanted"), backends({"wanted": fake}), fake_upward())
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             for name in "abc":
-                nursery.start_soon(start, turns, server(name))
+                nursery.start_soon(start, limiter, server(name))
                 await wait_all_tasks_blocked()
-            nursery.start_soon(start, turns, server("wanted"), supervisor)
+            nursery.start_soon(start, limiter, server("wanted"), supervisor)
             await wait_all_tasks_blocked()
             supervisor.request_start()
             await trio.sleep(10)
@@ -105,14 +105,14 @@ def fake_upward() -> Any:
 
 async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_clock: MockClock) -> None:
     opener = Starts()
-    turns = StartLimiter(opener, most=1)
+    limiter = StartLimiter(opener, limit=1)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
-            run_all(nursery, turns, "a")
+            run_all(nursery, limiter, "a")
             await wait_all_tasks_blocked()
             with trio.move_on_after(START / 2):
-                await start(turns, server("b"))
-            run_all(nursery, turns, "c")
+                await start(limiter, server("b"))
+            run_all(nursery, limiter, "c")
             await trio.sleep(10)
             nursery.cancel_scope.cancel()
     assert opener.began == [("a", 0), ("c", START)]
@@ -120,12 +120,12 @@ async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_cloc
 
 async def test_remote_backends_do_not_wait(autojump_clock: MockClock) -> None:
     opener = Starts(hung="a")
-    turns = StartLimiter(opener, most=1)
+    limiter = StartLimiter(opener, limit=1)
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
-            run_all(nursery, turns, "a")
+            run_all(nursery, limiter, "a")
             await wait_all_tasks_blocked()
-            nursery.start_soon(start, turns, server("r", command=None, url="http://127.0.0.1:1/mcp"))
+            nursery.start_soon(start, limiter, server("r", command=None, url="http://127.0.0.1:1/mcp"))
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
     assert opener.began == [("a", 0), ("r", 0)]

@@ -14,7 +14,7 @@ from tests.support.fakes import settle
 
 
 @pytest.mark.parametrize(
-    ("watched", "updated", "told"),
+    ("watched", "updated", "notified"),
     [
         ("memo:a", "memo:a", True),
         ("memo:a", "memo:a/b/c", True),
@@ -30,29 +30,29 @@ from tests.support.fakes import settle
         ("memo:b", "memo:a" + "/" * 100_000, False),
     ],
 )
-def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, told: bool) -> None:
-    wish_list, heard = SubscriptionRegistry(), list[str]()
-    wish_list.watch("client", "a", watched, lambda uri, _params: heard.append(uri))
+def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, notified: bool) -> None:
+    wish_list, received = SubscriptionRegistry(), list[str]()
+    wish_list.watch("client", "a", watched, lambda uri, _params: received.append(uri))
     wish_list.updated("b", updated, {})
-    assert heard == []
+    assert received == []
     wish_list.updated("a", updated, {})
-    assert heard == [updated] * told
+    assert received == [updated] * notified
     wish_list.unwatch("client", "a", watched)
     wish_list.updated("a", updated, {})
-    assert heard == [updated] * told
+    assert received == [updated] * notified
     assert "client" not in wish_list
 
 
 def test_one_update_is_told_once_to_each_who_watches_it() -> None:
-    wish_list, heard = SubscriptionRegistry(), list[Any]()
+    wish_list, received = SubscriptionRegistry(), list[Any]()
     for client in ("one", "two"):
         for uri in ("memo:a", "memo:a/b"):
-            wish_list.watch(client, "a", uri, lambda _u, _p, who=(client, uri): heard.append(who), key=client)
+            wish_list.watch(client, "a", uri, lambda _u, _p, who=(client, uri): received.append(who), key=client)
     wish_list.updated("a", "memo:a/b", {})
-    assert sorted(heard) == [("one", "memo:a"), ("one", "memo:a/b"), ("two", "memo:a"), ("two", "memo:a/b")]
-    heard.clear()
+    assert sorted(received) == [("one", "memo:a"), ("one", "memo:a/b"), ("two", "memo:a"), ("two", "memo:a/b")]
+    received.clear()
     wish_list.updated("a", "memo:a", {}, "two")
-    assert heard == [("two", "memo:a")]
+    assert received == [("two", "memo:a")]
     assert wish_list.of("a").uris == wish_list.of("a", "one").uris == {"memo:a", "memo:a/b"}
     assert wish_list.of("a", "three").uris == wish_list.of("b").uris == frozenset()
     assert wish_list.forget("one") == {"a"}

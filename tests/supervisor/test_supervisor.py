@@ -171,13 +171,13 @@ async def test_a_bug_reaches_the_root(autojump_clock: MockClock) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.run)
             await settle()
-            ticket = rig.call()
+            pending = rig.call()
             await settle()
             backend.session.crash(KeyError("a bug"))
             await trio.sleep(50)
     assert len(backend.starts) == 1
     assert rig.state is State.STOPPED
-    assert ticket.over
+    assert pending.over
 
 
 async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
@@ -234,30 +234,30 @@ async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
 async def test_calls_go_through_in_their_order(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend) as rig:
-        tickets = [rig.call(name) for name in "abc"]
+        pending_calls = [rig.call(name) for name in "abc"]
         await settle()
         assert backend.session.batches == [["a"], ["b", "c"]] or backend.session.names == ["a", "b", "c"]
         backend.session.answer(3)
-        assert [await outcome(ticket) for ticket in tickets] == [RESULT] * 3
+        assert [await outcome(pending) for pending in pending_calls] == [RESULT] * 3
 
 
 async def test_no_more_calls_at_once_than_allowed(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=2) as rig:
-        tickets = [rig.call(name) for name in "abcde"]
+        pending_calls = [rig.call(name) for name in "abcde"]
         await settle()
         assert backend.session.names == ["a", "b"]
         assert (rig.supervisor.in_flight, rig.supervisor.queued) == (2, 3)
         backend.session.answer()
         await settle()
         assert backend.session.names == ["a", "b", "c"]
-        tickets[1].close()  # a withdrawn call makes room as well
+        pending_calls[1].close()  # a withdrawn call makes room as well
         await settle()
         assert backend.session.names == ["a", "b", "c", "d"]
         backend.session.answer(2)
         await settle()
         backend.session.answer()
-        assert [ticket.outcome for ticket in tickets] == [RESULT, None, RESULT, RESULT, RESULT]
+        assert [pending.outcome for pending in pending_calls] == [RESULT, None, RESULT, RESULT, RESULT]
 
 
 async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
@@ -265,7 +265,7 @@ async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
     async with running_supervisor(backend, max_concurrency=1, queue_size=2) as rig:
         rig.call("a")
         await settle()
-        tickets = [rig.call("b"), rig.call("c")]
+        pending_calls = [rig.call("b"), rig.call("c")]
         with pytest.raises(Busy, match="backend 'b' is busy: 1 calls in flight and 2 queued"):
             rig.call("d")
         for expected in (["a", "b"], ["a", "b", "c"]):
@@ -273,7 +273,7 @@ async def test_a_full_queue_is_busy(autojump_clock: MockClock) -> None:
             await settle()
             assert backend.session.names == expected
         backend.session.answer()
-        assert tickets[1].outcome is RESULT
+        assert pending_calls[1].outcome is RESULT
 
 
 async def test_a_call_that_is_over_is_not_sent(autojump_clock: MockClock) -> None:
@@ -330,41 +330,41 @@ async def test_a_call_in_the_instant_of_a_crash_waits_for_the_next_start(autojum
     backend = FakeBackend()
     async with running_supervisor(backend, retry=False) as rig:
         backend.session.close(CRASH)  # the session's tasks have not run yet
-        ticket = rig.call("a")
+        pending = rig.call("a")
         await settle()
         assert (backend.session.names, rig.supervisor.queued) == ([], 1)
         backend.session.crash(CRASH)
         await trio.sleep(2)
         assert [session.names for session in backend.sessions] == [[], ["a"]]
         backend.session.answer()
-        assert await outcome(ticket) == RESULT
+        assert await outcome(pending) == RESULT
 
 
 async def test_a_call_while_an_idle_session_closes_gets_the_next(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, idle_timeout=5.0) as rig:
-        tickets: list[PendingCall] = []
+        pending_calls: list[PendingCall] = []
 
         async def call_meanwhile() -> None:
             await trio.lowlevel.checkpoint()
-            if not tickets:
-                tickets.append(rig.call("a"))
+            if not pending_calls:
+                pending_calls.append(rig.call("a"))
 
         backend.on_close = call_meanwhile
         await trio.sleep(6)
         assert [session.names for session in backend.sessions] == [[], ["a"]]
         backend.session.answer()
-        assert await outcome(tickets[0]) == RESULT
+        assert await outcome(pending_calls[0]) == RESULT
 
 
 async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=2) as rig:
-        tickets = [rig.call(name) for name in "abc"]
+        pending_calls = [rig.call(name) for name in "abc"]
         await settle()
         began = trio.current_time()
         backend.session.crash(CRASH)
-        assert [await outcome(ticket) for ticket in tickets[:2]] == [CRASH, CRASH]
+        assert [await outcome(pending) for pending in pending_calls[:2]] == [CRASH, CRASH]
         assert trio.current_time() == began
         await settle()
         assert rig.state is State.BACKOFF
@@ -372,18 +372,18 @@ async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojum
         await settle()
         assert backend.session.names == ["c"]
         backend.session.answer()
-        assert await outcome(tickets[2]) is RESULT
+        assert await outcome(pending_calls[2]) is RESULT
 
 
 async def test_calls_in_flight_are_answered_before_the_child_is_buried(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.on_close = partial(trio.sleep, 7)  # the stop ladder
     async with running_supervisor(backend) as rig:
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         began = trio.current_time()
         backend.session.crash(CRASH)
-        assert await outcome(ticket) is CRASH
+        assert await outcome(pending) is CRASH
         assert trio.current_time() == began
         backend.on_close = None
 
@@ -397,12 +397,12 @@ async def test_a_call_during_a_backoff_waits_and_hurries_the_start(when: float, 
         await trio.sleep(1 + 2 + when)  # the third wait lasts four seconds; its first second is never cut
         await settle()
         assert rig.state is State.BACKOFF
-        ticket = rig.call()
+        pending = rig.call()
         await trio.sleep(1)
         await settle()
         assert backend.session.names == ["x"]
         backend.session.answer()
-        assert await outcome(ticket) is RESULT
+        assert await outcome(pending) is RESULT
         assert backend.starts[3] - began == pytest.approx(max(4, 3 + when))
 
 
@@ -425,8 +425,8 @@ async def test_a_calls_own_deadline_holds_while_it_waits(autojump_clock: MockClo
     backend.stall()
     async with running_supervisor(backend) as rig:
         began = trio.current_time()
-        ticket = rig.call(timeout=3)
-        assert isinstance(await outcome(ticket), BackendTooSlow)
+        pending = rig.call(timeout=3)
+        assert isinstance(await outcome(pending), BackendTooSlow)
         assert trio.current_time() - began == pytest.approx(3)
 
 
@@ -451,8 +451,8 @@ async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     async with running_supervisor(backend) as rig:
-        ticket = rig.call(timeout=1000)
-        problem = await outcome(ticket)
+        pending = rig.call(timeout=1000)
+        problem = await outcome(pending)
         assert isinstance(problem, BackendUnavailable)
         assert "(failed): exited with status 1" in str(problem)
         assert rig.state is State.FAILED
@@ -593,7 +593,7 @@ async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) ->
                 await settle()
             elif state != "before":
                 assert rig.state == state
-            ticket = None if state in {"before", "failed"} else rig.call()
+            pending = None if state in {"before", "failed"} else rig.call()
             rig.supervisor.stop()
             rig.supervisor.stop()
             with trio.fail_after(5):
@@ -601,7 +601,7 @@ async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) ->
     assert rig.watcher.states[-2:] == ["draining", "stopped"]
     assert backend.open == 0
     assert len(backend.starts) == (0 if state == "before" else 1)
-    assert ticket is None or ticket.over
+    assert pending is None or pending.over
     with pytest.raises(BackendUnavailable):
         rig.call()
 
@@ -609,7 +609,7 @@ async def test_it_stops_in_every_state(state: str, autojump_clock: MockClock) ->
 async def test_a_drain_lets_calls_finish(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=1) as rig:
-        tickets = [rig.call("a"), rig.call("b")]
+        pending_calls = [rig.call("a"), rig.call("b")]
         await settle()
         rig.supervisor.stop(drain_grace=10)
         await settle()
@@ -623,20 +623,20 @@ async def test_a_drain_lets_calls_finish(autojump_clock: MockClock) -> None:
         backend.session.answer()
         await settle()
         assert rig.ended.is_set()  # at once, not at the end of the grace
-        assert [ticket.outcome for ticket in tickets] == [RESULT, RESULT]
+        assert [pending.outcome for pending in pending_calls] == [RESULT, RESULT]
 
 
 async def test_a_drain_ends_after_its_grace(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=1) as rig:
-        tickets = [rig.call("a"), rig.call("b")]
+        pending_calls = [rig.call("a"), rig.call("b")]
         await settle()
         began = trio.current_time()
         rig.supervisor.stop(drain_grace=10)
         await rig.ended.wait()
         assert trio.current_time() - began == pytest.approx(10)
-        assert isinstance(await outcome(tickets[0]), BackendExited)
-        assert isinstance(await outcome(tickets[1]), BackendUnavailable)
+        assert isinstance(await outcome(pending_calls[0]), BackendExited)
+        assert isinstance(await outcome(pending_calls[1]), BackendUnavailable)
 
 
 # -- lazy and idle -----------------------------------------------------------------------------------------------------
@@ -648,10 +648,10 @@ async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_
         await trio.sleep(100)
         assert (backend.starts, rig.state) == ([], State.STOPPED)
         assert rig.supervisor.settled.is_set()  # nobody waits for its lists
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         backend.session.answer()
-        assert await outcome(ticket) is RESULT
+        assert await outcome(pending) is RESULT
 
 
 async def test_a_lazy_backend_that_nobody_knows_starts_at_once(autojump_clock: MockClock) -> None:
@@ -681,10 +681,10 @@ async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: 
         assert rig.supervisor.listing is not None
         await trio.sleep(1000)
         assert len(backend.starts) == 1
-        ticket = rig.call()
+        pending = rig.call()
         await settle()
         backend.session.answer()
-        assert await outcome(ticket) is RESULT
+        assert await outcome(pending) is RESULT
         assert rig.supervisor.last_error is None
 
 

@@ -58,7 +58,7 @@ class Unguarded:
         self.force_stopped = trio.Event()
 
 
-class House:
+class Harness:
     """All of it; `ask` is one HTTP request."""
 
     def __init__(
@@ -83,7 +83,7 @@ class House:
         admin = make_admin_app(management, AdminAccess("token", host=host, token=ADMIN_TOKEN))
         policy = HostPolicy(host)
         self.mcp = McpApp(self.answers, self.access, paths or Paths(), policy=policy, closing=self.closing)
-        self.face = HttpFrontend(self.mcp, others=admin, closing=self.closing)
+        self.frontend = HttpFrontend(self.mcp, others=admin, closing=self.closing)
         self.nursery: Any = None
         self._last_id = 0
 
@@ -115,7 +115,7 @@ class House:
         exchange.scope |= {"path": target, "query_string": query.encode()}
         if address is not None:
             exchange.scope["client"] = (address, 12_345)
-        self.nursery.start_soon(self.face, exchange.scope, exchange.receive, exchange.send)
+        self.nursery.start_soon(self.frontend, exchange.scope, exchange.receive, exchange.send)
         await settle()
         return exchange
 
@@ -160,28 +160,30 @@ def modern_headers(name: str = "a.x", method: str = "tools/call") -> dict[str, s
 
 
 @asynccontextmanager
-async def open_house(access: object, *servers: str, host: str = "127.0.0.1", send: Any = None) -> AsyncGenerator[House]:
-    house = House(make_config(access, *servers), host, send=send)
+async def open_harness(
+    access: object, *servers: str, host: str = "127.0.0.1", send: Any = None
+) -> AsyncGenerator[Harness]:
+    harness = Harness(make_config(access, *servers), host, send=send)
     with trio.fail_after(1e7):  # of the clock that jumps
-        async with running(house):
-            yield house
+        async with running(harness):
+            yield harness
 
 
 @asynccontextmanager
-async def running(house: House) -> AsyncGenerator[None]:
-    """All that runs of a house, but its socket."""
+async def running(harness: Harness) -> AsyncGenerator[None]:
+    """A running gateway without a socket."""
 
     async def start_frontends() -> None:
-        await house.runtime.start_frontend(partial(house.reloader.run, watching=False))
-        await house.runtime.start_frontend(house.mcp.run)
+        await harness.runtime.start_frontend(partial(harness.reloader.run, watching=False))
+        await harness.runtime.start_frontend(harness.mcp.run)
 
     async with trio.open_nursery() as services:
-        await services.start(house.runtime.run, start_frontends)
+        await services.start(harness.runtime.run, start_frontends)
         await settle()
-        async with trio.open_nursery() as house.nursery:
+        async with trio.open_nursery() as harness.nursery:
             yield  # ruff: ignore[fallible-context-manager]
-            house.nursery.cancel_scope.cancel()
-        house.fleet.stop()
-        await house.fleet.ended.wait()
+            harness.nursery.cancel_scope.cancel()
+        harness.fleet.stop()
+        await harness.fleet.ended.wait()
         services.cancel_scope.cancel()
-    house.runtime.forget_secrets()
+    harness.runtime.forget_secrets()

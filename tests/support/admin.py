@@ -36,7 +36,7 @@ CONFIG = {
 }
 
 
-class House:
+class Harness:
     """A running gateway without faces; `ask` is one HTTP request to its management app."""
 
     def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None, **counts: Any) -> None:
@@ -80,7 +80,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(
+async def open_harness(
     folder: Path,
     *,
     mode: Any = "token",
@@ -88,17 +88,17 @@ async def open_house(
     config: Any = CONFIG,
     store: Store | None = None,
     **counts: Any,
-) -> AsyncGenerator[House]:
+) -> AsyncGenerator[Harness]:
     path = folder / "config.json"
     if config is not None:
         path.write_text(json.dumps(config), encoding="utf-8")
-    house = House(path, AdminAccess(mode, host=host, token=TOKEN), store=store, **counts)
+    harness = Harness(path, AdminAccess(mode, host=host, token=TOKEN), store=store, **counts)
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
-            await nursery.start(house.fleet.run)
-            await nursery.start(partial(house.reloader.run, watching=False))
+            await nursery.start(harness.fleet.run)
+            await nursery.start(partial(harness.reloader.run, watching=False))
             await settle()
-            yield house  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            house.fleet.stop()
-            await house.fleet.ended.wait()
+            yield harness  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            harness.fleet.stop()
+            await harness.fleet.ended.wait()
             nursery.cancel_scope.cancel()

@@ -62,10 +62,10 @@ def make_news(*changed: str) -> ListNews:
     return ListNews(Snapshot(), Snapshot([part], listed=frozenset({"a"})))
 
 
-def make_ticket(
-    name: str = "x", *, timeout: float = 300.0, pending: dict[str, Any] | None = None, **further: Any
+def make_pending(
+    name: str = "x", *, timeout: float = 300.0, pending: dict[str, Any] | None = None, **kwargs: Any
 ) -> PendingCall:
-    return PendingCall(make_call(name, **further), backend="b", own_name=name, timeout=timeout, **(pending or {}))
+    return PendingCall(make_call(name, **kwargs), backend="b", own_name=name, timeout=timeout, **(pending or {}))
 
 
 class Carrier:
@@ -78,9 +78,9 @@ class Carrier:
         self.reasons.append(reason)
 
 
-def make_listing(*tools: str, **further: Any) -> Listing:
+def make_listing(*tools: str, **kwargs: Any) -> Listing:
     items = tuple(Item(name, jsonrpc.encode({"name": name})) for name in tools)
-    return Listing(items={Kind.TOOLS: items}, capabilities={"tools": msgspec.Raw(b"{}")}, **further)
+    return Listing(items={Kind.TOOLS: items}, capabilities={"tools": msgspec.Raw(b"{}")}, **kwargs)
 
 
 class FakeUpkeep:
@@ -149,13 +149,13 @@ class FakeSession:
         """All calls that were ever sent, in their order."""
         return [name for batch in self.batches for name in batch]
 
-    def send(self, tickets: list[PendingCall]) -> None:
+    def send(self, pending_calls: list[PendingCall]) -> None:
         assert self.can_send
-        self.batches.append([ticket.own_name for ticket in tickets])
-        for ticket in tickets:
-            self.working.append(ticket)
+        self.batches.append([pending.own_name for pending in pending_calls])
+        for pending in pending_calls:
+            self.working.append(pending)
             self._last_id += 1
-            ticket.sent(self, self._last_id)
+            pending.sent(self, self._last_id)
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
         self.withdrawn.append((pending.own_name, reason))
@@ -177,9 +177,9 @@ class FakeSession:
 
     def answer(self, count: int = 1, outcome: Outcome = RESULT) -> None:
         """Answer the oldest calls."""
-        for ticket in self.working[:count]:
-            self.working.remove(ticket)
-            ticket.finish(outcome)
+        for pending in self.working[:count]:
+            self.working.remove(pending)
+            pending.finish(outcome)
             self._listener.freed()
 
     def change(self, feature: str = "tools") -> None:
@@ -202,8 +202,8 @@ class FakeSession:
     def close(self, problem: BackendError) -> None:
         self._is_closed = True
         working, self.working = self.working, []
-        for ticket in working:
-            ticket.finish(problem)
+        for pending in working:
+            pending.finish(problem)
 
     async def run(self) -> None:
         """Raise the crash when it comes."""
@@ -287,8 +287,8 @@ class FakeBackend:
 def backends(by_name: dict[str, FakeBackend]) -> Callable[..., Any]:
     """One opener for a fleet of fakes."""
 
-    def opener(config: ServerConfig, listener: SessionObserver, **further: Any) -> Any:
-        return by_name[config.name](config, listener, **further)
+    def opener(config: ServerConfig, listener: SessionObserver, **kwargs: Any) -> Any:
+        return by_name[config.name](config, listener, **kwargs)
 
     return opener
 
@@ -300,22 +300,22 @@ class Ears:
     """Implements `gateway.backends.session.contracts.SessionObserver`."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
     def list_changed(self, feature: str) -> None:
-        self.heard.append(feature)
+        self.received.append(feature)
 
     def resource_updated(self, uri: str, params: dict[str, Any]) -> None:
-        self.heard.append(f"updated {uri}")
+        self.received.append(f"updated {uri}")
 
     def for_client(self, key: str, method: str, params: dict[str, Any]) -> None:
-        self.heard.append(f"{method} for {key}")
+        self.received.append(f"{method} for {key}")
 
     def freed(self) -> None:
-        self.heard.append("freed")
+        self.received.append("freed")
 
     def wrote_stderr(self, line: bytes) -> None:
-        self.heard.append(f"stderr: {line}")
+        self.received.append(f"stderr: {line}")
 
 
 class Script:
@@ -358,9 +358,9 @@ class Script:
             key = "error" if "code" in answer else "result"
             self.feed({"id": message["id"], key: answer})
 
-    def send(self, ticket: PendingCall) -> int:
+    def send(self, pending: PendingCall) -> int:
         """Send a call; returns its id on this hop."""
-        self.post(self.conversation.encode_call(ticket))
+        self.post(self.conversation.encode_call(pending))
         return self.posted[-1]["id"]
 
     def feed(self, message: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ class GatewayProcess:
     url: str | None = None
     stdio: StdioClient | None = None
     stderr: bytearray = field(default_factory=bytearray)
-    heard: trio.Condition = field(default_factory=trio.Condition)
+    received: trio.Condition = field(default_factory=trio.Condition)
     stderr_ended: bool = False
 
     @property
@@ -117,30 +117,30 @@ class GatewayProcess:
     async def wait_stderr(self, text: str, *, within: float = ANSWER_WITHIN) -> str:
         """The first whole stderr line that contains the text; fails if it does not come in time."""
         with trio.fail_after(within):
-            async with self.heard:
+            async with self.received:
                 while True:
                     lines = self.stderr_text.splitlines(keepends=True)
                     found = next((line for line in lines if text in line and line.endswith("\n")), None)
                     if found is not None:
                         return found.rstrip("\n")
                     assert not self.stderr_ended, f"stderr ended without {text!r}:\n{self.stderr_text}"
-                    await self.heard.wait()
+                    await self.received.wait()
 
     async def wait_stderr_end(self) -> None:
-        async with self.heard:
+        async with self.received:
             while not self.stderr_ended:
-                await self.heard.wait()
+                await self.received.wait()
 
     async def collect_stderr(self) -> None:
         assert self.process.stderr is not None
         async for data in self.process.stderr:
-            async with self.heard:
+            async with self.received:
                 self.stderr += data
                 del self.stderr[:-KEPT_STDERR]
-                self.heard.notify_all()
-        async with self.heard:
+                self.received.notify_all()
+        async with self.received:
             self.stderr_ended = True
-            self.heard.notify_all()
+            self.received.notify_all()
 
     async def stop(self, *, within: float = STOP_WITHIN) -> int:
         """SIGTERM and wait; the exit status. Kills and fails if it takes longer."""

@@ -37,7 +37,7 @@ ROWS = {
     "P8": "`get_server_status`, `get_all_servers`, `get_servers_config`",
     "P9": "`reload(new_mcp_config)` returns `(True, None)` or `(False, message)`: it checks all, changes nothing"
           " if anything is wrong, and leaves the unchanged undisturbed",
-    "P10": "`close_all_connections()` goes down the stop ladder; one that fails to close keeps no other open",
+    "P10": "`close_all_connections()` runs the shutdown sequence; one that fails to close keeps no other open",
     "M1": "Made with `name`, `auth_enabled`, `api_key`; configured in memory, without any file",
     "M2": "`initialize()`, `mount_to_app(app)` on a FastAPI or Starlette application, `shutdown()`",
     "M3": "`update_tools(tools)`: exactly these are offered, as described; an unknown one is refused",
@@ -64,8 +64,8 @@ def render() -> str:
     found = find_tests()
     for row, what in ROWS.items():
         first, *others = found[row]
-        further = f" and {len(others)} more" if others else ""
-        lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{further} |")
+        kwargs = f" and {len(others)} more" if others else ""
+        lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{kwargs} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """A face in memory: real answers and a real fleet in front of a fake backend, and exchanges that the test plays.
 
-For tests on a clock that jumps; the test is the backend (`House.fake`) and the client (its `FakeExchange`s).
+For tests on a clock that jumps; the test is the backend (`Harness.fake`) and the client (its `FakeExchange`s).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER = {"content": [{"type": "text", "text": "done"}]}
 STREAM = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 
 
-class House:
+class Harness:
     """What the test plays: the backend, and a client's exchanges with whatever face it builds on `answers`."""
 
     def __init__(self, answers: RequestHandler, fake: FakeBackend, nursery: trio.Nursery) -> None:
@@ -51,13 +51,13 @@ class House:
             pass
 
     @property
-    def ticket(self) -> PendingCall:
+    def pending(self) -> PendingCall:
         """The call that came last and has not ended."""
         return self.fake.session.working[-1]
 
-    async def tell(self, text: str, ticket: PendingCall | None = None) -> None:
+    async def tell(self, text: str, pending: PendingCall | None = None) -> None:
         """Have the backend log a line in a call."""
-        (ticket or self.ticket).notify(log_line(text))
+        (pending or self.pending).notify(log_line(text))
         await settle()
 
     async def answer(self, result: object = ANSWER) -> None:
@@ -67,7 +67,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncGenerator[House]:
+async def open_harness(fake: FakeBackend | None = None, **settings: Any) -> AsyncGenerator[Harness]:
     """A fleet with one backend `a` with a tool `x`; no signs of life on silent streams unless the settings say so."""
     fake = fake or FakeBackend(make_listing("x"))
     given = {"sse_after": 1e5, "keep_alive_interval": 1e5, **settings}
@@ -80,7 +80,7 @@ async def open_house(fake: FakeBackend | None = None, **settings: Any) -> AsyncG
             await settle()
             answers = RequestHandler(Router(fleet), "9", parking)
             async with trio.open_nursery() as nursery:
-                yield House(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
+                yield Harness(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
                 nursery.cancel_scope.cancel()
             fleet.stop()
 

@@ -27,7 +27,7 @@ HOP = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": "gateway", "version":
 CALLER = Caller(era=Era.LEGACY, version="2025-11-25", session="one")
 
 
-class Heard(Ears):
+class Received(Ears):
     """A listener that can be waited for."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ async def open_session(
     config = make_config(url, **fields)
     try:
         with trio.fail_after(WITHIN):
-            async with (opener or HttpOpener()).open(config, listener or Heard(), hop=HOP, era=clients) as session:
+            async with (opener or HttpOpener()).open(config, listener or Received(), hop=HOP, era=clients) as session:
                 yield session
     except BaseExceptionGroup as group:
         raise first(group) from group
@@ -82,22 +82,22 @@ def start_call(
         caller=CALLER,
         progress_token="client-token" if progress else None,
     )
-    ticket = PendingCall(call, backend="b", own_name=name, timeout=60)
-    session.send([ticket])
-    return ticket
+    pending = PendingCall(call, backend="b", own_name=name, timeout=60)
+    session.send([pending])
+    return pending
 
 
-async def outcome(ticket: PendingCall) -> Any:
+async def outcome(pending: PendingCall) -> Any:
     """How the call ends; its notices, and what its client's stream is told to do, are skipped."""
     with trio.fail_after(WITHIN):
-        while isinstance(found := await ticket.next(), Notification | StreamClosed):
+        while isinstance(found := await pending.next(), Notification | StreamClosed):
             pass
     return found
 
 
-async def call(session: Session, name: str = "echo", arguments: Any = None, **further: Any) -> Any:
+async def call(session: Session, name: str = "echo", arguments: Any = None, **kwargs: Any) -> Any:
     """A call from start to end."""
-    return await outcome(start_call(session, name, arguments, **further))
+    return await outcome(start_call(session, name, arguments, **kwargs))
 
 
 def result_of(found: Any) -> Any:

@@ -42,7 +42,7 @@ class Deaf:
         return lambda *_: None
 
 
-class House:
+class Harness:
     """One backend config's logins, a person who follows every page, and what was heard."""
 
     def __init__(self, peer: OAuthPeer, nursery: trio.Nursery, state: Path) -> None:
@@ -50,8 +50,8 @@ class House:
         self.state = state
         self.nursery = nursery
         self.waiting: list[PendingCall] = []
-        self.owed: list[str] = []
-        self.was_owed = trio.Event()
+        self.required: list[str] = []
+        self.was_required = trio.Event()
         self.pages: list[str] = []
         self.seen: list[str] = []
         """What the browser showed in the end."""
@@ -63,13 +63,13 @@ class House:
         return Logins(
             Store(self.state),
             waiting=lambda _: [one for one in self.waiting if not one.over],
-            owed=self.note_owed,
+            owed=self.note_required,
             make_ways=lambda config: LoginPrompt(config, can_open=lambda: self.has_display, open_page=self.open_page),
         )
 
-    def note_owed(self, _: str, reason: str) -> None:
-        self.owed.append(reason)
-        self.was_owed.set()
+    def note_required(self, _: str, reason: str) -> None:
+        self.required.append(reason)
+        self.was_required.set()
 
     async def open_page(self, url: str) -> bool:
         self.pages.append(url)
@@ -105,28 +105,28 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(tmp_path: Path) -> AsyncGenerator[House]:
+async def open_harness(tmp_path: Path) -> AsyncGenerator[Harness]:
     with trio.fail_after(3 * SOON):
         async with open_oauth_peer() as peer, bare_nursery() as nursery:
-            house = House(peer, nursery, tmp_path / "state")
-            await nursery.start(house.logins.run)
-            yield house  # ruff: ignore[fallible-context-manager]
+            harness = Harness(peer, nursery, tmp_path / "state")
+            await nursery.start(harness.logins.run)
+            yield harness  # ruff: ignore[fallible-context-manager]
             nursery.cancel_scope.cancel()
 
 
-def ticket_for(name: str, caller: Caller = ABLE) -> PendingCall:
+def pending_for(name: str, caller: Caller = ABLE) -> PendingCall:
     return PendingCall(make_call(name, caller=caller), backend="s", own_name=name, timeout=SOON)
 
 
-async def outcome(ticket: PendingCall) -> Outcome:
+async def outcome(pending: PendingCall) -> Outcome:
     while True:
-        item = await ticket.next()
+        item = await pending.next()
         assert item is not None
         if not isinstance(item, ServerRequest | Withdrawn):
             return item  # type: ignore[return-value] - what is no event is an outcome
 
 
 async def call(session: Session, name: str = "echo") -> Outcome:
-    ticket = ticket_for(name)
-    session.send([ticket])
-    return await outcome(ticket)
+    pending = pending_for(name)
+    session.send([pending])
+    return await outcome(pending)

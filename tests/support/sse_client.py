@@ -13,10 +13,10 @@ from tests.support.fakes import FakeExchange
 from tests.support.http_frontends import (
     HELLO,
     STREAM,
-    House,
+    Harness,
     events_of,
     message_of,
-    open_house,
+    open_harness,
 )
 from tests.support.wire_http import parse_events
 
@@ -40,13 +40,13 @@ class SlowExchange(FakeExchange):
 class SseClient:
     """One client of the face: its stream, and its POSTs."""
 
-    def __init__(self, house: House, face: SseFrontend) -> None:
-        self.house, self.face = house, face
+    def __init__(self, harness: Harness, frontend: SseFrontend) -> None:
+        self.harness, self.frontend = harness, frontend
         self.stream = SlowExchange(method="GET", headers=STREAM)
         self.endpoint = ""
 
     async def open(self) -> None:
-        await self.house.start(self.face.open, self.stream)
+        await self.harness.start(self.frontend.open, self.stream)
         self.endpoint = parse_events(self.stream.body)[0].data
 
     async def post(self, message: object, *, endpoint: str | None = None, **headers: str) -> FakeExchange:
@@ -55,7 +55,7 @@ class SseClient:
         target = self.endpoint if endpoint is None else endpoint
         exchange.scope["path"], _, query = target.partition("?")
         exchange.scope["query_string"] = query.encode()
-        return await self.house.start(self.face.post, exchange)
+        return await self.harness.start(self.frontend.post, exchange)
 
     async def ask(self, method: str, params: object = None, request_id: object = 1) -> FakeExchange:
         return await self.post(message_of(method, params, request_id))
@@ -72,13 +72,13 @@ class SseClient:
 
     @property
     def withdrawn(self) -> list[str]:
-        return [name for name, _ in self.house.fake.session.withdrawn]
+        return [name for name, _ in self.harness.fake.session.withdrawn]
 
 
 @asynccontextmanager
 async def open_client(*, version: str | None = "2024-11-05", **settings: Any) -> AsyncGenerator[SseClient]:
-    async with open_house(**settings) as house:
-        client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+    async with open_harness(**settings) as harness:
+        client = SseClient(harness, SseFrontend(harness.answers, "/messages/", trio.Event()))
         await client.open()
         if version is not None:
             await client.initialize(version)

@@ -18,7 +18,7 @@ from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.supervisor import Supervisor
-from tests.support.fakes import FakeBackend, backends, make_ticket, settle
+from tests.support.fakes import FakeBackend, backends, make_pending, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -65,12 +65,12 @@ class Rig:
     def state(self) -> State:
         return self.supervisor.state
 
-    def call(self, name: str = "x", **further: Any) -> PendingCall:
+    def call(self, name: str = "x", **kwargs: Any) -> PendingCall:
         config = self.supervisor.config
-        timeout = self.supervisor.gate.timeout(further.get("method", "tools/call"), name)
-        ticket = make_ticket(name, **{"timeout": timeout, "pending": {"max_time": config.max_call_time}, **further})
-        self.supervisor.submit(ticket)
-        return ticket
+        timeout = self.supervisor.gate.timeout(kwargs.get("method", "tools/call"), name)
+        pending = make_pending(name, **{"timeout": timeout, "pending": {"max_time": config.max_call_time}, **kwargs})
+        self.supervisor.submit(pending)
+        return pending
 
     async def run(self) -> None:
         await self.supervisor.run()
@@ -78,9 +78,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def running_supervisor(backend: FakeBackend, **further: Any) -> AsyncGenerator[Rig]:
+async def running_supervisor(backend: FakeBackend, **kwargs: Any) -> AsyncGenerator[Rig]:
     """A supervisor at work for the length of the block; it is stopped at the end, and must end within a moment."""
-    rig = Rig(backend, **further)
+    rig = Rig(backend, **kwargs)
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.run)
@@ -93,9 +93,9 @@ async def running_supervisor(backend: FakeBackend, **further: Any) -> AsyncGener
     assert rig.state is State.STOPPED
 
 
-async def outcome(ticket: PendingCall) -> Any:
-    with trio.fail_after(ticket.timeout + 1):
-        return await ticket.next()
+async def outcome(pending: PendingCall) -> Any:
+    with trio.fail_after(pending.timeout + 1):
+        return await pending.next()
 
 
 FLEET_POLICY = RestartPolicy(initial_delay=1, max_delay=8, jitter=0, max_quick_failures=3)

@@ -22,7 +22,7 @@ class Lines:
     """Implements what a flow needs of `gateway.router.Router`: every call that was sent, as a ticket."""
 
     def __init__(self) -> None:
-        self.tickets: list[PendingCall] = []
+        self.pending_calls: list[PendingCall] = []
         self.carrier = Carrier()
         self.cancelled = self.carrier.reasons
         """Why backends were told to cancel."""
@@ -36,14 +36,14 @@ class Lines:
         return self.open(call)
 
     def open(self, call: Call, *, timeout: float = 300.0) -> PendingCall:
-        ticket = PendingCall(call, backend="b", own_name=call.name, timeout=timeout)
-        ticket.sent(self.carrier, len(self.tickets) + 1)
-        self.tickets.append(ticket)
-        return ticket
+        pending = PendingCall(call, backend="b", own_name=call.name, timeout=timeout)
+        pending.sent(self.carrier, len(self.pending_calls) + 1)
+        self.pending_calls.append(pending)
+        return pending
 
-    def release(self, ticket: PendingCall, reason: str = "") -> None:
-        self.released.append(ticket)
-        ticket.close(reason)
+    def release(self, pending: PendingCall, reason: str = "") -> None:
+        self.released.append(pending)
+        pending.close(reason)
 
 
 class Asked:
@@ -79,9 +79,9 @@ def make_call(era: Era, *, token: Any = None, caller: Caller | None = None, **pa
     return Call(method="tools/call", name="x", params=spans, meta={}, caller=caller, progress_token=token)
 
 
-def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **further: Any) -> tuple[CallStream, PendingCall]:
-    ticket = lines.open(make_call(era, **further), timeout=timeout)
-    return CallStream(lines, ticket), ticket  # type: ignore[arg-type] - stands for a router
+def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **kwargs: Any) -> tuple[CallStream, PendingCall]:
+    pending = lines.open(make_call(era, **kwargs), timeout=timeout)
+    return CallStream(lines, pending), pending  # type: ignore[arg-type] - stands for a router
 
 
 def done(text: str = "done", era: Era = Era.MODERN) -> Complete:

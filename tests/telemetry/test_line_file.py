@@ -27,11 +27,11 @@ def note_lost(count: int) -> bytes:
 
 @asynccontextmanager
 async def running(path: Path, **limits: Any) -> AsyncGenerator[LineFile]:
-    trail = LineFile(str(path), note_lost=note_lost, **limits)
+    writer = LineFile(str(path), note_lost=note_lost, **limits)
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trail.run)
-            yield trail  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            nursery.start_soon(writer.run)
+            yield writer  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
             nursery.cancel_scope.cancel()
 
 
@@ -49,23 +49,23 @@ async def test_lines_are_appended_to_a_file_that_only_its_owner_reads(tmp_path: 
     path = tmp_path / "audit.jsonl"
     path.write_text("before\n")
     path.chmod(0o644)
-    async with running(path) as trail:
+    async with running(path) as writer:
         for number in range(3):
-            trail.put(b"%d" % number)
+            writer.put(b"%d" % number)
         await until(path, "before\n0\n1\n2\n")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        trail.put(b"last")  # still queued when the end comes
+        writer.put(b"last")  # still queued when the end comes
     assert path.read_text() == "before\n0\n1\n2\nlast\n"
 
 
 async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
-    async with running(path) as trail:
-        trail.put(b"first")
+    async with running(path) as writer:
+        writer.put(b"first")
         await until(path, "first\n")
         path.rename(old)
-        trail.reopen()
-        trail.put(b"second")
+        writer.reopen()
+        writer.put(b"second")
         await until(path, "second\n")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert old.read_text() == "first\n"
@@ -75,23 +75,23 @@ async def test_a_file_that_cannot_be_written_keeps_its_lines_until_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "missing" / "audit.jsonl"
-    async with running(path, retry_after=0.01) as trail:
-        trail.put(b"kept")
+    async with running(path, retry_after=0.01) as writer:
+        writer.put(b"kept")
         with trio.fail_after(SOON):
             while "cannot be noted" not in caplog.text:  # ruff: ignore[async-busy-wait]
                 await trio.sleep(0.01)
         path.parent.mkdir()
         await until(path, "kept\n")
-        assert trail.dropped == 0
+        assert writer.dropped == 0
 
 
 @pytest.mark.parametrize(("most", "line"), [("max_lines", b"%03d"), ("max_bytes", b"%03d" + b"x" * 17)])
 async def test_when_full_the_oldest_are_dropped_and_counted(most: str, line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    async with running(path, **{most: 10 if most == "max_lines" else 200}) as trail:
+    async with running(path, **{most: 10 if most == "max_lines" else 200}) as writer:
         for number in range(25):
-            trail.put(line % number)
-        assert trail.dropped == 15
+            writer.put(line % number)
+        assert writer.dropped == 15
     first, *rest = path.read_bytes().splitlines()
     assert json.loads(first) == {"dropped": 15}
     assert rest == [line % number for number in range(15, 25)]
@@ -100,8 +100,8 @@ async def test_when_full_the_oldest_are_dropped_and_counted(most: str, line: byt
 async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "target").write_text("precious\n")
     (tmp_path / "audit.jsonl").symlink_to("target")
-    async with running(tmp_path / "audit.jsonl") as trail:
-        trail.put(b"line")
+    async with running(tmp_path / "audit.jsonl") as writer:
+        writer.put(b"line")
     assert (tmp_path / "target").read_text() == "precious\n"
     assert "were not noted" in caplog.text or "cannot be noted" in caplog.text
 
@@ -117,8 +117,8 @@ async def test_a_disk_that_hangs_holds_up_nobody(
 
     monkeypatch.setattr(trail_module, "os", _Os(write))
     try:
-        async with running(tmp_path / "audit.jsonl", write_timeout=0.05) as trail:
-            trail.put(b"line")
+        async with running(tmp_path / "audit.jsonl", write_timeout=0.05) as writer:
+            writer.put(b"line")
     finally:
         hanging.set()
     assert "the disk takes longer" in caplog.text
@@ -181,14 +181,14 @@ async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
         return first(name)
 
     monkeypatch.setattr(trail_module, "open_private", hang)
-    trail = LineFile(str(tmp_path / "x"), note_lost=note_lost, write_timeout=0.05)
+    writer = LineFile(str(tmp_path / "x"), note_lost=note_lost, write_timeout=0.05)
     try:
         with trio.fail_after(SOON):
             for line in (b"1", b"2", b"3"):
-                trail.put(line)
+                writer.put(line)
                 with pytest.raises(OSError, match="the disk"):
-                    await trail._write()
+                    await writer._write()
     finally:
         goes_on.set()
     assert len(opened) == 1
-    assert list(trail._lines) == [b"2", b"3"]
+    assert list(writer._lines) == [b"2", b"3"]

@@ -50,7 +50,7 @@ class SessionContext(Protocol):
     conversation: Conversation
     recovery: Recovery
 
-    def headers(self, method: str, ticket: PendingCall | None) -> AnyHeaders:
+    def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
         """The headers of a POST."""
         ...
 
@@ -74,10 +74,10 @@ class SessionContext(Protocol):
 class HttpRequest:
     """One request and its answer."""
 
-    __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_scope", "_ticket", "request_id")
+    __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_pending", "_scope", "request_id")
 
     def __init__(
-        self, link: SessionContext, request_id: int, method: str, body: bytes, ticket: PendingCall | None
+        self, link: SessionContext, request_id: int, method: str, body: bytes, pending: PendingCall | None
     ) -> None:
         self.request_id = request_id
         self._scope = trio.CancelScope()
@@ -85,7 +85,7 @@ class HttpRequest:
         self._link = link
         self._method = method
         self._body = body
-        self._ticket = ticket
+        self._pending = pending
         self._answered = False
 
     def cancel(self, notification: bytes | None) -> None:
@@ -114,13 +114,13 @@ class HttpRequest:
     async def _attempt(self, *, first: bool) -> bool:
         """One POST; returns whether there should be another."""
         link, recovery = self._link, self._link.recovery
-        if recovery.standing is not Standing.SOUND:
-            await recovery.admitted(self._method, is_call=self._ticket is not None)
+        if recovery.standing is not Standing.VALID:
+            await recovery.admitted(self._method, is_call=self._pending is not None)
         generation, era = recovery.generation, link.conversation.hop.era
         parser: EventParser | None = None
         try:
-            headers = link.headers(self._method, self._ticket)
-            async with link.http.exchange("POST", headers, self._body, ticket=self._ticket) as response:
+            headers = link.headers(self._method, self._pending)
+            async with link.http.exchange("POST", headers, self._body, pending=self._pending) as response:
                 if response.status_code != _OK:
                     again = await self._refused(response, generation, era, first=first)
                 elif media_type(response) == "text/event-stream":
@@ -155,7 +155,7 @@ class HttpRequest:
             raise self._too_long() from None
         self._note_session(response, era)
         conversation = link.conversation
-        conversation.feed(data, self._ticket)
+        conversation.feed(data, self._pending)
         if not conversation.waits_for(self.request_id):
             return
         # The message was no answer to this request, unless it is an error without an id.
@@ -185,7 +185,7 @@ class HttpRequest:
                 if isinstance(event.data, OversizedLine):
                     conversation.fail(self.request_id, self._too_long(event.data.size))
                 elif event.event == "message":
-                    conversation.feed(event.data, self._ticket)
+                    conversation.feed(event.data, self._pending)
                 if not conversation.waits_for(self.request_id):
                     self._answered = True
                     self._scope.deadline = min(self._scope.deadline, trio.current_time() + LINGER)
@@ -200,8 +200,10 @@ class HttpRequest:
             if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
                 raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
             pause = RESUME_PAUSE if parser.retry is None else parser.retry
-            if self._ticket is not None and not failures:
-                self._ticket.close_stream(int(pause * 1000))  # the client's stream closes with ours, and is resumed too
+            if self._pending is not None and not failures:
+                self._pending.close_stream(
+                    int(pause * 1000)
+                )  # the client's stream closes with ours, and is resumed too
             await trio.sleep(max(pause, LEAST_PAUSE))
             parser = parser.successor()
             refused = 0
@@ -224,18 +226,18 @@ class HttpRequest:
         refusal = await read_refusal(response, self.request_id)
         modern = era is Era.MODERN
         if refusal.verdict is Verdict.REFUSED and not modern and self._method != "initialize":
-            key = self._method if self._ticket is None else self._ticket.own_name
+            key = self._method if self._pending is None else self._pending.own_name
             if not first:
                 link.recovery.refused_again(key)
-            elif link.recovery.refused(generation, key, is_call=self._ticket is not None):
+            elif link.recovery.refused(generation, key, is_call=self._pending is not None):
                 return True
-        if self._ticket is not None and refusal.verdict is not Verdict.UNRELATED:
+        if self._pending is not None and refusal.verdict is not Verdict.UNRELATED:
             link.recovery.suspect()
         if refusal.message is None:
             raise self._no_answer(response, refusal)
         outcome = link.conversation.outcome_of(refusal.message)
         if isinstance(outcome, Failure):
-            if first and modern and self._ticket is not None and outcome.code == HEADER_MISMATCH:
+            if first and modern and self._pending is not None and outcome.code == HEADER_MISMATCH:
                 return True
             outcome = with_retry_hint(outcome, retry_after(response))
         link.conversation.fail(self.request_id, outcome)

@@ -16,7 +16,7 @@ from gateway.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-SPARE_ROOM: Final = 64
+SPARE_CAPACITY: Final = 64
 """Messages that may wait, beyond one for each call that the backend may work on."""
 LOG_EVERY: Final = 100
 """Of so many messages dropped one is logged."""
@@ -33,8 +33,8 @@ class OutgoingQueue:
         self.dropped = 0
         self._backend = backend
         self._deliver = deliver
-        room = max_concurrency + SPARE_ROOM
-        self._send, self._receive = trio.open_memory_channel["bytes | trio.Event"](room)
+        capacity = max_concurrency + SPARE_CAPACITY
+        self._send, self._receive = trio.open_memory_channel["bytes | trio.Event"](capacity)
 
     def post(self, data: bytes) -> None:
         """Put a message in."""

@@ -140,7 +140,7 @@ def _find_answer(body: bytes, kind: str, request_id: str) -> jsonrpc.Message | N
 class Standing(enum.Enum):
     """What the gateway knows of its session at the server."""
 
-    SOUND = enum.auto()
+    VALID = enum.auto()
     DOUBTED = enum.auto()
     """A probe is under way; new calls wait for its result."""
     LOST = enum.auto()
@@ -148,9 +148,9 @@ class Standing(enum.Enum):
 
 
 _TRANSITIONS: Final = {
-    Standing.SOUND: {Standing.DOUBTED, Standing.LOST},
-    Standing.DOUBTED: {Standing.SOUND, Standing.LOST},
-    Standing.LOST: {Standing.SOUND},
+    Standing.VALID: {Standing.DOUBTED, Standing.LOST},
+    Standing.DOUBTED: {Standing.VALID, Standing.LOST},
+    Standing.LOST: {Standing.VALID},
 }
 
 
@@ -158,7 +158,7 @@ class Renewable(Protocol):
     """What `Recovery` needs of its session."""
 
     @property
-    def is_greeted(self) -> bool:
+    def is_initialized(self) -> bool:
         """Whether the server has answered the handshake."""
         ...
 
@@ -193,7 +193,7 @@ class Recovery:
     """
 
     def __init__(self, session: Renewable) -> None:
-        self.standing = Standing.SOUND
+        self.standing = Standing.VALID
         self.generation = 0
         """Counts the sessions; a refusal is about the one that its request was sent in."""
         self._session = session
@@ -253,7 +253,7 @@ class Recovery:
 
     def suspect(self) -> None:
         """Probe the session, which may be lost."""
-        if self._is_probing or self.standing is not Standing.SOUND or not self._session.is_stateful:
+        if self._is_probing or self.standing is not Standing.VALID or not self._session.is_stateful:
             return
         if trio.current_time() >= self._hold_at:
             self._to(Standing.DOUBTED)
@@ -264,7 +264,7 @@ class Recovery:
 
         A server that cuts off the era probe is there, and is yet to be sent `initialize`.
         """
-        if self._session.is_greeted:
+        if self._session.is_initialized:
             self._alarm.set()
 
     async def run(self) -> None:
@@ -290,7 +290,7 @@ class Recovery:
                     )
                 else:
                     self.generation += 1
-                self._to(Standing.SOUND)
+                self._to(Standing.VALID)
             await trio.sleep(ALARM_PAUSE)
 
     async def _probe(self) -> None:
@@ -306,11 +306,11 @@ class Recovery:
         if self.standing is Standing.LOST:  # a call was refused meanwhile
             return
         if not is_refused:
-            self._to(Standing.SOUND)
+            self._to(Standing.VALID)
             return
         self._incurable.clear()  # what was refused then may have been so for the same reason
         if trio.current_time() < self._renew_at:
-            self._to(Standing.SOUND)
+            self._to(Standing.VALID)
             await trio.sleep_until(self._renew_at)
             self._alarm.set()
             return

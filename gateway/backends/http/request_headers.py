@@ -85,7 +85,7 @@ class RequestHeaders:
             own.append((VERSION_HEADER, self._version.encode()))
         return own
 
-    def post(self, hop: Hop, method: str, ticket: PendingCall | None) -> AnyHeaders:
+    def post(self, hop: Hop, method: str, pending: PendingCall | None) -> AnyHeaders:
         """For a request's POST."""
         if hop.era is Era.LEGACY:
             return self.legacy
@@ -93,13 +93,13 @@ class RequestHeaders:
             (VERSION_HEADER, hop.version.encode()),
             (METHOD_HEADER, surrogates.text_without_surrogates(method).encode()),
         ]
-        if ticket is not None and method in TASK_METHODS:
-            own.append((NAME_HEADER, encode_value(ticket.task_id).encode()))
-        elif ticket is not None and method in OWNER_KIND:
-            own.append((NAME_HEADER, encode_value(ticket.own_name).encode()))
-            annotations = self._annotations.get(ticket.own_name) if method == "tools/call" else None
+        if pending is not None and method in TASK_METHODS:
+            own.append((NAME_HEADER, encode_value(pending.task_id).encode()))
+        elif pending is not None and method in OWNER_KIND:
+            own.append((NAME_HEADER, encode_value(pending.own_name).encode()))
+            annotations = self._annotations.get(pending.own_name) if method == "tools/call" else None
             if annotations is not None:
-                own += param_headers(annotations, ticket.call.params.get("arguments", jsonrpc.EMPTY_OBJECT))
+                own += param_headers(annotations, pending.call.params.get("arguments", jsonrpc.EMPTY_OBJECT))
         return self._modern + own
 
     def get(self, last_id: bytes) -> HeaderList:

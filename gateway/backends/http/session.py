@@ -54,7 +54,7 @@ class HttpSession(ABC):
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
         self.upkeep = SessionReconciler(self.conversation, listener, timeout=config.connect_timeout)
         self.recovery = Recovery(self)
-        self.is_greeted = False
+        self.is_initialized = False
         """Whether the server has answered the handshake."""
         self._posts = OutgoingQueue(config.name, self._deliver, max_concurrency=config.max_concurrency)
         self._problem: BackendError | None = None
@@ -80,11 +80,11 @@ class HttpSession(ABC):
         """Whether the session is open: `max_concurrency` bounds what is on its way."""
         return self._problem is None
 
-    def send(self, tickets: list[PendingCall]) -> None:
+    def send(self, pending_calls: list[PendingCall]) -> None:
         """Send each call in a request of its own."""
-        for ticket in tickets:
-            body = self.conversation.encode_call(ticket)
-            self.open(self.conversation.last_id, ticket.call.method, body, ticket)
+        for pending in pending_calls:
+            body = self.conversation.encode_call(pending)
+            self.open(self.conversation.last_id, pending.call.method, body, pending)
 
     async def wait_writable(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
         """Return at once: `max_concurrency` bounds what is on its way."""
@@ -100,7 +100,7 @@ class HttpSession(ABC):
     @property
     def is_stateful(self) -> bool:
         """Whether the server may keep something of this conversation that it can lose."""
-        return self.is_greeted and self.conversation.hop.era is Era.LEGACY
+        return self.is_initialized and self.conversation.hop.era is Era.LEGACY
 
     @property
     @abstractmethod
@@ -152,7 +152,7 @@ class HttpSession(ABC):
 
     def _adopt(self, greeting: ServerIntroduction) -> None:
         self.greeting = greeting
-        self.is_greeted = True
+        self.is_initialized = True
 
     def missed(self) -> None:
         """Have all lists read: the server may have changed them without a notice."""
@@ -160,7 +160,7 @@ class HttpSession(ABC):
             self._listener.list_changed(feature)
 
     @abstractmethod
-    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
         """Send a request, a call or one of the gateway's own; returns at once."""
 
     @abstractmethod

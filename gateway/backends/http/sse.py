@@ -63,7 +63,7 @@ class _Stream:
         self.scope = trio.CancelScope()
         self.problem: BackendError | None = None
         """Why it has ended."""
-        self.owed: set[int] = set()
+        self.unanswered: set[int] = set()
         """After another stream has taken its place: the requests whose answers are still to come on this one."""
 
 
@@ -80,31 +80,31 @@ class SseSession(HttpSession):
 
     # `gateway.backends.session.contracts.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
         """Send a request in a POST of its own."""
-        self._start_request(self._send, request_id, method, data, ticket)
+        self._start_request(self._send, request_id, method, data, pending)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request."""
         if cancelled is not None:
             self._posts.post(cancelled)
-        if request_id in self._replaced.owed:
+        if request_id in self._replaced.unanswered:
             self._settle(request_id)
 
-    async def _send(self, request_id: int, method: str, body: bytes, ticket: PendingCall | None) -> None:
+    async def _send(self, request_id: int, method: str, body: bytes, pending: PendingCall | None) -> None:
         """POST a request; its answer comes on the stream, and only a refusal ends it here."""
         try:
-            if await self._attempt(request_id, method, body, ticket, first=True):
-                await self._attempt(request_id, method, body, ticket, first=False)
+            if await self._attempt(request_id, method, body, pending, first=True):
+                await self._attempt(request_id, method, body, pending, first=False)
         except BackendError as problem:
             self.conversation.fail(request_id, problem)
 
     async def _attempt(
-        self, request_id: int, method: str, body: bytes, ticket: PendingCall | None, *, first: bool
+        self, request_id: int, method: str, body: bytes, pending: PendingCall | None, *, first: bool
     ) -> bool:
         """One POST; returns whether there should be another."""
-        recovery, is_call = self.recovery, ticket is not None
-        if recovery.standing is not Standing.SOUND:
+        recovery, is_call = self.recovery, pending is not None
+        if recovery.standing is not Standing.VALID:
             self._waiting.add(request_id)
             try:
                 await recovery.admitted(method, is_call=is_call)
@@ -113,7 +113,7 @@ class SseSession(HttpSession):
             if not self.conversation.waits_for(request_id):
                 return False
         generation, stream = recovery.generation, self._stream
-        async with self.http.exchange("POST", self._headers, body, url=stream.endpoint, ticket=ticket) as response:
+        async with self.http.exchange("POST", self._headers, body, url=stream.endpoint, pending=pending) as response:
             if response.status_code < _REDIRECT:
                 await skip_body(response)
                 return False
@@ -121,7 +121,7 @@ class SseSession(HttpSession):
         if not self.conversation.waits_for(request_id):
             return False
         if refusal.verdict is Verdict.REFUSED and method != "initialize":
-            key = method if ticket is None else ticket.own_name
+            key = method if pending is None else pending.own_name
             if not first:
                 recovery.refused_again(key)
             elif recovery.refused(generation, key, is_call=is_call):
@@ -162,11 +162,11 @@ class SseSession(HttpSession):
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
         wait = self.config.connect_timeout
         self._nursery.start_soon(self._run_stream, self._stream)
-        await self._greet(wait, attempts)
+        await self._send_initialize(wait, attempts)
         self.listing = await lists.list_all(self.conversation, self.greeting, timeout=wait)
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
-    async def _greet(self, wait: float, attempts: Attempts) -> None:
+    async def _send_initialize(self, wait: float, attempts: Attempts) -> None:
         await self._stream.connected.wait()
         if self._stream.problem is not None:
             raise self._stream.problem
@@ -192,14 +192,14 @@ class SseSession(HttpSession):
         )
         self._replaced.scope.cancel(reason="a second stream has been replaced")
         old = self._replaced = self._stream
-        old.owed = self.conversation.pending() - self._waiting
+        old.unanswered = self.conversation.pending() - self._waiting
         self._stream = _Stream()
         self._nursery.start_soon(self._run_stream, self._stream)
         self._is_renewing = True
         self._settle()
         try:
             with trio.fail_after(wait):
-                await self._greet(wait, Attempts("legacy", version=self.greeting.asked))
+                await self._send_initialize(wait, Attempts("legacy", version=self.greeting.asked))
                 if self._stream.problem is not None:
                     raise self._stream.problem
         except (BackendError, trio.TooSlowError) as problem:
@@ -219,15 +219,17 @@ class SseSession(HttpSession):
     def _settle(self, request_id: int | None = None) -> None:
         """Note that the replaced stream owes no answer to this request; close it when it owes none."""
         stream = self._replaced
-        stream.owed = {each for each in stream.owed if each != request_id and self.conversation.waits_for(each)}
+        stream.unanswered = {
+            each for each in stream.unanswered if each != request_id and self.conversation.waits_for(each)
+        }
         if stream.problem is not None:
-            self._fail_owed(stream)
-        elif not stream.owed and not self._is_renewing:
+            self._fail_unanswered(stream)
+        elif not stream.unanswered and not self._is_renewing:
             stream.scope.cancel(reason="the stream owes no answer")
 
-    def _fail_owed(self, stream: _Stream) -> None:
-        owed, stream.owed = stream.owed, set()
-        for request_id in owed:
+    def _fail_unanswered(self, stream: _Stream) -> None:
+        unanswered, stream.unanswered = stream.unanswered, set()
+        for request_id in unanswered:
             self.conversation.fail(request_id, BackendExited(self.config.name, "closed the event stream of its call"))
 
     async def _run_stream(self, stream: _Stream) -> None:
@@ -243,7 +245,7 @@ class SseSession(HttpSession):
             self.close(stream.problem)
             raise stream.problem
         if stream is self._replaced:
-            self._fail_owed(stream)
+            self._fail_unanswered(stream)
 
     async def _read_stream(self, stream: _Stream, response: httpx2.Response) -> None:
         status, kind = response.status_code, media_type(response)

@@ -96,7 +96,7 @@ class EventParser:
         if isinstance(line, OversizedLine):
             if line.head.startswith(b"data:"):
                 self._has_data = True
-                self._data.add_overlong(OversizedLine(line.head[5:].removeprefix(b" "), line.tail, line.size))
+                self._data.add_oversized(OversizedLine(line.head[5:].removeprefix(b" "), line.tail, line.size))
             return
         if line.startswith(b"data: "):  # by far the most frequent
             self._add_data(line[6:])
@@ -156,7 +156,7 @@ class _Held:
         else:
             self._only = data
 
-    def add_overlong(self, part: OversizedLine) -> None:
+    def add_oversized(self, part: OversizedLine) -> None:
         """Hold what is left of a part that was too long by itself."""
         self.size += part.size
         self._keep_ends(part.head, part.tail)
@@ -178,6 +178,6 @@ class _Held:
         size, self.size = self.size, 0
         if self._head is None:
             return self._pop_held()
-        overlong = OversizedLine(self._head, self._tail, size)
+        oversized = OversizedLine(self._head, self._tail, size)
         self._head, self._tail = None, b""
-        return overlong
+        return oversized

@@ -25,7 +25,7 @@ FIRST_PAUSE: Final = 1.0
 """Seconds before the stream is opened again, where the server asks for no other pause."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two attempts at a server that keeps failing."""
-SOUND_AFTER: Final = 5.0
+HEALTHY_AFTER: Final = 5.0
 """A stream that lived for so many seconds was no failure."""
 _OK: Final = 200
 _NOT_SERVED: Final = frozenset({405, 406, 415, 501})
@@ -72,7 +72,7 @@ class StandaloneStream:
                 if not is_served:
                     return
                 lived = trio.current_time() - opened_at
-                pause = FIRST_PAUSE if lived >= SOUND_AFTER or self._scope.cancelled_caught else pause
+                pause = FIRST_PAUSE if lived >= HEALTHY_AFTER or self._scope.cancelled_caught else pause
                 if not self._scope.cancelled_caught:
                     await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
                     pause = min(pause * 2, LONGEST_PAUSE)

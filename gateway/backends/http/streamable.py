@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gateway.http_client import AnyHeaders, HttpClient
     from gateway.inflight.pending import PendingCall
 
-MAX_FAREWELLS: Final = 1_000
+MAX_PENDING_CANCELS: Final = 1_000
 """Cancels on their way at once; a server that takes none is told of no more."""
 
 log = logging.getLogger("gateway.backend")
@@ -51,7 +51,7 @@ class StreamableSession(HttpSession):
         super().__init__(config, http, listener, hop)
         self._get_stream = StandaloneStream(self, self)
         self._exchanges: dict[int, HttpRequest] = {}
-        self._farewells = 0
+        self._pending_cancels = 0
         self._headers = RequestHeaders(config.name, http.base_headers)
 
     async def relist(self, feature: str) -> Listing:
@@ -63,11 +63,11 @@ class StreamableSession(HttpSession):
 
     # `gateway.backends.session.contracts.Exchanges`
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
+    def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
         """Send a request in an exchange of its own."""
         if method == "initialize":
             self._headers.forget()  # a refused one may have brought a session id
-        exchange = self._exchanges[request_id] = HttpRequest(self, request_id, method, data, ticket)
+        exchange = self._exchanges[request_id] = HttpRequest(self, request_id, method, data, pending)
 
         async def run() -> None:
             try:
@@ -85,20 +85,20 @@ class StreamableSession(HttpSession):
 
     async def send_cancelled(self, notification: bytes) -> None:
         """Tell a legacy server of a cancel, past the queue."""
-        if self._farewells >= MAX_FAREWELLS:
-            log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._farewells)
+        if self._pending_cancels >= MAX_PENDING_CANCELS:
+            log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._pending_cancels)
             return
-        self._farewells += 1
+        self._pending_cancels += 1
         try:
             await self._posts.deliver(notification)
         finally:
-            self._farewells -= 1
+            self._pending_cancels -= 1
 
     # `gateway.backends.http.exchange.SessionContext`
 
-    def headers(self, method: str, ticket: PendingCall | None) -> AnyHeaders:
+    def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
         """The headers of a request's POST."""
-        return self._headers.post(self.conversation.hop, method, ticket)
+        return self._headers.post(self.conversation.hop, method, pending)
 
     def stream_headers(self, last_id: bytes) -> AnyHeaders:
         """The headers of a legacy GET."""

@@ -68,8 +68,8 @@ class SessionObserver(Protocol):
 class Exchanges(Protocol):
     """A transport that gives each request an exchange of its own. Methods return at once."""
 
-    def open(self, request_id: int, method: str, data: bytes, ticket: PendingCall | None = None) -> None:
-        """Send a request of the gateway's own; `ticket` is the call that it is about, if it is about one."""
+    def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
+        """Send a request of the gateway's own; `pending` is the call that it is about, if it is about one."""
         ...
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:

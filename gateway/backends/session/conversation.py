@@ -3,7 +3,7 @@
 Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
 comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`,
 where replies to the backend's own requests go another way. Nothing in here waits but `request`. Invariant: every call
-that was sent is finished exactly once, by its answer, by its ticket's withdrawal, by `fail`, or by `close`.
+that was sent is finished exactly once, by its answer, by its pending call's withdrawal, by `fail`, or by `close`.
 """
 
 from __future__ import annotations
@@ -120,23 +120,23 @@ class Conversation:
         own = {request_id for request_id, waiter in self._waiters.items() if waiter.outcome is None}
         return own | self._calls.keys()
 
-    def encode_call(self, ticket: PendingCall) -> bytes:
+    def encode_call(self, pending: PendingCall) -> bytes:
         """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
         request_id = self._last_id = self._last_id + 1
-        call = ticket.call
+        call = pending.call
         # The id serves as progress token too: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
-        as_task = self.tasks.needs_task(ticket)
-        params = requests.backend_params(call, ticket.own_name, token, self.hop, as_task=as_task)
-        self._calls[request_id] = ticket
-        ticket.sent(self, request_id, as_task=as_task)
+        as_task = self.tasks.needs_task(pending)
+        params = requests.backend_params(call, pending.own_name, token, self.hop, as_task=as_task)
+        self._calls[request_id] = pending
+        pending.sent(self, request_id, as_task=as_task)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
     def suspects(self) -> list[Suspect]:
         """The calls that were sent and not answered, the last one sent first."""
         since = trio.current_time() - SUSPECT_FOR
         suspects = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
-        suspects |= {number: ticket.as_suspect() for number, ticket in {**self._calls, **self.tasks.driven}.items()}
+        suspects |= {number: pending.as_suspect() for number, pending in {**self._calls, **self.tasks.driven}.items()}
         return [suspects[number] for number in sorted(suspects, reverse=True)]
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
@@ -165,12 +165,12 @@ class Conversation:
         method: str,
         params: dict[str, object] | None = None,
         *,
-        ticket: PendingCall | None = None,
+        pending: PendingCall | None = None,
         on_problem: Callable[[str], None] | None = None,
     ) -> tuple[int, PendingRequest]:
         """Send a request of the gateway's own; returns its id and whom its answer will reach.
 
-        `ticket` is the call whose task the request is about.
+        `pending` is the call whose task the request is about.
         """
         request_id = self._last_id = self._last_id + 1
         waiter = PendingRequest(LISTED_KIND.get(method), on_problem, opens=method in OPENING)
@@ -179,15 +179,15 @@ class Conversation:
             waiter.finish(self._closed)
         members, own = dict(params or {}), dict[str, object]()
         if self.hop.era is Era.MODERN:
-            caller = None if ticket is None else ticket.call.caller
-            members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=ticket is not None)
+            caller = None if pending is None else pending.call.caller
+            members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=pending is not None)
         if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
             members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
         line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
         if self._exchanges is None:
             self._post(line)
         elif self._closed is None:
-            self._exchanges.open(request_id, method, line, ticket)
+            self._exchanges.open(request_id, method, line, pending)
         return request_id, waiter
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
@@ -231,8 +231,8 @@ class Conversation:
         """Send a notification of a client's; bounded as replies are, since clients may send as many as they like."""
         self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
 
-    def feed(self, data: bytes, ticket: PendingCall | None = None) -> None:
-        """Take one message in; `ticket` is the call on whose own stream it came, where the transport can tell.
+    def feed(self, data: bytes, pending: PendingCall | None = None) -> None:
+        """Take one message in; `pending` is the call on whose own stream it came, where the transport can tell.
 
         In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
         """
@@ -243,11 +243,11 @@ class Conversation:
                 self._malformed(exc, data)
                 return
             for part in parts:
-                self._handle_message(part, ticket)
+                self._handle_message(part, pending)
         else:
-            self._handle_message(data, ticket)
+            self._handle_message(data, pending)
 
-    def _handle_message(self, data: bytes, ticket: PendingCall | None) -> None:
+    def _handle_message(self, data: bytes, pending: PendingCall | None) -> None:
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed as exc:
@@ -258,13 +258,13 @@ class Conversation:
             self._handle_response(message)
             return
         if message.id is not msgspec.UNSET:
-            self._asking.request(message, ticket or self.tasks.owner(params))
+            self._asking.request(message, pending or self.tasks.owner(params))
             return
         match method:
             case "notifications/progress":
                 self._handle_progress(params)
             case "notifications/message":
-                self._asking.message(params, ticket)
+                self._asking.message(params, pending)
             case "notifications/resources/updated":
                 self._handle_resource_updated(params)
             case "notifications/subscriptions/acknowledged":
@@ -278,7 +278,7 @@ class Conversation:
             case _ if method in LIST_CHANGED:
                 self._listener.list_changed(LIST_CHANGED[method])
             case _:
-                self._asking.vendor(method, params, ticket)
+                self._asking.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
@@ -307,8 +307,8 @@ class Conversation:
         self._asking.close()
         self.tasks.close(problem)
         calls, self._calls = self._calls, {}
-        for ticket in calls.values():
-            ticket.finish(problem)
+        for pending in calls.values():
+            pending.finish(problem)
         for waiter in list(self._waiters.values()):
             waiter.finish(problem)
 
@@ -360,18 +360,18 @@ class Conversation:
     def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Hand an answer to whoever waits for it; False if nobody does."""
         request_id = _number(request_id)
-        ticket = self._calls.pop(request_id, None)
-        if ticket is not None:
-            if self.tasks.wants(ticket, outcome):
-                line = self.encode_call(ticket)
+        pending = self._calls.pop(request_id, None)
+        if pending is not None:
+            if self.tasks.wants(pending, outcome):
+                line = self.encode_call(pending)
                 if self._exchanges is None:
                     self._post(line)
                 else:
-                    self._exchanges.open(self._last_id, ticket.call.method, line, ticket)
+                    self._exchanges.open(self._last_id, pending.call.method, line, pending)
                 return True
             if self._exchanges is not None and not isinstance(outcome, Complete):
                 self._exchanges.call_failed(outcome)
-            ticket.finish(outcome)
+            pending.finish(outcome)
             self._listener.freed()
             return True
         waiter = self._waiters.get(request_id)
@@ -450,12 +450,12 @@ class Conversation:
         except (ValueError, KeyError):
             log.debug("backend %r sent progress without a token", self.backend)
             return
-        ticket = self._calls.get(token) or self.tasks.driven.get(token) if isinstance(token, int) else None
-        if ticket is None or ticket.call.progress_token is None:
+        pending = self._calls.get(token) or self.tasks.driven.get(token) if isinstance(token, int) else None
+        if pending is None or pending.call.progress_token is None:
             self.unmatched += 1
             return
-        members[meta.PROGRESS_TOKEN] = jsonrpc.raw(ticket.call.progress_token)
-        ticket.notify(Notification("notifications/progress", members))
+        members[meta.PROGRESS_TOKEN] = jsonrpc.raw(pending.call.progress_token)
+        pending.notify(Notification("notifications/progress", members))
 
 
 def _number(request_id: jsonrpc.Id) -> int:

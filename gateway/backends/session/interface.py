@@ -49,7 +49,7 @@ class Session(Protocol):
         """Whether the session is open, and its transport takes more now."""
         ...
 
-    def send(self, tickets: list[PendingCall]) -> None:
+    def send(self, pending_calls: list[PendingCall]) -> None:
         """Send calls, in order, without waiting; only where `can_send`."""
         ...
 

@@ -52,10 +52,10 @@ class ServerRequestRouter:
         self._calls = calls
         self._open: dict[jsonrpc.Id, tuple[ServerRequest, PendingCall]] = {}
 
-    def owner(self, ticket: PendingCall | None) -> PendingCall | None:
+    def owner(self, pending: PendingCall | None) -> PendingCall | None:
         """The call that a message belongs to: the one on whose stream it came, else the latest of the only client."""
-        if ticket is not None:
-            return ticket
+        if pending is not None:
+            return pending
         latest: PendingCall | None = None
         for candidate in self._calls():
             if latest is not None and not latest.call.caller.same_client(candidate.call.caller):
@@ -63,7 +63,7 @@ class ServerRequestRouter:
             latest = candidate
         return latest
 
-    def request(self, message: jsonrpc.Message, ticket: PendingCall | None) -> None:
+    def request(self, message: jsonrpc.Message, pending: PendingCall | None) -> None:
         """Take in a request of the backend."""
         request_id, method = message.id, message.method
         if not isinstance(request_id, int | str) or not isinstance(method, str):
@@ -75,7 +75,7 @@ class ServerRequestRouter:
         elif request_id in self._open:
             self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")
         else:
-            self._deliver(request_id, method, message, self.owner(ticket))
+            self._deliver(request_id, method, message, self.owner(pending))
 
     def _deliver(
         self, request_id: jsonrpc.Id, method: str, message: jsonrpc.Message, owner: PendingCall | None
@@ -163,9 +163,9 @@ class ServerRequestRouter:
         if key is not None:
             self._for_client(key, "notifications/elicitation/complete", members)
 
-    def vendor(self, method: str, params: msgspec.Raw, ticket: PendingCall | None) -> None:
+    def vendor(self, method: str, params: msgspec.Raw, pending: PendingCall | None) -> None:
         """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""
-        owner = self.owner(ticket)
+        owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)
         except ValueError:
@@ -176,9 +176,9 @@ class ServerRequestRouter:
         else:
             owner.notify(Notification(method, members))
 
-    def message(self, params: msgspec.Raw, ticket: PendingCall | None) -> None:
+    def message(self, params: msgspec.Raw, pending: PendingCall | None) -> None:
         """Take in a log line: its client gets it, if there is exactly one that it can be for."""
-        owner = self.owner(ticket)
+        owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)
         except ValueError:

@@ -3,7 +3,7 @@
 The call that began a task stays under way until the task has ended: it is asked about with `tasks/get`, what it wants
 from the client goes to that client, a cancelled call becomes `tasks/cancel`. Works through the conversation, so for
 every transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its
-ticket, whose deadline bounds every wait.
+pending call, whose deadline bounds every wait.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class RequestSender(Protocol):
     hop: Hop
 
     def begin(
-        self, method: str, params: dict[str, object] | None = None, *, ticket: PendingCall | None = None
+        self, method: str, params: dict[str, object] | None = None, *, pending: PendingCall | None = None
     ) -> tuple[int, PendingRequest]:
-        """Send a request; `ticket` is the call whose task it is about."""
+        """Send a request; `pending` is the call whose task it is about."""
         ...
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
@@ -87,12 +87,12 @@ class TaskDriver:
 
     # What the conversation calls; none of it waits.
 
-    def needs_task(self, ticket: PendingCall) -> bool:
+    def needs_task(self, pending: PendingCall) -> bool:
         """Whether this call must be sent as one that may become a task."""
-        if ticket.as_task or ticket.call.method != "tools/call" or self._conversation.hop.era is not Era.MODERN:
-            return ticket.as_task
+        if pending.as_task or pending.call.method != "tools/call" or self._conversation.hop.era is not Era.MODERN:
+            return pending.as_task
         # A client may declare the extension, which nobody has offered it; its call may then become a task too.
-        return tasks.EXTENSION.encode() in bytes(ticket.call.caller.capabilities) or ticket.own_name in self._known
+        return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
     def orphan(self, request_id: int) -> None:
         """Note that a call was given up before it was known which task it is (only `tasks/cancel` may cancel it)."""
@@ -100,39 +100,39 @@ class TaskDriver:
             del self._orphans[next(iter(self._orphans))]
         self._orphans[request_id] = None
 
-    def adopt(self, request_id: int, ticket: PendingCall | None, result: msgspec.Raw) -> bool:
+    def adopt(self, request_id: int, pending: PendingCall | None, result: msgspec.Raw) -> bool:
         """Take over a call whose answer is a task; False if the answer is the call's own result."""
-        if ticket is None:
+        if pending is None:
             if request_id not in self._orphans:
                 return False
             del self._orphans[request_id]
-        elif not ticket.as_task:
+        elif not pending.as_task:
             return False
         state = tasks.read_created(result, self._conversation.hop.era)
         if state is None:
-            return ticket is None
-        if ticket is None:
+            return pending is None
+        if pending is None:
             self._begin(partial(self._cancel, state.taskId, None))
             return True
-        self.driven[request_id] = self._by_task[state.taskId] = ticket
+        self.driven[request_id] = self._by_task[state.taskId] = pending
         scope = trio.CancelScope()
-        ticket.sent(_Driven(scope), request_id, as_task=True, task_id=state.taskId)
-        if not self._begin(partial(self._drive, request_id, ticket, state, scope)):
+        pending.sent(_Driven(scope), request_id, as_task=True, task_id=state.taskId)
+        if not self._begin(partial(self._drive, request_id, pending, state, scope)):
             self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks under way"))
         return True
 
-    def wants(self, ticket: PendingCall, outcome: Outcome) -> bool:
+    def wants(self, pending: PendingCall, outcome: Outcome) -> bool:
         """Whether a modern backend refused a call that it would do as a task; then it is to be sent again."""
         if (
-            ticket.as_task
-            or ticket.over
+            pending.as_task
+            or pending.over
             or self._conversation.hop.era is not Era.MODERN
             or not tasks.is_wanted(outcome)
         ):
             return False
         while len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[ticket.own_name] = None
+        self._known[pending.own_name] = None
         return True
 
     def owner(self, params: msgspec.Raw) -> PendingCall | None:
@@ -165,43 +165,43 @@ class TaskDriver:
         return True
 
     def _end(self, request_id: int, outcome: Outcome) -> None:
-        ticket = self.driven.pop(request_id, None)
-        if ticket is None:
+        pending = self.driven.pop(request_id, None)
+        if pending is None:
             return
-        self._by_task.pop(ticket.task_id, None)
-        ticket.finish(outcome)
+        self._by_task.pop(pending.task_id, None)
+        pending.finish(outcome)
         self._freed()
 
-    async def _drive(self, request_id: int, ticket: PendingCall, state: tasks.State, scope: trio.CancelScope) -> None:
+    async def _drive(self, request_id: int, pending: PendingCall, state: tasks.State, scope: trio.CancelScope) -> None:
         outcome: Outcome | None = None
         backend = self._conversation.backend
         with scope:
             poll = self._poll_legacy if self._conversation.hop.era is Era.LEGACY else self._poll_modern
-            outcome = await poll(ticket, state)
-        if ticket.over or isinstance(outcome, GatewayError):
-            self._begin(partial(self._cancel, state.taskId, ticket))
+            outcome = await poll(pending, state)
+        if pending.over or isinstance(outcome, GatewayError):
+            self._begin(partial(self._cancel, state.taskId, pending))
         self._end(request_id, outcome or BackendProtocol(backend, "was told to cancel the task of this call"))
 
-    async def _poll_legacy(self, ticket: PendingCall, state: tasks.State) -> Outcome:
+    async def _poll_legacy(self, pending: PendingCall, state: tasks.State) -> Outcome:
         """Wait until the task has ended or wants something: then `tasks/result` waits, and carries what it asks."""
         while state.status == "working":
             await trio.sleep(state.pause)
-            fetched = await self._fetch_status(ticket)
+            fetched = await self._fetch_status(pending)
             if not isinstance(fetched, tasks.State):
                 return fetched
             state = fetched
-        outcome = await self._request(ticket, "tasks/result")
+        outcome = await self._request(pending, "tasks/result")
         if isinstance(outcome, Complete):
             return Complete(tasks.unrelated_result(outcome.result), outcome.era)
         return outcome
 
-    async def _poll_modern(self, ticket: PendingCall, state: tasks.State) -> Outcome:
+    async def _poll_modern(self, pending: PendingCall, state: tasks.State) -> Outcome:
         """Ask about the task until it has ended, and give it what it wants from the client."""
         answered: set[str] = set()
         if state.status == "working":
             await trio.sleep(state.pause)
         while True:
-            fetched = await self._fetch_status(ticket)
+            fetched = await self._fetch_status(pending)
             if not isinstance(fetched, tasks.State):
                 return fetched
             if fetched.status in tasks.ENDED:
@@ -209,34 +209,36 @@ class TaskDriver:
             wanted = {key: one for key, one in (fetched.inputRequests or {}).items() if key not in answered}
             if wanted:
                 answered |= wanted.keys()
-                problem = await self._answer_input_requests(ticket, wanted)
+                problem = await self._answer_input_requests(pending, wanted)
                 if problem is not None:
                     return problem
             else:
                 await trio.sleep(fetched.pause)
 
-    async def _fetch_status(self, ticket: PendingCall) -> tasks.State | Outcome:
+    async def _fetch_status(self, pending: PendingCall) -> tasks.State | Outcome:
         with trio.move_on_after(POLL_TIMEOUT):
-            outcome = await self._request(ticket, "tasks/get")
+            outcome = await self._request(pending, "tasks/get")
             if not isinstance(outcome, Complete):
                 return outcome
             state = tasks.read_state(outcome.result)
             return state or BackendProtocol(self._conversation.backend, "answered tasks/get with no task")
         return BackendTooSlow(self._conversation.backend, f"did not answer tasks/get within {POLL_TIMEOUT:g} s")
 
-    async def _request(self, ticket: PendingCall, method: str, **params: object) -> Outcome:
+    async def _request(self, pending: PendingCall, method: str, **params: object) -> Outcome:
         """Send a request about a call's task, and wait as long as the call may."""
         conversation = self._conversation
-        request_id, waiter = conversation.begin(method, {"taskId": ticket.task_id, **params}, ticket=ticket)
+        request_id, waiter = conversation.begin(method, {"taskId": pending.task_id, **params}, pending=pending)
         try:
-            while waiter.outcome is None and trio.current_time() < ticket.deadline:
-                with trio.move_on_at(ticket.deadline):  # which moves on while the client is asked
+            while waiter.outcome is None and trio.current_time() < pending.deadline:
+                with trio.move_on_at(pending.deadline):  # which moves on while the client is asked
                     await waiter.event.wait()
         finally:
             conversation.end(request_id, reason=None if waiter.outcome else "the call is over")
         return waiter.outcome or BackendTooSlow(conversation.backend, f"did not answer {method} in time")
 
-    async def _answer_input_requests(self, ticket: PendingCall, wanted: dict[str, asks.InputRequest]) -> Outcome | None:
+    async def _answer_input_requests(
+        self, pending: PendingCall, wanted: dict[str, asks.InputRequest]
+    ) -> Outcome | None:
         """Have the client answer a modern task's requests; return the outcome if that ends the call."""
         answers: dict[str, msgspec.Raw] = {}
         refused: list[Failure] = []
@@ -254,7 +256,7 @@ class TaskDriver:
 
             return take
 
-        caller = ticket.call.caller
+        caller = pending.call.caller
         for key, one in wanted.items():
             method = one.method
             request = ServerRequest(method, one.params, taker(key, method))
@@ -272,22 +274,22 @@ class TaskDriver:
                 continue
             if caller.era is Era.LEGACY:
                 request.params = asks.for_legacy_client(method, request.params)
-            ticket.ask(request)
-        while not changed.is_set() and trio.current_time() < ticket.deadline:
-            with trio.move_on_at(ticket.deadline):
+            pending.ask(request)
+        while not changed.is_set() and trio.current_time() < pending.deadline:
+            with trio.move_on_at(pending.deadline):
                 await changed.wait()
         if refused:
-            self._begin(partial(self._cancel, ticket.task_id, ticket))  # it waits for what it will not get
+            self._begin(partial(self._cancel, pending.task_id, pending))  # it waits for what it will not get
             return refused[0]
         if not changed.is_set():
             return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
-        outcome = await self._request(ticket, "tasks/update", inputResponses=answers)
+        outcome = await self._request(pending, "tasks/update", inputResponses=answers)
         return None if isinstance(outcome, Complete) else outcome
 
-    async def _cancel(self, task_id: str, ticket: PendingCall | None) -> None:
+    async def _cancel(self, task_id: str, pending: PendingCall | None) -> None:
         """Tell the backend that nobody waits for a task; that it has ended already is no news."""
         with trio.move_on_after(CANCEL_TIMEOUT):
-            request_id, waiter = self._conversation.begin("tasks/cancel", {"taskId": task_id}, ticket=ticket)
+            request_id, waiter = self._conversation.begin("tasks/cancel", {"taskId": task_id}, pending=pending)
             try:
                 await waiter.event.wait()
             finally:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.frontends.modern.request_state import RequestStateCodec
 
 MAX_PARKED: Final = 1_024
-"""Parked calls in all; each holds a ticket of some kilobytes and a place at its backend."""
+"""Parked calls in all; each holds a pending call of some kilobytes and a place at its backend."""
 MAX_PARKED_EACH: Final = 32
 """Parked calls of one principal; anonymous clients together count as one. Each holds one of the places that its backend
 has for calls (`max_concurrency`, 64 if nothing is said), so they must not be able to take them all."""

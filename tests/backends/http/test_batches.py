@@ -9,7 +9,7 @@ import pytest
 from gateway.calls import Era, Failure, Notification
 from gateway.errors import BackendError, BackendProtocol
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, dump, open_peer, text
-from tests.support.http_sessions import Heard, call, open_session, outcome, start_call, text_of
+from tests.support.http_sessions import Received, call, open_session, outcome, start_call, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,19 +68,19 @@ def batched(parts: Callable[[Request], list[Any]], how: str) -> Any:
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("how", ["json", "event", "lines"])
 async def test_a_batch_is_taken_apart(parts: Any, how: str) -> None:
-    server, listener = speaking(LegacyServer(), BATCHING), Heard()
+    server, listener = speaking(LegacyServer(), BATCHING), Received()
     server.on["tools/call"] = batched(parts, how)
     async with open_peer(server) as peer, open_session(peer.url, listener=listener) as session:
         assert session.greeting.version == BATCHING
-        ticket = start_call(session, progress=True)
-        notices = []
-        while isinstance(found := await ticket.next(), Notification):
-            notices.append(found.method)
+        pending = start_call(session, progress=True)
+        notifications = []
+        while isinstance(found := await pending.next(), Notification):
+            notifications.append(found.method)
         assert text_of(found) == "batched"
-        assert notices == (["notifications/progress"] if parts is PARTS["after a notification"] else [])
+        assert notifications == (["notifications/progress"] if parts is PARTS["after a notification"] else [])
         if "notification" in next(name for name, each in PARTS.items() if each is parts):
             await listener.change()
-            assert "tools" in listener.heard
+            assert "tools" in listener.received
 
 
 async def test_one_batch_may_answer_several_calls() -> None:
@@ -97,12 +97,12 @@ async def test_one_batch_may_answer_several_calls() -> None:
 
     server.on["tools/call"] = both
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        tickets = [start_call(session), start_call(session)]
-        assert [text_of(await outcome(ticket)) for ticket in tickets] == ["batched", "batched"]
+        pending_calls = [start_call(session), start_call(session)]
+        assert [text_of(await outcome(pending)) for pending in pending_calls] == ["batched", "batched"]
 
 
 async def test_a_batch_on_the_get_stream_and_an_error_in_a_refusal() -> None:
-    server, listener = speaking(LegacyServer(), BATCHING), Heard()
+    server, listener = speaking(LegacyServer(), BATCHING), Received()
 
     async def stream(request: Request, reply: Reply) -> None:
         await reply.begin()
@@ -116,7 +116,7 @@ async def test_a_batch_on_the_get_stream_and_an_error_in_a_refusal() -> None:
     server.on |= {"GET": stream, "tools/call": refuse}
     async with open_peer(server) as peer, open_session(peer.url, listener=listener) as session:
         await listener.change()
-        assert (await peer.heard("response")).message == {"jsonrpc": "2.0", "id": "p", "result": {}}
+        assert (await peer.received("response")).message == {"jsonrpc": "2.0", "id": "p", "result": {}}
         assert await call(session) == Failure(-32050, "own", None, Era.LEGACY)
 
 

@@ -16,7 +16,7 @@ from gateway.errors import BackendProtocol, BackendUnavailable
 from gateway.http_client import PIECE_BYTES, BodyDecoder, Undecodable
 from gateway.oauth_client.http import OAuthHttp
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
-from tests.support.http_sessions import Heard, call, make_config, open_session, text_of
+from tests.support.http_sessions import Received, call, make_config, open_session, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ async def test_a_compressed_event_stream_is_decoded(coding: str) -> None:
 
 
 async def test_the_events_of_a_compressed_get_stream_arrive_as_they_are_sent() -> None:
-    server, listener, hold = LegacyServer(), Heard(), trio.Event()
+    server, listener, hold = LegacyServer(), Received(), trio.Event()
 
     async def stream(request: Request, reply: Reply) -> None:
         await reply.begin()

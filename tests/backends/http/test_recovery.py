@@ -19,7 +19,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol
 from gateway.http_client import open_http_client
 from tests.faults.corpus.sessions import LOSSES, UNRELATED, Loss
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
-from tests.support.http_sessions import HOP, Heard, call, make_config, open_session, outcome, start_call, text_of
+from tests.support.http_sessions import HOP, Received, call, make_config, open_session, outcome, start_call, text_of
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -105,8 +105,8 @@ async def test_sixteen_calls_share_one_new_session(loss: Loss) -> None:
     server, names = Forgetful(loss), [f"call {number}" for number in range(16)]
     async with open_peer(server) as peer, open_session(peer.url, max_concurrency=32) as session:
         server.lost = True
-        tickets = [start_call(session, "echo", {"text": name}) for name in names]
-        found = [await outcome(ticket) for ticket in tickets]
+        pending_calls = [start_call(session, "echo", {"text": name}) for name in names]
+        found = [await outcome(pending) for pending in pending_calls]
         for name, end in zip(names, found, strict=True):
             if isinstance(end, Complete):
                 assert server.ran[name] == 1
@@ -176,7 +176,7 @@ async def test_a_server_without_ping_is_probed_by_its_tools(name: str, ping: int
         del server.on["tools/call"]
         server.lost = True
         await call(session, "echo", {"text": "y"})
-        await peer.heard("initialize", 2)
+        await peer.received("initialize", 2)
         assert text_of(await call(session, "echo", {"text": "z"})) == "z"
 
 
@@ -196,20 +196,20 @@ async def test_a_call_under_way_is_not_touched_by_a_new_session(name: str) -> No
 
     server.on["tools/call"] = slow
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session, "echo", {"text": "slow"})
+        pending = start_call(session, "echo", {"text": "slow"})
         await started.wait()
         server.lost = True
         await call(session, "echo", {"text": "x"})
-        await peer.heard("initialize", 2)
+        await peer.received("initialize", 2)
         assert text_of(await call(session, "echo", {"text": "y"})) == "y"
         go_on.set()
-        assert text_of(await outcome(ticket)) == "slow"
+        assert text_of(await outcome(pending)) == "slow"
         assert server.ran["slow"] == 1
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-no-valid-session", "410-text", "422-detail", "500-page"])
 async def test_a_get_stream_that_is_refused_finds_the_loss(name: str) -> None:
-    server, listener = Forgetful(BY_NAME[name]), Heard()
+    server, listener = Forgetful(BY_NAME[name]), Received()
     opened, cut = trio.Event(), trio.Event()
 
     async def stream(request: Request, reply: Reply) -> None:
@@ -226,9 +226,9 @@ async def test_a_get_stream_that_is_refused_finds_the_loss(name: str) -> None:
         await opened.wait()
         server.lost = True
         cut.set()
-        await peer.heard("initialize", 2)
+        await peer.received("initialize", 2)
         while peer.all("GET")[-1].headers["mcp-session-id"] != "session-2":
-            await peer.heard("GET", len(peer.all("GET")) + 1)
+            await peer.received("GET", len(peer.all("GET")) + 1)
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-no-valid-session", "410-text", "422-detail", "500-page"])
@@ -241,11 +241,11 @@ async def test_a_notification_that_is_refused_finds_the_loss(name: str) -> None:
 
     server.on["tools/call"] = hang
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session, "echo", {"text": "x"})
+        pending = start_call(session, "echo", {"text": "x"})
         await started.wait()
         server.lost = True
-        ticket.close("changed my mind")
-        await peer.heard("initialize", 2)
+        pending.close("changed my mind")
+        await peer.received("initialize", 2)
         server.on.clear()
         assert text_of(await call(session, "echo", {"text": "y"})) == "y"
         assert len(peer.all("notifications/cancelled")) >= 1
@@ -272,10 +272,10 @@ async def test_a_new_session_is_told_the_subscriptions(name: str) -> None:
     async with open_peer(server) as peer, open_session(peer.url) as session:
         server.lost = True
         session.upkeep.set_desired(DesiredState(log_level="debug", uris=frozenset({"file:///x"})))
-        await peer.heard("initialize", 2)
+        await peer.received("initialize", 2)
         last = ""
         while last != "session-2":
-            last = (await peer.heard("resources/subscribe", len(peer.all("resources/subscribe")) or 1)).headers[
+            last = (await peer.received("resources/subscribe", len(peer.all("resources/subscribe")) or 1)).headers[
                 "mcp-session-id"
             ]
         assert len(peer.all("initialize")) == 2
@@ -401,7 +401,7 @@ async def test_tools_are_listed_before_a_session_is_replaced(declared: dict[str,
     async with open_peer(server) as peer, open_session(peer.url) as session:
         listed = len(peer.all("tools/list"))
         assert isinstance(await call(session), Failure)
-        await peer.heard("tools/list", listed + 1)
+        await peer.received("tools/list", listed + 1)
         assert len(peer.all("initialize")) == 1
 
 
@@ -432,15 +432,15 @@ async def test_a_server_that_refuses_everything_is_asked_for_two_sessions_at_onc
     async with open_peer(server) as peer, open_session(peer.url) as session:
         server.lost = True
         for _ in range(20):
-            ticket = start_call(session, "echo", {"text": "x"})
-            ticket.deadline = trio.current_time() + 0.2
-            assert not isinstance(await outcome(ticket), Complete)
+            pending = start_call(session, "echo", {"text": "x"})
+            pending.deadline = trio.current_time() + 0.2
+            assert not isinstance(await outcome(pending), Complete)
         assert len(peer.all("initialize")) == 2
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "410-text", "422-detail"])
 async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
-    server, heard = LegacyServer(sessions=False), Heard()
+    server, received = LegacyServer(sessions=False), Received()
     greeted, refused = trio.Event(), trio.Event()
 
     async def refuse(request: Request, reply: Reply) -> None:
@@ -453,13 +453,13 @@ async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
         greeted.set()
         await refused.wait()
         await reply.event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
-        await heard.change()  # so the refusal, which was sent before, has been heard too
+        await received.change()  # so the refusal, which was sent before, has been heard too
         info = {"name": "peer", "version": "1"}
         await reply.answer_event({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": info})
         await reply.end()
 
     server.on |= {"server/discover": refuse, "initialize": greet}
-    fields = {"listener": heard, "probe_timeout": 0.05}
+    fields = {"listener": received, "probe_timeout": 0.05}
     async with open_peer(server) as peer, open_session(peer.url, **fields) as session:
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
         assert (len(peer.all("initialize")), len(peer.all("ping"))) == (1, 0)
@@ -468,7 +468,7 @@ async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
 async def test_nothing_is_lost_before_the_handshake() -> None:
     config = make_config("http://127.0.0.1:9/mcp")
     async with open_http_client(config) as http:
-        session = StreamableSession(config, http, Heard(), HOP)
+        session = StreamableSession(config, http, Received(), HOP)
         assert not session.is_stateful
         for era in Era:
             session.conversation.hop = msgspec.structs.replace(HOP, era=era)
@@ -549,9 +549,9 @@ async def test_sse_sixteen_calls_share_one_new_stream(loss: Loss) -> None:
     fields = {"transport": "sse", "max_concurrency": 32}
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, **fields) as session:
         server.known = "none"
-        tickets = [start_call(session, "echo", {"text": name}) for name in names]
-        for name, ticket in zip(names, tickets, strict=True):
-            found = await outcome(ticket)
+        pending_calls = [start_call(session, "echo", {"text": name}) for name in names]
+        for name, pending in zip(names, pending_calls, strict=True):
+            found = await outcome(pending)
             if isinstance(found, Complete):
                 assert server.ran[name] == 1
             else:
@@ -581,7 +581,7 @@ async def test_sse_an_error_on_the_stream_may_mean_a_loss(code: int) -> None:
         found = await call(session)
         assert isinstance(found, Failure)
         assert (found.code, found.message) == (code, "Session not found")
-        await peer.heard("initialize", 2)
+        await peer.received("initialize", 2)
         fails = False
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
         assert server.streams == 2
@@ -603,7 +603,7 @@ async def test_sse_the_old_stream_still_brings_the_answers_that_it_owes(answers:
 
     server.on["tools/call"] = accept
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
-        ticket = start_call(session, "echo", {"text": "slow"})
+        pending = start_call(session, "echo", {"text": "slow"})
         await accepted.wait()
         server.known = "none"
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
@@ -611,10 +611,10 @@ async def test_sse_the_old_stream_still_brings_the_answers_that_it_owes(answers:
         first = server.by_number["/messages?sessionId=s1"]
         if answers:
             await first.event({"jsonrpc": "2.0", "id": slow[0].message["id"], "result": text("late")})
-            assert text_of(await outcome(ticket)) == "late"
+            assert text_of(await outcome(pending)) == "late"
         else:
             await first.stream.aclose()
-            assert isinstance(await outcome(ticket), BackendExited)
+            assert isinstance(await outcome(pending), BackendExited)
         assert text_of(await call(session, "echo", {"text": "y"})) == "y"
         assert len(slow) == 1
         await peer.wait(lambda: 1 not in server.open_streams)
@@ -631,11 +631,11 @@ async def test_sse_a_cancelled_call_lets_the_old_stream_go() -> None:
 
     server.on["tools/call"] = swallow
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
-        ticket = start_call(session, "echo", {"text": "slow"})
+        pending = start_call(session, "echo", {"text": "slow"})
         await started.wait()
         server.known = "none"
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
-        ticket.close()
+        pending.close()
         await peer.wait(lambda: server.open_streams == {2})
 
 
@@ -646,7 +646,7 @@ class Session:
     """Implements `Renewable`: answers probes and renewals as it is told, and notes when."""
 
     def __init__(self) -> None:
-        self.is_greeted = self.is_stateful = self.has_id = True
+        self.is_initialized = self.is_stateful = self.has_id = True
         self.refuses = True
         self.fails: BackendError | None = None
         self.renewals: list[float] = []
@@ -702,7 +702,7 @@ async def test_a_late_refusal_of_the_old_session_is_no_loss_of_the_new_one(autoj
         assert session.recovery.refused(0, "echo", is_call=True)
         await session.recovery.admitted("tools/call", is_call=True)
         assert session.recovery.refused(0, "echo", is_call=True)
-        assert session.recovery.standing is Standing.SOUND
+        assert session.recovery.standing is Standing.VALID
         await trio.sleep(10 * RENEW_INTERVAL)
         assert len(session.renewals) == 1
         nursery.cancel_scope.cancel()
@@ -732,7 +732,7 @@ async def test_a_failed_connection_leads_to_a_probe_only_after_the_handshake(aut
     session.refuses = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.recovery.run)
-        for session.is_greeted, probes in ((False, 0), (True, 1)):
+        for session.is_initialized, probes in ((False, 0), (True, 1)):
             session.recovery.doubt()
             await trio.sleep(RENEW_INTERVAL)
             assert len(session.probes) == probes

@@ -47,8 +47,10 @@ async def test_a_session_from_the_endpoint_event_to_the_end() -> None:
             assert session.greeting.version == "2024-11-05"
             assert session.greeting.era is Era.LEGACY
             assert [item.own for item in session.listing.items[Kind.TOOLS]] == ["echo"]
-            tickets = [start_call(session, "echo", {"text": str(number)}) for number in range(20)]
-            assert [text_of(await outcome(ticket)) for ticket in tickets] == [str(number) for number in range(20)]
+            pending_calls = [start_call(session, "echo", {"text": str(number)}) for number in range(20)]
+            assert [text_of(await outcome(pending)) for pending in pending_calls] == [
+                str(number) for number in range(20)
+            ]
             assert (session.in_flight, session.pid) == (0, None)
         assert [request.rpc for request in peer.requests][:4] == [
             "GET",
@@ -125,10 +127,10 @@ async def test_the_end_of_the_stream_is_the_end_of_the_session_and_its_calls(cle
     async def use() -> None:
         async with open_session(peer.url, transport="sse") as session:
             server.on["tools/call"] = swallow
-            ticket = start_call(session)
-            await peer.heard("tools/call")
+            pending = start_call(session)
+            await peer.received("tools/call")
             cut.set()
-            assert isinstance(await outcome(ticket), BackendExited)
+            assert isinstance(await outcome(pending), BackendExited)
             assert isinstance(await call(session), BackendExited)
             await trio.sleep_forever()
 
@@ -146,10 +148,10 @@ async def test_a_cancelled_call_is_told_to_the_server() -> None:
 
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
         server.on["tools/call"] = swallow
-        ticket = start_call(session)
-        sent = await peer.heard("tools/call")
-        ticket.close("changed my mind")
-        cancelled = await peer.heard("notifications/cancelled")
+        pending = start_call(session)
+        sent = await peer.received("tools/call")
+        pending.close("changed my mind")
+        cancelled = await peer.received("notifications/cancelled")
         assert cancelled.params == {"requestId": sent.message["id"], "reason": "changed my mind"}
 
 
@@ -164,8 +166,8 @@ async def test_an_oversized_event_costs_its_own_call_only() -> None:
     server.on["tools/call"] = answer
     fields = {"transport": "sse", "max_line_bytes": 10_000}
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, **fields) as session:
-        tickets = [start_call(session, name) for name in ("small", "big", "small")]
-        one, big, two = [await outcome(ticket) for ticket in tickets]
+        pending_calls = [start_call(session, name) for name in ("small", "big", "small")]
+        one, big, two = [await outcome(pending) for pending in pending_calls]
         assert text_of(one) == text_of(two) == "x"
         assert isinstance(big, BackendProtocol)
         assert "max_line_bytes" in big.reason
@@ -207,7 +209,7 @@ async def test_a_ping_is_answered_by_a_post() -> None:
     server = SseServer()
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse"):
         await server.say({"jsonrpc": "2.0", "id": 9, "method": "ping"})
-        answered = await peer.heard("response")
+        answered = await peer.received("response")
         assert answered.message == {"jsonrpc": "2.0", "id": 9, "result": {}}
 
 
@@ -288,7 +290,7 @@ async def test_a_server_of_neither_transport_is_told_with_both_reasons() -> None
 
 
 @pytest.mark.parametrize(
-    ("server", "further"),
+    ("server", "kwargs"),
     [
         (LegacyServer, {"era": "modern"}),
         (LegacyServer, {"era": "modern", "transport": "streamable-http"}),
@@ -297,10 +299,10 @@ async def test_a_server_of_neither_transport_is_told_with_both_reasons() -> None
         (ModernServer, {"era": "legacy", "transport": "streamable-http"}),
     ],
 )
-async def test_a_server_that_is_not_of_the_era_in_its_config_is_unfit(server: Any, further: dict[str, str]) -> None:
+async def test_a_server_that_is_not_of_the_era_in_its_config_is_unfit(server: Any, kwargs: dict[str, str]) -> None:
     async with open_peer(server()) as peer:
-        with pytest.raises(BackendUnfit, match=f"era: {further['era']}"):
-            async with open_session(peer.url, **further):
+        with pytest.raises(BackendUnfit, match=f"era: {kwargs['era']}"):
+            async with open_session(peer.url, **kwargs):
                 pytest.fail("opened")
         assert "GET" not in {request.method for request in peer.requests}
 

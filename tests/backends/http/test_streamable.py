@@ -23,7 +23,7 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, Backe
 from gateway.http_client import MAX_COOKIE_BYTES, MAX_COOKIES, HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool
 from tests.support.gateway_process import PEERS
-from tests.support.http_sessions import Heard, call, open_session, outcome, result_of, start_call, text_of
+from tests.support.http_sessions import Received, call, open_session, outcome, result_of, start_call, text_of
 from tests.support.log_events import logged_events
 
 if TYPE_CHECKING:
@@ -92,13 +92,15 @@ async def test_a_streamed_answer_brings_its_progress_in_order_under_the_clients_
     server = LegacyServer()
     server.on["tools/call"] = streamed
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session, progress=True)
-        notices = [await ticket.next() for _ in range(2)]
+        pending = start_call(session, progress=True)
+        notifications = [await pending.next() for _ in range(2)]
         params = [
-            jsonrpc.decode_any(jsonrpc.encode(notice.params)) for notice in notices if isinstance(notice, Notification)
+            jsonrpc.decode_any(jsonrpc.encode(notification.params))
+            for notification in notifications
+            if isinstance(notification, Notification)
         ]
         assert params == [{"progressToken": "client-token", "progress": number} for number in (1, 2)]
-        assert text_of(await outcome(ticket)) == "streamed"
+        assert text_of(await outcome(pending)) == "streamed"
 
 
 async def test_many_calls_at_once_each_get_their_own_answer_over_few_connections() -> None:
@@ -106,8 +108,10 @@ async def test_many_calls_at_once_each_get_their_own_answer_over_few_connections
     async with open_peer(server) as peer:
         async with open_session(peer.url, max_concurrency=8) as session:
             for _ in range(5):
-                tickets = [start_call(session, "echo", {"text": str(number)}) for number in range(8)]
-                assert [text_of(await outcome(ticket)) for ticket in tickets] == [str(number) for number in range(8)]
+                pending_calls = [start_call(session, "echo", {"text": str(number)}) for number in range(8)]
+                assert [text_of(await outcome(pending)) for pending in pending_calls] == [
+                    str(number) for number in range(8)
+                ]
         assert peer.connections <= 10
 
 
@@ -120,10 +124,10 @@ async def test_cancel_is_told_by_a_notification() -> None:
 
     server.on["tools/call"] = hang
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session)
-        sent = await peer.heard("tools/call")
-        ticket.close("changed my mind")
-        cancelled = await peer.heard("notifications/cancelled")
+        pending = start_call(session)
+        sent = await peer.received("tools/call")
+        pending.close("changed my mind")
+        cancelled = await peer.received("notifications/cancelled")
         assert cancelled.params == {"requestId": sent.message["id"], "reason": "changed my mind"}
         assert session.in_flight == 0
         server.on.clear()
@@ -157,7 +161,7 @@ async def test_a_ping_on_a_calls_stream_is_answered_and_an_undeclared_request_re
 @pytest.mark.parametrize("how", ["404", "400 with a page", "404 naming the request"])
 async def test_a_lost_session_is_replaced_and_the_call_sent_once_more(how: str) -> None:
     server = LegacyServer()
-    listener = Heard()
+    listener = Received()
 
     async def restarted(request: Request, reply: Reply) -> None:
         if request.headers["mcp-session-id"] != "session-1":
@@ -171,8 +175,8 @@ async def test_a_lost_session_is_replaced_and_the_call_sent_once_more(how: str) 
 
     server.on["tools/call"] = restarted
     async with open_peer(server) as peer, open_session(peer.url, listener=listener) as session:
-        tickets = [start_call(session, "echo", {"text": str(number)}) for number in range(3)]
-        assert [text_of(await outcome(ticket)) for ticket in tickets] == ["0", "1", "2"]
+        pending_calls = [start_call(session, "echo", {"text": str(number)}) for number in range(3)]
+        assert [text_of(await outcome(pending)) for pending in pending_calls] == ["0", "1", "2"]
         assert server.session == 2
         assert len(peer.all("notifications/initialized")) == 2
         assert "mcp-session-id" not in peer.all("initialize")[1].headers
@@ -319,7 +323,7 @@ async def test_a_stream_that_stays_open_after_its_answer_is_closed() -> None:
 
 
 async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None:
-    server, listener = LegacyServer(), Heard()
+    server, listener = LegacyServer(), Received()
     hold = trio.Event()
 
     async def stream(request: Request, reply: Reply) -> None:
@@ -338,11 +342,11 @@ async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None
 
     server.on["GET"] = stream
     async with open_peer(server) as peer, open_session(peer.url, listener=listener):
-        third = await peer.heard("GET", 3)
+        third = await peer.received("GET", 3)
         assert "last-event-id" not in peer.all("GET")[1].headers
         assert third.headers["last-event-id"] == "g/7"
         # Once for what the second connection may have missed, once for what it said; the third missed nothing.
-        assert listener.heard.count("tools") == 2
+        assert listener.received.count("tools") == 2
         hold.set()
 
 
@@ -350,7 +354,7 @@ async def test_a_server_without_a_get_stream_is_asked_once(monkeypatch: pytest.M
     monkeypatch.setattr(standalone_stream, "FIRST_PAUSE", 0.0)
     server = LegacyServer()
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        await peer.heard("GET")
+        await peer.received("GET")
         for _ in range(10):
             await call(session)
         assert len(peer.all("GET")) == 1
@@ -366,10 +370,10 @@ async def test_a_new_session_has_a_get_stream_of_its_own() -> None:
 
     server.on["GET"] = stream
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        await peer.heard("GET")
+        await peer.received("GET")
         server.session = 7
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
-        second = await peer.heard("GET", 2)
+        second = await peer.received("GET", 2)
         assert second.headers["mcp-session-id"] == "session-8"
         assert "last-event-id" not in second.headers
 
@@ -478,10 +482,10 @@ async def test_a_call_beyond_its_deadline_leaves_no_connection_behind() -> None:
 
     server.on["tools/call"] = silent
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session)
-        ticket.deadline = trio.current_time() + 0.05
-        assert isinstance(await outcome(ticket), BackendTooSlow)
-        await peer.heard("notifications/cancelled")
+        pending = start_call(session)
+        pending.deadline = trio.current_time() + 0.05
+        assert isinstance(await outcome(pending), BackendTooSlow)
+        await peer.received("notifications/cancelled")
         await peer.wait(lambda: peer.open_connections <= 2)
 
 
@@ -554,10 +558,10 @@ async def test_a_server_that_goes_away_ends_the_session_and_its_calls() -> None:
 
     async def use(url: str) -> None:
         async with open_session(url) as session:
-            ticket = start_call(session)
+            pending = start_call(session)
             await hung.wait()
             peer.stop()
-            assert isinstance(await outcome(ticket), BackendExited)
+            assert isinstance(await outcome(pending), BackendExited)
             await trio.sleep_forever()
 
     async with open_peer(server) as peer:
@@ -649,7 +653,7 @@ async def test_tools_with_invalid_annotations_are_left_out_with_a_warning(caplog
 
 
 async def test_a_header_mismatch_is_met_by_reading_the_tools_anew_and_one_more_try() -> None:
-    server, listener = ModernServer(), Heard()
+    server, listener = ModernServer(), Received()
 
     async def strict(request: Request, reply: Reply) -> None:
         if request.headers.get("mcp-param-r") == "v":
@@ -661,7 +665,7 @@ async def test_a_header_mismatch_is_met_by_reading_the_tools_anew_and_one_more_t
     server.on["tools/call"] = strict
     async with open_peer(server) as peer, open_session(peer.url, listener=listener) as session:
         assert text_of(await call(session, "echo", {"r": "v", "text": "x"})) == "x"
-        assert "tools" in listener.heard
+        assert "tools" in listener.received
         found = await call(session, "echo", {"r": "other"})
         assert isinstance(found, Failure)
         assert found.code == -32020
@@ -681,9 +685,9 @@ async def test_cancel_in_the_modern_era_closes_the_stream_and_says_nothing() -> 
 
     server.on["tools/call"] = hang
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        ticket = start_call(session)
-        await peer.heard("tools/call")
-        ticket.close()
+        pending = start_call(session)
+        await peer.received("tools/call")
+        pending.close()
         await gone.wait()
         assert peer.all("notifications/cancelled") == []
         server.on.clear()
@@ -691,7 +695,7 @@ async def test_cancel_in_the_modern_era_closes_the_stream_and_says_nothing() -> 
 
 
 async def test_a_modern_servers_changes_are_heard_and_an_ended_subscription_is_opened_again() -> None:
-    server, listener = ModernServer(), Heard()
+    server, listener = ModernServer(), Received()
 
     async def discover(request: Request, reply: Reply) -> None:
         capabilities = {"tools": {"listChanged": True}}
@@ -712,8 +716,8 @@ async def test_a_modern_servers_changes_are_heard_and_an_ended_subscription_is_o
     server.on |= {"server/discover": discover, "subscriptions/listen": listen}
     async with open_peer(server) as peer:
         async with open_session(peer.url, listener=listener):
-            await peer.heard("subscriptions/listen", 2)
-            assert listener.heard.count("tools") == 2
+            await peer.received("subscriptions/listen", 2)
+            assert listener.received.count("tools") == 2
         await peer.wait(lambda: peer.open_connections == 0)
 
 
@@ -782,12 +786,12 @@ async def test_the_sdks_server_in_both_eras(options: tuple[str, ...]) -> None:
                 names = {item.own for item in session.listing.items[Kind.TOOLS]}
                 assert names == {"echo", "add", "progress", "structured", "fail"}
                 assert text_of(await call(session, "echo", {"text": "x"})) == "x"
-                ticket = start_call(session, "progress", {"n": 3}, progress=True)
-                notices = 0
-                while isinstance(found := await ticket.next(), Notification):
-                    notices += 1
+                pending = start_call(session, "progress", {"n": 3}, progress=True)
+                notifications = 0
+                while isinstance(found := await pending.next(), Notification):
+                    notifications += 1
                 assert text_of(found) == "3 steps"
-                assert notices == (0 if "--json" in options else 3)
+                assert notifications == (0 if "--json" in options else 3)
                 assert result_of(await call(session, "structured", {"x": 1, "y": 2}))["structuredContent"]["x"] == 1
                 read = result_of(await call(session, "note://today", method="resources/read"))
                 assert read["contents"][0]["text"] == "Nothing today."

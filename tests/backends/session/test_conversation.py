@@ -22,15 +22,15 @@ from gateway.eras.meta import GATEWAYS
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import OversizedLine
 from gateway.rates import BURST, LINES_PER_SECOND
-from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, SOON, Script, make_ticket, settle
+from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, SOON, Script, make_pending, settle
 from tests.support.playbook import play_backend
 
 GONE = BackendExited("b", "exited with status 3")
 
 
-def plain(notice: object) -> Any:
-    assert isinstance(notice, Notification)
-    return {name: json.loads(bytes(span)) for name, span in notice.params.items()}
+def plain(notification: object) -> Any:
+    assert isinstance(notification, Notification)
+    return {name: json.loads(bytes(span)) for name, span in notification.params.items()}
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def plain(notice: object) -> Any:
 
 async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
     script = Script()
-    tickets = [make_ticket("a"), make_ticket("b", token="t")]
+    tickets = [make_pending("a"), make_pending("b", token="t")]
     assert [script.send(ticket) for ticket in tickets] == [1, 2]
     play = play_backend(script)
     await play("""
@@ -53,14 +53,14 @@ async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
     assert len(script.posted) == 2
     assert tickets[0].outcome == Failure(-5, "no", b"null", Era.LEGACY)
     assert script.conversation.in_flight == 0
-    assert script.ears.heard == ["freed", "freed"]
+    assert script.ears.received == ["freed", "freed"]
 
 
 async def test_suspects_are_the_calls_without_an_answer_the_last_one_first(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     script = Script()
-    answered, first, cancelled, late, last = [make_ticket(name) for name in ("ok", "first", "gone", "late", "last")]
+    answered, first, cancelled, late, last = [make_pending(name) for name in ("ok", "first", "gone", "late", "last")]
     for ticket in (answered, first, cancelled, late, last):
         script.send(ticket)
     script.feed({"id": 1, "result": {}})
@@ -72,7 +72,7 @@ async def test_suspects_are_the_calls_without_an_answer_the_last_one_first(
     await trio.sleep(SUSPECT_FOR + 1)
     assert [one.name for one in script.conversation.suspects()] == ["last", "first"]
     for _ in range(MAX_WITHDRAWN + 5):
-        ticket = make_ticket("more")
+        ticket = make_pending("more")
         script.send(ticket)
         ticket.close()
     assert len(script.conversation.suspects()) == MAX_WITHDRAWN + 2
@@ -80,7 +80,7 @@ async def test_suspects_are_the_calls_without_an_answer_the_last_one_first(
 
 async def test_ids_that_became_strings_are_understood() -> None:
     script = Script()
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     script.feed({"id": "1", "result": {}})
     assert ticket.outcome == Complete(b"{}", Era.LEGACY)
@@ -101,7 +101,7 @@ async def test_ids_that_became_strings_are_understood() -> None:
 )
 async def test_an_answer_that_nobody_waits_for_is_counted(message: dict[str, Any]) -> None:
     script = Script()
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     script.feed(message)
     assert script.conversation.unmatched == 1
@@ -112,7 +112,7 @@ async def test_an_answer_that_nobody_waits_for_is_counted(message: dict[str, Any
 
 async def test_a_late_answer_is_dropped() -> None:
     script = Script()
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     ticket.close("the client hung up")
     play = play_backend(script)
@@ -120,7 +120,7 @@ async def test_a_late_answer_is_dropped() -> None:
         << {"id": "$call", "method": "tools/call", "params": "..."}
         << {"method": "notifications/cancelled", "params": {"requestId": "$call", "reason": "the client hung up"}}
     """)
-    assert script.ears.heard == ["freed"]
+    assert script.ears.received == ["freed"]
     await play('>> {"id": "$call", "result": {}}')
     assert (script.conversation.unmatched, ticket.outcome) == (1, None)
     ticket.close()
@@ -129,7 +129,7 @@ async def test_a_late_answer_is_dropped() -> None:
 
 async def test_an_ended_call_is_not_cancelled() -> None:
     script = Script()
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     script.feed({"id": 1, "result": {}})
     ticket.close()
@@ -162,7 +162,7 @@ async def test_an_ended_call_is_not_cancelled() -> None:
 )
 async def test_outcomes(era: Era, message: bytes, expected: Any) -> None:
     script = Script(era=era)
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     script.conversation.feed(b'{"jsonrpc":"2.0","id":1,' + message + b"}")
     if isinstance(expected, str):
@@ -178,7 +178,7 @@ async def test_outcomes(era: Era, message: bytes, expected: Any) -> None:
 def test_no_bytes_break_a_conversation(data: bytes) -> None:
     async def main() -> None:
         script = Script()
-        ticket = make_ticket()
+        ticket = make_pending()
         script.send(ticket)
         script.conversation.feed(data)
         if ticket.outcome is None:
@@ -207,7 +207,7 @@ def test_no_bytes_break_a_conversation(data: bytes) -> None:
 )
 async def test_garbage_is_skipped(data: bytes) -> None:
     script = Script()
-    ticket = make_ticket()
+    ticket = make_pending()
     script.send(ticket)
     script.conversation.feed(data)
     assert script.methods == ["tools/call"]
@@ -240,7 +240,7 @@ async def test_what_is_no_json_in_a_list_costs_itself_only() -> None:
 
 async def test_an_overlong_answer_costs_its_own_call() -> None:
     script = Script()
-    tickets = [make_ticket("a"), make_ticket("b")]
+    tickets = [make_pending("a"), make_pending("b")]
     for ticket in tickets:
         script.send(ticket)
     head, tail = b'{"jsonrpc":"2.0","id":2,"result":{"x":"', b'"}}'
@@ -253,7 +253,7 @@ async def test_an_overlong_answer_costs_its_own_call() -> None:
 
 async def test_an_overlong_answer_to_nobody_knows_costs_all_calls() -> None:
     script = Script()
-    tickets = [make_ticket("a"), make_ticket("b")]
+    tickets = [make_pending("a"), make_pending("b")]
     for ticket in tickets:
         script.send(ticket)
     script.conversation.feed_overlong(OversizedLine(b'{"id":9,"result":{"x', b"}}", 5000), 1000)
@@ -267,7 +267,7 @@ async def test_an_overlong_answer_to_nobody_knows_costs_all_calls() -> None:
 
 async def test_progress_comes_under_the_clients_own_token() -> None:
     script = Script()
-    one, other, none = make_ticket("a", token="mine"), make_ticket("b", token=1), make_ticket("c")
+    one, other, none = make_pending("a", token="mine"), make_pending("b", token=1), make_pending("c")
     ids = [script.send(ticket) for ticket in (one, other, none)]
     for request_id in ids:
         script.feed({
@@ -287,7 +287,7 @@ async def test_progress_comes_under_the_clients_own_token() -> None:
 async def test_list_changes_are_heard(feature: str) -> None:
     script = Script()
     script.feed({"method": f"notifications/{feature}/list_changed"})
-    assert script.ears.heard == [feature]
+    assert script.ears.received == [feature]
 
 
 async def test_a_ping_is_answered() -> None:
@@ -332,10 +332,10 @@ async def test_own_modern_requests_carry_the_envelope() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "notified"),
     [("tools/list", True), ("initialize", False)],  # initialize must not be cancelled
 )
-async def test_silence_has_an_end(method: str, told: bool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_silence_has_an_end(method: str, notified: bool, autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
     script = Script()
     started = trio.current_time()
@@ -343,7 +343,7 @@ async def test_silence_has_an_end(method: str, told: bool, autojump_clock: trio.
     assert trio.current_time() - started == pytest.approx(7)
     assert isinstance(outcome, BackendTooSlow)
     assert f"did not answer {method} within 7 s" in str(outcome)
-    assert script.methods == [method, *(["notifications/cancelled"] if told else [])]
+    assert script.methods == [method, *(["notifications/cancelled"] if notified else [])]
     script.feed({"id": 1, "result": {}})
     assert script.conversation.unmatched == 1
 
@@ -366,7 +366,7 @@ async def test_a_cancelled_wait_tells_the_backend() -> None:
 
 async def test_the_end_finishes_all_that_wait_at_once() -> None:
     script = Script()
-    tickets = [make_ticket("a"), make_ticket("b")]
+    tickets = [make_pending("a"), make_pending("b")]
     for ticket in tickets:
         script.send(ticket)
     _, waiter = script.conversation.begin("tools/list")
@@ -390,7 +390,7 @@ async def test_what_is_asked_after_the_end_is_answered_at_once() -> None:
 async def test_a_call_that_slips_in_after_the_end_is_finished_by_closing_again() -> None:
     script = Script()
     script.conversation.close(GONE)
-    ticket = make_ticket()
+    ticket = make_pending()
     script.conversation.encode_call(ticket)
     script.conversation.close(BackendExited("b", "was stopped"))
     assert ticket.over
@@ -438,7 +438,7 @@ async def test_a_batch_without_end_is_skipped() -> None:
     ],
 )
 async def test_nulls_beside_an_answer_are_absence(era: Era, answer: dict[str, Any], expected: str) -> None:
-    script, ticket = Script(era=era), make_ticket()
+    script, ticket = Script(era=era), make_pending()
     number = script.send(ticket)
     script.feed({"id": number, **answer})
     with trio.fail_after(SOON):
@@ -471,7 +471,7 @@ async def test_nulls_in_input_requests_are_absence() -> None:
 async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, optional: Any, params: Any) -> None:
     capabilities = jsonrpc.raw({"roots": {}, "sampling": {}, "elicitation": {}})
     caller = msgspec.structs.replace(LEGACY_CALLER, capabilities=capabilities)
-    script, ticket = Script(), make_ticket(caller=caller)
+    script, ticket = Script(), make_pending(caller=caller)
     script.send(ticket)
     given = {**params, **optional, "x": None} if params is not None else None
     script.feed({"id": "r", "method": method, "params": given})
@@ -495,7 +495,7 @@ async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, option
     ],
 )
 async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, params: Any, arrives: Any) -> None:
-    script, ticket = Script(), make_ticket(token="t")
+    script, ticket = Script(), make_pending(token="t")
     number = script.send(ticket)
     if method == "notifications/progress":
         params, arrives = {"progressToken": number, **params}, {"progressToken": "t", **arrives}

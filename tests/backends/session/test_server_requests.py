@@ -19,7 +19,7 @@ from tests.support.fakes import Script
 from tests.support.suspended import CAN, ELICITATION, ROOTS, SAMPLING, make_call, make_caller
 
 
-def ticket_of(**caller: Any) -> PendingCall:
+def pending_of(**caller: Any) -> PendingCall:
     call = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, **caller))
     return PendingCall(call, backend="b", own_name="x", timeout=300)
 
@@ -44,7 +44,7 @@ async def asked(ticket: PendingCall) -> ServerRequest:
 
 
 async def test_an_answer_goes_back_as_it_was_given() -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, "r-1", ELICITATION, {"message": "m", "x-extra": None})
     found = await asked(ticket)
@@ -58,7 +58,7 @@ async def test_an_answer_goes_back_as_it_was_given() -> None:
 
 
 async def test_a_refusal_goes_back_with_its_data() -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 7)
     (await asked(ticket)).refuse(-1, "no", b'{"why":null}')
@@ -67,7 +67,7 @@ async def test_a_refusal_goes_back_with_its_data() -> None:
 
 async def test_the_latest_call_of_the_only_client_is_asked() -> None:
     script = Script()
-    first, second = ticket_of(session="one"), ticket_of(session="one")
+    first, second = pending_of(session="one"), pending_of(session="one")
     working(script, first, second)
     ask(script, 1)
     await asked(second)
@@ -75,7 +75,7 @@ async def test_the_latest_call_of_the_only_client_is_asked() -> None:
 
 async def test_a_call_is_asked_on_its_own_stream() -> None:
     script = Script()
-    first, second = ticket_of(session="one"), ticket_of(session="two")
+    first, second = pending_of(session="one"), pending_of(session="two")
     working(script, first, second)
     ask(script, 1, ticket=first)
     await asked(first)
@@ -85,7 +85,7 @@ async def test_a_call_is_asked_on_its_own_stream() -> None:
 @pytest.mark.parametrize("others", [{"session": "two"}, {"session": None}, {"principal": "ada", "session": None}])
 async def test_where_two_clients_wait_nobody_is_asked(others: dict[str, Any]) -> None:
     script = Script()
-    working(script, ticket_of(session="one"), ticket_of(**others))
+    working(script, pending_of(session="one"), pending_of(**others))
     ask(script, 1)
     (refusal,) = script.posted
     assert refusal["error"]["code"] == jsonrpc.INTERNAL_ERROR
@@ -113,7 +113,7 @@ async def test_where_nobody_waits_nobody_is_asked() -> None:
 )
 async def test_what_a_client_cannot_do_is_refused(capabilities: Any, method: str, params: Any, code: int) -> None:
     script = Script()
-    working(script, ticket_of(session="one", capabilities=jsonrpc.raw(capabilities)))
+    working(script, pending_of(session="one", capabilities=jsonrpc.raw(capabilities)))
     ask(script, 1, method, params)
     assert [message["error"]["code"] for message in script.posted] == [code]
 
@@ -125,7 +125,7 @@ async def test_a_ping_is_answered_at_once() -> None:
 
 
 async def test_an_id_that_is_in_use_is_refused() -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1)
     ask(script, 1)
@@ -135,7 +135,7 @@ async def test_an_id_that_is_in_use_is_refused() -> None:
 
 
 async def test_what_is_taken_back_is_told_and_its_answer_dropped() -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1)
     found = await asked(ticket)
@@ -147,7 +147,7 @@ async def test_what_is_taken_back_is_told_and_its_answer_dropped() -> None:
 
 
 async def test_progress_of_the_client_goes_to_the_backend_that_asked_for_it() -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1, SAMPLING, {"_meta": {"progressToken": "theirs"}})
     found = await asked(ticket)
@@ -162,7 +162,7 @@ async def test_progress_of_the_client_goes_to_the_backend_that_asked_for_it() ->
 
 async def test_nothing_is_written_after_the_session_is_over() -> None:
     """Where it wrote to, somebody else may listen by now."""
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1, SAMPLING, {"_meta": {"progressToken": "theirs"}})
     ask(script, 2)
@@ -179,7 +179,7 @@ async def test_requests_that_nobody_answers_are_bounded(monkeypatch: pytest.Monk
     monkeypatch.setattr(server_requests, "MAX_OPEN", 3)
     script = Script()
     for number in range(5):  # each in a call of its own, which ends without the answer
-        ticket = ticket_of(session="one")
+        ticket = pending_of(session="one")
         call_id = script.send(ticket)
         ask(script, f"r-{number}")
         script.feed({"id": call_id, "result": {}})
@@ -188,16 +188,16 @@ async def test_requests_that_nobody_answers_are_bounded(monkeypatch: pytest.Monk
 
 
 async def test_log_lines_go_to_the_only_client_or_to_our_own_log(caplog: pytest.LogCaptureFixture) -> None:
-    script, ticket = Script(), ticket_of(session="one")
+    script, ticket = Script(), pending_of(session="one")
     line = {"method": "notifications/message", "params": {"level": "info", "data": "hello"}}
     with caplog.at_level(logging.INFO, "gateway.backend"):
         script.feed(line)
     assert "hello" in caplog.text
     working(script, ticket)
     script.feed(line)
-    notice = await ticket.next()
-    assert isinstance(notice, Notification)
-    working(script, ticket_of(session="two"))
+    notification = await ticket.next()
+    assert isinstance(notification, Notification)
+    working(script, pending_of(session="two"))
     caplog.clear()
     with caplog.at_level(logging.INFO, "gateway.backend"):
         script.feed(line)
@@ -219,10 +219,10 @@ def test_two_callers_are_the_same_only_where_that_is_certain() -> None:
 
 async def test_the_end_of_an_elicitation_reaches_the_client_that_was_shown_the_url() -> None:
     script = Script()
-    working(script, ticket_of(session="one", capabilities=CAN))
+    working(script, pending_of(session="one", capabilities=CAN))
     ask(script, 1, ELICITATION, {"mode": "url", "elicitationId": "e-1", "url": "https://x.example", "message": "m"})
     done = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e-1"}}
     script.conversation.close(BackendExited("b", "was stopped"))  # the call is over by then
     for message in (done, done, done | {"params": {"elicitationId": "e-2"}}, done | {"params": {}}):
         script.conversation.feed(json.dumps(message).encode())
-    assert script.ears.heard.count("notifications/elicitation/complete for one") == 1
+    assert script.ears.received.count("notifications/elicitation/complete for one") == 1

@@ -29,7 +29,7 @@ ID = "io.modelcontextprotocol/subscriptionId"
 CAN = {"logging": {}, "resources": {"subscribe": True}}
 
 
-def told(script: Script) -> list[tuple[str, Any]]:
+def notified(script: Script) -> list[tuple[str, Any]]:
     found = [(one["method"], next(iter(one["params"].values()))) for one in script.posted]
     script.posted.clear()
     return found
@@ -58,34 +58,34 @@ async def test_what_is_wished_is_told_once() -> None:
         assert script.posted == []
         await wish(upkeep, "info", "memo:b", "memo:a")
         expected = [("logging/setLevel", "info"), ("resources/subscribe", "memo:a"), ("resources/subscribe", "memo:b")]
-        assert told(script) == expected
+        assert notified(script) == expected
         await wish(upkeep, "info", "memo:a", "memo:b")
-        assert told(script) == []
+        assert notified(script) == []
         await wish(upkeep, "debug", "memo:b", "memo:c")
         expected = [
             ("logging/setLevel", "debug"),
             ("resources/unsubscribe", "memo:a"),
             ("resources/subscribe", "memo:c"),
         ]
-        assert told(script) == expected
+        assert notified(script) == expected
         await wish(upkeep, None)
-        assert told(script) == [("resources/unsubscribe", "memo:b"), ("resources/unsubscribe", "memo:c")]
+        assert notified(script) == [("resources/unsubscribe", "memo:b"), ("resources/unsubscribe", "memo:c")]
 
 
 async def test_a_subscription_that_a_client_made_itself_is_not_made_again() -> None:
     async with keeping() as (script, upkeep):
         upkeep.subscribed("memo:a")
         await wish(upkeep, None, "memo:a")
-        assert told(script) == []
+        assert notified(script) == []
         await wish(upkeep, None)
-        assert told(script) == [("resources/unsubscribe", "memo:a")]
+        assert notified(script) == [("resources/unsubscribe", "memo:a")]
 
 
 async def test_a_subscription_made_while_one_is_ended_is_made_again() -> None:
     """Over HTTP the two may overtake each other."""
     async with keeping() as (script, upkeep):
         await wish(upkeep, None, "memo:a")
-        told(script)
+        notified(script)
 
         def unsubscribed(_params: Any) -> Any:
             upkeep.subscribed("memo:a")
@@ -94,22 +94,22 @@ async def test_a_subscription_made_while_one_is_ended_is_made_again() -> None:
         script.answers["resources/unsubscribe"] = unsubscribed
         await wish(upkeep, None)
         await wish(upkeep, None, "memo:a")
-        assert told(script) == [("resources/unsubscribe", "memo:a"), ("resources/subscribe", "memo:a")]
+        assert notified(script) == [("resources/unsubscribe", "memo:a"), ("resources/subscribe", "memo:a")]
 
 
 async def test_a_backend_without_levels_is_told_none() -> None:
     async with keeping({"tools": {}}) as (script, upkeep):
         await wish(upkeep, "debug")
-        assert told(script) == []
+        assert notified(script) == []
 
 
 async def test_a_session_that_was_forgotten_is_told_everything_again() -> None:
     async with keeping() as (script, upkeep):
         await wish(upkeep, "info", "memo:a")
-        told(script)
+        notified(script)
         upkeep.forget()
         await settle()
-        assert told(script) == [("logging/setLevel", "info"), ("resources/subscribe", "memo:a")]
+        assert notified(script) == [("logging/setLevel", "info"), ("resources/subscribe", "memo:a")]
 
 
 @pytest.mark.parametrize("answer", [None, {"code": -32601, "message": "no"}])
@@ -117,7 +117,7 @@ async def test_a_backend_that_refuses_or_is_silent_keeps_nothing_back(answer: An
     async with keeping(answers={"logging/setLevel": answer, "resources/subscribe": {"": None}}) as (script, upkeep):
         await wish(upkeep, "info", "memo:a")
         await trio.sleep(11)
-        assert ("resources/subscribe", "memo:a") in told(script)
+        assert ("resources/subscribe", "memo:a") in notified(script)
 
 
 async def test_changed_roots_are_told_to_legacy_backends_only() -> None:
@@ -223,7 +223,7 @@ async def test_a_request_that_ends_is_opened_again_and_everything_counts_as_chan
         assert len(kept.listens) == 2
         await trio.sleep(0.2)
         assert len(kept.listens) == 3
-        assert kept.script.ears.heard == ["tools", "prompts", "resources", "updated memo:a"]
+        assert kept.script.ears.received == ["tools", "prompts", "resources", "updated memo:a"]
 
 
 async def test_a_request_that_ends_again_and_again_is_opened_less_and_less_often(autojump_clock: MockClock) -> None:

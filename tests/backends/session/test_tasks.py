@@ -17,7 +17,7 @@ from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, Se
 from gateway.eras import tasks
 from gateway.eras.requests import Hop, backend_params
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
-from tests.support.fakes import Script, make_call, make_ticket, settle
+from tests.support.fakes import Script, make_call, make_pending, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -42,14 +42,14 @@ async def running(answers: dict[str, Any] | None = None, *, era: Era = Era.LEGAC
             nursery.cancel_scope.cancel()
 
 
-def task_ticket(*, caller: Caller = OLD, **further: Any) -> PendingCall:
-    ticket = make_ticket(caller=caller, **further)
+def task_pending(*, caller: Caller = OLD, **kwargs: Any) -> PendingCall:
+    ticket = make_pending(caller=caller, **kwargs)
     ticket.as_task = caller.era is Era.LEGACY
     return ticket
 
 
-def legacy(status: str = "working", **further: Any) -> dict[str, Any]:
-    return {"taskId": "t", "status": status, "ttl": None, **further}
+def legacy(status: str = "working", **kwargs: Any) -> dict[str, Any]:
+    return {"taskId": "t", "status": status, "ttl": None, **kwargs}
 
 
 def states(*found: dict[str, Any]) -> Any:
@@ -74,7 +74,7 @@ async def test_a_task_is_polled_as_its_server_wants_and_its_result_is_the_calls(
 
     result = {"content": [], "x": None, "_meta": {**MARK["_meta"], "kept": 1}}
     async with running({"tasks/get": look, "tasks/result": result}) as script:
-        ticket = task_ticket(timeout=1000.0)
+        ticket = task_pending(timeout=1000.0)
         began = trio.current_time()
         script.send(ticket)
         assert script.posted[0]["params"] == {"name": "x", "task": {}}
@@ -88,12 +88,12 @@ async def test_a_task_is_polled_as_its_server_wants_and_its_result_is_the_calls(
         assert {message["params"]["taskId"] for message in script.posted[1:]} == {"t"}
         await settle()
         assert script.conversation.in_flight == 0
-        assert script.ears.heard == ["freed"]
+        assert script.ears.received == ["freed"]
 
 
 async def test_what_a_task_wants_goes_to_the_client_whose_task_it_is(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy("input_required")}) as script:
-        ticket, other = task_ticket(), make_ticket("other", caller=msgspec.structs.replace(OLD, session="two"))
+        ticket, other = task_pending(), make_pending("other", caller=msgspec.structs.replace(OLD, session="two"))
         script.send(ticket)
         script.send(other)  # so that nothing but the mark says whose it is
         script.feed({"id": 1, "result": {"task": legacy(pollInterval=100)}})
@@ -115,7 +115,7 @@ async def test_what_a_task_wants_goes_to_the_client_whose_task_it_is(autojump_cl
 
 async def test_cancelling_a_task_says_so_to_the_task_and_nothing_else(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy(), "tasks/cancel": legacy("cancelled")}) as script:
-        ticket = task_ticket()
+        ticket = task_pending()
         script.send(ticket)
         script.feed({"id": 1, "result": {"task": legacy()}})
         await trio.sleep(2.5)
@@ -123,12 +123,12 @@ async def test_cancelling_a_task_says_so_to_the_task_and_nothing_else(autojump_c
         await settle()
         assert script.methods == ["tools/call", "tasks/get", "tasks/get", "tasks/cancel"]
         assert script.conversation.in_flight == 0
-        assert script.ears.heard == ["freed"]
+        assert script.ears.received == ["freed"]
 
 
 async def test_a_call_given_up_before_its_task_has_an_id_is_cancelled_when_it_has(autojump_clock: MockClock) -> None:
     async with running({"tasks/cancel": legacy("cancelled")}) as script:
-        tickets = [task_ticket() for _ in range(driver.MAX_ORPHANS + 1)]
+        tickets = [task_pending() for _ in range(driver.MAX_ORPHANS + 1)]
         for ticket in tickets:
             script.send(ticket)
             ticket.close()
@@ -148,7 +148,7 @@ async def test_a_call_given_up_before_its_task_has_an_id_is_cancelled_when_it_ha
 async def test_the_calls_deadline_holds_for_its_task(autojump_clock: MockClock) -> None:
     for answers in ({"tasks/get": legacy()}, {"tasks/get": legacy("completed")}):  # whose result never comes
         async with running({**answers, "tasks/cancel": {"code": -32602, "message": "ended"}}) as script:
-            ticket = task_ticket(timeout=10.0)
+            ticket = task_pending(timeout=10.0)
             script.send(ticket)
             script.feed({"id": 1, "result": {"task": legacy()}})
             assert isinstance(await ticket.next(), BackendTooSlow)
@@ -177,7 +177,7 @@ async def test_the_calls_deadline_holds_for_its_task(autojump_clock: MockClock) 
 )
 async def test_how_a_task_can_end(answers: Any, expected: Any, cancelled: bool, autojump_clock: MockClock) -> None:
     async with running({**answers, "tasks/cancel": legacy("cancelled")}) as script:
-        ticket = task_ticket()
+        ticket = task_pending()
         script.send(ticket)
         script.feed({"id": 1, "result": {"task": legacy()}})
         outcome = await ticket.next()
@@ -192,7 +192,7 @@ async def test_how_a_task_can_end(answers: Any, expected: Any, cancelled: bool, 
 )
 async def test_a_server_that_makes_no_task_of_it_has_answered(result: Any, autojump_clock: MockClock) -> None:
     async with running() as script:
-        ticket = task_ticket()
+        ticket = task_pending()
         script.send(ticket)
         script.feed({"id": 1, "result": result})
         assert ticket.outcome == Complete(json.dumps(result).encode(), Era.LEGACY)
@@ -200,19 +200,19 @@ async def test_a_server_that_makes_no_task_of_it_has_answered(result: Any, autoj
 
 async def test_progress_goes_on_under_the_calls_own_token(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy()}) as script:
-        ticket = task_ticket(token="mine")
+        ticket = task_pending(token="mine")
         script.send(ticket)
         script.feed({"id": 1, "result": {"task": legacy()}})
         script.feed({"method": "notifications/progress", "params": {"progressToken": 1, "progress": 1}})
-        notice = await ticket.next()
-        assert isinstance(notice, Notification)
-        assert plain(notice.params) == {"progressToken": "mine", "progress": 1}
+        notification = await ticket.next()
+        assert isinstance(notification, Notification)
+        assert plain(notification.params) == {"progressToken": "mine", "progress": 1}
 
 
 @pytest.mark.parametrize("modern", [False, True])
 async def test_when_the_session_ends_its_tasks_do(modern: bool, autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy()}, era=Era.MODERN if modern else Era.LEGACY) as script:
-        ticket = task_ticket(caller=NEW if modern else OLD)
+        ticket = task_pending(caller=NEW if modern else OLD)
         ticket.as_task = True
         script.send(ticket)
         script.feed({"id": 1, "result": {"resultType": "task", **legacy()} if modern else {"task": legacy()}})
@@ -235,8 +235,8 @@ def test_a_clients_own_wish_for_a_task_is_not_sent_on() -> None:
 # -- the modern era ----------------------------------------------------------------------------------------------------
 
 
-def modern(status: str, **further: Any) -> dict[str, Any]:
-    return {"resultType": "complete", "taskId": "t", "status": status, "ttlMs": None, "pollIntervalMs": 100, **further}
+def modern(status: str, **kwargs: Any) -> dict[str, Any]:
+    return {"resultType": "complete", "taskId": "t", "status": status, "ttlMs": None, "pollIntervalMs": 100, **kwargs}
 
 
 CREATED = {**modern("working"), "resultType": "task"}
@@ -250,7 +250,7 @@ def capabilities(message: Any) -> Any:
 async def test_the_extension_is_declared_to_a_server_that_cannot_do_without(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": states(modern("working"), DONE)}, era=Era.MODERN) as script:
         for again in (False, True):
-            ticket = task_ticket(caller=NEW)
+            ticket = task_pending(caller=NEW)
             first = script.send(ticket)
             assert (tasks.EXTENSION in capabilities(script.posted[-1])["extensions"]) == again
             if not again:
@@ -267,7 +267,7 @@ async def test_the_extension_is_declared_to_a_server_that_cannot_do_without(auto
             assert isinstance(outcome, Complete)
             assert json.loads(outcome.result) == DONE["result"]
         assert all(tasks.EXTENSION in capabilities(message)["extensions"] for message in script.posted[1:])
-        assert script.ears.heard == ["freed", "freed"]
+        assert script.ears.received == ["freed", "freed"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ async def test_the_extension_is_declared_to_a_server_that_cannot_do_without(auto
 )
 async def test_other_missing_capabilities_are_the_clients(data: Any, autojump_clock: MockClock) -> None:
     async with running(era=Era.MODERN) as script:
-        ticket = task_ticket(caller=NEW)
+        ticket = task_pending(caller=NEW)
         script.send(ticket)
         script.feed({"id": 1, "error": {"code": -32021, "message": "m", **({} if data is None else {"data": data})}})
         assert isinstance(ticket.outcome, Failure)
@@ -283,7 +283,7 @@ async def test_other_missing_capabilities_are_the_clients(data: Any, autojump_cl
 
 async def test_a_server_that_wants_a_task_and_refuses_it_is_asked_once(autojump_clock: MockClock) -> None:
     async with running({"tools/call": WANTED}, era=Era.MODERN) as script:
-        ticket = task_ticket(caller=NEW)
+        ticket = task_pending(caller=NEW)
         script.send(ticket)
         assert isinstance(await ticket.next(), Failure)
         assert script.methods == ["tools/call", "tools/call"]
@@ -302,7 +302,7 @@ async def test_a_server_that_wants_a_task_and_refuses_it_is_asked_once(autojump_
 )
 async def test_how_a_modern_task_can_end(state: Any, expected: Any, autojump_clock: MockClock) -> None:
     async with running({"tasks/get": state, "tasks/cancel": {}}, era=Era.MODERN) as script:
-        ticket = task_ticket(caller=NEW)
+        ticket = task_pending(caller=NEW)
         ticket.as_task = True
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
@@ -319,7 +319,7 @@ async def test_what_a_modern_task_wants_is_asked_once_and_handed_over(autojump_c
     more = modern("input_required", inputRequests={"r": ROOTS, "g": FORM})
     answers = {"tasks/get": states(wanted, wanted, more, DONE), "tasks/update": {"resultType": "complete"}}
     async with running(answers, era=Era.MODERN) as script:
-        ticket = task_ticket(caller=OLD)
+        ticket = task_pending(caller=OLD)
         ticket.as_task = True
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
@@ -351,7 +351,7 @@ async def test_what_a_client_cannot_give_ends_the_call_and_the_task(
 ) -> None:
     answers = {"tasks/get": modern("input_required", inputRequests={"r": wanted}), "tasks/cancel": {}}
     async with running(answers, era=Era.MODERN) as script:
-        ticket = task_ticket(caller=msgspec.structs.replace(NEW, capabilities=jsonrpc.raw(able)))
+        ticket = task_pending(caller=msgspec.structs.replace(NEW, capabilities=jsonrpc.raw(able)))
         ticket.as_task = True
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
@@ -365,7 +365,7 @@ async def test_what_a_client_cannot_give_ends_the_call_and_the_task(
 async def test_a_client_that_has_declared_the_extension_by_itself_sees_no_task(autojump_clock: MockClock) -> None:
     able = jsonrpc.raw({"extensions": {tasks.EXTENSION: {}}})
     async with running({"tasks/get": DONE}, era=Era.MODERN) as script:
-        ticket = task_ticket(caller=msgspec.structs.replace(NEW, capabilities=able))
+        ticket = task_pending(caller=msgspec.structs.replace(NEW, capabilities=able))
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
         assert isinstance(await ticket.next(), Complete)
@@ -373,7 +373,7 @@ async def test_a_client_that_has_declared_the_extension_by_itself_sees_no_task(a
 
 async def test_a_task_that_nobody_declared_is_no_answer(autojump_clock: MockClock) -> None:
     async with running(era=Era.MODERN) as script:
-        ticket = task_ticket(caller=NEW)
+        ticket = task_pending(caller=NEW)
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
         assert isinstance(ticket.outcome, BackendProtocol)

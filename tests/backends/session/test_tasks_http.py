@@ -28,12 +28,12 @@ def _able(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_modern_server_that_needs_the_extension() -> None:
-    server, heard = ModernServer(), []
+    server, received = ModernServer(), []
     left = [{"status": "working"}, {"status": "completed", "result": text("done")}]
 
     async def call(request: Request, reply: Reply) -> None:
         extensions = request.params["_meta"][META + "clientCapabilities"].get("extensions", {})
-        heard.append(("call", EXTENSION in extensions, request.headers["mcp-name"]))
+        received.append(("call", EXTENSION in extensions, request.headers["mcp-name"]))
         if EXTENSION in extensions:
             await reply.result({**STATE, "resultType": "task", "status": "working"})
         else:
@@ -41,7 +41,7 @@ async def test_a_modern_server_that_needs_the_extension() -> None:
             await reply.error(-32021, "Missing required client capability", status=400, data=needed)
 
     async def look(request: Request, reply: Reply) -> None:
-        heard.append(("get", request.params["taskId"], request.headers["mcp-name"]))
+        received.append(("get", request.params["taskId"], request.headers["mcp-name"]))
         await reply.result({**STATE, "resultType": "complete", **left.pop(0)})
 
     server.on |= {"tools/call": call, "tasks/get": look}
@@ -50,20 +50,20 @@ async def test_a_modern_server_that_needs_the_extension() -> None:
         assert found == text("done")
         assert session.in_flight == 0
     name = "=?base64?Y2Fmw6kgMQ==?="
-    assert heard == [("call", False, "echo"), ("call", True, "echo"), *[("get", STATE["taskId"], name)] * 2]
+    assert received == [("call", False, "echo"), ("call", True, "echo"), *[("get", STATE["taskId"], name)] * 2]
 
 
 async def test_a_legacy_server_asks_on_the_stream_of_the_result() -> None:
-    server, heard = LegacyServer(), []
+    server, received = LegacyServer(), []
     answer: list[Any] = []
     answered = trio.Event()
 
     async def call(request: Request, reply: Reply) -> None:
-        heard.append(request.params.get("task"))
+        received.append(request.params.get("task"))
         await reply.result({"task": {**STATE, "status": "input_required"}})
 
     async def result(request: Request, reply: Reply) -> None:
-        heard.append(request.params["taskId"])
+        received.append(request.params["taskId"])
         await reply.begin()
         await reply.event({"jsonrpc": "2.0", "id": "q", "method": "roots/list", "params": MARK})
         await answered.wait()
@@ -86,5 +86,5 @@ async def test_a_legacy_server_asks_on_the_stream_of_the_result() -> None:
         ask.answer(b'{"roots":[]}')
         assert result_of(await outcome(ticket)) == text("done")
         assert session.in_flight == 0
-    assert heard == [{}, STATE["taskId"]]
+    assert received == [{}, STATE["taskId"]]
     assert answer == [{"roots": [], **MARK}]

@@ -22,7 +22,7 @@ MARK = {"_meta": {META + "related-task": {"taskId": "one"}}}
 ABLE = msgspec.structs.replace(http_sessions.CALLER, capabilities=jsonrpc.raw({"roots": {}}))
 
 
-def make_task_ticket() -> PendingCall:
+def make_pending_task() -> PendingCall:
     ticket = PendingCall(
         Call(method="tools/call", name="long", params={"name": jsonrpc.raw("long")}, meta={}, caller=ABLE),
         backend="b",
@@ -38,7 +38,7 @@ class TaskServer(SseServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
         self.working = 1
         """Looks at the task that find it still working."""
         self.waiting: Request | None = None
@@ -51,39 +51,39 @@ class TaskServer(SseServer):
     async def call(self, request: Request, reply: Reply) -> None:
         await reply.send(202)
         if request.params["name"] == "long":
-            self.heard.append(("call", request.params.get("task")))
+            self.received.append(("call", request.params.get("task")))
             await self.say_result(request, {"task": {**STATE, "status": "working"}})
         else:
             await self.answer(request)
 
     async def look(self, request: Request, reply: Reply) -> None:
         await reply.send(202)
-        self.heard.append(("get", request.params["taskId"]))
+        self.received.append(("get", request.params["taskId"]))
         self.working -= 1
         await self.say_result(request, {**STATE, "status": "working" if self.working >= 0 else "input_required"})
 
     async def result(self, request: Request, reply: Reply) -> None:
         await reply.send(202)
-        self.heard.append(("result", request.params["taskId"]))
+        self.received.append(("result", request.params["taskId"]))
         self.waiting = request
         await self.say({"jsonrpc": "2.0", "id": "q", "method": "roots/list", "params": MARK})
 
     async def take(self, request: Request, reply: Reply) -> None:
         await reply.send(202)
-        self.heard.append(("answer", request.message["id"], request.message.get("result")))
+        self.received.append(("answer", request.message["id"], request.message.get("result")))
         assert self.waiting is not None
         await self.say_result(self.waiting, {**text("done"), **MARK})
 
     async def cancel(self, request: Request, reply: Reply) -> None:
         await reply.send(202)
-        self.heard.append(("cancel", request.params["taskId"]))
+        self.received.append(("cancel", request.params["taskId"]))
         await self.say_result(request, {**STATE, "status": "cancelled"})
 
 
 async def test_a_task_is_driven_to_its_result_and_what_it_asks_reaches_its_own_client() -> None:
     server = TaskServer()
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
-        ticket = make_task_ticket()
+        ticket = make_pending_task()
         session.send([ticket])
         other = start_call(session, "echo", {"text": "other"})
         assert text_of(await outcome(other)) == "other"
@@ -94,7 +94,7 @@ async def test_a_task_is_driven_to_its_result_and_what_it_asks_reaches_its_own_c
         ask.answer(b'{"roots":[]}')
         assert result_of(await outcome(ticket)) == text("done")
         assert session.in_flight == 0
-    assert server.heard == [
+    assert server.received == [
         ("call", {}),
         ("get", "one"),
         ("get", "one"),
@@ -107,12 +107,12 @@ async def test_a_task_whose_client_has_gone_is_cancelled() -> None:
     server = TaskServer()
     server.working = 1_000_000
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
-        ticket = make_task_ticket()
+        ticket = make_pending_task()
         session.send([ticket])
-        await peer.heard("tasks/get")
+        await peer.received("tasks/get")
         ticket.close("the client has gone")
-        await peer.heard("tasks/cancel")
-    assert ("cancel", "one") in server.heard
+        await peer.received("tasks/cancel")
+    assert ("cancel", "one") in server.received
 
 
 async def test_a_task_ends_with_its_stream() -> None:
@@ -131,7 +131,7 @@ async def test_a_task_ends_with_its_stream() -> None:
             assert "closed its event stream" in str(await outcome(ticket))
             await trio.sleep_forever()
 
-    ticket = make_task_ticket()
+    ticket = make_pending_task()
     async with open_peer(server, path="/sse") as peer:
         with pytest.raises(BackendExited, match="closed its event stream"):
             await use()

@@ -22,9 +22,9 @@ def error(code: int, message: str) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": "$id", "error": {"code": code, "message": message}}
 
 
-def rule(method: str, *say: Any, **further: Any) -> dict[str, Any]:
+def rule(method: str, *say: Any, **kwargs: Any) -> dict[str, Any]:
     """Say this in reply to a method; nothing: give no answer."""
-    return {"method": method, "say": list(say), **further} if say else {"method": method, "then": "hang"}
+    return {"method": method, "say": list(say), **kwargs} if say else {"method": method, "then": "hang"}
 
 
 def tool(name: str, schema: Any = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import trio
 from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
 from gateway.frontends.http.mcp_app import Paths
-from tests.support.access import House, make_config
+from tests.support.access import Harness, make_config
 from tests.support.certificates import make_certificate
 from tests.support.fakes import SOON
 
@@ -37,15 +37,15 @@ def folder() -> Any:
 @asynccontextmanager
 async def serving(binding: ListenAddress) -> AsyncGenerator[list[str]]:
     """A gateway of fakes that listens; yields its URLs."""
-    house = House(make_config(None), binding.policy_host, Paths(sse=None))
+    harness = Harness(make_config(None), binding.policy_host, Paths(sse=None))
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
-            await nursery.start(house.fleet.run)
-            urls: list[str] = await nursery.start(house.face.run, binding.open())
+            await nursery.start(harness.fleet.run)
+            urls: list[str] = await nursery.start(harness.frontend.run, binding.open())
             yield urls  # ruff: ignore[fallible-context-manager]
-            house.closing.set()
-            house.fleet.stop()
-            await house.fleet.ended.wait()
+            harness.closing.set()
+            harness.fleet.stop()
+            await harness.fleet.ended.wait()
 
 
 def files(folder: Path) -> dict[str, int]:

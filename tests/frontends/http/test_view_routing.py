@@ -11,7 +11,7 @@ from gateway.calls import NameChoice
 from gateway.cli import main
 from gateway.config import AuditSettings, parse_config
 from gateway.frontends.http.view_routing import chosen_names
-from tests.support.access import ALICE, HELLO, keys, modern_headers, open_house, tool_call
+from tests.support.access import ALICE, HELLO, keys, modern_headers, open_harness, tool_call
 from tests.support.gateway_process import HttpClient, echo_backend, open_gateway_process, open_sse
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from tests.support.access import House
+    from tests.support.access import Harness
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_a_query_chooses_names(query: str, expected: NameChoice | None) -> None:
 )  # fmt: skip
 async def test_a_choice_that_is_not_offered_is_refused(autojump_clock: MockClock, query: str) -> None:
     message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
-    async with open_house(None, "a") as house:
-        exchange = await house.start("POST", f"/mcp?{query}", message)
+    async with open_harness(None, "a") as harness:
+        exchange = await harness.start("POST", f"/mcp?{query}", message)
         assert exchange.status == 400
         assert "must be one of" in json.loads(exchange.body)["error"]["message"]
-        assert (await house.start("GET", f"/sse?{query}")).status == 400
-        assert house.mcp.sessions == 0
+        assert (await harness.start("GET", f"/sse?{query}")).status == 400
+        assert harness.mcp.sessions == 0
 
 
-async def listed(house: House, session: str, path: str) -> list[str]:
+async def listed(harness: Harness, session: str, path: str) -> list[str]:
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    exchange = await house.start("POST", path, message, key=ALICE, mcp_session_id=session)
+    exchange = await harness.start("POST", path, message, key=ALICE, mcp_session_id=session)
     if exchange.status != 200:
         return [str(exchange.status)]
     return [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]]
@@ -62,28 +62,28 @@ async def listed(house: House, session: str, path: str) -> list[str]:
 
 async def test_names_of_a_session_stay_when_its_rules_change(autojump_clock: MockClock) -> None:
     path, message = "/mcp?separator=__", {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
-    async with open_house(keys(), "a", "b") as house:
-        exchange = await house.start("POST", path, message, key=ALICE)
+    async with open_harness(keys(), "a", "b") as harness:
+        exchange = await harness.start("POST", path, message, key=ALICE)
         session = exchange.headers["mcp-session-id"]
-        assert await listed(house, session, path) == ["a__x", "a__y", "b__x", "b__y"]
-        assert await listed(house, session, "/mcp") == ["404"]  # another endpoint, where the session is unknown
+        assert await listed(harness, session, path) == ["a__x", "a__y", "b__x", "b__y"]
+        assert await listed(harness, session, "/mcp") == ["404"]  # another endpoint, where the session is unknown
         rules = keys(tools=["a.x"])["keys"]
         access = parse_config({"mcpServers": {}, "access": {"keys": rules}}, environ={}).access
         assert access is not None
-        house.access.apply(access)
-        assert await listed(house, session, path) == ["a__x"]
+        harness.access.apply(access)
+        assert await listed(harness, session, path) == ["a__x"]
 
 
 async def test_a_call_by_a_chosen_name_is_audited_by_its_name(autojump_clock: MockClock) -> None:
     lines: list[dict[str, Any]] = []
-    async with open_house(keys(tools=["a.x"]), "a") as house:
-        house.audit._put = lambda _text, line: lines.append(line)
-        house.audit.apply(AuditSettings())
+    async with open_harness(keys(tools=["a.x"]), "a") as harness:
+        harness.audit._put = lambda _text, line: lines.append(line)
+        harness.audit.apply(AuditSettings())
         for name in ("a__x", "a__y"):
             body = tool_call(name, modern=True)
-            exchange = await house.start("POST", "/mcp?separator=__", body, key=ALICE, **modern_headers(name))
+            exchange = await harness.start("POST", "/mcp?separator=__", body, key=ALICE, **modern_headers(name))
             if name == "a__x":
-                await house.answer()
+                await harness.answer()
                 assert json.loads(exchange.body)["result"]["resultType"] == "complete"
         assert [(line["name"], line["outcome"]) for line in lines] == [("a.x", "answered"), ("a__y", "refused")]
 

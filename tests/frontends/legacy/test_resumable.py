@@ -21,12 +21,12 @@ from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import (
     ANSWER,
     STREAM,
-    House,
+    Harness,
     events_of,
     is_complete,
     log_line,
     message_of,
-    open_house,
+    open_harness,
     texts_of,
 )
 
@@ -39,29 +39,29 @@ OLDER = ["2025-06-18", "2025-03-26"]
 class Client:
     """A client with one session at the legacy face."""
 
-    def __init__(self, house: House, sessions: SessionTable, version: str) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, sessions: SessionTable, version: str) -> None:
+        self.harness = harness
         self.sessions = sessions
-        self.face = StreamableFrontend(house.answers, sessions)
+        self.frontend = StreamableFrontend(harness.answers, sessions)
         session = sessions.create(ClientIntroduction(version, msgspec.Raw(b'{"roots":{}}'), msgspec.Raw(b"")))
         assert session is not None
         self.session = session
         self.last_id = 0
 
-    def headers(self, **further: str) -> dict[str, str]:
-        return {**STREAM, "mcp-session-id": str(self.session.id), **further}
+    def headers(self, **kwargs: str) -> dict[str, str]:
+        return {**STREAM, "mcp-session-id": str(self.session.id), **kwargs}
 
-    async def send(self, message: dict[str, Any], **further: str) -> FakeExchange:
-        exchange = FakeExchange(headers=self.headers(**further))
-        return await self.house.start(self.face.post, exchange, jsonrpc.decode(json.dumps(message).encode()))
+    async def send(self, message: dict[str, Any], **kwargs: str) -> FakeExchange:
+        exchange = FakeExchange(headers=self.headers(**kwargs))
+        return await self.harness.start(self.frontend.post, exchange, jsonrpc.decode(json.dumps(message).encode()))
 
-    async def call(self, **further: str) -> FakeExchange:
+    async def call(self, **kwargs: str) -> FakeExchange:
         self.last_id += 1
-        return await self.send(message_of("tools/call", {"name": "a.x"}, self.last_id), **further)
+        return await self.send(message_of("tools/call", {"name": "a.x"}, self.last_id), **kwargs)
 
     async def get(self, last_event_id: str | None = None) -> FakeExchange:
-        further = {} if last_event_id is None else {"last-event-id": last_event_id}
-        return await self.house.start(self.face.get, FakeExchange(method="GET", headers=self.headers(**further)))
+        kwargs = {} if last_event_id is None else {"last-event-id": last_event_id}
+        return await self.harness.start(self.frontend.get, FakeExchange(method="GET", headers=self.headers(**kwargs)))
 
     async def cancel(self, request_id: int = 1) -> None:
         await self.send(message_of("notifications/cancelled", {"requestId": request_id}))
@@ -69,10 +69,10 @@ class Client:
 
 @asynccontextmanager
 async def open_client(version: str = "2025-11-25", **settings: Any) -> AsyncGenerator[Client]:
-    async with open_house(**settings) as house:
+    async with open_harness(**settings) as harness:
         sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=5)
-        await house.nursery.start(sessions.run)
-        yield Client(house, sessions, version)
+        await harness.nursery.start(sessions.run)
+        yield Client(harness, sessions, version)
 
 
 def last_id(exchange: FakeExchange) -> str:
@@ -90,7 +90,7 @@ async def hang_up(exchange: FakeExchange) -> None:
 async def test_a_quick_answer_is_json_and_keeps_nothing(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.answer()
+        await client.harness.answer()
         assert exchange.headers["content-type"] == "application/json"
         assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
         assert len(client.session.events) == len(client.session.replies) == len(client.session.in_flight) == 0
@@ -99,8 +99,8 @@ async def test_a_quick_answer_is_json_and_keeps_nothing(autojump_clock: MockCloc
 async def test_a_stream_is_primed_first_and_each_event_has_its_own_id(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
-        await client.house.answer()
+        await client.harness.tell("one")
+        await client.harness.answer()
         first, *rest = events_of(exchange)
         assert first.id
         assert not first.data
@@ -115,9 +115,9 @@ async def test_older_clients_get_no_event_without_data(version: str, autojump_cl
     async with open_client(version, sse_after=5.0) as client:
         exchange = await client.call()
         await trio.sleep(6)
-        await client.house.tell("one")
-        client.house.ticket.close_stream(1000)
-        await client.house.answer()
+        await client.harness.tell("one")
+        client.harness.pending.close_stream(1000)
+        await client.harness.answer()
         own = await client.get()
         client.session.changes.add({"tools"})
         await settle()
@@ -129,7 +129,7 @@ async def test_older_clients_get_no_event_without_data(version: str, autojump_cl
 async def test_an_error_is_no_404(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        client.house.fake.session.answer(outcome=Failure(jsonrpc.METHOD_NOT_FOUND, "no such thing", None, Era.LEGACY))
+        client.harness.fake.session.answer(outcome=Failure(jsonrpc.METHOD_NOT_FOUND, "no such thing", None, Era.LEGACY))
         await settle()
         assert exchange.status == 200
         assert json.loads(exchange.body)["error"]["code"] == jsonrpc.METHOD_NOT_FOUND
@@ -141,29 +141,29 @@ async def test_an_error_is_no_404(autojump_clock: MockClock) -> None:
 async def test_what_comes_while_there_is_no_connection_is_there_for_the_next(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        await client.house.tell("two")  # is lost on the way
-        await client.house.tell("three")
+        await client.harness.tell("two")  # is lost on the way
+        await client.harness.tell("three")
         again = await client.get(last_id(exchange))
         assert texts_of(again) == ["two", "three"]
-        await client.house.tell("four")
+        await client.harness.tell("four")
         assert texts_of(again) == ["two", "three", "four"]
-        await client.house.answer()
+        await client.harness.answer()
         assert texts_of(again) == ["two", "three", "four", "done"]
         assert is_complete(again)
-        assert client.house.fake.session.withdrawn == []
+        assert client.harness.fake.session.withdrawn == []
         assert len(client.session.in_flight) == 0
 
 
 async def test_the_answer_waits_for_a_client_that_comes_back_late(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         primed = events_of(exchange)[0].id
         await hang_up(exchange)
-        await client.house.tell("two")
-        await client.house.answer()
+        await client.harness.tell("two")
+        await client.harness.answer()
         assert len(client.session.in_flight) == 0
         await trio.sleep(RESUME_WITHIN - 1)
         for _ in range(2):  # this one may break, too
@@ -175,15 +175,15 @@ async def test_the_answer_waits_for_a_client_that_comes_back_late(autojump_clock
 async def test_a_stream_may_break_again_and_again(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("0")
+        await client.harness.tell("0")
         seen = texts_of(exchange)
         for number in range(1, 6):
             await hang_up(exchange)
-            await client.house.tell(f"{number} unseen")
+            await client.harness.tell(f"{number} unseen")
             exchange = await client.get(last_id(exchange))
-            await client.house.tell(f"{number} seen")
+            await client.harness.tell(f"{number} seen")
             seen += texts_of(exchange)
-        await client.house.answer()
+        await client.harness.answer()
         expected = ["0", *(f"{number} {how}" for number in range(1, 6) for how in ("unseen", "seen"))]
         assert seen == expected
         assert texts_of(exchange)[-1] == "done"
@@ -193,28 +193,28 @@ async def test_a_client_that_comes_back_early_takes_over(autojump_clock: MockClo
     """The old connection has not been found broken yet: nothing is sent on it any more."""
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         second = await client.get(last_id(exchange))
         third = await client.get(last_id(exchange))
-        await client.house.tell("two")
-        await client.house.answer()
+        await client.harness.tell("two")
+        await client.harness.answer()
         assert [texts_of(one) for one in (exchange, second, third)] == [["one"], [], ["two", "done"]]
         assert all(map(is_complete, (exchange, second, third)))
-        assert client.house.fake.session.withdrawn == []
+        assert client.harness.fake.session.withdrawn == []
 
 
 async def test_clients_that_come_back_all_at_once(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         came = last_id(exchange)
         gets = [FakeExchange(method="GET", headers=client.headers(**{"last-event-id": came})) for _ in range(5)]
         await hang_up(exchange)
-        client.house.ticket.notify(log_line("two"))
+        client.harness.pending.notify(log_line("two"))
         async with trio.open_nursery() as nursery:
             for get in gets:
-                nursery.start_soon(client.house.start, client.face.get, get)
-        await client.house.answer()
+                nursery.start_soon(client.harness.start, client.frontend.get, get)
+        await client.harness.answer()
         complete = [texts_of(get) for get in gets if texts_of(get)[-1:] == ["done"]]
         assert complete == [["two", "done"]]
         assert all(map(is_complete, gets))
@@ -237,19 +237,19 @@ async def test_what_happens_in_the_moment_of_coming_back(event: str, autojump_cl
         async with open_client() as client:
             exchange = PromptExchange(headers=client.headers())
             call = jsonrpc.decode(json.dumps(message_of("tools/call", {"name": "a.x"}, 1)).encode())
-            await client.house.start(client.face.post, exchange, call)
-            await client.house.tell("one")
-            ticket = client.house.ticket
-            ticket.notify(log_line("two"))
+            await client.harness.start(client.frontend.post, exchange, call)
+            await client.harness.tell("one")
+            pending = client.harness.pending
+            pending.notify(log_line("two"))
             if "break" in event:
                 exchange.gone.set()
             if "answer" in event:
-                client.house.fake.session.answer(outcome=Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
+                client.harness.fake.session.answer(outcome=Complete(json.dumps(ANSWER).encode(), Era.LEGACY))
             headers = client.headers(**{"last-event-id": last_id(exchange)})
-            again = await client.house.start(client.face.get, PromptExchange(method="GET", headers=headers))
+            again = await client.harness.start(client.frontend.get, PromptExchange(method="GET", headers=headers))
             if "answer" not in event:
-                await client.house.tell("three", ticket)
-                await client.house.answer()
+                await client.harness.tell("three", pending)
+                await client.harness.answer()
             middle = [] if "answer" in event else ["three"]
             assert texts_of(again) == ["two", *middle, "done"]
             assert is_complete(again)
@@ -259,15 +259,15 @@ async def test_what_happens_in_the_moment_of_coming_back(event: str, autojump_cl
 async def test_only_the_one_stream_is_replayed(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         one = await client.call()
-        first = client.house.ticket
-        await client.house.tell("first a")
+        first = client.harness.pending
+        await client.harness.tell("first a")
         other = await client.call()
-        second = client.house.ticket
-        await client.house.tell("second a")
+        second = client.harness.pending
+        await client.harness.tell("second a")
         for exchange in (one, other):
             await hang_up(exchange)
-        for text, ticket in (("first b", first), ("second b", second)):
-            await client.house.tell(text, ticket)
+        for text, pending in (("first b", first), ("second b", second)):
+            await client.harness.tell(text, pending)
         assert texts_of(await client.get(last_id(other))) == ["second b"]
         assert texts_of(await client.get(last_id(one))) == ["first b"]
 
@@ -275,19 +275,19 @@ async def test_only_the_one_stream_is_replayed(autojump_clock: MockClock) -> Non
 async def test_what_nobody_fetches_is_dropped_but_the_call_goes_on(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        await client.house.tell("two")
+        await client.harness.tell("two")
         ask = make_ask()
-        client.house.ticket.ask(ask)
+        client.harness.pending.ask(ask)
         await trio.sleep(RESUME_WITHIN + 1)
         refused = await client.get(last_id(exchange))
         assert refused.status == 400
         assert "Last-Event-ID" in json.loads(refused.body)["error"]["message"]
         assert client.session.events.size == 0
         assert len(client.session.in_flight) == 1
-        assert client.house.fake.session.withdrawn == []
-        await client.house.answer()
+        assert client.harness.fake.session.withdrawn == []
+        await client.harness.answer()
         assert len(client.session.in_flight) == 0
 
 
@@ -299,9 +299,9 @@ async def test_a_request_to_the_client_survives_the_break(autojump_clock: MockCl
     async with open_client() as client:
         settled: list[Any] = []
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        client.house.ticket.ask(make_ask(settled))
+        client.harness.pending.ask(make_ask(settled))
         await settle()
         again = await client.get(last_id(exchange))
         assert texts_of(again) == ["roots/list"]
@@ -314,20 +314,20 @@ async def test_a_call_that_sent_nothing_before_the_break_ends_unheard(autojump_c
     async with open_client(sse_after=5.0) as client:
         exchange = await client.call()
         await hang_up(exchange)
-        await client.house.answer()
+        await client.harness.answer()
         assert exchange.sent == []
         assert len(client.session.in_flight) == len(client.session.replies) == 0
-        assert client.house.fake.session.withdrawn == []
+        assert client.harness.fake.session.withdrawn == []
 
 
 async def test_a_cancel_ends_a_call_without_a_connection(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        await client.house.tell("two")
+        await client.harness.tell("two")
         await client.cancel()
-        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+        assert [name for name, _ in client.harness.fake.session.withdrawn] == ["x"]
         assert len(client.session.in_flight) == 0
         assert (await client.get(last_id(exchange))).status == 400  # nothing follows a cancel
 
@@ -335,24 +335,24 @@ async def test_a_cancel_ends_a_call_without_a_connection(autojump_clock: MockClo
 async def test_a_cancel_ends_a_resumed_call(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
         again = await client.get(last_id(exchange))
         await client.cancel()
         assert is_complete(again)
         assert texts_of(again) == []
-        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+        assert [name for name, _ in client.harness.fake.session.withdrawn] == ["x"]
 
 
 async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        await client.house.tell("two")
+        await client.harness.tell("two")
         client.sessions.close(client.session)
         await settle()
-        assert [name for name, _ in client.house.fake.session.withdrawn] == ["x"]
+        assert [name for name, _ in client.harness.fake.session.withdrawn] == ["x"]
         assert client.session.events.size == 0
         assert len(client.session.in_flight) == len(client.session.replies) == 0
 
@@ -360,8 +360,8 @@ async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump
 async def test_the_end_of_a_session_frees_what_it_kept(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await client.call()
-        await client.house.tell("one")
-        await client.house.answer()
+        await client.harness.tell("one")
+        await client.harness.answer()
         assert client.session.events.size > 0
         client.sessions.close(client.session)
         assert client.session.events.size == 0
@@ -370,11 +370,11 @@ async def test_the_end_of_a_session_frees_what_it_kept(autojump_clock: MockClock
 async def test_a_flood_without_a_connection_stays_within_bounds(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
         for number in range(MAX_STREAM_EVENTS + 50):
-            await client.house.tell(str(number))
-        await client.house.answer()
+            await client.harness.tell(str(number))
+        await client.harness.answer()
         again = await client.get(last_id(exchange))
         assert len(texts_of(again)) == MAX_STREAM_EVENTS
         assert texts_of(again)[-1] == "done"
@@ -384,9 +384,9 @@ async def test_a_huge_answer_reaches_who_is_there_and_is_an_error_for_who_was_no
     huge = {"content": [{"type": "text", "text": "x" * MAX_STREAM_BYTES}]}
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         last = last_id(exchange)
-        await client.house.answer(huge)
+        await client.harness.answer(huge)
         assert len(texts_of(exchange)[-1]) == MAX_STREAM_BYTES
         assert "too large to be kept" in texts_of(await client.get(last))[0]
 
@@ -400,41 +400,41 @@ async def test_an_unknown_event_id_is_refused(event_id: str, autojump_clock: Moc
 
 
 async def test_an_id_of_another_session_is_refused(autojump_clock: MockClock) -> None:
-    async with open_house() as house:
+    async with open_harness() as harness:
         sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=5)
-        await house.nursery.start(sessions.run)
-        one, other = Client(house, sessions, "2025-11-25"), Client(house, sessions, "2025-11-25")
+        await harness.nursery.start(sessions.run)
+        one, other = Client(harness, sessions, "2025-11-25"), Client(harness, sessions, "2025-11-25")
         for client in (one, other):
             await client.call()
-            await house.tell("secret")
+            await harness.tell("secret")
         exchange = await one.call()
-        await house.tell("mine")
+        await harness.tell("mine")
         assert (await other.get(last_id(exchange))).status == 400
 
 
 # -- streams that the backend closes for a while ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("asked", "told"), [(500, 500), (10**9, MAX_RETRY_MS)])
+@pytest.mark.parametrize(("asked", "notified"), [(500, 500), (10**9, MAX_RETRY_MS)])
 async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
-    asked: int, told: int, autojump_clock: MockClock
+    asked: int, notified: int, autojump_clock: MockClock
 ) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        client.house.ticket.close_stream(asked)
+        client.harness.pending.close_stream(asked)
         await settle()
         assert is_complete(exchange)
         first, last = events_of(exchange)
-        assert (first.data, last.data, last.retry) == ("", "", told)
+        assert (first.data, last.data, last.retry) == ("", "", notified)
         assert first.id != last.id
-        await client.house.tell("meanwhile")
+        await client.harness.tell("meanwhile")
         again = await client.get(last.id)
         assert texts_of(again) == ["meanwhile"]
-        client.house.ticket.close_stream(asked)
+        client.harness.pending.close_stream(asked)
         await settle()
         assert is_complete(again)
         third = await client.get(last_id(again))
-        await client.house.answer()
+        await client.harness.answer()
         assert texts_of(third) == ["done"]
         assert len(client.session.in_flight) == 0
 
@@ -442,19 +442,19 @@ async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
 async def test_a_stream_without_a_connection_needs_no_closing(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         await hang_up(exchange)
-        await client.house.tell("two")
-        client.house.ticket.close_stream(500)
-        await client.house.tell("three")
+        await client.harness.tell("two")
+        client.harness.pending.close_stream(500)
+        await client.harness.tell("three")
         assert texts_of(await client.get(last_id(exchange))) == ["two", "three"]
 
 
 async def test_a_client_without_streams_is_not_bothered(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call(accept="application/json")
-        client.house.ticket.close_stream(500)
-        await client.house.answer()
+        client.harness.pending.close_stream(500)
+        await client.harness.answer()
         assert json.loads(exchange.body)["result"]["content"][0]["text"] == "done"
 
 
@@ -477,7 +477,7 @@ async def test_the_own_stream_is_resumed_behind_what_was_seen(autojump_clock: Mo
         again = await client.get(seen)
         assert texts_of(again) == [f"notifications/{what}/list_changed" for what in ("prompts", "resources")]
         call = await client.call()
-        await client.house.tell("one")
+        await client.harness.tell("one")
         assert texts_of(call) == ["one"]
         assert len(texts_of(again)) == 2
 
@@ -508,10 +508,10 @@ async def test_a_newer_own_stream_takes_over(autojump_clock: MockClock) -> None:
 async def test_a_backend_that_closes_again_and_again_fills_nothing(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call(accept="application/json")
-        ticket = client.house.ticket
+        pending = client.harness.pending
         for number in range(100):
-            ticket.close_stream(number)
-        assert len(ticket._events or ()) == 1
-        await client.house.answer()
-        ticket.close_stream(1)
+            pending.close_stream(number)
+        assert len(pending._events or ()) == 1
+        await client.harness.answer()
+        pending.close_stream(1)
         assert exchange.status == 200

@@ -20,7 +20,7 @@ from tests.support.http_frontends import (
     is_complete,
     log_line,
     message_of,
-    open_house,
+    open_harness,
     texts_of,
 )
 from tests.support.sse_client import SseClient, open_client
@@ -37,8 +37,8 @@ async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -
 
 
 async def test_below_a_mount_point_the_uri_is_below_it_too(autojump_clock: MockClock) -> None:
-    async with open_house() as house:
-        client = SseClient(house, SseFrontend(house.answers, "/messages/", trio.Event()))
+    async with open_harness() as harness:
+        client = SseClient(harness, SseFrontend(harness.answers, "/messages/", trio.Event()))
         client.stream.scope["root_path"] = "/a b/"
         await client.open()
         assert client.endpoint.startswith("/a%20b/messages/?session_id=")
@@ -51,8 +51,8 @@ async def test_a_conversation(version: str, autojump_clock: MockClock) -> None:
         accepted = await client.post(message_of("notifications/initialized"))
         assert (accepted.status, accepted.body) == (202, b"")
         await client.call("an id")
-        await client.house.tell("one")
-        await client.house.answer()
+        await client.harness.tell("one")
+        await client.harness.answer()
         assert texts_of(client.stream)[-2:] == ["one", "done"]
         assert client.messages[-1]["id"] == "an id"
         assert {event.event for event in events_of(client.stream)[1:]} == {"message"}
@@ -107,11 +107,11 @@ async def test_posts_that_are_refused(change: dict[str, Any], status: int, autoj
 
 async def test_wrong_methods_are_refused(autojump_clock: MockClock) -> None:
     async with open_client() as client:
-        for method, serve, allowed in (("POST", client.face.open, "GET"), ("GET", client.face.post, "POST")):
-            exchange = await client.house.start(serve, FakeExchange(method=method, headers=STREAM))
+        for method, serve, allowed in (("POST", client.frontend.open, "GET"), ("GET", client.frontend.post, "POST")):
+            exchange = await client.harness.start(serve, FakeExchange(method=method, headers=STREAM))
             assert (exchange.status, exchange.headers["allow"]) == (405, allowed)
         plain = FakeExchange(method="GET", headers={"accept": "application/json"})
-        assert (await client.house.start(client.face.open, plain)).status == 406
+        assert (await client.harness.start(client.frontend.open, plain)).status == 406
 
 
 async def test_a_batch_in_the_version_that_has_them(autojump_clock: MockClock) -> None:
@@ -131,7 +131,7 @@ async def test_an_id_in_use_is_refused_and_its_call_goes_on(autojump_clock: Mock
         await client.call(3)
         assert client.messages[-1]["id"] == 3
         assert "max_client_requests" in client.messages[-1]["error"]["message"]
-        await client.house.answer()
+        await client.harness.answer()
         assert client.messages[-1]["id"] == 1
 
 
@@ -139,14 +139,14 @@ async def test_answers_come_in_the_order_in_which_they_are_there(autojump_clock:
     async with open_client() as client:
         for number in range(1, 4):
             await client.call(number)
-        first, second, third = client.house.fake.session.working
-        for ticket in (third, first, second):
-            ticket.notify(log_line(ticket.call.name))
+        first, second, third = client.harness.fake.session.working
+        for pending in (third, first, second):
+            pending.notify(log_line(pending.call.name))
         await settle()
-        client.house.fake.session.working.reverse()
-        await client.house.answer()
-        await client.house.answer()
-        await client.house.answer()
+        client.harness.fake.session.working.reverse()
+        await client.harness.answer()
+        await client.harness.answer()
+        await client.harness.answer()
         assert [message["id"] for message in client.messages if "result" in message][1:] == [3, 2, 1]
 
 
@@ -154,7 +154,7 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         settled: list[Any] = []
         await client.call()
-        client.house.ticket.ask(ServerRequest("roots/list", {}, settled.append))
+        client.harness.pending.ask(ServerRequest("roots/list", {}, settled.append))
         await settle()
         assert client.messages[-1]["method"] == "roots/list"
         await client.post({"jsonrpc": "2.0", "id": client.messages[-1]["id"], "result": {"roots": []}})
@@ -163,11 +163,11 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
 
 async def test_changes_are_told_to_who_has_initialized(autojump_clock: MockClock) -> None:
     async with open_client(version=None) as client:
-        client.face.notify_list_changed(make_news("tools"))
+        client.frontend.notify_list_changed(make_news("tools"))
         await settle()
         assert client.messages == []
         await client.initialize()
-        client.face.notify_list_changed(make_news("tools"))
+        client.frontend.notify_list_changed(make_news("tools"))
         await settle()
         assert client.messages[-1]["method"] == "notifications/tools/list_changed"
 
@@ -177,7 +177,7 @@ async def test_a_cancel_ends_one_call_unanswered(autojump_clock: MockClock) -> N
         await client.call(1)
         await client.call(2)
         await client.post(message_of("notifications/cancelled", {"requestId": 1}))
-        await client.house.answer()
+        await client.harness.answer()
         assert client.withdrawn == ["x"]
         assert [message["id"] for message in client.messages[1:]] == [2]
         await client.call(1)  # its id is free again
@@ -185,12 +185,12 @@ async def test_a_cancel_ends_one_call_unanswered(autojump_clock: MockClock) -> N
 
 async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_clock: MockClock) -> None:
     async with open_client() as client:
-        other = SseClient(client.house, client.face)
+        other = SseClient(client.harness, client.frontend)
         await other.open()
         await other.initialize()
         await client.call()
         await other.call()
-        stream = client.face._streams[client.endpoint.partition("=")[2]]
+        stream = client.frontend._streams[client.endpoint.partition("=")[2]]
         undone: list[str] = []
         assert stream.session is not None
         stream.session.on_end.append(lambda: undone.append("its subscriptions"))
@@ -198,9 +198,9 @@ async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_cl
         await settle()
         assert undone == ["its subscriptions"]
         assert client.withdrawn == ["x"]
-        assert len(client.face) == 1
+        assert len(client.frontend) == 1
         assert (await client.call()).status == 404
-        await client.house.answer()
+        await client.harness.answer()
         assert texts_of(other.stream)[-1] == "done"
 
 
@@ -214,24 +214,24 @@ async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> Non
 
 async def test_only_so_many_streams_are_open(autojump_clock: MockClock) -> None:
     async with open_client(max_sessions=1) as client:
-        refused = SseClient(client.house, client.face)
-        await client.house.start(client.face.open, refused.stream)
+        refused = SseClient(client.harness, client.frontend)
+        await client.harness.start(client.frontend.open, refused.stream)
         assert refused.stream.status == 503
         assert "max_sessions" in json.loads(refused.stream.body)["error"]["message"]
         client.stream.gone.set()
         await settle()
-        await SseClient(client.house, client.face).open()
+        await SseClient(client.harness, client.frontend).open()
 
 
 async def test_streams_that_never_initialize_make_room(autojump_clock: MockClock) -> None:
     async with open_client(max_sessions=3) as client:
-        silent = [SseClient(client.house, client.face) for _ in range(10)]
+        silent = [SseClient(client.harness, client.frontend) for _ in range(10)]
         for one in silent:
             await one.open()
         await settle()
         assert [one.stream.ended for one in silent] == [True] * 8 + [False] * 2
         assert not client.stream.ended
-        assert len(client.face) == 3
+        assert len(client.frontend) == 3
         await silent[-1].initialize()
         assert silent[-1].messages[0]["result"]["protocolVersion"] == "2024-11-05"
 
@@ -245,7 +245,7 @@ async def fill(client: SseClient, count: int, *, size: int) -> None:
         await client.call(number)
     text = {"content": [{"type": "text", "text": "x" * size}]}
     for _ in range(count):
-        await client.house.answer(text)
+        await client.harness.answer(text)
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, MAX_WAITING_BYTES // 8), (MAX_WAITING_MESSAGES + 50, 1)])
@@ -260,10 +260,10 @@ async def test_a_client_that_does_not_read_is_dropped_for_a_reason(
         else:  # one message at a time, so that none is dropped where the call keeps them
             await client.call()
             for number in range(count):
-                await client.house.tell(str(number))
-        assert len(client.face) == 1
+                await client.harness.tell(str(number))
+        assert len(client.frontend) == 1
         await trio.sleep(PATIENCE + 1)
-        assert len(client.face) == 0
+        assert len(client.frontend) == 0
         assert "does not read" in caplog.text
         if size > 1:
             assert MAX_WAITING_BYTES < int(caplog.text.split("(")[1].split()[0]) < 2 * MAX_WAITING_BYTES
@@ -286,9 +286,9 @@ async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock:
 
 async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock) -> None:
     most, size, streams = 200_000, 10_000, 50
-    async with open_house(max_client_requests=100, max_sessions=100) as house:
-        face = SseFrontend(house.answers, "/messages/", trio.Event(), max_waiting=most)
-        clients = [SseClient(house, face) for _ in range(streams)]
+    async with open_harness(max_client_requests=100, max_sessions=100) as harness:
+        frontend = SseFrontend(harness.answers, "/messages/", trio.Event(), max_waiting=most)
+        clients = [SseClient(harness, frontend) for _ in range(streams)]
         for client in clients:
             await client.open()
             await client.initialize()
@@ -298,14 +298,14 @@ async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock)
         for _ in range(3):
             for client in clients:
                 await client.call(len(client.messages))
-                await house.answer({"content": [{"type": "text", "text": "x" * size}]})
-        assert most < face.waiting_bytes < most + streams * (size + 200)
+                await harness.answer({"content": [{"type": "text", "text": "x" * size}]})
+        assert most < frontend.waiting_bytes < most + streams * (size + 200)
         await trio.sleep(PATIENCE + 1)
-        assert len(face) < streams / 2
-        assert face.waiting_bytes <= most
+        assert len(frontend) < streams / 2
+        assert frontend.waiting_bytes <= most
         assert not reader.stream.ended
         await reader.call(100)
-        await house.answer()
+        await harness.answer()
         assert reader.messages[-1]["id"] == 100
 
 
@@ -321,10 +321,10 @@ async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: Moc
 async def test_when_the_gateway_stops_streams_end_behind_their_last_answers(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await client.call()
-        client.face.end_all()
+        client.frontend.end_all()
         await settle()
         assert not is_complete(client.stream)
-        await client.house.answer()
+        await client.harness.answer()
         assert texts_of(client.stream)[-1] == "done"
         assert is_complete(client.stream)
-        assert len(client.face) == 0
+        assert len(client.frontend) == 0

@@ -94,12 +94,12 @@ async def test_changes_are_told_once_and_only_if_wanted() -> None:
     for _ in range(3):
         subscription.notify_list_changed(make_news("tools", "resources"))
     subscription.notify_list_changed(make_news("prompts"))
-    told = await taken(subscription)
-    assert sorted(message["method"] for message in told) == [
+    notified = await taken(subscription)
+    assert sorted(message["method"] for message in notified) == [
         "notifications/prompts/list_changed",
         "notifications/tools/list_changed",
     ]
-    assert [message["params"] for message in told] == [{"_meta": {ID: 7}}] * 2
+    assert [message["params"] for message in notified] == [{"_meta": {ID: 7}}] * 2
     with trio.move_on_after(0) as empty:
         await subscription.next_notifications()
     assert empty.cancelled_caught
@@ -115,23 +115,23 @@ async def test_the_end_is_a_result_of_the_request() -> None:
 
 async def test_what_a_principals_own_backend_session_saw_reaches_its_subscriptions_and_no_others() -> None:
     anna, bert = (Caller(era=Era.MODERN, version="2026-07-28", principal=name) for name in ("anna", "bert"))
-    tools, prompts, others, nobodys = (
+    tools, prompts, others, anonymous = (
         listen({"toolsListChanged": True}, "t", caller=anna),
         listen({"promptsListChanged": True}, "p", caller=anna),
         listen(ALL, "o", caller=bert),
         listen(ALL, "n"),
     )
-    every = (tools, prompts, others, nobodys)
+    every = (tools, prompts, others, anonymous)
     with trio.fail_after(5):
         for subscription in every:
             await subscription.open()
     FLEET.mailboxes.deliver("anna", "notifications/tools/list_changed", {})
     FLEET.mailboxes.deliver("anna", "notifications/elicitation/complete", {"elicitationId": jsonrpc.raw("e")})
-    told = await taken(tools)
-    assert [(message["method"], message["params"]["_meta"]) for message in told] == [
+    notified = await taken(tools)
+    assert [(message["method"], message["params"]["_meta"]) for message in notified] == [
         ("notifications/tools/list_changed", {ID: "t"})
     ]
-    for deaf in (tools, prompts, others, nobodys):
+    for deaf in (tools, prompts, others, anonymous):
         with trio.move_on_after(0) as scope:
             await deaf.next_notifications()
         assert scope.cancelled_caught

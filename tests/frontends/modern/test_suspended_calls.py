@@ -36,9 +36,9 @@ async def open_lot(**limits: int) -> AsyncGenerator[SuspendedCalls]:
 
 async def park(parking: SuspendedCalls, flow: CallStream, *asked: Asked) -> dict[str, Any]:
     """Have the backend of a flow ask, and the call be parked; the result that its client gets."""
-    ticket = flow._ticket
+    pending = flow._ticket
     for one in asked:
-        ticket.ask(one.ask)
+        pending.ask(one.ask)
     answer = await parking.park(flow, await flow.next())  # type: ignore[arg-type] - it is the first ask
     assert isinstance(answer, bytes), answer
     return json.loads(answer)
@@ -48,14 +48,14 @@ def key_of(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any]) ->
     return parking.sealer.decode(flow.call, result["requestState"]).parked
 
 
-def resume(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any], responses: object, **further: Any) -> Any:
-    retry = make_call(Era.MODERN, inputResponses=responses, **further)
+def resume(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any], responses: object, **kwargs: Any) -> Any:
+    retry = make_call(Era.MODERN, inputResponses=responses, **kwargs)
     return parking.resume(key_of(parking, flow, result), retry)
 
 
 async def test_what_a_backend_asks_at_once_is_asked_together(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         form = Asked(ELICITATION, message="m", requestedSchema={}, task={"ttl": 1}, _meta={"progressToken": 1})
         roots = Asked(ROOTS)
         result = await park(parking, flow, form, roots)
@@ -69,16 +69,16 @@ async def test_what_a_backend_asks_at_once_is_asked_together(autojump_clock: Moc
         found = resume(parking, flow, result, {"input-2": {"roots": []}, "input-1": {"action": "accept"}})
         assert found is flow
         assert (form.result, roots.result) == ({"action": "accept"}, {"roots": []})
-        ticket.finish(done())
+        pending.finish(done())
         assert await flow.next() == done()
         assert len(parking) == 0
 
 
 async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_waits(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         first, second, third = Asked(), Asked(), Asked()
-        ticket.ask(first.ask)
+        pending.ask(first.ask)
         item: Any = await flow.next()
         async with trio.open_nursery() as nursery:
 
@@ -86,7 +86,7 @@ async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_wait
                 for one, turns in ((second, 3), (third, GATHER_TURNS * 3)):
                     for _ in range(turns):
                         await trio.lowlevel.checkpoint()
-                    ticket.ask(one.ask)
+                    pending.ask(one.ask)
 
             nursery.start_soon(ask_later)
             result = json.loads(await parking.park(flow, item))  # type: ignore[arg-type] - a result
@@ -103,7 +103,7 @@ async def test_a_token_resumes_once(autojump_clock: MockClock) -> None:
         resume(parking, flow, result, {"input-1": {}})
         with pytest.raises(InvalidParams, match="not run again"):
             resume(parking, flow, result, {"input-1": {}})
-        assert len(lines.tickets) == 1
+        assert len(lines.pending_calls) == 1
 
 
 async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(autojump_clock: MockClock) -> None:
@@ -123,7 +123,7 @@ async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(au
 
 async def test_a_late_answer_is_not_taken_for_one_to_what_was_asked_later(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         first, second = Asked(), Asked()
         result = await park(parking, flow, first)
         resume(parking, flow, result, {"input-1": {"a": 1}})
@@ -133,7 +133,7 @@ async def test_a_late_answer_is_not_taken_for_one_to_what_was_asked_later(autoju
         assert (list(again["inputRequests"]), second.reply) == (["input-2"], None)
         assert resume(parking, flow, again, {"input-2": {"b": 1}}) is flow
         assert second.result == {"b": 1}
-        ticket.finish(done())
+        pending.finish(done())
         assert await flow.next() == done()
 
 
@@ -151,34 +151,34 @@ async def test_answers_of_a_wrong_form_change_nothing(responses: object, autojum
 
 async def test_what_is_taken_back_is_not_asked(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         first, second = Asked(), Asked(ELICITATION, message="m")
         for one in (first, second):
-            ticket.ask(one.ask)
-        ticket.withdraw_ask(first.ask)
+            pending.ask(one.ask)
+        pending.withdraw_ask(first.ask)
         result = json.loads(await parking.park(flow, await flow.next()))  # type: ignore[arg-type] - an ask, a result
         assert [one["method"] for one in result["inputRequests"].values()] == [ELICITATION]
 
-        flow, ticket = open_flow(Era.MODERN, Lines())
-        ticket.ask(first.ask)
-        ticket.withdraw_ask(first.ask)
+        flow, pending = open_flow(Era.MODERN, Lines())
+        pending.ask(first.ask)
+        pending.withdraw_ask(first.ask)
         assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
 
 
 async def test_a_call_that_ends_meanwhile_is_not_parked(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
-        ticket.ask(Asked().ask)
-        ticket.finish(done())
+        flow, pending = open_flow(Era.MODERN, Lines())
+        pending.ask(Asked().ask)
+        pending.finish(done())
         assert await parking.park(flow, await flow.next()) == done()  # type: ignore[arg-type] - an ask
         assert len(parking) == 0
 
 
 async def test_an_answer_that_came_while_the_call_was_parked_waits_for_its_client(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         result = await park(parking, flow, Asked())
-        ticket.finish(done("early"))
+        pending.finish(done("early"))
         other, _ = open_flow(Era.MODERN, Lines())
         await park(parking, other, Asked())  # wakes the task that lets calls expire
         await settle()
@@ -188,27 +188,27 @@ async def test_an_answer_that_came_while_the_call_was_parked_waits_for_its_clien
 
 async def test_notices_that_come_meanwhile_wait_for_the_retry_and_its_token(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines(), token="old")
-        ticket.ask(Asked().ask)
-        ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
+        flow, pending = open_flow(Era.MODERN, Lines(), token="old")
+        pending.ask(Asked().ask)
+        pending.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
         result = json.loads(await parking.park(flow, await flow.next()))  # type: ignore[arg-type] - an ask, a result
-        ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(2)}))
+        pending.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(2)}))
         caller = make_caller(Era.MODERN, log_level="debug")
         resume(parking, flow, result, {"input-1": {}}, token="new", caller=caller)
         assert (flow.token, flow.level) == ("new", "debug")
-        told: list[Any] = [await flow.next(), await flow.next()]
-        assert [bytes(notice.params["progress"]) for notice in told] == [b"1", b"2"]
+        notified: list[Any] = [await flow.next(), await flow.next()]
+        assert [bytes(notice.params["progress"]) for notice in notified] == [b"1", b"2"]
 
 
 async def test_a_client_that_takes_longer_than_the_call_may_is_not_punished(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines(), timeout=10)
+        flow, pending = open_flow(Era.MODERN, Lines(), timeout=10)
         result = await park(parking, flow, Asked())
         await trio.sleep(100)
         resume(parking, flow, result, {"input-1": {}})
         with trio.move_on_after(9):
             await flow.next()
-        ticket.finish(done())
+        pending.finish(done())
         assert await flow.next() == done()
 
 
@@ -236,9 +236,9 @@ async def test_parked_calls_are_bounded_for_each_principal(autojump_clock: MockC
         for _ in range(MAX_PARKED_EACH):
             flow, _ticket = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="ada"))
             await park(parking, flow, Asked())
-        flow, ticket = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="ada"))
+        flow, pending = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="ada"))
         asked = Asked()
-        ticket.ask(asked.ask)
+        pending.ask(asked.ask)
         assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
         assert asked.refusal.code == jsonrpc.INTERNAL_ERROR
         other, _ = open_flow(Era.MODERN, lines, caller=make_caller(Era.MODERN, principal="eve"))
@@ -251,9 +251,9 @@ async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock) -> Non
         for principal in "ab":
             flow, _ = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal=principal))
             await park(parking, flow, Asked())
-        flow, ticket = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal="c"))
+        flow, pending = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal="c"))
         asked = Asked()
-        ticket.ask(asked.ask)
+        pending.ask(asked.ask)
         assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
         assert isinstance(asked.reply, Failure)
 
@@ -288,9 +288,9 @@ async def test_who_parked_a_call_cannot_close_it_any_more(autojump_clock: MockCl
 
 async def test_what_the_backend_takes_back_of_a_parked_call_is_known_to_the_retry(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
-        flow, ticket = open_flow(Era.MODERN, Lines())
+        flow, pending = open_flow(Era.MODERN, Lines())
         asked = Asked()
         result = await park(parking, flow, asked)
-        ticket.withdraw_ask(asked.ask)
+        pending.withdraw_ask(asked.ask)
         resume(parking, flow, result, {"input-1": {}})
         assert await flow.next() == Withdrawn(asked.ask)

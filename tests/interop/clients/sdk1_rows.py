@@ -23,7 +23,7 @@ from pydantic import AnyUrl, FileUrl
 WITHIN = 60.0  # seconds for the whole conversation
 
 
-class Heard:
+class Received:
     """What came in during one row, and of notifications all that ever came."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Heard:
     async def log(self, _params: Any) -> None:
         self.logs += 1
 
-    async def hear(self, message: Any) -> None:
+    async def receive(self, message: Any) -> None:
         if isinstance(message, types.ServerNotification):
             self.methods.append(message.root.method)
             self.news.set()
@@ -70,13 +70,13 @@ async def come_true(session: ClientSession, wish: list[str] | None) -> None:
             pass
 
 
-async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> dict[str, Any]:
-    heard.asked.clear()
-    heard.methods.clear()
-    heard.logs = heard.progress = 0
+async def run_row(session: ClientSession, received: Received, row: dict[str, Any]) -> dict[str, Any]:
+    received.asked.clear()
+    received.methods.clear()
+    received.logs = received.progress = 0
 
     async def step(_progress: float, _total: float | None, _message: str | None) -> None:
-        heard.progress += 1
+        received.progress += 1
         if row.get("cancel"):
             # This SDK leaves it to its user to say so.
             cancelled = types.CancelledNotificationParams(requestId=session._request_id - 1)
@@ -90,23 +90,23 @@ async def run_row(session: ClientSession, heard: Heard, row: dict[str, Any]) -> 
     with anyio.CancelScope() as stop:
         result = await session.call_tool(row["tool"], row["arguments"], progress_callback=step)
         structured = result.structuredContent
-    waited = await heard.wait_for(row["wait"]) if "wait" in row else None
+    waited = await received.wait_for(row["wait"]) if "wait" in row else None
     while "listed" in row and row["listed"] not in [tool.name for tool in (await session.list_tools()).tools]:
-        heard.methods.clear()
-        await heard.wait_for(row["wait"])
+        received.methods.clear()
+        await received.wait_for(row["wait"])
     await come_true(session, row.get("after"))
     return {
-        "asked": sorted(heard.asked),
+        "asked": sorted(received.asked),
         "structured": structured,
-        "progress": heard.progress,
-        "logs": heard.logs,
+        "progress": received.progress,
+        "logs": received.logs,
         "waited": waited,
         "cancelled": stop.cancelled_caught,
     }
 
 
 async def main() -> None:
-    job, heard = json.loads(sys.argv[1]), Heard()
+    job, received = json.loads(sys.argv[1]), Received()
     with anyio.fail_after(WITHIN):
         if "url" in job:
             streams: Any = streamablehttp_client(job["url"])
@@ -119,17 +119,17 @@ async def main() -> None:
             ClientSession(
                 incoming,
                 outgoing,
-                elicitation_callback=heard.elicit,
-                sampling_callback=heard.sample,
+                elicitation_callback=received.elicit,
+                sampling_callback=received.sample,
                 sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
-                list_roots_callback=heard.list_roots,
-                logging_callback=heard.log,
-                message_handler=heard.hear,
+                list_roots_callback=received.list_roots,
+                logging_callback=received.log,
+                message_handler=received.receive,
             ) as session,
         ):
             await session.initialize()
             await session.set_logging_level("info")
-            report = {"rows": [await run_row(session, heard, row) for row in job["rows"]]}
+            report = {"rows": [await run_row(session, received, row) for row in job["rows"]]}
     print(json.dumps(report))
 
 

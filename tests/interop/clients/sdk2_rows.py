@@ -25,7 +25,7 @@ NEWS = {
 }
 
 
-class Heard:
+class Received:
     """What came in during one row, and of notifications all that ever came."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Heard:
     async def log(self, _params: Any) -> None:
         self.logs += 1
 
-    async def hear(self, message: Any) -> None:
+    async def receive(self, message: Any) -> None:
         if (method := getattr(message, "method", None)) is not None:
             self.methods.append(method)
             self.news.set()
@@ -87,23 +87,23 @@ def listen(client: Client, row: dict[str, Any], mode: str) -> Any:
     return client.listen(tools_list_changed="listed" in row, resource_subscriptions=uris)
 
 
-async def run_row(client: Client, heard: Heard, row: dict[str, Any], mode: str) -> dict[str, Any]:
+async def run_row(client: Client, received: Received, row: dict[str, Any], mode: str) -> dict[str, Any]:
     async with listen(client, row, mode) as stream:
-        return await converse(client, heard, row, stream)
+        return await converse(client, received, row, stream)
 
 
-async def converse(client: Client, heard: Heard, row: dict[str, Any], stream: Any) -> dict[str, Any]:
-    heard.asked.clear()
-    heard.methods.clear()
-    heard.logs = heard.progress = 0
+async def converse(client: Client, received: Received, row: dict[str, Any], stream: Any) -> dict[str, Any]:
+    received.asked.clear()
+    received.methods.clear()
+    received.logs = received.progress = 0
 
     async def step(_progress: float, _total: float | None, _message: str | None) -> None:
-        heard.progress += 1
+        received.progress += 1
         if row.get("cancel"):
             stop.cancel()
 
     async def wait() -> bool:
-        return await (heard.wait_for(row["wait"]) if stream is None else heard.wait_on(stream, row["wait"]))
+        return await (received.wait_for(row["wait"]) if stream is None else received.wait_on(stream, row["wait"]))
 
     if "subscribe" in row and stream is None:
         await client.subscribe_resource(row["subscribe"])
@@ -114,38 +114,38 @@ async def converse(client: Client, heard: Heard, row: dict[str, Any], stream: An
         structured = result.structured_content
     waited = await wait() if "wait" in row else None
     while "listed" in row and row["listed"] not in [tool.name for tool in (await client.list_tools()).tools]:
-        heard.methods.clear()
+        received.methods.clear()
         await wait()
     await come_true(client, row.get("after"))
     return {
-        "asked": sorted(heard.asked),
+        "asked": sorted(received.asked),
         "structured": structured,
-        "progress": heard.progress,
-        "logs": heard.logs,
+        "progress": received.progress,
+        "logs": received.logs,
         "waited": waited,
         "cancelled": stop.cancelled_caught,
     }
 
 
 async def main() -> None:
-    job, heard = json.loads(sys.argv[1]), Heard()
+    job, received = json.loads(sys.argv[1]), Received()
     target = job.get("url") or StdioServerParameters(command=job["command"], args=job["args"], env=dict(os.environ))
     with trio.fail_after(WITHIN):
         async with Client(
             target,
             mode=job["mode"],
             cache=None,
-            elicitation_callback=heard.elicit,
-            sampling_callback=heard.sample,
+            elicitation_callback=received.elicit,
+            sampling_callback=received.sample,
             sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
-            list_roots_callback=heard.list_roots,
-            logging_callback=heard.log,
+            list_roots_callback=received.list_roots,
+            logging_callback=received.log,
             log_level="info" if job["mode"] != "legacy" else None,
-            message_handler=heard.hear,
+            message_handler=received.receive,
         ) as client:
             if job["mode"] == "legacy":
                 await client.set_logging_level("info")
-            report = {"rows": [await run_row(client, heard, row, job["mode"]) for row in job["rows"]]}
+            report = {"rows": [await run_row(client, received, row, job["mode"]) for row in job["rows"]]}
     print(json.dumps(report))
 
 

@@ -298,7 +298,7 @@ def test_there_is_something_to_judge() -> None:
 
 
 @pytest.mark.parametrize("path", gateway_modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_house_rules(path: Path) -> None:
+def test_project_rules(path: Path) -> None:
     wrong = judge(Module(path.read_text(encoding="utf-8"), path.name))
     assert not wrong, f"in {path.relative_to(ROOT)}:\n" + "\n".join(wrong)
 

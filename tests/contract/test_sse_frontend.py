@@ -11,7 +11,7 @@ import trio
 from mcp import ClientSession
 from mcp.client.sse import sse_client
 
-from tests.contract.support import FAST, LADDER, SSE, open_client, structured_of, text_of
+from tests.contract.support import FAST, SHUTDOWN_GRACE, SSE, open_client, structured_of, text_of
 from tests.support.gateway_process import echo_backend, make_request, open_gateway_process, open_sse
 
 CHANGED = "notifications/tools/list_changed"
@@ -48,7 +48,7 @@ async def test_the_sdk_as_client(gateways):
 
     with trio.fail_after(15):
         async with sse_client(sse_url(gateways)) as streams, ClientSession(*streams) as client:
-            assert (await client.initialize()).server_info.name == "house"
+            assert (await client.initialize()).server_info.name == "office"
             assert "legacy.echo" in {tool.name for tool in (await client.list_tools()).tools}
             result = await client.call_tool("legacy.progress", {"n": 3}, progress_callback=on_progress)
             assert result.content[0].text == "3 steps"
@@ -107,7 +107,7 @@ async def test_clients_do_not_hear_each_other(gateways):
 
 async def test_guarantee_g3_alone_on_paths_of_its_own_and_stopped_with_a_call_under_way():
     config = {
-        "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": LADDER}},
+        "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}},
         "gateway": {"drain_grace": 10},
     }
     paths = ("--sse-path", "/old", "--message-path", "/old/in")
