@@ -1,8 +1,8 @@
 """One call: from its public name to the backend that owns it, and back.
 
-`Router.submit` looks the name up in the catalog's table, puts a pending call into the owner's channel and returns it; the
-face waits on the pending call and must `release` it, whatever happens. A known name never becomes an unknown one: a name
-that a starting backend may own waits for that backend.
+`Router.submit` looks the name up in the catalog's table and hands a `PendingCall` to the owner's supervisor; the frontend
+must `release` it, whatever happens. A known name never becomes an unknown one: a name that a starting backend may own
+waits for that backend.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For a legacy client in front of a modern backend, `input_required` is not an outcome: the flow asks the client what the
 backend wants to know, and sends the call again with the answers, the same keys and the byte-exact `requestState`
-(2026-07-28 basic/patterns/mrtr). For all others it only hands on what its pending call says. Whoever holds a flow closes it.
+(2026-07-28 basic/patterns/mrtr). For all others it only passes on what its pending call has. The holder closes it.
 """
 
 from __future__ import annotations
