@@ -1,6 +1,6 @@
 """One call: from its public name to the backend that owns it, and back.
 
-`Router.submit` looks the name up in the catalog's table and hands a `PendingCall` to the owner's supervisor; the frontend
+`Router.submit` looks the name up in the catalog's table and hands a `PendingCall` to the owner's supervisor; the caller
 must `release` it, whatever happens. A known name never becomes an unknown one: a name that a starting backend may own
 waits for that backend.
 """

@@ -175,7 +175,10 @@ class Access:
                     principal.name,
                     extra={"event": "principal_revoked", "principal": principal.name},
                 )
-                self._end(principal)
+                principal.end()  # its exchanges, then its sessions, then its calls
+                for observer in self._observers:
+                    observer.end_principal(principal)
+                self._end_calls(principal)
 
     def attach(self, observer: AccessObserver) -> None:
         """Have an observer follow the settings, beginning with those of now."""
@@ -185,13 +188,6 @@ class Access:
     def detach(self, observer: AccessObserver) -> None:
         """Undo `attach`."""
         self._observers.remove(observer)
-
-    def _end(self, principal: Principal) -> None:
-        """End all that a principal has open: its exchanges, then its sessions, then its calls."""
-        principal.end()
-        for observer in self._observers:
-            observer.end_principal(principal)
-        self._end_calls(principal)
 
     def _all(self) -> list[Principal]:
         return [*self._by_name.values(), *(() if self._subjects is None else self._subjects.all())]

@@ -125,7 +125,10 @@ class Ownership:
         if route is not None:
             return route
         named = self.named_in(uri)
-        template, weight = self._best_template(uri)
+        template, weight = "", -1
+        for each in self.templates:
+            if (found := template_weight(each, uri)) > weight:
+                template, weight = each, found
         if named is not None:
             # A server may list a template of this form itself; those that were renamed have it from here.
             is_own = template.startswith(uris.PREFIX) and self.templates[template] == Route(named[0], template)
@@ -134,14 +137,6 @@ class Ownership:
             return Route(self.templates[template].backend, uri)
         owner = linked or self._near(uri)
         return None if owner is None else Route(owner, uri)
-
-    def _best_template(self, uri: str) -> tuple[str, int]:
-        best, weight = "", -1
-        for template in self.templates:
-            found = template_weight(template, uri)
-            if found > weight:
-                best, weight = template, found
-        return best, weight
 
     def _near(self, uri: str) -> str | None:
         folder = uri

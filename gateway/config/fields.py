@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import fields
@@ -143,10 +143,6 @@ def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
             yield from structs_within(spec.struct)
 
 
-def _is_struct(kind: object) -> TypeGuard[type[Struct]]:
-    return isinstance(kind, type) and issubclass(kind, Struct)
-
-
 def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
     """Return what an annotation says about a field."""
     metas, base, optional, choices = _unpack(annotation)
@@ -170,7 +166,9 @@ def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
         least=first("ge"),
         most=first("le"),
         pattern=first("pattern"),
-        struct=next((each for each in (base, *get_args(base)) if _is_struct(each)), None),
+        struct=next(
+            (each for each in (base, *get_args(base)) if isinstance(each, type) and issubclass(each, Struct)), None
+        ),
         **extra,
     )
 

@@ -124,7 +124,9 @@ def reader(base: Path, home: str | None) -> Files:
         if time.monotonic() < until:
             raise UnreadableFile(problem)
         try:
-            text = _decode(name, pipes[path] if path in pipes else _read(name, path, pipes))
+            text = (pipes[path] if path in pipes else _read(name, path, pipes)).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
         except UnreadableFile as exc:
             if exc.is_pipe:
                 failed[path] = (time.monotonic() + FAILURE_KEPT, str(exc))
@@ -151,13 +153,6 @@ def _read(name: str, path: Path, pipes: dict[Path, bytes]) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
     return data
-
-
-def _decode(name: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
 
 
 def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:

@@ -133,21 +133,20 @@ class Connection:
                     self._settled.set()
                     await trio.sleep_forever()
         except* (BackendError, OSError, trio.TooSlowError) as group:
-            self._problem = self._explain(first_in_group(group))
+            problem, name = first_in_group(group), self.config.name
+            if isinstance(problem, BackendError):
+                self._problem = problem
+            elif isinstance(problem, trio.TooSlowError):
+                text = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
+                self._problem = BackendTooSlow(name, text)
+            else:
+                self._problem = BackendUnavailable(name, f"failed: {problem}")
         finally:
             self._session = None
             if self._problem is not None:
                 self._record.connected, self._record.error = False, self._problem.reason
             self._settled.set()
             self.ended.set()
-
-    def _explain(self, problem: BaseException) -> BackendError:
-        if isinstance(problem, BackendError):
-            return problem
-        if isinstance(problem, trio.TooSlowError):
-            text = f"was not ready within {self.config.connect_timeout:g} s (connect_timeout)"
-            return BackendTooSlow(self.config.name, text)
-        return BackendUnavailable(self.config.name, f"failed: {problem}")
 
     # `gateway.backends.session.contracts.SessionObserver`: what a server says on its own concerns nobody here.
 

@@ -97,8 +97,10 @@ class AsgiFrontends:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request; the lifespan of a server that runs nothing else is acknowledged."""
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
+        phase = ""
+        while scope["type"] == "lifespan" and phase != "lifespan.shutdown":
+            phase = (await receive())["type"]
+            await send({"type": f"{phase}.complete"})
         if scope["type"] != "http":
             return
         self._serving += 1
@@ -113,11 +115,3 @@ class AsgiFrontends:
 
 async def _not_found(exchange: Exchange) -> None:
     await exchange.empty(404)
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        phase = (await receive())["type"]
-        await send({"type": f"{phase}.complete"})
-        if phase == "lifespan.shutdown":
-            return

@@ -300,30 +300,24 @@ class ProxyManager:
         Raises:
             MountError: the application cannot take it, or the gateway cannot start; it is as it was before.
         """
-        if isinstance(allow_origins, str):
-            allow_origins = (allow_origins,)
+        origins = (allow_origins,) if isinstance(allow_origins, str) else tuple(allow_origins)
         paths = Paths(path, sse_path, message_path)
         with _logged("the gateway could not be mounted"):
             known = next((one for one in self._mounted if one.routes.app is app), None)
             if known is not None and known.frontends.paths.all() == paths.all() and self._running() is not None:
-                await self._remount(known, tuple(allow_origins))
+                thread, _ = self._started()
+                guarded_app = self._guarded(thread, known.frontends, origins)
+                thread.post(partial(known.frontends.policy.allow, origins))
+                known.swappable.app = guarded_app
                 return
             if known is not None:
                 self._unmount(known)
-            await self._mount(MountedRoutes(app, paths), paths, tuple(allow_origins))
-
-    async def _mount(self, routes: MountedRoutes, paths: Paths, origins: tuple[str, ...]) -> None:
-        thread, engine = self._started()
-        frontends = await thread.call(engine.open_asgi_frontends, paths, origins)
-        swappable = SwappableApp(self._guarded(thread, frontends, origins))
-        routes.open(swappable)
-        self._mounted.append(_Mounted(routes, swappable, frontends))
-
-    async def _remount(self, known: _Mounted, origins: tuple[str, ...]) -> None:
-        thread, _ = self._started()
-        app = self._guarded(thread, known.frontends, origins)
-        thread.post(lambda: known.frontends.policy.allow(origins))
-        known.swappable.app = app
+            routes = MountedRoutes(app, paths)
+            thread, engine = self._started()
+            frontends = await thread.call(engine.open_asgi_frontends, paths, origins)
+            swappable = SwappableApp(self._guarded(thread, frontends, origins))
+            routes.open(swappable)
+            self._mounted.append(_Mounted(routes, swappable, frontends))
 
     def _guarded(self, thread: LoopThread, frontends: AsgiFrontends, origins: tuple[str, ...]) -> Any:
         bridge = Bridge(thread, frontends, self._registry.settings.max_body_bytes)

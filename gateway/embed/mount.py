@@ -38,7 +38,7 @@ class SwappableApp:
         self.app: AsgiApp | None = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request to what is behind the door."""
+        """Hand the request to what is behind it."""
         if self.app is None:
             await answer(send, 503)
         else:
@@ -58,13 +58,12 @@ class KeyCheck:
         if repeated := repeated_header(headers):
             body = Refusal(400, "repeated_header", repeated_text(repeated)).encode()
             await answer(send, 400, JSON, body=body)
-        elif self._is_key(credential_in(dict(headers))):
+        elif hmac.compare_digest(
+            digest_of(credential_in(dict(headers))), self._digest
+        ):  # of equal length: tells nothing
             await self._app(scope, receive, send)
         else:
             await answer(send, 401, CHALLENGE)
-
-    def _is_key(self, found: bytes) -> bool:
-        return hmac.compare_digest(digest_of(found), self._digest)  # of equal length, so that the time says nothing
 
 
 def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp:
@@ -86,7 +85,7 @@ def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp
 
 
 class MountedRoutes:
-    """The routes of an application that lead to one door."""
+    """The routes of an application that lead to one swappable application."""
 
     def __init__(self, app: object, paths: Paths) -> None:
         """Look at the application; nothing is changed about it.
@@ -95,7 +94,11 @@ class MountedRoutes:
             MountError: it is no FastAPI or Starlette application, or uses one of the paths itself.
         """
         self.app = app
-        self._routes = _routes_of(app)
+        routes: object = getattr(getattr(app, "router", None), "routes", None)
+        if not isinstance(routes, list):
+            text = f"the application must be FastAPI's or Starlette's, not {type(app).__name__}"
+            raise MountError(text)
+        self._routes = cast("list[object]", routes)
         self._mine: list[object] = []
         taken = {str(getattr(route, "path", "")).rstrip("/") for route in self._routes}
         for path in paths.all():
@@ -119,11 +122,3 @@ class MountedRoutes:
         """Take the routes out. Safe to repeat."""
         mine = set(map(id, self._mine))
         self._routes[:] = [route for route in self._routes if id(route) not in mine]
-
-
-def _routes_of(app: object) -> list[object]:
-    routes: object = getattr(getattr(app, "router", None), "routes", None)
-    if not isinstance(routes, list):
-        text = f"the application must be FastAPI's or Starlette's, not {type(app).__name__}"
-        raise MountError(text)
-    return cast("list[object]", routes)

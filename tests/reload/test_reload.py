@@ -22,6 +22,7 @@ from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import SOON, FakeBackend, backends, make_listing, settle
 from tests.support.log_events import logged_events
+from tests.support.supervision import run_reloader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -299,15 +300,8 @@ class Rig:
 @asynccontextmanager
 async def rigged(folder: Path, *, watching: bool = False) -> AsyncGenerator[Rig]:
     rig = Rig(Place(folder))
-    with trio.fail_after(3 * SOON):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(rig.fleet.run)
-            await nursery.start(partial(rig.reloader.run, watching=watching))
-            await settle()
-            yield rig  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            rig.fleet.stop()
-            await rig.fleet.ended.wait()
-            nursery.cancel_scope.cancel()
+    async with run_reloader(rig.reloader, rig.fleet, within=3 * SOON, watching=watching):
+        yield rig
 
 
 async def test_an_edit_of_the_file_comes_to_hold(tmp_path: Path) -> None:

@@ -55,14 +55,23 @@ def run_all(nursery: trio.Nursery, limiter: StartLimiter, names: str) -> None:
         nursery.start_soon(start, limiter, server(name))
 
 
+@asynccontextmanager
+async def waiting(limiter: StartLimiter, names: str) -> AsyncGenerator[trio.Nursery]:
+    """Start these, in this order, and have all tasks wait; what still runs at the end is cancelled."""
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(start, limiter, server(name))
+                await wait_all_tasks_blocked()
+            yield nursery  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            nursery.cancel_scope.cancel()
+
+
 async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
     opener = Starts(broken="b")
     limiter = StartLimiter(opener, limit=2)
-    with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            run_all(nursery, limiter, "abcde")
-            await trio.sleep(10)
-            nursery.cancel_scope.cancel()
+    async with waiting(limiter, "abcde"):
+        await trio.sleep(10)
     # One that fails gives its place back as well as one that is ready, which keeps it no longer.
     assert sorted(at for _name, at in opener.began) == [0, 0, 1, 1, 2]
     assert sorted(name for name, _at in opener.began) == list("abcde")
@@ -71,13 +80,9 @@ async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
 async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock) -> None:
     opener = Starts(hung="ab")
     limiter = StartLimiter(opener, limit=2)
-    with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            run_all(nursery, limiter, "ab")
-            await wait_all_tasks_blocked()
-            run_all(nursery, limiter, "cde")
-            await trio.sleep(20)
-            nursery.cancel_scope.cancel()
+    async with waiting(limiter, "ab") as nursery:
+        run_all(nursery, limiter, "cde")
+        await trio.sleep(20)
     assert sorted(at for _name, at in opener.began) == [0, 0, STALL_TIMEOUT, STALL_TIMEOUT, STALL_TIMEOUT + START]
 
 
@@ -86,16 +91,11 @@ async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> 
     limiter = StartLimiter(opener, limit=1)
     fake = FakeBackend(make_listing("t"))
     supervisor = Supervisor(server("wanted"), backends({"wanted": fake}), fake_upward())
-    with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            for name in "abc":
-                nursery.start_soon(start, limiter, server(name))
-                await wait_all_tasks_blocked()
-            nursery.start_soon(start, limiter, server("wanted"), supervisor)
-            await wait_all_tasks_blocked()
-            supervisor.request_start()
-            await trio.sleep(10)
-            nursery.cancel_scope.cancel()
+    async with waiting(limiter, "abc") as nursery:
+        nursery.start_soon(start, limiter, server("wanted"), supervisor)
+        await wait_all_tasks_blocked()
+        supervisor.request_start()
+        await trio.sleep(10)
     assert [name for name, _at in opener.began] == ["a", "wanted", "b", "c"]
 
 
@@ -106,26 +106,18 @@ def fake_upward() -> Any:
 async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_clock: MockClock) -> None:
     opener = Starts()
     limiter = StartLimiter(opener, limit=1)
-    with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            run_all(nursery, limiter, "a")
-            await wait_all_tasks_blocked()
-            with trio.move_on_after(START / 2):
-                await start(limiter, server("b"))
-            run_all(nursery, limiter, "c")
-            await trio.sleep(10)
-            nursery.cancel_scope.cancel()
+    async with waiting(limiter, "a") as nursery:
+        with trio.move_on_after(START / 2):
+            await start(limiter, server("b"))
+        run_all(nursery, limiter, "c")
+        await trio.sleep(10)
     assert opener.began == [("a", 0), ("c", START)]
 
 
 async def test_remote_backends_do_not_wait(autojump_clock: MockClock) -> None:
     opener = Starts(hung="a")
     limiter = StartLimiter(opener, limit=1)
-    with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            run_all(nursery, limiter, "a")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(start, limiter, server("r", command=None, url="http://127.0.0.1:1/mcp"))
-            await trio.sleep(1)
-            nursery.cancel_scope.cancel()
+    async with waiting(limiter, "a") as nursery:
+        nursery.start_soon(start, limiter, server("r", command=None, url="http://127.0.0.1:1/mcp"))
+        await trio.sleep(1)
     assert opener.began == [("a", 0), ("r", 0)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -17,7 +16,8 @@ from gateway.reload.source import ConfigSource
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.fleet import Fleet
-from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing, settle
+from tests.support.fakes import FakeBackend, FakeExchange, backends, make_listing
+from tests.support.supervision import run_reloader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -93,12 +93,5 @@ async def open_harness(
     if config is not None:
         path.write_text(json.dumps(config), encoding="utf-8")
     harness = Harness(path, AdminAccess(mode, host=host, token=TOKEN), store=store, **counts)
-    with trio.fail_after(100_000):  # of the clock that jumps
-        async with trio.open_nursery() as nursery:
-            await nursery.start(harness.fleet.run)
-            await nursery.start(partial(harness.reloader.run, watching=False))
-            await settle()
-            yield harness  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
-            harness.fleet.stop()
-            await harness.fleet.ended.wait()
-            nursery.cancel_scope.cancel()
+    async with run_reloader(harness.reloader, harness.fleet, within=100_000):  # seconds of the clock that jumps
+        yield harness

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -14,6 +15,7 @@ from gateway.catalog.listing import Item, Listing
 from gateway.config.lifecycle import RestartPolicy
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras.methods import Kind
+from gateway.reload.reloader import Reloader
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.supervisor.lifecycle import State
@@ -151,3 +153,19 @@ def offers(kind: Kind, *owns: str, **capabilities: Any) -> FakeBackend:
     return FakeBackend(
         Listing(items={kind: items}, capabilities={name: jsonrpc.raw(value) for name, value in capabilities.items()})
     )
+
+
+@asynccontextmanager
+async def run_reloader(
+    reloader: Reloader, fleet: Fleet, *, within: float, watching: bool = False
+) -> AsyncGenerator[None]:
+    """Run a fleet and its reloader."""
+    with trio.fail_after(within):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fleet.run)
+            await nursery.start(partial(reloader.run, watching=watching))
+            await settle()
+            yield  # ruff: ignore[fallible-context-manager] - where the block raised, that is what matters
+            fleet.stop()
+            await fleet.ended.wait()
+            nursery.cancel_scope.cancel()

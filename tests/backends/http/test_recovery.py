@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -39,6 +40,10 @@ async def say(reply: Reply, loss: Loss) -> None:
     number = reply.request.message.get("id") if reply.request.body else None
     body = loss.body.replace("ID", "null" if number is None else str(number))
     await reply.send(loss.status, body.encode(), loss.kind)
+
+
+async def refuse_as(loss: Loss, _request: Request, reply: Reply) -> None:
+    await say(reply, loss)
 
 
 class Forgetful(LegacyServer):
@@ -123,10 +128,7 @@ async def test_sixteen_calls_share_one_new_session(loss: Loss) -> None:
 async def test_what_is_not_about_the_session_leads_to_no_probe(loss: Loss) -> None:
     server = LegacyServer()
 
-    async def refuse(request: Request, reply: Reply) -> None:
-        await say(reply, loss)
-
-    server.on["tools/call"] = refuse
+    server.on["tools/call"] = partial(refuse_as, loss)
     async with open_peer(server) as peer, open_session(peer.url) as session:
         check_end(await call(session), loss)
         server.on.clear()
@@ -285,10 +287,7 @@ async def test_a_new_session_is_told_the_subscriptions(name: str) -> None:
 async def test_the_modern_era_has_no_session_to_lose(loss: Loss) -> None:
     server = ModernServer()
 
-    async def refuse(request: Request, reply: Reply) -> None:
-        await say(reply, loss)
-
-    server.on["tools/call"] = refuse
+    server.on["tools/call"] = partial(refuse_as, loss)
     async with open_peer(server) as peer, open_session(peer.url) as session:
         assert session.greeting.era is Era.MODERN
         for number in (1, 2):
