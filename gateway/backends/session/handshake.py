@@ -240,12 +240,16 @@ async def introduce(
         # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
-            return await _initialize(conversation, timeout, attempts)
+            introduction = await _initialize(conversation, timeout, attempts)
         except BackendError:
             late = None if conversation.is_closed else _discovered(conversation, waiter.outcome, attempts)
             if late is None:
                 raise
             return late
+        if isinstance(waiter.outcome, Complete) and _discovered(conversation, waiter.outcome, attempts) is not None:
+            conversation.hop = legacy
+            introduction = msgspec.structs.replace(introduction, offered=attempts.offered, other_era=Era.MODERN)
+        return introduction
     finally:
         conversation.end(request_id)
 

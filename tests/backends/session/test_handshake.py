@@ -144,6 +144,21 @@ async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autoju
     assert opened.script.conversation.hop.era is Era.MODERN
 
 
+async def test_a_late_modern_answer_shows_the_other_era(autojump_clock: MockClock) -> None:
+    async with opening() as opened:
+        await opened.play("""
+            << {"id": "$probe", "method": "server/discover", "params": "..."}
+            << {"id": "$hello", "method": "initialize", "params": "..."}
+            >> {"id": "$probe", "result": "$discovered"}
+            >> {"id": "$hello", "result": "$initialized"}
+            << {"method": "notifications/initialized", "...": "..."}
+        """)
+    greeting = opened.introduction
+    assert greeting is not None
+    assert (greeting.era, greeting.other_era, greeting.offered) == (Era.LEGACY, Era.MODERN, ("2026-07-28",))
+    assert opened.script.conversation.hop.era is Era.LEGACY
+
+
 @pytest.mark.parametrize(
     ("era", "answers", "problem", "said"),
     [
