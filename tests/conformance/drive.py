@@ -2,21 +2,29 @@
 
 CONFORMANCE_THROUGH says how it reaches the suite's server: `direct` (the official SDK alone), or `legacy` or `modern`:
 through a gateway of its own, of which it is a client of that era. It does what each scenario demands of a client:
-lists, calls, answers forms with their defaults. The suite passes the scenario's name and its data in the environment.
+lists, calls, answers forms with their defaults, follows the pages of a login. The suite passes the scenario's name and
+its data in the environment.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import mcp_types as types
 import trio
+from mcp.client.auth import OAuthClientProvider
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.client import Client
+from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from mcp.shared.exceptions import MCPError
+from pydantic import AnyUrl
 
 from tests.support.gateway_process import open_gateway_process
 
@@ -25,11 +33,78 @@ if TYPE_CHECKING:
 
 DRIVE_WITHIN = 25.0  # seconds; the suite gives up after 30
 READY_WITHIN = 6.0  # seconds for the gateway to have the suite's server ready
+LOGIN_WITHIN = 15.0  # seconds for the same where it has to log in: it imports the SDK first
 POLL = 0.05  # seconds between two looks at whether it is
+AUTH = "auth/"  # how the names of the scenarios begin in which one has to log in
+CLIENT_METADATA_URL = "https://conformance-test.local/client-metadata.json"  # the suite's name for its client
+REDIRECT_URI = "http://localhost:3000/callback"  # of the SDK alone; nothing listens there
+PAGE_WAIT = 15.0  # seconds for a page of a login; the last one is held until the gateway has its token
+BROWSER = [sys.executable, "-c", "import sys, urllib.request as r; r.urlopen(sys.argv[1])"]
+
+
+# -- logins ----------------------------------------------------------------------------------------------------------
+
+
+class Login:
+    """The SDK's token storage, and the person who follows the authorization page back to the client."""
+
+    def __init__(self, client: OAuthClientInformationFull | None) -> None:
+        self.client = client
+        self.tokens: OAuthToken | None = None
+        self.answer = httpx2.QueryParams()
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self.tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return self.client
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        self.client = client_info
+
+    async def show(self, url: str) -> None:
+        async with httpx2.AsyncClient() as http:
+            response = await http.get(url)
+        self.answer = httpx2.URL(response.headers["location"]).params
+
+    async def come_back(self) -> AuthorizationCodeResult:
+        query = self.answer
+        return AuthorizationCodeResult(code=query["code"], state=query.get("state"), iss=query.get("iss"))
+
+
+def make_auth(url: str, scenario: str, context: dict[str, Any]) -> OAuthClientProvider:
+    """The SDK's own way to log in, as far as the scenario's data go."""
+    if scenario == "auth/client-credentials-basic":
+        return ClientCredentialsOAuthProvider(url, Login(None), context["client_id"], context["client_secret"])
+    uris: list[Any] = [AnyUrl(REDIRECT_URI)]
+    given = {key: context[key] for key in ("client_id", "client_secret", "issuer") if key in context}
+    if given:
+        given["token_endpoint_auth_method"] = "client_secret_basic"
+    login = Login(OAuthClientInformationFull(redirect_uris=uris, **given) if given else None)
+    metadata = OAuthClientMetadata(redirect_uris=uris, client_name="conformance")
+    return OAuthClientProvider(url, metadata, login, login.show, login.come_back, CLIENT_METADATA_URL)
+
+
+def make_oauth(scenario: str, context: dict[str, Any]) -> dict[str, Any]:
+    """The gateway's settings for the same."""
+    given = {key: context[key] for key in ("client_id", "client_secret", "issuer") if key in context}
+    if scenario == "auth/client-credentials-basic":
+        return {"grant": "client_credentials", **given}
+    return {"client_metadata_url": CLIENT_METADATA_URL, **given}
+
+
+# -- the client ------------------------------------------------------------------------------------------------------
 
 
 async def fill_in(_context: Any, params: types.ElicitRequestParams) -> types.ElicitResult:
-    """Accept a form with the defaults of its fields."""
+    """Accept a form with the defaults of its fields, or visit a page."""
+    if isinstance(params, types.ElicitRequestURLParams):
+        async with httpx2.AsyncClient(follow_redirects=True, timeout=PAGE_WAIT) as http:
+            await http.get(params.url)
+        return types.ElicitResult(action="accept")
     properties = getattr(params, "requested_schema", {}).get("properties", {})
     defaults = {name: field["default"] for name, field in properties.items() if "default" in field}
     await trio.lowlevel.checkpoint()
@@ -46,7 +121,7 @@ async def list_roots(_context: Any) -> types.ListRootsResult:
     return types.ListRootsResult(roots=[])
 
 
-def make_client(target: str, mode: Any) -> Client:
+def make_client(target: Any, mode: Any) -> Client:
     return Client(
         target,
         mode=mode,
@@ -58,15 +133,25 @@ def make_client(target: str, mode: Any) -> Client:
 
 
 @asynccontextmanager
-async def open_target(through: str, url: str, version: str) -> AsyncGenerator[tuple[str, str]]:
-    """The URL to connect to, and the mode of the client."""
-    era = "modern" if version >= "2026" else "legacy"
+async def open_target(through: str, url: str, scenario: str, context: dict[str, Any]) -> AsyncGenerator[Any]:
+    """What to connect to, and the mode of the client."""
+    era = "modern" if os.environ["MCP_CONFORMANCE_PROTOCOL_VERSION"] >= "2026" else "legacy"
+    logs_in = scenario.startswith(AUTH)
     if through == "direct":
-        yield url, "auto" if era == "modern" else "legacy"
+        mode = "auto" if era == "modern" else "legacy"
+        if not logs_in:
+            yield url, mode
+            return
+        async with create_mcp_http_client(auth=make_auth(url, scenario, context)) as http:
+            yield streamable_http_client(url, http_client=http), mode
         return
     # The URLs of some scenarios do not end in /mcp, so that the transport cannot be read from them.
     server = {"url": url, "transport": "streamable-http", "namespace": "", "era": era}
-    async with open_gateway_process({"mcpServers": {"suite": server}}, status=None) as gateway:
+    if logs_in:
+        server |= {"oauth": make_oauth(scenario, context)}
+    # In the background, as a browser that is open already: the gateway's page comes when it has the token.
+    browser = {"BROWSER": f"{shlex.join(BROWSER)} %s &"}
+    async with open_gateway_process({"mcpServers": {"suite": server}}, env=browser, status=None) as gateway:
         assert gateway.url is not None
         try:
             yield gateway.url, "legacy" if through == "legacy" else "2026-07-28"
@@ -101,7 +186,7 @@ async def play(client: Client, scenario: str, context: dict[str, Any]) -> None:
 async def wait_for_tools(client: Client, scenario: str) -> list[types.Tool]:
     """The tools; those behind a gateway may be some moments away."""
     empty_ones = {"initialize", "request-metadata"}
-    with trio.move_on_after(READY_WITHIN):
+    with trio.move_on_after(LOGIN_WITHIN if scenario.startswith(AUTH) else READY_WITHIN):
         while True:
             tools = (await client.list_tools()).tools
             if tools or scenario in empty_ones:
@@ -124,11 +209,13 @@ async def tolerate(awaitable: Any) -> None:
 
 async def main(url: str) -> None:
     scenario = os.environ["MCP_CONFORMANCE_SCENARIO"]
-    version = os.environ["MCP_CONFORMANCE_PROTOCOL_VERSION"]
     context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
     through = os.environ.get("CONFORMANCE_THROUGH", "direct")
     with trio.fail_after(DRIVE_WITHIN):
-        async with open_target(through, url, version) as (target, mode), make_client(target, mode) as client:
+        async with (
+            open_target(through, url, scenario, context) as (target, mode),
+            make_client(target, mode) as client,
+        ):
             await play(client, scenario, context)
 
 

@@ -1,19 +1,23 @@
 """`bin/conformance`: the official suite against a test server, directly and through the gateway, side by side.
 
-One gateway with one backend under namespace "" stands between, once for each way to reach the backend. A check that
-passes directly and not through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and
-the gateway's logs, stay in .cache/conformance/results, a folder a run; the newest are kept.
+One gateway with one backend under namespace "" stands between, once for each way to reach the backend, and once for
+each frontend that the suite does not speak: a second gateway then translates. A check that passes directly and not
+through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and the gateway's logs, stay
+in .cache/conformance/results, a folder a run; the newest are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -25,19 +29,27 @@ from tests.support.gateway_process import HttpClient, open_gateway_process, run_
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-    from pathlib import Path
 
 RESULTS = CACHE / "conformance" / "results"
 KEPT_RESULTS = 5  # folders of former runs
 READY_WITHIN = 20.0  # seconds until the backend is ready behind the gateway
 POLL = 0.05  # seconds between two looks at whether it is
 TRANSPORTS = {"stdio": "stdio", "sse": "sse", "http": "streamable-http"}
+RELAYED = {"stdio": "by-stdio", "sse": "by-sse"}  # frontend -> its column
 SERVER = [sys.executable, "-m", "tests.conformance.server"]
 DRIVER = [sys.executable, "-m", "tests.conformance.drive"]
 MAX_AGAIN = 3  # scenarios that may be tried again; more is no accident of timing
 
-# Reconnecting to a stream that the server closed needs one that can be closed alone.
-NOT_REQUIRED = {("stdio", "server-sse-polling"), ("sse", "server-sse-polling")}
+ONE_STREAM = "a stream that the server closes alone, to be resumed, does not exist on this transport"
+NOT_REQUIRED = {(column, "server-sse-polling"): ONE_STREAM for column in ("stdio", "sse", *RELAYED.values())}
+NOT_TRIED = {
+    "auth/client-credentials-jwt": "the gateway has no setting for keys that sign assertions",
+    "auth/enterprise-managed-authorization": "the gateway has no identity provider to ask for assertions",
+    "auth/wif-jwt-bearer": "the same, with a workload's token",
+    "auth/dpop": "neither the SDK nor the gateway binds tokens to keys",
+    "auth/dpop-nonce": "the same",
+}
+"""Extensions of authorization that no column could pass."""
 CLIENT_SCENARIOS = {
     "legacy": [
         "initialize",
@@ -57,7 +69,7 @@ CLIENT_SCENARIOS = {
         "json-schema-2020-12-preservation",
     ],
 }
-"""Those that concern a gateway; the others are about authorization and extensions."""
+"""Those that concern a gateway; the others are about authorization (the kind `auth`) and extensions."""
 
 
 @dataclass
@@ -70,7 +82,7 @@ class Table:
     def lost(self) -> list[str]:
         direct, *others = self.columns
         return [
-            f"{column:8} {name}: {loss}"
+            f"{column:10} {name}: {loss}"
             for column in others
             for name, found in losses(column, self.columns[direct], self.columns[column]).items()
             for loss in found
@@ -80,7 +92,7 @@ class Table:
         """Where fewer checks passed and none is lost, without which the totals would not add up."""
         direct, *others = self.columns
         return [
-            f"{column:8} {name}: {'not possible' if (column, name) in NOT_REQUIRED else 'noted as allowed'}"
+            f"{column:10} {name}: {NOT_REQUIRED.get((column, name), 'noted as allowed')}"
             for column in others
             for name, scenario in self.columns[direct].items()
             if self.columns[column].get(name, Scenario()).count < scenario.count
@@ -90,26 +102,26 @@ class Table:
     def lines(self) -> list[str]:
         names = list(dict.fromkeys(name for column in self.columns.values() for name in column))
         width = max(map(len, [*names, "scenarios passed"]), default=0)
-        lines = [self.title, "", f"{'checks passed':{width}}" + "".join(f"{column:>8}" for column in self.columns)]
+        lines = [self.title, "", f"{'checks passed':{width}}" + "".join(f"{column:>10}" for column in self.columns)]
         lines += [f"{name:{width}}" + "".join(self._cell(column, name) for column in self.columns) for name in names]
         passed = [sum(found.passed for found in column.values()) for column in self.columns.values()]
         checks = [sum(found.count for found in column.values()) for column in self.columns.values()]
-        lines.append(f"{'scenarios passed':{width}}" + "".join(f"{number:>8}" for number in passed))
-        lines.append(f"{'checks passed':{width}}" + "".join(f"{number:>8}" for number in checks))
+        lines.append(f"{'scenarios passed':{width}}" + "".join(f"{number:>10}" for number in passed))
+        lines.append(f"{'checks passed':{width}}" + "".join(f"{number:>10}" for number in checks))
         return [*lines, "", *self._notes()]
 
     def _cell(self, column: str, name: str) -> str:
         if (column, name) in NOT_REQUIRED:
-            return f"{'n/a':>8}"
+            return f"{'n/a':>10}"
         direct = next(iter(self.columns.values())).get(name, Scenario())
         found = self.columns[column].get(name)
         mark = "!" if direct.lost(found) else ""
-        return f"{f'{found.count if found else 0}{mark}':>8}"
+        return f"{f'{found.count if found else 0}{mark}':>10}"
 
     def _notes(self) -> list[str]:
         direct = next(iter(self.columns.values()))
         unsound = [
-            f"direct   {name}: {check[0]}: {reason}"
+            f"direct     {name}: {check[0]}: {reason}"
             for name, found in direct.items()
             if not found.passed
             for check, reason in found.failed.items()
@@ -130,12 +142,11 @@ def losses(column: str, direct: dict[str, Scenario], found: dict[str, Scenario])
 @asynccontextmanager
 async def open_backend(backend: str) -> AsyncGenerator[dict[str, Any]]:
     """The test server, and the config entry that leads to it."""
-    common = {"namespace": ""}
     if backend == "stdio":
-        yield {"command": SERVER[0], "args": SERVER[1:], "cwd": str(ROOT), **common}
+        yield {"command": SERVER[0], "args": SERVER[1:], "cwd": str(ROOT)}
         return
     async with open_server(TRANSPORTS[backend]) as url:
-        yield {"url": url, "transport": TRANSPORTS[backend], **common}
+        yield {"url": url, "transport": TRANSPORTS[backend]}
 
 
 @asynccontextmanager
@@ -146,19 +157,43 @@ async def open_server(transport: str) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_through(backend: str, log: Path) -> AsyncGenerator[str]:
-    """The URL of a gateway before the test server."""
+async def open_through(backend: str, log: Path, frontend: str = "http") -> AsyncGenerator[str]:
+    """The URL of a gateway before the test server; a relay's, if the suite does not speak that frontend."""
     async with open_backend(backend) as entry:
-        config = {"mcpServers": {"suite": entry}, "gateway": {"max_sessions": 500}}
-        async with open_gateway_process(config, status=None) as gateway:
-            assert gateway.url is not None
-            problem = await wait_ready(gateway.url)
-            if problem is not None:
-                print(f"{log.stem}: {problem}", flush=True)
-            try:
-                yield gateway.url
-            finally:
-                suites.keep(log, bytes(gateway.stderr))
+        if frontend == "http":
+            async with open_gateway(entry, log) as url:
+                yield url
+        elif frontend == "sse":
+            async with (
+                open_gateway(entry, log, "streamable-http,sse") as url,
+                open_gateway({"url": f"{url.removesuffix('/mcp')}/sse", "transport": "sse"}, log) as relay,
+            ):
+                yield relay
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "config.json"
+                path.write_text(json.dumps(make_config(entry)), encoding="utf-8")
+                arguments = ["-m", "gateway", "serve", "--config", str(path), "--state-dir", f"{folder}/state"]
+                command = {"command": sys.executable, "args": arguments, "cwd": str(ROOT)}
+                async with open_gateway(command, log) as relay:
+                    yield relay
+
+
+def make_config(server: dict[str, Any]) -> dict[str, Any]:
+    return {"mcpServers": {"suite": {"namespace": "", **server}}, "gateway": {"max_sessions": 500}}
+
+
+@asynccontextmanager
+async def open_gateway(server: dict[str, Any], log: Path, transport: str = "streamable-http") -> AsyncGenerator[str]:
+    async with open_gateway_process(make_config(server), transport=transport, status=None) as gateway:
+        assert gateway.url is not None
+        problem = await wait_ready(gateway.url)
+        if problem is not None:
+            print(f"{log.stem}: {problem}", flush=True)
+        try:
+            yield gateway.url
+        finally:
+            suites.keep(log, bytes(gateway.stderr))
 
 
 async def wait_ready(url: str) -> str | None:
@@ -176,35 +211,48 @@ async def wait_ready(url: str) -> str | None:
 
 
 async def compare_server(
-    suite: Suite, era: str, backends: Sequence[str], scenarios: Sequence[str], results: Path
+    suite: Suite,
+    era: str,
+    backends: Sequence[str],
+    scenarios: Sequence[str],
+    results: Path,
+    frontends: Sequence[str] = (),
 ) -> Table:
-    """Try the server scenarios directly, and behind each transport; `results` takes what the suite writes."""
+    """Try the server scenarios directly, behind each transport, and over HTTP behind each other frontend.
+
+    `results` takes what the suite writes.
+    """
     table = Table(
-        f"Server scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; columns: how the server is reached"
+        f"Server scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; columns: how the server is reached,"
+        " and by-: by which frontend the gateway is"
     )
     results /= f"server-{suite.version}-{era}"
     async with open_server("streamable-http") as url:
         direct = table.columns["direct"] = await suite.run_server(url, era, results / "direct", scenarios)
-    for backend in backends:
-        if (backend, era) == ("sse", "modern"):
+    ways = [(backend, backend, "http") for backend in backends]
+    ways += [(RELAYED[frontend], "http", frontend) for frontend in frontends]
+    for column, backend, frontend in ways:
+        if "sse" in {backend, frontend} and era == "modern":
             continue  # that transport knows the legacy era alone
-        async with open_through(backend, results / f"{backend}.log") as url:
-            found = await suite.run_server(url, era, results / backend, scenarios)
+        async with open_through(backend, results / f"{column}.log", frontend) as url:
+            found = await suite.run_server(url, era, results / column, scenarios)
             # Windows of half a second are missed on a busy machine: what was lost gets one more chance, alone.
-            again = list(losses(backend, direct, found))
+            again = list(losses(column, direct, found))
             if 0 < len(again) <= MAX_AGAIN:
-                found |= await suite.run_server(url, era, results / f"{backend}-again", again)
-        table.columns[backend] = found
+                found |= await suite.run_server(url, era, results / f"{column}-again", again)
+        table.columns[column] = found
     return table
 
 
-async def compare_client(suite: Suite, era: str, scenarios: Sequence[str], results: Path) -> Table:
+async def compare_client(
+    suite: Suite, era: str, scenarios: Sequence[str], results: Path, columns: Sequence[str] = ("legacy", "modern")
+) -> Table:
     """Try the client scenarios with the SDK alone, and with a gateway between it and the suite's server."""
     table = Table(
         f"Client scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; "
-        "columns: the SDK alone, and the gateway with a client of each era"
+        "columns: the SDK alone, and the gateway with a client of that era"
     )
-    for through in ("direct", "legacy", "modern"):
+    for through in ("direct", *columns):
         column = table.columns[through] = {}
         for scenario in scenarios:
             output = results / f"client-{suite.version}-{era}" / f"{through}-{scenario}"
@@ -216,17 +264,28 @@ async def compare_client(suite: Suite, era: str, scenarios: Sequence[str], resul
 
 async def compare(options: argparse.Namespace, results: Path) -> list[Table]:
     tables: list[Table] = []
+    is_whole = options.kind is None and not options.short and not options.scenario
     for era in [options.era] if options.era else list(VERSIONS):
-        if options.kind != "client":
+        if options.kind in {None, "server"}:
             for version in [NEXT] if options.short or era == "modern" else [NEXT, STABLE]:
                 suite = suites.install(version)
-                tables.append(await compare_server(suite, era, options.backend, options.scenario, results))
+                found = await compare_server(suite, era, options.backend, options.scenario, results, options.frontend)
+                tables.append(found)
                 show(tables[-1])
-        if options.kind == "client" or (options.kind is None and not options.short and not options.scenario):
-            chosen = [name for name in CLIENT_SCENARIOS[era] if not options.scenario or name in options.scenario]
+        if options.kind == "client" or is_whole:
+            chosen = chosen_of(options, CLIENT_SCENARIOS[era])
             tables.append(await compare_client(suites.install(NEXT), era, chosen, results))
             show(tables[-1])
+        if options.kind == "auth" or is_whole:
+            suite = suites.install(NEXT)
+            chosen = chosen_of(options, [name for name in await suite.auth_scenarios(era) if name not in NOT_TRIED])
+            tables.append(await compare_client(suite, era, chosen, results, [era]))
+            show(tables[-1])
     return tables
+
+
+def chosen_of(options: argparse.Namespace, scenarios: Sequence[str]) -> list[str]:
+    return [name for name in scenarios if not options.scenario or name in options.scenario]
 
 
 def make_results() -> Path:
@@ -245,13 +304,17 @@ def show(table: Table) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bin/conformance", description=__doc__)
-    parser.add_argument("kind", nargs="?", choices=["server", "client"], help="only the scenarios of this kind")
+    parser.add_argument("kind", nargs="?", choices=["server", "client", "auth"], help="only the scenarios of this kind")
     parser.add_argument("--era", choices=list(VERSIONS), help="only this era (default: both)")
-    parser.add_argument("--backend", action="append", choices=list(TRANSPORTS), help="only behind this transport")
+    parser.add_argument("--backend", action="append", choices=list(TRANSPORTS), help="behind this transport")
+    parser.add_argument("--frontend", action="append", choices=list(RELAYED), help="by this frontend of the gateway")
     parser.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only this scenario")
     parser.add_argument("--short", action="store_true", help="one suite, server scenarios, stdio and http")
     options = parser.parse_args(arguments)
-    options.backend = options.backend or (["stdio", "http"] if options.short else list(TRANSPORTS))
+    if not options.backend and not options.frontend:
+        options.backend = ["stdio", "http"] if options.short else list(TRANSPORTS)
+        options.frontend = [] if options.short else list(RELAYED)
+    options.backend, options.frontend = options.backend or [], options.frontend or []
     return options
 
 

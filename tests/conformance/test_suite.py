@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conformance import suite as suites
-from tests.conformance.run import Table, compare_server
+from tests.conformance.run import ONE_STREAM, Table, compare_client, compare_server
 from tests.conformance.suite import NEXT, Scenario, Suite, read_scenario
 from tests.interop.cached import OFFLINE, InstallError, is_offline
 
@@ -40,6 +40,20 @@ async def test_the_gateway_loses_no_check(suite: Suite, era: str, tmp_path: Path
     assert (sum(found.passed for found in direct.values()), sum(found.count for found in direct.values())) == SCENARIOS[
         era
     ], "\n".join(table.lines())
+    assert not table.lost(), "\n".join(table.lines())
+
+
+LOGINS = {
+    "legacy": ["auth/scope-step-up", "auth/pre-registration", "auth/client-credentials-basic"],
+    "modern": ["auth/authorization-server-migration", "auth/iss-wrong-issuer"],
+}
+"""A selection; `bin/conformance auth` tries all."""
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_the_gateway_logs_in_like_the_sdk(suite: Suite, era: str, tmp_path: Path) -> None:
+    table = await compare_client(suite, era, LOGINS[era], tmp_path, [era])
+    assert all(found.passed for found in table.columns["direct"].values()), "\n".join(table.lines())
     assert not table.lost(), "\n".join(table.lines())
 
 
@@ -73,6 +87,13 @@ def test_a_check_that_occurs_twice_is_lost_once() -> None:
     assert Scenario().lost(None) == []
 
 
+def test_a_check_of_each_request_counts_once() -> None:
+    direct = read_scenario([check("valid-bearer-token", "SUCCESS")] * 4)
+    through = read_scenario([check("valid-bearer-token", "SUCCESS")])
+    assert (direct.count, through.count) == (1, 1)
+    assert direct.lost(through) == []
+
+
 def test_an_answer_that_need_not_be_a_stream_is_not_lost() -> None:
     direct = read_scenario([check("server-sse-streams-functional", "SUCCESS"), check("tools-name-format", "SUCCESS")])
     through = read_scenario([check("server-sse-streams-functional", "INFO"), check("tools-name-format", "INFO")])
@@ -86,12 +107,12 @@ def test_the_table_marks_what_is_lost() -> None:
     assert ["one", "1", "1"] in rows
     assert ["two", "1", "0!"] in rows
     assert ["scenarios", "passed", "2", "1"] in rows
-    assert table.lost() == ["stdio    two: a: was not tried"]
+    assert table.lost() == ["stdio      two: a: was not tried"]
 
 
 def test_what_a_transport_cannot_do_is_told_and_not_lost() -> None:
     scenario, through = read_scenario([check("a", "SUCCESS")]), read_scenario([])
     name = "server-sse-polling"
     table = Table("title", {"direct": {name: scenario}, "stdio": {name: through}, "http": {name: through}})
-    assert table.spared() == [f"stdio    {name}: not possible"]
-    assert table.lost() == [f"http     {name}: a: was not tried"]
+    assert table.spared() == [f"stdio      {name}: {ONE_STREAM}"]
+    assert table.lost() == [f"http       {name}: a: was not tried"]
