@@ -144,6 +144,9 @@ class _Flow(OAuthClientProvider):
         """What was odd about metadata that were not used: it may be why a later step fails."""
         return []
 
+    given_issuer: str | None = None
+    """How the authorization server's metadata, read in this flow, spell its issuer."""
+
     @cached_property
     def codes(self) -> list[str]:
         """Authorization codes of this login, which no text may show."""
@@ -204,7 +207,9 @@ class _Flow(OAuthClientProvider):
             self.notes.append(str(exc))
             return httpx2.Response(404, request=answer.request)
         if "issuer" in content:
+            given = str(content["issuer"])
             content["issuer"] = self.check_issuer(content)
+            self.given_issuer = given
         return httpx2.Response(200, json=content, request=answer.request)
 
     @property
@@ -305,6 +310,8 @@ class _CodeFlow(_Flow):
         if metadata is not None and "S256" not in (metadata.code_challenge_methods_supported or []):
             text = f"the authorization server {metadata.issuer} does not say that it supports PKCE with S256"
             raise OAuthFlowError(text)
+        if metadata is not None and self.given_issuer is not None:
+            metadata.issuer = _URL.validate_python(self.given_issuer)  # which alone `iss` may repeat
         _choose_method(self.context, self._settings)
         return await super()._perform_authorization()
 
@@ -321,15 +328,16 @@ class _CodeFlow(_Flow):
         query = await self._visit.answer()
         if len(code := query.get("code", "")) >= MIN_SECRET:
             self.codes.append(code)
-        iss, metadata = query.get("iss"), self.context.oauth_metadata
+        iss, metadata, issuer = query.get("iss"), self.context.oauth_metadata, self._settings.issuer
         if iss is not None and metadata is not None:
+            # RFC 9207, 2.4: letter by letter, unlike the issuers of documents that different servers have written.
             started = str(metadata.issuer)
-            if not is_same_issuer(iss, started):
+            if iss not in {started, self.given_issuer, issuer, None if issuer is None else _spelled(issuer)}:
                 given = iss[: answers.MAX_TEXT]
                 text = (
-                    f"Authorization response iss mismatch: the login page answered for the issuer {given}, and"
-                    f" the login was begun with {started} (oauth.issuer); the code may belong to another authorization"
-                    " server and is not used"
+                    f"Authorization response iss mismatch: the login page answered for the issuer {given}, and the"
+                    f" login was begun with {started}; the code may belong to another authorization server and is not"
+                    " used (oauth.issuer); if that server is right, set oauth.issuer to what the login page answered"
                 )
                 raise OAuthFlowError(text)
             iss = started

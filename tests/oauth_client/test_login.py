@@ -605,13 +605,9 @@ ROOT = "http://localhost:{port}"
     [
         (ROOT, ROOT, ROOT, None, None),
         (ROOT + "/", ROOT, ROOT, None, None),
-        (ROOT, ROOT + "/", ROOT, None, None),
-        (ROOT + "/", ROOT, ROOT + "/", None, None),
         (ROOT, ROOT + "/", ROOT + "/", None, None),
-        (ROOT, ROOT, ROOT + "/", None, None),
-        (ROOT + "/", ROOT + "/", ROOT, None, None),
-        ("HTTP://LOCALHOST:{port}", ROOT, "http://LocalHost:{port}/", None, None),
-        (ROOT, "HTTP://LOCALHOST:{port}/", ROOT, None, None),
+        ("HTTP://LOCALHOST:{port}", ROOT, ROOT, None, None),
+        (ROOT, "HTTP://LOCALHOST:{port}/", "HTTP://LOCALHOST:{port}/", None, None),
         (ROOT + "/t", ROOT + "/t", ROOT + "/t", None, None),
         # The config names it, in whatever spelling.
         (ROOT + "/", ROOT, ROOT, ROOT, None),
@@ -627,6 +623,11 @@ ROOT = "http://localhost:{port}"
         (ROOT, ROOT, ROOT + "/t", None, "the login page answered for the issuer"),
         (ROOT, ROOT, "https://evil.example", None, "the login page answered for the issuer"),
         (ROOT, ROOT, ROOT + "//", None, "the login page answered for the issuer"),
+        # What the login page says is compared letter by letter with the metadata (RFC 9207, 2.4).
+        (ROOT, ROOT, ROOT + "/", None, "set oauth.issuer to what the login page answered"),
+        (ROOT, ROOT + "/", ROOT, None, "the login page answered for the issuer"),
+        (ROOT + "/", ROOT, ROOT + "/", None, "the login page answered for the issuer"),
+        (ROOT, ROOT, "http://LocalHost:{port}", None, "the login page answered for the issuer"),
         # Another issuer, which the config accepts.
         (ROOT, ROOT + "/t", ROOT + "/t", ROOT + "/t", None),
         (ROOT + "/t", ROOT, ROOT + "/", ROOT + "/", None),

@@ -139,7 +139,7 @@ class OAuthPeer:
         assert query["redirect_uri"] in client["redirect_uris"]
         assert query["code_challenge_method"] == "S256"
         assert query["resource"] == self.url
-        answer = {"state": query["state"], "iss": self.iss or self.issuer}
+        answer = {"state": query["state"], "iss": self.iss or self.metadata.get("issuer") or self.issuer}
         if self.deny:
             answer |= {"error": "access_denied", "error_description": "not you"}
         else:
