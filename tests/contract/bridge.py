@@ -1,8 +1,9 @@
 """The bridge matrix: cells, one conversation in each of them, and the table of what each cell gave.
 
-A cell is a client's era and face and a backend's era and transport. A row is one thing that the two may do with each
-other; its test is written once, with `@row`, runs in every cell and returns its verdict. `Talker` holds a conversation
-in which the client is asked things, whichever way its era has for that: requests on the stream of its own request, or
+A cell is a client's era and face and a server and its transport. A server is of one era, and of the standard library,
+which can send anything, or on a public SDK, and then of both. A row is one thing that the two may do with each other;
+its test is written once, with `@row`, runs in every cell and returns its verdict. `Talker` holds a conversation in
+which the client is asked things, whichever way its era has for that: requests on the stream of its own request, or
 `input_required` and another request.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
@@ -20,9 +23,13 @@ import pytest
 import trio
 
 from tests.contract.support import ERAS, FRONTENDS, open_client, text_of
-from tests.support.gateway_process import ANSWER_WITHIN, META, PEERS, ROOT, peer
+from tests.interop.cached import OFFLINE, InstallError, is_offline, node_modules
+from tests.support.gateway_process import ANSWER_WITHIN, META, PEERS, ROOT
 
 TRANSPORTS = ("stdio", "http")
+SDKS = {"python": "Python SDK 2", "typescript": "TypeScript SDK 2"}
+"""The servers that offer both eras, with their titles; Python's is the installed one."""
+TS2_SERVER = ("@modelcontextprotocol/server@2.4.0", "@modelcontextprotocol/node@2.1.2")
 SERVER = "bridge_server.py"
 YES = "yes"
 ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
@@ -32,13 +39,24 @@ EVERYTHING = {"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}},
 class Cell(NamedTuple):
     client: str
     frontend: str
-    era: str
+    server: str
     transport: str
 
     @property
+    def era(self):
+        """The era in which the server is spoken to."""
+        return self.client if self.is_sdk else self.server
+
+    @property
+    def is_sdk(self):
+        return self.server in SDKS
+
+    @property
     def backend(self):
-        """The name of the backend in the config."""
-        return f"{self.era}-{self.transport}"
+        """The name of the backend in the config; a child of both eras is there for the clients of each era."""
+        return f"{self.server}-{self.transport}" + (
+            f"-{self.client}" if self.is_sdk and self.transport == "stdio" else ""
+        )
 
     def tool(self, name):
         return f"{self.backend}.{name}"
@@ -46,27 +64,47 @@ class Cell(NamedTuple):
     def uri(self, path):
         return f"memo://{self.backend}/{path}"
 
+    def fit(self, value):
+        """The value as the server can take it and pass it on: an SDK drops what its models do not know."""
+        return ordinary(value) if self.is_sdk else value
 
-CELLS = list(itertools.starmap(Cell, itertools.product(ERAS, FRONTENDS, ERAS, TRANSPORTS)))
+
+def ordinary(value):
+    """The value without halves of surrogate pairs, nulls and what no specification has."""
+    if isinstance(value, str):
+        return re.sub(r"[\ud800-\udfff]", "", value)
+    if isinstance(value, list):
+        return [ordinary(one) for one in value if one is not None]
+    if isinstance(value, dict):
+        known = {key: one for key, one in value.items() if one is not None and key not in {"x-extra", CUT}}
+        return {key: ordinary(one) for key, one in known.items()}
+    return value
+
+
+CELLS = list(itertools.starmap(Cell, itertools.product(ERAS, FRONTENDS, (*ERAS, *SDKS), TRANSPORTS)))
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-ROWS: list[str] = []
-"""Titles, in the order of the table."""
+ROWS: dict[str, list[Cell]] = {}
+"""Titles, in the order of the table, with the cells that each is tried in."""
 VERDICTS: dict[tuple[str, Cell], str] = {}
 """What each cell gave in this run."""
 BEGIN, END = "<!-- bridge table -->", "<!-- end of bridge table -->"
+ABSENT = "-"
+"""The verdict where an SDK has no such thing."""
 
 
-def row(title):
-    """Make a test of every cell out of `async test(gateways, cell) -> verdict`."""
+def row(title, *, sdks=tuple(SDKS)):
+    """Make a test of every cell out of `async test(gateways, cell) -> verdict`; `sdks` are those that can do it."""
 
     def decorate(test):
-        ROWS.append(title)
+        cells = ROWS[title] = [cell for cell in CELLS if not cell.is_sdk or cell.server in sdks]
 
-        @pytest.mark.parametrize("cell", CELLS, ids="-".join)
+        @pytest.mark.parametrize("cell", cells, ids="-".join)
         @functools.wraps(test)
         async def run(gateways, cell):
+            if cell.server == "typescript" and is_offline():
+                pytest.skip(f"{OFFLINE} is set: the TypeScript SDK is not installed")
             VERDICTS.pop((title, cell), None)
             VERDICTS[title, cell] = await test(gateways, cell)
 
@@ -76,25 +114,26 @@ def row(title):
 
 
 def is_complete():
-    return len(VERDICTS) == len(ROWS) * len(CELLS)
+    return len(VERDICTS) == sum(map(len, ROWS.values()))
 
 
 def render():
     """The table as it stands in README."""
-    heads = [f"{client} client, {era} server" for client in ERAS for era in ERAS]
+    columns = [*itertools.product(ERAS, ERAS), *((client, sdk) for sdk in SDKS for client in ERAS)]
+    heads = [f"{client} client, {SDKS.get(server) or f'{server} server'}" for client, server in columns]
     lines = [" | ".join(["", "what", *heads, ""]).strip(), "|---" * (len(heads) + 1) + "|"]
     for title in ROWS:
-        found = [summary(title, client, era) for client in ERAS for era in ERAS]
+        found = [summary(title, client, server) for client, server in columns]
         lines.append(" | ".join(["", title, *found, ""]).strip())
     return "\n".join(lines)
 
 
-def summary(title, client, era):
+def summary(title, client, server):
     """One verdict for all transports, or one for each face of the gateway, or all that there are."""
     by_frontend = {}
     for cell in CELLS:
-        if (cell.client, cell.era) == (client, era):
-            by_frontend.setdefault(cell.frontend, []).append(VERDICTS[title, cell])
+        if (cell.client, cell.server) == (client, server):
+            by_frontend.setdefault(cell.frontend, []).append(VERDICTS.get((title, cell), ABSENT))
     joined = {frontend: " or ".join(dict.fromkeys(verdicts)) for frontend, verdicts in by_frontend.items()}
     if len(set(joined.values())) == 1:
         return joined["stdio"]
@@ -115,23 +154,47 @@ def put_in_readme(text, table):
 # -- backends ----------------------------------------------------------------------------------------------------------
 
 
-def options(era, transport):
-    return ["--era", era, "--name", f"{era}-{transport}", "--odd-schemas", "--transport", transport]
+INTEROP = ROOT / "tests" / "interop" / "servers"
+
+
+def command_of(server, transport, name):
+    """The command of a server whose name is that of its backend."""
+    http = ["http"] if transport == "http" else []
+    if server == "python":
+        return [sys.executable, str(INTEROP / "sdk2_server.py"), name, *http]
+    if server == "typescript":
+        try:
+            modules = install()
+        except InstallError as error:
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        return [shutil.which("node") or "node", str(INTEROP / "ts2_server.mjs"), str(modules), name, *http]
+    options = ["--era", server, "--name", name, "--odd-schemas", "--transport", transport]
+    return [sys.executable, str(PEERS / SERVER), *options]
+
+
+def install():
+    """The folder of node modules that holds the TypeScript SDK. Raises InstallError."""
+    return node_modules("interop/ts2-server", *TS2_SERVER)
+
+
+def installed():
+    """The servers that can be started here."""
+    return [*ERAS, *(sdk for sdk in SDKS if sdk != "typescript" or not is_offline())]
 
 
 @contextmanager
-def open_http_servers(eras=ERAS):
-    """One server over HTTP for each era: config entries by name. They end when their stdin does."""
+def open_http_servers(servers=ERAS):
+    """Servers over HTTP: config entries by name. They end when their stdin does."""
     running = []
     try:
         found = {}
-        for era in eras:
-            command = [sys.executable, str(PEERS / SERVER), *options(era, "http")]
+        for server in servers:
+            command = command_of(server, "http", f"{server}-http")
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
             running.append(process)
             line = process.stderr.readline().decode()
             assert line.startswith("listening on "), line
-            found[f"{era}-http"] = {"url": line.split()[-1]}
+            found[f"{server}-http"] = {"url": line.split()[-1]}
         yield found
     finally:
         for process in running:
@@ -141,8 +204,11 @@ def open_http_servers(eras=ERAS):
             assert process.wait(10) == 0
 
 
-def stdio_servers(eras=ERAS):
-    return {f"{era}-stdio": peer(SERVER, *options(era, "stdio")) for era in eras}
+def stdio_servers(servers=ERAS):
+    """Servers on pipes: config entries by name."""
+    cells = [cell for cell in CELLS if cell.transport == "stdio" and cell.server in servers]
+    commands = {cell.backend: command_of(cell.server, "stdio", cell.backend) for cell in cells}
+    return {name: {"command": command, "args": arguments} for name, (command, *arguments) in commands.items()}
 
 
 # -- conversations -----------------------------------------------------------------------------------------------------
@@ -220,7 +286,7 @@ class Talker:
 
     def __init__(self, client, cell, capabilities):
         self.client, self.cell, self.capabilities = client, cell, capabilities
-        self.respond = answer_to
+        self.respond = lambda method, params: cell.fit(answer_to(method, params))
 
     def with_capabilities(self, params):
         if not self.client.modern:
@@ -256,8 +322,9 @@ class Talker:
         """The params with which a modern client comes back."""
         responses = {}
         for key, wanted in result.get("inputRequests", {}).items():
-            talk.asked.append((wanted["method"], wanted["params"]))
-            responses[key] = self.respond(wanted["method"], wanted["params"])
+            asked = wanted["method"], wanted.get("params", {})
+            talk.asked.append(asked)
+            responses[key] = self.respond(*asked)
         again = {**sent, "inputResponses": responses}
         again.pop("requestState", None)
         return again | ({"requestState": result["requestState"]} if "requestState" in result else {})

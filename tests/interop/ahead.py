@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from tests.conformance import suite
+from tests.contract import bridge
 from tests.interop import conftest
 from tests.interop.cached import InstallError, is_offline
 
@@ -18,6 +19,7 @@ def main() -> None:
     try:
         conftest.install()
         suite.install(suite.NEXT)
+        bridge.install()
     except InstallError as error:
         print(f"not installed ahead of the tests: {error}", file=sys.stderr)
 

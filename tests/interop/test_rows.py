@@ -1,8 +1,8 @@
 """Real clients that are asked, told and obeyed: the rows of the bridge that need a client which answers.
 
 Four public SDKs, in each mode that they have, before servers of both eras of the standard library and servers on the
-SDKs of the legacy era, which can ask for anything. One process of each client runs all rows; what it prints is compared
-with the table. Servers on the Python SDK 2 are in test_bridge_sdk.
+SDKs: those of the legacy era, and those of both eras, which serve each client in its own. One process of each client
+runs all rows; what it prints is compared with the table.
 """
 
 from __future__ import annotations
@@ -157,14 +157,15 @@ async def test_real_clients_in_every_row(peers: Peers, client: str, mode: str) -
 # -- servers on the SDKs ---------------------------------------------------------------------------------------------
 
 
-def sdk_servers(peers: Peers, *kwargs: str) -> dict[str, list[str]]:
-    """The commands of the servers that are made with the SDKs of the legacy era."""
+def sdk_servers(peers: Peers, transport: str) -> dict[str, list[str]]:
+    """The commands of the servers that are made with the SDKs."""
     python, _script = peers.clients["python-1"]
     node, _script, modules = peers.clients["typescript-1"]
-    servers = CLIENTS.with_name("servers")
+    servers, kwargs = CLIENTS.with_name("servers"), ["http"] if transport == "http" else []
     return {
         "python": [python, str(servers / "sdk1_server.py"), "python", *kwargs],
         "typescript": [node, str(servers / "ts1_server.mjs"), modules, "typescript", *kwargs],
+        **{f"{sdk}2": bridge.command_of(sdk, transport, f"{sdk}2") for sdk in bridge.SDKS},
     }
 
 
@@ -178,7 +179,7 @@ async def listening(command: list[str]) -> AsyncGenerator[dict[str, Any]]:
 
 async def test_servers_on_sdks_over_stdio_for_clients_over_stdio(peers: Peers, tmp_path: Path) -> None:
     """One client of each era, each with a gateway of its own, whose servers are of both eras too."""
-    commands = sdk_servers(peers)
+    commands = sdk_servers(peers, "stdio")
     servers = {name: {"command": command[0], "args": command[1:]} for name, command in commands.items()} | ERAS
     path = tmp_path / "config.json"
     path.write_text(json.dumps(make_config(servers)), encoding="utf-8")
@@ -193,17 +194,18 @@ async def test_servers_on_sdks_over_stdio_for_clients_over_stdio(peers: Peers, t
 
 
 async def test_servers_on_sdks_over_http_for_clients_over_http(peers: Peers) -> None:
-    commands = sdk_servers(peers, "http")
-
     async def run(client: str, mode: str, servers: dict[str, dict[str, Any]]) -> None:
         async with open_gateway_process(make_config(servers)) as gateway:
             await run_rows(peers, client, mode, list(servers), url=gateway.url)
 
+    commands = sdk_servers(peers, "http")
     async with (
         listening(commands["python"]) as python,
         listening(commands["typescript"]) as typescript,
+        listening(commands["python2"]) as python2,
+        listening(commands["typescript2"]) as typescript2,
         bare_nursery() as nursery,
     ):
-        servers = {"python": python, "typescript": typescript}
+        servers = {"python": python, "typescript": typescript, "python2": python2, "typescript2": typescript2}
         nursery.start_soon(run, "typescript-1", "legacy", servers)
         nursery.start_soon(run, "python-2", "auto", servers)
