@@ -67,11 +67,10 @@ def run(values: Values) -> int:
     if values.tls_key is not None and values.tls_cert is None:
         message = "--tls-key needs --tls-cert"
         raise UsageError(message, "mcp-gateway serve --help")
-    Lineage.of(os.environ).check(values.config)
+    path = config_path(values)
+    Lineage.of(os.environ).check(path)
     store = _usable(Store(state_directory(values)))
-    source = ConfigSource(
-        config_path(values), environ=os.environ, name=values.name, store=None if values.ephemeral else store
-    )
+    source = ConfigSource(path, environ=os.environ, name=values.name, store=None if values.ephemeral else store)
     config = source.open()
     for warning in config.warnings:
         warn(warning)

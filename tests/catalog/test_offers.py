@@ -255,7 +255,7 @@ async def test_what_is_excluded_wakes_nobody(autojump_clock: MockClock) -> None:
     fake = FakeBackend(make_listing("x", "y"))
     fake.stall()
     async with running(config(a={"tools": {"exclude": ["x"]}}), {"a": fake}) as fleet:
-        await trio.sleep(3)  # the grace for first starts
+        await fleet.first_starts()  # no later one waits
         began = trio.current_time()
         with pytest.raises(UnknownName):
             await Router(fleet).submit(make_call("a.x"))

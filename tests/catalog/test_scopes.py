@@ -333,7 +333,7 @@ async def test_nobody_waits_for_what_is_out_of_scope(name: str, waits: bool, aut
     for fake in fakes.values():
         fake.stall()
     async with running(fakes) as answers:
-        await trio.sleep(3)  # the grace for first starts
+        await answers.fleet.first_starts()  # no later one waits
         began = trio.current_time()
         with pytest.raises(BackendUnavailable if waits else UnknownName):
             await answers.router.submit(call_in(READER, name))

@@ -45,7 +45,7 @@ async def test_the_gateway_loses_no_check(suite: Suite, era: str, tmp_path: Path
 
 LOGINS = {
     "legacy": ["auth/scope-step-up", "auth/pre-registration", "auth/client-credentials-basic"],
-    "modern": ["auth/authorization-server-migration", "auth/iss-normalized"],
+    "modern": ["auth/scope-step-up", "auth/iss-normalized"],
 }
 """A selection; `bin/conformance auth` tries all."""
 
