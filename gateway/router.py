@@ -15,10 +15,13 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Failure
-from gateway.catalog.ownership import Asked, Links, Route, publish, publish_error
+from gateway.catalog import uris
+from gateway.catalog.ownership import Asked, Links, Pages, Route, publish, publish_error
 from gateway.catalog.parts import has_capability
+from gateway.eras.asks import shows_apps
 from gateway.eras.methods import OWNER_KIND, Kind
 from gateway.eras.requests import is_foreign_notification, is_mcp_method
+from gateway.eras.tools import is_for_apps
 from gateway.errors import (
     BackendError,
     BackendUnavailable,
@@ -82,6 +85,7 @@ class Router:
         self._admission = admission
         self._note_refused = note_refused
         self._links = Links()
+        self._pages = Pages()
         self._linked = fleet.supervisors  # a new table after each change of the config
         self.refused: dict[tuple[str, str], int] = {}
         """How many calls were refused, by backend (empty where none was found) and code of the error."""
@@ -181,6 +185,7 @@ class Router:
         """Submit a call to its owner; one that it refuses is not counted."""
         supervisors = self.fleet.supervisors
         supervisor = supervisors[route.backend]
+        is_page = route.own.startswith(uris.PAGE)
         pending = PendingCall(
             call,
             backend=route.backend,
@@ -191,7 +196,7 @@ class Router:
             deadlines=self.fleet.deadlines,
             counted=counted,
             # One backend alone has every URI for itself.
-            publish=self._publish if len(supervisors) > 1 and call.method in OWNER_KIND else None,
+            publish=self._publish if call.method in OWNER_KIND and (len(supervisors) > 1 or is_page) else None,
             sink=sink,
             patience=patience,
         )
@@ -227,9 +232,12 @@ class Router:
         if self._linked is not self.fleet.supervisors:
             self._linked = self.fleet.supervisors
             self._links.retain(self._linked)
+            self._pages.retain(self._linked)
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(pending.backend, call.method, *((pending.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
+            if call.method == "resources/read" and ticket.own_name.startswith(uris.PAGE) and shows_apps(call.caller):
+                self._pages.learn(call.caller, ticket.backend)
             result = publish(self.fleet.snapshot(call.caller.scope).uris, self._links, asked, outcome.result)
             return outcome if result is outcome.result else Complete(result, outcome.era)
         if isinstance(outcome, Failure):
@@ -322,9 +330,32 @@ class Router:
             return Route(owner, "")
         if kind is Kind.RESOURCES:
             return self._resource_owner(call.name, snapshot)
+        route = snapshot.route(kind, call.name) or (self._app_tool(call, snapshot) if kind is Kind.TOOLS else None)
         if snapshot.known_as:
             call.known_as = snapshot.known_as.get(call.name, "")
-        return snapshot.route(kind, call.name)
+        return route
+
+    def _app_tool(self, call: Call, snapshot: Snapshot) -> Route | None:
+        """Find the tool that an app means by its server's own name, and put its public name into the call.
+
+        MCP Apps: a page calls the tools of its server, whose public names it does not know. Its host sends the call on
+        without saying whose page it is; it can only be one that the host has read.
+
+        Raises:
+            UnknownName: several servers whose pages the client has read have such a tool.
+        """
+        owners = self._pages.owners(call.caller)
+        if not owners or not shows_apps(call.caller):
+            return None
+        entries = [entry for owner in sorted(owners) for entry in snapshot.placed(Kind.TOOLS, owner)]
+        found = [entry.public for entry in entries if entry.own == call.name and is_for_apps(entry.raw)]
+        if len(found) > 1:
+            text = f"tool {call.name!r} is ambiguous; call {' or '.join(found)}, or give each server a view (views)"
+            raise UnknownName(text)
+        if not found:
+            return None
+        call.name = found[0]
+        return snapshot.route(Kind.TOOLS, call.name)
 
     def _resource_owner(self, uri: str, snapshot: Snapshot) -> Route | None:
         route = snapshot.uris.resources.get(uri)  # nearly always

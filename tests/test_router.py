@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -10,7 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Complete, Era, Failure, Scope
+from gateway.calls import Call, Caller, Complete, Era, Failure, Scope
+from gateway.catalog.listing import Item, Listing
 from gateway.config import ServerConfig
 from gateway.eras.methods import Kind
 from gateway.errors import (
@@ -27,6 +29,9 @@ from gateway.errors import (
 from gateway.supervisor.lifecycle import State
 from tests.support.fakes import LEGACY_CALLER, RESULT, FakeBackend, make_call, make_listing, settle
 from tests.support.supervision import offers, running_router
+
+if TYPE_CHECKING:
+    from gateway.router import Router
 
 CRASH = BackendExited("b", "exited with status 3")
 
@@ -207,6 +212,90 @@ async def test_a_uri_that_names_a_server_is_sent_to_no_other(autojump_clock: Moc
         for uri in ("mcp+b:x:1", "MCP+b:x:2"):
             with pytest.raises(UnknownName):
                 await router.submit(make_call(uri, "resources/read", caller=only_a))
+
+
+HOST = msgspec.Raw(b'{"extensions":{"io.modelcontextprotocol/ui":{}}}')
+
+
+def app_backend(*tools: str, **visibility: list[str]) -> FakeBackend:
+    """A backend with a page, and tools of which some say for whom they are."""
+    metas = {name: {"ui": {"visibility": visibility[name]}} if name in visibility else {} for name in tools}
+    items = tuple(Item(name, jsonrpc.encode({"name": name, "_meta": meta})) for name, meta in metas.items())
+    page = Item("ui://page", b'{"uri":"ui://page"}')
+    return FakeBackend(Listing(items={Kind.TOOLS: items, Kind.RESOURCES: (page,)}, capabilities={}))
+
+
+async def read_page(router: Router, uri: str, caller: Caller, outcome: Complete | Failure | None = None) -> None:
+    ticket = await router.submit(make_call(uri, "resources/read", caller=caller))
+    ticket.finish(outcome or Complete(b'{"contents":[]}', Era.LEGACY))
+    router.release(ticket)
+
+
+async def called(router: Router, name: str, caller: Caller) -> tuple[str, str, str]:
+    """The backend that gets a call, the name that it has there, and the one that rules and audit see."""
+    ticket = await router.submit(make_call(name, caller=caller))
+    try:
+        return ticket.backend, ticket.own_name, ticket.call.name
+    finally:
+        router.release(ticket)
+
+
+async def test_an_app_finds_its_servers_tools_by_their_own_names(autojump_clock: MockClock) -> None:
+    fakes = {
+        "a": app_backend("x", "both", "model", "app", model=["model"], app=["app"]),
+        "b": app_backend("y", "both", "a.x"),
+    }
+    host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST)
+    async with running_router(fakes) as router:
+        await read_page(router, "ui://page", host)
+        assert await called(router, "x", host) == ("a", "x", "a.x")
+        assert await called(router, "app", host) == ("a", "app", "a.app")
+        assert await called(router, "both", host) == ("a", "both", "a.both")
+        assert await called(router, "a.x", host) == ("a", "x", "a.x")  # a public name always means its owner
+        for name in ("y", "model", "z", "a.y"):
+            with pytest.raises(UnknownName, match=f"Unknown tool: {name}"):
+                await router.submit(make_call(name, caller=host))
+        with pytest.raises(UnknownName):
+            await router.submit(make_call("x", "prompts/get", caller=host))
+        await read_page(router, "ui://mcp+b/page", host)
+        assert await called(router, "y", host) == ("b", "y", "b.y")
+        with pytest.raises(UnknownName, match=r"'both' is ambiguous; call a\.both or b\.both"):
+            await router.submit(make_call("both", caller=host))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"session": "t"}, {"session": None}, {"capabilities": jsonrpc.EMPTY_OBJECT}, {"scope": Scope(tools=("a.y",))}],
+)
+async def test_own_names_are_for_who_read_and_may_see(change: dict[str, Any], autojump_clock: MockClock) -> None:
+    host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST)
+    async with running_router({"a": app_backend("x", "y")}) as router:  # one alone is no exception
+        await read_page(router, "ui://page", host)
+        assert await called(router, "x", host) == ("a", "x", "a.x")
+        with pytest.raises(UnknownName, match="Unknown tool: x"):
+            await router.submit(make_call("x", caller=msgspec.structs.replace(host, **change)))
+
+
+@pytest.mark.parametrize(
+    ("uri", "capabilities", "outcome"),
+    [
+        ("ui://page", HOST, Failure(-32002, "gone", None, Era.LEGACY)),
+        ("ui://page", msgspec.Raw(b'{"extensions":{"x.example/y":{}}}'), None),
+        ("file:///page", HOST, None),
+    ],
+)
+async def test_only_a_page_that_a_host_has_read_counts(
+    uri: str, capabilities: msgspec.Raw, outcome: Failure | None, autojump_clock: MockClock
+) -> None:
+    host = Caller(era=Era.MODERN, version="2026-07-28", principal="ada", capabilities=HOST)
+    fake = app_backend("x")
+    fake.listing = msgspec.structs.replace(fake.listing, capabilities={"resources": msgspec.Raw(b"{}")})
+    async with running_router({"a": fake}) as router:
+        await read_page(router, uri, msgspec.structs.replace(host, capabilities=capabilities), outcome)
+        with pytest.raises(UnknownName, match="Unknown tool: x"):
+            await router.submit(make_call("x", caller=host))
+        await read_page(router, "ui://page", host)
+        assert await called(router, "x", host) == ("a", "x", "a.x")
 
 
 async def test_completions_find_their_owner(autojump_clock: MockClock) -> None:

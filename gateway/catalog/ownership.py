@@ -1,10 +1,10 @@
 """Who owns which URI, and under which URI clients see it.
 
 A URI belongs to the first backend that lists it and stays as it is; only where a second backend lists the same one, the
-second's becomes `mcp+<server>:<URI>` (`gateway.catalog.uris`), and so does one that names another server in this way,
-since `mcp+<server>:` belongs to that server alone, also while it has listed nothing. Invariant: what `public` gives for
-a URI that a backend lists leads back to that backend and that URI through `find`. Filled once, while a snapshot is
-made.
+second's becomes `mcp+<server>:<URI>` or `ui://mcp+<server>/...` (`gateway.catalog.uris`), and so does one that names
+another server in this way, since both belong to that server alone, also while it has listed nothing. Invariant: what
+`public` gives for a URI that a backend lists leads back to that backend and that URI through `find`. Filled once, while
+a snapshot is made.
 
 A link in a result need not be listed (2025-11-25 server/tools, "Resource Links"), but whoever gave it can be asked for
 it: `Links` remembers who that was, bounded for each backend; the link seen longest ago is forgotten first. Pure.
@@ -22,10 +22,14 @@ from gateway.catalog import uris
 if TYPE_CHECKING:
     from collections.abc import Collection, Container
 
+    from gateway.calls import Caller
+
 MAX_FOLDERS: Final = 32
 """Path segments of a URI that are cut off, one by one, in search of a listed resource that it may be part of."""
 MAX_LINKS: Final = 1_024
 """Links remembered of one backend; a search that returns thousands must not grow the memory."""
+MAX_READERS: Final = 4_096
+"""Clients whose pages are remembered, in 2 MB at most; one that is forgotten has to read its page again."""
 MAX_LINK_LENGTH: Final = 2_048
 """Characters of the longest link that is remembered; longer ones are data, not names."""
 
@@ -131,7 +135,7 @@ class Ownership:
                 template, weight = each, found
         if named is not None:
             # A server may list a template of this form itself; those that were renamed have it from here.
-            is_own = template.startswith(uris.PREFIX) and self.templates[template] == Route(named[0], template)
+            is_own = template.startswith(uris.PREFIXES) and self.templates[template] == Route(named[0], template)
             return Route(named[0], uri) if is_own else Route(*named)
         if template and (weight or linked is None):
             return Route(self.templates[template].backend, uri)
@@ -205,6 +209,34 @@ class Links:
     def retain(self, backends: Container[str]) -> None:
         """Forget the links of all backends but these."""
         self._seen = {backend: links for backend, links in self._seen.items() if backend in backends}
+
+
+class Pages:
+    """Which backends' pages (MCP Apps) each client has read, and so may show as apps.
+
+    A client is a session, else a principal, else an address: the requests of a modern client have nothing else in
+    common. The client that read longest ago is forgotten first.
+    """
+
+    def __init__(self, *, most: int = MAX_READERS) -> None:
+        self._most = most
+        self._owners: dict[str | None, frozenset[str]] = {}
+
+    def learn(self, caller: Caller, backend: str) -> None:
+        """Note that a client has read a page of this backend."""
+        key = caller.session or caller.origin
+        owners = self._owners.pop(key, frozenset[str]())
+        if len(self._owners) >= self._most:
+            del self._owners[next(iter(self._owners))]
+        self._owners[key] = owners | {backend}
+
+    def owners(self, caller: Caller) -> frozenset[str]:
+        """The backends whose pages this client has read."""
+        return self._owners.get(caller.session or caller.origin, frozenset())
+
+    def retain(self, backends: Collection[str]) -> None:
+        """Forget the pages of all backends but these."""
+        self._owners = {key: owners.intersection(backends) for key, owners in self._owners.items()}
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):

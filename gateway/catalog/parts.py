@@ -15,9 +15,9 @@ from gateway.catalog.listing import declares
 from gateway.catalog.offers import curate, loose_ends
 from gateway.catalog.ownership import Route
 from gateway.config.offered import ALL_TOOLS
-from gateway.eras import tools
+from gateway.eras import blocks, tools
 from gateway.eras.caching import Hint, merge_hints
-from gateway.eras.methods import Kind
+from gateway.eras.methods import RELAYED_EXTENSIONS, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -178,6 +178,17 @@ def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
     if not blocks:
         return None
     return "\n\n".join(blocks)[:limit]
+
+
+def merge_extensions(parts: Sequence[Part]) -> dict[str, msgspec.Raw]:
+    """The extensions that backends declare, with the settings of the first that does; only those that are relayed."""
+    found: dict[str, msgspec.Raw] = {}
+    for part in parts:
+        declared = blocks.read(part.listing.capabilities.get("extensions")) or {}
+        for name in RELAYED_EXTENSIONS.intersection(declared):
+            if blocks.read(declared[name]) is not None:
+                found.setdefault(name, declared[name])
+    return found
 
 
 def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:

@@ -1,8 +1,9 @@
 """URIs that two backends list: how one is told apart, where URIs stand in results, and how they are changed there.
 
 A URI is a resource's identity, so it is changed only in a clash, to `mcp+<server>:<URI>`, which says everything that is
-needed to change it back. The server's name is escaped to what RFC 3986 section 3.1 allows in a scheme, in lower case,
-since URI libraries change the case of schemes. Invariant: `split(public(s, u)) == (s, u)`. Pure.
+needed to change it back. A page of MCP Apps must keep its scheme: `ui://<rest>` becomes `ui://mcp+<server>/<rest>`. The
+server's name is escaped to what RFC 3986 section 3.1 allows in a scheme, in lower case, since URI libraries change the
+case of schemes and hosts. Invariant: `split(public(s, u)) == (s, u)`. Pure.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     Change = Callable[[str], str]
     Members = dict[str, msgspec.Raw]
 
-PREFIX: Final = "mcp+"
-_PUBLIC = re.compile(r"mcp\+((?:[a-z0-9-]|\.[0-9a-f]{2})+):(.*)", re.DOTALL)
+PAGE: Final = "ui://"
+"""How the URI of each page of MCP Apps begins."""
+PREFIXES: Final = ("mcp+", f"{PAGE}mcp+")
+_NAME: Final = r"(?:[a-z0-9-]|\.[0-9a-f]{2})+"
+_PUBLIC: Final = re.compile(rf"(?:mcp\+({_NAME}):|{PAGE}mcp\+({_NAME})/)(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\.([0-9a-f]{2})")
 _UI_KEY: Final = "ui/resourceUri"
 """How MCP Apps spelled `_meta.ui.resourceUri` at first."""
@@ -31,7 +35,9 @@ _UI_KEY: Final = "ui/resourceUri"
 
 def public(backend: str, uri: str) -> str:
     """The URI (or URI template) under which a backend's resource is offered when another one has its own."""
-    return f"{PREFIX}{_token(backend)}:{uri}"
+    if uri.startswith(PAGE):
+        return f"{PAGE}mcp+{_token(backend)}/{uri.removeprefix(PAGE)}"
+    return f"mcp+{_token(backend)}:{uri}"
 
 
 def split(uri: str) -> tuple[str, str] | None:
@@ -39,19 +45,22 @@ def split(uri: str) -> tuple[str, str] | None:
     match = _PUBLIC.fullmatch(uri)
     if match is None:
         return None
+    token = match[1] or match[2]
     try:
-        name = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), match[1]).encode("latin-1").decode()
+        name = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), token).encode("latin-1").decode()
     except UnicodeDecodeError:
         return None
-    return (name, match[2]) if _token(name) == match[1] else None
+    own = match[3] if match[1] else f"{PAGE}{match[3]}"
+    return (name, own) if _token(name) == token else None
 
 
 def split_any_case(uri: str) -> tuple[str, str] | None:
-    """The same for a URI whose scheme may be in any case, as RFC 3986 section 3.1 has it."""
-    if uri[: len(PREFIX)].lower() != PREFIX:  # nearly always
+    """The same for a URI whose scheme and host may be in any case, as RFC 3986 sections 3.1 and 3.2.2 have it."""
+    folded = uri[: len(PREFIXES[1])].lower()
+    if not folded.startswith(PREFIXES):  # nearly always
         return None
-    scheme, colon, rest = uri.partition(":")
-    return split(f"{scheme.lower()}{colon}{rest}")
+    end = uri.find("/", len(PAGE)) if folded.startswith(PAGE) else uri.find(":")
+    return split(uri[:end].lower() + uri[end:]) if end > 0 else None
 
 
 def _token(backend: str) -> str:

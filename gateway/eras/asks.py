@@ -15,7 +15,7 @@ import msgspec
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import blocks, contents, meta
-from gateway.eras.methods import CAPABILITY
+from gateway.eras.methods import APPS, CAPABILITY
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
@@ -41,10 +41,16 @@ _UNCLEAR: Final = "a member of an elicitation appears twice or differs from one 
 _FIRST_IN: Final = {"elicitation": "2025-06-18"}
 """Capabilities that the first revision had not; modes of elicitation and tools in sampling came with 2025-11-25."""
 
-BRIDGEABLE: Final = msgspec.Raw(
-    b'{"roots":{"listChanged":true},"sampling":{"tools":{}},"elicitation":{"form":{},"url":{}}}'
-)
-"""What the gateway declares to a backend whose session serves clients that are not known yet."""
+BRIDGEABLE: Final = jsonrpc.raw({
+    "roots": {"listChanged": True},
+    "sampling": {"tools": {}},
+    "elicitation": {"form": {}, "url": {}},
+    "extensions": {APPS: {"mimeTypes": ["text/html;profile=mcp-app"]}},
+})
+"""What the gateway declares to a backend whose session serves clients that are not known yet.
+
+A server may list tools with pages only where MCP Apps is declared; a client that does not show pages ignores them.
+"""
 
 
 def missing_capability(caller: Caller, method: str, params: dict[str, msgspec.Raw]) -> str | None:
@@ -71,6 +77,12 @@ def missing_capability(caller: Caller, method: str, params: dict[str, msgspec.Ra
         if mode not in settings and not (mode == "form" and "url" not in settings):
             return f"elicitation.{mode}"
     return None
+
+
+def shows_apps(caller: Caller) -> bool:
+    """Whether the client has declared that it shows the pages of tools (MCP Apps)."""
+    declared = blocks.read(caller.capabilities) or {}
+    return blocks.read((blocks.read(declared.get("extensions")) or {}).get(APPS)) is not None
 
 
 def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:

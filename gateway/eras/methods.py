@@ -85,6 +85,12 @@ _SAMPLING: Final = (
 )  # fmt: skip
 _ELICITATION: Final = ("mode", "requestedSchema", "url", "elicitationId", "task")
 
+APPS: Final = "io.modelcontextprotocol/ui"
+"""MCP Apps (SEP-1865): pages that a tool is shown with."""
+RELAYED_EXTENSIONS: Final = frozenset({APPS})
+"""Extensions that the gateway declares when a backend does: every request and notification of theirs between client and
+server must be in this table. MCP Apps adds none, for what begins with `ui/` is between a page and its host."""
+
 FEATURES: Final = tuple(dict.fromkeys(kind.feature for kind in Kind))
 LIST_CHANGED: Final = {f"notifications/{feature}/list_changed": feature for feature in FEATURES}
 LISTENED: Final = {f"{feature}ListChanged": feature for feature in FEATURES}

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Era
+from gateway.eras import blocks
 from gateway.eras.versions import LATEST_LEGACY
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ def needs_task(raw: bytes) -> bool:
         return _tools.decode(raw).execution.taskSupport == "required"
     except jsonrpc.UNDECODABLE:
         return False
+
+
+def is_for_apps(raw: bytes) -> bool:
+    """Whether the page of a tool may call this one (MCP Apps, "Visibility"), as it may where nothing is said."""
+    meta = blocks.read((blocks.read(msgspec.Raw(raw)) or {}).get("_meta")) or {}
+    try:
+        visibility = jsonrpc.decode_array((blocks.read(meta.get("ui")) or {})["visibility"])
+        return "app" in [jsonrpc.decode_string(span) for span in visibility]
+    except (KeyError, ValueError):
+        return True
 
 
 def shown(raw: bytes, view: View) -> bytes:

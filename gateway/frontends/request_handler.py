@@ -23,7 +23,7 @@ from gateway.calls import (
     Notification,
     ServerRequest,
 )
-from gateway.catalog.parts import has_capability, merge_instructions
+from gateway.catalog.parts import has_capability, merge_extensions, merge_instructions
 from gateway.catalog.snapshot import encode_list
 from gateway.eras import asks, errors, meta, methods, requests, results, versions
 from gateway.eras.caching import KEEP_NOTHING
@@ -255,6 +255,7 @@ class RequestHandler:
         except ValueError:
             text = "params.requestState must be a string"
             raise InvalidParams(text) from None
+        is_known = self.router.knows(call)  # first, since the state is for the public name of what an app calls
         state = self.parking.sealer.decode(call, token)
         if not state.parked:
             del call.params["requestState"]
@@ -263,7 +264,7 @@ class RequestHandler:
             else:
                 call.params["requestState"] = state.inner
             return None
-        if call.caller.scope is not None and not self.router.knows(call):  # any more
+        if call.caller.scope is not None and not is_known:  # any more
             raise unknown(call)
         answer = self.parking.resume(state.parked, call)
         if isinstance(answer, bytes):
@@ -316,6 +317,10 @@ class RequestHandler:
         perhaps = self.fleet.awaits_more(scope)
         if perhaps or has_capability(parts, ["completions"]):
             found["completions"] = {}
+        promised = dict.fromkeys(methods.RELAYED_EXTENSIONS if perhaps else (), jsonrpc.EMPTY_OBJECT)
+        extensions = promised | merge_extensions(parts)
+        if extensions:
+            found["extensions"] = extensions
         if perhaps or has_capability(parts, ["resources", "subscribe"]):
             found["resources"] = {"listChanged": True, "subscribe": True}
         if era is Era.LEGACY:

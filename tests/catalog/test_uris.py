@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import jsonrpc
+from gateway.calls import Caller, Era
 from gateway.catalog import uris
 from gateway.catalog.listing import Item, Listing
-from gateway.catalog.ownership import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, Route, publish
+from gateway.catalog.ownership import MAX_LINK_LENGTH, MAX_LINKS, Asked, Links, Pages, Route, publish
 from gateway.catalog.parts import Naming, make_part
 from gateway.catalog.snapshot import Snapshot
 from gateway.eras.methods import Kind
@@ -52,17 +53,22 @@ def listed(found: Snapshot, kind: Kind) -> list[str]:
 
 
 @settings(deadline=None)
-@given(names, texts)
+@given(names, texts | texts.map("ui://{}".format))
 def test_every_rewritten_uri_can_be_changed_back(backend: str, uri: str) -> None:
     public = uris.public(backend, uri)
-    assert uris.split(public) == (backend, uri)
-    scheme = public.split(":", 1)[0]
+    assert uris.split(public) == uris.split_any_case(public) == (backend, uri)
+    assert public.startswith("ui://") == uri.startswith("ui://")  # a page of MCP Apps must have this scheme
+    scheme, _, rest = public.partition(":")
+    named = rest.split("/", 3)[2] if uri.startswith("ui://") else scheme
     assert scheme == scheme.lower()
-    assert set(scheme) <= set("abcdefghijklmnopqrstuvwxyz0123456789+-.")
+    assert set(named) <= set("abcdefghijklmnopqrstuvwxyz0123456789+-.")
     assert uris.split(uris.public("outer", public)) == ("outer", public)  # a gateway behind a gateway
 
 
-@pytest.mark.parametrize("uri", ["", "file:///a", "mcp+:x", "mcp+A:x", "mcp+a", "mcp+a.4g:x", "mcp+.61:x", "mcp+.ff:x"])
+NEVER = ["", "file:///a", "mcp+:x", "mcp+A:x", "mcp+a", "mcp+a.4g:x", "mcp+.61:x", "mcp+.ff:x"]
+
+
+@pytest.mark.parametrize("uri", [*NEVER, "ui://mcp+a", "ui://mcp+A/x", "ui://a/x"])
 def test_what_was_never_rewritten_is_not_changed_back(uri: str) -> None:
     assert uris.split(uri) is None
 
@@ -87,8 +93,8 @@ def test_a_page_of_a_tool_follows_the_resources() -> None:
     })
     tools = json.loads(b"[" + found.page(Kind.TOOLS, None, None).joined + b"]")
     links = [tool["_meta"]["ui"] for tool in tools]
-    assert links == [{"resourceUri": uri, "y": None} for uri in ("ui://x", "ui://y", "mcp+b:ui://x", "ui://z")]
-    assert found.uris.find("mcp+b:ui://x") == Route("b", "ui://x")
+    assert links == [{"resourceUri": uri, "y": None} for uri in ("ui://x", "ui://y", "ui://mcp+b/x", "ui://z")]
+    assert found.uris.find("ui://mcp+b/x") == found.uris.find("mcp+b:ui://x") == Route("b", "ui://x")
     assert found.uris.find("ui://z") == Route("b", "ui://z")
     assert listed(found, Kind.RESOURCES) == ["ui://x"]
 
@@ -159,27 +165,39 @@ def test_every_uri_that_a_backend_has_leads_back_to_it(harness: dict[str, dict[s
         )
 
 
-CLAIMS = ["mcp+b:x:1", "MCP+b:x:1", "Mcp+B:x:1", "mcp+c:x:1", "mcp+b:"]
+CLAIMS = [
+    ("mcp+b:x:1", "b", "x:1"),
+    ("MCP+b:x:1", "b", "x:1"),
+    ("Mcp+B:x:1", "b", "x:1"),
+    ("mcp+c:x:1", "c", "x:1"),
+    ("mcp+b:", "b", ""),
+    ("ui://mcp+b/x", "b", "ui://x"),
+    ("UI://MCP+B/X", "b", "ui://X"),
+    ("ui://mcp+c/", "c", "ui://"),
+]
 
 
 @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
-@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize(("claim", "owner", "own"), CLAIMS)
 @pytest.mark.parametrize("how", ["resources", "templates", "links"])
-def test_a_uri_that_names_a_server_belongs_to_that_server(how: str, claim: str, order: list[str]) -> None:
+def test_a_uri_that_names_a_server_belongs_to_that_server(
+    how: str, claim: str, owner: str, own: str, order: list[str]
+) -> None:
     harness = {"a": {how: [claim]}, "b": {"resources": ["x:1"]}}
     found = merged({name: harness[name] for name in order}, "c")  # c has listed nothing
-    owner = claim[4:].lower().partition(":")[0]
-    assert found.uris.find(claim, "a") == Route(owner, claim.partition(":")[2])
+    assert found.uris.find(claim, "a") == Route(owner, own)
     public = found.uris.public("a", claim)
-    assert public == f"mcp+a:{claim}"
+    assert public == uris.public("a", claim) != claim
     assert found.uris.find(public) == Route("a", claim)
     assert found.uris.public(owner, claim) == claim
 
 
 def test_a_template_cannot_capture_what_names_another_server() -> None:
-    found = merged({"a": {"templates": ["mcp+b:{+x}", "mcp+{+x}", "{+x}", "mcp+{server}:{+x}"]}, "b": {}}, "c")
+    templates = ["mcp+b:{+x}", "mcp+{+x}", "{+x}", "mcp+{server}:{+x}", "ui://{+x}", "ui://mcp+{server}/{+x}"]
+    found = merged({"a": {"templates": templates}, "b": {}}, "c")
     for server in ("b", "c"):
         assert found.uris.find(f"mcp+{server}:x:1", "a") == Route(server, "x:1")
+        assert found.uris.find(f"ui://mcp+{server}/x", "a") == Route(server, "ui://x")
     assert found.uris.find("mcp+nobody:x:1") == Route("a", "mcp+nobody:x:1")
 
 
@@ -197,6 +215,34 @@ def test_links_of_a_result_that_name_another_server_are_told_apart() -> None:
         shown = json.loads(publish(found.uris, links, Asked("a", "tools/call"), result))["content"][0]["uri"]
         assert shown == ("mcp+a:mcp+b:x:1" if uri == "mcp+b:x:1" else uri)
     assert links.owner("mcp+b:x:1") is None
+
+
+# -- the pages that clients have read ----------------------------------------------------------------------------------
+
+
+def caller(session: str | None = None, principal: str | None = None, address: str | None = None) -> Caller:
+    return Caller(era=Era.MODERN, version="", session=session, principal=principal, address=address)
+
+
+def test_pages_are_known_by_session_principal_or_address() -> None:
+    pages = Pages()
+    pages.learn(caller(session="s", principal="ada"), "a")
+    pages.learn(caller(principal="ada"), "b")
+    pages.learn(caller(address="192.0.2.1"), "c")
+    assert pages.owners(caller(session="s")) == {"a"}
+    assert pages.owners(caller(principal="ada", address="192.0.2.1")) == {"b"}
+    assert pages.owners(caller(address="192.0.2.1")) == {"c"}
+    for stranger in (caller(session="t"), caller(principal="bob"), caller(address="192.0.2.2"), caller()):
+        assert not pages.owners(stranger)
+
+
+def test_the_client_that_read_longest_ago_is_forgotten() -> None:
+    pages = Pages(most=2)
+    for session, backend in [("s", "a"), ("t", "a"), ("s", "b"), ("u", "c")]:
+        pages.learn(caller(session=session), backend)
+    assert [pages.owners(caller(session=session)) for session in "stu"] == [{"a", "b"}, set(), {"c"}]
+    pages.retain({"b"})
+    assert [pages.owners(caller(session=session)) for session in "su"] == [{"b"}, set()]
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

@@ -254,7 +254,9 @@ async def test_initialize(gateways, cell):
         ]
         assert first["params"]["clientInfo"]["name"] == "office"
         capabilities = {"roots": {"listChanged": True}, "sampling": {"tools": {}}}
-        assert first["params"]["capabilities"] == capabilities | {"elicitation": {"form": {}, "url": {}}}
+        capabilities["elicitation"] = {"form": {}, "url": {}}
+        capabilities["extensions"] = {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}
+        assert first["params"]["capabilities"] == capabilities
         assert second == make_notification("notifications/initialized")  # the gateway's own, once
 
 

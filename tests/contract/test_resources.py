@@ -100,7 +100,7 @@ async def test_the_pages_of_tools_follow(gateways, cell):
         pages = {tool["name"]: tool["_meta"]["ui"] for tool in tools if "_meta" in tool}
         assert pages == {
             "a.page": {"resourceUri": "ui://shared/page", "x": None},
-            "b.page": {"resourceUri": "mcp+b:ui://shared/page", "x": None},
+            "b.page": {"resourceUri": "ui://mcp+b/shared/page", "x": None},
         }
         for owner, page in [("a", "a.page"), ("b", "b.page")]:
             await assert_readable(client, pages[page]["resourceUri"], owner, "ui://shared/page")

@@ -21,7 +21,8 @@ from tests.support.sse_client import SseClient
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ALL = {"completions": {}, "resources": {"listChanged": True, "subscribe": True}}
+PROMISED = {"io.modelcontextprotocol/ui": {}}
+ALL = {"completions": {}, "resources": {"listChanged": True, "subscribe": True}, "extensions": PROMISED}
 NONE = {"resources": {"listChanged": True}}
 
 

@@ -12,10 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, Notification
+from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, Notification, Scope
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras import meta
-from gateway.eras.methods import Kind
+from gateway.eras.methods import APPS, Kind
 from gateway.eras.requests import UnsupportedVersion, modern_call
 from gateway.errors import BackendUnavailable, GatewayLoop, InvalidParams, UnknownMethod
 from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
@@ -23,6 +23,7 @@ from gateway.frontends.request_handler import RequestHandler, cancelled_id, enco
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from tests.support.fakes import LEGACY_CALLER, MODERN_CALLER, FakeBackend, backends, make_call, make_listing, settle
+from tests.support.supervision import offers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -33,10 +34,10 @@ LISTS = ["tools/list", "prompts/list", "resources/list", "resources/templates/li
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncGenerator[RequestHandler]:
-    fake = FakeBackend(make_listing("x", "y", "z", instructions="do"))
-    config = Config(servers={"a": ServerConfig(name="a")}, gateway=GatewaySettings(**settings))
-    fleet = Fleet(config, backends({"a": fake}))
+async def running(fakes: dict[str, FakeBackend] | None = None, **settings: Any) -> AsyncGenerator[RequestHandler]:
+    fakes = fakes or {"a": FakeBackend(make_listing("x", "y", "z", instructions="do"))}
+    config = Config(servers={name: ServerConfig(name=name) for name in fakes}, gateway=GatewaySettings(**settings))
+    fleet = Fleet(config, backends(fakes))
     parking: Any = None  # nothing here is parked
     with trio.fail_after(1000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:
@@ -72,6 +73,17 @@ async def test_a_legacy_client_is_introduced(autojump_clock: MockClock) -> None:
         for feature in ("tools", "prompts", "resources"):
             assert found["capabilities"][feature]["listChanged"] is True
         assert answers.introduce(message("initialize", {"protocolVersion": "2099-01-01"})).version == "2025-11-25"
+
+
+async def test_extensions_of_backends_are_declared_where_they_are_relayed(autojump_clock: MockClock) -> None:
+    declared = {"a": None, "b": {APPS: None}, "c": {APPS: {"x": 1}, "x.example/y": {}}, "d": {APPS: {"x": 2}}}
+    fakes = {name: offers(Kind.TOOLS, "x", extensions=value) for name, value in declared.items()}
+    async with running(fakes) as answers:
+        for scope, expected in [(None, {APPS: {"x": 1}}), (Scope(servers=("d",)), {APPS: {"x": 2}})]:
+            for era in Era:
+                found = json.loads(jsonrpc.encode(answers._capabilities(era, scope)))
+                assert found["extensions"] == expected
+        assert "extensions" not in answers._capabilities(Era.LEGACY, Scope(servers=("a", "b")))
 
 
 @pytest.mark.parametrize("params", [{}, {"protocolVersion": 3}, [1]])
