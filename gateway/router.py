@@ -236,8 +236,8 @@ class Router:
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(pending.backend, call.method, *((pending.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
-            if call.method == "resources/read" and ticket.own_name.startswith(uris.PAGE) and shows_apps(call.caller):
-                self._pages.learn(call.caller, ticket.backend)
+            if call.method == "resources/read" and pending.own_name.startswith(uris.PAGE) and shows_apps(call.caller):
+                self._pages.learn(call.caller, pending.backend)
             result = publish(self.fleet.snapshot(call.caller.scope).uris, self._links, asked, outcome.result)
             return outcome if result is outcome.result else Complete(result, outcome.era)
         if isinstance(outcome, Failure):

@@ -20,7 +20,7 @@ from gateway.masking import SECRETS
 from gateway.runtime import MAX_DEPTH, Lineage
 from tests.support.access import Harness, Unguarded, keys, make_config, open_harness, running
 from tests.support.fakes import SOON, FakeExchange, make_call, settle
-from tests.support.gateway_process import ROOT, HttpClient, echo_backend, open_gateway_process
+from tests.support.gateway_process import ROOT, HttpClient, echo_backend, open_gateway_process, run_process
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -255,7 +255,7 @@ def test_a_lineage_refuses_what_it_holds_and_too_many(tmp_path: Path) -> None:
 async def test_a_gateway_that_would_start_itself_is_refused(tmp_path: Path) -> None:
     inner = tmp_path / "inner.json"
     inner.write_text(json.dumps({"mcpServers": {"me": serving(inner) | QUICK}}), encoding="utf-8")
-    async with open_gateway_process({"mcpServers": {"inner": serving(inner) | QUICK}}) as gateway:
+    async with run_process([sys.executable, "-m", "gateway", "serve", "--config", str(inner)]) as gateway:
         line = await gateway.wait_stderr("a gateway with this config has started this one")
         assert f"{inner} -> {inner}" in line
 

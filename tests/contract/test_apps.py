@@ -69,9 +69,9 @@ async def test_servers_know_of_clients_that_show_pages(gateways, cell):
     shared = {UI: HOST["extensions"][UI]}
     async with open_client(gateways, cell, initialize=False) as client:
         await introduce(client)
-        told = {name: structured_of(await call(client, f"{name}.told")) for name in CONFIG["mcpServers"]}
-        assert told["mine"] == told["new"] == HOST  # in the client's own session, or with its own request
-        assert told["old"]["extensions"] == shared  # a session for all clients, which has to list the pages
+        notified = {name: structured_of(await call(client, f"{name}.told")) for name in CONFIG["mcpServers"]}
+        assert notified["mine"] == notified["new"] == HOST  # in the client's own session, or with its own request
+        assert notified["old"]["extensions"] == shared  # a session for all clients, which has to list the pages
 
 
 @every_cell
@@ -103,11 +103,11 @@ async def test_an_app_calls_its_servers_tools_by_their_own_names(gateways, cell)
         assert (await call(client, "think"))["error"]["message"] == "Unknown tool: think"
 
 
-@pytest.mark.parametrize("face", ["stdio", "http"])
-async def test_a_call_by_own_name_may_be_suspended(gateways, face):
+@pytest.mark.parametrize("frontend", ["stdio", "http"])
+async def test_a_call_by_own_name_may_be_suspended(gateways, frontend):
     capabilities = HOST | {"roots": {}}
     arguments = {"requests": {"a": {"method": "roots/list", "params": {}}}}
-    async with open_client(gateways, ("modern", face)) as client:
+    async with open_client(gateways, ("modern", frontend)) as client:
         await read_pages(client)
         params = {"name": "ask_old", "arguments": arguments}
         asked = (await ask(client, "tools/call", params, capabilities))["result"]

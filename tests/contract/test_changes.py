@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from tests.contract.change_listeners import CHANGED, ListenListener, open_listener
 from tests.contract.support import CELLS, open_client, text_of
@@ -28,10 +29,15 @@ async def test_each_change_is_told_once(gateways, cell, backend):
 
 
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[3]], ids="-".join)
-async def test_a_flood_of_changes_that_change_nothing_is_not_passed_on(gateways, cell):
+async def test_a_flood_of_changes_that_change_nothing_is_coalesced(gateways, cell):
     async with open_client(gateways, cell) as client, open_listener(client) as ear:
         assert text_of(await client.call("changing.go")) == "told 50 times"
-        await ear.assert_quiet()
+        count = 0
+        with trio.move_on_after(3):
+            while True:
+                assert (await ear.next())["method"] == CHANGED
+                count += 1
+        assert 1 <= count <= 5
 
 
 @pytest.mark.parametrize("cell", CELLS[2:], ids="-".join)

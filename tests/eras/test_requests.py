@@ -111,7 +111,7 @@ def test_the_gateways_own_requests_declare_what_it_can_bring_to_clients() -> Non
         meta.CLIENT_INFO: {"name": "gw"},
         meta.CLIENT_CAPABILITIES: json.loads(bytes(MODERN_HOP.capabilities)),
     }
-    assert set(found[meta.CLIENT_CAPABILITIES]) == {"roots", "sampling", "elicitation"}
+    assert set(found[meta.CLIENT_CAPABILITIES]) == {"roots", "sampling", "elicitation", "extensions"}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def zoo_of(mark: str, *tempers: str) -> dict[str, list[str]]:
 
 
 def test_a_second_signal_skips_the_shutdown_sequence() -> None:
-    outcome = run_once("SIGINT twice", zoo=["ignores_term", "stubborn_daemon", "stopped"], ladder=(20.0, 20.0, 1.0))
+    zoo = ["ignores_term", "stubborn_daemon", "stopped"]
+    outcome = run_once("SIGINT twice", zoo=zoo, shutdown_grace=(20.0, 20.0, 1.0))
     assert (outcome.survivors, outcome.zombies) == (0, 0)
     assert outcome.exited < 12  # of twenty
 

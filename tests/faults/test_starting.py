@@ -81,7 +81,7 @@ async def test_what_failed_is_not_listed_and_calls_to_it_name_it_at_once(broken,
                 assert error["code"] == -32603
                 assert error["data"]["backend"] == backend
                 assert backend in error["message"]
-            assert (await client.call("off.echo"))["error"]["code"] == -32602
+            assert (await client.call("off.echo"))["error"]["data"]["reason"] == "server_disabled"
             assert text_of(await client.call("good.echo", {"text": "well"})) == "well"
 
 

@@ -21,6 +21,15 @@ EVERYTHING = "@modelcontextprotocol/server-everything@2026.8.31"
 SDK1 = "mcp==1.30.0"
 TS1 = "@modelcontextprotocol/sdk@1.32.2"
 TS2 = "@modelcontextprotocol/client@2.4.0"
+APPS = [
+    TS2,
+    "@modelcontextprotocol/core@2.4.0",
+    "@modelcontextprotocol/ext-apps@2.0.4",
+    "@modelcontextprotocol/server-basic-react@2.0.3",
+    "@modelcontextprotocol/server-basic-vanillajs@2.0.3",
+    "@modelcontextprotocol/server-system-monitor@2.0.3",
+]
+"""MCP Apps: example servers, two of them with the same page and tool, and what a host is made of."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Peers:
     """Commands that start the servers, and those that start each client, to which its job is added."""
 
     servers: dict[str, dict[str, Any]]
+    apps: dict[str, dict[str, Any]]
+    """Servers whose tools have pages."""
     clients: dict[str, list[str]]
 
 
@@ -48,15 +59,25 @@ def install() -> Peers:
     everything = node_modules("interop/everything", EVERYTHING)
     entry = everything / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
     time = python_venv("interop/time", TIME)
+    apps = node_modules("interop/apps", *APPS)
+    examples = {"monitor": "system-monitor", "vanilla": "basic-vanillajs", "react": "basic-react"}
     return Peers(
         servers={
             "time": {"command": str(time), "args": ["-m", "mcp_server_time", "--local-timezone", "UTC"]},
             "everything": {"command": node, "args": [str(entry), "stdio"]},
+        },
+        apps={
+            name: {
+                "command": node,
+                "args": [str(apps / f"@modelcontextprotocol/server-{example}/dist/index.js"), "--stdio"],
+            }
+            for name, example in examples.items()
         },
         clients={
             "python-2": [sys.executable, str(CLIENTS / "sdk2_client.py")],
             "python-1": [str(python_venv("interop/sdk1", SDK1)), str(CLIENTS / "sdk1_client.py")],
             "typescript-1": [node, str(CLIENTS / "ts1_client.mjs"), str(node_modules("interop/ts1", TS1))],
             "typescript-2": [node, str(CLIENTS / "ts2_client.mjs"), str(node_modules("interop/ts2", TS2))],
+            "app-host": [node, str(CLIENTS / "app_host.mjs"), str(apps)],
         },
     )

@@ -36,7 +36,7 @@ async def open_lot(**limits: int) -> AsyncGenerator[SuspendedCalls]:
 
 async def park(parking: SuspendedCalls, flow: CallStream, *asked: Asked) -> dict[str, Any]:
     """Have the backend of a flow ask, and the call be parked; the result that its client gets."""
-    pending = flow._ticket
+    pending = flow._pending
     for one in asked:
         pending.ask(one.ask)
     answer = await parking.park(flow, await flow.next())  # type: ignore[arg-type] - it is the first ask
