@@ -67,13 +67,16 @@ def serve_http(server: Server[Any], transport: str, port: int) -> None:
         app, path = make_sse_app(server), "/sse"
     else:
         app, path = server.streamable_http_app(event_store=Events(), retry_interval=RETRY), "/mcp"
+    # With h11, which strips the whitespace around a header's value: uvicorn prefers httptools, which does not.
     # With IPPROTO_TCP named: asyncio turns Nagle's algorithm off only then, and each answer would take 40 ms longer.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(100)
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}{path}", file=sys.stderr, flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, http="h11", log_level="warning", timeout_graceful_shutdown=1)).run(
+            sockets=[listener]
+        )
 
 
 async def serve_stdio(server: Server[Any]) -> None:
