@@ -435,12 +435,14 @@ class Supervisor:
                     with trio.move_on_after(self._drain_grace):
                         while session.in_flight or self.queued:
                             await self._freed.park()
+                else:
+                    self._woken = trio.Event()
+                    self._to(State.STOPPED)  # a call that comes while the session closes wakes the next one
                 nursery.cancel_scope.cancel(reason="the backend is idle or is being stopped")
-        if not self._stopping.is_set():
+        if self.state is State.READY:  # the session has ended for one of the other era
             self._woken = trio.Event()
-            self._to(State.STOPPED)  # a call that comes while the session closes kicks, and is served by the next
-            if self.queued:
-                self.wake()
+            self._to(State.STOPPED)
+            self.wake()
 
     async def _wait_until_idle_or_stopping(self, session: Session) -> None:
         """Wait for `stop`, or until no call was in flight or queued for `idle_timeout` seconds."""
