@@ -25,7 +25,7 @@ from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
 
 if TYPE_CHECKING:
-    from gateway.backends.session.interface import Opener
+    from gateway.backends.session.interface import Opener, Session
     from gateway.calls import Caller, Era
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
@@ -58,8 +58,16 @@ class ClientSupervisor(Supervisor):
             self.stop()
 
     def is_over(self, delay: float | None) -> bool:
-        """Whether this was the last session: nobody waits, and nobody will come any more."""
+        """Whether this was the last session: no call waits, and no further one can come."""
         return (delay is None or self.alone) and not self._queue.tidy()
+
+    async def _serve(self, session: Session) -> None:
+        """Feed the session; one for the other era is of no use where the server has refused that era."""
+        if self._sibling is not None and session.greeting.era is not self._eras.preferred:
+            self._sibling.take_over(self._queue)
+            self.stop()
+        else:
+            await super()._serve(session)
 
 
 class PerClientSupervisors(Supervisor):
@@ -110,8 +118,8 @@ class PerClientSupervisors(Supervisor):
             for pending in self._queue.take(math.inf):
                 key = self._key(pending.call.caller)
                 owner = self if key is None else self._private.get(key) or self._make(key, pending.call.caller)
-                owner._queue.put(pending)
                 pending.queued(owner)
+                owner._queue.put_back(pending)
 
     def _make(self, key: object, caller: Caller) -> ClientSupervisor:
         if len(self._private) >= self.config.max_client_sessions:
@@ -154,7 +162,7 @@ class PerClientSupervisors(Supervisor):
 
     def client_gone(self, key: str) -> None:
         """End the session of a client that has gone."""
-        private = self._private.get(key)
+        private = self._private.pop(key, None)  # one that comes back at once gets another
         if private is not None:
             private.stop()
 

@@ -86,8 +86,7 @@ class Supervisor:
         # The pump and a drain may wait at the same time; the two sessions of a backend of both eras share its slots.
         self._freed = trio.lowlevel.ParkingLot() if sibling is None else sibling._freed
         self._sibling = sibling
-        self._starting = trio.CancelScope()
-        self._serving = trio.CancelScope()
+        self._starting = self._serving = trio.CancelScope()
         self._eras = EraPreference(era)
         self._woken = trio.Event()
         self._wanted = self._tries_again = self._failed_for_good = self._has_served = False
@@ -170,15 +169,22 @@ class Supervisor:
         if self.queued and self._eras.other is not None and self._eras.preferred is self._eras.other:
             self._change_era(self._eras.other)
 
+    def take_over(self, queue: CallQueue) -> None:
+        """Take the calls of the session for the other era: the server has refused it."""
+        self._eras.other = None
+        calls = queue.take(math.inf)
+        for pending in calls:
+            pending.queued(self)
+        self._queue.put_back(*calls)
+
     def request_start(self) -> None:
         """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
 
         One that has failed is tried again after `max_delay`; a later call may find it back. What callers do, however
-        often, must not use up the quick failures: only `kick` starts at once.
+        often, must not use up the quick failures: only `wake` starts at once.
         """
         self._wanted = True
-        waits = self._start_waits
-        if self.state in waits and trio.current_time() - self._entered_at >= waits[self.state]:
+        if trio.current_time() - self._entered_at >= self._start_waits.get(self.state, math.inf):
             self.wake()
 
     def login_owed(self, reason: str) -> None:
@@ -212,10 +218,7 @@ class Supervisor:
         return heir
 
     def forget_successor(self) -> None:
-        """Let go of who came after it, once it has ended and nobody before it has calls left to hand on.
-
-        What the start has made is never collected (`gateway.app.spare_collector`), nor would be all that came after it.
-        """
+        """Drop the reference: what the start has made is never collected (`gateway.app.spare_collector`)."""
         self._successor = None
 
     def apply_subscriptions(self) -> None:
@@ -264,7 +267,7 @@ class Supervisor:
 
     @property
     def wanted(self) -> bool:
-        """Whether a caller waits for it, be it only to hear what it lists."""
+        """Whether a caller waits for it, be it only for its lists."""
         return self._wanted or self.queued > 0
 
     @property
@@ -394,7 +397,7 @@ class Supervisor:
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
-        """Wait before the next start: the backoff, or, having given up, until somebody kicks."""
+        """Wait before the next start: the backoff, or for a caller where the backend is marked failed or idle."""
         if self._stopping.is_set():
             return
         if delay is None:  # marked failed, or idle
@@ -440,7 +443,6 @@ class Supervisor:
                     self._to(State.STOPPED)  # a call that comes while the session closes wakes the next one
                 nursery.cancel_scope.cancel(reason="the backend is idle or is being stopped")
         if self.state is State.READY:  # the session has ended for one of the other era
-            self._woken = trio.Event()
             self._to(State.STOPPED)
             self.wake()
 

@@ -62,21 +62,38 @@ async def test_each_era_gets_a_session(first: Era, settings: dict[str, Any], aut
         assert router.fleet.supervisors["a"].status().warnings == ()
 
 
+async def ask_while_starting(fake: FakeBackend, router: Router, *asked: Era) -> None:
+    """Ask before the first session is open; `fake` must be held."""
+    for era in asked:
+        ask(router, era)
+    await settle()
+    fake.on_start = None
+    fake.held.set()
+    await settle()
+
+
 async def test_calls_queued_before_the_start_are_sorted(autojump_clock: MockClock) -> None:
     fake = dual()
-    go = trio.Event()
-
-    async def on_start(_number: int) -> None:
-        await go.wait()
-
-    fake.on_start = on_start
+    fake.hold()
     async with running_router({"a": fake}, url="http://localhost/mcp") as router:
-        for era in (Era.MODERN, Era.LEGACY, Era.MODERN):
-            ask(router, era)
-        await settle()
-        go.set()
-        await settle()
+        await ask_while_starting(fake, router, Era.MODERN, Era.LEGACY, Era.MODERN)
         assert working(fake) == {Era.LEGACY: 1, Era.MODERN: 2}
+        answer_all(fake)
+
+
+@pytest.mark.parametrize("settings", [{"url": "http://localhost/mcp"}, {"command": "x", "era": "each"}])
+async def test_a_refused_era_leaves_one_session(settings: dict[str, Any], autojump_clock: MockClock) -> None:
+    fake = FakeBackend()
+    fake.eras, fake.refused = (Era.MODERN, Era.LEGACY), Era.LEGACY
+    fake.hold()
+    async with running_router({"a": fake}, max_concurrency=2, **settings) as router:
+        await ask_while_starting(fake, router, *[Era.LEGACY] * 3)
+        assert (fake.open, working(fake)) == (1, {Era.MODERN: 2})
+        answer_all(fake)
+        await settle()
+        ask(router, Era.LEGACY)
+        await settle()
+        assert (len(fake.sessions), working(fake)) == (2, {Era.MODERN: 2})
         answer_all(fake)
 
 
@@ -103,18 +120,9 @@ async def test_an_unused_child_is_restarted_in_another_era(autojump_clock: MockC
 
 async def test_a_child_is_restarted_for_its_first_call(autojump_clock: MockClock) -> None:
     fake = dual()
-    go = trio.Event()
-
-    async def on_start(_number: int) -> None:
-        await go.wait()
-
-    fake.on_start = on_start
+    fake.hold()
     async with running_router({"a": fake}, command="x") as router:
-        for era in (Era.MODERN, Era.LEGACY):
-            ask(router, era)
-        await settle()
-        go.set()
-        await settle()
+        await ask_while_starting(fake, router, Era.MODERN, Era.LEGACY)
         assert (eras(fake), working(fake)) == ([Era.LEGACY, Era.MODERN], {Era.MODERN: 2})
         answer_all(fake)
 

@@ -203,3 +203,20 @@ async def test_a_call_that_its_server_did_not_survive_starts_nothing_again(autoj
         router.release(pending)
         await trio.sleep(10)
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 0)
+
+
+async def test_a_client_that_comes_back_at_once_gets_another_session(autojump_clock: MockClock) -> None:
+    async with open_harness("client") as (router, fake):
+
+        async def on_close() -> None:
+            await trio.sleep(2)
+
+        for _ in range(2):
+            call = await router.submit(make_call(URI, "resources/read", caller=caller()))
+            await settle()
+            fake.session.answer(outcome=Complete(b"{}", Era.LEGACY))
+            router.release(call)
+            fake.on_close = on_close
+            router.fleet.client_gone("one")
+            await settle()
+        assert len(fake.sessions) == 3

@@ -227,7 +227,9 @@ class FakeBackend:
         """Called with the number of the start, from 1; may wait, may raise."""
         self.on_close: Callable[[], Awaitable[None]] | None = None
         self.eras: tuple[Era, ...] = ()
-        """The eras that it offers: a session is opened in the one asked for, else in the first."""
+        """The eras that it may offer: a session is opened in the one asked for, else in the first."""
+        self.refused: Era | None = None
+        """The era of them that it refuses, as is found out by asking."""
 
     @property
     def session(self) -> FakeSession:
@@ -241,6 +243,15 @@ class FakeBackend:
             await trio.lowlevel.checkpoint()
             if number in numbers:
                 raise problem or BackendExited("b", "exited with status 1")
+
+        self.on_start = on_start
+
+    def hold(self) -> None:
+        """Have starts wait until `held` is set."""
+        self.held = trio.Event()
+
+        async def on_start(_number: int) -> None:
+            await self.held.wait()
 
         self.on_start = on_start
 
@@ -266,7 +277,7 @@ class FakeBackend:
             await self.on_start(len(self.starts))
         session = FakeSession(self.listing, listener)
         if self.eras:
-            greeting = make_introduction(era=era or self.eras[0])
+            greeting = make_introduction(era=self.eras[0] if era is None or era is self.refused else era)
             others = [one for one in self.eras if one is not greeting.era]
             session.greeting = msgspec.structs.replace(greeting, other_era=others[0] if others else None)
         self.sessions.append(session)
