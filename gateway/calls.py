@@ -49,7 +49,7 @@ class NameChoice(msgspec.Struct, frozen=True, cache_hash=True):
 
     @property
     def query(self) -> str:
-        """The choice as it stands in an address."""
+        """The choice, as the query of an address."""
         members = (("separator", self.separator), ("max_name_length", self.max_length))
         return "&".join(f"{name}={value}" for name, value in members if value is not None)
 

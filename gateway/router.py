@@ -268,7 +268,7 @@ class Router:
         """End all calls of somebody that may have none any more; their backends are told to cancel them."""
         for pending in list(self._under_way):
             if pending.counted is counted:
-                pending.abandon(Revoked(), "the client may not use the gateway any more")
+                pending.abandon(Revoked(), "the client's access was revoked")
 
     def waiting(self, backend: str) -> list[PendingCall]:
         """Calls for this backend that it has not been sent yet."""

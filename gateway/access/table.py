@@ -171,7 +171,7 @@ class Access:
         for principal in before:
             if id(principal) not in after:
                 log.info(
-                    "%s may not use the gateway any more: its sessions and calls end",
+                    "%s was revoked: its sessions and calls end",
                     principal.name,
                     extra={"event": "principal_revoked", "principal": principal.name},
                 )

@@ -72,7 +72,7 @@ class Naming(msgspec.Struct, frozen=True):
     """Whether they hold ASCII letters, digits, `_` and `-` alone."""
 
     def chosen(self, choice: NameChoice) -> Naming:
-        """The naming of a client that has made this choice; whoever chooses a separator hands names to a model."""
+        """Return the naming for a client with this choice; one that chooses a separator passes names to a model."""
         is_strict = self.is_strict or choice.separator is not None
         return Naming(choice.separator or self.separator, choice.max_length or self.max_length, is_strict)
 

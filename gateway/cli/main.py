@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_missing_stdio()
     # A lone surrogate, or what the terminal's encoding lacks, is printed as its escape, which in JSON means the same.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # nothing that stands in its place has this
+    if reconfigure is not None:  # a replacement of the stream may lack it
         reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     try:

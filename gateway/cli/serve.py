@@ -214,7 +214,7 @@ FLAGS = (
     Flag("--view", "serve only this view of the config, on stdio", "NAME"),
     Flag(
         "--separator",
-        "what stands between server and tool in names, on stdio (default: the config's)",
+        "separator of server and tool in names, on stdio (default: the config's)",
         choices=SEPARATORS,
     ),
     Flag(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CALLER: Final = Caller(
     era=Era.LEGACY,
     version=LATEST_LEGACY,
-    # Sampling is what the desk refuses, and says why; without the capability people would read somebody else's words.
+    # The terminal refuses sampling and says why; without the capability the error would be the server's own.
     capabilities=jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {}}),
     session="command line",
 )
@@ -119,8 +119,8 @@ class Target:
                     problem, code = "the key that was sent is not accepted", "invalid_token"
         raise CommandError(f"{self._peer.url}: {problem}", hint, reason=code)
 
-    async def request(self, method: str, name: str, params: dict[str, Any], desk: Terminal) -> dict[str, Any]:
-        """One request with its result; what comes meanwhile goes to the desk.
+    async def request(self, method: str, name: str, params: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
+        """One request with its result; what comes meanwhile goes to the terminal.
 
         Raises:
             CommandError: it was refused.
@@ -134,7 +134,7 @@ class Target:
             progress_token="command line",  # noqa: S106 - a progress token, which is no secret
         )
         try:
-            return await self._converse(call, desk)
+            return await self._converse(call, terminal)
         except UnknownName as exc:
             unknown = exc
         except CommandError:
@@ -149,7 +149,7 @@ class Target:
         problems = "; ".join(f"{server}: {why}" for server, why in self.problems().items())
         raise CommandError(str(unknown), f"did you mean {', '.join(near)}?" if near else problems, reason=unknown.code)
 
-    async def _converse(self, call: Call, desk: Terminal) -> dict[str, Any]:
+    async def _converse(self, call: Call, terminal: Terminal) -> dict[str, Any]:
         router = self._gateway.router
         flow = CallStream(router, await router.submit(call))
         try:
@@ -157,9 +157,9 @@ class Target:
                 item = await flow.next()
                 match item:
                     case Notification():
-                        desk.show_notification(item)
+                        terminal.show_notification(item)
                     case ServerRequest():
-                        await desk.answer_request(item)
+                        await terminal.answer_request(item)
                     case Complete():
                         return jsonrpc.decode_any(item.result)
                     case Failure():

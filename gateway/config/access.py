@@ -144,7 +144,7 @@ _RULES = Rules.__struct_fields__
 
 
 def read_access(raw: object, scope: Scope) -> AccessSettings:
-    """Read the section; without it nobody is asked for anything."""
+    """Read the section; without it no client has to authenticate."""
     if raw is None:
         return NO_ACCESS
     if not is_object(raw):

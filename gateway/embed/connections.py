@@ -93,7 +93,7 @@ class Connection:
                 session.send([pending])
                 outcome = await pending.wait_outcome(NO_REQUESTS)
             finally:
-                pending.close("the program does not wait any more")
+                pending.close("the program no longer waits")
             return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
 
     def _too_slow(self, timeout: float) -> BackendTooSlow:

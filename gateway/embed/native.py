@@ -75,7 +75,7 @@ class EmbeddedGateway:
                 try:
                     outcome = await pending.wait_outcome(NO_REQUESTS)
                 finally:
-                    self.router.release(pending, "the program does not wait any more")
+                    self.router.release(pending, "the program no longer waits")
             except GatewayError as exc:
                 raise results.failure(what, exc) from exc
             return results.tool_result(f"{what} of server {pending.backend!r}", outcome)

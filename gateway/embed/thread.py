@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 EXIT_WAIT: Final = 10.0
-"""Seconds that the end of the interpreter waits for loops that nobody has closed: a shutdown sequence takes up to 5."""
+"""Seconds that the end of the interpreter waits for loops that were not closed: a shutdown sequence takes up to 5."""
 START_WAIT: Final = 10.0
 """Seconds that starting the loop may take; it takes some milliseconds."""
 

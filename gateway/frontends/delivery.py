@@ -128,7 +128,10 @@ class Delivery(ABC):
                     if is_wanted(item, level):
                         await self.send(encode_notice(item, stream.token))
                 case Withdrawn():
-                    if self.session is not None and (cancel := self.session.desk.withdraw(item.ask)) is not None:
+                    if (
+                        self.session is not None
+                        and (cancel := self.session.server_requests.withdraw(item.ask)) is not None
+                    ):
                         await self.send(cancel)
                 case StreamClosed():
                     await self.pause_stream(item.retry_ms)
@@ -161,7 +164,7 @@ class Delivery(ABC):
         """Bring a server request to the client; return what ends the client's own request with that, or None."""
         if self.session is None:
             return await self._handler.ask_modern(stream, self.request_id, request)
-        await self.send(self.session.desk.request(request))
+        await self.send(self.session.server_requests.request(request))
         return None
 
     # What transports do.

@@ -264,7 +264,7 @@ class RequestHandler:
             else:
                 call.params["requestState"] = state.inner
             return None
-        if call.caller.scope is not None and not is_known:  # any more
+        if call.caller.scope is not None and not is_known:  # since its first round
             raise unknown(call)
         answer = self.parking.resume(state.parked, call)
         if isinstance(answer, bytes):

@@ -336,7 +336,7 @@ class PendingCall:
         self._end(CallState.DONE, outcome if self._publish is None else self._publish(self, outcome))
 
     def abandon(self, problem: GatewayError, reason: str) -> None:
-        """End the call with the gateway's own error; the backend is told to cancel it, with `reason`."""
+        """End the call with the gateway's own error; cancel it at the backend, with `reason`."""
         if not self.over:
             self._end(CallState.DONE, problem, reason)
 
@@ -407,7 +407,7 @@ class PendingCall:
     async def next(self) -> Event | Outcome | None:
         """Wait for the next event or, behind all events, the outcome; None if the call was closed meanwhile.
 
-        When the call's deadline passes, the outcome is `BackendTooSlow` and the backend is told to cancel. Cancelling
+        When the call's deadline passes, the outcome is `BackendTooSlow` and it is cancelled at the backend. Cancelling
         the wait leaves the call open; `close` it then.
         """
         while True:

@@ -66,7 +66,7 @@ class ConfigSource:
         return self.compose()
 
     def compose(self) -> Config:
-        """The base with what was changed over the API; what does not fit any more is left out and logged."""
+        """The base with what was changed over the API; what no longer fits is left out and logged."""
         overlay = Overlay()
         if self._store is not None and self.path is not None:
             path = self._store.overlay_path(self.path)

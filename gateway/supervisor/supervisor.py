@@ -315,7 +315,7 @@ class Supervisor:
             if self.config.start == "lazy" and self.listing is not None:
                 self.settled.set()
                 await self._woken.wait()
-            # A lazy backend that nobody knows yet is started once: else nobody could ever find its tools.
+            # A lazy backend without a known catalog is started once: else no client could find its tools.
             while not self._stopping.is_set():
                 delay = await self._live()
                 if self.is_over(delay):

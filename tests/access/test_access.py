@@ -91,7 +91,7 @@ async def test_a_session_is_its_principals_alone(autojump_clock: MockClock) -> N
             unknown = await harness.start(method, "/mcp", body, key=BOB, mcp_session_id="x" * 32)
             assert mine.status == unknown.status == 404
             assert mine.body == unknown.body
-        assert (await harness.call(session, key=ALICE)).sent == []  # it is under way: the session stands
+        assert (await harness.call(session, key=ALICE)).sent == []  # it is in flight: the session is kept
         await harness.answer()
 
 

@@ -224,7 +224,7 @@ async def test_another_choice_holds_at_once_and_restarts_nothing(
         assert (applied.changed, applied.unchanged) == (("a",), ())
         assert names(fleet.snapshot()) == ["a.z"]
         assert len(fake.starts) == 1
-        assert not pending.over  # and goes on
+        assert not pending.over  # and continues
         with pytest.raises(UnknownName):
             await router.submit(make_call("a.x"))
         renamed = await router.submit(make_call("a.z"))

@@ -1,6 +1,6 @@
 """`bin/conformance`: the official suite against a test server, directly and through the gateway, side by side.
 
-One gateway with one backend under namespace "" stands between, once for each way to reach the backend, and once for
+One gateway with one backend under namespace "" is in between, once for each way to reach the backend, and once for
 each frontend that the suite does not speak: a second gateway then translates. A check that passes directly and not
 through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and the gateway's logs, stay
 in .cache/conformance/results, a folder a run; the newest are kept.
@@ -49,7 +49,7 @@ NOT_TRIED = {
     "auth/dpop": "neither the SDK nor the gateway binds tokens to keys",
     "auth/dpop-nonce": "the same",
 }
-"""Extensions of authorization that no column could pass."""
+"""Extensions of authorization for which the gateway has no setting; not tried with the SDK either."""
 CLIENT_SCENARIOS = {
     "legacy": [
         "initialize",

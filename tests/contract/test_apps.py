@@ -39,7 +39,7 @@ async def call(client, name, capabilities=HOST):
 
 
 async def introduce(client, capabilities=HOST):
-    """What the client is told of the gateway's capabilities."""
+    """Return the capabilities that the gateway declares to the client."""
     if client.modern:
         return (await ask(client, "server/discover", {}, capabilities))["result"]["capabilities"]
     return (await client.initialize(capabilities=capabilities))["capabilities"]

@@ -107,35 +107,37 @@ async def test_two_sessions_with_the_same_id() -> None:
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-def asked(desk: ServerRequestTable) -> tuple[Any, list[bytes | Failure]]:
+def asked(server_requests: ServerRequestTable) -> tuple[Any, list[bytes | Failure]]:
     """Something that a client is asked, and what the server is told."""
     notified: list[bytes | Failure] = []
     ask = ServerRequest("roots/list", {}, notified.append)
-    return (ask, msgspec.json.decode(desk.request(ask))["id"]), notified
+    return (ask, msgspec.json.decode(server_requests.request(ask))["id"]), notified
 
 
-def answer(desk: ServerRequestTable, request_id: Any, result: str = "{}") -> None:
-    desk.handle_response(jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (request_id, result.encode())))
+def answer(server_requests: ServerRequestTable, request_id: Any, result: str = "{}") -> None:
+    server_requests.handle_response(
+        jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (request_id, result.encode()))
+    )
 
 
 def test_a_client_that_answers_twice() -> None:
-    desk = ServerRequestTable()
-    (_, number), notified = asked(desk)
-    (_, other), notified_other = asked(desk)
+    server_requests = ServerRequestTable()
+    (_, number), notified = asked(server_requests)
+    (_, other), notified_other = asked(server_requests)
     for result in ('{"a":1}', '{"a":2}'):
-        answer(desk, number, result)
+        answer(server_requests, number, result)
     assert notified == [b'{"a":1}']
     assert notified_other == []
-    answer(desk, other)
+    answer(server_requests, other)
     assert notified_other == [b"{}"]
 
 
 def test_a_client_that_answers_after_the_cancel() -> None:
-    desk = ServerRequestTable()
-    (ask, number), notified = asked(desk)
-    assert desk.withdraw(ask) is not None
-    answer(desk, number)
-    assert desk.withdraw(ask) is None
+    server_requests = ServerRequestTable()
+    (ask, number), notified = asked(server_requests)
+    assert server_requests.withdraw(ask) is not None
+    answer(server_requests, number)
+    assert server_requests.withdraw(ask) is None
     assert notified == []
 
 

@@ -243,7 +243,7 @@ async def test_one_whose_client_was_cut_off_is_told(mock_clock: MockClock) -> No
     del mock_clock
     async with open_client() as client:
         await client.say(call(1))
-        client.harness.pending.abandon(Revoked(), "the client may not use the gateway any more")
+        client.harness.pending.abandon(Revoked(), "the client's access was revoked")
         await settle()
         assert client.said() == [1]
         assert "error" in client.received[0]

@@ -91,7 +91,7 @@ def reload(client: Client) -> None:
 
 
 def revoke(client: Client) -> None:
-    client.pending.abandon(Revoked(), "the client may not use the gateway any more")
+    client.pending.abandon(Revoked(), "the client's access was revoked")
 
 
 def drain(client: Client) -> None:

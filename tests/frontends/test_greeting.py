@@ -1,4 +1,4 @@
-"""What a client is told once and for all: `initialize` waits a second for first starts, and promises the rest."""
+"""The answer to `initialize`, which a client gets once: it waits a second for first starts, and promises the rest."""
 
 from __future__ import annotations
 

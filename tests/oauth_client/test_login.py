@@ -56,7 +56,7 @@ async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> Non
         assert kept["issuer"].rstrip("/") == harness.peer.issuer
         assert kept["access_token"] in harness.peer.tokens
 
-        harness.restart()  # and the next gateway asks nobody
+        harness.restart()  # and the next gateway needs no login
         await harness.nursery.start(harness.logins.run)
         harness.peer.calls.clear()
         async with harness.open() as session:

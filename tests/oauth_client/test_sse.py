@@ -56,7 +56,7 @@ async def test_a_login_is_found_out_from_the_refused_stream(tmp_path: Path, tran
             assert ("GET", token) in server.received
             assert ("tools/call", token) in server.received
 
-            harness.restart()  # and the next gateway asks nobody
+            harness.restart()  # and the next gateway needs no login
             await harness.nursery.start(harness.logins.run)
             server.received.clear()
             async with harness.open(**kwargs, **({"transport": transport} if transport else {})) as session:

@@ -1,6 +1,6 @@
 """An MCP server on stdio whose tools have pages (MCP Apps), if its client shows them; standard library only.
 
-Run as a script, with any option of `rich_server.py`, on which it is built; `--name NAME` stands in its answers. To a
+Run as a script, with any option of `rich_server.py`, on which it is built; `--name NAME` is part of its answers. To a
 client that has declared `io.modelcontextprotocol/ui` with HTML it lists, beside the tools of the rich server:
 `show`, whose page is `ui://apps/page` (every server of this kind has one of this name) · `refresh`, only for apps ·
 `think`, only for models · `only_NAME`. Each answers "NAME tool"; `ask_NAME` is `ask` of the rich server. `told` answers

@@ -91,7 +91,7 @@ class TaskDriver:
         """Whether this call must be sent as one that may become a task."""
         if pending.as_task or pending.call.method != "tools/call" or self._conversation.hop.era is not Era.MODERN:
             return pending.as_task
-        # A client may declare the extension, which nobody has offered it; its call may then become a task too.
+        # A client may declare the extension although the gateway does not; its call may then become a task too.
         return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
     def orphan(self, request_id: int) -> None:

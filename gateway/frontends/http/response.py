@@ -94,7 +94,7 @@ class HttpDelivery(Delivery):
             await self._exchange.event(message)
 
     def patience(self) -> float:
-        """Return the seconds of silence after which the client is told that the call still runs."""
+        """Return the seconds of silence after which a keep-alive is due."""
         settings = self._handler.settings
         return settings.keep_alive_interval if self._streaming else settings.sse_after
 

@@ -32,11 +32,11 @@ def handle_notification(
         case _ if session is None:
             pass
         case msgspec.UNSET:
-            session.desk.handle_response(message)
+            session.server_requests.handle_response(message)
         case "notifications/roots/list_changed":
             answers.fleet.roots_changed(session.key)
         case "notifications/progress":
-            session.desk.progress(message)
+            session.server_requests.progress(message)
         case method if method not in CLIENT_NOTIFICATIONS:
             answers.router.pass_on(str(method), message.params, session.caller)
         case _:

@@ -239,7 +239,7 @@ class LegacySession:
         """Whose session it is, and at which endpoint it was made; nobody else finds it."""
         self.in_flight = InFlight(max_requests)
         self.changes = NotificationQueue()
-        self.desk = ServerRequestTable()
+        self.server_requests = ServerRequestTable()
         self.log_level: str | None = None
         """Least severe log messages that the client wants; None until it says so."""
         self.on_end: list[Callable[[], None]] = []

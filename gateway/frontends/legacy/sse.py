@@ -304,7 +304,7 @@ async def _return(body: bytes) -> bytes:
 
 
 class SseFrontend:
-    """The two endpoints; `message_path` is where the client is told to POST.
+    """The two endpoints; `message_path` is the address that the client gets for its POSTs.
 
     At most `max_waiting` bytes, and a message for each client, wait for all clients together.
     """

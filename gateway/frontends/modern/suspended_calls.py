@@ -141,10 +141,10 @@ class SuspendedCalls:
                     self._end(key, "the client did not come back with its input")
 
     def close_of(self, principal: str) -> None:
-        """End every parked call of a principal that may not use the gateway any more."""
+        """End every suspended call of a principal whose access was revoked."""
         for key, entry in list(self._parked.items()):
             if entry.principal == principal:
-                self._end(key, "the client may not use the gateway any more")
+                self._end(key, "the client's access was revoked")
 
     def close_all(self) -> None:
         """End every parked call: no retry can come any more."""
