@@ -210,11 +210,11 @@ class Router:
         return pending
 
     def turn_away(self, call: Call, problem: GatewayError) -> None:
-        """Count, and tell of, a call that its face has refused."""
+        """Count a call that its frontend has refused, and report it."""
         self._not_submitted(call, problem, trio.current_time())
 
     def _not_submitted(self, call: Call, problem: GatewayError | None, began: float) -> None:
-        """Count, and tell of, a call that has not got as far as a backend's queue; None: its client gave it up."""
+        """Count a call that no backend has accepted, and report it; without a problem its client has cancelled it."""
         backend = problem.backend if isinstance(problem, BackendError) else ""
         if isinstance(problem, Busy):
             route = self._lookup(call)

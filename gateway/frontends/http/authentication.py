@@ -56,6 +56,10 @@ class AuthMiddleware:
             or not policy.host_is_ours(headers.get(b"host", b""))
         ):
             return False
+        try:
+            view_routing.choose_names(exchange)
+        except ValueError:
+            return False
         if access is None or not access.requires_credentials:
             return True
         principal = exchange.principal = access.find(headers)
@@ -83,12 +87,11 @@ class AuthMiddleware:
                     allowed_headers = (b"access-control-allow-headers", wanted)
                     await exchange.empty(204, ALLOWED_METHODS, allowed_headers, PREFLIGHT_FOR)
                     return
-            if query := exchange.scope.get("query_string"):
-                try:
-                    exchange.names = view_routing.chosen_names(query)
-                except ValueError as exc:
-                    await exchange.refuse(400, str(exc))
-                    return
+            try:
+                view_routing.choose_names(exchange)
+            except ValueError as exc:
+                await exchange.refuse(400, str(exc))
+                return
             if self._access is None or not self._access.requires_credentials:
                 await handle(exchange)
             else:

@@ -37,6 +37,12 @@ def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | Non
     return name
 
 
+def choose_names(exchange: Exchange) -> None:
+    """Note the names that the query of a request chooses. Raises ValueError for names that cannot be chosen."""
+    if query := exchange.scope.get("query_string"):
+        exchange.names = chosen_names(query)
+
+
 def chosen_names(query: bytes) -> NameChoice | None:
     """The names that a query chooses, None for those of the config. Raises ValueError for what cannot be chosen."""
     if b"separator" not in query and b"max_name_length" not in query:

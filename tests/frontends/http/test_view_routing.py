@@ -99,6 +99,11 @@ async def test_every_transport_serves_chosen_names() -> None:
         assert answer["result"]["content"][0]["text"] == "hi"
         answer = await client.call_modern("tools/call", {"name": "echo__echo", "arguments": {"text": "hi"}})
         assert answer["result"]["content"][0]["text"] == "hi"
+        for called in (client.call_tool("echo.echo"), client.call_modern("tools/call", {"name": "echo.echo"})):
+            assert "Unknown tool" in (await called)["error"]["message"]
+        wrong = HttpClient(gateway.url + "?separator=wrong")
+        message, headers = wrong.modern_request("tools/call", {"name": "echo.echo"})
+        assert (await wrong.post(message, headers=headers)).status == 400
         async with open_sse(gateway.url.replace("/mcp", "/sse") + query) as sse:
             await sse.initialize()
             tools = (await sse.request("tools/list"))["result"]["tools"]
