@@ -42,9 +42,10 @@ class UsageError(CommandError):
 
 
 def print_error(text: str) -> None:
-    """Write one line, or several, to stderr."""
+    """Write one line, or several, to stderr; in one piece, since the logs are written there by their own thread."""
     with suppress(OSError):  # nobody reads stderr any more, which is no reason not to serve
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def error(text: str, hint: str = "") -> None:

@@ -258,6 +258,29 @@ class Unread(io.StringIO):
         raise BrokenPipeError
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [("serve", "--config", "/nonexistent"), ("nothing",), ("serve", "--port", "0")])
+def test_a_line_reaches_stderr_in_one_piece(tmp_path, args, unbuffered):
+    """The logs are written by a thread of their own: half a line would be continued by one of them."""
+    if "--port" in args:
+        path = write(tmp_path, {"mcpServers": {"away": {"command": "/nonexistent"}}})
+        args = (*args, "--config", str(path), "--transport", "http", "--log-level", "debug")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps each write apart
+    with ours, theirs:
+        command = [sys.executable, "-m", "gateway", *args]
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
+        with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stderr=theirs) as process:
+            theirs.close()
+            ours.settimeout(30)
+            written = []
+            while data := ours.recv(1 << 16):
+                written.append(data.decode())
+                if "listening on" in written[-1]:
+                    process.terminate()
+    assert written
+    assert [text for text in written if not text.endswith("\n")] == []
+
+
 def test_nobody_need_read_stderr(monkeypatch):
     monkeypatch.setattr("sys.stderr", Unread())
     assert main(["check", "/no/such/file"]) == 2
