@@ -5,7 +5,7 @@ JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` ma
 
 Each class has a `code`: its name for programs, which never changes when a class or a message does. Clients see it as
 `error.data.reason`, operators in metrics, in the audit, in the log, in the management API and in `--json` output.
-README lists them all ("Error codes").
+`CODES` has them all, with what to do; the documentation shows it.
 """
 
 from __future__ import annotations
@@ -207,6 +207,99 @@ class ShuttingDown(RequestError):
     """The gateway is draining and takes no new calls."""
 
     code: ClassVar[str] = "shutting_down"
+
+
+class Meaning(NamedTuple):
+    """What an error code says, and what to do about it."""
+
+    when: str
+    remedy: str
+
+
+CODES: Final = {
+    "backend_unavailable": Meaning(
+        "the backend is stopped, failed, draining or cannot be reached; the call was not sent",
+        "try later; see `last_error` in `/health`",
+    ),
+    "backend_exited": Meaning(
+        "the backend ended, or broke the connection, with the call in flight",
+        "check whether the call took effect before you repeat it",
+    ),
+    "backend_timeout": Meaning(
+        "the backend did not answer within the deadline and was sent a cancel; for a start: within `connect_timeout`",
+        "raise `call_timeout` or `connect_timeout`",
+    ),
+    "backend_protocol": Meaning("the backend sent an invalid answer", "report it to the author of the server"),
+    "backend_unfit": Meaning(
+        "the backend does not do what its config says",
+        "change the option that the message names",
+    ),
+    "backend_http_error": Meaning(
+        "a remote server answered with an HTTP status without an MCP answer",
+        "see the status in the message; wait `retryAfterMs` where it is given",
+    ),
+    "backend_refused": Meaning(
+        "the backend refused a subscription with its own error, which the client sees",
+        "as its message says",
+    ),
+    "login_required": Meaning("the backend needs a person to log in", "run `mcp-gateway login NAME`"),
+    "server_disabled": Meaning(
+        "the config or `mcp-gateway disable` has disabled the server",
+        "`mcp-gateway enable NAME`, or change the config",
+    ),
+    "unknown_name": Meaning("no backend offers this tool, prompt or resource", "list again"),
+    "unknown_method": Meaning("the method is not served", "do not send it"),
+    "invalid_params": Meaning("the parameters do not have the form that the method demands", "fix the request"),
+    "denied": Meaning(
+        "the key may not use this name; the client sees the same answer as for `unknown_name`",
+        "see `access` and `views`",
+    ),
+    "revoked": Meaning("the key was revoked while it was in use", "get a new key"),
+    "busy": Meaning(
+        "a queue, rate limit or concurrency limit is full",
+        "retry, after `retryAfterMs` where it is given",
+    ),
+    "gateway_loop": Meaning(
+        "the client is reached through this gateway itself, or through more than three gateways",
+        "remove one of the servers that the message names",
+    ),
+    "shutting_down": Meaning("the gateway is draining", "retry against the next process"),
+    "duplicate_id": Meaning("the client uses the id of a request that is still in flight", "use another id"),
+    "unsupported_version": Meaning(
+        "the request declares a protocol version that the gateway does not speak",
+        "use one of `data.supported`",
+    ),
+    "header_mismatch": Meaning("the HTTP headers do not match the body", "fix the client"),
+    "missing_credentials": Meaning("the request has no key or token", "send `Authorization: Bearer KEY`"),
+    "invalid_token": Meaning("the key or token is invalid", "get a new one"),
+    "insufficient_scope": Meaning("the token lacks a scope", "ask for the scopes in the challenge"),
+    "view_not_allowed": Meaning("the key is not for this view", "use a view of the key"),
+    "unknown_host": Meaning("the `Host` is not an allowed name of this gateway", "add it to `access.allow_hosts`"),
+    "unknown_origin": Meaning("the `Origin` is not an allowed web page", "add it to `access.allow_origins`"),
+    "repeated_header": Meaning("a header that the gateway decides on appears twice", "send it once"),
+    "authority_unavailable": Meaning(
+        "the authorization server cannot be reached, so the token was not checked",
+        "retry after `Retry-After`",
+    ),
+    "invalid_config": Meaning("the config is wrong", "fix what each line names"),
+    "unknown_server": Meaning("the config has no server of this name", "see `GET /servers`"),
+    "not_changeable": Meaning("the server can be changed only where its config comes from", "change the file"),
+    "listen_failed": Meaning("the address cannot be bound", "change the option that the message names"),
+    "insecure_listen": Meaning(
+        "the gateway would be open to a network without credentials",
+        "configure `access`, or `--insecure`",
+    ),
+    "command_failed": Meaning("a command failed", "as the hint says"),
+    "invalid_usage": Meaning("the command line is wrong", "`mcp-gateway COMMAND --help`"),
+    "processes_left": Meaning("`doctor`: processes of the server outlive it", "fix the server"),
+    "invalid_tools": Meaning("program: the tools handed in cannot be offered", "fix what each line names"),
+    "not_initialized": Meaning("program: the server is disabled or its config is wrong", "see `get_server_status`"),
+    "call_failed": Meaning("program: a call or a list failed; `__cause__` has the error", "as for the cause"),
+    "call_timeout": Meaning("program: the call or list took too long", "raise the timeout"),
+    "mount_failed": Meaning("program: the application cannot mount the gateway", "change what the message names"),
+    "closed": Meaning("program: the gateway was closed meanwhile", "open another"),
+}
+"""Every code that clients, operators and programs see; those of refusals and of `doctor` too."""
 
 
 def code_of(problem: BaseException | None) -> str:

@@ -25,7 +25,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
     status: int
     code: str
-    """Names the reason in the response, in the audit and in README ("Error codes")."""
+    """Names the reason in the response, in the audit and in `gateway.errors.CODES`."""
     text: str
     hint: str = ""
     challenge: str = ""

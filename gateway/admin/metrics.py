@@ -8,7 +8,7 @@ never what a client sends, so their number is bounded.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import trio
 
@@ -27,12 +27,43 @@ PREFIX: Final = "mcp_gateway_"
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_SCRAPES: Final = 2
 """Scrapes whose text is being made at once; more wait. Each costs a thread."""
-GAUGES: Final = {
-    "sessions": "Sessions of clients.",
-    "streams": "Streams on which clients listen for what is not an answer.",
-    "calls_suspended": "Calls that wait for their client to come back with its input.",
+
+
+class Family(NamedTuple):
+    """One metric: its kind, its help text and the names of its labels."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FAMILIES: Final = {
+    "info": Family("gauge", "Always 1; the label has the gateway's version.", ("version",)),
+    "calls_in_flight": Family("gauge", "Calls without an outcome."),
+    "event_readers": Family("gauge", "Clients that read /events."),
+    "notifications_dropped": Family("counter", "Notifications dropped because a client was too slow."),
+    "log_lines_dropped": Family("counter", "Log lines dropped because stderr was too slow."),
+    "audit_lines_dropped": Family("counter", "Audit lines dropped because the file was too slow."),
+    "sessions": Family("gauge", "Client sessions."),
+    "streams": Family("gauge", "Open streams for notifications to clients."),
+    "calls_suspended": Family("gauge", "Suspended calls: they wait for their client's input."),
+    "children": Family("gauge", "Processes that the gateway has started."),
+    "descendants": Family("gauge", "Processes that those have started, at the last scan."),
+    "reloads": Family("counter", "Config changes, by whether they were applied.", ("outcome",)),
+    "calls": Family("counter", "Calls that have ended, by outcome.", ("backend", "outcome")),
+    "calls_refused": Family(
+        "counter",
+        "Calls that reached no queue, by error code; `backend` is empty where the name belongs to none.",
+        ("backend", "reason"),
+    ),
+    "backend_state": Family("gauge", "1 for the state that a backend is in, 0 for the others.", ("backend", "state")),
+    "backend_restarts": Family("counter", "Restarts of a backend.", ("backend",)),
+    "backend_queued": Family("gauge", "Calls in a backend's queue.", ("backend",)),
+    "backend_in_flight": Family("gauge", "Calls sent to a backend, without an outcome.", ("backend",)),
+    "backend_sessions": Family("gauge", "Backend sessions that belong to one client or call.", ("backend",)),
+    "call_duration_seconds": Family("histogram", "Duration of calls, cancelled ones included.", ("backend",)),
 }
-"""What only the frontends know; `Management.gauges` has a function for each that there is."""
+"""Every metric, by its name without `PREFIX` (and, for counters, without `_total`)."""
 
 
 class Metrics:
@@ -44,66 +75,57 @@ class Metrics:
 
     async def text(self) -> bytes:
         """The document, as of now."""
-        families = [*self._whole(), *self._by_backend()]
-        # May be abandoned: it only makes text of values that nobody changes any more.
-        return await trio.to_thread.run_sync(_render, families, limiter=self._threads, abandon_on_cancel=True)
+        values = dict([*self._whole(), *self._by_backend()])
+        # May be abandoned: it only makes text of values that nothing changes later.
+        return await trio.to_thread.run_sync(_render, values, limiter=self._threads, abandon_on_cancel=True)
 
-    def _whole(self) -> Iterable[Family]:
+    def _whole(self) -> Iterable[tuple[str, Samples]]:
         management, router = self._management, self._management.router
-        yield "gauge", "info", "The gateway's version.", ("version",), [((VERSION,), 1)]
-        yield _one("gauge", "calls_in_flight", "Calls that have come and not been answered.", router.under_way)
-        yield _one("gauge", "event_readers", "Clients that read the events.", len(management.feed))
-        yield _one(
-            "counter", "notifications_dropped", "Notifications dropped because a client was too slow.", router.dropped
-        )
-        yield _one("counter", "log_lines_dropped", "Log lines for which stderr was too slow.", dropped_lines())
-        dropped = management.audit_lines_dropped()
-        yield _one("counter", "audit_lines_dropped", "Lines of the audit that its file has not got.", dropped)
-        for name, read in management.gauges.items():
-            yield _one("gauge", name, GAUGES[name], read())
+        yield "info", [((VERSION,), 1)]
         children = () if management.guard is None else management.guard.snapshot()
-        yield _one("gauge", "children", "Processes that the gateway has started.", len(children))
-        grown = sum(len(child.descendants) for child in children)
-        yield _one("gauge", "descendants", "Processes that those have started, at the last look.", grown)
-        done = [((outcome,), count) for outcome, count in management.reloads.items()]
-        yield "counter", "reloads", "Other configs, by whether they were applied.", ("outcome",), done
+        numbers = {
+            "calls_in_flight": router.under_way,
+            "event_readers": len(management.feed),
+            "notifications_dropped": router.dropped,
+            "log_lines_dropped": dropped_lines(),
+            "audit_lines_dropped": management.audit_lines_dropped(),
+            "children": len(children),
+            "descendants": sum(len(child.descendants) for child in children),
+            **{name: read() for name, read in management.gauges.items()},
+        }
+        for name, number in numbers.items():
+            yield name, [((), number)]
+        yield "reloads", [((outcome,), count) for outcome, count in management.reloads.items()]
 
-    def _by_backend(self) -> Iterable[Family]:
+    def _by_backend(self) -> Iterable[tuple[str, Samples]]:
         router = self._management.router
         found = router.fleet.supervisors
-        calls = [((name, word), count) for name, one in found.items() for word, count in one.history.outcomes()]
-        yield "counter", "calls", "Calls that have ended, by how.", ("backend", "outcome"), calls
+        yield "calls", [((name, word), n) for name, one in found.items() for word, n in one.history.outcomes()]
         refused = [
             (key, count)
             for key, count in router.refused.items()
             if not key[0] or key[0] in found  # the router drops those of removed servers later
         ]
-        text = "Calls that did not get as far as a queue, by why; without a backend where none was found."
-        yield "counter", "calls_refused", text, ("backend", "reason"), refused
-        states = [((name, state), int(one.state is state)) for name, one in found.items() for state in State]
-        yield "gauge", "backend_state", "1 for the state that a backend is in.", ("backend", "state"), states
-        for kind, name, text, read in _OF_BACKEND:
-            yield kind, name, text, ("backend",), [((backend,), read(one)) for backend, one in found.items()]
+        yield "calls_refused", refused
+        yield "backend_state", [((name, word), int(one.state is word)) for name, one in found.items() for word in State]
+        for name, read in _OF_BACKEND.items():
+            yield name, [((backend,), read(one)) for backend, one in found.items()]
         times = [((name,), (list(one.history.buckets), one.history.seconds)) for name, one in found.items()]
-        yield "histogram", "call_duration_seconds", "How long calls took, cancelled ones included.", ("backend",), times
+        yield "call_duration_seconds", times
 
 
-Family = tuple[str, str, str, tuple[str, ...], list[tuple[tuple[str, ...], Any]]]
-"""Kind, name, text, names of labels, and by the labels' values a number, or a histogram's buckets and sum."""
+Samples = list[tuple[tuple[str, ...], Any]]
+"""By the labels' values a number, or a histogram's buckets and sum."""
 
-_OF_BACKEND: Final[tuple[tuple[str, str, str, Callable[[Supervisor], int]], ...]] = (
-    ("counter", "backend_restarts", "How often a backend was started again.", lambda one: one.restarts),
-    ("gauge", "backend_queued", "Calls that wait for a backend.", lambda one: one.queued),
-    ("gauge", "backend_in_flight", "Calls that a backend works on.", lambda one: one.in_flight),
-    ("gauge", "backend_sessions", "Sessions that belong to single clients or calls.", lambda one: one.sessions),
-)
-
-
-def _one(kind: str, name: str, text: str, value: int) -> Family:
-    return kind, name, text, (), [((), value)]
+_OF_BACKEND: Final[dict[str, Callable[[Supervisor], int]]] = {
+    "backend_restarts": lambda one: one.restarts,
+    "backend_queued": lambda one: one.queued,
+    "backend_in_flight": lambda one: one.in_flight,
+    "backend_sessions": lambda one: one.sessions,
+}
 
 
-def _render(families: list[Family]) -> bytes:
+def _render(values: dict[str, Samples]) -> bytes:
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -114,14 +136,15 @@ def _render(families: list[Family]) -> bytes:
 
     class Collector:
         def collect(self) -> Iterable[Any]:
-            for kind, name, text, labels, samples in families:
+            for name, samples in values.items():
+                kind, text, labels = FAMILIES[name]
                 family = kinds[kind](PREFIX + name, text, labels=labels)
-                for values, found in samples:
+                for label_values, found in samples:
                     if kind == "histogram":
                         counts: list[int] = found[0]
-                        family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), found[1])
+                        family.add_metric(label_values, list(zip(bounds, accumulate(counts), strict=True)), found[1])
                     else:
-                        family.add_metric(values, found)
+                        family.add_metric(label_values, found)
                 yield family
 
     registry = CollectorRegistry()

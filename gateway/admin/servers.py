@@ -47,7 +47,7 @@ class Management:
         gauges: Mapping[str, Callable[[], int]] | None = None,
         audit_lines_dropped: Callable[[], int] = int,
     ) -> None:
-        """Make one; `gauges` has what only the frontends can count, see `gateway.admin.metrics.GAUGES`."""
+        """Make one; `gauges` reads those of `gateway.admin.metrics.FAMILIES` that only the frontends can count."""
         self.feed = Feed(router.fleet)
         self.gauges = gauges or {}
         self.audit_lines_dropped = audit_lines_dropped
