@@ -39,7 +39,8 @@ def pins(kind: str) -> dict[str, tuple[str, str]]:
 
 
 def wanted(kind: str) -> list[Requirement]:
-    extra = PROJECT["optional-dependencies"]["dev"] if kind == "dev" else []
+    extras = PROJECT["optional-dependencies"]
+    extra = [*extras["dev"], *extras["docs"]] if kind == "dev" else []
     return [Requirement(each) for each in (*PROJECT["dependencies"], *extra)]
 
 
@@ -99,7 +100,7 @@ def test_each_claim_of_the_threat_model_names_a_test_that_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bin/mcp-gateway", "bin/check", "bin/test", "bin/guarantee-table", "bin/bootstrap.sh", ".ci/run"]
+    "name", ["bin/mcp-gateway", "bin/check", "bin/docs", "bin/test", "bin/bridge-table", "bin/bootstrap.sh", ".ci/run"]
 )
 def test_a_script_parses(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK) == (name != "bin/bootstrap.sh")

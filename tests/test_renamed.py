@@ -21,7 +21,7 @@ def release(version: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("rename", RENAMES, ids=ids)
 def test_a_former_name_goes_when_its_release_comes(rename: Rename) -> None:
-    assert release(VERSION) < release(rename.gone_in), "delete the row, and what CHANGELOG and README say of it"
+    assert release(VERSION) < release(rename.gone_in), "delete the row, and what CHANGELOG and docs/ say of it"
 
 
 @pytest.mark.parametrize("rename", RENAMES, ids=ids)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TITLES = {
     "mcpServers.NAME": "A server (`mcpServers.NAME`)",
     "mcpServers.NAME.restart": "Its restarts (`restart`)",
-    "mcpServers.NAME.shutdown_grace": "Its stop ladder (`shutdown_grace`)",
+    "mcpServers.NAME.shutdown_grace": "Its shutdown sequence (`shutdown_grace`)",
     "gateway": "The gateway (`gateway`)",
     "gateway.audit": "What is noted of calls (`gateway.audit`)",
     "access": "Who may use it (`access`)",
@@ -27,7 +27,7 @@ TITLES = {
 
 
 def render() -> str:
-    """Return one table for each section; README shows the same."""
+    """Return one table for each section; the documentation shows the same."""
     sections: dict[str, list[str]] = {}
     for row in config_reference():
         cells = [text.replace("|", "\\|") for text in (row.type, row.default, row.doc)]

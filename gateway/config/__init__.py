@@ -6,7 +6,7 @@ line each; what is odd but harmless comes back in `Config.warnings`. No line eve
 
 To add a field, add its annotated line to a Struct: bounds and wording by its type, meaning and aliases by `doc`. One
 that is no scalar has its Struct and its reader in a module of its own, tied together by `read_by` (see `limits`). The
-readers, `mcp-gateway fields`, the README and the JSON Schema follow.
+readers, `mcp-gateway fields`, the documentation and the JSON Schema follow.
 """
 
 from gateway.config.audit import AuditSettings

@@ -1,6 +1,6 @@
 """What the annotation of a field says: its type, bounds, wording, aliases, short forms, and when a change applies.
 
-The annotation is the only place: the readers, `--help`, the README, the JSON Schema and the reload take it from the
+The annotation is the only place: the readers, the documentation, the JSON Schema and the reload take it from the
 `FieldSpec` made of it. The types here are those that several sections share; `title` words what a value must be. Pure.
 """
 
@@ -70,7 +70,7 @@ _WORDS: dict[object, str] = {
 
 
 def doc(description: str, *, aliases: tuple[str, ...] = (), at_start_only: bool = False) -> Meta:
-    """Describe a field, for `--help`, the README and the JSON Schema.
+    """Describe a field, for the documentation and the JSON Schema.
 
     Args:
         description: one or more sentences.

@@ -1,4 +1,4 @@
-"""The reference of all config fields, for `--help` and the README, made from the Structs themselves."""
+"""The reference of all config fields, for `mcp-gateway fields` and the documentation, made from the Structs."""
 
 from __future__ import annotations
 

@@ -89,6 +89,7 @@ ROWS: dict[str, list[Cell]] = {}
 """Titles, in the order of the table, with the cells that each is tried in."""
 VERDICTS: dict[tuple[str, Cell], str] = {}
 """What each cell gave in this run."""
+PAGE = ROOT / "docs" / "pages" / "explanation" / "eras.md"
 BEGIN, END = "<!-- bridge table -->", "<!-- end of bridge table -->"
 ABSENT = "-"
 """The verdict where an SDK has no such thing."""
@@ -118,7 +119,7 @@ def is_complete():
 
 
 def render():
-    """The table as it stands in README."""
+    """The table as it is in the page."""
     columns = [*itertools.product(ERAS, ERAS), *((client, sdk) for sdk in SDKS for client in ERAS)]
     heads = [f"{client} client, {SDKS.get(server) or f'{server} server'}" for client, server in columns]
     lines = [" | ".join(["", "what", *heads, ""]).strip(), "|---" * (len(heads) + 1) + "|"]
@@ -140,12 +141,12 @@ def summary(title, client, server):
     return "; ".join(f"{frontend}: {verdict}" for frontend, verdict in joined.items())
 
 
-def in_readme(text):
+def in_page(text):
     """The table that stands in this text."""
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
-def put_in_readme(text, table):
+def put_in_page(text, table):
     before, found, rest = text.partition(BEGIN)
     assert found, f"there is no {BEGIN} in it"
     return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"

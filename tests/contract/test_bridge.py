@@ -1,6 +1,7 @@
 """Every client with every server: each row in every cell passes, or is refused as the specification demands.
 
-The verdicts make the table in README (`bin/bridge-table` writes it), and the last test compares the two.
+The verdicts make the table in docs/pages/explanation/eras.md (`bin/bridge-table` writes it), which the last test
+compares with them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.contract.bridge import (
     url_form,
 )
 from tests.contract.support import FAST, SHUTDOWN_GRACE, Client, check_leaks, open_gateways, with_token
-from tests.support.gateway_process import META, ROOT, HttpClient, make_request, open_gateway_process
+from tests.support.gateway_process import META, HttpClient, make_request, open_gateway_process
 
 SETTINGS = {"start_grace": 15, "keep_alive_interval": 0.2, "list_change_delay": 0.05}
 EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
@@ -642,8 +643,8 @@ async def test_tool_that_is_only_done_as_a_task(gateways, cell):
     return YES
 
 
-def test_the_table_in_readme_is_what_this_run_gave():
+def test_the_table_in_the_page_is_what_this_run_gave():
     if not bridge.is_complete():
         pytest.skip("not all cells ran, or some failed")
-    found = bridge.in_readme((ROOT / "README.md").read_text(encoding="utf-8"))
+    found = bridge.in_page(bridge.PAGE.read_text(encoding="utf-8"))
     assert found == bridge.render(), "run bin/bridge-table"

@@ -17,7 +17,7 @@ pytestmark = [
     # A stream that never ends is left in the middle, and the client library leaves its own generators to trio.
     pytest.mark.filterwarnings("ignore:Async generator 'http(x|core)2:ResourceWarning"),
 ]
-EXAMPLES = ROOT / "tests" / "examples"
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 def test_the_trio_program() -> None:

@@ -1,13 +1,11 @@
-"""The guarantees of the gateway, row by row, and the tests that show each: `bin/guarantee-table` writes the table.
+"""The guarantees of the gateway, row by row, and the tests that show each; the documentation has the table.
 
-A test belongs to a row when its name begins with `test_guarantee_ROW_`. `--print` shows the table and changes no file.
+A test belongs to a row when its name begins with `test_guarantee_ROW_`.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 
 from tests.support.gateway_process import ROOT
 
@@ -45,7 +43,6 @@ ROWS = {
     "M5": "Without the right key a request gets 401 and nothing else; CORS follows `allow_origins`",
     "M6": "Failures are logged and raised as the project's own errors, never half-mounted",
 }  # fmt: skip
-BEGIN, END = "<!-- guarantee table -->", "<!-- end of guarantee table -->"
 _TEST = re.compile(r"^(?:async )?def (test_guarantee_([a-z]\d+)_\w+)\(", re.MULTILINE)
 
 
@@ -67,31 +64,3 @@ def render() -> str:
         kwargs = f" and {len(others)} more" if others else ""
         lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{kwargs} |")
     return "\n".join(lines)
-
-
-def put_in_readme(text: str, table: str) -> str:
-    """README's text with this table in it."""
-    before, found, rest = text.partition(BEGIN)
-    if not found:
-        raise ValueError(f"there is no {BEGIN} in it")
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bin/guarantee-table", description=__doc__)
-    parser.add_argument("--print", action="store_true", help="show the table; change no file")
-    options = parser.parse_args()
-    missing = [row for row, tests in find_tests().items() if not tests]
-    if missing:
-        print(f"bin/guarantee-table: no test shows {', '.join(missing)}", file=sys.stderr)
-        return 1
-    if options.print:
-        print(render())
-        return 0
-    readme = ROOT / "README.md"
-    readme.write_text(put_in_readme(readme.read_text(encoding="utf-8"), render()), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

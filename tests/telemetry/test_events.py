@@ -15,7 +15,6 @@ from gateway.telemetry.fields import DETAILS, EVENTS, FIELDS
 from gateway.telemetry.formats import Console, JsonLines
 
 PACKAGE = Path(gateway.__file__).parent
-README = PACKAGE.parent / "README.md"
 
 
 def event_dicts() -> list[tuple[str, ast.Dict]]:
@@ -49,11 +48,6 @@ def test_every_field_of_an_event_is_one_that_is_shown(place: str, node: ast.Dict
 def test_no_field_collides_with_an_attribute_of_log_records() -> None:
     reserved = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     assert reserved & {"event", *FIELDS, *DETAILS} == set()
-
-
-def test_readme_has_the_table() -> None:
-    section = README.read_text(encoding="utf-8").partition("\n### Events of the log\n")[2].partition("\n### ")[0]
-    assert dict(re.findall(r"^\| `([a-z_]+)` \| (.+?) \|$", section, re.MULTILINE)) == EVENTS
 
 
 def test_json_lines_show_the_event_and_its_fields() -> None:

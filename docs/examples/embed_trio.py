@@ -1,6 +1,6 @@
 """The gateway inside a trio program: two servers, one call to each, a reload, and the end.
 
-Run it: `python tests/examples/embed_trio.py`.
+Run it: `python docs/examples/embed_trio.py`.
 """
 
 from __future__ import annotations
