@@ -39,11 +39,20 @@ def parse_config(
     home: str | None = None,
     files: Files | None = None,
 ) -> Config:
-    """Read a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, plus a section `gateway`.
+    """Parse a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, with this gateway's sections.
 
-    `environ` is where `${VAR}` is looked up, `home` what `~/` stands for (default: `HOME` of `environ`), `files` reads
-    the files that the config names (without it, it may name none), `source` is the name for messages. Raises
-    ConfigError with all problems; what is only odd is in `Config.warnings`.
+    Args:
+        data: The text of a file, or what it decodes to.
+        environ: The variables for `${VAR}`.
+        source: The name for messages.
+        home: What `~/` stands for; None is `HOME` of `environ`.
+        files: Reads the files that the config names; with None it must not name any.
+
+    Returns:
+        The configuration; `warnings` has what is odd in it.
+
+    Raises:
+        ConfigError: The configuration is wrong; `problems` has a line for each problem.
     """
     findings = Findings()
     root = data if isinstance(data, dict) else decode(data, findings, source)
@@ -62,7 +71,19 @@ def parse_config(
 
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:
-    """Read and parse one file. Raises ConfigError, also when the file cannot be read."""
+    """Read and parse one file.
+
+    Args:
+        path: The file.
+        environ: The variables for `${VAR}`; programs pass `os.environ`.
+        home: What `~/` stands for; None is `HOME` of `environ`.
+
+    Returns:
+        The configuration; `warnings` has what is odd in it.
+
+    Raises:
+        ConfigError: The file cannot be read, or is wrong; `problems` has a line for each problem.
+    """
     return parse_config(
         read_file(path), environ=environ, source=str(path), home=home, files=files_of(path, environ, home)
     )

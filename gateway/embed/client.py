@@ -56,13 +56,34 @@ class Client:
         await self._sessions.release_session(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
 
     async def list_tools(self) -> list[Tool]:
-        """The server's tools, under its own names."""
+        """List the server's tools.
+
+        Returns:
+            The tools under the server's own names.
+
+        Raises:
+            CallTimeout: The list took longer than the server's `call_timeout` (a TimeoutError).
+            CallFailed: There is no list (a RuntimeError).
+        """
         return await self._sessions.list_held(self)
 
     async def call_tool(
         self, name: str, arguments: Mapping[str, object] | None = None, timeout_ms: float | None = None
     ) -> CallToolResult:
-        """Call a tool by the server's own name for it; see `ProxyManager.call_tool`."""
+        """Call a tool in this client's session. Cancelling this cancels the call at its server.
+
+        Args:
+            name: The server's own name of the tool.
+            arguments: The tool's arguments; None is no arguments.
+            timeout_ms: Milliseconds from now; None leaves only the server's `call_timeout`.
+
+        Returns:
+            The result as the server gave it; one with `isError` is a result, too.
+
+        Raises:
+            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancel.
+            CallFailed: There is no result (a RuntimeError); the message names the tool and the server.
+        """
         return await self._sessions.call_held(self, name, arguments, timeout_ms)
 
     def __repr__(self) -> str:

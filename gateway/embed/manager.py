@@ -67,11 +67,14 @@ class _Mounted(NamedTuple):
 class ProxyManager:
     """Many MCP servers in one object: call them one by one, or mount them all into a web application.
 
-    `name` is the name that clients see. With `auth_enabled`, whoever comes over HTTP needs the `api_key`. `config` is
-    a dict in the format `{"mcpServers": {...}}`.
+    Args:
+        name: The name that clients see; None is the config's `gateway.name`.
+        auth_enabled: Whether clients over HTTP need `api_key`.
+        api_key: The key, sent as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+        config: A dict in the format `{"mcpServers": {...}}`; None: it comes later.
 
     Raises:
-        InvalidConfig: the configuration is wrong, or there is to be a key and is none (a ValueError).
+        InvalidConfig: The configuration is wrong, or `auth_enabled` is set without an `api_key` (a ValueError).
     """
 
     def __init__(
@@ -96,21 +99,33 @@ class ProxyManager:
 
     @accepts_former_names
     def initialize_connections(self, mcp_config: dict[str, Any]) -> Handles:
-        """Check a configuration and record its servers; none is started before its first use. Returns their handles.
+        """Check a configuration and record its servers; none is started before its first use.
 
         A server whose entry is wrong is recorded with its error, and has no handle.
 
+        Args:
+            mcp_config: A dict in the format `{"mcpServers": {...}}`.
+
+        Returns:
+            The handles by the servers' names; the same if awaited.
+
         Raises:
-            InvalidConfig: it is no configuration at all (a ValueError); nothing has changed.
+            InvalidConfig: The value is not a configuration at all (a ValueError); nothing has changed.
         """
         self._adopt(read_registry(mcp_config, strict=False, name=self._name))
         return Handles({name: Client(self, name) for name, one in self._registry.records.items() if one.is_usable})
 
     def initialize(self, config: dict[str, Any] | None = None) -> Done:
-        """Take the configuration for a gateway that will be mounted; without one the constructor's holds.
+        """Set the configuration of a gateway that will be mounted.
+
+        Args:
+            config: A dict in the format `{"mcpServers": {...}}`; None keeps the one of the constructor.
+
+        Returns:
+            Nothing to use; it may be awaited.
 
         Raises:
-            InvalidConfig: it is wrong (a ValueError); nothing has changed.
+            InvalidConfig: The configuration is wrong (a ValueError); nothing has changed.
         """
         if config is not None:
             with _logged("the configuration is wrong"):
@@ -120,11 +135,17 @@ class ProxyManager:
 
     @accepts_former_names
     async def reload(self, new_mcp_config: dict[str, Any]) -> tuple[bool, str | None]:
-        """Replace the configuration. Return `(True, None)`, or `(False, message)` with nothing changed.
+        """Replace the configuration. A wrong one is reported and raises no error.
 
-        What is the same in both is left undisturbed, calls in flight included; what is gone or changed gets
-        `drain_grace` seconds for its calls. New servers start at their first use; those of a mounted gateway start now,
-        and one that does not come up is in the log and goes on trying.
+        Servers that are the same in both are undisturbed, calls in flight included; removed and changed ones get
+        `drain_grace` seconds for their calls. New servers start at their first use; those of a mounted gateway start
+        now, and a failure to start is logged and retried.
+
+        Args:
+            new_mcp_config: A dict in the format `{"mcpServers": {...}}`.
+
+        Returns:
+            `(True, None)`, or `(False, message)` with nothing changed.
         """
         try:
             registry = read_registry(new_mcp_config, strict=True, name=self._name)
@@ -152,23 +173,35 @@ class ProxyManager:
 
     @accepts_former_names
     def get_client(self, server_name: str) -> Client:
-        """The handle of a server, to be used as `async with client:`.
+        """Return the handle of a server, to be used as `async with client:`.
+
+        Args:
+            server_name: The server's name in the configuration.
+
+        Returns:
+            The handle; entering it connects.
 
         Raises:
-            UnknownServer: there is no such server (a KeyError).
-            NotInitialized: its entry is wrong or disabled; the message has the recorded reason (a RuntimeError).
+            UnknownServer: There is no such server (a KeyError).
+            NotInitialized: Its entry is wrong or disabled; the message has the recorded reason (a RuntimeError).
         """
         self._registry[server_name].check_usable()
         return Client(self, server_name)
 
     @accepts_former_names
     async def test_connection(self, server_name: str, timeout_ms: float = 5000, max_retries: int = 3) -> bool:
-        """Connect to a server and list its tools; `max_retries` attempts, 0.5 s, 1 s, 2 s ... between them.
+        """Connect to a server, list its tools, and update its status.
 
-        Return whether an attempt succeeded, and update the status. `timeout_ms` is for one attempt.
+        Args:
+            server_name: The server's name in the configuration.
+            timeout_ms: Milliseconds for one attempt.
+            max_retries: Number of attempts, with pauses of 0.5 s, 1 s, 2 s and so on between them.
+
+        Returns:
+            Whether an attempt succeeded.
 
         Raises:
-            UnknownServer: there is no such server (a KeyError).
+            UnknownServer: There is no such server (a KeyError).
         """
         record = self._registry[server_name]
         if not record.is_usable:
@@ -187,14 +220,21 @@ class ProxyManager:
         arguments: Mapping[str, object] | None = None,
         timeout_ms: float | None = None,
     ) -> CallToolResult:
-        """Call a tool by the server's own name for it, in a session of its own. Cancelling it cancels the call.
+        """Call a tool in a session of its own. Cancelling this cancels the call at its server.
 
-        `timeout_ms` counts from now on, the server's start included; left out, its `call_timeout` holds.
+        Args:
+            server_name: The server's name in the configuration.
+            tool_name: The server's own name of the tool.
+            arguments: The tool's arguments; None is no arguments.
+            timeout_ms: Milliseconds from now, the server's start included; None leaves only its `call_timeout`.
+
+        Returns:
+            The result as the server gave it; one with `isError` is a result, too.
 
         Raises:
-            UnknownServer: there is no such server (a KeyError).
-            CallTimeout: it took too long (a TimeoutError); the server was told to cancel.
-            CallFailed: there is no result (a RuntimeError); the message names the tool and the server.
+            UnknownServer: There is no such server (a KeyError).
+            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancel.
+            CallFailed: There is no result (a RuntimeError); the message names the tool and the server.
         """
         what = f"tool {tool_name!r} of server {server_name!r}"
         record = self._registry[server_name]
@@ -206,7 +246,19 @@ class ProxyManager:
 
     @accepts_former_names
     async def list_tools(self, server_name: str) -> list[Tool]:
-        """A server's tools, under its own names, read in a session of their own. Raises as `call_tool` does."""
+        """List a server's tools, in a session of their own.
+
+        Args:
+            server_name: The server's name in the configuration.
+
+        Returns:
+            The tools under the server's own names.
+
+        Raises:
+            UnknownServer: There is no such server (a KeyError).
+            CallTimeout: The list took longer than the server's `call_timeout` (a TimeoutError).
+            CallFailed: There is no list (a RuntimeError); the message names the server.
+        """
         record = self._registry[server_name]
         raws = await self._run_in_engine(
             f"the tools of server {server_name!r}", lambda engine: engine.list_tools, record
@@ -266,16 +318,31 @@ class ProxyManager:
 
     @accepts_former_names
     def get_server_status(self, server_name: str) -> dict[str, Any]:
-        """Return `{"connected", "error", "initialized"}`; for an unknown server False, "" and False."""
+        """Return what is known of a server, without connecting to it.
+
+        Args:
+            server_name: The server's name in the configuration.
+
+        Returns:
+            `{"connected": bool, "error": str, "initialized": bool}`; for an unknown server False, "" and False.
+        """
         record = self._registry.records.get(server_name)
         return {"connected": False, "error": "", "initialized": False} if record is None else record.status()
 
     def get_all_servers(self) -> list[str]:
-        """The names of all servers, those that could not be initialized included."""
+        """Return the names of all servers.
+
+        Returns:
+            The names, those of servers that could not be initialized included.
+        """
         return list(self._registry.records)
 
     def get_servers_config(self) -> dict[str, Any]:
-        """The entries of all servers as they were given, by name."""
+        """Return the entries of all servers.
+
+        Returns:
+            By the server's name, its entry as it was given, secrets included.
+        """
         return self._registry.raw()
 
     # Mounting.
@@ -291,14 +358,20 @@ class ProxyManager:
     ) -> None:
         """Serve all servers, as one MCP server, in a FastAPI or Starlette application, which may be running.
 
-        A server that waits for its clients before it ends waits for event streams too: call `shutdown` before that, or
+        If it is mounted on this application already, only what differs changes, and clients stay connected. A web
+        server that waits for its clients before it ends waits for event streams too: call `shutdown` before that, or
         give it a limit (uvicorn: `timeout_graceful_shutdown`).
 
-        `allow_origins` are the web pages that may use it (CORS), `["*"]` all; loopback always may. Mounted already on
-        this application, only what is different changes, and clients stay connected.
+        Args:
+            app: The application.
+            allow_origins: Web pages that may use it (CORS), `["*"]` for all; loopback always may.
+            path: Where streamable HTTP is served; views are below it.
+            sse_path: Where SSE is served; None does not serve it.
+            message_path: Where SSE clients POST.
 
         Raises:
-            MountError: the application cannot take it, or the gateway cannot start; it is as it was before.
+            MountError: The application cannot mount it, or the gateway cannot start (a RuntimeError); nothing has
+                changed.
         """
         origins = (allow_origins,) if isinstance(allow_origins, str) else tuple(allow_origins)
         paths = Paths(path, sse_path, message_path)
@@ -329,13 +402,21 @@ class ProxyManager:
         mounted.swappable.app = None
 
     def update_tools(self, tools: Sequence[Mapping[str, Any]]) -> Done:
-        """Offer exactly these tools: `{"name", "description", "parameters"}`, by public name `SERVER.TOOL`.
+        """Offer exactly these tools to clients.
 
-        `parameters` is a JSON Schema; what is left out is as the server says. Starts the gateway if it is not running,
-        and blocks while servers in their first start may own one of the tools, at most `OWNERS_WITHIN` seconds.
+        Starts the gateway if it is not running, and blocks while servers in their first start may own one of the tools,
+        at most 10 s.
+
+        Args:
+            tools: Dicts with `name`, the public name `SERVER.TOOL`, and optionally `description` and `parameters`, a
+                JSON Schema; left out, they are the server's.
+
+        Returns:
+            Nothing to use; it may be awaited.
 
         Raises:
-            InvalidTools: an entry is wrong, or no server has the tool (a ValueError); nothing has changed.
+            InvalidTools: An entry is wrong, or no server has the tool (a ValueError); nothing has changed.
+            CallTimeout: The gateway did not answer in time (a TimeoutError).
         """
         with _logged("the tools are not offered"):
             offers = read_tools(tools)
@@ -349,12 +430,19 @@ class ProxyManager:
     async def update_and_remount(
         self, app: object, tools: Sequence[Mapping[str, Any]], allow_origins: Sequence[str] = (), **paths: Any
     ) -> None:
-        """Offer exactly these tools, and serve them in the application at once; arguments as of `mount_to_app`.
+        """Offer exactly these tools, and serve them in the application at once.
 
-        Connected clients are told that the list has changed, and calls in flight finish.
+        Connected clients are notified that the list has changed, and calls in flight finish.
+
+        Args:
+            app: The application.
+            tools: As for `update_tools`.
+            allow_origins: As for `mount_to_app`.
+            **paths: `path`, `sse_path` and `message_path`, as for `mount_to_app`.
 
         Raises:
-            InvalidTools, MountError: as `update_tools` and `mount_to_app`.
+            InvalidTools: An entry is wrong, or no server has the tool (a ValueError); nothing has changed.
+            MountError: The application cannot mount it, or the gateway cannot start (a RuntimeError).
         """
         with _logged("the tools are not offered"):
             offers = read_tools(tools)
@@ -365,9 +453,10 @@ class ProxyManager:
     # The end.
 
     async def close_all_connections(self) -> None:
-        """Close everything: calls of the mounted gateway get `drain_grace`, then all servers are stopped, all at once.
+        """Close everything; the next use starts again.
 
-        Each by the shutdown sequence (close stdin, SIGTERM, SIGKILL); one that does not end holds up no other.
+        Calls of the mounted gateway get `drain_grace` seconds. Then all servers are stopped at once, each by the
+        shutdown sequence (close stdin, SIGTERM, SIGKILL); one that does not end delays no other, and is logged.
         """
         for mounted in list(self._mounted):
             self._unmount(mounted)
@@ -382,7 +471,7 @@ class ProxyManager:
                 self._thread = self._engine = None
 
     async def shutdown(self) -> None:
-        """The same; for programs that have mounted it."""
+        """Do the same as `close_all_connections`, for programs that have mounted it."""
         await self.close_all_connections()
 
     # The loop.

@@ -57,13 +57,19 @@ class EmbeddedGateway:
     async def call_tool(
         self, name: str, arguments: Mapping[str, object] | None = None, *, timeout: float | None = None
     ) -> CallToolResult:
-        """Call a tool by its public name, `SERVER.TOOL`; a result with `isError` is a result. Cancelling cancels it.
+        """Call a tool by its public name. Cancelling this cancels the call at its server.
 
-        `timeout` is in seconds and counts from now on; the server's `call_timeout` holds as well.
+        Args:
+            name: The public name, `SERVER.TOOL`.
+            arguments: The tool's arguments; None is no arguments.
+            timeout: Seconds from now; None leaves only the server's `call_timeout`, which applies in any case.
+
+        Returns:
+            The result as the server gave it; one with `isError` is a result, too.
 
         Raises:
-            CallTimeout: it took too long (a TimeoutError); the server was told to cancel.
-            CallFailed: there is no result (a RuntimeError); the message names the tool.
+            CallTimeout: The call took longer than `timeout` (a TimeoutError); the server was sent a cancel.
+            CallFailed: There is no result (a RuntimeError); the message names the tool, `__cause__` has the reason.
         """
         from gateway.embed import results
         from gateway.embed.errors import CallTimeout
@@ -83,7 +89,11 @@ class EmbeddedGateway:
         raise CallTimeout(text)
 
     async def list_tools(self) -> list[Tool]:
-        """All tools under their public names; waits for first starts as every list does (`start_grace`)."""
+        """List all tools; wait for first starts as every list does, at most `start_grace`.
+
+        Returns:
+            The tools under their public names. A tool that the SDK's type cannot hold is left out, and logged.
+        """
         from gateway.embed import results
 
         await self.fleet.first_starts()
@@ -91,48 +101,77 @@ class EmbeddedGateway:
         return results.tool_list(bytes(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]"))
 
     def status(self) -> dict[str, Status]:
-        """Every server with its state, restarts, last error, calls in flight and process."""
+        """Return the state of every server.
+
+        Returns:
+            By the server's name: its state, restarts, last error, calls in flight, process and more, as in
+            `GET /health`.
+        """
         return self.fleet.statuses()
 
     @property
     def asgi_app(self) -> AsgiFrontends:
         """The gateway as an ASGI application with `/mcp`, `/sse` and `/messages/`, for a server on this trio loop.
 
-        Views are below each of these. Pages come from loopback, or from where the config's `access.allow_origins` lets
-        them; with `access.oauth`, the resource's metadata are at `/.well-known/oauth-protected-resource...`, which must
-        be reached at the root of the host. For applications on asyncio there is `gateway.ProxyManager`.
+        Views are below each of these paths. Web pages are admitted from loopback and from the config's
+        `access.allow_origins`. With `access.oauth`, the metadata of the resource are at
+        `/.well-known/oauth-protected-resource...`, which must be reachable at the root of the host. Applications on
+        asyncio use `ProxyManager` instead.
         """
         return self._own_frontends
 
     async def open_asgi_frontends(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
         """Serve another set of paths; it closes with the gateway.
 
-        For pages from these origins too, whose CORS the program sees to; None: as `asgi_app`.
+        Args:
+            paths: The paths to serve.
+            origins: Web pages to admit, whose CORS the program handles; None is as for `asgi_app`.
+
+        Returns:
+            An ASGI application for this trio loop.
         """
         frontends = AsgiFrontends(self.runtime.handler, self.runtime.access, paths, origins)
         await self.runtime.start_frontend(frontends.run, self.runtime.closing)
         return frontends
 
     async def reload(self, config: object) -> None:
-        """Use another configuration; servers that are the same in both are not touched, nor are their calls.
+        """Apply another configuration. Servers that are the same in both keep their processes and calls.
+
+        Args:
+            config: As for `open_gateway`.
 
         Raises:
-            InvalidConfig: it is wrong; then nothing has changed.
+            InvalidConfig: The configuration is wrong (a ValueError); nothing has changed.
         """
         await self.adopt(read_config(config))
 
     async def adopt(self, config: Config) -> None:
-        """The same with a configuration that has been checked."""
+        """Apply a configuration that has been checked.
+
+        Args:
+            config: The configuration.
+        """
         await self.runtime.apply(config)
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
-        """Offer exactly these tools, None: all; returns the names that nobody owns, and then nothing has changed."""
+        """Offer exactly these tools.
+
+        Args:
+            offers: By public name; None offers all.
+
+        Returns:
+            The names that no server owns; if there are any, nothing has changed.
+        """
         return self.fleet.offer(offers)
 
     # The task.
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 - the runtime does
-        """Serve until `stop`."""
+        """Serve until `stop`.
+
+        Args:
+            task_status: Started when the gateway can be used.
+        """
         try:
             await self.runtime.run(self._start_frontends, task_status=task_status)
         finally:
@@ -142,7 +181,7 @@ class EmbeddedGateway:
         self._own_frontends = await self.open_asgi_frontends(Paths(), None)
 
     def stop(self) -> None:
-        """Ask for the end, the orderly way. Safe to repeat."""
+        """Request an orderly shutdown and return at once. Safe to repeat."""
         self.runtime.stop()
 
 
@@ -152,15 +191,21 @@ async def open_gateway(
 ) -> AsyncGenerator[EmbeddedGateway]:
     """Run a gateway for the length of a block, in a trio program.
 
-    `config` is a dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
-    `gateway.config.Config`. With a `state_directory` the servers' last-good lists and tokens are kept there; without
-    one no file is written. The block is left when all calls have ended or `drain_grace` has passed, and all servers
-    have stopped.
+    Leaving the block waits until all calls have ended or `drain_grace` has passed, and all servers have stopped. If the
+    block is cancelled, the servers are stopped all the same.
+
+    Args:
+        config: A dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
+            `mcp_gateway.config.Config`.
+        state_directory: Where last-good lists and tokens are kept; None keeps them in memory only.
+
+    Yields:
+        The running gateway.
 
     Raises:
-        RuntimeError: the program runs on another loop than trio's, where `gateway.ProxyManager` is the way.
-        InvalidConfig: the configuration is wrong (a ValueError); nothing was started.
-        ConfigError: other users can write the state directory; nothing was started.
+        RuntimeError: The program does not run on trio; use `ProxyManager` there.
+        InvalidConfig: The configuration is wrong (a ValueError); nothing was started.
+        ConfigError: Other users can write the state directory; nothing was started.
     """
     if not trio.lowlevel.in_trio_run():
         text = "open_gateway needs a trio program; in an asyncio program use gateway.ProxyManager"
