@@ -128,7 +128,7 @@ async def test_text_cut_inside_an_emoji_where_the_gateway_reads_it(gateways, cel
         assert missing.error["data"]["uri"] == f"nothing:{cut}"
 
 
-@row("structured result that is no object", sdks=())
+@row("structured result that is not an object", sdks=())
 async def test_structured_result_that_is_no_object(gateways, cell):
     value = [1, {"two": None}]
     async with open_talker(gateways, cell) as talker:
@@ -275,7 +275,7 @@ async def test_hang_up(gateways, cell):
                 pass
         assert message["result"]["content"][0]["text"] == "15 steps"
         assert await cancelled_at(other) == before
-    return "call goes on"
+    return "call continues"
 
 
 ENDED = {}
@@ -466,7 +466,7 @@ async def test_capability_missing(gateways, cell):
         assert talk.asked == []
         if cell.era == "legacy":
             assert talk.answers["one"]["error"]["code"] == -32601
-            return "the server is told -32601"
+            return "the server gets -32601"
         if not talker.client.modern:
             assert talk.error["code"] == -32603
             assert talk.error["data"]["backendError"]["code"] == -32021
