@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from types import TracebackType
 
     from mcp_types import CallToolResult, Tool
@@ -88,3 +88,11 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of server {self.name!r}>"
+
+
+class Handles(dict[str, Client]):  # ruff: ignore[subclass-builtin] - a dict is what users expect, and nothing is overridden
+    """The handles by name. May be awaited too, for programs that know the method as a coroutine."""
+
+    def __await__(self) -> Generator[Any, None, Handles]:
+        return self
+        yield

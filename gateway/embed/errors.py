@@ -6,10 +6,17 @@ to tell them apart.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
 
 from gateway import errors
 from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+log = logging.getLogger("gateway.embed")
 
 
 class InvalidConfig(ConfigError, ValueError):
@@ -57,3 +64,17 @@ class Closed(GatewayError, RuntimeError):
     """The gateway was closed while somebody waited for it, or has ended because of a bug, which is in the log."""
 
     code: ClassVar[str] = "closed"
+
+
+@contextmanager
+def log_failure(what: str) -> Generator[None]:
+    """Log a failure of the block and raise it, as MountError where it is no error of this project."""
+    try:
+        yield
+    except GatewayError as exc:
+        log.error("%s: %s", what, exc)
+        raise
+    except Exception as exc:
+        log.exception("%s", what)
+        text = f"{what}: {exc}"
+        raise MountError(text) from exc

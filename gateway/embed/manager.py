@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from gateway.embed import results
 from gateway.embed.bridge import Bridge
-from gateway.embed.client import Client
+from gateway.embed.client import Client, Handles
 from gateway.embed.engine import OWNERS_WITHIN, Engine
-from gateway.embed.errors import CallTimeout, Closed, InvalidConfig, MountError
+from gateway.embed.errors import CallTimeout, Closed, InvalidConfig, log_failure
 from gateway.embed.mount import MountedRoutes, SwappableApp, guarded
 from gateway.embed.records import Registry, read_registry
 from gateway.embed.thread import LoopThread
@@ -38,14 +38,6 @@ CLOSE_MARGIN: Final = 15.0
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
-
-
-class Handles(dict[str, Client]):  # ruff: ignore[subclass-builtin] - a dict is what users expect, and nothing is overridden
-    """The handles by name. May be awaited too, for programs that know the method as a coroutine."""
-
-    def __await__(self) -> Generator[Any, None, Handles]:
-        return self
-        yield
 
 
 class Done:
@@ -128,7 +120,7 @@ class ProxyManager:
             InvalidConfig: The configuration is wrong (a ValueError); nothing has changed.
         """
         if config is not None:
-            with _logged("the configuration is wrong"):
+            with log_failure("the configuration is wrong"):
                 registry = read_registry(config, strict=True, name=self._name)
             self._adopt(registry)
         return Done()
@@ -375,7 +367,7 @@ class ProxyManager:
         """
         origins = (allow_origins,) if isinstance(allow_origins, str) else tuple(allow_origins)
         paths = Paths(path, sse_path, message_path)
-        with _logged("the gateway could not be mounted"):
+        with log_failure("the gateway could not be mounted"):
             known = next((one for one in self._mounted if one.routes.app is app), None)
             if known is not None and known.frontends.paths.all() == paths.all() and self._running() is not None:
                 thread, _ = self._started()
@@ -418,7 +410,7 @@ class ProxyManager:
             InvalidTools: An entry is wrong, or no server has the tool (a ValueError); nothing has changed.
             CallTimeout: The gateway did not answer in time (a TimeoutError).
         """
-        with _logged("the tools are not offered"):
+        with log_failure("the tools are not offered"):
             offers = read_tools(tools)
             thread, engine = self._started()
             try:
@@ -444,7 +436,7 @@ class ProxyManager:
             InvalidTools: An entry is wrong, or no server has the tool (a ValueError); nothing has changed.
             MountError: The application cannot mount it, or the gateway cannot start (a RuntimeError).
         """
-        with _logged("the tools are not offered"):
+        with log_failure("the tools are not offered"):
             offers = read_tools(tools)
             thread, engine = self._started()
             await thread.call(engine.offer, offers)
@@ -491,21 +483,3 @@ class ProxyManager:
             weakref.finalize(self, thread.stop_soon).atexit = False  # then all loops are stopped and waited for
             self._thread, self._engine = thread, engine
             return thread, engine
-
-
-class _logged:  # noqa: N801 - used like a function
-    """Logs a failure and lets it through, as one of this project's errors whatever it is."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: type[BaseException] | None, problem: BaseException | None, _trace: object) -> None:
-        if isinstance(problem, GatewayError):
-            log.error("%s: %s", self._what, problem)
-        elif isinstance(problem, Exception):
-            log.error("%s", self._what, exc_info=problem)
-            text = f"{self._what}: {problem}"
-            raise MountError(text) from problem
