@@ -98,7 +98,8 @@ def flag_name(flag: Flag) -> str:
     """Return a flag with its value."""
     if not flag.is_option or flag.switch:
         return code(flag.name)
-    return code(f"{flag.name} {'|'.join(flag.choices) if flag.choices else flag.metavar}")
+    value = f"{{{','.join(flag.choices)}}}" if flag.choices else flag.metavar
+    return code(f"{flag.name} {value}")
 
 
 def variable(flag: Flag) -> str:

@@ -184,6 +184,19 @@ def test_commands_in_the_text_exist(page: Path) -> None:
     assert shown <= set(COMMANDS)
 
 
+def test_every_generated_part_is_in_a_page() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    markers = [name for page in ALL for name in generate.MARKER.findall(page.read_text(encoding="utf-8"))]
+    assert sorted(markers) == sorted(generate.PARTS)
+    for name, part in generate.PARTS.items():
+        assert part(), name
+    assert re.findall(r"^## (.+)$", generate.commands(), re.MULTILINE) == list(COMMANDS)
+
+
 def test_links_of_readme_lead_to_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)

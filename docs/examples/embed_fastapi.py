@@ -1,7 +1,7 @@
 """The gateway inside a FastAPI application: MCP at /mcp (and /sse), behind a key, beside the application's own pages.
 
 Run it: `python docs/examples/embed_fastapi.py [PORT]`, then send MCP clients to the URL that it prints, with the
-header `X-API-Key: secret`. `POST /narrow` leaves one tool; connected clients are told.
+header `X-API-Key: secret`. `POST /narrow` leaves one tool; connected clients are notified.
 """
 
 from __future__ import annotations

@@ -61,6 +61,6 @@ def render() -> str:
     found = find_tests()
     for row, what in ROWS.items():
         first, *others = found[row]
-        kwargs = f" and {len(others)} more" if others else ""
-        lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{kwargs} |")
+        more = f" and {len(others)} more" if others else ""
+        lines.append(f"| {row} | {what} | `{first.removeprefix('tests/')}`{more} |")
     return "\n".join(lines)
