@@ -19,6 +19,7 @@ from gateway.cli import reference
 from gateway.cli.flags import PROGRAM, Flag
 from gateway.cli.main import COMMANDS, find_command
 from gateway.errors import CODES
+from gateway.renamed import RENAMES
 from gateway.telemetry.fields import DETAILS, EVENTS, FIELDS
 from gateway.version import VERSION
 from tests.support import guarantees
@@ -187,6 +188,12 @@ def error_codes() -> str:
     return table(("code", "when", "what to do"), rows)
 
 
+def renamed() -> str:
+    """Return every former name that still works."""
+    rows = ((code(each.where), code(each.former), code(each.present), each.gone_in) for each in RENAMES)
+    return table(("where", "former name", "name", "works until"), rows)
+
+
 def text_of(name: str) -> str:
     """Return a file of the repository."""
     return (ROOT / name).read_text(encoding="utf-8")
@@ -205,6 +212,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "events": events,
     "error codes": error_codes,
     "guarantees": guarantees.render,
+    "renamed": renamed,
     **{name: partial(text_of, name) for name in ("SECURITY.md", "CHANGELOG.md", "gateway/README.md")},
     **{name: partial(program, name) for name in ("docs/examples/embed_trio.py", "docs/examples/embed_fastapi.py")},
 }

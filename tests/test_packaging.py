@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 LOCKS = {"run": ROOT / "requirements.lock", "dev": ROOT / "tests" / "requirements-dev.lock"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOP_LEVEL = {"pyproject.toml", "gateway", "bin", "tests", "benchmarks", "requirements.lock"}
-TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "docs"}
+TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "deploy"}
 TOP_LEVEL |= {"mcp_gateway"}  # the alias of `gateway`, which only the top level can offer in a clone
 PRINTER = "import os, sys\nprint(sys.argv[1:], os.getpid(), sys.stdin.read())"
 WAIT = 60.0  # seconds for a command, most of them for ensurepip on a busy machine
