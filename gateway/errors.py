@@ -256,7 +256,7 @@ CODES: Final = {
     ),
     "revoked": Meaning("the key was revoked while it was in use", "get a new key"),
     "busy": Meaning(
-        "a queue, rate limit or concurrency limit is full",
+        "a queue, rate limit or concurrency limit is full, or too much waits for clients that do not read",
         "retry, after `retryAfterMs` where it is given",
     ),
     "gateway_loop": Meaning(

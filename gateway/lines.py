@@ -19,6 +19,8 @@ from gateway.surrogates import BOM
 if TYPE_CHECKING:
     from trio.lowlevel import FdStream
 
+    from gateway.budget import Share
+
 READ_BYTES: Final = 65_536
 """How much one read may bring: what a pipe holds. From 128 KiB on glibc maps and unmaps the memory for each read."""
 MAX_PARTS: Final = 4_096
@@ -142,9 +144,11 @@ class BufferedWriter:
     itself and saves a task switch; not `direct`, all that is posted in one turn of the loop goes out in one write.
     """
 
-    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES) -> None:
+    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES, share: Share | None = None) -> None:
+        """Make one; `share` counts what waits, too, and is released by its owner."""
         self._stream = stream
         self._limit = limit
+        self._share = share
         self._parts: list[bytes] = []
         self._size = 0
         self._sending = False
@@ -185,6 +189,8 @@ class BufferedWriter:
         self._parts.append(data)
         self._size += len(data)
         self._wake.set()
+        if self._share is not None:
+            self._share.add(len(data))
 
     async def wait_writable(self) -> None:
         """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
@@ -214,5 +220,7 @@ class BufferedWriter:
             finally:
                 self._sending = False
                 self._size -= len(data)
+                if self._share is not None:
+                    self._share.remove(len(data))
                 self._writable.unpark_all()
         self._writable.unpark_all()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from gateway import jsonrpc
+from gateway.budget import MAX_UNSENT_BYTES, Budget
 from gateway.calls import Complete, Failure
 from gateway.catalog import uris
 from gateway.catalog.ownership import Asked, Links, Pages, Route, publish, publish_error
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Fleet
 
 
+UNSENT_HINT: Final = 1.0
+"""Seconds after which a call may be tried again that was refused because too much waits for clients."""
+
 log = logging.getLogger("gateway.router")
 
 
@@ -74,14 +78,17 @@ class Router:
         fleet: Fleet,
         admission: AdmissionControl | None = None,
         *,
+        unsent: Budget | None = None,
         note_refused: Callable[[Call, str, float, GatewayError | None], None] = _ignore_refusal,
     ) -> None:
         """Make one; without `admission` every caller may have any number of calls.
 
+        `unsent` counts what waits for clients; while it is exceeded, new calls are refused.
         `note_refused` is called for each call that got no further: the call, its backend (empty where none was found),
         the seconds that it waited, and why; None where its client gave it up. It must not wait.
         """
         self.fleet = fleet
+        self.unsent = unsent or Budget(MAX_UNSENT_BYTES)
         self._admission = admission
         self._note_refused = note_refused
         self._links = Links()
@@ -171,7 +178,10 @@ class Router:
             raise
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
-        """Have the turnstile count the call; it stays counted as long as there is a pending call for it."""
+        """Have admission control count the call; it stays counted as long as there is a pending call for it."""
+        if self.unsent.is_exceeded and not again:
+            text = f"{self.unsent.used} bytes wait for clients that do not read; try again"
+            raise Busy(text, retry_after=UNSENT_HINT)
         return None if self._admission is None else self._admission.begin(call.caller, again=again)
 
     def _hand_over(

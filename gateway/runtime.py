@@ -21,6 +21,7 @@ from gateway.access.table import Access
 from gateway.audit import Audit
 from gateway.backends.opener import SessionOpener
 from gateway.backends.stdio import GATEWAYS_VARIABLE
+from gateway.budget import MAX_UNSENT_BYTES, Budget
 from gateway.config.access import NO_ACCESS
 from gateway.config.difference import changed_at_start_only
 from gateway.config.shown import secrets_of_config
@@ -91,7 +92,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 class GatewayRuntime:
-    """Owns the fleet, the router, access control, suspended calls, the audit and the masking of secrets.
+    """Owns the fleet, the router, access control, suspended calls, unsent bytes, the audit and the masking of secrets.
 
     Args:
         config: the configuration to start with.
@@ -126,7 +127,8 @@ class GatewayRuntime:
         self.access = Access(
             config.access or NO_ACCESS, fetch, end_calls=self._end_calls, note_denied=self.audit.note_denied
         )
-        self.router = Router(self.fleet, self.access, note_refused=self.audit.note_refused)
+        self.unsent = Budget(MAX_UNSENT_BYTES)
+        self.router = Router(self.fleet, self.access, unsent=self.unsent, note_refused=self.audit.note_refused)
         self.suspended_calls = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
         self.handler = RequestHandler(self.router, VERSION, self.suspended_calls, lineage.names)
         self.stopping = trio.Event()

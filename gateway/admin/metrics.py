@@ -40,6 +40,7 @@ class Family(NamedTuple):
 FAMILIES: Final = {
     "info": Family("gauge", "Always 1; the label has the gateway's version.", ("version",)),
     "calls_in_flight": Family("gauge", "Calls without an outcome."),
+    "unsent_bytes": Family("gauge", "Bytes that wait for clients to read them."),
     "event_readers": Family("gauge", "Clients that read /events."),
     "notifications_dropped": Family("counter", "Notifications dropped because a client was too slow."),
     "log_lines_dropped": Family("counter", "Log lines dropped because stderr was too slow."),
@@ -85,6 +86,7 @@ class Metrics:
         children = () if management.guard is None else management.guard.snapshot()
         numbers = {
             "calls_in_flight": router.under_way,
+            "unsent_bytes": router.unsent.used,
             "event_readers": len(management.feed),
             "notifications_dropped": router.dropped,
             "log_lines_dropped": dropped_lines(),

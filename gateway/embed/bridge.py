@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import trio
 
+from gateway.budget import Share
 from gateway.embed.errors import Closed
 from gateway.embed.host import poster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.budget import Budget
     from gateway.embed.frontends import AsgiFrontends
     from gateway.embed.thread import LoopThread
     from gateway.frontends.http.exchange import Receive, Scope, Send
@@ -38,32 +40,45 @@ log = logging.getLogger("gateway.embed")
 
 
 class BridgedExchange:
-    """One exchange, seen from the gateway's loop: an ASGI application serves it as any other."""
+    """One exchange, seen from the gateway's loop: an ASGI application serves it as any other.
 
-    def __init__(self, scope: dict[str, Any], body: bytes, deliver: Callable[[dict[str, Any]], None]) -> None:
+    `deliver` and `close` have the host's loop send a frame, and end the exchange; neither waits.
+    """
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        body: bytes,
+        unsent: Budget,
+        *,
+        deliver: Callable[[dict[str, Any]], None],
+        close: Callable[[], None],
+    ) -> None:
         self._scope = scope
         self._body: bytes | None = body
         self._deliver = deliver
-        self._unsent = 0
+        self._unsent = Share(unsent, close)
         self._writable = trio.lowlevel.ParkingLot()
         self._gone = trio.Event()
 
     async def serve(self, app: AsgiFrontends) -> None:
         """Have the application answer. A bug in it is logged; the client sees that there is no answer."""
         try:
-            await app(self._scope, self._receive, self._send)
+            await app.serve(self._scope, self._receive, self._send)
         except Exception:
             log.exception("an exchange has failed because of a bug")
 
     def hang_up(self) -> None:
         """Hear that the client has gone, or that the exchange is over."""
         self._gone.set()
+        self._unsent.release()
         self._writable.unpark_all()
 
     def sent(self, size: int) -> None:
         """Hear that this much was sent."""
-        self._unsent -= size
-        self._writable.unpark_all()
+        if not self._gone.is_set():
+            self._unsent.remove(size)
+            self._writable.unpark_all()
 
     async def _receive(self) -> dict[str, Any]:
         body, self._body = self._body, None
@@ -73,12 +88,13 @@ class BridgedExchange:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def _send(self, message: Any) -> None:
-        while self._unsent >= MAX_UNSENT and not self._gone.is_set():
+        size = len(message.get("body", b""))
+        if not self._gone.is_set():
+            self._unsent.add(size)
+        while self._unsent.size - size >= MAX_UNSENT and not self._gone.is_set():
             await self._writable.park()
         if self._gone.is_set():
             raise BrokenPipeError("the client hung up")
-        if message.get("more_body"):
-            self._unsent += len(message["body"])
         self._deliver(message)
 
 
@@ -127,17 +143,25 @@ class Bridge:
             return
         frames, post = _Frames(), poster()
         head = {key: scope[key] for key in HEAD if key in scope} | {"headers": list(scope["headers"])}
-        exchange = BridgedExchange(head, body, lambda message: post(partial(frames.put, message)))
+        relaying = anyio.CancelScope()
+        exchange = BridgedExchange(
+            head,
+            body,
+            self._app.unsent,
+            deliver=lambda message: post(partial(frames.put, message)),
+            close=lambda: post(relaying.cancel),
+        )
         try:
             self._thread.spawn(exchange.serve, self._app, ended=lambda: post(frames.end))
         except Closed:
             await answer(send, 503)
             return
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._watch, receive, exchange)
-                await self._relay(frames, exchange, send)
-                group.cancel_scope.cancel()
+            with relaying:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._watch, receive, exchange)
+                    await self._relay(frames, exchange, send)
+                    group.cancel_scope.cancel()
         finally:
             self._thread.post(exchange.hang_up)
 

@@ -6,11 +6,13 @@ tasks of those sessions; the exchanges themselves run in the task that serves th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gateway.access.refusal import Refusal
+from gateway.budget import Share
 from gateway.frontends.http.exchange import Exchange
 from gateway.frontends.http.host_policy import HostPolicy
 from gateway.frontends.http.mcp_app import McpApp
@@ -68,6 +70,7 @@ class AsgiFrontends:
     def __init__(self, handler: RequestHandler, access: Access, paths: Paths, origins: Iterable[str] | None) -> None:
         self.policy = MountPolicy(origins)
         self.paths = paths
+        self.unsent = handler.unsent
         self._closing = trio.Event()
         self._mcp = McpApp(
             handler, access, paths, policy=self.policy, closing=self._closing, shows_metadata=origins is None
@@ -103,6 +106,22 @@ class AsgiFrontends:
             await send({"type": f"{phase}.complete"})
         if scope["type"] != "http":
             return
+        ending = trio.CancelScope()
+        unsent = Share(self.unsent, partial(ending.cancel, reason="too much waits for clients that do not read"))
+
+        async def counted_send(message: Any) -> None:
+            size = len(message.get("body", b""))
+            unsent.add(size)
+            try:
+                await send(message)
+            finally:
+                unsent.remove(size)
+
+        with ending:
+            await self.serve(scope, receive, counted_send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request; whoever sends counts what its client does not take in `unsent`."""
         self._serving += 1
         try:
             if not await self._mcp.serve(scope, receive, send):

@@ -37,6 +37,7 @@ from gateway.router import unknown
 
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
+    from gateway.budget import Budget
     from gateway.calls import Identity, Outcome, Scope
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
@@ -87,6 +88,11 @@ class RequestHandler:
         """The subscriptions of modern clients that are open."""
         self.server_info = jsonrpc.raw({"name": self.fleet.settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
+
+    @property
+    def unsent(self) -> Budget:
+        """The bound for what waits for all clients."""
+        return self.router.unsent
 
     @property
     def settings(self) -> GatewaySettings:

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.budget import Share
 from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
@@ -68,12 +69,14 @@ class StdioFrontend:
         self._introduced = trio.Event()
         self._changes = NotificationQueue()  # of the process: a second `initialize` is the same client
         self._stdout = trio.lowlevel.FdStream(stdout)
-        self._outbox = BufferedWriter(self._stdout)
+        self._unsent = Share(answers.unsent, self._drop)
+        self._outbox = BufferedWriter(self._stdout, share=self._unsent)
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
         self._batches = 0
         self._cut_off = False
         self._nursery: trio.Nursery  # of the requests; opened and left by run
+        self._serving: trio.CancelScope  # of all tasks; opened and left by run
 
     async def run(self) -> bool:
         """Serve until stdin ends or the gateway closes.
@@ -84,6 +87,7 @@ class StdioFrontend:
         fleet.subscribe(self._changed)
         try:
             async with self._stdout, trio.open_nursery() as services:
+                self._serving = services.cancel_scope
                 services.start_soon(self._write)
                 services.start_soon(self._send_notifications)
                 services.start_soon(self._close_with_gateway)
@@ -101,10 +105,15 @@ class StdioFrontend:
                     await self._outbox.drained()
                 services.cancel_scope.cancel(reason="the client has closed stdin, or the gateway stops")
         finally:
+            self._unsent.release()
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
         return not self._cut_off
+
+    def _drop(self) -> None:
+        self._cut_off = True
+        self._serving.cancel(reason="too much waits for clients that do not read")
 
     async def _close_with_gateway(self) -> None:
         await self._closing.wait()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 from hypercorn.utils import valid_server_name
 
+from gateway.budget import Share
 from gateway.httpd.connection_limit import Rank
 from gateway.httpd.exchange import MAX_WHOLE_BODY, ClientGone, Exchange, ResponseState, refusal
 from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestParser
@@ -47,7 +48,7 @@ class Connection:
     def __init__(
         self,
         service: Service,
-        wire: Wire,
+        make_wire: Callable[[Share], Wire],
         *,
         scheme: str,
         client: tuple[str, int] | None,
@@ -56,12 +57,15 @@ class Connection:
         handle_nowait: NowaitHandler | None,
         on_request: Callable[[], None],
     ) -> None:
-        """Make one; `on_request` is called when the first head is complete, `handle_nowait` as in `httpd.exchange`."""
+        """Make one; `on_request` is called when the first head is complete, `handle_nowait` as in `httpd.exchange`.
+
+        `make_wire` is given the share in which the wire counts what its client does not take.
+        """
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
         self.keeps_alive = True
         """False once the current exchange is to be the last one."""
-        self._wire = wire
+        self._wire = wire = make_wire(Share(service.unsent, lambda: self._shut(wire.abort)))
         self._limits = service.limits
         self._app, self._handle_nowait, self._on_request = app, handle_nowait, on_request
         self._nursery: trio.Nursery
@@ -325,25 +329,18 @@ class Connection:
                 self._wire.send_nowait(data)
         except OSError:
             self._shut(self._wire.abort)
+        if self._closed:
             return False
-        waiting = self._wire.unsent
-        if self.service.unsent + waiting > self._limits.unsent:
-            self._shut(self._wire.abort)
-            return False
-        if waiting or self.service.logs_access:
-            self.service.unsent += waiting
-            self._nursery.start_soon(self._finish, exchange, waiting)
+        if self._wire.unsent or self.service.logs_access:
+            self._nursery.start_soon(self._finish, exchange)
         else:
             self.finished(exchange)
         return True
 
-    async def _finish(self, exchange: Exchange, waiting: int) -> None:
-        try:
-            with contextlib.suppress(ClientGone):
-                await self.write()
-                self.finished(exchange)
-        finally:
-            self.service.unsent -= waiting
+    async def _finish(self, exchange: Exchange) -> None:
+        with contextlib.suppress(ClientGone):
+            await self.write()
+            self.finished(exchange)
         if self.service.logs_access:
             await self.service.note_end(exchange)
 
@@ -363,6 +360,8 @@ class Connection:
                 raise ClientGone("the client has gone")
             for data in pieces:
                 self._wire.send_nowait(data)
+            if self._closed:
+                raise ClientGone("too much waits for clients that do not read")
             if self._wire.unsent:
                 await self._wire.flush()
         except (OSError, trio.ClosedResourceError) as error:

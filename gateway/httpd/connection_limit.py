@@ -49,8 +49,6 @@ class Limits:
     """The least rate of a body in bytes a second; what frames it does not count. Also of a client that reads."""
     send: float = 10.0
     """The longest time in which a client takes nothing of a response."""
-    unsent: int = 2**28
-    """Bytes of whole responses that may wait for clients, of all connections; what exceeds it ends its connection."""
 
 
 class Rank(IntEnum):

@@ -11,7 +11,7 @@ False to have the app run in a task, or True to answer itself, now or later from
 
 - `respond_nowait(status, headers, body)`: a whole response. It returns False when the client has gone. What the socket
   does not take waits in the connection, which reads no further request before it is out, and is aborted when the client
-  takes nothing for `Limits.send` s or when all connections together hold more than `Limits.unsent` bytes.
+  takes nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is sent by the app's task.
 - `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
 
 Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must not wait either, nor
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
     NowaitHandler: TypeAlias = "Callable[[Exchange], bool]"
 
+    from gateway.budget import Budget
     from gateway.httpd.connection_limit import Limits
     from gateway.httpd.request_parser import RequestHead
 
@@ -102,16 +103,14 @@ def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 class Service:
-    """Shared by all connections of a server: config, limits, common header lines, access log."""
+    """Shared by all connections of a server: config, limits, unsent bytes, common header lines, access log."""
 
-    def __init__(self, config: Config, limits: Limits) -> None:
-        self.config, self.limits = config, limits
+    def __init__(self, config: Config, limits: Limits, unsent: Budget) -> None:
+        self.config, self.limits, self.unsent = config, limits, unsent
         log = config.log
         self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
         self._second = -1
         self._lines = b""
-        self.unsent = 0
-        """Bytes of responses that wait for clients, of all connections."""
 
     def common_lines(self) -> bytes:
         """Return the header lines that the config adds to every response (date, server, alt-svc)."""

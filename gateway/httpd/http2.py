@@ -31,15 +31,21 @@ from gateway.httpd.exchange import ClientGone
 from gateway.httpd.wire import MAX_RECEIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from hypercorn.config import Config
     from hypercorn.protocol.h2 import H2Protocol
     from hypercorn.trio.worker_context import WorkerContext
 
+    from gateway.budget import Share
     from gateway.httpd.connection_limit import Limits
     from gateway.httpd.exchange import App, Message, Receive, Send
 
+MAX_UNSENT: Final = 2**24
+"""Bytes of responses that may wait for one client, a result of the largest default size; then its requests wait too.
+
+The connection is read all the same, since what it brings may be room for these responses. A stream whose client takes
+nothing for `Limits.send` s is reset."""
 TLS_RECORDS: Final = 2**16
 """A TLS stream does not tell how much the peer took, so it is fed in slices of this size, each with a deadline."""
 PREFACE_BYTES: Final = 24
@@ -192,6 +198,17 @@ class _Buffers(UserDict[int, StreamBuffer]):
         super().__setitem__(stream, _Buffer(EventWrapper))
 
 
+def _slices(message: Message) -> Iterator[Message]:
+    """Cut the body of a message into messages of at most `TLS_RECORDS` bytes."""
+    body = message.get("body", b"")
+    if len(body) <= TLS_RECORDS:
+        yield message
+        return
+    for start in range(0, len(body), TLS_RECORDS):
+        end = start + TLS_RECORDS
+        yield {**message, "body": body[start:end], "more_body": message.get("more_body", False) or end < len(body)}
+
+
 def _is_servable(head: Mapping[bytes, bytes]) -> bool:
     """Return whether a request has a method and a path of ASCII, and asks for no tunnel (RFC 9113, 8.5)."""
     method, path = head[b":method"], head.get(b":path", b"")
@@ -209,11 +226,14 @@ class BoundedTCPServer(TCPServer):
         limits: Limits,
         stream: trio.SSLStream[Any],
         on_request: Callable[[], None],
+        unsent: Share,
     ) -> None:
-        """Make one; `on_request` is called when the first head has come."""
+        """Make one; `on_request` is called when the first head has come, `unsent` counts what the apps are sending."""
         super().__init__(ASGIWrapper(cast("Any", self._run_app)), config, context, ConnectionState({}), stream)
         self._bounded_app = app
         self._on_request = on_request
+        self._unsent = unsent
+        self._room = trio.lowlevel.ParkingLot()
         self._limits = limits
         self._has_ended = False
         self._idle_since = trio.current_time()
@@ -302,23 +322,26 @@ class BoundedTCPServer(TCPServer):
         """Run the app with a `send` that raises ClientGone when the client takes nothing of its stream for too long."""
 
         async def bounded_send(message: Message) -> None:
-            body = message.get("body", b"")
-            more = message.get("more_body", False)
-            for start in range(0, max(1, len(body)), TLS_RECORDS):
-                part = dict(message)
-                if message["type"] == "http.response.body":
-                    part |= {
-                        "body": body[start : start + TLS_RECORDS],
-                        "more_body": more or start + TLS_RECORDS < len(body),
-                    }
-                with trio.move_on_after(self._limits.send) as patience:
-                    await send(part)
-                if patience.cancelled_caught:
-                    streams = self._h2.streams.items()
-                    for stream in [number for number, served in streams if getattr(served, "scope", None) is scope]:
-                        await self._reset(stream)
-                    raise ClientGone("the client has stopped reading")
+            size = len(message.get("body", b""))
+            self._unsent.add(size)
+            try:
+                for part in _slices(message):
+                    with trio.move_on_after(self._limits.send) as patience:
+                        await send(part)
+                    if patience.cancelled_caught:
+                        streams = self._h2.streams.items()
+                        for stream in [number for number, served in streams if getattr(served, "scope", None) is scope]:
+                            await self._reset(stream)
+                        raise ClientGone("the client has stopped reading")
+            finally:
+                self._unsent.remove(size)
+                if self._unsent.size < MAX_UNSENT:
+                    self._room.unpark_all()
 
+        while self._unsent.size >= MAX_UNSENT:
+            if len(self._room) >= self.config.h2_max_concurrent_streams:
+                return  # noqa: ASYNC910 - most of those that wait were reset, and this client opens more and more
+            await self._room.park()
         with suppress(ClientGone):
             await self._bounded_app(scope, receive, bounded_send)
 

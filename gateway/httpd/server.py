@@ -35,6 +35,7 @@ import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
+from gateway.budget import MAX_UNSENT_BYTES, Budget, Share
 from gateway.httpd.connection import Connection
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
 from gateway.httpd.exchange import Service
@@ -71,20 +72,23 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     shutdown_trigger: Callable[[], Awaitable[None]],
     limits: Limits | None = None,
     handle_nowait: NowaitHandler | None = None,
+    unsent: Budget | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
 
     `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` says how many
     connections may be open, and how long each of their states may last (`httpd.connection_limit`). `handle_nowait` is
-    offered small requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). OSError when an
-    address cannot be bound. Requests still busy `config.graceful_timeout` s after the trigger are cancelled and their
-    connections reset; cancelling `serve_http` does so at once. Sockets given are closed too.
+    offered small requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). `unsent` bounds what waits
+    for clients; it may be shared with other transports. OSError when an address cannot be bound. Requests still
+    busy `config.graceful_timeout` s after the trigger are cancelled and their connections reset; cancelling
+    `serve_http` does so at once. Sockets given are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()
     if sockets.quic_sockets:
         raise ValueError("HTTP/3 is not served")
+    unsent = unsent or Budget(MAX_UNSENT_BYTES)
     listeners: list[Listener] = []
     addresses: list[str] = []
     context = config.create_ssl_context()
@@ -99,7 +103,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
             listeners.append(listener)
             addresses.append(f"http://{address}")
     async with trio.open_nursery() as connections:
-        server = _Server(app, handle_nowait, Service(config, limits or Limits()), connections)
+        server = _Server(app, handle_nowait, Service(config, limits or Limits(), unsent), connections)
         async with trio.open_nursery() as accepting:
             for each in listeners:
                 accepting.start_soon(server.accept, each)
@@ -153,7 +157,7 @@ class _Server:
         """Serve one client to its end."""
         try:
             if isinstance(stream, trio.SocketStream):
-                wire = partial(Wire, stream, self._limits.send, self._limits.rate)
+                wire = partial(Wire, stream, send_timeout=self._limits.send, least_rate=self._limits.rate)
                 await self._handle_http1(stream.socket, "http", wire, slot)
             else:
                 with slot.scope:
@@ -172,17 +176,21 @@ class _Server:
             await trio.lowlevel.checkpoint()
             return
         if stream.selected_alpn_protocol() != "h2":
-            wire = partial(TLSWire, stream, self._limits.send)
+            wire = partial(TLSWire, stream, send_timeout=self._limits.send)
             await self._handle_http1(stream.transport_stream.socket, "https", wire, slot)
             return
         app = self._app if slot.placed else partial(self._run_in_reserve, slot)
         on_request = partial(self._places.note_request, slot)
-        stock = BoundedTCPServer(app, self._config, self._stock_context, self._limits, stream, on_request)
+        unsent = Share(self._service.unsent, slot.end)
+        stock = BoundedTCPServer(app, self._config, self._stock_context, self._limits, stream, on_request, unsent)
         slot.waits = stock.waits
-        await stock.run()
+        try:
+            await stock.run()
+        finally:
+            unsent.release()
 
     async def _handle_http1(
-        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[], Wire], slot: Slot
+        self, socket: trio.socket.SocketType, scheme: str, make_wire: Callable[[Share], Wire], slot: Slot
     ) -> None:
         try:
             client = parse_socket_addr(socket.family, socket.getpeername())
@@ -192,7 +200,7 @@ class _Server:
             return
         connection = Connection(
             self._service,
-            make_wire(),
+            make_wire,
             scheme=scheme,
             client=client,
             server=server,

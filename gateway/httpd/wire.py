@@ -9,13 +9,19 @@ The wire works on the standard library's socket, not on `trio.SocketStream`: wai
 one failing `recv` a request, and a send that fits into the kernel's buffer is one system call without a reschedule.
 """
 
+from __future__ import annotations
+
 import contextlib
 import socket
 import ssl
 import struct
 from collections import deque
+from typing import TYPE_CHECKING
 
 import trio
+
+if TYPE_CHECKING:
+    from gateway.budget import Share
 
 MAX_RECEIVE = 2**16
 """Bytes of one read, as in Hypercorn."""
@@ -28,9 +34,14 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Wire:
-    """A TCP or Unix socket taken over from trio's listener; every method may be called on a closed wire."""
+    """A TCP or Unix socket taken over from trio's listener; every method may be called on a closed wire.
 
-    def __init__(self, stream: trio.SocketStream, send_timeout: float, least_rate: float = LEAST_RATE) -> None:
+    What the peer has not taken is counted in `share`, which may close the wire while it is added to.
+    """
+
+    def __init__(
+        self, stream: trio.SocketStream, share: Share, *, send_timeout: float, least_rate: float = LEAST_RATE
+    ) -> None:
         held = stream.socket
         family, kind, proto = held.family, held.type, held.proto
         self._socket = socket.socket(family, kind, proto, fileno=held.detach())
@@ -38,6 +49,7 @@ class Wire:
         self._send_timeout = send_timeout
         self._least_rate = least_rate
         self._unsent: deque[memoryview] = deque()
+        self._share = share
 
     async def receive(self) -> bytes:
         """Return the next bytes; empty for EOF, for a reset and for a wire closed on this side."""
@@ -56,7 +68,7 @@ class Wire:
     @property
     def unsent(self) -> int:
         """Bytes that wait for `flush`."""
-        return sum(map(len, self._unsent))
+        return self._share.size
 
     def send_nowait(self, data: bytes) -> None:
         """Send what fits without waiting, and keep the rest for `flush`. Raises OSError when the peer is gone."""
@@ -66,6 +78,7 @@ class Wire:
                 sent = self._socket.send(data)
         if sent < len(data):
             self._unsent.append(memoryview(data)[sent:])
+            self._share.add(len(data) - sent)
 
     async def flush(self) -> None:
         """Send what waits. Cancelled: a part may be out.
@@ -77,11 +90,16 @@ class Wire:
         while self._unsent:
             with trio.fail_at(min(last, trio.current_time() + self._send_timeout)):
                 await trio.lowlevel.wait_writable(self._socket)
-            data = self._unsent.popleft()
+            if not self._unsent:  # closed meanwhile
+                raise trio.ClosedResourceError
+            data, sent = self._unsent[0], 0
             with contextlib.suppress(BlockingIOError):
-                data = data[self._socket.send(data) :]
-            if data:
-                self._unsent.appendleft(data)
+                sent = self._socket.send(data)
+            self._share.remove(sent)
+            if sent == len(data):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = data[sent:]
         await trio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:
@@ -94,6 +112,8 @@ class Wire:
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self._unsent.clear()
+            self._share.release()
 
     def abort(self) -> None:
         """Close at once and drop what the peer has not taken, so that it sees a break and not an end."""
@@ -109,8 +129,8 @@ class TLSWire(Wire):
     What is sent is encrypted at once, so that it can wait, and be sent in part, as on a plain wire.
     """
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], send_timeout: float) -> None:
-        super().__init__(stream.transport_stream, send_timeout)
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], share: Share, *, send_timeout: float) -> None:
+        super().__init__(stream.transport_stream, share, send_timeout=send_timeout)
         # The parts of trio's stream, which itself can neither send without waiting nor tell how much was sent.
         self._tls = stream._ssl_object  # pyright: ignore[reportPrivateUsage]
         self._incoming = stream._incoming  # pyright: ignore[reportPrivateUsage]

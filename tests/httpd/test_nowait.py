@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.httpd.connection_limit import Limits
-from gateway.httpd.exchange import MAX_WHOLE_BODY, Exchange
+from gateway.budget import Budget
+from gateway.httpd.exchange import MAX_WHOLE_BODY, ClientGone, Exchange
 from tests.support.http_server import (
     BIG,
     GRACE,
@@ -27,7 +27,8 @@ from tests.support.http_server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from tests.support.http_server import Client
 
@@ -262,12 +263,18 @@ async def read_all(client: Client, size: int) -> bytes:
 
 
 @asynccontextmanager
+async def opened(
+    scheme: str, certificate: dict[str, str], held: Held, unsent: Budget | None = None
+) -> AsyncGenerator[Callable[[], AbstractAsyncContextManager[Client]]]:
+    settings: dict[str, Any] = dict(certificate) if scheme == "https" else {}
+    async with serving("ours", fail, handle_nowait=held, unsent=unsent, **settings) as server:
+        yield lambda: by_tls(server, certificate, "http/1.1") if settings else connected(server)
+
+
+@asynccontextmanager
 async def asked(scheme: str, certificate: dict[str, str], held: Held) -> AsyncGenerator[Client]:
-    settings = certificate if scheme == "https" else {}
-    async with serving("ours", fail, handle_nowait=held, **settings) as server:
-        opened = by_tls(server, certificate, "http/1.1") if settings else connected(server)
-        async with opened as client:
-            yield client
+    async with opened(scheme, certificate, held) as connect, connect() as client:
+        yield client
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -312,20 +319,51 @@ async def test_a_client_that_does_not_read_is_reset() -> None:
     assert held.disconnects == 0  # it was answered
 
 
-async def test_all_that_waits_for_clients_is_bounded() -> None:
-    held = Held()
-    limits = Limits(unsent=24 * len(BIG))
-    async with serving("ours", fail, handle_nowait=held, limits=limits) as server, connected(server) as first:
-        size = 16 * len(BIG)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_over_the_bound_for_all_the_largest_ends(scheme: str, certificate: dict[str, str]) -> None:
+    held, unsent = Held(), Budget(40 * len(BIG))
+    size = 16 * len(BIG)
+    async with opened(scheme, certificate, held, unsent) as connect, connect() as first, connect() as second:
         for _ in range(2):  # what has been sent counts no longer
             await first.send(get())
             assert (await held.next()).respond_nowait(200, [(b"content-length", b"%d" % size)], BIG * 16)
-            async with connected(server) as second:
+            async with connect() as largest:
+                await largest.send(get())
+                assert (await held.next()).respond_nowait(*OK, BIG * 20)
                 await second.send(get())
-                assert not (await held.next()).respond_nowait(*OK, BIG * 16)
+                assert (await held.next()).respond_nowait(200, [(b"content-length", b"%d" % size)], BIG * 16)
                 with pytest.raises(trio.BrokenResourceError):
-                    await second.rest()
+                    await largest.rest()
             assert await read_all(first, size) == BIG * 16
+            assert await read_all(second, size) == BIG * 16
+    assert unsent.used == 0
+
+
+async def test_a_response_over_the_bound_ends_its_own_connection() -> None:
+    held, unsent = Held(), Budget(len(BIG))
+    async with serving("ours", fail, handle_nowait=held, unsent=unsent) as server, connected(server) as client:
+        await client.send(get())
+        assert not (await held.next()).respond_nowait(*OK, BIG * 16)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.rest()
+    assert unsent.used == 0
+
+
+async def test_a_stream_over_the_bound_ends_its_own_connection() -> None:
+    unsent, gone = Budget(len(BIG)), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        with pytest.raises(ClientGone):
+            await send({"type": "http.response.body", "body": BIG * 16, "more_body": True})
+        gone.set()
+
+    async with serving("ours", app, unsent=unsent) as server, connected(server) as client:
+        await client.send(get())
+        await happens(gone)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.rest()
+    assert unsent.used == 0
 
 
 async def test_draining_waits_for_the_answer() -> None:

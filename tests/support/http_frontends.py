@@ -26,6 +26,7 @@ from tests.support.wire_http import Event, parse_events
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from gateway.budget import Budget
     from gateway.inflight.pending import PendingCall
 
 ANSWER = {"content": [{"type": "text", "text": "done"}]}
@@ -67,7 +68,9 @@ class Harness:
 
 
 @asynccontextmanager
-async def open_harness(fake: FakeBackend | None = None, **settings: Any) -> AsyncGenerator[Harness]:
+async def open_harness(
+    fake: FakeBackend | None = None, *, unsent: Budget | None = None, **settings: Any
+) -> AsyncGenerator[Harness]:
     """A fleet with one backend `a` with a tool `x`; no signs of life on silent streams unless the settings say so."""
     fake = fake or FakeBackend(make_listing("x"))
     given = {"sse_after": 1e5, "keep_alive_interval": 1e5, **settings}
@@ -78,7 +81,7 @@ async def open_harness(fake: FakeBackend | None = None, **settings: Any) -> Asyn
         async with trio.open_nursery() as services:
             await services.start(fleet.run)
             await settle()
-            answers = RequestHandler(Router(fleet), "9", parking)
+            answers = RequestHandler(Router(fleet, unsent=unsent), "9", parking)
             async with trio.open_nursery() as nursery:
                 yield Harness(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
                 nursery.cancel_scope.cancel()

@@ -22,6 +22,7 @@ from gateway.httpd.server import serve_http
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from gateway.budget import Budget
     from gateway.httpd.exchange import Exchange
 
     Message = dict[str, Any]
@@ -70,6 +71,7 @@ async def serving(
     limits: Limits | None = None,
     send_timeout: float = 10.0,
     handle_nowait: Callable[[Exchange], bool] | None = None,
+    unsent: Budget | None = None,
     **settings: object,
 ) -> AsyncGenerator[Server]:
     server = Server(("", 0))
@@ -80,7 +82,7 @@ async def serving(
             serve = partial(hypercorn.trio.run.worker_serve, without_lifespan(app), config)
         else:
             limited = limits or Limits(send=send_timeout)
-            serve = partial(serve_http, app, config, limits=limited, handle_nowait=handle_nowait)
+            serve = partial(serve_http, app, config, limits=limited, handle_nowait=handle_nowait, unsent=unsent)
         await serve(shutdown_trigger=server.stop.wait, task_status=task_status)
         server.ended.set()
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from gateway.budget import Budget
 
 MAX_STREAM_EVENTS: Final = 256
 """Events of one stream that are kept: as many as a call may have waiting for its client."""
@@ -29,16 +32,6 @@ STANDALONE: Final = 0
 TAG_BYTES: Final = 6
 MAX_DIGITS: Final = 18
 """Of a number in an event id: clients may send anything, and large numbers cost time to read."""
-
-
-class Budget:
-    """Bytes that all stores, or all buffers, together may hold."""
-
-    __slots__ = ("most", "used")
-
-    def __init__(self, most: int = MAX_BYTES) -> None:
-        self.most = most
-        self.used = 0
 
 
 class Log:

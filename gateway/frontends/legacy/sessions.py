@@ -14,11 +14,12 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.budget import Budget
 from gateway.calls import ANYBODY, Caller, Era
 from gateway.eras import meta
 from gateway.eras.methods import FEATURES
 from gateway.errors import Busy, RequestError
-from gateway.frontends.legacy.event_store import Budget, EventStore
+from gateway.frontends.legacy.event_store import MAX_BYTES, EventStore
 from gateway.frontends.notification_queue import NotificationQueue
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class LegacySession:
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""
-        self.events = EventStore(Budget() if budget is None else budget)
+        self.events = EventStore(Budget(MAX_BYTES) if budget is None else budget)
         """What was sent on streams that can be resumed."""
         self.replies: dict[int, ResumableStream] = {}
         """The calls whose streams can be resumed, by the number of the stream."""
@@ -319,7 +320,7 @@ class SessionTable:
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
         self._welcome = welcome
-        self._budget = Budget()
+        self._budget = Budget(MAX_BYTES)
         self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
 """The HTTP+SSE transport of protocol version 2024-11-05: one stream to the client, and POSTs from it beside that.
 
 A session lives as long as its stream: the stream's task owns the tasks of all its requests, and when the client hangs
-up they are cancelled at the backends. Everything for the client goes through one bounded buffer, in order; a client
-that does not read while it is full is dropped, since here nothing can be sent again. Legacy only.
+up they are cancelled at the backends. Everything for the client goes through one buffer, in order. While it is full,
+the client's POSTs wait, and so does what its calls send before their outcomes; a client that takes nothing for
+`PATIENCE` is dropped then, since here nothing can be sent again. Legacy only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, quote
 
@@ -17,12 +19,12 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
+from gateway.budget import Share
 from gateway.calls import Era
 from gateway.eras import errors, requests
 from gateway.errors import GatewayError
 from gateway.frontends.delivery import StreamDelivery
-from gateway.frontends.http.exchange import ClientGone, Exchange, read_json
-from gateway.frontends.legacy.event_store import Budget
+from gateway.frontends.http.exchange import KEEP_ALIVE, ClientGone, Exchange, read_json
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import RETRY_AFTER, SESSION_ID_BYTES, DuplicateId, LegacySession
 
@@ -37,16 +39,15 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id, Message
 
 MAX_WAITING_BYTES: Final = 1_048_576
-"""Bytes that may wait for one client (and one message more, so that there is none that can never be sent)."""
+"""Bytes from which on a client's buffer is full. Responses to what it sent before that come on top, in the step in
+which they are there: at most `max_client_requests` of them, and within the bound for all clients."""
 MAX_WAITING_MESSAGES: Final = 4_096
-"""Messages that may wait for one client."""
-MAX_ALL_WAITING_BYTES: Final = 67_108_864
-"""Bytes that may wait for all clients together; beyond it a buffer that holds anything is full, so that each client
-which does not read is dropped after `PATIENCE`."""
+"""The same in messages."""
 PATIENCE: Final = 10.0
-"""Seconds that a message waits for room in a full buffer; then the client counts as one that does not read."""
+"""Seconds in which a client must take something while its buffer is full; then it counts as one that does not read."""
 WRITE_BYTES: Final = 65_536
 """How much of what waits is sent at once; smaller writes would cost, larger ones would free the buffer late."""
+NO_STREAM: Final = "this session does not exist or has ended with its stream: open another one"
 
 log = logging.getLogger("gateway.http")
 
@@ -54,18 +55,20 @@ log = logging.getLogger("gateway.http")
 class SseStream:
     """One client: its stream, its unsent messages, and its session after `initialize`."""
 
-    def __init__(self, answers: RequestHandler, session_id: str, identity: Identity, budget: Budget) -> None:
+    def __init__(self, answers: RequestHandler, session_id: str, identity: Identity) -> None:
         self.id = session_id
-        self._budget = budget
         self.identity = identity
         self.session: LegacySession | None = None
         self._answers = answers
         self._introduced = trio.Event()
         self._waiting: deque[bytes] = deque()
-        self._size = 0
+        self._unsent = Share(answers.unsent, self._drop)
+        self._writing = trio.CancelScope()  # around each write; its deadline is set while the buffer is full
         self._news = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
-        self._ending = self._over = False
+        self._ending = False
+        self.over = False
+        """Whether the stream has ended, or is about to: nothing more is sent."""
         self._nursery: trio.Nursery  # of the requests and of what keeps the stream; opened and left by run
 
     async def run(self, exchange: Exchange, endpoint: bytes) -> None:
@@ -83,8 +86,8 @@ class SseStream:
                 await exchange.end_stream()  # only here: a client that does not read takes no end either
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
         finally:
-            self._over = True
-            self._budget.used -= self._size
+            self.over = True
+            self._unsent.release()
             self._room.unpark_all()
             if self.session is not None:
                 self.session.end()
@@ -131,52 +134,60 @@ class SseStream:
     # The buffer.
 
     async def send(self, message: bytes) -> None:
-        """Add a message. Waits for room; a client that makes none in time is dropped."""
-        if self._is_full():
-            with trio.move_on_after(PATIENCE):
-                while self._is_full() and not self._over:
-                    await self._room.park()
-            if self._is_full() and not self._over:
-                text = "an SSE client was dropped: it does not read, and %d messages (%d bytes) wait for it"
-                log.warning(text, len(self._waiting), self._size)
-                self._over = True
-                self._nursery.cancel_scope.cancel(reason="the client does not read")
-        if not self._over:
-            self._enqueue(b"event: message\r\ndata: " + message + b"\r\n\r\n")
-            if not self._is_full():
-                self._room.unpark()  # who came first goes on first
+        """Add a message; wait for room first."""
+        await self.wait_writable()
+        self._enqueue(b"event: message\r\ndata: " + message + b"\r\n\r\n")
+        if not self._is_full():
+            self._room.unpark()  # who came first goes on first
+
+    async def wait_writable(self) -> None:
+        """Wait until the buffer has room, or the stream has ended."""
+        while self._is_full() and not self.over:
+            await self._room.park()
 
     def _is_full(self) -> bool:
-        is_short = self._size > 0 and self._budget.used >= self._budget.most
-        return is_short or self._size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
+        return self._unsent.size >= MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING_MESSAGES
 
     def _enqueue(self, frame: bytes) -> None:
+        if self.over:
+            return
         self._waiting.append(frame)
-        self._size += len(frame)
-        self._budget.used += len(frame)
         self._news.set()
+        self._unsent.add(len(frame))
+        if self._writing.deadline == inf and self._is_full():
+            self._writing.deadline = trio.current_time() + PATIENCE
+
+    def _drop(self) -> None:
+        self.over = True
+        self._nursery.cancel_scope.cancel(reason="too much waits for clients that do not read")
 
     async def _write(self, exchange: Exchange) -> None:
         """Send what waits, and comments while nothing does. Raises ClientGone."""
         while True:
-            if self._waiting:
-                frames = [self._waiting.popleft()]
+            frames = [self._waiting.popleft()] if self._waiting else []
+            if frames:
                 size = len(frames[0])
                 while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
                     frames.append(self._waiting.popleft())
                     size += len(frames[-1])
-                self._size -= size
-                self._budget.used -= size
+                self._unsent.remove(size)
                 self._room.unpark()
+            else:
+                if self._ending and not (self.session is not None and len(self.session.in_flight)):
+                    return
+                self._news = trio.Event()
+                with trio.move_on_after(self._answers.settings.keep_alive_interval) as silence:
+                    await self._news.wait()
+                if not silence.cancelled_caught:
+                    continue
+                frames = [KEEP_ALIVE]
+            deadline = trio.current_time() + PATIENCE if self._is_full() else inf
+            with trio.CancelScope(deadline=deadline) as self._writing:
                 await exchange.frames(b"".join(frames))
-                continue
-            if self._ending and not (self.session is not None and len(self.session.in_flight)):
-                return
-            self._news = trio.Event()
-            with trio.move_on_after(self._answers.settings.keep_alive_interval) as silence:
-                await self._news.wait()
-            if silence.cancelled_caught:
-                await exchange.keep_alive()
+            if self._writing.cancelled_caught:
+                text = "an SSE client was dropped: it does not read, and %d messages (%d bytes) wait for it"
+                log.warning(text, len(self._waiting), self._unsent.size)
+                raise ClientGone
 
     # Messages of the client.
 
@@ -219,11 +230,9 @@ class SseStream:
     # Implements `gateway.frontends.delivery.MessageStream`.
 
     def respond(self, request_id: Id, body: bytes) -> None:
-        """Write a response; where the buffer is full, a task waits for room."""
-        if self._is_full():
-            self.start_request(request_id, Era.LEGACY, _return(body))
-        elif not self._over:
-            self._enqueue(b"event: message\r\ndata: " + body + b"\r\n\r\n")
+        """Write a response."""
+        del request_id
+        self._enqueue(b"event: message\r\ndata: " + body + b"\r\n\r\n")
 
     def start_request(self, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]) -> None:
         """Start the task of a request, in a scope of its own."""
@@ -284,7 +293,7 @@ class SseStream:
             except GatewayError as exc:
                 body = self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
             if body is not None:
-                await self.send(body)
+                self.respond(request_id, body)
         finally:
             session.in_flight.remove(request_id)
             self._news.set()
@@ -298,26 +307,10 @@ class SseStream:
         return await delivery.response(answer)
 
 
-async def _return(body: bytes) -> bytes:
-    await trio.lowlevel.checkpoint()
-    return body
-
-
 class SseFrontend:
-    """The two endpoints; `message_path` is the address that the client gets for its POSTs.
+    """The two endpoints; `message_path` is the address that the client gets for its POSTs."""
 
-    At most `max_waiting` bytes, and a message for each client, wait for all clients together.
-    """
-
-    def __init__(
-        self,
-        answers: RequestHandler,
-        message_path: str,
-        closing: trio.Event,
-        *,
-        max_waiting: int = MAX_ALL_WAITING_BYTES,
-    ) -> None:
-        self._budget = Budget(max_waiting)
+    def __init__(self, answers: RequestHandler, message_path: str, closing: trio.Event) -> None:
         self._answers = answers
         self._message_path = message_path
         self._closing = closing
@@ -325,11 +318,6 @@ class SseFrontend:
 
     def __len__(self) -> int:
         return len(self._streams)
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that wait for all clients."""
-        return self._budget.used
 
     def notify_list_changed(self, news: ListNews) -> None:
         """Note for every session that lists changed."""
@@ -381,7 +369,7 @@ class SseFrontend:
         return sum(stream.identity.principal == principal.name for stream in self._streams.values())
 
     async def _serve(self, exchange: Exchange) -> None:
-        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity, self._budget)
+        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
         path = self._message_path
         if exchange.view is not None:  # a view has a path of its own, by which its requests are known
             path = f"{path.rstrip('/')}/{exchange.view}"
@@ -407,11 +395,14 @@ class SseFrontend:
             return
         stream = self._streams.get(given[0])
         if stream is None or not stream.belongs_to(exchange.identity):
-            text = "this session does not exist or has ended with its stream: open another one"
-            await exchange.refuse(404, text)
+            await exchange.refuse(404, NO_STREAM)
             return
+        await stream.wait_writable()
         body = await read_json(exchange, self._answers.settings.max_body_bytes)
         if body is None:
+            return
+        if stream.over:
+            await exchange.refuse(404, NO_STREAM)
             return
         try:
             if jsonrpc.is_batch(body):

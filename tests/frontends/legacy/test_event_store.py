@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.budget import Budget
 from gateway.frontends.legacy import event_store
 from gateway.frontends.legacy.event_store import (
     MAX_SESSION_BYTES,
@@ -13,7 +14,6 @@ from gateway.frontends.legacy.event_store import (
     MAX_STREAM_BYTES,
     MAX_STREAM_EVENTS,
     RESUME_WITHIN,
-    Budget,
     EventStore,
 )
 

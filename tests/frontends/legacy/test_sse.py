@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
+from gateway.budget import Budget
 from gateway.calls import ServerRequest
 from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFrontend
 from tests.support.fakes import FakeExchange, make_news, settle
@@ -261,14 +262,19 @@ async def test_a_client_that_does_not_read_is_dropped_for_a_reason(
             await client.call()
             for number in range(count):
                 await client.harness.tell(str(number))
-        assert len(client.frontend) == 1
+        calls = len(client.harness.fake.session.names)
+        waiting = await client.call("not read")
+        assert (len(client.frontend), waiting.sent) == (1, [])
+        assert len(client.harness.fake.session.names) == calls
         await trio.sleep(PATIENCE + 1)
         assert len(client.frontend) == 0
         assert "does not read" in caplog.text
         if size > 1:
-            assert MAX_WAITING_BYTES < int(caplog.text.split("(")[1].split()[0]) < 2 * MAX_WAITING_BYTES
+            assert int(caplog.text.split("(")[1].split()[0]) > MAX_WAITING_BYTES
         else:
             assert f"{MAX_WAITING_MESSAGES} messages" in caplog.text
+        assert waiting.status == 404
+        assert client.harness.answers.unsent.used == 0
         assert (await client.call("later")).status == 404
 
 
@@ -286,8 +292,8 @@ async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock:
 
 async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock) -> None:
     most, size, streams = 200_000, 10_000, 50
-    async with open_harness(max_client_requests=100, max_sessions=100) as harness:
-        frontend = SseFrontend(harness.answers, "/messages/", trio.Event(), max_waiting=most)
+    async with open_harness(max_client_requests=100, max_sessions=100, unsent=Budget(most)) as harness:
+        frontend = SseFrontend(harness.answers, "/messages/", trio.Event())
         clients = [SseClient(harness, frontend) for _ in range(streams)]
         for client in clients:
             await client.open()
@@ -297,12 +303,11 @@ async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock)
         reader.stream.reading.set()
         for _ in range(3):
             for client in clients:
-                await client.call(len(client.messages))
-                await harness.answer({"content": [{"type": "text", "text": "x" * size}]})
-        assert most < frontend.waiting_bytes < most + streams * (size + 200)
-        await trio.sleep(PATIENCE + 1)
+                if (await client.call(len(client.messages))).status == 202:
+                    await harness.answer({"content": [{"type": "text", "text": "x" * size}]})
+                assert harness.answers.unsent.used <= most
+        assert most - 3 * size < harness.answers.unsent.used
         assert len(frontend) < streams / 2
-        assert frontend.waiting_bytes <= most
         assert not reader.stream.ended
         await reader.call(100)
         await harness.answer()

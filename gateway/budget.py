@@ -1,0 +1,98 @@
+"""A bound for the bytes that many holders together keep in memory.
+
+The runtime owns one `Budget` for all bytes that wait for clients. Every connection, of whatever transport, counts its
+own in a `Share`. When the sum exceeds the bound, the connections with the most bytes are closed until the others are
+within it, and the router refuses new calls until those bytes are released. A refusal alone would let a few clients that
+do not read shut out all others.
+"""
+
+from __future__ import annotations
+
+import logging
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_UNSENT_BYTES: Final = 2**28
+"""Bytes that may wait for all clients together: sixteen results of the largest size that a backend may send by default,
+or a quarter of a mebibyte for each of a thousand sessions."""
+
+log = logging.getLogger("gateway.budget")
+
+
+class Budget:
+    """Bytes that all holders together may keep: `used` of them at present, `most` at all times."""
+
+    __slots__ = ("_shares", "most", "used")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+        self._shares: dict[Share, None] = {}  # those that hold anything, who began first comes first
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is kept than may be: what was closed for it has not released its bytes yet."""
+        return self.used > self.most
+
+    def note(self, share: Share, change: int) -> None:
+        """Count a change of a share; close the largest ones where the sum exceeds the bound."""
+        self.used += change
+        if share.size:
+            self._shares[share] = None
+        else:
+            self._shares.pop(share, None)
+        if change > 0 and self.used > self.most:
+            self._close_largest()
+
+    def _close_largest(self) -> None:
+        shares = [share for share in reversed(self._shares) if not share.is_closed]
+        shares.sort(key=attrgetter("size"))  # of two of the same size, the one that has waited longer is closed
+        kept = sum(share.size for share in shares)
+        while kept > self.most:
+            largest = shares.pop()
+            kept -= largest.size
+            log.warning("connection closed: its client does not read, and %d bytes wait for it", largest.size)
+            largest.close()
+
+
+class Share:
+    """The bytes that one connection keeps; `size` of them."""
+
+    __slots__ = ("_budget", "_on_close", "is_closed", "size")
+
+    def __init__(self, budget: Budget, on_close: Callable[[], None]) -> None:
+        """Make an empty one.
+
+        Args:
+            budget: the bound for all shares.
+            on_close: ends the connection, which then calls `release`; called at most once. It must not wait.
+        """
+        self._budget = budget
+        self._on_close = on_close
+        self.is_closed = False
+        self.size = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that are kept from now on. This connection or others may be closed for it."""
+        self.size += count
+        self._budget.note(self, count)
+
+    def remove(self, count: int) -> None:
+        """Count bytes that were sent or dropped."""
+        self.size -= count
+        self._budget.note(self, -count)
+
+    def release(self) -> None:
+        """Count nothing any longer: the connection has ended. Safe to repeat."""
+        self.remove(self.size)
+
+    def close(self) -> None:
+        """End the connection because too much is kept."""
+        self.is_closed = True
+        try:
+            self._on_close()
+        except Exception:
+            log.exception("a connection could not be closed because of a bug")
