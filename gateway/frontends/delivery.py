@@ -96,7 +96,7 @@ class Delivery(ABC):
 
     def fail(self, problem: Exception) -> None:
         """End the client's connection: there is a bug."""
-        self.cancel(reason="the gateway has failed")
+        Delivery.cancel(self, reason="the gateway has failed")  # a subclass may respond to a cancel
         self.disconnect(problem)
 
     def _forget(self) -> None:

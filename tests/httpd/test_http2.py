@@ -12,10 +12,12 @@ import h2.events
 import hpack
 import pytest
 import trio
+import trio.testing
 from h2.errors import ErrorCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.budget import Budget
 from gateway.httpd.connection_limit import Limits
 from gateway.httpd.exchange import ClientGone
 from gateway.httpd.http2 import FrameWatch
@@ -240,6 +242,47 @@ async def test_a_stream_that_is_not_read_ends_alone(certificate: dict[str, str])
             pass
         assert event.data == b"quick"
         assert [str(problem) for problem in problems] == ["the client has stopped reading"]
+
+
+@pytest.mark.parametrize("resets", [0, 40])
+async def test_over_its_bound_a_clients_next_requests_wait(resets: int, certificate: dict[str, str]) -> None:
+    served: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        served.append(scope["path"])
+        await respond(send, BIG * 17 if scope["path"] == "/big" else b"quick", length=False)
+
+    unsent = Budget(32 * len(BIG))
+    running = serving("ours", app, limits=Limits(send=LONG), unsent=unsent, h2_max_concurrent_streams=5, **certificate)
+    async with running as server, by_tls(server, certificate, "h2") as client:
+        conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        conn.initiate_connection()
+        head = [(":method", "GET"), (":scheme", "https"), (":authority", "localhost")]
+        conn.send_headers(1, [*head, (":path", "/big")], end_stream=True)
+        await client.send(conn.data_to_send())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert 16 * len(BIG) < unsent.used <= 17 * len(BIG)
+        for stream in range(3, 3 + 2 * resets, 2):  # what a client opens and gives up must not wait in heaps
+            conn.send_headers(stream, [*head, (":path", "/reset")], end_stream=True)
+            conn.reset_stream(stream)
+            await client.send(conn.data_to_send())
+        last = 3 + 2 * resets
+        if not resets:
+            conn.send_headers(last, [*head, (":path", "/quick")], end_stream=True)
+        await client.send(conn.data_to_send())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert served == ["/big"]
+        conn.increment_flow_control_window(2**30)
+        conn.increment_flow_control_window(2**30, 1)
+        await client.send(conn.data_to_send())
+        ended: set[int] = set()
+        with trio.fail_after(PATIENCE):
+            while not ended >= ({1} if resets else {1, last}):
+                events = conn.receive_data(await client.stream.receive_some(2**16))
+                ended |= {event.stream_id for event in events if isinstance(event, h2.events.StreamEnded)}
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(served) == (6 if resets else 2)
+    assert unsent.used == 0
 
 
 async def test_a_body_that_goes_on_after_the_response_harms_nobody(certificate: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ PLAIN = serialization.NoEncryption()
 
 def make_certificate(folder: Path, name: str, issuer: str | None) -> None:
     """`NAME.pem` and `NAME.key`, signed by `issuer` (None: by itself, as an authority)."""
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -31,7 +32,7 @@ def make_certificate(folder: Path, name: str, issuer: str | None) -> None:
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     signer, by = key, subject
     if issuer is not None:
@@ -42,3 +43,9 @@ def make_certificate(folder: Path, name: str, issuer: str | None) -> None:
     (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, PLAIN)
     (folder / f"{name}.key").write_bytes(key.private_bytes(*form))
+
+
+def tls_settings(folder: Path) -> dict[str, str]:
+    """A certificate that is its own authority, as Hypercorn's settings name its files."""
+    make_certificate(folder, "server", None)
+    return {"certfile": str(folder / "server.pem"), "keyfile": str(folder / "server.key")}

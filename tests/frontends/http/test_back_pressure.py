@@ -1,0 +1,238 @@
+"""HTTP clients on real sockets that do not read what their calls bring: each costs itself, never the backend's reader."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import pytest
+import trio
+
+from gateway.calls import Complete, Era
+from gateway.config import parse_config
+from tests.support import access
+from tests.support.certificates import tls_settings
+from tests.support.fakes import settle
+from tests.support.http_server import PATIENCE, by_tls, connected, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from tests.support.http_server import Client
+
+pytestmark = pytest.mark.leak_check
+SIZE = 16 * 2**20
+"""Bytes of a response; more than the kernel takes for a client that does not read."""
+KINDS = ["http/1.1 legacy", "http/1.1 modern", "https modern", "http/2 legacy", "http/2 modern"]
+
+
+class Caller:
+    """A client with one call at a time."""
+
+    def __init__(self, client: Client, headers: dict[str, str], *, modern: bool) -> None:
+        self.client = client
+        self.modern = modern
+        self.headers = {"accept": "application/json", "content-type": "application/json", **headers}
+
+    async def call(self) -> None:
+        """Send a call, whole."""
+        body = json.dumps(access.tool_call(modern=self.modern)).encode()
+        lines = [f"{name}: {value}" for name, value in (self.headers | {"content-length": str(len(body))}).items()]
+        head = "\r\n".join(["POST /mcp HTTP/1.1", "host: localhost", *lines])
+        await self.client.send(head.encode() + b"\r\n\r\n" + body)
+
+    async def response(self) -> tuple[int, bytes]:
+        """Read the response to its end."""
+        status, _, body = await self.client.answer()
+        return status, body
+
+    async def is_closed(self) -> bool:
+        """Read to the end, and say whether it came before the end of the response."""
+        try:
+            return len(await self.client.rest()) < SIZE
+        except trio.BrokenResourceError:
+            return True
+
+
+class StreamCaller(Caller):
+    """The same over HTTP/2, each call on a stream of its own."""
+
+    def __init__(self, client: Client, headers: dict[str, str], *, modern: bool) -> None:
+        super().__init__(client, headers, modern=modern)
+        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.connection.initiate_connection()
+        self.connection.increment_flow_control_window(2**30)
+        self.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+
+    async def call(self) -> None:
+        body = json.dumps(access.tool_call(modern=self.modern)).encode()
+        stream = self.connection.get_next_available_stream_id()
+        head = [(":method", "POST"), (":path", "/mcp"), (":scheme", "https"), (":authority", "localhost")]
+        self.connection.send_headers(stream, [*head, *self.headers.items()])
+        self.connection.send_data(stream, body, end_stream=True)
+        await self.client.send(self.connection.data_to_send())
+
+    async def response(self) -> tuple[int, bytes]:
+        status, body = 0, bytearray()
+        with trio.fail_after(PATIENCE):
+            while data := await self.client.stream.receive_some(2**16):
+                for event in self.connection.receive_data(data):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        status = int(dict(event.headers)[b":status"])
+                    elif isinstance(event, h2.events.DataReceived):
+                        body += event.data
+                    elif isinstance(event, h2.events.StreamEnded):
+                        return status, bytes(body)
+        raise EOFError
+
+    async def is_closed(self) -> bool:
+        try:
+            await self.response()
+        except (EOFError, trio.BrokenResourceError):
+            return True
+        return False
+
+
+class Gateway:
+    """A gateway of fakes on a socket: the test is the backend, and its clients."""
+
+    def __init__(self, harness: access.Harness, connect: Callable[[], AbstractAsyncContextManager[Client]], kind: str):
+        self.harness, self.unsent = harness, harness.runtime.unsent
+        self.offered = 0
+        """Requests that were offered without a task."""
+        self._connect, self._kind = connect, kind
+
+    @asynccontextmanager
+    async def caller(self) -> AsyncGenerator[Caller]:
+        modern = "modern" in self._kind
+        given = access.modern_headers() if modern else {"mcp_session_id": await self.harness.initialize(None)}
+        headers = {name.replace("_", "-"): value for name, value in given.items()}
+        async with self._connect() as client:
+            yield (StreamCaller if "http/2" in self._kind else Caller)(client, headers, modern=modern)
+
+    async def call(self, caller: Caller) -> None:
+        """Send a call, up to the backend."""
+        session = self.harness.fakes["a"].session
+        before = len(session.working)
+        await caller.call()
+        with trio.fail_after(PATIENCE):
+            while len(session.working) == before:  # noqa: ASYNC110 - the fake backend says nothing
+                await settle()
+
+    def answer(self, size: int = 10) -> None:
+        """Answer the oldest call, as the backend's reader would: in one step, and nothing it raises is caught."""
+        result = {"content": [{"type": "text", "text": "x" * size}]}
+        self.harness.fakes["a"].session.answer(outcome=Complete(json.dumps(result).encode(), Era.LEGACY))
+
+    async def serve(self, caller: Caller, size: int = 10) -> None:
+        """Have a call answered."""
+        await self.call(caller)
+        self.answer(size)
+        status, body = await caller.response()
+        assert (status, body.count(b"x" * size)) == (200, 1)
+
+    async def assert_at_rest(self) -> None:
+        with trio.fail_after(PATIENCE):
+            while self.unsent.used or self.harness.router.under_way:  # noqa: ASYNC110 - nothing says when
+                await settle()
+
+
+@asynccontextmanager
+async def open_gateway(kind: str, folder: Path) -> AsyncGenerator[Gateway]:
+    settings: dict[str, Any] = {}
+    if not kind.startswith("http/1.1"):
+        settings = tls_settings(folder)
+    config = parse_config(json.dumps({"mcpServers": {"a": {"command": "x"}}}), environ={})
+    harness = access.Harness(config)
+
+    def begin(exchange: Any) -> bool:
+        gateway.offered += 1
+        return harness.mcp.begin(exchange)
+
+    async with (
+        access.running(harness),
+        serving("ours", harness.frontend, handle_nowait=begin, unsent=harness.runtime.unsent, **settings) as server,
+    ):
+        protocol = "h2" if kind.startswith("http/2") else "http/1.1"
+        connect = partial(by_tls, server, settings, protocol) if settings else partial(connected, server)
+        gateway = Gateway(harness, connect, kind)
+        yield gateway  # ruff: ignore[fallible-context-manager]
+        await gateway.assert_at_rest()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_does_not_read_holds_up_nobody_and_loses_nothing(kind: str, tmp_path: Path) -> None:
+    async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as slow, gateway.caller() as other:
+        await gateway.call(slow)
+        gateway.answer(SIZE)
+        await settle()
+        assert SIZE // 4 < gateway.unsent.used < SIZE + 1_000
+        for _ in range(3):
+            await gateway.serve(other)
+        status, body = await slow.response()
+        assert (status, body.count(b"x" * SIZE)) == (200, 1)
+        await gateway.serve(slow)
+        assert bool(gateway.offered) is not kind.startswith("http/2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_over_the_bound_for_all_the_largest_is_closed(kind: str, tmp_path: Path) -> None:
+    async with (
+        open_gateway(kind, tmp_path) as gateway,
+        gateway.caller() as slow,
+        gateway.caller() as slower,
+        gateway.caller() as other,
+    ):
+        gateway.unsent.most = SIZE * 2
+        for caller, size in ((slow, SIZE), (slower, SIZE * 2)):
+            await gateway.call(caller)
+            gateway.answer(size)
+            await settle()
+        with trio.fail_after(PATIENCE):
+            while gateway.unsent.used > SIZE + 1_000:  # noqa: ASYNC110 - nothing says when
+                await settle()
+        await gateway.serve(other)
+        assert await slower.is_closed()
+        status, body = await slow.response()
+        assert (status, body.count(b"x" * SIZE)) == (200, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_while_too_much_waits_calls_are_refused_as_busy(kind: str, tmp_path: Path) -> None:
+    async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as caller, gateway.caller() as other:
+        await gateway.call(other)
+        gateway.unsent.used += gateway.unsent.most + 1  # of a connection that has not ended yet
+        await caller.call()
+        _, body = await caller.response()
+        error = json.loads(body)["error"]
+        assert error["data"] == {"reason": "busy", "retry": True, "retryAfterMs": 1000}
+        assert gateway.harness.router.refused == {("a", "busy"): 1}
+        gateway.answer()  # a call that has been let in ends as ever
+        assert (await other.response())[0] == 200
+        gateway.unsent.used -= gateway.unsent.most + 1
+        await gateway.serve(caller)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_exception_in_a_sink_ends_its_exchange_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as broken, gateway.caller() as other:
+        await gateway.call(broken)
+        await gateway.call(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway.harness.answers, "encode_outcome", lambda *_: 1 / 0)
+            gateway.answer()
+            status, _ = await broken.response()
+        assert status == 500
+        gateway.answer()
+        assert (await other.response())[0] == 200
+        await gateway.serve(other)
