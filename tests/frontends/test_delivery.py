@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from gateway.budget import Budget
 from gateway.calls import Complete, Era, ServerRequest
 from gateway.errors import BackendExited, Revoked
 from gateway.frontends.call_stream import CallStream
@@ -281,6 +282,22 @@ async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockCl
             await client.harness.answer()
             await trio.sleep_forever()
     assert [router.under_way for router in routers] == [0]
+
+
+async def test_over_the_bound_for_all_clients_the_client_is_left(mock_clock: MockClock) -> None:
+    del mock_clock
+    result = Complete(json.dumps({"content": [{"type": "text", "text": "x" * 500_000}]}).encode(), Era.LEGACY)
+    async with open_client(unsent=Budget(600_000)) as client:
+        unsent = client.harness.answers.unsent
+        client.reading = trio.Event()
+        await client.say(call(1), call(2), call(3))
+        client.harness.fake.session.answer(1, result)
+        await settle()
+        assert 400_000 < unsent.used < 600_000
+        client.harness.fake.session.answer(1, result)
+        await settle()
+        assert (client.clean, unsent.used) == (False, 0)
+        client.assert_at_rest()
 
 
 async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) -> None:

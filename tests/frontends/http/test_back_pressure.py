@@ -1,4 +1,4 @@
-"""HTTP clients on real sockets that do not read what their calls bring: each costs itself, never the backend's reader."""
+"""HTTP clients on real sockets that do not read what their calls bring: each costs itself, not the backend's reader."""
 
 from __future__ import annotations
 

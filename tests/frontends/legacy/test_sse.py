@@ -314,6 +314,27 @@ async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock)
         assert reader.messages[-1]["id"] == 100
 
 
+async def test_an_exception_in_a_sink_ends_its_stream_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_client() as client:
+        other = SseClient(client.harness, client.frontend)
+        await other.open()
+        await other.initialize()
+        await client.call(1)
+        await client.call(2)
+        await other.call(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(client.harness.answers, "encode_outcome", lambda *_: 1 / 0)
+            await client.harness.answer()  # the backend's reader, which must not see it
+        assert "because of a bug" in caplog.text
+        assert (await client.call(4)).status == 404
+        assert client.withdrawn == ["x"]
+        await client.harness.answer()
+        assert other.messages[-1]["id"] == 3
+        assert client.harness.answers.router.under_way == client.harness.answers.unsent.used == 0
+
+
 async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await fill(client, 2, size=3 * MAX_WAITING_BYTES)
