@@ -23,6 +23,7 @@ from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
 from gateway.errors import Busy, GatewayError
 from gateway.frontends.delivery import StreamDelivery
+from gateway.frontends.legacy.batches import respond_to_batch
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.frontends.modern.subscriptions import Subscription
@@ -162,7 +163,9 @@ class StdioFrontend:
         except jsonrpc.Malformed as exc:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
-        if self._is_request(message) and isinstance(message.id, int | str):
+        if message.method is msgspec.UNSET or not isinstance(message.id, int | str):
+            handle_notification(self._answers, self._session, message, self._in_flight)
+        else:
             self._handle_request(message, message.id)
 
     def _handle_request(self, message: Message, request_id: Id) -> None:
@@ -189,17 +192,7 @@ class StdioFrontend:
                 return
             if StreamDelivery(self, self._answers, call, request_id, session, self._in_flight).begin():
                 return
-        if is_modern:
-            self.start_request(request_id, Era.MODERN, self._respond_modern(message, request_id))
-        else:
-            self.start_request(request_id, Era.LEGACY, self._respond_legacy(message, request_id))
-
-    def _is_request(self, message: Message) -> bool:
-        """Whether a task must answer; notifications are taken in here."""
-        if message.id is not msgspec.UNSET and message.method is not msgspec.UNSET:
-            return True
-        handle_notification(self._answers, self._session, message, self._in_flight)
-        return False
+        self.start_request(request_id, *self._begin_response(message, request_id))
 
     # Implements `gateway.frontends.delivery.MessageStream`.
 
@@ -242,32 +235,23 @@ class StdioFrontend:
 
     async def _batch(self, line: bytes) -> None:
         """Answer a batch with a batch, as its protocol version demands."""
-        responses: list[bytes] = []
 
-        async def respond(message: Message, request_id: Id, scope: trio.CancelScope) -> None:
-            respond = self._respond_modern if requests.is_modern(message) else self._respond_legacy
-            era = Era.MODERN if requests.is_modern(message) else Era.LEGACY
-            response = await self._within(scope, request_id, era, respond(message, request_id))
-            if response is not None:
-                responses.append(response)
+        async def respond(message: Message, request_id: Id, scope: trio.CancelScope) -> bytes | None:
+            return await self._within(scope, request_id, *self._begin_response(message, request_id))
 
         try:
-            try:
-                messages = self._answers.decode_batch(line, self._identity, self._session)
-            except jsonrpc.Malformed as exc:
-                self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
-                return
-            async with trio.open_nursery() as nursery:
-                for message in messages:
-                    if self._is_request(message) and isinstance(message.id, int | str):
-                        try:
-                            nursery.start_soon(respond, message, message.id, self._in_flight.add(message.id))
-                        except (DuplicateId, Busy) as exc:
-                            responses.append(self._answers.encode_error(message.id, exc, Era.LEGACY)[0])
-            if responses:
-                self._post_response(b"[" + b",".join(responses) + b"]", None)
+            messages = self._answers.decode_batch(line, self._identity, self._session)
+            batch = await respond_to_batch(self._answers, self._session, messages, self._in_flight, respond)
+            self._post_response(batch, None)
+        except jsonrpc.Malformed as exc:
+            self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
         finally:
             self._batches -= 1
+
+    def _begin_response(self, message: Message, request_id: Id) -> tuple[Era, Coroutine[Any, Any, bytes]]:
+        if requests.is_modern(message):
+            return Era.MODERN, self._respond_modern(message, request_id)
+        return Era.LEGACY, self._respond_legacy(message, request_id)
 
     async def _within(
         self, scope: trio.CancelScope, request_id: Id, era: Era, response: Awaitable[bytes]

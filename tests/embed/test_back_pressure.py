@@ -63,7 +63,7 @@ class Visitor:
         if message["type"] == "http.response.body":
             await self.reading.wait()
         self.body += message.get("body", b"")
-        self.is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self.is_complete = message["type"] == "http.response.body" and not message.get("more_body")
 
 
 @asynccontextmanager

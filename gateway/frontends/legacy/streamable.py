@@ -7,6 +7,7 @@ the older one. A GET with `Last-Event-ID` goes on with the one stream that the i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from gateway.calls import Era
 from gateway.eras import headers, requests, versions
 from gateway.errors import GatewayError
 from gateway.frontends.http.response import HttpDelivery
+from gateway.frontends.legacy.batches import respond_to_batch
 from gateway.frontends.legacy.event_store import RESUME_WITHIN, STANDALONE
 from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.resumable import FIRST_PRIMED, NOWHERE, ResumableDelivery, replay
@@ -63,32 +65,14 @@ class StreamableFrontend:
         except jsonrpc.Malformed as exc:
             await exchange.refuse(400, exc.reason, code=exc.code, request_id=exc.id)
             return
-        wanted: list[tuple[Id, Message]] = []
-        for message in messages:
-            if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
-                wanted.append((message.id, message))
-            else:
-                handle_notification(self._answers, session, message, session.in_flight)
-        if not wanted:
-            await exchange.empty(202)
-            return
-        responses: list[bytes] = []
+        respond = partial(self._respond, session)
+        batch = await respond_to_batch(self._answers, session, messages, session.in_flight, respond)
+        await (exchange.empty(202) if batch is None else exchange.message(batch))
 
-        async def respond(request_id: Id, message: Message) -> None:
-            responses.append(await self._respond(session, request_id, message))
-
-        async with trio.open_nursery() as nursery:
-            for request_id, message in wanted:
-                nursery.start_soon(respond, request_id, message)
-        await exchange.message(b"[" + b",".join(responses) + b"]")
-
-    async def _respond(self, session: LegacySession, request_id: Id, message: Message) -> bytes:
-        """Return one response of a batch; notifications of the call are dropped."""
-        try:
-            scope = session.in_flight.add(request_id)
-        except GatewayError as exc:
-            self._answers.turn_away(message, session.caller, exc)
-            return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
+    async def _respond(
+        self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope
+    ) -> bytes | None:
+        """Return one response of a batch, None if it was cancelled; notifications of the call are dropped."""
         try:
             with scope:
                 answer = await self._answers.legacy(message, session)
@@ -100,7 +84,7 @@ class StreamableFrontend:
             return self._answers.encode_error(request_id, exc, Era.LEGACY)[0]
         finally:
             session.in_flight.remove(request_id)
-        return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
+        return None
 
     async def get(self, exchange: Exchange) -> None:
         """Resume a stream, or serve the session's own until it or the client ends."""
