@@ -58,6 +58,10 @@ class Budget:
             largest.close()
 
 
+def _ignore() -> None:
+    pass
+
+
 class Share:
     """The bytes that one connection keeps; `size` of them."""
 
@@ -88,6 +92,7 @@ class Share:
     def release(self) -> None:
         """Count nothing any longer: the connection has ended. Safe to repeat."""
         self.remove(self.size)
+        self._on_close = _ignore  # a cycle with the connection would keep it, and what it holds, for the collector
 
     def close(self) -> None:
         """End the connection because too much is kept."""

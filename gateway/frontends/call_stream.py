@@ -124,6 +124,10 @@ class CallStream:
         """Release the call, and cancel it at its backend if it has not ended. Safe to repeat."""
         self._router.release(self._pending, reason)
 
+    def drop_outcome(self) -> None:
+        """Keep the outcome no longer; it has been encoded."""
+        self._pending.drop_outcome()
+
     def _begin_round(self, required: InputRequired) -> GatewayError | None:
         """Make what the backend wants to know into requests to the client."""
         self._rounds += 1

@@ -136,7 +136,9 @@ class Delivery(ABC):
                 case StreamClosed():
                     await self.pause_stream(item.retry_ms)
                 case _:
-                    return self._handler.encode_outcome(self.call, self.request_id, item)
+                    response = self._handler.encode_outcome(self.call, self.request_id, item)
+                    stream.drop_outcome()
+                    return response
             item = None
 
     async def response(self, stream: CallStream) -> bytes:

@@ -105,6 +105,7 @@ class Connection:
                 self._shut(self._wire.close)
         finally:
             self._shut(self._wire.abort)
+            self._exchange = None
 
     def waits(self) -> tuple[Rank, float] | None:
         """Return what the connection waits for from its client, and since when; None while it is busy or ends."""

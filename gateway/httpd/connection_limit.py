@@ -129,6 +129,7 @@ class ConnectionLimit:
         """Count a connection no longer."""
         self.note_request(slot)
         del self._slots[slot]
+        del slot.waits, slot.end  # both lead back to it, and would keep its connection until the collector runs
         if slot.placed:
             self._taken -= 1
             if self._waiting:

@@ -320,6 +320,7 @@ class Exchange:
         except ValueError:
             self.state, self._left, self._chunked = ResponseState.AWAITED, None, False
             raise
+        self.on_disconnect = None  # what it leads to need not stay until the response is out
         return self._connection.finish_nowait(self, pieces)
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:

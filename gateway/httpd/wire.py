@@ -48,7 +48,8 @@ class Wire:
         self._socket.setblocking(False)
         self._send_timeout = send_timeout
         self._least_rate = least_rate
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[bytes] = deque()
+        self._sent = 0  # bytes of the first of them that are out; a piece is kept, and counted, until all of it is
         self._share = share
 
     async def receive(self) -> bytes:
@@ -67,18 +68,20 @@ class Wire:
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait for `flush`."""
+        """Bytes that are kept for `flush`."""
         return self._share.size
 
     def send_nowait(self, data: bytes) -> None:
         """Send what fits without waiting, and keep the rest for `flush`. Raises OSError when the peer is gone."""
-        sent = 0
         if not self._unsent:
+            sent = 0
             with contextlib.suppress(BlockingIOError):
                 sent = self._socket.send(data)
-        if sent < len(data):
-            self._unsent.append(memoryview(data)[sent:])
-            self._share.add(len(data) - sent)
+            if sent == len(data):
+                return
+            self._sent = sent
+        self._unsent.append(data)
+        self._share.add(len(data))
 
     async def flush(self) -> None:
         """Send what waits. Cancelled: a part may be out.
@@ -92,14 +95,13 @@ class Wire:
                 await trio.lowlevel.wait_writable(self._socket)
             if not self._unsent:  # closed meanwhile
                 raise trio.ClosedResourceError
-            data, sent = self._unsent[0], 0
+            data = self._unsent[0]
             with contextlib.suppress(BlockingIOError):
-                sent = self._socket.send(data)
-            self._share.remove(sent)
-            if sent == len(data):
+                self._sent += self._socket.send(memoryview(data)[self._sent :])
+            if self._sent == len(data):
                 self._unsent.popleft()
-            else:
-                self._unsent[0] = data[sent:]
+                self._sent = 0
+                self._share.remove(len(data))
         await trio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:

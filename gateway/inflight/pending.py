@@ -433,6 +433,10 @@ class PendingCall:
                 if self._event is event:  # otherwise another task waits by now, for which the deadline still holds
                     deadlines.discard(self)
 
+    def drop_outcome(self) -> None:
+        """Keep the outcome no longer: it has been encoded, and its client may take long to read it."""
+        self.outcome = None
+
     async def wait_outcome(self, refusal: str) -> Outcome | None:
         """Wait for the outcome; None if the call was closed. Drop events; refuse server requests with this text."""
         while True:

@@ -22,6 +22,8 @@ CONFIG = {
 }
 CROWD = 1000
 AT_ONCE = 50
+LARGE = 600_000  # bytes, nearly all of which wait in the gateway: a thousand times that is twice the bound
+SLACK = 100_000  # kilobytes beside what waits: a thousand connections, the results on their way, fragmentation
 GROWTH = 8_000  # kilobytes of memory that may stay: fragmentation and caches; a thousand leaked clients would be more
 
 
@@ -203,4 +205,44 @@ async def test_a_client_that_stops_reading_a_flood_does_not_delay_the_end(era):
             gateway.process.send_signal(signal.SIGTERM)
             with trio.fail_after(STOP_WITHIN):
                 assert await gateway.process.wait() in {0, 1}
+        assert "Traceback" not in gateway.stderr_text
+
+
+async def test_a_thousand_slow_readers_at_once_take_no_more_than_the_bound():
+    patient = echo_backend() | {"max_concurrency": CROWD, "queue_size": CROWD}
+    config = {"mcpServers": {"echo": patient, "other": echo_backend()}, "gateway": {"start_grace": 10}}
+    async with open_gateway_process(config, extra_args=("--no-watch",)) as gateway:
+        client = HttpClient(gateway.url)
+        small = {"name": "other.echo", "arguments": {"text": "alive"}}
+        assert text_of(await client.call_modern("tools/call", small)) == "alive"
+        before = kilobytes(gateway.pid, "VmRSS")
+        closed = 0
+
+        async def read_slowly():
+            nonlocal closed
+            socket_ = trio.socket.socket()
+            # As over a network: on loopback alone the kernel would take three million bytes for each.
+            socket_.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+            socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await socket_.connect((client.host, client.port))
+            async with trio.SocketStream(socket_) as stream:
+                await stream.send_all(modern_call(client, {"name": "echo.big", "arguments": {"n": LARGE}}))
+                try:
+                    while await stream.receive_some(4096):
+                        await trio.sleep(1)  # the slowness itself: they take something all the time, and are not done
+                except trio.BrokenResourceError:
+                    closed += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(CROWD):
+                nursery.start_soon(read_slowly)
+            with trio.fail_after(120):
+                while closed < CROWD // 2:
+                    # Nobody else is shut out; a call may be refused while a connection ends, never for longer.
+                    answer = await client.call_modern("tools/call", small)
+                    assert "error" not in answer or answer["error"]["data"]["reason"] == "busy"
+                    await trio.sleep(0.05)
+            assert kilobytes(gateway.pid, "VmHWM") - before < 256 * 1024 + SLACK
+            nursery.cancel_scope.cancel()
+        assert text_of(await client.call_modern("tools/call", small)) == "alive"
         assert "Traceback" not in gateway.stderr_text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -364,6 +366,23 @@ async def test_a_stream_over_the_bound_ends_its_own_connection() -> None:
         with pytest.raises(trio.BrokenResourceError):
             await client.rest()
     assert unsent.used == 0
+
+
+async def test_nothing_of_a_connection_that_has_ended_waits_for_the_collector() -> None:
+    held = Held()
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving("ours", fail, handle_nowait=held) as server:
+            async with connected(server) as client:
+                await client.send(get())
+                exchange = weakref.ref(await held.next())
+                await client.send(get())
+            await happens(held.disconnected)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert exchange() is None
+    finally:
+        gc.enable()
 
 
 async def test_draining_waits_for_the_answer() -> None:

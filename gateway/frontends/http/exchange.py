@@ -44,6 +44,8 @@ MAX_ADDRESS: Final = 64
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
 UNCOMPRESSED: Final = (b"accept-encoding", b"identity")
 """Tells a client that its compressed body was refused which one is not (RFC 9110, 12.5.3)."""
+MAX_COPIED: Final = 65_536
+"""Bytes of a message up to which an event is sent in one piece; the copy of a larger one would wait beside it."""
 REMEMBERED: Final = 256
 """Accept headers whose meaning is kept."""
 MAX_SHOWN: Final = 100
@@ -272,7 +274,11 @@ class Exchange:
     async def event(self, message: bytes, event_id: bytes = b"") -> None:
         """Send one message as an SSE event, under an id where the stream can be resumed; the first opens the stream."""
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
-        await self.frames(head + message + b"\r\n\r\n")
+        if len(message) <= MAX_COPIED:
+            await self.frames(head + message + b"\r\n\r\n")
+            return
+        for part in (head, message, b"\r\n\r\n"):
+            await self.frames(part)
 
     async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
         """Send an event without data: the client can come back with its id, not before `retry` milliseconds."""
@@ -284,7 +290,7 @@ class Exchange:
         await self.frames(KEEP_ALIVE)
 
     async def frames(self, data: bytes) -> None:
-        """Send whole SSE events that are already framed."""
+        """Send SSE events that are already framed, or parts of one."""
         if not self._streaming:
             await self._open_stream()
         await self._emit({"type": "http.response.body", "body": data, "more_body": True})

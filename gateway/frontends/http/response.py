@@ -134,7 +134,10 @@ class ModernDelivery(HttpDelivery):
             with trio.move_on_after(WATCH_AFTER):
                 first = await stream.next()
             if first is not None and not isinstance(first, Notification | ServerRequest | Withdrawn | StreamClosed):
-                await self.run(stream, first)
+                response = self._handler.encode_outcome(self.call, self.request_id, first)
+                first = None  # neither the pending call nor this task keeps it beside the response
+                stream.drop_outcome()
+                await self.end(*response)
                 return
             gone = False
             async with trio.open_nursery() as nursery:
