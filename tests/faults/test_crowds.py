@@ -228,7 +228,7 @@ async def test_a_thousand_slow_readers_at_once_take_no_more_than_the_bound():
             async with trio.SocketStream(socket_) as stream:
                 await stream.send_all(modern_call(client, {"name": "echo.big", "arguments": {"n": LARGE}}))
                 try:
-                    while await stream.receive_some(4096):
+                    while await stream.receive_some(4096):  # ruff: ignore[async-busy-wait]
                         await trio.sleep(1)  # the slowness itself: they take something all the time, and are not done
                 except trio.BrokenResourceError:
                     closed += 1

@@ -376,11 +376,12 @@ async def test_nothing_of_a_connection_that_has_ended_waits_for_the_collector() 
         async with serving("ours", fail, handle_nowait=held) as server:
             async with connected(server) as client:
                 await client.send(get())
-                exchange = weakref.ref(await held.next())
-                await client.send(get())
+                exchange = await held.next()
+                ended = [weakref.ref(exchange), weakref.ref(exchange._connection)]
+                del exchange
             await happens(held.disconnected)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert exchange() is None
+            assert [one() for one in ended] == [None, None]
     finally:
         gc.enable()
 
