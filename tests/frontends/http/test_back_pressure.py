@@ -15,6 +15,7 @@ import h2.events
 import h2.settings
 import pytest
 import trio
+import trio.testing
 
 from gateway.calls import Complete, Era
 from gateway.config import parse_config
@@ -47,10 +48,14 @@ class Caller:
 
     async def call(self) -> None:
         """Send a call, whole."""
+        await self.client.send(self.request())
+
+    def request(self) -> bytes:
+        """Return a call as HTTP/1.1."""
         body = json.dumps(access.tool_call(modern=self.modern)).encode()
         lines = [f"{name}: {value}" for name, value in (self.headers | {"content-length": str(len(body))}).items()]
         head = "\r\n".join(["POST /mcp HTTP/1.1", "host: localhost", *lines])
-        await self.client.send(head.encode() + b"\r\n\r\n" + body)
+        return head.encode() + b"\r\n\r\n" + body
 
     async def response(self) -> tuple[int, bytes]:
         """Read the response to its end."""
@@ -264,3 +269,63 @@ async def test_an_exception_in_a_sink_ends_its_exchange_alone(
         gateway.answer()
         assert (await other.response())[0] == 200
         await gateway.serve(other)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("modern") and "http/2" not in kind])
+async def test_pipelined_calls_of_a_client_that_does_not_read_wait(kind: str, tmp_path: Path) -> None:
+    count = 50
+    async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as slow, gateway.caller() as other:
+        session = gateway.harness.fakes["a"].session
+        await slow.client.send(slow.request() * count)
+        for number in range(count):
+            with trio.fail_after(PATIENCE):
+                while not session.working:  # noqa: ASYNC110 - the fake backend says nothing
+                    await settle()
+            if number == 0:
+                gateway.answer(SIZE)
+                await settle()
+                assert len(session.names) == 1  # nothing more is read before the response is out
+                await gateway.serve(other)
+                await slow.response()
+            else:
+                gateway.answer(number)
+                status, body = await slow.response()
+                assert (status, body.count(b'"' + b"x" * number + b'"')) == (200, 1)
+        assert len(session.names) == count + 1
+
+
+@pytest.mark.parametrize("hangs_up_in", [0, 1])
+async def test_who_hangs_up_with_calls_ahead_has_none_of_them_done(hangs_up_in: int, tmp_path: Path) -> None:
+    async with open_gateway("http/1.1 modern", tmp_path) as gateway:
+        session = gateway.harness.fakes["a"].session
+        async with gateway.caller() as caller:
+            await caller.client.send(caller.request() * 20)
+            for _ in range(hangs_up_in + 1):
+                with trio.fail_after(PATIENCE):
+                    while not session.working:  # noqa: ASYNC110 - the fake backend says nothing
+                        await settle()
+                if hangs_up_in and len(session.names) == 1:
+                    gateway.answer()
+        with trio.fail_after(PATIENCE):
+            while session.working:  # noqa: ASYNC110 - the fake backend says nothing
+                await settle()
+        assert len(session.names) == hangs_up_in + 1
+        assert len(session.withdrawn) == 1
+
+
+@pytest.mark.parametrize("kind", ["http/1.1 legacy", "http/1.1 modern"])
+async def test_a_call_that_is_split_anywhere_is_answered(kind: str, tmp_path: Path) -> None:
+    async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as caller:
+        session = gateway.harness.fakes["a"].session
+        data = caller.request()
+        for at in range(1, len(data)):
+            await caller.client.send(data[:at])
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.working == []
+            await caller.client.send(data[at:])
+            with trio.fail_after(PATIENCE):
+                while not session.working:  # noqa: ASYNC110 - the fake backend says nothing
+                    await settle()
+            gateway.answer()
+            assert (await caller.response())[0] == 200
+        assert len(session.names) == gateway.offered == len(data) - 1

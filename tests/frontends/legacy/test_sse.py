@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.budget import Budget
-from gateway.calls import ServerRequest
+from gateway.calls import Complete, Era, ServerRequest
 from gateway.frontends.legacy.sse import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, PATIENCE, SseFrontend
 from tests.support.fakes import FakeExchange, make_news, settle
 from tests.support.http_frontends import (
@@ -288,6 +288,31 @@ async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock:
         stalled.set()
         await settle()
         assert [message["id"] for message in client.messages[1:]] == list(range(40))
+
+
+async def test_ten_thousand_calls_of_a_client_that_stops_reading(mock_clock: MockClock) -> None:
+    count, burst, size = 10_000, 50, 2_000
+    async with open_client() as client:
+        unsent, session = client.harness.answers.unsent, client.harness.fake.session
+        text = {"content": [{"type": "text", "text": "x" * size}]}
+        outcome = Complete(json.dumps(text).encode(), Era.LEGACY)
+        stalled = client.stream.reading = trio.Event()
+        posts: list[FakeExchange] = []
+        while len(posts) < count:
+            first = len(posts)
+            posts += [await client.call(number) for number in range(first, first + burst)]
+            session.answer(len(session.working), outcome)
+            await settle()
+            if not posts[-1].sent and not stalled.is_set():  # the POSTs wait, so the client's own bound is reached
+                assert MAX_WAITING_BYTES <= unsent.used < MAX_WAITING_BYTES + burst * (size + 200)
+                assert 100 < len(session.names) < 1_000
+                client.stream.reading.set()
+                stalled.set()
+                await settle()
+        session.answer(len(session.working), outcome)
+        await settle()
+        assert sorted(message["id"] for message in client.messages[1:]) == list(range(count))
+        assert unsent.used == client.harness.answers.router.under_way == 0
 
 
 async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock) -> None:
