@@ -25,17 +25,14 @@ log = logging.getLogger("gateway.budget")
 class Budget:
     """Bytes that all holders together may keep: `used` of them at present, `most` at all times."""
 
-    __slots__ = ("_shares", "most", "used")
+    __slots__ = ("_shares", "is_exceeded", "most", "used")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
+        self.is_exceeded = False
+        """Whether shares keep more than they may: those that were closed for it have not released their bytes yet."""
         self._shares: dict[Share, None] = {}  # those that hold anything, who began first comes first
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether more is kept than may be: what was closed for it has not released its bytes yet."""
-        return self.used > self.most
 
     def note(self, share: Share, change: int) -> None:
         """Count a change of a share; close the largest ones where the sum exceeds the bound."""
@@ -44,7 +41,8 @@ class Budget:
             self._shares[share] = None
         else:
             self._shares.pop(share, None)
-        if change > 0 and self.used > self.most:
+        self.is_exceeded = self.used > self.most
+        if change > 0 and self.is_exceeded:
             self._close_largest()
 
     def _close_largest(self) -> None:

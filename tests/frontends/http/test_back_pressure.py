@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.budget import Share
 from gateway.calls import Complete, Era
 from gateway.config import parse_config
 from tests.support import access
@@ -242,7 +243,8 @@ async def test_over_the_bound_for_all_the_largest_is_closed(kind: str, tmp_path:
 async def test_while_too_much_waits_calls_are_refused_as_busy(kind: str, tmp_path: Path) -> None:
     async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as caller, gateway.caller() as other:
         await gateway.call(other)
-        gateway.unsent.used += gateway.unsent.most + 1  # of a connection that has not ended yet
+        ending = Share(gateway.unsent, lambda: None)  # a connection that takes its time to end
+        ending.add(gateway.unsent.most + 1)
         await caller.call()
         _, body = await caller.response()
         error = json.loads(body)["error"]
@@ -250,7 +252,7 @@ async def test_while_too_much_waits_calls_are_refused_as_busy(kind: str, tmp_pat
         assert gateway.harness.router.refused == {("a", "busy"): 1}
         gateway.answer()  # a call that has been let in ends as ever
         assert (await other.response())[0] == 200
-        gateway.unsent.used -= gateway.unsent.most + 1
+        ending.release()
         await gateway.serve(caller)
 
 
