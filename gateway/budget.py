@@ -32,7 +32,7 @@ class Budget:
         self.used = 0
         self.is_exceeded = False
         """Whether shares keep more than they may: those that were closed for it have not released their bytes yet."""
-        self._shares: dict[Share, None] = {}  # those that hold anything, who began first comes first
+        self._shares: dict[Share, None] = {}  # those that hold anything, in the order in which they began to
 
     def note(self, share: Share, change: int) -> None:
         """Count a change of a share; close the largest ones where the sum exceeds the bound."""

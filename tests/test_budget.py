@@ -1,4 +1,4 @@
-"""What many connections keep together: the bound, who is closed for it, and what is still counted afterwards."""
+"""What many connections keep together: the bound, which are closed for it, and what is still counted afterwards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sizes(holders: list[Holder]) -> list[int]:
     return [holder.share.size for holder in holders]
 
 
-def test_within_the_bound_nobody_is_closed() -> None:
+def test_within_the_bound_none_is_closed() -> None:
     budget = Budget(100)
     holders = [Holder(budget), Holder(budget)]
     holders[0].share.add(60)
@@ -39,7 +39,7 @@ def test_within_the_bound_nobody_is_closed() -> None:
     assert [holder.closed for holder in holders] == [0, 0]
 
 
-def test_the_largest_are_closed_until_the_others_are_within_the_bound() -> None:
+def test_the_largest_are_closed_until_the_rest_fits() -> None:
     budget = Budget(100)
     holders = [Holder(budget) for _ in range(4)]
     for holder, size in zip(holders, (30, 40, 20, 85), strict=True):
@@ -50,7 +50,7 @@ def test_the_largest_are_closed_until_the_others_are_within_the_bound() -> None:
     assert (budget.used, sizes(holders)) == (70, [30, 40, 0, 0])
 
 
-def test_of_two_of_one_size_the_one_that_has_waited_longer_is_closed() -> None:
+def test_of_equal_shares_the_oldest_is_closed() -> None:
     budget = Budget(100)
     holders = [Holder(budget) for _ in range(2)]
     holders[0].share.add(30)
@@ -60,7 +60,7 @@ def test_of_two_of_one_size_the_one_that_has_waited_longer_is_closed() -> None:
     assert [holder.closed for holder in holders] == [0, 1]
 
 
-def test_who_is_closed_counts_until_it_has_ended_and_costs_no_other() -> None:
+def test_a_closed_share_counts_until_it_is_released() -> None:
     budget = Budget(100)
     slow, other = Holder(budget, ends_at_once=False), Holder(budget)
     slow.share.add(101)

@@ -121,7 +121,7 @@ class AsgiFrontends:
             await self.serve(scope, receive, counted_send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request; whoever sends counts what its client does not take in `unsent`."""
+        """Answer one HTTP request; the caller counts in `unsent` what its client does not take."""
         self._serving += 1
         try:
             if not await self._mcp.serve(scope, receive, send):

@@ -98,7 +98,7 @@ each = pytest.mark.parametrize("kind", ["asyncio", "trio", "native"])
 
 
 @each
-def test_who_does_not_read_holds_up_nobody_and_loses_nothing(kind: str) -> None:
+def test_an_unread_response_delays_no_other_call(kind: str) -> None:
     async def body(app: Any, runtime: GatewayRuntime) -> None:
         slow = Visitor(app, "a.big", n=SIZE)
         async with anyio.create_task_group() as group:

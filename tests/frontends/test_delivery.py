@@ -284,7 +284,7 @@ async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockCl
     assert [router.under_way for router in routers] == [0]
 
 
-async def test_over_the_bound_for_all_clients_the_client_is_left(mock_clock: MockClock) -> None:
+async def test_over_the_bound_for_all_the_client_is_closed(mock_clock: MockClock) -> None:
     del mock_clock
     result = Complete(json.dumps({"content": [{"type": "text", "text": "x" * 500_000}]}).encode(), Era.LEGACY)
     async with open_client(unsent=Budget(600_000)) as client:

@@ -368,7 +368,7 @@ async def test_a_stream_over_the_bound_ends_its_own_connection() -> None:
     assert unsent.used == 0
 
 
-async def test_nothing_of_a_connection_that_has_ended_waits_for_the_collector() -> None:
+async def test_an_ended_connection_needs_no_collector() -> None:
     held = Held()
     gc.collect()
     gc.disable()

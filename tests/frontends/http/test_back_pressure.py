@@ -178,7 +178,7 @@ async def open_gateway(kind: str, folder: Path) -> AsyncGenerator[Gateway]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_who_does_not_read_holds_up_nobody_and_loses_nothing(kind: str, tmp_path: Path) -> None:
+async def test_an_unread_response_delays_no_other_call(kind: str, tmp_path: Path) -> None:
     async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as slow, gateway.caller() as other:
         await gateway.call(slow)
         gateway.answer(SIZE)
@@ -297,7 +297,7 @@ async def test_pipelined_calls_of_a_client_that_does_not_read_wait(kind: str, tm
 
 
 @pytest.mark.parametrize("hangs_up_in", [0, 1])
-async def test_who_hangs_up_with_calls_ahead_has_none_of_them_done(hangs_up_in: int, tmp_path: Path) -> None:
+async def test_a_hang_up_drops_the_calls_sent_ahead(hangs_up_in: int, tmp_path: Path) -> None:
     async with open_gateway("http/1.1 modern", tmp_path) as gateway:
         session = gateway.harness.fakes["a"].session
         async with gateway.caller() as caller:
