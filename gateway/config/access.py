@@ -189,28 +189,22 @@ def _read_keys(scope: Scope, entry: Entry) -> tuple[AccessKey, ...]:
     if not entry.value:
         scope.problem(entry.label, "must not be empty; leave it out to let everybody in who reaches the gateway")
     raws = cast("list[object]", entry.raw) if is_list(entry.raw) else []
-    keys = [
-        key
-        for index, value in enumerate(entry.value)
-        if (key := _read_key(scope, Entry(f"{entry.label}[{index}]", value, raws[index]))) is not None
-    ]
+    keys: list[AccessKey] = []
+    for index, value in enumerate(entry.value):
+        label = f"{entry.label}[{index}]"
+        known = len(scope.findings.problems)
+        members = _members(scope, Entry(label, value, raws[index]), f"{label}.", ("name", "hash", *_RULES))
+        missing = [what for what in ("name", "hash") if what not in members]
+        if missing and is_object(value):
+            scope.problem(label, f"needs {' and '.join(map(repr, missing))} (see `mcp-gateway hash-key`)")
+        own, rules = _read_members(scope, AccessKey, members), _read_members(scope, Rules, members)
+        if len(scope.findings.problems) == known:
+            keys.append(AccessKey(**own, rules=Rules(**rules)))
     for what in ("name", "hash"):
         said = [getattr(key, what) for key in keys]
         if len(set(said)) < len(said):
             scope.problem(entry.label, f"has two keys of the same {what}")
     return tuple(keys)
-
-
-def _read_key(scope: Scope, entry: Entry) -> AccessKey | None:
-    members = _members(scope, entry, f"{entry.label}.", ("name", "hash", *_RULES))
-    missing = [what for what in ("name", "hash") if what not in members]
-    if missing:
-        if is_object(entry.value):
-            scope.problem(entry.label, f"needs {' and '.join(map(repr, missing))} (see `mcp-gateway hash-key`)")
-        return None
-    known = len(scope.findings.problems)
-    key = AccessKey(**_read_members(scope, AccessKey, members), rules=Rules(**_read_members(scope, Rules, members)))
-    return key if len(scope.findings.problems) == known else None
 
 
 def _read_texts(scope: Scope, entry: Entry) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import fields
@@ -145,7 +145,18 @@ def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
 
 def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
     """Return what an annotation says about a field."""
-    metas, base, optional, choices = _unpack(annotation)
+    metas: list[Meta] = []
+    choices: tuple[str, ...] = ()
+    base, optional = annotation, False
+    while (origin := get_origin(base)) in {Annotated, Union, UnionType, Literal}:
+        if origin is Annotated:
+            metas += [note for note in base.__metadata__ if isinstance(note, Meta)]
+            base = base.__origin__
+        elif origin is Literal:
+            choices, base = get_args(base), cast("Any", str)
+        else:
+            (base,) = (member for member in get_args(base) if member is not type(None))
+            optional = True
 
     def first(attribute: str) -> Any:
         return next((found for meta in metas if (found := getattr(meta, attribute)) is not None), None)
@@ -171,21 +182,3 @@ def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
         ),
         **extra,
     )
-
-
-def _unpack(annotation: Any) -> tuple[list[Meta], object, bool, tuple[str, ...]]:
-    """Take an annotation apart: what is noted on it, the bare type, whether it may be None, its choices."""
-    metas: list[Meta] = []
-    optional = False
-    while True:
-        origin = get_origin(annotation)
-        if origin is Annotated:
-            metas += [note for note in annotation.__metadata__ if isinstance(note, Meta)]
-            annotation = annotation.__origin__
-        elif origin in {Union, UnionType}:
-            (annotation,) = (member for member in get_args(annotation) if member is not type(None))
-            optional = True
-        elif origin is Literal:
-            return metas, str, optional, get_args(annotation)
-        else:
-            return metas, annotation, optional, ()

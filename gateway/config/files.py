@@ -31,6 +31,7 @@ PIPE_TIMEOUT = 5.0
 FAILURE_KEPT = 60.0
 """Seconds for which a pipe that nobody has written into is not waited for again."""
 READ_BYTES = 65_536
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _VARIABLE = re.compile(
     r"""[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*
@@ -43,9 +44,6 @@ _NOTHING = re.compile(r"[ \t]*(?:\#[^\r\n]*)?(?:\r?\n|\Z)")
 
 class UnreadableFile(ValueError):
     """A file cannot be used; the message says why and names it, but nothing of what it holds."""
-
-    is_pipe = False
-    """Whether it is a pipe that had to be waited for in vain."""
 
 
 class SpecialFile(OSError):
@@ -123,36 +121,31 @@ def reader(base: Path, home: str | None) -> Files:
         until, problem = failed.get(path, (0.0, ""))
         if time.monotonic() < until:
             raise UnreadableFile(problem)
+        data = pipes.get(path)
         try:
-            text = (pipes[path] if path in pipes else _read(name, path, pipes)).decode("utf-8-sig")
+            if data is None:
+                data, is_pipe = read_at_most(path, MAX_FILE_BYTES)
+                if is_pipe:
+                    pipes[path] = data
+        except SpecialFile as exc:
+            problem = f"the file {shown(name)} {exc.reason}"
+            if exc.is_pipe:
+                failed[path] = (time.monotonic() + FAILURE_KEPT, problem)
+            raise UnreadableFile(problem) from None
+        except FileNotFoundError:
+            raise UnreadableFile(f"there is no file {shown(name)}; a path is relative to the config file") from None
+        except (OSError, ValueError) as exc:
+            why = (exc.strerror if isinstance(exc, OSError) else None) or "not a path"
+            raise UnreadableFile(f"the file {shown(name)} cannot be read: {why.lower()}") from None
+        if len(data) > MAX_FILE_BYTES:
+            raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
+        try:
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
-        except UnreadableFile as exc:
-            if exc.is_pipe:
-                failed[path] = (time.monotonic() + FAILURE_KEPT, str(exc))
-            raise
         return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
     return read
-
-
-def _read(name: str, path: Path, pipes: dict[Path, bytes]) -> bytes:
-    try:
-        data, is_pipe = read_at_most(path, MAX_FILE_BYTES)
-        if is_pipe:
-            pipes[path] = data
-    except SpecialFile as exc:
-        problem = UnreadableFile(f"the file {shown(name)} {exc.reason}")
-        problem.is_pipe = exc.is_pipe
-        raise problem from None
-    except FileNotFoundError:
-        raise UnreadableFile(f"there is no file {shown(name)}; a path is relative to the config file") from None
-    except (OSError, ValueError) as exc:
-        why = (exc.strerror if isinstance(exc, OSError) else None) or "not a path"
-        raise UnreadableFile(f"the file {shown(name)} cannot be read: {why.lower()}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
-    return data
 
 
 def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:
@@ -188,14 +181,12 @@ def parse_variables(text: str, name: str = "env file") -> dict[str, str]:
             if match is None:
                 line = text.count("\n", 0, position) + 1
                 raise UnreadableFile(f"line {line} of the file {shown(name)} is not NAME=VALUE")
-            found[match["name"]] = _value(match)
+            if match["plain"] is not None:
+                value = match["plain"]
+            elif match["quoted"] is not None:
+                value = _ESCAPE.sub(lambda escape: _ESCAPES.get(escape[1], escape[1]), match["quoted"])
+            else:
+                value = re.split(r"\s#", match["bare"] or "", maxsplit=1)[0].strip()
+            found[match["name"]] = value
         position = match.end()
     return found
-
-
-def _value(match: re.Match[str]) -> str:
-    if match["plain"] is not None:
-        return match["plain"]
-    if match["quoted"] is not None:
-        return re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), match["quoted"], flags=re.DOTALL)
-    return re.split(r"\s#", match["bare"] or "", maxsplit=1)[0].strip()

@@ -39,7 +39,15 @@ def parse_authority(text: str) -> Authority | None:
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None
-    host = _parse_literal(found["literal"]) if found["name"] is None else _parse_name(found["name"])
+    if found["name"] is not None:
+        host = _parse_name(found["name"])
+    else:
+        from ipaddress import AddressValueError, IPv6Address  # 3 ms that usual starts do not pay
+
+        try:
+            host = str(IPv6Address(found["literal"]))
+        except AddressValueError:
+            return None
     port = int(found["port"]) if found["port"] else None
     if host is None or (port is not None and port > MAX_PORT):
         return None
@@ -71,12 +79,3 @@ def _parse_name(text: str) -> str | None:
         return name
     octets = [label for label in labels if label == "0" or (label.isdigit() and label[0] != "0" and int(label) < 256)]
     return name if len(octets) == len(labels) == 4 and not name.endswith(".") else None
-
-
-def _parse_literal(text: str) -> str | None:
-    from ipaddress import AddressValueError, IPv6Address  # 3 ms that usual starts do not pay
-
-    try:
-        return str(IPv6Address(text))
-    except AddressValueError:
-        return None

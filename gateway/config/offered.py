@@ -130,21 +130,20 @@ def _read_overrides(scope: Scope, entry: Entry) -> dict[str, ToolOverride]:
     takers: dict[str, str] = {}
     for own, value in entry.value.items():
         label = f"{entry.label}.{own}"
-        overrides[str(own)] = override = _read_override(scope, Entry(label, value, raw.get(own)))
+        given = Entry(label, value, raw.get(own))
+        if isinstance(value, str):
+            given = Entry(label, {"name": value}, {"name": given.raw})
+        if isinstance(value, bool):
+            override = ToolOverride(enabled=value)
+        elif is_object(given.value):
+            override = ToolOverride(**read_struct(scope, ToolOverride, given, f"{label}."))
+        else:
+            scope.problem(label, f"must be an object, a new name, or false, not {kind(value)}")
+            override = ToolOverride()
+        overrides[str(own)] = override
         if override.name is not None and takers.setdefault(override.name, str(own)) != own:
             scope.problem(f"{label}.name", f"is the name of {shown(takers[override.name])} too; keep one")
     return overrides
-
-
-def _read_override(scope: Scope, entry: Entry) -> ToolOverride:
-    if isinstance(entry.value, bool):
-        return ToolOverride(enabled=entry.value)
-    if isinstance(entry.value, str):
-        entry = Entry(entry.label, {"name": entry.value}, {"name": entry.raw})
-    if not is_object(entry.value):
-        scope.problem(entry.label, f"must be an object, a new name, or false, not {kind(entry.value)}")
-        return ToolOverride()
-    return ToolOverride(**read_struct(scope, ToolOverride, entry, f"{entry.label}."))
 
 
 def _read_schema(scope: Scope, entry: Entry) -> dict[str, Any] | None:

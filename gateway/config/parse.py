@@ -60,7 +60,13 @@ def parse_config(
         raise ConfigError([f"{source}: the top level must be an object like {SHAPE}, not {kind(root)}"])
     _note_sections(root, findings, source)
     servers = _read_servers(root, Scope(findings, "", environ, home, files=files), source)
-    gateway = _read_gateway(root.get("gateway"), Scope(findings, "gateway", environ, home, files=files))
+    section, scope = root.get("gateway"), Scope(findings, "gateway", environ, home, files=files)
+    if section is not None and not is_object(section):
+        scope.refuse(f"must be an object, not {kind(section)}")
+    for key in section if is_object(section) else ():
+        if isinstance(key, str) and (key in AccessSettings.__struct_fields__ or _find_meant(key) is not None):
+            scope.problem(key, MISPLACED)
+    gateway = GatewaySettings(**read_section(scope, GatewaySettings, section if is_object(section) else {}))
     access = read_access(root.get("access"), Scope(findings, "access", environ, home, files=files))
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
@@ -163,7 +169,16 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
     findings = scope.findings
     sections = [key for key in ("mcpServers", "servers") if key in root]
     if len(sections) != 1:
-        findings.problems.append(f"{source}: {_no_section(root, sections)}")
+        near = (key for key in root if isinstance(key, str) and "mcpServers" in did_you_mean(key, _SECTIONS))
+        if sections:
+            problem = "has both 'mcpServers' and 'servers', which mean the same; keep one"
+        elif any(is_object(value) and ("command" in value or "url" in value) for value in root.values()):
+            problem = 'the servers must stand in a section: {"mcpServers": {...}}'
+        elif (slip := next(near, None)) is not None:
+            problem = f"has no section 'mcpServers'; did you mean it where {shown(slip)} stands?"
+        else:
+            problem = f"has no section 'mcpServers'; expected {SHAPE}"
+        findings.problems.append(f"{source}: {problem}")
         return {}
     section = root[sections[0]]
     if not is_object(section):
@@ -179,27 +194,6 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
         else:
             findings.problems.append(f"{source}: {sections[0]!r} has a name that is not a string but {kind(name)}")
     return servers
-
-
-def _no_section(root: dict[object, object], sections: list[str]) -> str:
-    if sections:
-        return "has both 'mcpServers' and 'servers', which mean the same; keep one"
-    if any(is_object(value) and ("command" in value or "url" in value) for value in root.values()):
-        return 'the servers must stand in a section: {"mcpServers": {...}}'
-    slip = next((key for key in root if isinstance(key, str) and "mcpServers" in did_you_mean(key, _SECTIONS)), None)
-    if slip is not None:
-        return f"has no section 'mcpServers'; did you mean it where {shown(slip)} stands?"
-    return f"has no section 'mcpServers'; expected {SHAPE}"
-
-
-def _read_gateway(raw: object, scope: Scope) -> GatewaySettings:
-    """Read the `gateway` section; null or nothing means all defaults."""
-    if raw is not None and not is_object(raw):
-        scope.refuse(f"must be an object, not {kind(raw)}")
-    for key in raw if is_object(raw) else ():
-        if isinstance(key, str) and (key in AccessSettings.__struct_fields__ or _find_meant(key) is not None):
-            scope.problem(key, MISPLACED)
-    return GatewaySettings(**read_section(scope, GatewaySettings, raw)) if is_object(raw) else GatewaySettings()
 
 
 def _note_shared_namespaces(servers: dict[str, ServerConfig], findings: Findings) -> None:

@@ -116,27 +116,21 @@ def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, 
             scope.refuse(f"has a key that is not a string but {kind(label)}")
             continue
         key = names.get(label, label)
-        if key in NOT_WRITTEN or (key not in names and key != "enabled"):
-            _note_unknown(scope, label)
+        if key in FOREIGN_KEYS:
+            scope.warn(key, f"belongs to another client and is ignored{FOREIGN_KEYS[key]}")
+        elif key == "name":
+            scope.warn(key, "is ignored: the server's key is its name")
+        elif key in _OTHER_SPELLINGS:
+            scope.warn(key, f"is unknown and ignored; did you mean {_OTHER_SPELLINGS[key]!r}?")
+        elif key.startswith(("_", "//", "#")):
+            scope.warn(key, "is taken as a comment and ignored")
+        elif key in NOT_WRITTEN or (key not in names and key != "enabled"):
+            warn_unknown(scope, label, {name: None for name in names if name not in NOT_WRITTEN})
         elif value is not None:
             if key in written and written[key][1] != value:
                 scope.problem(label, f"says something else than {written[key][0]!r}, which means the same; keep one")
             written[key] = (label, value)
     return written
-
-
-def _note_unknown(scope: Scope, key: str) -> None:
-    if key in FOREIGN_KEYS:
-        scope.warn(key, f"belongs to another client and is ignored{FOREIGN_KEYS[key]}")
-    elif key == "name":
-        scope.warn(key, "is ignored: the server's key is its name")
-    elif key in _OTHER_SPELLINGS:
-        scope.warn(key, f"is unknown and ignored; did you mean {_OTHER_SPELLINGS[key]!r}?")
-    elif key.startswith(("_", "//", "#")):
-        scope.warn(key, "is taken as a comment and ignored")
-    else:
-        known = {name: None for name in names_by_spelling(ServerConfig) if name not in NOT_WRITTEN}
-        warn_unknown(scope, key, known)
 
 
 def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool:

@@ -142,19 +142,14 @@ def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
     if is_list(raw):
         return [resolve(scope, f"{label}[{index}]", item, depth=depth + 1) for index, item in enumerate(raw)]
     if is_object(raw):
-        return {key: resolve(scope, f"{label}.{key}", item, depth=depth + 1) for key, item in _texts(scope, label, raw)}
+        found: dict[str, object] = {}
+        for key, item in raw.items():
+            if isinstance(key, str):
+                found[key] = resolve(scope, f"{label}.{key}", item, depth=depth + 1)
+            else:
+                scope.problem(label, "has a key that is not a string")
+        return found
     return raw
-
-
-def _texts(scope: Scope, label: str, raw: dict[object, object]) -> list[tuple[str, object]]:
-    """The members of an object whose keys are strings, as all keys of a JSON text are."""
-    pairs: list[tuple[str, object]] = []
-    for key, item in raw.items():
-        if isinstance(key, str):
-            pairs.append((key, item))
-        else:
-            scope.problem(label, "has a key that is not a string")
-    return pairs
 
 
 def _resolve_text(scope: Scope, label: str, raw: str) -> str:

@@ -50,7 +50,17 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
 
     Raises ConfigError with one line when it is not JSON; keys written twice are noted as problems.
     """
-    text = _text(data, source)
+    if isinstance(data, str):
+        text = data.removeprefix("\ufeff")
+    else:
+        for mark, name in _MARKS:
+            if data.startswith(mark):
+                raise ConfigError([f"{source}: is {name} text; save it as UTF-8"])
+        try:
+            text = data.decode("utf-8-sig")  # tolerates the mark that some editors write first
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
     if not text.strip():
         raise ConfigError([f"{source}: is empty; expected {SHAPE}"])
     pairs = _Pairs()
@@ -81,19 +91,6 @@ def check_surrogates(data: bytes | str, source: str) -> None:
         line = encoded.count(b"\n", 0, place) + 1
         fault = "holds half of a surrogate pair, which is no text; write the character itself"
         raise ConfigError([f"{source}: line {line}: {fault}"])
-
-
-def _text(data: bytes | str, source: str) -> str:
-    if isinstance(data, str):
-        return data.removeprefix("\ufeff")
-    for mark, name in _MARKS:
-        if data.startswith(mark):
-            raise ConfigError([f"{source}: is {name} text; save it as UTF-8"])
-    try:
-        return data.decode("utf-8-sig")  # tolerates the mark that some editors write first
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
 
 
 def _explain(error: JSONDecodeError, text: str, source: str) -> SyntaxProblem:
