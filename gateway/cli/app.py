@@ -94,18 +94,15 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     kind = bool if flag.switch else list[str] if flag.many else str if flag.required else str | None
     info: Any
     if flag.is_option:
-        info = typer.Option(flag.name, help=_help(flag), metavar=_metavar(flag), show_default=False, **_offers(flag))
+        metavar = "|".join(flag.choices) or flag.metavar
+        if flag.switch:
+            metavar = " "  # left out, Typer says <bool>, as if a value were wanted
+        info = typer.Option(flag.name, help=_help(flag), metavar=metavar, show_default=False, **_offers(flag))
     else:
         info = typer.Argument(help=_help(flag), metavar=flag.name, show_default=False, **_offers(flag))
     return inspect.Parameter(
         flag.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
-
-
-def _metavar(flag: Flag) -> str:
-    if flag.switch:
-        return " "  # left out, Typer says <bool>, as if a value were wanted
-    return "|".join(flag.choices) or flag.metavar
 
 
 def _offers(flag: Flag) -> dict[str, Any]:

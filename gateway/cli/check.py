@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from gateway.config import Config, ServerConfig
+    from gateway.config import Config
 
 
 def run(values: Values) -> int:
@@ -113,17 +113,18 @@ def _located(places: Places, line: str, *, key: bool = False) -> dict[str, Any]:
 
 
 def _summaries(config: Config, removed: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for server in config.servers.values():
+        shown = shown_config(server)
+        if server.disabled:
+            found[server.name] = server.disabled_by
+        elif server.command is None:
+            transport = server.transport or "streamable-http or sse (probed)"
+            found[server.name] = f"{transport}, connects to {shown['url']}"
+        else:
+            found[server.name] = "stdio, runs " + " ".join([shown["command"], *shown["args"]])
     gone = dict.fromkeys(removed, "removed over the management API; a change of its entry in the file restores it")
-    return {one.name: _summary(one) for one in config.servers.values()} | gone
-
-
-def _summary(server: ServerConfig) -> str:
-    if server.disabled:
-        return server.disabled_by
-    shown = shown_config(server)
-    if server.command is None:
-        return f"{server.transport or 'streamable-http or sse (probed)'}, connects to {shown['url']}"
-    return "stdio, runs " + " ".join([shown["command"], *shown["args"]])
+    return found | gone
 
 
 def _access(config: Config) -> str:

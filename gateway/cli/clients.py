@@ -104,42 +104,23 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
 
 
 def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
-    """The servers as a client's file has them. Raises CommandError."""
+    """The servers in every section of a client's file; those of one project only where that is the one."""
     if path.suffix in {".yaml", ".yml"}:
         problem = f"{path}: YAML is not supported yet"
         raise CommandError(problem, "write its servers as JSON, and import that file")
     data = read_file(path)
     try:
         text = data.decode("utf-8-sig")
-        root: Any = (
-            _toml(text) if path.suffix == ".toml" else json.loads(_JSONC.sub(lambda match: match[1] or "", text))
-        )
+        if path.suffix == ".toml":
+            import tomllib
+
+            parsed: Any = tomllib.loads(text)
+        else:
+            parsed = json.loads(_JSONC.sub(lambda match: match[1] or "", text))
     except ValueError as exc:
         problem = f"{path} cannot be understood: {exc}"
         raise CommandError(problem) from None
-    return _sections(cast("dict[str, Any]", root), folder) if isinstance(root, dict) else {}
-
-
-def _runs_gateway(raw: dict[str, Any], folder: Path, target: Path) -> bool:
-    """Whether an entry starts a gateway with the config `target`, or with one that it does not name."""
-    command: Any = raw.get("command")
-    parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
-    words = [word for part in parts for word in str(part).split("=", 1)]
-    is_module = any(pair == ("-m", "gateway") for pair in pairwise(words))
-    if not is_module and not any(Path(word).stem == "mcp-gateway" for word in words):
-        return False
-    config = next((value for word, value in pairwise(words) if word == "--config"), None)
-    return config is None or (folder / Path(config).expanduser()).resolve() == target.resolve()
-
-
-def _toml(text: str) -> dict[str, Any]:
-    import tomllib
-
-    return tomllib.loads(text)
-
-
-def _sections(root: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every section that holds servers; those of one project only where that is the one."""
+    root = cast("dict[str, Any]", parsed if isinstance(parsed, dict) else {})
     inner: dict[str, Any] = root["mcp"] if isinstance(root.get("mcp"), dict) else {}
     projects: dict[str, Any] = root.get("projects") or {}
     project: dict[str, Any] = projects.get(str(folder)) or {}
@@ -159,6 +140,18 @@ def _sections(root: dict[str, Any], folder: Path) -> dict[str, Any]:
     excluded: list[str] = inner.get("excluded") or []
     off = [name for name in found if name in excluded or name not in allowed]
     return found | {name: {**found[name], "disabled": True} for name in off if isinstance(found[name], dict)}
+
+
+def _runs_gateway(raw: dict[str, Any], folder: Path, target: Path) -> bool:
+    """Whether an entry starts a gateway with the config `target`, or with one that it does not name."""
+    command: Any = raw.get("command")
+    parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
+    words = [word for part in parts for word in str(part).split("=", 1)]
+    is_module = any(pair == ("-m", "gateway") for pair in pairwise(words))
+    if not is_module and not any(Path(word).stem == "mcp-gateway" for word in words):
+        return False
+    config = next((value for word, value in pairwise(words) if word == "--config"), None)
+    return config is None or (folder / Path(config).expanduser()).resolve() == target.resolve()
 
 
 def _converted(raw: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ async def _examine(
             report["hints"].append(f"{hint}: give it as 'command'")
     listing: Listing | None = None
     began = trio.current_time()
-    bound = server.connect_timeout + _ladder(server) + STOP_MARGIN
+    grace = server.shutdown_grace
+    bound = server.connect_timeout + grace.close_stdin + grace.terminate + grace.kill + STOP_MARGIN
     try:
         with trio.move_on_after(bound) as scope:
             listing = await _meet(server, opener, listener, report, config)
@@ -174,11 +175,6 @@ async def _examine(
         report["code"] = report["code"] or PROCESSES_LEFT
     report["ok"] = report["problem"] is None
     return report
-
-
-def _ladder(server: ServerConfig) -> float:
-    ladder = server.shutdown_grace
-    return ladder.close_stdin + ladder.terminate + ladder.kill
 
 
 async def _meet(
@@ -208,13 +204,6 @@ async def _meet(
         return session.listing
 
 
-def _describe(report: dict[str, Any]) -> str:
-    """The server's name and version, and the eras that it offers."""
-    info = cast("dict[str, Any]", report["server_info"]) if isinstance(report["server_info"], dict) else {}
-    known = [str(info[key]) for key in ("name", "version") if info.get(key)]
-    return f"server: {' '.join(known) or 'unnamed'}; offers: {' and '.join(report['eras_offered'])}"
-
-
 def _explain(problem: BaseException) -> str:
     """A sentence about the server; its name stands before it already."""
     if isinstance(problem, BackendError):
@@ -235,7 +224,9 @@ def show(found: dict[str, dict[str, Any]]) -> None:
         if one["ok"]:
             tools = counted(one["tools"], "tool")
             print(f"{name}: ok, {one['era']} {one['version']}, {tools}, ready in {one['ready_after']:g} s")
-            print(f"  {_describe(one)}")
+            info = cast("dict[str, Any]", one["server_info"] if isinstance(one["server_info"], dict) else {})
+            known = [str(info[key]) for key in ("name", "version") if info.get(key)]
+            print(f"  server: {' '.join(known) or 'unnamed'}; offers: {' and '.join(one['eras_offered'])}")
         else:
             print(f"{name}: {painted(str(one['problem']), RED, sys.stdout)}")
             for line in one["stderr"]:

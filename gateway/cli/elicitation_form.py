@@ -41,19 +41,15 @@ def fields_of(schema: dict[str, Any]) -> list[Field]:
     found: list[Field] = []
     for name, each in properties.items():
         several = each.get("type") == "array"
-        choices = _choices(each.get("items") or {} if several else each)
+        inner: dict[str, Any] = each.get("items") or {} if several else each
+        titled: list[dict[str, Any]] = inner.get("oneOf") or inner.get("anyOf") or []
+        values: list[Any] = inner.get("enum") or []
+        names: list[Any] = inner.get("enumNames") or values
+        choices = {str(value): str(name) for value, name in zip(values, names, strict=False)}
+        if titled:
+            choices = {str(one.get("const")): str(one.get("title", one.get("const"))) for one in titled}
         found.append(Field(name, str(each.get("type", "string")), each, name in required, choices, several))
     return found
-
-
-def _choices(schema: dict[str, Any]) -> dict[str, str]:
-    titled: list[dict[str, Any]] = schema.get("oneOf") or schema.get("anyOf") or []
-    if titled:
-        return {str(one.get("const")): str(one.get("title", one.get("const"))) for one in titled}
-    given: list[Any] = schema.get("enum") or []
-    values = [str(value) for value in given]
-    names: list[Any] = schema.get("enumNames") or values
-    return dict(zip(values, map(str, names), strict=False))
 
 
 def describe(field: Field) -> str:
@@ -85,7 +81,11 @@ def read_answer(field: Field, text: str) -> Any:
             raise WrongAnswer("this is required (end the input with Ctrl-D to cancel)")
         return None
     if field.several:
-        return _several(field, text)
+        taken = list(dict.fromkeys(_choice(field, word.strip()) for word in text.split(",") if word.strip()))
+        least, most = field.schema.get("minItems", 0), field.schema.get("maxItems", len(field.choices))
+        if not least <= len(taken) <= most:
+            raise WrongAnswer(f"choose {least} to {most} of them")
+        return taken
     if field.choices:
         return _choice(field, text)
     if field.kind == "boolean":
@@ -102,14 +102,6 @@ def _choice(field: Field, text: str) -> str:
     if text.isdigit() and 1 <= int(text) <= len(values):
         return values[int(text) - 1]
     raise WrongAnswer(f"choose 1 to {len(values)}, or one of {', '.join(values)}")
-
-
-def _several(field: Field, text: str) -> list[str]:
-    found = list(dict.fromkeys(_choice(field, word.strip()) for word in text.split(",") if word.strip()))
-    least, most = field.schema.get("minItems", 0), field.schema.get("maxItems", len(field.choices))
-    if not least <= len(found) <= most:
-        raise WrongAnswer(f"choose {least} to {most} of them")
-    return found
 
 
 def _number(field: Field, text: str) -> int | float:

@@ -54,9 +54,15 @@ def run(values: Values) -> int:
     failed = 1 if client.skipped else 0
     if not shown:
         return failed
-    if not (values.yes or _agreed(values.config)):
-        print_error("nothing was written")
-        return 1
+    if not values.yes:
+        if not sys.stdin.isatty():
+            problem = "nobody is there to ask"
+            raise CommandError(problem, "--yes writes without asking")
+        sys.stderr.write(f"write these into {values.config}, and start each once? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            print_error("nothing was written")
+            return 1
     present.update({name: client.servers[name] for name in shown})
     _write(values.config, root)
     print_error(f"{values.config}: added {counted(len(shown), 'server')}; each is started once, to learn what it lists")
@@ -108,15 +114,6 @@ def _check(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
         "headers": list(raw.get("headers") or {}),
         "variables": variables_in(raw),
     }
-
-
-def _agreed(config: Path) -> bool:
-    if not sys.stdin.isatty():
-        problem = "nobody is there to ask"
-        raise CommandError(problem, "--yes writes without asking")
-    sys.stderr.write(f"write these into {config}, and start each once? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], str]:

@@ -65,7 +65,7 @@ async def _list(
 
 
 def _show(found: dict[Kind, list[dict[str, Any]]]) -> None:
-    """Print a table; on a terminal long texts are wrapped within their column."""
+    """Print tables of names, arguments and first lines; on a terminal they are wrapped within their column."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for kind, items in found.items():
         if not items and len(found) > 1:
@@ -73,22 +73,18 @@ def _show(found: dict[Kind, list[dict[str, Any]]]) -> None:
         print(f"{'resource templates' if kind is Kind.TEMPLATES else kind.member} ({len(items)})")
         column = min(MAX_COLUMN, max((len(str(item[kind.key])) for item in items), default=0)) + 2
         for item in items:
-            name, text = str(item[kind.key]), _summary(item)
+            schema: dict[str, Any] = item.get("inputSchema") or {}
+            properties: dict[str, Any] = schema.get("properties") or {}
+            required: list[str] = schema.get("required") or []
+            arguments: list[dict[str, Any]] = item.get("arguments") or []
+            names = [name if name in required else f"[{name}]" for name in properties]
+            names += [one["name"] if one.get("required") else f"[{one['name']}]" for one in arguments]
+            lines = str(item.get("description") or item.get("title") or "").strip().splitlines()
+            text = "  ".join(part for part in (" ".join(names), *lines[:1]) if part)
             if 2 * column < width:
                 text = textwrap.fill(text, width - column, subsequent_indent=" " * column)
+            name = str(item[kind.key])
             print(f"{painted(name, BOLD, sys.stdout)}{' ' * max(2, column - len(name))}{text}".rstrip())
-
-
-def _summary(item: dict[str, Any]) -> str:
-    """The first line of what is said of it, with the arguments of a tool or prompt before it."""
-    schema: dict[str, Any] = item.get("inputSchema") or {}
-    properties: dict[str, Any] = schema.get("properties") or {}
-    required: list[str] = schema.get("required") or []
-    arguments: list[dict[str, Any]] = item.get("arguments") or []
-    names = [name if name in required else f"[{name}]" for name in properties]
-    names += [one["name"] if one.get("required") else f"[{one['name']}]" for one in arguments]
-    lines = str(item.get("description") or item.get("title") or "").strip().splitlines()
-    return "  ".join(part for part in (" ".join(names), lines[0] if lines else "") if part)
 
 
 COMMANDS = (

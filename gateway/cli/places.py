@@ -54,12 +54,27 @@ class Places:
         return Place(self.text.count("\n", 0, at) + 1, at - self.text.rfind("\n", 0, at))
 
     def excerpt(self, place: Place) -> str:
-        """The line with its texts masked, and under it a caret."""
+        """The line without what may be secret, and under it a caret."""
         line = self.text.split("\n")[place.line - 1].rstrip("\r").replace("\t", " ")
-        masked, caret = _mask(line, place.column - 1)
+        column = place.column - 1
+        masked: list[str] = []
+        position = size = 0
+        caret: int | None = None
+        for token in _TOKEN.finditer(line):
+            text = token[0]
+            is_key = _KEY.fullmatch(text) and line[token.end() :].lstrip().startswith(":")
+            put = text if is_key or _HARMLESS.fullmatch(text) else f'"{MASK}"' if text[0] in "\"'" else MASK
+            between = line[position : token.start()]
+            if caret is None and column < token.end():
+                inside = max(0, column - token.start())
+                caret = size + min(column - position, len(between)) + (inside if put == text else 0)
+            masked += (between, put)
+            size += len(between) + len(put)
+            position = token.end()
+        masked.append(line[position:])
+        caret = size + column - position if caret is None else caret
         start = max(0, caret - _WIDTH)
-        cut = masked[start : caret + _WIDTH]
-        return f"    | {cut}\n    | {' ' * (caret - start)}^"
+        return f"    | {''.join(masked)[start : caret + _WIDTH]}\n    | {' ' * (caret - start)}^"
 
     def _skip(self, at: int) -> int:
         match = _SPACE.match(self.text, at)
@@ -69,35 +84,29 @@ class Places:
         """Note what a value holds, and return where it ends."""
         match self.text[at]:
             case "{":
-                return self._members(at, path)
+                at = self._skip(at + 1)
+                while self.text[at] != "}":
+                    key, end = _text(self.text, at)
+                    value = self._skip(self._skip(end) + 1)
+                    self._note((*path, key), at, value)
+                    at = self._skip(self._value(value, (*path, key)))
+                    if self.text[at] == ",":
+                        at = self._skip(at + 1)
+                return at + 1
             case "[":
-                return self._items(at, path)
+                at, index = self._skip(at + 1), 0
+                while self.text[at] != "]":
+                    self._note((*path, index), at, at)
+                    at = self._skip(self._value(at, (*path, index)))
+                    index += 1
+                    if self.text[at] == ",":
+                        at = self._skip(at + 1)
+                return at + 1
             case '"':
                 return _text(self.text, at)[1]
             case _:
                 match = _SCALAR.match(self.text, at)
                 return len(self.text) if match is None else match.end()
-
-    def _members(self, at: int, path: tuple[str | int, ...]) -> int:
-        at = self._skip(at + 1)
-        while self.text[at] != "}":
-            key, end = _text(self.text, at)
-            value = self._skip(self._skip(end) + 1)
-            self._note((*path, key), at, value)
-            at = self._skip(self._value(value, (*path, key)))
-            if self.text[at] == ",":
-                at = self._skip(at + 1)
-        return at + 1
-
-    def _items(self, at: int, path: tuple[str | int, ...]) -> int:
-        at, index = self._skip(at + 1), 0
-        while self.text[at] != "]":
-            self._note((*path, index), at, at)
-            at = self._skip(self._value(at, (*path, index)))
-            index += 1
-            if self.text[at] == ",":
-                at = self._skip(at + 1)
-        return at + 1
 
     def _note(self, path: tuple[str | int, ...], key: int, value: int) -> None:
         section, *rest = path
@@ -112,23 +121,3 @@ def _text(text: str, at: int) -> tuple[str, int]:
     """A string of the JSON, and where it ends."""
     found: tuple[str, int] = _DECODER.raw_decode(text, at)
     return found
-
-
-def _mask(line: str, column: int) -> tuple[str, int]:
-    """The line without what may be secret, and where the column has gone."""
-    parts: list[str] = []
-    position = size = 0
-    caret: int | None = None
-    for token in _TOKEN.finditer(line):
-        text = token[0]
-        is_key = _KEY.fullmatch(text) and line[token.end() :].lstrip().startswith(":")
-        put = text if is_key or _HARMLESS.fullmatch(text) else f'"{MASK}"' if text[0] in "\"'" else MASK
-        between = line[position : token.start()]
-        if caret is None and column < token.end():
-            inside = max(0, column - token.start())
-            caret = size + min(column - position, len(between)) + (inside if put == text else 0)
-        parts += (between, put)
-        size += len(between) + len(put)
-        position = token.end()
-    parts.append(line[position:])
-    return "".join(parts), size + column - position if caret is None else caret

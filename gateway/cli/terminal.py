@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from gateway.calls import Notification, ServerRequest
-    from gateway.cli.elicitation_form import Field
 
     ReadLine = Callable[[str], Awaitable[str | None]]
 
@@ -122,30 +121,26 @@ class Terminal:
                 else:
                     print_error("there is no browser here: open it yourself")
                 return {"action": "accept"}
-            return await self._fill_in(fields_of(params.get("requestedSchema") or {}))
+            content: dict[str, Any] = {}
+            for field in fields_of(params.get("requestedSchema") or {}):  # what is left empty is left out
+                for _ in range(MAX_TRIES):
+                    text = await self._prompt(describe(field))
+                    try:
+                        value = read_answer(field, text)
+                    except WrongAnswer as exc:
+                        print_error(f"  {exc}")
+                        continue
+                    if value is not None:
+                        content[field.name] = value
+                    break
+                else:
+                    return {"action": "cancel"}
+            if not await self._yes("send this?", default=True):
+                return {"action": "decline"}
+            return {"action": "accept", "content": content}
         except EndOfAnswers:
             print_error("cancelled: nothing more can be read from stdin")
             return {"action": "cancel"}
-
-    async def _fill_in(self, fields: list[Field]) -> dict[str, Any]:
-        """Field by field; what is left empty is left out, or has its default."""
-        content: dict[str, Any] = {}
-        for field in fields:
-            for _ in range(MAX_TRIES):
-                text = await self._prompt(describe(field))
-                try:
-                    value = read_answer(field, text)
-                except WrongAnswer as exc:
-                    print_error(f"  {exc}")
-                    continue
-                if value is not None:
-                    content[field.name] = value
-                break
-            else:
-                return {"action": "cancel"}
-        if not await self._yes("send this?", default=True):
-            return {"action": "decline"}
-        return {"action": "accept", "content": content}
 
     async def _yes(self, question: str, *, default: bool = False) -> bool:
         text = (await self._prompt(f"{question} [{'Y/n' if default else 'y/N'}] ")).strip().lower()
