@@ -168,24 +168,23 @@ class Masker:
             for piece in self._by_key[key]
             for start, end in self._needles[piece].spans(lowered)
         ]
-        return _replaced(text, sorted(spans)) if spans else text
-
-
-def _replaced(text: str, spans: list[tuple[int, int, str]]) -> str:
-    """The text with all these places replaced; places that touch are one, and one of two values shows neither."""
-    parts: list[str] = []
-    done = 0
-    start, end, instead = spans[0]
-    for another, its_end, its_instead in (*spans[1:], (len(text) + 1, 0, "")):
-        if another < end or (another == end and its_instead == instead):
-            if its_end > end:
-                instead = its_instead if its_instead == instead or another == start else MASK
-                end = its_end
-            continue
-        parts += (text[done:start], instead)
-        done = end
-        start, end, instead = another, its_end, its_instead
-    return "".join((*parts, text[done:]))
+        if not spans:
+            return text
+        # Places that touch are one, and one of two values shows neither.
+        spans.sort()
+        parts: list[str] = []
+        done = 0
+        start, end, instead = spans[0]
+        for another, its_end, its_instead in (*spans[1:], (len(text) + 1, 0, "")):
+            if another < end or (another == end and its_instead == instead):
+                if its_end > end:
+                    instead = its_instead if its_instead == instead or another == start else MASK
+                    end = its_end
+                continue
+            parts += (text[done:start], instead)
+            done = end
+            start, end, instead = another, its_end, its_instead
+        return "".join((*parts, text[done:]))
 
 
 def mask_texts(value: object, mask: Callable[[str], str]) -> object:

@@ -7,6 +7,7 @@ which may hold a password.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import ipaddress
 import os
@@ -94,11 +95,17 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
         return response
 
 
+@functools.cache
+def _system_trust() -> ssl.SSLContext:
+    """Return the system's trust, loaded once: that takes 15 ms."""
+    return httpx2.create_ssl_context()
+
+
 class EnvironmentTransport(httpx2.AsyncBaseTransport):
     """Sends each request directly or through the proxy that the environment names for its URL."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._tls = tls
+    def __init__(self) -> None:
+        self._tls = _system_trust()
         self._transports: dict[str, httpx2.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -134,24 +141,6 @@ def find_proxy(url: httpx2.URL) -> ProxyChoice | None:
     wanted = f"{scheme}_proxy"
     names = [wanted, wanted.upper(), *(name for name in os.environ if name.lower() == wanted)]
     variable = next((name for name in names if os.environ.get(name) == proxies[scheme]), "the system's settings")
-    return ProxyChoice(variable, _read(variable, value))
-
-
-def proxy_variable(url: httpx2.URL) -> str:
-    """Return the variable that names the proxy for a URL, usable or not; empty if it is reached directly."""
-    try:
-        choice = find_proxy(url)
-    except BadProxy as exc:
-        return exc.variable
-    return "" if choice is None else choice.variable
-
-
-def via(variable: str) -> str:
-    """What the errors of a connection say of the proxy that it goes through."""
-    return f" through the proxy of {variable}" if variable else ""
-
-
-def _read(variable: str, value: str) -> httpx2.Proxy:
     scheme, separator, rest = value.partition("://")
     if not separator:
         scheme, rest = "http", value
@@ -167,7 +156,21 @@ def _read(variable: str, value: str) -> httpx2.Proxy:
         raise BadProxy(variable, "its value names no host")
     if (proxy.url.port or 0) > _MAX_PORT or not _HOST.fullmatch(proxy.url.raw_host):
         raise BadProxy(variable, "its value is not a valid URL")
-    return proxy
+    return ProxyChoice(variable, proxy)
+
+
+def proxy_variable(url: httpx2.URL) -> str:
+    """Return the variable that names the proxy for a URL, usable or not; empty if it is reached directly."""
+    try:
+        choice = find_proxy(url)
+    except BadProxy as exc:
+        return exc.variable
+    return "" if choice is None else choice.variable
+
+
+def via(variable: str) -> str:
+    """What the errors of a connection say of the proxy that it goes through."""
+    return f" through the proxy of {variable}" if variable else ""
 
 
 def _address(host: str) -> Address | None:

@@ -66,10 +66,6 @@ class AdmissionControl(Protocol):
         ...
 
 
-def _ignore_refusal(_call: Call, _backend: str, _seconds: float, _problem: GatewayError | None) -> None:
-    pass
-
-
 class Router:
     """Finds owners and counts what is under way."""
 
@@ -79,7 +75,9 @@ class Router:
         admission: AdmissionControl | None = None,
         *,
         unsent: Budget | None = None,
-        note_refused: Callable[[Call, str, float, GatewayError | None], None] = _ignore_refusal,
+        note_refused: Callable[[Call, str, float, GatewayError | None], None] = (
+            lambda _call, _backend, _seconds, _problem: None
+        ),
     ) -> None:
         """Make one; without `admission` every caller may have any number of calls.
 

@@ -7,7 +7,6 @@ send goes there only as the `token` of an introspection, which is what that is f
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from base64 import b64encode
@@ -20,7 +19,6 @@ from gateway.config.oauth import is_same_issuer
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable
 
     from gateway.config.access import Introspection, ResourceServer
@@ -43,13 +41,6 @@ class AuthorityDown(GatewayError):
     code: ClassVar[str] = "authority_unavailable"
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
 async def fetch(
     method: str, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[int, bytes]:
@@ -60,7 +51,7 @@ async def fetch(
     from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-    client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
+    client = httpx2.AsyncClient(transport=EnvironmentTransport())
     try:
         with trio.fail_after(REQUEST_WAIT):
             given = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}

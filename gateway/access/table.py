@@ -43,16 +43,6 @@ class AccessObserver(Protocol):
         ...
 
 
-def _ignore_end(_principal: Principal) -> None:
-    pass
-
-
-def _ignore_denial(
-    _status: int, _code: str, _text: str, _principal: str | None, _address: str | None, _path: str
-) -> None:
-    pass
-
-
 class Access:
     """Who may use the gateway. With neither keys nor OAuth it guards nothing: everybody is nobody in particular."""
 
@@ -61,8 +51,10 @@ class Access:
         settings: AccessSettings,
         send: Fetch | None = None,
         *,
-        end_calls: Callable[[Principal], None] = _ignore_end,
-        note_denied: Callable[[int, str, str, str | None, str | None, str], None] = _ignore_denial,
+        end_calls: Callable[[Principal], None] = lambda _principal: None,
+        note_denied: Callable[[int, str, str, str | None, str | None, str], None] = (
+            lambda _status, _code, _text, _principal, _address, _path: None
+        ),
     ) -> None:
         """Make one.
 

@@ -98,7 +98,20 @@ class Feed:
 
     def _observe(self, supervisor: Supervisor, pending: PendingCall | None, seconds: float) -> None:
         if pending is not None:
-            self._publish("call", _call(supervisor.name, pending, seconds))
+            outcome = pending.outcome
+            failed = isinstance(outcome, Failure | GatewayError)
+            self._publish(
+                "call",
+                {
+                    "at": now_iso(),
+                    "server": supervisor.name,
+                    "method": pending.call.method,
+                    "name": pending.call.known_as or pending.call.name,
+                    "ms": round(seconds * 1000, 3),
+                    "outcome": "cancelled" if outcome is None else "error" if failed else "answered",
+                    "reason": outcome.code if isinstance(outcome, GatewayError) else None,
+                },
+            )
         elif self._states.get(supervisor.name) != supervisor.state:
             self._states[supervisor.name] = supervisor.state
             self._publish(
@@ -114,20 +127,6 @@ class Feed:
     def _publish(self, kind: str, event: dict[str, Any]) -> None:
         for reader in self._readers:
             reader.put(kind, event)
-
-
-def _call(server: str, pending: PendingCall, seconds: float) -> dict[str, Any]:
-    outcome = pending.outcome
-    how = "cancelled" if outcome is None else "error" if isinstance(outcome, Failure | GatewayError) else "answered"
-    return {
-        "at": now_iso(),
-        "server": server,
-        "method": pending.call.method,
-        "name": pending.call.known_as or pending.call.name,
-        "ms": round(seconds * 1000, 3),
-        "outcome": how,
-        "reason": outcome.code if isinstance(outcome, GatewayError) else None,
-    }
 
 
 async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_read: Callable[[], bool]) -> None:

@@ -92,9 +92,20 @@ class Endpoint:
         """Answer one HTTP request."""
         exchange = Exchange(scope, receive, send)
         request = Request(exchange, self._management, self._access, self._metrics)
-        try:
-            self._check(request)
-            await self._operation.handle(request)
+        operation, headers = self._operation, exchange.headers
+        may = {"open": lambda: True, "read": request.may_read, "change": request.may_change}[operation.access]
+        try:  # refused before the body is read
+            if not may():
+                wrong = b"authorization" in headers
+                error = "The admin token is wrong." if wrong else "This needs the admin token."
+                raise Refused(401, doc.Problem(error, hint=HINT), (b"www-authenticate", b"Bearer"))
+            if operation.access == "change" and operation.method == "POST":
+                given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+                # Without a token a web page could send what browsers call a simple request.
+                needs_one = operation.takes_config or self._access.mode == "open"
+                if (given or needs_one) and given != b"application/json":
+                    raise Refused(415, doc.Problem("The Content-Type must be application/json."))
+            await operation.handle(request)
         except Refused as exc:
             await exchange.json(exc.status, jsonrpc.encode(exc.problem), *exc.headers)
         except GatewayError as exc:
@@ -102,21 +113,6 @@ class Endpoint:
             await exchange.json(refused.status, jsonrpc.encode(refused.problem), *refused.headers)
         except ClientGone:
             return
-
-    def _check(self, request: Request) -> None:
-        """Refuse a request that may not be made, or whose media type is wrong, before its body is read."""
-        operation, headers = self._operation, request.exchange.headers
-        allowed = {"open": lambda: True, "read": request.may_read, "change": request.may_change}[operation.access]()
-        if not allowed:
-            wrong = b"authorization" in headers
-            error = "The admin token is wrong." if wrong else "This needs the admin token."
-            raise Refused(401, doc.Problem(error, hint=HINT), (b"www-authenticate", b"Bearer"))
-        if operation.access == "change" and operation.method == "POST":
-            given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            # Without a token a web page could send what browsers call a simple request.
-            needs_one = operation.takes_config or self._access.mode == "open"
-            if (given or needs_one) and given != b"application/json":
-                raise Refused(415, doc.Problem("The Content-Type must be application/json."))
 
 
 def refusal(problem: GatewayError) -> Refused:

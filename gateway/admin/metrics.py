@@ -76,13 +76,8 @@ class Metrics:
 
     async def text(self) -> bytes:
         """The document, as of now."""
-        values = dict([*self._whole(), *self._by_backend()])
-        # May be abandoned: it only makes text of values that nothing changes later.
-        return await trio.to_thread.run_sync(_render, values, limiter=self._threads, abandon_on_cancel=True)
-
-    def _whole(self) -> Iterable[tuple[str, Samples]]:
         management, router = self._management, self._management.router
-        yield "info", [((VERSION,), 1)]
+        found = router.fleet.supervisors
         children = () if management.guard is None else management.guard.snapshot()
         numbers = {
             "calls_in_flight": router.under_way,
@@ -95,25 +90,21 @@ class Metrics:
             "descendants": sum(len(child.descendants) for child in children),
             **{name: read() for name, read in management.gauges.items()},
         }
-        for name, number in numbers.items():
-            yield name, [((), number)]
-        yield "reloads", [((outcome,), count) for outcome, count in management.reloads.items()]
-
-    def _by_backend(self) -> Iterable[tuple[str, Samples]]:
-        router = self._management.router
-        found = router.fleet.supervisors
-        yield "calls", [((name, word), n) for name, one in found.items() for word, n in one.history.outcomes()]
-        refused = [
-            (key, count)
-            for key, count in router.refused.items()
-            if not key[0] or key[0] in found  # the router drops those of removed servers later
-        ]
-        yield "calls_refused", refused
-        yield "backend_state", [((name, word), int(one.state is word)) for name, one in found.items() for word in State]
-        for name, read in _OF_BACKEND.items():
-            yield name, [((backend,), read(one)) for backend, one in found.items()]
-        times = [((name,), (list(one.history.buckets), one.history.seconds)) for name, one in found.items()]
-        yield "call_duration_seconds", times
+        values: dict[str, Samples] = {
+            "info": [((VERSION,), 1)],
+            **{name: [((), number)] for name, number in numbers.items()},
+            "reloads": [((outcome,), count) for outcome, count in management.reloads.items()],
+            "calls": [((name, word), n) for name, one in found.items() for word, n in one.history.outcomes()],
+            # The router drops those of removed servers later.
+            "calls_refused": [(key, n) for key, n in router.refused.items() if not key[0] or key[0] in found],
+            "backend_state": [((name, word), int(one.state is word)) for name, one in found.items() for word in State],
+            **{name: [((one,), read(found[one])) for one in found] for name, read in _OF_BACKEND.items()},
+            "call_duration_seconds": [
+                ((name,), (list(one.history.buckets), one.history.seconds)) for name, one in found.items()
+            ],
+        }
+        # May be abandoned: it only makes text of values that nothing changes later.
+        return await trio.to_thread.run_sync(_render, values, limiter=self._threads, abandon_on_cancel=True)
 
 
 Samples = list[tuple[tuple[str, ...], Any]]

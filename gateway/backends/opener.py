@@ -35,14 +35,6 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 
-def _no_calls(_backend: str) -> Sequence[PendingCall]:
-    return ()
-
-
-def _ignore_login(_backend: str, _reason: str) -> None:
-    pass
-
-
 class SessionOpener:
     """Implements `gateway.backends.session.interface.Opener`. Owns the tasks in which tokens are renewed.
 
@@ -60,8 +52,8 @@ class SessionOpener:
         records: EraRecords | None = None,
         gateways: tuple[str, ...] = (),
         marker: str = "",
-        waiting: Callable[[str], Sequence[PendingCall]] = _no_calls,
-        note_login_required: Callable[[str, str], None] = _ignore_login,
+        waiting: Callable[[str], Sequence[PendingCall]] = lambda _backend: (),
+        note_login_required: Callable[[str, str], None] = lambda _backend, _reason: None,
     ) -> None:
         self._guard = guard
         self._store = store
@@ -105,19 +97,16 @@ class SessionOpener:
 
                 self._http = HttpOpener(self._records)
             if config.uses_oauth:
-                logins = self._logins or await self._add_logins()
-                opened = logins.open(config, partial(self._http.open, config, listener, hop=hop, era=era))
+                if self._logins is None:
+                    from gateway.oauth_client.logins import Logins
+
+                    async with self._adding_logins:
+                        if self._logins is None:
+                            logins = Logins(self._store, waiting=self._waiting, owed=self._note_login_required)
+                            await self._nursery.start(logins.run)
+                            self._logins = logins
+                opened = self._logins.open(config, partial(self._http.open, config, listener, hop=hop, era=era))
             else:
                 opened = self._http.open(config, listener, hop=hop, era=era)
         async with opened as session:
             yield session
-
-    async def _add_logins(self) -> Logins:
-        from gateway.oauth_client.logins import Logins
-
-        async with self._adding_logins:
-            if self._logins is None:
-                logins = Logins(self._store, waiting=self._waiting, owed=self._note_login_required)
-                await self._nursery.start(logins.run)
-                self._logins = logins
-        return self._logins

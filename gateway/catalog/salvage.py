@@ -77,16 +77,29 @@ def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
     None if it cannot be cut apart, or is no JSON outside of its items either.
     """
     scanner = _Scanner(data)
+    kept: list[bytes] = []
+    problems: list[str] = []
     try:
         place = 0, len(data)
         for name in ("result", kind.member):
             place = scanner.member(_opening(data, place, b"{"), name) or (0, 0)
-        begin = _opening(data, place, b"[")
-        pieces = list(scanner.pieces(begin))
-        kept, problems = _sort(scanner, kind, pieces)
+        opening = _opening(data, place, b"[")
+        pieces = list(scanner.pieces(opening))
+        for index, (begin, end) in enumerate(pieces):
+            item = data[begin:end].strip(b" \t\r\n")
+            if not item and len(pieces) == 1:
+                break  # an empty array
+            try:
+                item.decode()
+                jsonrpc.read(_items, item)
+            except jsonrpc.UNDECODABLE as exc:
+                name = _name_of(scanner, kind, begin, end)
+                problems.append(f"{kind.member}[{index}]{name} left out: no valid JSON: {exc}")
+            else:
+                kept.append(item)
     except (_TooMuchError, ValueError):
         return None
-    fixed = data[:begin] + b"[" + b",".join(kept) + b"]" + data[pieces[-1][1] + 1 :]
+    fixed = data[:opening] + b"[" + b",".join(kept) + b"]" + data[pieces[-1][1] + 1 :]
     try:
         jsonrpc.decode(fixed)
     except jsonrpc.Malformed:
@@ -102,25 +115,6 @@ def _opening(data: bytes, place: tuple[int, int], bracket: bytes) -> int:
         text = f"there is no {bracket!r} where it should be"
         raise ValueError(text)
     return begin
-
-
-def _sort(scanner: _Scanner, kind: Kind, pieces: list[tuple[int, int]]) -> tuple[list[bytes], list[str]]:
-    kept: list[bytes] = []
-    problems: list[str] = []
-    for index, (begin, end) in enumerate(pieces):
-        item = scanner.data[begin:end].strip(b" \t\r\n")
-        if not item and len(pieces) == 1:
-            break  # an empty array
-        try:
-            item.decode()
-            jsonrpc.read(_items, item)
-        except jsonrpc.UNDECODABLE as exc:
-            problems.append(
-                f"{kind.member}[{index}]{_name_of(scanner, kind, begin, end)} left out: no valid JSON: {exc}"
-            )
-        else:
-            kept.append(item)
-    return kept, problems
 
 
 def _name_of(scanner: _Scanner, kind: Kind, begin: int, end: int) -> str:

@@ -227,27 +227,25 @@ class Snapshot:
             self._placed[kind, part.backend] = entries
             return
         placed: list[Entry] = []
+        claim = self.uris.claim if kind is Kind.RESOURCES else self.uris.claim_template
         for entry in entries:
             if kind.namespaced:
                 found = self._place_named(part.backend, kind, entry, others)
+                if found is not None:
+                    placed.append(found)
+                continue
+            # The URI is its identity, and changed only where another backend has it too.
+            public = claim(part.backend, entry.own)
+            what = f"{kind.member} {entry.public!r} of {part.backend!r}"
+            if public is None:
+                self.clashes.append(f"{what} is left out: its URIs are taken")
+            elif public == entry.public:
+                placed.append(entry)
             else:
-                found = self._place_resource(part.backend, kind, entry)
-            if found is not None:
-                placed.append(found)
+                self.clashes.append(f"{what} is offered as {public!r}")
+                placed.append(Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public)))
         is_plain = len(placed) == len(entries) and all(map(operator.is_, placed, entries))
         self._placed[kind, part.backend] = entries if is_plain else placed  # what is known of a part holds if it is
-
-    def _place_resource(self, backend: str, kind: Kind, entry: Entry) -> Entry | None:
-        """Route a resource or template; the URI is its identity, and changed only where another backend has it too."""
-        claim = self.uris.claim if kind is Kind.RESOURCES else self.uris.claim_template
-        public = claim(backend, entry.own)
-        if public == entry.public:
-            return entry
-        if public is None:
-            self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is left out: its URIs are taken")
-            return None
-        self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {public!r}")
-        return Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public))
 
     def _place_named(self, backend: str, kind: Kind, entry: Entry, others: tuple[str, ...]) -> Entry | None:
         """Route a tool or prompt; `others` are prefixes of other servers that its name may begin with."""

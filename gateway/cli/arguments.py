@@ -7,6 +7,7 @@ where a text is. What it says nothing of is JSON where it reads as JSON, and tex
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, cast
 
 from gateway.cli.output import UsageError
@@ -56,7 +57,20 @@ def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
             if key not in properties:
                 problem = f"there is no argument {key!r}"
                 raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
-    return {key: _value(key, text, _kinds(properties.get(key), schema)) for key, text in texts.items()}
+    found: dict[str, Any] = {}
+    for key, text in texts.items():
+        kinds = _kinds(properties.get(key), schema)
+        value: Any = text
+        if kinds != ["string"]:
+            with suppress(ValueError):
+                value = json.loads(text)
+        if kinds and not any(_is(value, kind) for kind in kinds):
+            if "string" not in kinds:
+                problem = f"{key}: {text!r} is not {' or '.join(_WORDS.get(kind, kind) for kind in kinds)}"
+                raise UsageError(problem)
+            value = text
+        found[key] = value
+    return found
 
 
 def _kinds(schema: Any, root: dict[str, Any], depth: int = 0) -> list[str]:
@@ -78,21 +92,6 @@ def _kinds(schema: Any, root: dict[str, Any], depth: int = 0) -> list[str]:
         return ["string"] if all(isinstance(value, str) for value in values) else []
     branches = [*(members.get("anyOf") or ()), *(members.get("oneOf") or ()), *(members.get("allOf") or ())]
     return [kind for branch in branches for kind in _kinds(branch, root, depth + 1)]
-
-
-def _value(key: str, text: str, kinds: list[str]) -> Any:
-    if kinds == ["string"]:
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    if not kinds or any(_is(value, kind) for kind in kinds):
-        return value
-    if "string" in kinds:
-        return text
-    problem = f"{key}: {text!r} is not {' or '.join(_WORDS.get(kind, kind) for kind in kinds)}"
-    raise UsageError(problem)
 
 
 def _is(value: Any, kind: str) -> bool:

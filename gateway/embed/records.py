@@ -120,12 +120,11 @@ def read_registry(config: object, *, strict: bool, name: str | None = None) -> R
     settings = rest.gateway
     if name is not None:
         settings = msgspec.structs.replace(settings, name=name)
-    found = cast("dict[str, object]", servers)
-    return Registry({str(key): _read_record(str(key), raw) for key, raw in found.items()}, settings, rest)
-
-
-def _read_record(name: str, raw: object) -> Record:
-    try:
-        return Record(name, copy.deepcopy(raw), parse_server(name, raw, environ=os.environ))
-    except ConfigError as exc:
-        return Record(name, copy.deepcopy(raw), None, "; ".join(exc.problems))
+    records: dict[str, Record] = {}
+    for key, raw in cast("dict[str, object]", servers).items():
+        given = copy.deepcopy(raw)
+        try:
+            records[str(key)] = Record(str(key), given, parse_server(str(key), raw, environ=os.environ))
+        except ConfigError as exc:
+            records[str(key)] = Record(str(key), given, None, "; ".join(exc.problems))
+    return Registry(records, settings, rest)

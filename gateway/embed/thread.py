@@ -141,7 +141,12 @@ class LoopThread:
         """
 
         def done() -> None:
-            _log_failure(reply)
+            try:
+                reply.result()
+            except Closed:
+                pass
+            except Exception:
+                log.exception("what was asked of the gateway could not be done")
             if ended is not None:
                 ended()
 
@@ -251,12 +256,3 @@ def _stop_all() -> None:
 
 def _closed() -> Closed:
     return Closed("the gateway was closed")
-
-
-def _log_failure(reply: _Reply[None]) -> None:
-    try:
-        reply.result()
-    except Closed:
-        pass
-    except Exception:
-        log.exception("what was asked of the gateway could not be done")

@@ -112,9 +112,18 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
         value = values
         for member in path:
             value = cast("dict[str, object]", value).get(member) if isinstance(value, dict) else None
-        text = _spell(value)
-        if text is not None:
-            headers.append((name, encode_value(text).encode()))
+        match value:
+            case bool():
+                text = "true" if value else "false"
+            case str():
+                text = value
+            case int():
+                text = str(value)
+            case float():  # JSON's 42.0 is an integer too, and servers compare numbers
+                text = str(int(value)) if value.is_integer() else str(value)
+            case _:
+                continue
+        headers.append((name, encode_value(text).encode()))
     return headers
 
 
@@ -164,17 +173,3 @@ def _same_number(one: str, other: str) -> bool:
         return len(one) < 40 and len(other) < 40 and Decimal(one) == Decimal(other)
     except InvalidOperation:
         return False
-
-
-def _spell(value: object) -> str | None:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return value
-        case int():
-            return str(value)
-        case float():  # JSON's 42.0 is an integer too, and servers compare numbers
-            return str(int(value)) if value.is_integer() else str(value)
-        case _:
-            return None

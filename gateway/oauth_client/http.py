@@ -7,7 +7,6 @@ without the backend's headers and cookies; bodies and waits are bounded; redirec
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import socket
 from contextlib import asynccontextmanager
@@ -23,7 +22,6 @@ from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, is_loopback, proxy
 from gateway.surrogates import without_bom
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncGenerator
 
     from gateway.config import ServerConfig
@@ -36,11 +34,6 @@ MAX_BODY: Final = 1024 * 1024
 """Bytes of one answer; metadata has some thousands."""
 _DROPPED: Final = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _SERVER_ERROR: Final = 500
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return httpx2.create_ssl_context()
 
 
 class OAuthHttp:
@@ -126,7 +119,7 @@ async def _is_private(url: httpx2.URL) -> bool:
 @asynccontextmanager
 async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
     """Open the connections of one flow; on leaving they are closed."""
-    client = httpx2.AsyncClient(transport=EnvironmentTransport(_tls()))
+    client = httpx2.AsyncClient(transport=EnvironmentTransport())
     try:
         yield OAuthHttp(client, config)
     finally:

@@ -180,11 +180,30 @@ def _bind(port: int | None, preferred: int | None) -> trio.socket.SocketType:
 
 async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> None:
     places = trio.Semaphore(MAX_CONNECTIONS)
+    ours = {f"{name}:{listener.port}".encode() for name in (HOST, "localhost")}
 
     async def serve(connection: trio.socket.SocketType) -> None:
+        """Read one request and answer it."""
         try:
             with connection, contextlib.suppress(OSError, trio.BrokenResourceError):
-                await _serve(trio.SocketStream(connection), listener)
+                stream = trio.SocketStream(connection)
+                parser = RequestParser(MAX_REQUEST)
+                head: RequestHead | bytes | None = None
+                with trio.move_on_after(CONNECTION_WAIT), contextlib.suppress(ProtocolError):
+                    while (head := parser.next_event()) is None and (data := await stream.receive_some(MAX_REQUEST)):
+                        parser.receive(bytes(data))
+                if not isinstance(head, RequestHead):
+                    return
+                # A host of another name: rebound DNS.
+                if head.method != "GET" or dict(head.headers).get(b"host") not in ours:
+                    page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
+                else:
+                    page = listener.handle_request(head.target.decode("ascii", "replace"))
+                if page is not None:
+                    await _send(stream, *page)
+                    return
+                async with listener.hold_page() as text:
+                    await _send(stream, 200, text)
         finally:
             places.release()
 
@@ -193,27 +212,6 @@ async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> N
             await places.acquire()
             connection, _ = await sock.accept()
             nursery.start_soon(serve, connection)
-
-
-async def _serve(stream: trio.SocketStream, listener: RedirectListener) -> None:
-    """One request, one answer."""
-    parser = RequestParser(MAX_REQUEST)
-    head: RequestHead | bytes | None = None
-    with trio.move_on_after(CONNECTION_WAIT), contextlib.suppress(ProtocolError):
-        while (head := parser.next_event()) is None and (data := await stream.receive_some(MAX_REQUEST)):
-            parser.receive(bytes(data))
-    if not isinstance(head, RequestHead):
-        return
-    ours = {f"{name}:{listener.port}".encode() for name in (HOST, "localhost")}
-    if head.method != "GET" or dict(head.headers).get(b"host") not in ours:  # a host of another name: rebound DNS
-        page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
-    else:
-        page = listener.handle_request(head.target.decode("ascii", "replace"))
-    if page is not None:
-        await _send(stream, *page)
-        return
-    async with listener.hold_page() as text:
-        await _send(stream, 200, text)
 
 
 async def _send(stream: trio.SocketStream, status: int, page: str) -> None:

@@ -176,15 +176,12 @@ class _Flow(OAuthClientProvider):
             members = answers.read_object(answer.content, content_type, where)
             content = answers.read_registration(members, where, wanted["redirect_uris"])
             return httpx2.Response(201, json=content, request=request)
-        return self._read_token(answer, content_type, f"the token endpoint {place}")
-
-    def _read_token(self, answer: httpx2.Response, content_type: str, where: str) -> httpx2.Response:
-        is_refresh = b"grant_type=refresh_token" in answer.request.content
-        if answer.status_code not in SUCCESS:
+        where, is_refresh = f"the token endpoint {place}", b"grant_type=refresh_token" in request.content
+        if status not in SUCCESS:
             if is_refresh:  # the SDK forgets the token, and a person is asked
                 return answer
-            said = answers.describe(answer.status_code, content_type, answer.content)
-            text = f"Token exchange failed ({answer.status_code}): {where} answered {said}"
+            said = answers.describe(status, content_type, answer.content)
+            text = f"Token exchange failed ({status}): {where} answered {said}"
             raise OAuthFlowError(text)
         try:
             content = answers.read_token(answers.read_object(answer.content, content_type, where), where)
@@ -192,8 +189,8 @@ class _Flow(OAuthClientProvider):
             if not is_refresh:
                 raise
             log.warning("a token could not be refreshed: %s", exc)
-            return httpx2.Response(400, request=answer.request)
-        return httpx2.Response(200, json=content, request=answer.request)
+            return httpx2.Response(400, request=request)
+        return httpx2.Response(200, json=content, request=request)
 
     def _read_metadata(self, answer: httpx2.Response, where: str) -> httpx2.Response:
         """Return metadata with the issuer in the spelling that the SDK compares; unusable ones count as absent."""

@@ -157,8 +157,18 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
     match exc:
         case NotADirectoryError() if cwd is not None and exc.filename == cwd:
             return f"cannot start: its working directory {cwd!r} is not a directory; change `cwd`"
+        case FileNotFoundError() if os.sep in name:
+            there = os.path.join(cwd or ".", name)  # ruff: ignore[os-path-join] - no Path is needed
+            if os.path.exists(there):  # ruff: ignore[os-path-exists]
+                return f"cannot start: the interpreter in the first line of {name!r} (`#!...`) was not found"
+            return f"cannot start: command {name!r} not found (a path: it was looked for there, not on PATH)"
         case FileNotFoundError():
-            return f"cannot start: {_not_found(name, env, cwd)}"
+            path = os.pathsep.join(os.get_exec_path(dict(env)))
+            if found := shutil.which(name, path=path):
+                return f"cannot start: the interpreter in the first line of {found!r} (`#!...`) was not found"
+            return (
+                f"cannot start: command {name!r} not found (looked on PATH={path}); install it, or give its full path"
+            )
         case PermissionError():
             return f"cannot start: command {name!r} may not be executed; check its mode (chmod +x) and its owner"
         case OSError() if exc.errno == errno.ENOEXEC:
@@ -171,18 +181,6 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
             return "cannot start: its arguments and environment together are too long for this system"
         case _:
             return f"cannot start: command {name!r}: {exc}"
-
-
-def _not_found(name: str, env: Mapping[str, str], cwd: str | None) -> str:
-    if os.sep in name:
-        there = os.path.join(cwd or ".", name)  # ruff: ignore[os-path-join] - no Path is needed
-        if os.path.exists(there):  # ruff: ignore[os-path-exists]
-            return f"the interpreter in the first line of {name!r} (`#!...`) was not found"
-        return f"command {name!r} not found (a path: it was looked for there, not on PATH)"
-    path = os.pathsep.join(os.get_exec_path(dict(env)))
-    if found := shutil.which(name, path=path):
-        return f"the interpreter in the first line of {found!r} (`#!...`) was not found"
-    return f"command {name!r} not found (looked on PATH={path}); install it, or give its full path"
 
 
 def raise_nofile_limit() -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.config import Config, ServerConfig, parse_server
+from gateway.config import Config, parse_server
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,10 +101,24 @@ class Overlay(msgspec.Struct, frozen=True):
             if change.removed:
                 servers.pop(name, None)
                 continue
-            try:
-                servers[name] = _server(base, name, change, environ)
+            raw = change.raw or base.raws.get(name)
+            if raw is None:  # given as it is, by a program
+                server = base.config.servers[name]
+                servers[name] = msgspec.structs.replace(
+                    server, disabled=bool(change.disabled), disabled_since=change.at
+                )
+                continue
+            if change.disabled is not None:
+                rest = {key: value for key, value in raw.items() if key not in {"enabled", "disabled"}}
+                raw = {**rest, "disabled": change.disabled}
+            try:  # what came over the API was checked without these files, and names none
+                server = parse_server(name, raw, environ=environ, files=base.files)
             except ConfigError as exc:
                 problems += exc.problems
+                continue
+            if change.disabled is not None:
+                server = msgspec.structs.replace(server, disabled_since=change.at)
+            servers[name] = server
         if problems:
             raise ConfigError(problems)
         return msgspec.structs.replace(base.config, servers=servers)
@@ -114,19 +128,6 @@ class Overlay(msgspec.Struct, frozen=True):
 
     def _without(self, names: set[str]) -> Overlay:
         return Overlay({name: change for name, change in self.changes.items() if name not in names})
-
-
-def _server(base: Base, name: str, change: Change, environ: Mapping[str, str]) -> ServerConfig:
-    raw = change.raw or base.raws.get(name)
-    if raw is None:  # given as it is, by a program
-        server = base.config.servers[name]
-        return msgspec.structs.replace(server, disabled=bool(change.disabled), disabled_since=change.at)
-    if change.disabled is not None:
-        rest = {key: value for key, value in raw.items() if key not in {"enabled", "disabled"}}
-        raw = {**rest, "disabled": change.disabled}
-    # What came over the API was checked without it, and names no files.
-    server = parse_server(name, raw, environ=environ, files=base.files)
-    return server if change.disabled is None else msgspec.structs.replace(server, disabled_since=change.at)
 
 
 def read_overlay(data: bytes) -> Overlay:

@@ -80,8 +80,13 @@ class EventParser:
                 )
             if line:
                 self._field(line)
-            elif (event := self._dispatch()) is not None:
-                events.append(event)
+                continue
+            if self._id is not None:  # an empty line ends the event
+                self.last_id, self._id = self._id, None
+            name, self._event = self._event, b""
+            self._has_data = False
+            if event_data := self._data.pop_all():
+                events.append(Event(event_data, name.decode(errors="replace") or "message"))
         if rest:
             self._line.add(rest)
         return events
@@ -120,16 +125,6 @@ class EventParser:
             self._data.add(b"\n")
         self._has_data = True
         self._data.add(value)
-
-    def _dispatch(self) -> Event | None:
-        if self._id is not None:
-            self.last_id, self._id = self._id, None
-        name, self._event = self._event, b""
-        self._has_data = False
-        data = self._data.pop_all()
-        if not data:
-            return None
-        return Event(data, name.decode(errors="replace") or "message")
 
 
 class _Held:
