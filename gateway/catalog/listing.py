@@ -123,14 +123,14 @@ _schemas = msgspec.json.Decoder(_Schema)
 
 
 def clean(
-    kind: Kind, raws: Iterable[msgspec.Raw], hint: Hint = KEEP_NOTHING
+    kind: Kind, raws: Iterable[msgspec.Raw], hint: Hint = KEEP_NOTHING, *, max_items: int = MAX_ITEMS
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Turn the members of a list result into items; returns (items, what was changed or left out, and why)."""
     items: dict[str, Item] = {}
     problems: list[str] = []
     for index, span in enumerate(raws):
-        if len(items) >= MAX_ITEMS:
-            problems.append(f"{kind.member} after the first {MAX_ITEMS}: left out")
+        if len(items) >= max_items:
+            problems.append(f"{kind.member} after the first {max_items}: left out")
             break
         try:
             item = _item(kind, span, hint)

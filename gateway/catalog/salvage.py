@@ -35,11 +35,11 @@ class _TooMuchError(Exception):
 
 
 class _Scanner:
-    """Cuts one message; the number of its tokens is bounded over all calls."""
+    """Cuts one message; `max_tokens` bounds its tokens over all calls."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, max_tokens: int) -> None:
         self.data = data
-        self._left = MAX_TOKENS
+        self._left = max_tokens
 
     def pieces(self, start: int) -> Iterator[tuple[int, int]]:
         """What stands between the commas of the array or object that opens at `start`, as (from, to)."""
@@ -71,12 +71,12 @@ class _Scanner:
         return found
 
 
-def salvage(data: bytes, kind: Kind) -> tuple[bytes, tuple[str, ...]] | None:
+def salvage(data: bytes, kind: Kind, *, max_tokens: int = MAX_TOKENS) -> tuple[bytes, tuple[str, ...]] | None:
     """A list answer without the items that are no JSON, and what was left out and why.
 
     None if it cannot be cut apart, or is no JSON outside of its items either.
     """
-    scanner = _Scanner(data)
+    scanner = _Scanner(data, max_tokens)
     kept: list[bytes] = []
     problems: list[str] = []
     try:

@@ -12,13 +12,14 @@ from gateway.cli.options import STATE, state_directory
 from gateway.cli.output import CommandError, print_json
 from gateway.store import Store
 
-ANSWER_WITHIN: Final = 5.0
+ANSWER_TIMEOUT: Final = 5.0
+"""Seconds for a report: a gateway that does not answer hides no other."""
 COMMAND_TIMEOUT: Final = 65.0
 """Seconds; the gateway itself stops after 60."""
 COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flight", "queued")
 
 
-def collect_reports(directory: Path) -> list[dict[str, Any]]:
+def collect_reports(directory: Path, *, timeout: float = ANSWER_TIMEOUT) -> list[dict[str, Any]]:
     """Return the reports of all living gateways; sockets that dead ones left behind are removed.
 
     Raises ConfigError if others can write the directory: a report names the address that the admin token is sent to.
@@ -28,7 +29,7 @@ def collect_reports(directory: Path) -> list[dict[str, Any]]:
     store.check()
     for path in store.sockets():
         try:
-            reports.append(ask(path, b"ps") | {"socket": str(path)})
+            reports.append(ask(path, b"ps", timeout=timeout) | {"socket": str(path)})
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except (OSError, ValueError) as exc:
@@ -36,10 +37,10 @@ def collect_reports(directory: Path) -> list[dict[str, Any]]:
     return reports
 
 
-def ask(path: Path, question: bytes, *, patience: float = ANSWER_WITHIN) -> dict[str, Any]:
+def ask(path: Path, question: bytes, *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
     """Put a question to a control socket. Raises OSError and ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(patience)
+        sock.settimeout(timeout)
         sock.connect(str(path))
         sock.sendall(question + b"\n")
         parts: list[bytes] = []
@@ -56,7 +57,7 @@ def command(report: dict[str, Any], do: str, name: str = "") -> dict[str, Any]:
     """
     question = json.dumps({"do": do, "name": name}).encode()
     try:
-        found = ask(Path(report["socket"]), question, patience=COMMAND_TIMEOUT)
+        found = ask(Path(report["socket"]), question, timeout=COMMAND_TIMEOUT)
     except (OSError, ValueError) as exc:
         problem = f"the gateway {report['pid']} does not answer: {exc}"
         raise CommandError(problem, "mcp-gateway ps shows which gateways run here") from None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_UNSENT: Final = 262_144
 """Bytes of one exchange that may be on their way to its client (and one frame more); then the gateway's side waits."""
-SEND_WITHIN: Final = 30.0
+SEND_TIMEOUT: Final = 30.0
 """Seconds that a client has to take a frame; then it counts as gone."""
 BODY_WITHIN: Final = 60.0
 """Seconds that a request's body may take to arrive."""
@@ -129,10 +129,13 @@ class _Frames:
 class Bridge:
     """The gateway as an ASGI application in the host's loop, whichever that is; `most` bounds a request's body."""
 
-    def __init__(self, thread: LoopThread, app: AsgiFrontends, most: int) -> None:
+    def __init__(
+        self, thread: LoopThread, app: AsgiFrontends, most: int, *, send_timeout: float = SEND_TIMEOUT
+    ) -> None:
         self._thread = thread
         self._app = app
         self._most = most
+        self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -188,13 +191,13 @@ class Bridge:
         """Send what comes back, to its end."""
         begun = False
         while (message := await frames.next()) is not None:
-            with anyio.move_on_after(SEND_WITHIN) as patience:
+            with anyio.move_on_after(self._send_timeout) as patience:
                 try:
                     await send(message)
                 except OSError:
                     return
             if patience.cancelled_caught:
-                log.warning("a client was dropped: it has read nothing for %g s", SEND_WITHIN)
+                log.warning("a client was dropped: it has read nothing for %g s", self._send_timeout)
                 return
             begun = True
             if message.get("more_body"):

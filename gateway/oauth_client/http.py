@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.config import ServerConfig
 
-REQUEST_WAIT: Final = 15.0
+REQUEST_TIMEOUT: Final = 15.0
 """Seconds for one request, its answer included."""
 RESOLVE_WAIT: Final = 5.0
 """Seconds for looking a host up."""
@@ -39,8 +39,9 @@ _SERVER_ERROR: Final = 500
 class OAuthHttp:
     """Sends what a flow wants sent, if it may be."""
 
-    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig) -> None:
+    def __init__(self, client: httpx2.AsyncClient, config: ServerConfig, *, timeout: float = REQUEST_TIMEOUT) -> None:
         self._client = client
+        self._timeout = timeout
         self._name = config.name
         self._backend = httpx2.URL(config.url or "")
         issuer = config.oauth.issuer if config.oauth is not None else None
@@ -59,7 +60,7 @@ class OAuthHttp:
         request.headers.setdefault("accept", "application/json")
         where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
         try:
-            with trio.fail_after(REQUEST_WAIT):
+            with trio.fail_after(self._timeout):
                 response = await self._client.send(request, stream=True)
                 try:
                     body = await read_body(response, MAX_BODY)
@@ -67,7 +68,7 @@ class OAuthHttp:
                     with trio.move_on_after(CLOSE_WAIT, shield=True):
                         await response.aclose()
         except trio.TooSlowError:
-            text = f"needs a login, and {where} did not answer within {REQUEST_WAIT:g} s"
+            text = f"needs a login, and {where} did not answer within {self._timeout:g} s"
             raise BackendUnavailable(self._name, text) from None
         except BodyTooLong:
             text = f"needs a login, and {where} answered with more than {MAX_BODY} bytes"

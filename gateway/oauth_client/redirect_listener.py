@@ -31,9 +31,9 @@ MAX_CONNECTIONS: Final = 8
 """Connections served at once: browsers open some in advance and leave them idle."""
 CONNECTION_WAIT: Final = 10.0
 """Seconds in which a request must arrive, and in which a page must be taken."""
-RESULT_WAIT: Final = 5.0
+RESULT_TIMEOUT: Final = 5.0
 """Seconds for which a page is held until the result is there; then one is shown that loads itself again."""
-DELIVERY_WAIT: Final = 2.0
+DELIVERY_TIMEOUT: Final = 2.0
 """Seconds that a login which has ended gives the browser to load the page with the result."""
 MAX_REQUEST: Final = 16_384
 """Bytes of a request's head; an authorization code has a few hundred."""
@@ -56,7 +56,7 @@ class PortTaken(Exception):
 class RedirectListener:
     """What comes back from the browser: `answer` holds the query's parameters, or `refusal` says why there are none."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, result_timeout: float = RESULT_TIMEOUT) -> None:
         self.port = port
         self.uri = f"http://{HOST}:{port}{PATH}"
         self.answer: dict[str, str] = {}
@@ -67,6 +67,7 @@ class RedirectListener:
         self._settled = trio.Event()
         self._problem: str | None = None
         self._reported = trio.Event()
+        self._result_timeout = result_timeout
         self._held = 0
         self._reload_due = False
         self._delivered = trio.lowlevel.ParkingLot()
@@ -93,10 +94,10 @@ class RedirectListener:
 
     @contextlib.asynccontextmanager
     async def hold_page(self) -> AsyncGenerator[str]:
-        """Wait for the result, at most `RESULT_WAIT`, and give the page, which is to be sent in this block."""
+        """Wait for the result, at most for the result timeout, and give the page, which is to be sent in this block."""
         self._held += 1
         try:
-            with trio.move_on_after(RESULT_WAIT):
+            with trio.move_on_after(self._result_timeout):
                 await self._reported.wait()
             self._reload_due = not self._reported.is_set()
             if not self._reported.is_set():
@@ -144,20 +145,26 @@ class RedirectListener:
 
 
 @asynccontextmanager
-async def open_redirect_listener(port: int | None, preferred: int | None = None) -> AsyncGenerator[RedirectListener]:
-    """Listen on `port`, else on the `wished` one if it is free, else on any.
+async def open_redirect_listener(
+    port: int | None,
+    preferred: int | None = None,
+    *,
+    result_timeout: float = RESULT_TIMEOUT,
+    delivery_timeout: float = DELIVERY_TIMEOUT,
+) -> AsyncGenerator[RedirectListener]:
+    """Listen on `port`, else on the `preferred` one if it is free, else on any.
 
     Raises:
         PortTaken: `port` is in use.
     """
     with _bind(port, preferred) as sock:
-        listener = RedirectListener(sock.getsockname()[1])
+        listener = RedirectListener(sock.getsockname()[1], result_timeout)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_accept, sock, listener)
             try:
                 yield listener
                 listener.report("the login was stopped before the authorization server had answered")
-                with trio.move_on_after(DELIVERY_WAIT):
+                with trio.move_on_after(delivery_timeout):
                     await listener.deliver()
             finally:
                 nursery.cancel_scope.cancel(reason="the login has ended")

@@ -36,7 +36,7 @@ FORMAT: Final = 1
 """Version of the token files; another one counts as absent."""
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A larger file is not ours and is not read."""
-LOCK_WAIT: Final = 10.0
+LOCK_TIMEOUT: Final = 10.0
 """Seconds for another gateway's refresh; after that it hangs, and waiting longer helps nobody."""
 LOCK_POLL: Final = 0.05
 
@@ -151,11 +151,12 @@ class TokenFiles:
 class RefreshLock:
     """`async with RefreshLock(files)`: nobody else of this user refreshes the same login meanwhile.
 
-    After `LOCK_WAIT` seconds, or where there are no locks, the block runs without.
+    After `timeout` seconds, or where there are no locks, the block runs without.
     """
 
-    def __init__(self, files: TokenFiles) -> None:
+    def __init__(self, files: TokenFiles, *, timeout: float = LOCK_TIMEOUT) -> None:
         self._files = files
+        self._timeout = timeout
         self._fd: int | None = None
 
     async def __aenter__(self) -> None:
@@ -165,7 +166,7 @@ class RefreshLock:
             if path is not None and fcntl is not None:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW, 0o600)
         try:
-            with trio.move_on_after(LOCK_WAIT):
+            with trio.move_on_after(self._timeout):
                 while not self._try_lock():  # noqa: ASYNC110 - another process holds it, which sets no event
                     await trio.sleep(LOCK_POLL)
         except BaseException:

@@ -25,7 +25,7 @@ DEBOUNCE_MS: Final = 1_000
 """How long a burst of events is waited out at most."""
 LOOK_MS: Final = 1_000
 """How often the file is looked at where no event comes."""
-RETRY_AFTER: Final = 2.0
+RETRY_INTERVAL: Final = 2.0
 """Seconds between two looks where directories cannot be watched at all."""
 
 log = logging.getLogger("gateway.reload")
@@ -44,7 +44,9 @@ def mark_of(path: Path) -> Mark:
         return ()
 
 
-async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Mark) -> None:
+async def watch(
+    path: Path, changed: Callable[[], Awaitable[None]], *, since: Mark, retry_interval: float = RETRY_INTERVAL
+) -> None:
     """Await `changed()` whenever the file is another one than at the last look, first `since`; until cancelled."""
     seen = since
     stop = threading.Event()
@@ -54,10 +56,12 @@ async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Ma
             try:
                 events = await trio.to_thread.run_sync(_events, directories, stop, abandon_on_cancel=True)
             except (ImportError, OSError, RuntimeError) as exc:  # not installed, or not for this system
-                log.warning("directories cannot be watched (%s); the config is looked at every %g s", exc, RETRY_AFTER)
+                log.warning(
+                    "directories cannot be watched (%s); the config is looked at every %g s", exc, retry_interval
+                )
                 events = None
             if events is None:
-                await _poll(path, changed, seen)
+                await _poll(path, changed, seen, retry_interval)
             alive = True
             while alive and directories == _directories(path):
                 found = mark_of(path)
@@ -68,19 +72,19 @@ async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, since: Ma
                 alive = await trio.to_thread.run_sync(_next, events, abandon_on_cancel=True)
             events.close()
             if not alive:
-                await trio.sleep(RETRY_AFTER)
+                await trio.sleep(retry_interval)
     finally:
         stop.set()
 
 
-async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark) -> Never:
-    """The same by looking alone, until cancelled."""
+async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark, interval: float) -> Never:
+    """Look at the file every `interval` seconds, until cancelled."""
     while True:
         found = mark_of(path)
         if found != seen and found:
             seen = found
             await changed()
-        await trio.sleep(RETRY_AFTER)
+        await trio.sleep(interval)
 
 
 def _directories(path: Path) -> dict[str, int]:

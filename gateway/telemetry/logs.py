@@ -27,7 +27,7 @@ MAX_QUEUED: Final = 10_000
 """Log lines that may wait for stderr; the oldest are dropped, and counted in the next line that gets out."""
 BATCH_LINES: Final = 100
 """Lines that one write has."""
-FLUSH_WAIT: Final = 0.5
+FLUSH_TIMEOUT: Final = 0.5
 """Seconds that the end of the program waits for a stalled reader of stderr."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -40,12 +40,13 @@ def now_iso() -> str:
 class _StderrWriter(logging.Handler):
     """Formats records where they are made, and leaves the writing to its thread."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, max_queued: int, flush_timeout: float) -> None:
         super().__init__()
         self.dropped = 0
         """Lines that were dropped, in all."""
         self._fd = fd
-        self._lines: deque[bytes] = deque(maxlen=MAX_QUEUED)
+        self._flush_timeout = flush_timeout
+        self._lines: deque[bytes] = deque(maxlen=max_queued)
         self._dropped = 0
         self._ready = threading.Event()
         self._closing = False
@@ -59,7 +60,7 @@ class _StderrWriter(logging.Handler):
         except (ValueError, TypeError, KeyError):
             self.handleError(record)
             return
-        if len(self._lines) == MAX_QUEUED:
+        if len(self._lines) == self._lines.maxlen:
             self._dropped += 1
             self.dropped += 1
         self._lines.append(line + b"\n")
@@ -83,15 +84,15 @@ class _StderrWriter(logging.Handler):
                     try:
                         batch = batch[os.write(self._fd, batch) :]
                     except BlockingIOError:  # a terminal's stderr is its stdin, which the stdio frontend unblocks
-                        select.select([], [self._fd], [], FLUSH_WAIT)
+                        select.select([], [self._fd], [], self._flush_timeout)
                     except OSError:
                         return  # stderr has no reader; nothing may fail for that
 
     def close(self) -> None:
-        """Write what is queued, as far as `FLUSH_WAIT` allows."""
+        """Write what is queued, for at most the flush timeout."""
         self._closing = True
         self._ready.set()
-        self._thread.join(FLUSH_WAIT)
+        self._thread.join(self._flush_timeout)
         super().close()
 
 
@@ -102,9 +103,11 @@ def dropped_lines() -> int:
 
 
 @contextmanager
-def open_logging(level: str, form: Format = "console") -> Generator[None]:
+def open_logging(
+    level: str, form: Format = "console", *, max_queued: int = MAX_QUEUED, flush_timeout: float = FLUSH_TIMEOUT
+) -> Generator[None]:
     """Send the gateway's logs to stderr while the context is open, one line each in this form."""
-    handler = _StderrWriter(sys.stderr.fileno())
+    handler = _StderrWriter(sys.stderr.fileno(), max_queued, flush_timeout)
     handler.setFormatter(JsonLines() if form == "json" else Console())
     root = logging.getLogger()
     before = root.level

@@ -101,9 +101,8 @@ def test_items_are_on_one_line() -> None:
     assert items == (Item("p", b'{"name":"p","title":"a\\nb"}'),)
 
 
-def test_too_many_items_and_problems_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MAX_ITEMS", 3)
-    items, problems = clean(Kind.PROMPTS, spans(*[b'{"name":"p%d"}' % n for n in range(9)]))
+def test_too_many_items_and_problems_are_cut() -> None:
+    items, problems = clean(Kind.PROMPTS, spans(*[b'{"name":"p%d"}' % n for n in range(9)]), max_items=3)
     assert [item.own for item in items] == ["p0", "p1", "p2"]
     assert problems == ("prompts after the first 3: left out",)
     _, problems = clean(Kind.PROMPTS, spans(*[b"{}"] * 100))

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import jsonrpc
-from gateway.catalog import salvage as salvage_module
 from gateway.catalog.salvage import MAX_NAMED, salvage
 from gateway.eras.methods import Kind
 
@@ -89,10 +88,9 @@ def test_what_is_wrong_elsewhere_is_not_mended(data: bytes) -> None:
     assert salvage(data, Kind.TOOLS) is None
 
 
-def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(salvage_module, "MAX_TOKENS", 1000)
-    assert salvage(answer([b"[" * 1000 + b"]" * 1000]), Kind.TOOLS) is None
-    assert salvage(answer([b"NaN"] * 10), Kind.TOOLS) is not None
+def test_the_work_is_bounded() -> None:
+    assert salvage(answer([b"[" * 1000 + b"]" * 1000]), Kind.TOOLS, max_tokens=1000) is None
+    assert salvage(answer([b"NaN"] * 10), Kind.TOOLS, max_tokens=1000) is not None
 
 
 @settings(deadline=None, max_examples=60)

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,14 +203,13 @@ async def test_a_gateway_killed_by_sigkill_is_no_longer_shown(state):
         assert not path.exists()
 
 
-async def test_one_that_does_not_answer_is_told_and_hides_no_other(state, monkeypatch):
-    monkeypatch.setattr("gateway.cli.ps.ANSWER_WITHIN", 0.5)
+async def test_one_that_does_not_answer_is_told_and_hides_no_other(state):
     async with opened(state) as gateway:
         mute = state / "control-1.sock"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(mute))
             listening.listen()
-            reports = await trio.to_thread.run_sync(collect_reports, state)
+            reports = await trio.to_thread.run_sync(partial(collect_reports, state, timeout=0.5))
         assert "control-1.sock" in next(report["error"] for report in reports if "error" in report)
         assert gateway.pid in [report.get("pid") for report in reports]
 

@@ -17,7 +17,7 @@ import trio
 from gateway.calls import Caller, Era
 from gateway.config import ServerConfig, parse_server
 from gateway.errors import BackendUnavailable
-from gateway.oauth_client import http, login_prompt, redirect_listener
+from gateway.oauth_client import http, login_prompt
 from gateway.oauth_client.http import OAuthHttp, open_oauth_http
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.redirect_listener import MAX_REQUEST, PortTaken, RedirectListener, open_redirect_listener
@@ -89,29 +89,31 @@ PAGES = {
 
 @pytest.mark.parametrize("reported", ["before", "while it waits", "after a page that reloads"])
 @pytest.mark.parametrize("result", PAGES)
-async def test_the_page_shows_the_result(result: str, reported: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_page_shows_the_result(result: str, reported: str) -> None:
     problem, title = PAGES[result]
+    timeout = 0.05 if reported == "after a page that reloads" else SOON
     pages: list[bytes] = []
 
     async def browse() -> None:
         pages.append(await ask(listener, GOOD))
 
     with trio.fail_after(SOON):
-        async with open_redirect_listener(None) as listener, trio.open_nursery() as nursery:
+        async with (
+            open_redirect_listener(None, result_timeout=timeout) as listener,
+            trio.open_nursery() as nursery,
+        ):
             listener.expect("right")
             if reported == "after a page that reloads":
-                with monkeypatch.context() as patched:
-                    patched.setattr(redirect_listener, "RESULT_WAIT", 0.05)
-                    await browse()
+                await browse()
                 page = pages.pop()
                 assert b'http-equiv="refresh"' in page
                 assert b"Logged in" not in page
-            if reported == "before":
+            if reported != "while it waits":
                 listener.report(problem)
             nursery.start_soon(browse)
             nursery.start_soon(browse)  # a browser may load a page twice
             await listener.wait()
-            while reported != "before" and listener._held < 2:  # noqa: ASYNC110 - no event tells
+            while reported == "while it waits" and listener._held < 2:  # noqa: ASYNC110 - no event tells
                 await trio.sleep(0.01)
             listener.report(problem)
             listener.report("a later report changes nothing")
@@ -140,11 +142,9 @@ async def test_the_page_says_so_when_the_login_is_stopped() -> None:
     assert b"the login was stopped before" in page
 
 
-async def test_a_browser_that_takes_no_page_holds_up_no_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redirect_listener, "RESULT_WAIT", 0.01)
-    monkeypatch.setattr(redirect_listener, "DELIVERY_WAIT", 0.05)
+async def test_a_browser_that_takes_no_page_holds_up_no_login() -> None:
     with trio.fail_after(SOON):
-        async with open_redirect_listener(None) as listener:
+        async with open_redirect_listener(None, result_timeout=0.01, delivery_timeout=0.05) as listener:
             listener.expect("right")
             assert b"refresh" in await ask(listener, GOOD)  # and never again
             listener.report(None)
@@ -260,14 +260,11 @@ async def test_one_refresh_at_a_time(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-async def test_a_lock_that_is_never_freed_or_cannot_be_had_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.oauth_client.token_store.LOCK_WAIT", 0.1)
+async def test_a_lock_that_is_never_freed_or_cannot_be_had_does_not_matter(tmp_path: Path) -> None:
     with trio.fail_after(SOON):
         async with (
             RefreshLock(TokenFiles(Store(tmp_path), config())),
-            RefreshLock(TokenFiles(Store(tmp_path), config())),
+            RefreshLock(TokenFiles(Store(tmp_path), config()), timeout=0.1),
         ):
             pass
         (tmp_path / "file").write_text("")
@@ -370,9 +367,7 @@ def _stream(data: bytes) -> httpx2.AsyncByteStream:
     return httpx2.ByteStream(data)
 
 
-async def test_a_server_that_says_nothing_is_given_up(resolver: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "REQUEST_WAIT", 0.1)
-
+async def test_a_server_that_says_nothing_is_given_up(resolver: None) -> None:
     class Silent(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             await trio.sleep_forever()
@@ -380,7 +375,7 @@ async def test_a_server_that_says_nothing_is_given_up(resolver: None, monkeypatc
 
     async with httpx2.AsyncClient(transport=Silent()) as client:
         with pytest.raises(BackendUnavailable, match=r"https://mcp\.example did not answer within 0\.1 s"):
-            await OAuthHttp(client, config()).send(httpx2.Request("POST", "https://mcp.example/token"))
+            await OAuthHttp(client, config(), timeout=0.1).send(httpx2.Request("POST", "https://mcp.example/token"))
 
 
 # -- the ways to a person ----------------------------------------------------------------------------------------------

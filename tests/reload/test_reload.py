@@ -237,7 +237,6 @@ async def test_where_directories_cannot_be_watched_the_file_is_looked_at(
         raise problem
 
     monkeypatch.setattr(watch_module, "_events", fail)
-    monkeypatch.setattr(watch_module, "RETRY_AFTER", 0.01)
     path, seen = tmp_path / "config.json", trio.Event()
     path.write_text("before")
 
@@ -247,7 +246,7 @@ async def test_where_directories_cannot_be_watched_the_file_is_looked_at(
 
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(watch, path, changed, since=mark_of(path)))
+            nursery.start_soon(partial(watch, path, changed, since=mark_of(path), retry_interval=0.01))
             while "cannot be watched" not in caplog.text:  # ruff: ignore[async-busy-wait]
                 await trio.sleep(0.01)
             replace(path, "after")
