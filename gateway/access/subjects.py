@@ -30,8 +30,11 @@ log = logging.getLogger("gateway.access")
 class Subjects:
     """Everybody with a token."""
 
-    def __init__(self, settings: ResourceServer, send: Fetch | None = None) -> None:
+    def __init__(
+        self, settings: ResourceServer, send: Fetch | None = None, *, max_subjects: int = MAX_SUBJECTS
+    ) -> None:
         self.settings = settings
+        self._max_subjects = max_subjects
         self._tokens = Tokens(settings, send)
         self._principals: OrderedDict[str, Principal] = OrderedDict()
 
@@ -53,12 +56,11 @@ class Subjects:
             return Refusal(403, "insufficient_scope", text, challenge=challenge(self.settings, "insufficient_scope"))
         name = known.principal
         if name not in self._principals:
-            if len(self._principals) >= MAX_SUBJECTS:
+            if len(self._principals) >= self._max_subjects:
                 idle = next((other for other, principal in self._principals.items() if principal.idle), None)
                 if idle is None:
-                    return Refusal(
-                        503, Busy.code, f"{MAX_SUBJECTS} clients are at work; try again", retry_after=TRY_AGAIN
-                    )
+                    text = f"{self._max_subjects} clients are at work; try again"
+                    return Refusal(503, Busy.code, text, retry_after=TRY_AGAIN)
                 del self._principals[idle]
             self._principals[name] = Principal(name, self.settings.rules)
         self._principals.move_to_end(name)

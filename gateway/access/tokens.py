@@ -135,8 +135,17 @@ class _Inquiry:
 class Tokens:
     """Checks tokens of one authorization server."""
 
-    def __init__(self, settings: ResourceServer, send: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        settings: ResourceServer,
+        send: Fetch | None = None,
+        *,
+        max_known: int = MAX_KNOWN,
+        max_refused: int = MAX_REFUSED,
+    ) -> None:
         self._settings = settings
+        self._max_known = max_known
+        self._max_refused = max_refused
         self._authority = Authority(settings) if send is None else Authority(settings, send)
         self._keys = KeySet(self._authority)
         self._audience = (settings.resource, settings.resource.rstrip("/"), *settings.audience)
@@ -168,7 +177,7 @@ class Tokens:
         asked = self._settings.introspection
         known = await (self._read(text) if asked is None else self._introspect(asked, text, digest, address))
         self._known[digest] = known
-        if len(self._known) > MAX_KNOWN:
+        if len(self._known) > self._max_known:
             self._known.popitem(last=False)
         return known
 
@@ -195,7 +204,7 @@ class Tokens:
             inquiry.outcome = exc
             self._refused[digest] = (trio.current_time() + min(REFUSED_FOR, asked.cache), str(exc))
             self._refused.move_to_end(digest)
-            if len(self._refused) > MAX_REFUSED:
+            if len(self._refused) > self._max_refused:
                 self._refused.popitem(last=False)
             raise
         except AuthorityDown as exc:

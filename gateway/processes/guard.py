@@ -70,7 +70,7 @@ class TrackedProcess:
 class ChildGuard:
     """Tracks all children. Made by `open_guard` and passed to `open_child`."""
 
-    def __init__(self, *, subreaper: bool, sentinel: bool) -> None:
+    def __init__(self, *, subreaper: bool, sentinel: bool, unknown_zombie_grace: float = UNKNOWN_ZOMBIE_GRACE) -> None:
         self.instance: Final = secrets.token_hex(8)
         self.force_stopped: Final = trio.Event()
         self.limiter: Final = trio.CapacityLimiter(SPAWN_THREADS)
@@ -80,6 +80,7 @@ class ChildGuard:
         self._since = row.start if (row := process_tree.read_row(os.getpid())) else 0
         self._inherited = os.environ.get(TREE_ID_VARIABLE, "").split(":")[-MAX_TREE_IDS:]
         self._spawning = 0
+        self._unknown_zombie_grace = unknown_zombie_grace
         self._unknown_zombies: dict[tuple[int, int], float] = {}
         self._scan_lock = trio.Lock()
         self._scan_limiter = trio.CapacityLimiter(2)  # one that hangs must not stop all others
@@ -244,7 +245,7 @@ class ChildGuard:
         if self._spawning:
             return
         for key in zombies:
-            if now - self._unknown_zombies.setdefault(key, now) >= UNKNOWN_ZOMBIE_GRACE:
+            if now - self._unknown_zombies.setdefault(key, now) >= self._unknown_zombie_grace:
                 _reap(key[0])
                 del self._unknown_zombies[key]
 
@@ -349,14 +350,16 @@ def _as_subreaper(wanted: bool) -> Generator[None]:
 
 
 @asynccontextmanager
-async def open_guard(*, subreaper: bool, sentinel: bool = True) -> AsyncGenerator[ChildGuard]:
+async def open_guard(
+    *, subreaper: bool, sentinel: bool = True, unknown_zombie_grace: float = UNKNOWN_ZOMBIE_GRACE
+) -> AsyncGenerator[ChildGuard]:
     """Open the one guard of this gateway; every `open_child` must be entered and left inside.
 
     `subreaper=True` only for a program that is the gateway and nothing else: it reparents every orphaned descendant to
     this process, which has to reap it. Embedded in another program, tree ids and parents have to do. The sentinel
     starts with the first child. Leaving ends processes that escaped the shutdown sequences, and takes at most 4 s.
     """
-    guard = ChildGuard(subreaper=subreaper, sentinel=sentinel)
+    guard = ChildGuard(subreaper=subreaper, sentinel=sentinel, unknown_zombie_grace=unknown_zombie_grace)
     with _as_subreaper(subreaper):
         try:
             async with trio.open_nursery() as nursery:

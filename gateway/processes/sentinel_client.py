@@ -21,14 +21,14 @@ import trio
 from gateway.processes.spawn import open_pidfd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 logger: Final = logging.getLogger("gateway.children")
 
-PROGRAM: Final = Path(__file__).with_name("sentinel.py")
+COMMAND: Final = (sys.executable, "-I", "-S", "-E", str(Path(__file__).with_name("sentinel.py")))
 PIPE_SIZE: Final = 1 << 20  # bytes: the announcements of some 4,000 children fit without waiting for the reader
 MAX_BACKLOG: Final = 4 << 20  # bytes kept for a slow reader; with more it counts as stuck
-STUCK_AFTER: Final = 5.0  # s without reading while there is something to read
+STUCK_TIMEOUT: Final = 5.0  # s without reading while there is something to read
 FIRST_DELAY: Final = 0.1  # s before the next one is started; doubles with each quick death
 MAX_DELAY: Final = 60.0  # s: one log line a minute is what a sentinel that cannot live may cost
 HEALTHY_AFTER: Final = 30.0  # s of life after which the delay is reset
@@ -39,8 +39,18 @@ POLL_INTERVAL: Final = 0.1  # s, where there is no pidfd
 class SentinelClient:
     """At most one living sentinel. `announcements` returns everything that a new one has to know."""
 
-    def __init__(self, announcements: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        announcements: Callable[[], Iterable[dict[str, Any]]],
+        *,
+        command: Sequence[str] = COMMAND,
+        pipe_size: int = PIPE_SIZE,
+        stuck_timeout: float = STUCK_TIMEOUT,
+    ) -> None:
         self._announcements = announcements
+        self._command = command
+        self._pipe_size = pipe_size
+        self._stuck_timeout = stuck_timeout
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._pipe = -1
@@ -118,14 +128,16 @@ class SentinelClient:
             import fcntl
 
             with contextlib.suppress(OSError):  # an ordinary pipe does as well: the backlog is longer then
-                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, self._pipe_size)
         self._outbox.clear()
         for announcement in self._announcements():
             self._outbox += json.dumps(announcement, separators=(",", ":")).encode() + b"\n"
         self._flush()
         try:
             # Not to be abandoned on cancellation, or nobody would own it; it takes as long as Popen does.
-            popen, self._pidfd = await trio.to_thread.run_sync(_spawn_sentinel, read, limiter=self._limiter)
+            popen, self._pidfd = await trio.to_thread.run_sync(
+                _spawn_sentinel, self._command, read, limiter=self._limiter
+            )
         except BaseException:
             self._close_pipe()
             raise
@@ -155,7 +167,7 @@ class SentinelClient:
                     await self._backlog.wait()
                     if len(self._outbox) > MAX_BACKLOG:
                         break
-                    with trio.move_on_after(STUCK_AFTER) as scope:
+                    with trio.move_on_after(self._stuck_timeout) as scope:
                         await trio.lowlevel.wait_writable(self._pipe)
                     if scope.cancelled_caught:
                         break
@@ -208,7 +220,7 @@ class SentinelClient:
         self._backlog = trio.Event()
 
 
-def _spawn_sentinel(stdin: int) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn_sentinel(command: Sequence[str], stdin: int) -> tuple[subprocess.Popen[bytes], int]:
     """Start it in a session of its own (the gateway's group may be killed), without open files of the gateway.
 
     Its stderr is not the gateway's: a reader of that one to its end should not have to wait for the sentinel. Its
@@ -216,7 +228,7 @@ def _spawn_sentinel(stdin: int) -> tuple[subprocess.Popen[bytes], int]:
     """
     env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     popen = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", str(PROGRAM)],
+        command,
         stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

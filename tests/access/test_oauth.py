@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,8 +20,10 @@ from trio.testing import MockClock
 
 from gateway.access import jwks, subjects, tokens
 from gateway.access.authority import AuthorityDown, fetch
+from gateway.access.principals import Principal
+from gateway.access.refusal import Refusal
 from gateway.access.resource import metadata, metadata_url
-from gateway.config.access import ResourceServer
+from gateway.config.access import Introspection, ResourceServer
 from tests.support.access import ALICE, Harness, keys, make_config, open_harness
 from tests.support.fakes import FakeExchange, settle
 from tests.support.http_frontends import texts_of
@@ -85,6 +89,12 @@ def token(key: Any = EC_KEY, key_id: str | None = "e", algorithm: str = "ES256",
 def signed(claims: dict[str, Any]) -> str:
     """A token that PyJWT would not make, since its claims are of the wrong types."""
     return jwt.PyJWS().encode(json.dumps(claims).encode(), EC_KEY, algorithm="ES256", headers={"kid": "e"})
+
+
+SETTINGS = ResourceServer(resource=RESOURCE, issuer=ISSUER)
+INTROSPECTED = ResourceServer(
+    resource=RESOURCE, issuer=ISSUER, introspection=Introspection(url="https://login.example/introspect")
+)
 
 
 def open_server(server: Server, **kwargs: Any) -> Any:
@@ -387,20 +397,32 @@ async def test_other_settings_end_who_came_by_the_old_ones(autojump_clock: MockC
         assert harness.access._subjects.all() == []
 
 
-async def test_no_more_subjects_are_known_than_said(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "MAX_SUBJECTS", 3)
-    monkeypatch.setattr(tokens, "MAX_KNOWN", 2)
-    async with open_server(Server()) as harness:
-        busy = [await harness.call(key=token(sub=f"s{number}")) for number in range(3)]
-        assert (await harness.call(key=token(sub="one too many"))).status == 503
-        await finish(harness, busy[0])
-        more = await harness.call(key=token(sub="another"))
-        assert harness.access._subjects is not None
-        assert [one.name for one in harness.access._subjects.all()] == ["oauth:s1", "oauth:s2", "oauth:another"]
-        assert len(harness.access._subjects._tokens._known) <= 2
-        for _ in range(3):
-            await harness.answer()
-        assert more.ended
+async def test_subjects_with_open_streams_are_not_forgotten(autojump_clock: MockClock) -> None:
+    known = subjects.Subjects(SETTINGS, Server().send, max_subjects=3)
+
+    async def identify(name: str) -> Principal | Refusal:
+        found = await known.identify(token(sub=name).encode())
+        return found if isinstance(found, Refusal) else found[0]
+
+    with ExitStack() as streams:
+        for name in ("s0", "s1", "s2"):
+            principal = await identify(name)
+            assert isinstance(principal, Principal)
+            streams.enter_context(principal.track_stream(math.inf))
+        refused = await identify("one too many")
+        assert isinstance(refused, Refusal)
+        assert refused.status == 503
+    assert isinstance(await identify("another"), Principal)
+    assert [one.name for one in known.all()] == ["oauth:s1", "oauth:s2", "oauth:another"]
+
+
+async def test_known_tokens_are_bounded(autojump_clock: MockClock) -> None:
+    server = Server()
+    server.active = dict.fromkeys("abc", GOOD)
+    known = tokens.Tokens(INTROSPECTED, server.send, max_known=2)
+    for name, asked in (("a", 1), ("b", 2), ("b", 2), ("c", 3), ("b", 3), ("a", 4)):
+        await known.check(name.encode())
+        assert len(server.asked) == asked
 
 
 ASKED = {"url": "https://login.example/introspect", "client_id": "gw&", "client_secret": SECRET, "cache": 20}
@@ -545,15 +567,19 @@ async def test_no_refusal_is_remembered_longer_than_the_config_says(autojump_clo
         assert await finish(harness, await harness.call(key="t")) == "done"
 
 
-async def test_refused_tokens_are_bounded(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "MAX_REFUSED", 3)
+async def test_refused_tokens_are_bounded(autojump_clock: MockClock) -> None:
+    server = Server()
+    known = tokens.Tokens(INTROSPECTED, server.send, max_refused=2)
+    for name, asked in (("a", 1), ("b", 2), ("b", 2), ("c", 3), ("b", 3), ("a", 4)):
+        with pytest.raises(tokens.Invalid):
+            await known.check(name.encode())
+        assert len(server.asked) == asked
+
+
+async def test_an_authority_that_is_down_is_no_verdict_on_a_token(autojump_clock: MockClock) -> None:
     server = Server()
     async with open_server(server, introspection=ASKED) as harness:
-        for number in range(10):
-            assert (await harness.call(key=f"t{number}")).status == 401
-        assert harness.access._subjects is not None
-        assert len(harness.access._subjects._tokens._refused) == 3
-        server.down = True  # which is no verdict on a token
+        server.down = True
         assert (await harness.call(key="new")).status == 503
         server.down = False
         server.active["new"] = GOOD

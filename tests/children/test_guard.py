@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,6 +22,7 @@ from gateway.processes import child as child_module
 from gateway.processes import process_tree, spawn
 from gateway.processes.child import Child, ChildCommand, open_child
 from gateway.processes.guard import ChildGuard, open_guard
+from gateway.processes.sentinel_client import COMMAND, SentinelClient
 from tests.children.support import (
     PATIENT,
     QUICK,
@@ -66,46 +70,46 @@ async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(c
             assert guard._announcements()[1]["pid"] == guard.snapshot()[0].pid
 
 
-async def test_a_sentinel_that_does_not_read_is_replaced(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("gateway.processes.sentinel_client.STUCK_AFTER", 0.1)
-    monkeypatch.setattr("gateway.processes.sentinel_client.PIPE_SIZE", 4096)
-    mark = new_mark()
-    with trio.fail_after(20), nothing_left(mark):
-        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
-            first = guard.sentinel_pid
-            assert first is not None
-            os.kill(first, signal.SIGSTOP)
-            for _ in range(100):
-                guard._announce({"op": "nothing", "padding": "x" * 100})
-            await until(lambda: guard.sentinel_pid not in {None, first})
-            assert RESTART | {"problem": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
+@asynccontextmanager
+async def running_sentinel(**options: Any) -> AsyncGenerator[SentinelClient]:
+    client = SentinelClient(list, **options)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.run)
+            await client.ensure()
+            try:
+                yield client
+            finally:
+                nursery.cancel_scope.cancel()
+        await client.aclose(all_gone=True)
 
 
-async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(monkeypatch, tmp_path, caplog) -> None:
-    broken = tmp_path / "broken.py"
-    broken.write_text("raise SystemExit(7)")
-    monkeypatch.setattr("gateway.processes.sentinel_client.PROGRAM", broken)
-    mark = new_mark()
-    with trio.fail_after(20), nothing_left(mark):
-        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
-            await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
-            restarts = logged_events(caplog, "sentinel_restart")
-            assert len(restarts) <= 4
-            assert all(one == RESTART | {"problem": "died", "status": 7} for one in restarts)
+async def test_a_sentinel_that_does_not_read_is_replaced(caplog) -> None:
+    async with running_sentinel(stuck_timeout=0.1, pipe_size=4096) as client:
+        first = client.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        for _ in range(100):
+            client.announce({"op": "nothing", "padding": "x" * 100})
+        await until(lambda: client.pid not in {None, first})
+        assert RESTART | {"problem": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
 
 
-async def test_without_a_sentinel_the_children_start_all_the_same(monkeypatch, caplog) -> None:
-    def fail(_stdin: int) -> None:
-        raise FileNotFoundError("no python here")
+async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(caplog) -> None:
+    async with running_sentinel(command=[sys.executable, "-c", "raise SystemExit(7)"]):
+        await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
+        restarts = logged_events(caplog, "sentinel_restart")
+        assert len(restarts) <= 4
+        assert all(one == RESTART | {"problem": "died", "status": 7} for one in restarts)
 
-    monkeypatch.setattr("gateway.processes.sentinel_client._spawn_sentinel", fail)
-    mark = new_mark()
-    with trio.fail_after(20), nothing_left(mark):
-        async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
-            assert guard.sentinel_pid is None
-            assert "cannot start the sentinel" in caplog.text
-            monkeypatch.undo()
-            await until(lambda: guard.sentinel_pid is not None)
+
+async def test_a_sentinel_that_cannot_start_yet_is_tried_again(tmp_path, caplog) -> None:
+    python = tmp_path / "python"
+    async with running_sentinel(command=[str(python), *COMMAND[1:]]) as client:
+        assert client.pid is None
+        assert "cannot start the sentinel" in caplog.text
+        python.symlink_to(sys.executable)
+        await until(lambda: client.pid is not None)
 
 
 async def test_the_sentinel_is_small_and_alone() -> None:
@@ -166,10 +170,9 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
         assert seen == {code: code for code in range(60)}
 
 
-async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn(monkeypatch) -> None:
-    monkeypatch.setattr("gateway.processes.guard.UNKNOWN_ZOMBIE_GRACE", 0.0)
+async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn() -> None:
     with trio.fail_after(20):
-        async with open_guard(subreaper=True, sentinel=False) as guard:
+        async with open_guard(subreaper=True, sentinel=False, unknown_zombie_grace=0.0) as guard:
             pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
             await ended(pid)
             tree = guard.register("being spawned", QUICK)

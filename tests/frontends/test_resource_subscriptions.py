@@ -14,10 +14,9 @@ from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure
 from gateway.eras.methods import Kind
 from gateway.errors import Busy, UnknownMethod
-from gateway.frontends import resource_subscriptions
 from gateway.frontends.legacy.sessions import LegacySession
 from gateway.frontends.notification_queue import NotificationQueue
-from gateway.frontends.resource_subscriptions import Refused, subscribe, unsubscribe, watch_all
+from gateway.frontends.resource_subscriptions import MAX_WATCHED, Refused, subscribe, unsubscribe, watch_all
 from tests.support.fakes import MODERN_CALLER, FakeBackend, make_call, settle
 from tests.support.http_frontends import make_legacy_session
 from tests.support.supervision import offers, running_router
@@ -116,11 +115,12 @@ async def test_one_that_was_never_subscribed_to_may_be_given_up(autojump_clock: 
         assert fake.session.names == []
 
 
-async def test_a_client_may_watch_only_so_many(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource_subscriptions, "MAX_WATCHED", 1)
+async def test_a_client_may_watch_only_so_many(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         session = make_legacy_session()
-        await ask(subscribe, router, fake, session)
+        for number in range(MAX_WATCHED - 1):
+            router.fleet.wish_list.watch(session, "a", f"memo:{number}", lambda *_: None)
+        assert await ask(subscribe, router, fake, session) == b"{}"
         assert isinstance(await ask(subscribe, router, fake, session, "memo:b"), Busy)
 
 
@@ -163,6 +163,6 @@ async def test_of_a_flood_of_resources_only_so_many_are_looked_up(
             raise UnknownMethod(call.name)
 
         monkeypatch.setattr(router, "route", route)
-        flood = [f"memo:{number}" for number in range(2 * resource_subscriptions.MAX_WATCHED)]
+        flood = [f"memo:{number}" for number in range(2 * MAX_WATCHED)]
         assert await watch_all(router, object(), flood, MODERN_CALLER, NotificationQueue(1)) == []
-        assert looked_up == flood[: resource_subscriptions.MAX_WATCHED]
+        assert looked_up == flood[:MAX_WATCHED]

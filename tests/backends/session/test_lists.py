@@ -9,9 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session import lists
 from gateway.backends.session.handshake import ServerIntroduction
-from gateway.backends.session.lists import LIST_SHARE, UNDECLARED_WAIT, list_all, list_feature
+from gateway.backends.session.lists import LIST_SHARE, MAX_PAGES, UNDECLARED_WAIT, list_all, list_feature
 from gateway.calls import Era
 from gateway.catalog.listing import Listing
 from gateway.eras.methods import FEATURES, Kind
@@ -189,13 +188,12 @@ async def test_cursors_in_a_circle_end(names: Any, served: list[str], autojump_c
     assert listing.warnings == ("the cursors of tools/list go in a circle; the list ends there",)
 
 
-async def test_cursors_without_end_end(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
-    monkeypatch.setattr(lists, "MAX_PAGES", 7)
-    pages = [{"$": [], "nextCursor": str(number)} for number in range(9)]
+async def test_cursors_without_end_end(autojump_clock: MockClock) -> None:
+    pages = [{"$": [], "nextCursor": str(number)} for number in range(MAX_PAGES + 2)]
     script = make_script({Kind.TOOLS: pages})
     listing = await list_everything(script)
-    assert script.methods.count("tools/list") == 7
-    assert listing.warnings == ("tools: over 7 pages; the rest is left out",)
+    assert script.methods.count("tools/list") == MAX_PAGES
+    assert listing.warnings == (f"tools: over {MAX_PAGES} pages; the rest is left out",)
 
 
 async def test_entries_left_out_are_problems_of_the_list(autojump_clock: MockClock) -> None:
