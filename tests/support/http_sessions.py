@@ -10,6 +10,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.backends.http.detect import HttpOpener
+from gateway.backends.http.recovery import Timing
 from gateway.calls import Call, Caller, Complete, Era, Notification, StreamClosed
 from gateway.config import parse_server
 from gateway.eras.requests import Hop
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from gateway.backends.session.interface import Session
     from gateway.config import ServerConfig
 
+QUICK = Timing(
+    resume_pause=0.02,
+    least_resume_pause=0.01,
+    stream_pause=0.02,
+    probe_interval=0.02,
+    relisten_delay=0.02,
+    goodbye_timeout=0.1,
+)
+"""Short waits, where a test would only sleep."""
 WITHIN = 15.0  # seconds that a test may take
 HOP = Hop(era=Era.LEGACY, client_info=jsonrpc.raw({"name": "gateway", "version": "1"}))
 CALLER = Caller(era=Era.LEGACY, version="2025-11-25", session="one")
@@ -55,7 +65,8 @@ async def open_session(
     config = make_config(url, **fields)
     try:
         with trio.fail_after(WITHIN):
-            async with (opener or HttpOpener()).open(config, listener or Received(), hop=HOP, era=clients) as session:
+            opener = opener or HttpOpener(timing=QUICK)
+            async with opener.open(config, listener or Received(), hop=HOP, era=clients) as session:
                 yield session
     except BaseExceptionGroup as group:
         raise first(group) from group

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from gateway.backends.http.recovery import TIMING
 from gateway.backends.http.sse import open_sse
 from gateway.backends.http.streamable import open_streamable
 from gateway.backends.opening import EraRecords
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import Attempts
     from gateway.backends.session.interface import Session
@@ -45,8 +47,9 @@ log = logging.getLogger("gateway.backend")
 class HttpOpener:
     """Opens sessions over HTTP, on whichever transport it is; `records` says what was found of each server before."""
 
-    def __init__(self, records: EraRecords | None = None) -> None:
+    def __init__(self, records: EraRecords | None = None, *, timing: Timing = TIMING) -> None:
         self._records = records or EraRecords()
+        self._timing = timing
 
     @asynccontextmanager
     async def open(
@@ -63,48 +66,51 @@ class HttpOpener:
         Raises:
             BackendError: as the transports do; where both were tried, the error names both.
         """
-        attempt = partial(_open_http, config, listener, hop, auth)
+        attempt = partial(self._open, config, listener, hop, auth)
         async with self._records.open(config, attempt, era) as session:
             yield session
 
-
-@asynccontextmanager
-async def _open_http(
-    config: ServerConfig, listener: SessionObserver, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
-) -> AsyncGenerator[Session]:
-    transport = config.transport or attempts.transport
-    refused: BackendError | None = None
-    if transport != "sse":
+    @asynccontextmanager
+    async def _open(
+        self, config: ServerConfig, listener: SessionObserver, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
+    ) -> AsyncGenerator[Session]:
+        transport = config.transport or attempts.transport
+        refused: BackendError | None = None
+        if transport != "sse":
+            opened = False
+            try:
+                async with open_streamable(
+                    config, listener, hop=hop, auth=auth, attempts=attempts, timing=self._timing
+                ) as session:
+                    opened = True
+                    attempts.transport = "streamable-http"
+                    yield session
+            except* (HttpRefused, BackendExited) as group:
+                refused = _first(group)
+                status = refused.status if isinstance(refused, HttpRefused) else None
+                if not opened and config.era == "modern" and status in _NO_MODERN_SERVER:
+                    text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
+                    raise BackendUnfit(config.name, text) from refused
+                if opened or transport is not None or config.era == "modern" or status not in {*NOT_STREAMABLE, None}:
+                    raise
+            if refused is None:
+                return
+            log.debug("%s; trying the SSE transport", refused)
+            attempts.start_over()
         opened = False
         try:
-            async with open_streamable(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
+            async with open_sse(
+                config, listener, hop=hop, auth=auth, attempts=attempts, timing=self._timing
+            ) as session:
                 opened = True
-                attempts.transport = "streamable-http"
+                attempts.transport = "sse"
                 yield session
-        except* (HttpRefused, BackendExited) as group:
-            refused = _first(group)
-            status = refused.status if isinstance(refused, HttpRefused) else None
-            if not opened and config.era == "modern" and status in _NO_MODERN_SERVER:
-                text = f"does not speak a modern protocol version (era: modern): it {refused.reason}; {AUTO_HINT}"
-                raise BackendUnfit(config.name, text) from refused
-            if opened or transport is not None or config.era == "modern" or status not in {*NOT_STREAMABLE, None}:
+        except* BackendError as group:
+            if opened or refused is None:
                 raise
-        if refused is None:
-            return
-        log.debug("%s; trying the SSE transport", refused)
-        attempts.start_over()
-    opened = False
-    try:
-        async with open_sse(config, listener, hop=hop, auth=auth, attempts=attempts) as session:
-            opened = True
-            attempts.transport = "sse"
-            yield session
-    except* BackendError as group:
-        if opened or refused is None:
-            raise
-        problem = _first(group)
-        text = f"speaks neither streamable HTTP (it {refused.reason}) nor SSE (it {problem.reason})"
-        raise BackendProtocol(config.name, text) from problem
+            problem = _first(group)
+            text = f"speaks neither streamable HTTP (it {refused.reason}) nor SSE (it {problem.reason})"
+            raise BackendProtocol(config.name, text) from problem
 
 
 def _first(group: BaseExceptionGroup[_E]) -> _E:

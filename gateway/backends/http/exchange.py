@@ -25,7 +25,7 @@ from gateway.proxies import via
 if TYPE_CHECKING:
     import httpx2
 
-    from gateway.backends.http.recovery import Recovery, Refusal
+    from gateway.backends.http.recovery import Recovery, Refusal, Timing
     from gateway.backends.session.conversation import Conversation
     from gateway.config import ServerConfig
     from gateway.http_client import AnyHeaders, HttpClient
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 LINGER: Final = 0.5
 """Seconds that a stream may stay open after its answer; one that ends in time gives its connection back."""
-RESUME_PAUSE: Final = 1.0
-"""Seconds before a cut stream is taken up again, where the server asks for no other pause."""
-LEAST_PAUSE: Final = 0.1
-"""Seconds; a server that asks for none at all must not make us spin."""
 MAX_RESUMES: Final = 5
 """Attempts in a row to take up a stream that do not even connect."""
 _OK: Final = 200
@@ -49,6 +45,7 @@ class SessionContext(Protocol):
     http: HttpClient
     conversation: Conversation
     recovery: Recovery
+    timing: Timing
 
     def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
         """The headers of a POST."""
@@ -199,12 +196,12 @@ class HttpRequest:
         while not self._answered:
             if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
                 raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
-            pause = RESUME_PAUSE if parser.retry is None else parser.retry
+            pause = link.timing.resume_pause if parser.retry is None else parser.retry
             if self._pending is not None and not failures:
                 self._pending.close_stream(
                     int(pause * 1000)
                 )  # the client's stream closes with ours, and is resumed too
-            await trio.sleep(max(pause, LEAST_PAUSE))
+            await trio.sleep(max(pause, link.timing.least_resume_pause))
             parser = parser.successor()
             refused = 0
             try:

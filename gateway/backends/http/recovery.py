@@ -19,14 +19,14 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.http.sse_events import EventParser
 from gateway.backends.session.conversation import MAX_BATCH
+from gateway.backends.session.session_state import RELISTEN_DELAY
 from gateway.errors import BackendError, BackendExited, BackendUnavailable
 from gateway.http_client import MAX_ERROR_BYTES, BodyTooLong, Undecodable, media_type, read_body
+from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
     import httpx2
 
-ALARM_PAUSE: Final = 1.0
-"""Least seconds between two probes."""
 RENEW_INTERVAL: Final = 10.0
 """Least seconds between two new sessions: a server that refuses each of them must not be flooded."""
 MAX_INCURABLE: Final = 256
@@ -137,6 +137,25 @@ def _find_answer(body: bytes, kind: str, request_id: str) -> jsonrpc.Message | N
     return found
 
 
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds that a session over HTTP waits before it turns to its server again."""
+
+    resume_pause: float = 1.0
+    """Before a cut stream is taken up again, where the server asks for no other pause."""
+    least_resume_pause: float = 0.1
+    """Where the server asks for none at all, which must not make the gateway spin."""
+    stream_pause: float = 1.0
+    """Before the standalone stream is opened again, where the server asks for no other pause."""
+    probe_interval: float = 1.0
+    """Least time between two probes."""
+    relisten_delay: float = RELISTEN_DELAY
+    goodbye_timeout: float = CLOSE_WAIT
+    """For the answer to the end of the session."""
+
+
+TIMING: Final = Timing()
+
+
 class Standing(enum.Enum):
     """What the gateway knows of its session at the server."""
 
@@ -192,11 +211,12 @@ class Recovery:
     the end of the interval; other calls get the errors that the server sends meanwhile.
     """
 
-    def __init__(self, session: Renewable) -> None:
+    def __init__(self, session: Renewable, probe_interval: float = TIMING.probe_interval) -> None:
         self.standing = Standing.VALID
         self.generation = 0
         """Counts the sessions; a refusal is about the one that its request was sent in."""
         self._session = session
+        self._probe_interval = probe_interval
         self._changed = trio.Event()
         self._alarm = trio.Event()
         self._probe_scope = trio.CancelScope()
@@ -291,7 +311,7 @@ class Recovery:
                 else:
                     self.generation += 1
                 self._to(Standing.VALID)
-            await trio.sleep(ALARM_PAUSE)
+            await trio.sleep(self._probe_interval)
 
     async def _probe(self) -> None:
         """Ask the server whether it still knows the session, and set the standing accordingly."""

@@ -26,6 +26,7 @@ from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, Backe
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
     from gateway.calls import Outcome
@@ -45,15 +46,20 @@ _S = TypeVar("_S", bound="HttpSession")
 class HttpSession(ABC):
     """Implements `gateway.backends.session.interface.Session` except for what the transport adds."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
+    def __init__(
+        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+    ) -> None:
         self.greeting: ServerIntroduction
         self.listing = Listing()
         self.config = config
         self.http = http
+        self.timing = timing
         self._listener = listener
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
-        self.upkeep = SessionReconciler(self.conversation, listener, timeout=config.connect_timeout)
-        self.recovery = Recovery(self)
+        self.upkeep = SessionReconciler(
+            self.conversation, listener, timeout=config.connect_timeout, relisten_delay=timing.relisten_delay
+        )
+        self.recovery = Recovery(self, timing.probe_interval)
         self.is_initialized = False
         """Whether the server has answered the handshake."""
         self._posts = OutgoingQueue(config.name, self._deliver, max_concurrency=config.max_concurrency)

@@ -41,6 +41,7 @@ from gateway.proxies import via
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -70,8 +71,10 @@ class _Stream:
 class SseSession(HttpSession):
     """A session over one event stream at a time."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
-        super().__init__(config, http, listener, hop)
+    def __init__(
+        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+    ) -> None:
+        super().__init__(config, http, listener, hop, timing)
         self._stream = _Stream()
         self._replaced = _Stream()
         self._is_renewing = False
@@ -290,15 +293,15 @@ async def open_sse(
     listener: SessionObserver,
     *,
     hop: Hop,
-    auth: httpx2.Auth | None = None,
-    attempts: Attempts | None = None,
+    auth: httpx2.Auth | None,
+    attempts: Attempts,
+    timing: Timing,
 ) -> AsyncGenerator[SseSession]:
     """Connect, shake hands, list; on leaving, close the stream. Arguments and errors are those of `open_streamable`."""
     if config.era == "modern":
         raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
     async with open_http_client(config, auth) as http:
-        session = SseSession(config, http, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
+        session = SseSession(config, http, listener, hop, timing)
         deadline = attempts.deadline(config.connect_timeout)
         async with carried(session, partial(session.start, attempts), deadline):
             yield session

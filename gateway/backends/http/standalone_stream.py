@@ -21,8 +21,6 @@ from gateway.lines import OversizedLine
 if TYPE_CHECKING:
     from gateway.backends.http.exchange import SessionContext
 
-FIRST_PAUSE: Final = 1.0
-"""Seconds before the stream is opened again, where the server asks for no other pause."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two attempts at a server that keeps failing."""
 HEALTHY_AFTER: Final = 5.0
@@ -59,7 +57,8 @@ class StandaloneStream:
 
     async def run(self) -> None:
         """Keep it open until cancelled; returns if the server has no such stream."""
-        link, pause = self._link, FIRST_PAUSE
+        link = self._link
+        pause = first_pause = link.timing.stream_pause
         parser = EventParser(link.config.max_line_bytes)
         self.is_running = True
         try:
@@ -72,7 +71,7 @@ class StandaloneStream:
                 if not is_served:
                     return
                 lived = trio.current_time() - opened_at
-                pause = FIRST_PAUSE if lived >= HEALTHY_AFTER or self._scope.cancelled_caught else pause
+                pause = first_pause if lived >= HEALTHY_AFTER or self._scope.cancelled_caught else pause
                 if not self._scope.cancelled_caught:
                     await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
                     pause = min(pause * 2, LONGEST_PAUSE)

@@ -25,11 +25,11 @@ from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendTooSlow
 from gateway.http_client import HttpRefused, open_http_client, skip_body
-from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
     from gateway.catalog.listing import Listing
@@ -47,8 +47,10 @@ log = logging.getLogger("gateway.backend")
 class StreamableSession(HttpSession):
     """A session over streamable HTTP; also implements `exchange.SessionContext`."""
 
-    def __init__(self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop) -> None:
-        super().__init__(config, http, listener, hop)
+    def __init__(
+        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+    ) -> None:
+        super().__init__(config, http, listener, hop, timing)
         self._get_stream = StandaloneStream(self, self)
         self._exchanges: dict[int, HttpRequest] = {}
         self._pending_cancels = 0
@@ -199,7 +201,7 @@ class StreamableSession(HttpSession):
         """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
         if not self.has_id:
             return
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WAIT):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.timing.goodbye_timeout):
             try:
                 async with self.http.exchange("DELETE", self._headers.delete()) as response:
                     await skip_body(response)
@@ -213,20 +215,20 @@ async def open_streamable(
     listener: SessionObserver,
     *,
     hop: Hop,
-    auth: httpx2.Auth | None = None,
-    attempts: Attempts | None = None,
+    auth: httpx2.Auth | None,
+    attempts: Attempts,
+    timing: Timing,
 ) -> AsyncGenerator[StreamableSession]:
     """Shake hands and list; on leaving, end the session at the server.
 
-    `auth` signs every request; `attempts` says how to begin, else the config does.
+    `auth` signs every request; `attempts` says how to begin.
 
     Raises:
         BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
             went away.
     """
     async with open_http_client(config, auth) as http:
-        session = StreamableSession(config, http, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
+        session = StreamableSession(config, http, listener, hop, timing)
         deadline = attempts.deadline(config.connect_timeout)
         try:
             async with carried(session, partial(session.start, attempts), deadline):

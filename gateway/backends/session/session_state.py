@@ -46,13 +46,21 @@ class DesiredState(msgspec.Struct, frozen=True):
 class SessionReconciler:
     """One session's settings: what is wished, and what has been told."""
 
-    def __init__(self, conversation: Conversation, listener: SessionObserver, *, timeout: float) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        listener: SessionObserver,
+        *,
+        timeout: float,
+        relisten_delay: float = RELISTEN_DELAY,
+    ) -> None:
         self.wishes = DesiredState()
         self.changed = trio.Event()
         """Set when the wishes are others; who acts on them puts a new event in its place."""
         self._conversation = conversation
         self._listener = listener
         self._timeout = timeout
+        self._relisten_delay = relisten_delay
         self._level: str | None = None
         self._uris: set[str] = set()
 
@@ -117,7 +125,7 @@ class SessionReconciler:
 
         Whenever it ends, everything counts as changed, since no notice is repeated that was sent meanwhile.
         """
-        delay = RELISTEN_DELAY
+        delay = self._relisten_delay
         while True:
             self.changed = trio.Event()
             if not self._filter(greeting):
@@ -129,7 +137,7 @@ class SessionReconciler:
                 log.debug("backend %r does not serve subscriptions/listen", self._conversation.backend)
                 return
             if trio.current_time() - began >= SOUND_AFTER:
-                delay = RELISTEN_DELAY
+                delay = self._relisten_delay
             await trio.sleep(delay)
             delay = min(delay * 2, LONGEST_DELAY)
             for feature in greeting.capabilities:

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from gateway.backends.http import standalone_stream
-from gateway.backends.http.recovery import RENEW_INTERVAL, Recovery, Standing, Verdict, judge
+from gateway.backends.http.recovery import RENEW_INTERVAL, TIMING, Recovery, Standing, Verdict, judge
 from gateway.backends.http.streamable import StreamableSession
 from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.session_state import DesiredState
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.leak_check
 ALL = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 BY_NAME = {loss.name: loss for loss in LOSSES}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standalone_stream, "FIRST_PAUSE", 0.02)
 
 
 async def say(reply: Reply, loss: Loss) -> None:
@@ -467,7 +461,7 @@ async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
 async def test_nothing_is_lost_before_the_handshake() -> None:
     config = make_config("http://127.0.0.1:9/mcp")
     async with open_http_client(config) as http:
-        session = StreamableSession(config, http, Received(), HOP)
+        session = StreamableSession(config, http, Received(), HOP, TIMING)
         assert not session.is_stateful
         for era in Era:
             session.conversation.hop = msgspec.structs.replace(HOP, era=era)

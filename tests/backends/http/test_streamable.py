@@ -14,9 +14,8 @@ import pytest
 import trio
 
 from gateway import http_client, jsonrpc
-from gateway.backends.http import exchange, recovery, standalone_stream, streamable
 from gateway.backends.http.detect import HttpOpener
-from gateway.backends.session import session_state
+from gateway.backends.http.recovery import Timing
 from gateway.calls import Era, Failure, Notification
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
@@ -30,16 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 pytestmark = pytest.mark.leak_check
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses that a test would only wait for."""
-    monkeypatch.setattr(exchange, "RESUME_PAUSE", 0.02)
-    monkeypatch.setattr(exchange, "LEAST_PAUSE", 0.01)
-    monkeypatch.setattr(standalone_stream, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(recovery, "ALARM_PAUSE", 0.02)
-    monkeypatch.setattr(session_state, "RELISTEN_DELAY", 0.02)
 
 
 async def streamed(request: Request, reply: Reply) -> None:
@@ -350,10 +339,9 @@ async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None
         hold.set()
 
 
-async def test_a_server_without_a_get_stream_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standalone_stream, "FIRST_PAUSE", 0.0)
-    server = LegacyServer()
-    async with open_peer(server) as peer, open_session(peer.url) as session:
+async def test_a_server_without_a_get_stream_is_asked_once() -> None:
+    server, opener = LegacyServer(), HttpOpener(timing=Timing(stream_pause=0.0))
+    async with open_peer(server) as peer, open_session(peer.url, opener=opener) as session:
         await peer.received("GET")
         for _ in range(10):
             await call(session)
@@ -593,8 +581,7 @@ async def test_a_server_that_does_not_answer_the_handshake_is_too_slow() -> None
         await peer.wait(lambda: peer.open_connections == 0)
 
 
-async def test_a_goodbye_that_nobody_answers_does_not_hold_the_gateway_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable, "CLOSE_WAIT", 0.1)
+async def test_a_goodbye_that_nobody_answers_does_not_hold_the_gateway_up() -> None:
     server = LegacyServer()
 
     async def silent(request: Request, reply: Reply) -> None:
