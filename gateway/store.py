@@ -167,6 +167,11 @@ def read_plain(path: Path, most: int | None = None) -> bytes:
         return file.read()
 
 
+def _note_unreadable(what: str, backend: str, problem: Exception) -> None:
+    extra = {"event": "cache_unreadable", "backend": backend}
+    log.warning("%s of %r is unreadable and is left out: %s", what, backend, problem, extra=extra)
+
+
 class Store:
     """One state directory."""
 
@@ -217,12 +222,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, KeyError, *jsonrpc.UNDECODABLE) as exc:
-            log.warning(
-                "the last-good catalog of %r is unreadable and is left out: %s",
-                config.name,
-                exc,
-                extra={"event": "cache_unreadable", "backend": config.name},
-            )
+            _note_unreadable("the last-good catalog", config.name, exc)
             return None
         return Listing(items=items, capabilities=capabilities, instructions=found.instructions)
 
@@ -242,12 +242,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, *jsonrpc.UNDECODABLE) as exc:
-            log.warning(
-                "the era record of %r is unreadable and is left out: %s",
-                config.name,
-                exc,
-                extra={"event": "cache_unreadable", "backend": config.name},
-            )
+            _note_unreadable("the era record", config.name, exc)
             return None
         return found.record if found.format == FORMAT and found.server == config.name else None
 

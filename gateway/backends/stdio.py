@@ -18,7 +18,6 @@ import trio
 
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.conversation import Conversation
-from gateway.backends.session.handshake import Attempts
 from gateway.backends.session.session_state import SessionReconciler
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from gateway.backends.session.contracts import SessionObserver
-    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.handshake import Attempts, ServerIntroduction
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -167,12 +166,7 @@ class StdioSession:
         try:
             with trio.move_on_at(attempts.deadline(config.connect_timeout)) as scope:
                 self.greeting = await handshake.introduce(
-                    self._conversation,
-                    era=attempts.era,
-                    probe_timeout=config.probe_timeout,
-                    timeout=config.connect_timeout,
-                    pinned=attempts.pinned,
-                    attempts=attempts,
+                    self._conversation, attempts, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
                 )
                 self.listing = await lists.list_all(self._conversation, self.greeting, timeout=config.connect_timeout)
         except BackendTooSlow as problem:
@@ -281,7 +275,7 @@ class StdioSession:
 
 @asynccontextmanager
 async def open_stdio(
-    config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts | None = None
+    config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts
 ) -> AsyncGenerator[StdioSession]:
     """Start the child, shake hands, list; on leaving, run the shutdown sequence. `attempts` says how to begin.
 
@@ -295,7 +289,6 @@ async def open_stdio(
     command = ChildCommand(argv=argv, env=child_environment(config, os.environ, hop.marker), cwd=config.cwd)
     async with open_child(command, grace=config.shutdown_grace, guard=guard, backend=config.name) as child:
         session = StdioSession(config, child, listener, hop)
-        attempts = attempts or Attempts(config.era, pinned=config.pins_era)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(session.run)

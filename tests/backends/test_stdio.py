@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from gateway.backends.opener import SessionOpener
+from gateway.backends.session.handshake import Attempts
 from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession, child_environment, open_stdio
 from gateway.calls import Complete, Era
 from gateway.config import parse_config, parse_server
@@ -69,7 +70,9 @@ async def open_child(script: str, *, listener: Any = None, **fields: Any) -> Asy
     try:
         async with (
             open_guard(subreaper=False) as guard,
-            open_stdio(config, listener or Received(), guard=guard, hop=HOP) as session,
+            open_stdio(
+                config, listener or Received(), guard=guard, hop=HOP, attempts=Attempts("legacy", pinned=True)
+            ) as session,
         ):
             yield session
     except BaseExceptionGroup as group:

@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from gateway.backends.http.recovery import TIMING
-from gateway.backends.http.sse import open_sse
-from gateway.backends.http.streamable import open_streamable
+from gateway.backends.http.session import open_http_session
+from gateway.backends.http.sse import SseSession
+from gateway.backends.http.streamable import StreamableSession
 from gateway.backends.opening import EraRecords
 from gateway.backends.session.handshake import AUTO_HINT
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
@@ -74,14 +75,21 @@ class HttpOpener:
     async def _open(
         self, config: ServerConfig, listener: SessionObserver, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
     ) -> AsyncGenerator[Session]:
+        open_session = partial(
+            open_http_session,
+            config=config,
+            listener=listener,
+            hop=hop,
+            auth=auth,
+            attempts=attempts,
+            timing=self._timing,
+        )
         transport = config.transport or attempts.transport
         refused: BackendError | None = None
         if transport != "sse":
             opened = False
             try:
-                async with open_streamable(
-                    config, listener, hop=hop, auth=auth, attempts=attempts, timing=self._timing
-                ) as session:
+                async with open_session(StreamableSession) as session:
                     opened = True
                     attempts.transport = "streamable-http"
                     yield session
@@ -97,11 +105,11 @@ class HttpOpener:
                 return
             log.debug("%s; trying the SSE transport", refused)
             attempts.start_over()
+        elif config.era == "modern":
+            raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
         opened = False
         try:
-            async with open_sse(
-                config, listener, hop=hop, auth=auth, attempts=attempts, timing=self._timing
-            ) as session:
+            async with open_session(SseSession) as session:
                 opened = True
                 attempts.transport = "sse"
                 yield session

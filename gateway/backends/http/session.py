@@ -22,13 +22,16 @@ from gateway.backends.session.session_state import SessionReconciler
 from gateway.calls import Era, Failure
 from gateway.catalog.listing import Listing
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
+from gateway.http_client import open_http_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    import httpx2
+
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
-    from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.backends.session.handshake import Attempts, ServerIntroduction
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -193,6 +196,13 @@ class HttpSession(ABC):
             self._nursery.start_soon(self.conversation.tasks.run)
             task_status.started()
 
+    @abstractmethod
+    async def start(self, attempts: Attempts) -> None:
+        """Shake hands and list. Raises BackendError; the caller bounds the time."""
+
+    async def aclose(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - not all say goodbye
+        """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
+
     def close(self, problem: BackendError) -> None:
         """Finish everything that waits, and what is sent from now on."""
         self._problem = self._problem or problem
@@ -200,20 +210,37 @@ class HttpSession(ABC):
 
 
 @asynccontextmanager
-async def carried(session: _S, start: Callable[[], Awaitable[None]], deadline: float | None) -> AsyncGenerator[_S]:
-    """Run a session around the block, once `start` has shaken hands and listed; that must be done by `deadline`.
+async def open_http_session(
+    kind: type[_S],
+    config: ServerConfig,
+    listener: SessionObserver,
+    *,
+    hop: Hop,
+    auth: httpx2.Auth | None,
+    attempts: Attempts,
+    timing: Timing,
+) -> AsyncGenerator[_S]:
+    """Shake hands and list; on leaving, end the session at the server.
 
-    Without one it is `connect_timeout` from now. On leaving, whatever the reason, nobody waits for an answer any more.
+    `auth` signs every request; `attempts` says how to begin.
+
+    Raises:
+        BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
+            went away.
     """
-    wait = session.config.connect_timeout
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(session.run)
-            with trio.move_on_at(trio.current_time() + wait if deadline is None else deadline) as scope:
-                await start()
-            if scope.cancelled_caught:
-                raise BackendTooSlow(session.config.name, f"was not ready within {wait:g} s (connect_timeout)")
-            yield session
-            nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
-    finally:
-        session.close(BackendExited(session.config.name, "was stopped"))
+    async with open_http_client(config, auth) as http:
+        session = kind(config, http, listener, hop, timing)
+        deadline = attempts.deadline(config.connect_timeout)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(session.run)
+                with trio.move_on_at(deadline) as scope:
+                    await session.start(attempts)
+                if scope.cancelled_caught:
+                    text = f"was not ready within {config.connect_timeout:g} s (connect_timeout)"
+                    raise BackendTooSlow(config.name, text)
+                yield session
+                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+        finally:
+            session.close(BackendExited(config.name, "was stopped"))
+            await session.aclose()

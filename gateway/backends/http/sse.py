@@ -10,8 +10,6 @@ is read until it has brought the answers that it still owes.
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -19,17 +17,16 @@ import trio
 
 from gateway.backends.http.recovery import Refusal, Standing, Verdict, read_refusal
 from gateway.backends.http.request_headers import EVENT_STREAM, JSON_BODY
-from gateway.backends.http.session import HttpSession, carried
+from gateway.backends.http.session import HttpSession
 from gateway.backends.http.sse_events import EventParser
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Failure
 from gateway.eras.errors import with_retry_hint
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
 from gateway.http_client import (
     HttpRefused,
     media_type,
-    open_http_client,
     read_pieces,
     retry_after,
     same_origin,
@@ -39,8 +36,6 @@ from gateway.lines import OversizedLine
 from gateway.proxies import via
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.config import ServerConfig
@@ -173,11 +168,7 @@ class SseSession(HttpSession):
         await self._stream.connected.wait()
         if self._stream.problem is not None:
             raise self._stream.problem
-        self._adopt(
-            await handshake.introduce(
-                self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
-            )
-        )
+        self._adopt(await handshake.initialize(self.conversation, attempts, timeout=wait))
         await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
 
     @property
@@ -285,23 +276,3 @@ class SseSession(HttpSession):
             return
         stream.endpoint = endpoint
         stream.connected.set()
-
-
-@asynccontextmanager
-async def open_sse(
-    config: ServerConfig,
-    listener: SessionObserver,
-    *,
-    hop: Hop,
-    auth: httpx2.Auth | None,
-    attempts: Attempts,
-    timing: Timing,
-) -> AsyncGenerator[SseSession]:
-    """Connect, shake hands, list; on leaving, close the stream. Arguments and errors are those of `open_streamable`."""
-    if config.era == "modern":
-        raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
-    async with open_http_client(config, auth) as http:
-        session = SseSession(config, http, listener, hop, timing)
-        deadline = attempts.deadline(config.connect_timeout)
-        async with carried(session, partial(session.start, attempts), deadline):
-            yield session

@@ -8,8 +8,6 @@ delay, and looks whether the server is still there when a connection fails; only
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -18,17 +16,15 @@ import trio
 from gateway.backends.http.exchange import HttpRequest
 from gateway.backends.http.recovery import Verdict, read_refusal
 from gateway.backends.http.request_headers import RequestHeaders
-from gateway.backends.http.session import HttpSession, carried
+from gateway.backends.http.session import HttpSession
 from gateway.backends.http.standalone_stream import StandaloneStream
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendTooSlow
-from gateway.http_client import HttpRefused, open_http_client, skip_body
+from gateway.http_client import HttpRefused, skip_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
@@ -140,12 +136,7 @@ class StreamableSession(HttpSession):
         config = self.config
         self._adopt(
             await handshake.introduce(
-                self.conversation,
-                era=attempts.era,
-                probe_timeout=config.probe_timeout,
-                timeout=config.connect_timeout,
-                pinned=attempts.pinned,
-                attempts=attempts,
+                self.conversation, attempts, probe_timeout=config.probe_timeout, timeout=config.connect_timeout
             )
         )
         if self.greeting.era is Era.LEGACY:
@@ -179,11 +170,7 @@ class StreamableSession(HttpSession):
         try:
             with trio.fail_after(wait):
                 attempts = Attempts("legacy", version=self.greeting.asked)
-                self._adopt(
-                    await handshake.introduce(
-                        self.conversation, era="legacy", probe_timeout=wait, timeout=wait, attempts=attempts
-                    )
-                )
+                self._adopt(await handshake.initialize(self.conversation, attempts, timeout=wait))
                 await self._posts.flushed()
         except (BackendError, trio.TooSlowError) as problem:
             self._headers.restore(lost)
@@ -207,31 +194,3 @@ class StreamableSession(HttpSession):
                     await skip_body(response)
             except BackendError as problem:
                 log.debug("ending the session: %s", problem)
-
-
-@asynccontextmanager
-async def open_streamable(
-    config: ServerConfig,
-    listener: SessionObserver,
-    *,
-    hop: Hop,
-    auth: httpx2.Auth | None,
-    attempts: Attempts,
-    timing: Timing,
-) -> AsyncGenerator[StreamableSession]:
-    """Shake hands and list; on leaving, end the session at the server.
-
-    `auth` signs every request; `attempts` says how to begin.
-
-    Raises:
-        BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
-            went away.
-    """
-    async with open_http_client(config, auth) as http:
-        session = StreamableSession(config, http, listener, hop, timing)
-        deadline = attempts.deadline(config.connect_timeout)
-        try:
-            async with carried(session, partial(session.start, attempts), deadline):
-                yield session
-        finally:
-            await session.aclose()

@@ -199,33 +199,25 @@ _unsupported = msgspec.json.Decoder(_Unsupported)
 
 
 async def introduce(
-    conversation: Conversation,
-    *,
-    era: str,
-    probe_timeout: float,
-    timeout: float,
-    pinned: bool = False,
-    attempts: Attempts | None = None,
+    conversation: Conversation, attempts: Attempts, *, probe_timeout: float, timeout: float
 ) -> ServerIntroduction:
-    """Find out the era (unless `era` says it) and shake hands; the conversation's hop is set accordingly.
+    """Find out the era (unless `attempts` says it) and shake hands; the conversation's hop is set accordingly.
 
-    `pinned` says that the config has named the era, and not what was found out before. `attempts` is told what is
-    sent, for another process or connection where this one ends.
+    `attempts` records what is sent, for another process or connection where this one ends.
 
     Raises:
         BackendUnfit: the server is not of the era that the config names.
         BackendError: no answer in time, or none that MCP allows.
     """
-    attempts = attempts or Attempts(era, pinned=pinned)
-    if era == "legacy":
-        return await _initialize(conversation, timeout, attempts, pinned=pinned)
+    if attempts.era == "legacy":
+        return await initialize(conversation, attempts, timeout=timeout)
     legacy = conversation.hop
-    is_pinned = pinned and era == "modern"
+    is_pinned = attempts.pinned and attempts.era == "modern"
     attempts.probing(shares_pipe=conversation.shares_pipe)
     conversation.hop = _modern(legacy, versions.LATEST_MODERN)
     request_id, waiter = conversation.begin("server/discover")
     try:
-        patience = timeout if era == "modern" else probe_timeout
+        patience = timeout if attempts.era == "modern" else probe_timeout
         await _wait(waiter, patience)
         refusal = waiter.outcome
         offered = _offered(refusal) if isinstance(refusal, Failure) and refusal.code == UNSUPPORTED_VERSION else []
@@ -240,7 +232,7 @@ async def introduce(
         # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
-            introduction = await _initialize(conversation, timeout, attempts)
+            introduction = await initialize(conversation, attempts, timeout=timeout)
         except BackendError:
             late = None if conversation.is_closed else _discovered(conversation, waiter.outcome, attempts)
             if late is None:
@@ -357,10 +349,8 @@ def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
     return {name: span for name, span in declared.items() if span != jsonrpc.NULL}
 
 
-async def _initialize(
-    conversation: Conversation, timeout: float, attempts: Attempts, *, pinned: bool = False
-) -> ServerIntroduction:
-    """The legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
+async def initialize(conversation: Conversation, attempts: Attempts, *, timeout: float) -> ServerIntroduction:
+    """Carry out the legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
 
     A server that refuses one version is sent the next that it may know, each at most once.
     """
@@ -384,7 +374,7 @@ async def _initialize(
             break
         log.info("backend %r does not take %s; trying %s", conversation.backend, asked, attempts.next_version())
     if not isinstance(outcome, Complete):
-        _raise_refusal(conversation, first, pinned=pinned)
+        _raise_refusal(conversation, first, pinned=attempts.pinned)
     hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
     if hello.protocolVersion not in versions.LEGACY_VERSIONS:
         spoken = ", ".join(versions.LEGACY_VERSIONS)

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.backends.session.handshake import ServerIntroduction, change_filter, introduce
+from gateway.backends.session.handshake import Attempts, ServerIntroduction, change_filter, introduce
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BackendUnfit
 from tests.support.fakes import Script
@@ -41,7 +41,7 @@ async def open_with(
 ) -> tuple[Script, ServerIntroduction]:
     script = Script(answers)
     with trio.fail_after(1000):
-        return script, await introduce(script.conversation, era=era, probe_timeout=5, timeout=30, pinned=pinned)
+        return script, await introduce(script.conversation, Attempts(era, pinned=pinned), probe_timeout=5, timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ class Opening:
         self.introduction: ServerIntroduction | None = None
 
     async def run(self, era: str) -> None:
-        self.introduction = await introduce(self.script.conversation, era=era, probe_timeout=5, timeout=30)
+        self.introduction = await introduce(self.script.conversation, Attempts(era), probe_timeout=5, timeout=30)
 
 
 async def test_a_legacy_conversation_is_opened_in_three_messages(autojump_clock: MockClock) -> None:
@@ -242,5 +242,5 @@ async def test_a_backend_that_introduces_itself_with_nulls_has_none_of_that(era:
     method = "initialize" if era == "legacy" else "server/discover"
     for given, expected in ((capabilities, {"tools"}), (None, set[str]())):
         script = Script({method: {**hello, "capabilities": given}})
-        greeting = await introduce(script.conversation, era=era, probe_timeout=1, timeout=1)
+        greeting = await introduce(script.conversation, Attempts(era), probe_timeout=1, timeout=1)
         assert greeting.capabilities.keys() == expected
