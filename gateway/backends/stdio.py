@@ -298,6 +298,6 @@ async def open_stdio(
                 nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
         finally:
             attempts.has_read = session.has_read
-            # Whatever the reason, nobody may wait for a session that is gone; the ladder comes after.
+            # Whatever the reason, no call may wait for a session that is gone; the shutdown sequence comes after.
             restarts = attempts.is_probing and attempts.has_read
             session.close(BackendExited(config.name, "was stopped"), restarts=restarts)

@@ -102,7 +102,7 @@ class HttpRequest:
                 if await self._attempt(first=True):
                     await self._attempt(first=False)
         except BackendError as problem:
-            conversation.fail(self.request_id, problem)
+            conversation.finish(self.request_id, problem)
             if isinstance(problem, (BackendExited, BackendUnavailable)):
                 self._link.recovery.doubt()
         if self._scope.cancelled_caught and self._cancelled is not None:
@@ -161,7 +161,7 @@ class HttpRequest:
         except jsonrpc.Malformed:
             message = None
         if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
-            conversation.fail(self.request_id, conversation.outcome_of(message))
+            conversation.finish(self.request_id, conversation.outcome_of(message))
             return
         text = f"answered {self._method} with no answer to it"
         if jsonrpc.is_batch(data):
@@ -170,7 +170,7 @@ class HttpRequest:
             text += f", which protocol version {hop.version} does not have" if hop.era is Era.MODERN else ""
         misfit = BackendProtocol(link.config.name, text)
         misfit.status = _OK
-        conversation.fail(self.request_id, misfit)
+        conversation.finish(self.request_id, misfit)
 
     async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
         conversation = self._link.conversation
@@ -180,7 +180,7 @@ class HttpRequest:
                 return  # to the stream's end, so that the connection can be used again; LINGER bounds it
             for event in parser.feed(data):
                 if isinstance(event.data, OversizedLine):
-                    conversation.fail(self.request_id, self._too_long(event.data.size))
+                    conversation.finish(self.request_id, self._too_long(event.data.size))
                 elif event.event == "message":
                     conversation.feed(event.data, self._pending)
                 if not conversation.waits_for(self.request_id):
@@ -237,7 +237,7 @@ class HttpRequest:
             if first and modern and self._pending is not None and outcome.code == HEADER_MISMATCH:
                 return True
             outcome = with_retry_hint(outcome, retry_after(response))
-        link.conversation.fail(self.request_id, outcome)
+        link.conversation.finish(self.request_id, outcome)
         return False
 
     def _too_long(self, size: int | None = None) -> BackendProtocol:

@@ -95,7 +95,7 @@ class SseSession(HttpSession):
             if await self._attempt(request_id, method, body, pending, first=True):
                 await self._attempt(request_id, method, body, pending, first=False)
         except BackendError as problem:
-            self.conversation.fail(request_id, problem)
+            self.conversation.finish(request_id, problem)
 
     async def _attempt(
         self, request_id: int, method: str, body: bytes, pending: PendingCall | None, *, first: bool
@@ -132,7 +132,7 @@ class SseSession(HttpSession):
         outcome = self.conversation.outcome_of(refusal.message)
         if isinstance(outcome, Failure):
             outcome = with_retry_hint(outcome, retry_after(response))
-        self.conversation.fail(request_id, outcome)
+        self.conversation.finish(request_id, outcome)
         return False
 
     def _refused(self, response: httpx2.Response, refusal: Refusal) -> HttpRefused:
@@ -224,7 +224,7 @@ class SseSession(HttpSession):
     def _fail_unanswered(self, stream: _Stream) -> None:
         unanswered, stream.unanswered = stream.unanswered, set()
         for request_id in unanswered:
-            self.conversation.fail(request_id, BackendExited(self.config.name, "closed the event stream of its call"))
+            self.conversation.finish(request_id, BackendExited(self.config.name, "closed the event stream of its call"))
 
     async def _run_stream(self, stream: _Stream) -> None:
         try:

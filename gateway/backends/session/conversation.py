@@ -3,7 +3,7 @@
 Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
 comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`,
 where replies to the backend's own requests go another way. Nothing in here waits but `request`. Invariant: every call
-that was sent is finished exactly once, by its answer, by its pending call's withdrawal, by `fail`, or by `close`.
+that was sent is finished exactly once, by its answer, by its pending call's withdrawal, by `finish`, or by `close`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,15 @@ log = logging.getLogger("gateway.backend")
 
 
 class Conversation:
-    """Correlates requests and answers of one backend session."""
+    """Correlates requests and answers of one backend session.
+
+    A transport drives it: it sends what `post` (or `exchanges`) gets, passes each message that arrives to `feed`, sends
+    calls as `encode_call` returns them, runs `tasks`, and calls `close` with the reason when the connection has ended::
+
+        line = conversation.encode_call(pending)  # pending is sent, and waits under conversation.last_id
+        conversation.feed(answer)                 # finishes pending, whose supervisor and sink are notified
+        conversation.close(BackendExited(...))    # finishes everything else
+    """
 
     def __init__(
         self,
@@ -69,7 +77,7 @@ class Conversation:
         self.backend = backend
         self.hop = hop
         self.unmatched = 0
-        """Answers that nobody waited for: late ones after a cancel, or to ids never used."""
+        """Answers without a request: late ones after a cancel, or to ids never used."""
         self._post = post
         self._reply = reply or post
         self._stray = stray
@@ -83,7 +91,7 @@ class Conversation:
         self._rate = LogRate()
         self.tasks = TaskDriver(self, listener.freed)
         """What the session must `run`."""
-        self._asking = ServerRequestRouter(
+        self._server_requests = ServerRequestRouter(
             backend, post=self._reply, calls=self._calls_under_way, for_client=listener.for_client
         )
 
@@ -168,7 +176,7 @@ class Conversation:
         pending: PendingCall | None = None,
         on_problem: Callable[[str], None] | None = None,
     ) -> tuple[int, PendingRequest]:
-        """Send a request of the gateway's own; returns its id and whom its answer will reach.
+        """Send a request of the gateway's own; returns its id and what waits for its answer.
 
         `pending` is the call whose task the request is about.
         """
@@ -184,11 +192,15 @@ class Conversation:
         if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
             members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
         line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
+        if self._closed is None:
+            self._send(request_id, method, line, pending)
+        return request_id, waiter
+
+    def _send(self, request_id: int, method: str, line: bytes, pending: PendingCall | None) -> None:
         if self._exchanges is None:
             self._post(line)
-        elif self._closed is None:
+        else:
             self._exchanges.open(request_id, method, line, pending)
-        return request_id, waiter
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
         """Stop waiting for an answer; with a reason, the backend is told to cancel."""
@@ -258,27 +270,27 @@ class Conversation:
             self._handle_response(message)
             return
         if message.id is not msgspec.UNSET:
-            self._asking.request(message, pending or self.tasks.owner(params))
+            self._server_requests.request(message, pending or self.tasks.owner(params))
             return
         match method:
             case "notifications/progress":
                 self._handle_progress(params)
             case "notifications/message":
-                self._asking.message(params, pending)
+                self._server_requests.message(params, pending)
             case "notifications/resources/updated":
                 self._handle_resource_updated(params)
             case "notifications/subscriptions/acknowledged":
                 self._handle_acknowledged(params)
             case "notifications/elicitation/complete":
-                self._asking.completed(params)
+                self._server_requests.completed(params)
             case "notifications/cancelled":
-                self._asking.cancelled(params)
+                self._server_requests.cancelled(params)
             case "notifications/tasks/status":
                 pass  # the gateway drives tasks by asking for their state; no client knows of any
             case _ if method in LIST_CHANGED:
                 self._listener.list_changed(LIST_CHANGED[method])
             case _:
-                self._asking.vendor(method, params, pending)
+                self._server_requests.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
         """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
@@ -290,21 +302,17 @@ class Conversation:
         )
         self._warn("%s", problem)
         if request_id is not None:
-            self._finish(request_id, problem)
+            self.finish(request_id, problem)
             return
         if self._stray is not None:
             self._stray.note(line.head)
         for number in list(self._calls):
-            self._finish(number, problem)
-
-    def fail(self, request_id: int, outcome: Outcome) -> bool:
-        """End a request that will get no other answer; False if nobody waits for it."""
-        return self._finish(request_id, outcome)
+            self.finish(number, problem)
 
     def close(self, problem: BackendError) -> None:
         """Finish whatever is still waiting with this error; later requests get it at once."""
         self._closed = problem
-        self._asking.close()
+        self._server_requests.close()
         self.tasks.close(problem)
         calls, self._calls = self._calls, {}
         for pending in calls.values():
@@ -330,13 +338,13 @@ class Conversation:
                 spread = BackendProtocol(self.backend, SPREAD)
                 self._warn("%s", spread)
                 if message.method is msgspec.UNSET and message.id is not msgspec.UNSET and message.id is not None:
-                    self._finish(message.id, spread)
+                    self.finish(message.id, spread)
                 stray.note(data)
                 return
         reason = f"answered with a message that is {problem.reason}"
         if stray is not None and stray.is_open:
             reason = f"{reason}; {ONE_LINE}"
-        if problem.id is not None and self._finish(problem.id, BackendProtocol(self.backend, reason)):
+        if problem.id is not None and self.finish(problem.id, BackendProtocol(self.backend, reason)):
             return
         if stray is not None:
             stray.note(data)
@@ -357,17 +365,14 @@ class Conversation:
             log.warning("backend %r: %d warnings not logged: too many", self.backend, unreported, extra=extra)
         log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
 
-    def _finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
-        """Hand an answer to whoever waits for it; False if nobody does."""
+    def finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
+        """Finish the request with this id; False if none waits under it."""
         request_id = _number(request_id)
         pending = self._calls.pop(request_id, None)
         if pending is not None:
             if self.tasks.wants(pending, outcome):
                 line = self.encode_call(pending)
-                if self._exchanges is None:
-                    self._post(line)
-                else:
-                    self._exchanges.open(self._last_id, pending.call.method, line, pending)
+                self._send(self._last_id, pending.call.method, line, pending)
                 return True
             if self._exchanges is not None and not isinstance(outcome, Complete):
                 self._exchanges.call_failed(outcome)
@@ -398,7 +403,7 @@ class Conversation:
         if message.result is not jsonrpc.ABSENT and self.tasks.adopt(number, self._calls.get(number), message.result):
             self._calls.pop(number, None)
             return
-        if not self._finish(request_id, self.outcome_of(message)):
+        if not self.finish(request_id, self.outcome_of(message)):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)

@@ -374,7 +374,7 @@ async def initialize(conversation: Conversation, attempts: Attempts, *, timeout:
             break
         log.info("backend %r does not take %s; trying %s", conversation.backend, asked, attempts.next_version())
     if not isinstance(outcome, Complete):
-        _raise_refusal(conversation, first, pinned=attempts.pinned)
+        _raise_refusal(conversation, first, pinned=attempts.pinned and attempts.era == "legacy")
     hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
     if hello.protocolVersion not in versions.LEGACY_VERSIONS:
         spoken = ", ".join(versions.LEGACY_VERSIONS)

@@ -253,7 +253,7 @@ async def test_a_server_that_refuses_every_request_fails_the_start(
     script = make_script({})
 
     def refuse(_params: Any) -> None:
-        script.conversation.fail(script.posted[-1]["id"], Refused("b", "wants authorization"))
+        script.conversation.finish(script.posted[-1]["id"], Refused("b", "wants authorization"))
 
     script.answers |= {kind.list_method: refuse for kind in refused}
     if len(refused) == len(Kind):
