@@ -1,8 +1,7 @@
 """JSON lines over byte streams: the framing of the stdio transport, for the frontend and for backends.
 
-`LineSplitter` cuts bytes into lines without I/O and with a cap; `BufferedWriter` is a bounded buffer in front of a
-stream, written by one task. Invariant: lines leave whole and in the order in which they were posted, and a reader that
-stalls delays only the task that posts new lines.
+`LineSplitter` cuts bytes into lines without I/O and with a cap; `BufferedWriter` is a buffer in front of a stream,
+written by one task, so that a reader that stalls delays only the task that posts new lines.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ READ_BYTES: Final = 65_536
 MAX_PARTS: Final = 4_096
 """Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
 _EMPTY: Final = (b"", b"\r", BOM, BOM + b"\r")
-DEFAULT_OUTBOX_BYTES: Final = 1_048_576
-"""How much may wait for a slow reader before posters are held back."""
+DEFAULT_LIMIT_BYTES: Final = 1_048_576
+"""Bytes that may wait for a slow reader before `wait_writable` holds posters back."""
 
 
 class OversizedLine(msgspec.Struct, frozen=True):
@@ -129,7 +128,7 @@ async def read_some(stream: FdStream) -> bytes:
             raise trio.ClosedResourceError(text)
         await trio.lowlevel.wait_readable(fd)
         try:
-            # Asked anew: closed between the wake-up and now, its number may be somebody else's; its own is -1 then.
+            # Read again: if it was closed since the wake-up, its number may be in use elsewhere, and `fileno` is -1.
             return os.read(stream.fileno(), READ_BYTES)
         except BlockingIOError:  # woken for nothing, which the kernel may do
             continue
@@ -138,13 +137,15 @@ async def read_some(stream: FdStream) -> bytes:
 
 
 class BufferedWriter:
-    """A bounded buffer in front of a pipe. `post` never waits; `room` is where a poster is held back.
+    """A buffer in front of a pipe that one task, `run`, empties.
 
-    One task, `run`, does the waiting. Where nothing is buffered and the pipe takes the bytes at once, `post` writes
-    itself and saves a task switch; not `direct`, all that is posted in one turn of the loop goes out in one write.
+    Bytes leave whole and in the order of `post`, which never waits: a poster calls `wait_writable` before it, and the
+    buffer exceeds `limit` by what is posted without. After the reader has gone, `broken` is true, every wait returns,
+    and bytes are dropped; the owner of the stream finds out why. Cancelling `run` in the middle of a write leaves part
+    of a line in the pipe, so it is cancelled only with the stream.
     """
 
-    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_OUTBOX_BYTES, share: Share | None = None) -> None:
+    def __init__(self, stream: FdStream, *, limit: int = DEFAULT_LIMIT_BYTES, share: Share | None = None) -> None:
         """Make one; `share` counts what waits, too, and is released by its owner."""
         self._stream = stream
         self._limit = limit
@@ -169,7 +170,13 @@ class BufferedWriter:
         return self._size < self._limit or self.broken
 
     def post(self, data: bytes, *, direct: bool = True) -> None:
-        """Add bytes that end in a newline. After the reader has gone they are dropped."""
+        """Add whole lines.
+
+        Args:
+            data: bytes that end in a newline.
+            direct: write at once where nothing is buffered and the pipe takes it, which saves a task switch; else all
+                that is posted in one turn of the loop leaves in one write.
+        """
         if self.broken:
             return
         if direct and not self._parts and not self._sending:
@@ -193,12 +200,12 @@ class BufferedWriter:
             self._share.add(len(data))
 
     async def wait_writable(self) -> None:
-        """Wait until less than the limit waits (or the reader has gone). Returns at once where there is room."""
+        """Wait until less than the limit is buffered, or the reader has gone; no checkpoint where it is so already."""
         while not self.is_writable:
             await self._writable.park()
 
     async def drained(self) -> None:
-        """Wait until everything is written (or the reader has gone)."""
+        """Wait until everything is written, or the reader has gone; no checkpoint where it is so already."""
         while (self._size or self._sending) and not self.broken:
             await self._writable.park()
 
