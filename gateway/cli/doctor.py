@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_NAME: Final = 64
 """Characters that the strictest clients take in a tool's name."""
 STOP_MARGIN: Final = 5.0
-"""Seconds beyond the stop ladder that a server's end may take."""
+"""Seconds beyond the shutdown sequence that a server's end may take."""
 PROCESSES_LEFT: Final = "processes_left"
 """The code of a server that works, but whose processes outlive it."""
 NAMES_FIX: Final = (

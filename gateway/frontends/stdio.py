@@ -1,8 +1,9 @@
-"""The stdio face: one client on our own stdin and stdout, both eras at once (2026-07-28 basic/transports/stdio).
+"""The stdio frontend: one client on this process's stdin and stdout, both eras (2026-07-28 basic/transports/stdio).
 
-`initialize` opens a legacy conversation for the process; a request with modern `_meta` is served by itself at any time.
-Each request runs in a task of the face's own nursery; the number of them is bounded, and while it is reached, or while
-the client does not read, reading stops. The face ends when stdin ends.
+`initialize` opens a legacy session for the process; a request with modern `_meta` is served by itself at any time.
+Most calls have no task (`delivery`); all other requests run in tasks of the frontend's own nursery. The number of
+requests in flight is bounded, and while it is reached, or while the client does not read, reading stops. The frontend
+ends when stdin ends.
 """
 
 from __future__ import annotations
