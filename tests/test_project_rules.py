@@ -31,6 +31,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TIMED_SCOPES = {"move_on_after", "move_on_at", "fail_after", "fail_at"}
 CHANNELS = {"open_memory_channel", "create_memory_object_stream"}
 NURSERY_OPENERS = {"open_nursery", "create_task_group"}
+ENVIRONMENT = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 TOO_WIDE = {"Exception", "BaseException", "ExceptionGroup", "BaseExceptionGroup", "Cancelled"}
 
 
@@ -335,6 +336,27 @@ def test_no_test_imports_another_test() -> None:
     imported = {path: imported_tests(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}
     assert modules
     assert {str(path.relative_to(ROOT)): names for path, names in imported.items() if names} == {}
+
+
+def unknown_constants(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Constants that docstrings and comments of a module name in backquotes, and that no module has."""
+    known = {
+        name for text in texts.values() for name in re.findall(r"^\s*([A-Z][A-Z0-9_]{3,})\b.* = ", text, re.MULTILINE)
+    }
+    known |= ENVIRONMENT | {
+        name for text in texts.values() for name in re.findall(r"[\"']([A-Z][A-Z0-9_]{3,})[\"']", text)
+    }
+    named = {path: set(re.findall(r"`([A-Z][A-Z0-9_]{3,})`", text)) for path, text in texts.items()}
+    return {path: names - known for path, names in named.items() if names - known}
+
+
+def test_docstrings_name_constants_that_exist() -> None:
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in gateway_modules()}
+    assert unknown_constants(texts) == {}
+    assert unknown_constants({
+        "a": "# at most `MOST_CALLS`\nMOST_CALLS: Final = 3",
+        "b": "# `LEAST_CALLS`, `MOST_CALLS`",
+    }) == {"b": {"LEAST_CALLS"}}
 
 
 def test_waivers_only_fall() -> None:

@@ -1,8 +1,8 @@
-"""A place for the gateway in somebody's FastAPI or Starlette application.
+"""Routes for the gateway in the FastAPI or Starlette application of another program.
 
 Plain routes, not a `Mount`, which would answer `POST /mcp` with a redirect; and CORS around each of them, since an
-application that has started takes no more middleware. What a route leads to is a `Door`: a remount swaps what is behind
-it. Routes are put in, and taken out, in one step.
+application that has started takes no more middleware. A route leads to a `SwappableApp`: a remount swaps the
+application that it calls. Routes are added, and removed, in one step.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ JSON: Final = (b"content-type", b"application/json")
 
 
 class SwappableApp:
-    """What a route leads to for good; `app` is what is behind it now, None while there is nothing."""
+    """The application that a route leads to; `app` is the one that it calls now, None while there is none."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.app: AsgiApp | None = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request to what is behind it."""
+        """Hand the request to the application of now."""
         if self.app is None:
             await answer(send, 503)
         else:

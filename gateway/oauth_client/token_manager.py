@@ -1,7 +1,7 @@
 """One backend's tokens: where they come from, one renewal at a time, for everybody who waits.
 
 All renewals happen in one task, `run`, which `Logins` owns. A renewal is a token that another process has stored, a
-refresh, client credentials, or a login by a person; the last three are the SDK's (`oauth_login`), which is imported
+refresh, client credentials, or a login by a person; the last three are the SDK's (`sdk_flow`), which is imported
 only then. Every renewal is bounded, and its outcome goes to all who wait for it. A token goes to its backend and its
 issuer, and into no log.
 """

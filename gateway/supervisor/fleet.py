@@ -348,8 +348,8 @@ class Fleet:
         """Put this config in the place of the present one; servers named in `restart` are replaced in any case.
 
         One at a time; more wait for their turn. New backends get until their `connect_timeout` to settle, all together
-        `SETTLE_BOUND`; whether or not they came up, the config holds then, and what is not in it any more drains (calls
-        in flight have `drain_grace`) while this returns. Unchanged servers are not touched. Cancelled before the
+        `NEW_BACKEND_TIMEOUT`; whether or not they came up, the config holds then, and what is not in it any more drains
+        (calls in flight have `drain_grace`) while this returns. Unchanged servers are not touched. Cancelled before the
         change, it leaves everything as it was.
 
         Raises:

@@ -2,8 +2,8 @@
 
 `StartLimiter` wraps an opener; it has no task. A start waits for a slot here, before its `connect_timeout` begins, and
 releases the slot when its session is open or could not be opened. A backend that a caller waits for goes first. Starts
-that hang do not delay the others for long: when none has ended for `QUIET` seconds, those in progress no longer count.
-Remote backends cost the machine nothing to start and never wait here.
+that hang do not delay the others for long: when none has ended for `STALL_TIMEOUT` seconds, those in progress no longer
+count. Remote backends cost the machine nothing to start and never wait here.
 """
 
 from __future__ import annotations

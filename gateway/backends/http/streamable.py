@@ -149,7 +149,7 @@ class StreamableSession(HttpSession):
         self._nursery.start_soon(self.upkeep.run, self.greeting)
 
     def _adopt(self, greeting: ServerIntroduction) -> None:
-        # Runs in the step in which `greet` returned: `initialized`, already in the queue, goes out with these headers.
+        # In the step in which `introduce` returned: `initialized`, already in the queue, is sent with these headers.
         super()._adopt(greeting)
         self._headers.negotiated(greeting.version if greeting.era is Era.LEGACY else "")
 
