@@ -25,7 +25,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
-from gateway.config.files import SpecialFile, read_at_most
+from gateway.config.files import MAX_FILE_BYTES, SpecialFile, UnreadableFile, read_at_most, reader
 from gateway.config.model import NOT_WRITTEN
 from gateway.errors import ConfigError
 from gateway.reload.source import ConfigSource
@@ -152,6 +152,15 @@ def test_special_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(tmp_path):
         unix.bind("s")
     assert problem(tmp_path / "s") == f"{tmp_path / 's'}: is a socket; name a file"
+
+
+def test_an_oversized_pipe_is_refused_each_time(pipe: Path) -> None:
+    read = reader(pipe.parent, None)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(pipe.write_bytes, b"x" * (MAX_FILE_BYTES + 1))
+        for _ in range(2):
+            with pytest.raises(UnreadableFile, match="is larger than 64 KiB"):
+                read(pipe.name)
 
 
 def test_a_config_in_a_pipe_is_not_read_again(pipe: Path, caplog: pytest.LogCaptureFixture) -> None:

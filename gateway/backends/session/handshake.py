@@ -227,8 +227,10 @@ async def introduce(
             request_id, waiter = conversation.begin("server/discover")
             await _wait(waiter, patience)
         introduction = _discovered(conversation, waiter.outcome, attempts)
-        if introduction is not None or is_pinned:
-            return introduction or _refuse(conversation, waiter.outcome)
+        if introduction is not None:
+            return introduction
+        if is_pinned:
+            _raise_not_modern(conversation, waiter.outcome)
         # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
@@ -262,8 +264,11 @@ async def _wait(waiter: PendingRequest, timeout: float) -> None:
         await waiter.event.wait()
 
 
-def _refuse(conversation: Conversation, outcome: Outcome | None) -> ServerIntroduction:
-    """Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start."""
+def _raise_not_modern(conversation: Conversation, outcome: Outcome | None) -> NoReturn:
+    """Explain why `server/discover` was not answered as a modern server does. Raises BackendError.
+
+    Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start.
+    """
     if isinstance(outcome, BackendError):
         raise outcome
     answer = outcome.message if isinstance(outcome, Failure) else "nothing usable"
