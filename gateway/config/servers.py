@@ -49,19 +49,12 @@ def parse_server(
     raw: object,
     *,
     environ: Mapping[str, str],
-    home: str | None = None,
-    warnings: list[str] | None = None,
     files: Files | None = None,
 ) -> ServerConfig:
-    """Read one server as a config file has it; raises ConfigError with all its problems.
-
-    Warnings are appended to `warnings`, when given.
-    """
+    """Read one server as a config file has it. Raises ConfigError with all its problems; warnings are dropped."""
     findings = Findings()
-    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, home, files=files))
+    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, files=files))
     findings.check()
-    if warnings is not None:
-        warnings += findings.warnings
     return server
 
 

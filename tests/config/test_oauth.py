@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import OAuthSettings, ServerConfig, config_reference, parse_server
+from gateway.config import OAuthSettings, ServerConfig, config_reference, parse_config, parse_server
 from gateway.config.oauth import is_same_issuer, normal_issuer
 from gateway.errors import ConfigError
 
@@ -70,9 +70,9 @@ def test_issuers_that_are_not(first: object, second: str) -> None:
 
 
 def read(oauth: object, **fields: Any) -> tuple[ServerConfig, list[str]]:
-    warnings: list[str] = []
     raw = {"url": URL, "oauth": oauth} | fields
-    server = parse_server("s", raw, environ={"SECRET": SECRET, "PORT": "8765"}, warnings=warnings)
+    config = parse_config({"mcpServers": {"s": raw}}, environ={"SECRET": SECRET, "PORT": "8765"})
+    server, warnings = config.servers["s"], config.warnings
     assert not any(SECRET in line for line in warnings)
     assert SECRET not in repr(server.oauth)
     return server, [line.removeprefix("server 's': field ") for line in warnings]
@@ -154,16 +154,15 @@ def test_given_credentials_win(fields: dict[str, Any]) -> None:
     server, warnings = read({"client_id": "me"}, **fields)
     assert not server.uses_oauth
     assert "'oauth' is ignored: 'headers' or 'url' already holds credentials" in warnings
-    quiet: list[str] = []
-    assert not parse_server("s", {"url": URL} | fields, environ={}, warnings=quiet).uses_oauth
-    assert not any("oauth" in line for line in quiet)
+    quiet = parse_config({"mcpServers": {"s": {"url": URL} | fields}}, environ={})
+    assert not quiet.servers["s"].uses_oauth
+    assert not any("oauth" in line for line in quiet.warnings)
 
 
 def test_a_program_has_no_oauth() -> None:
-    warnings: list[str] = []
-    server = parse_server("s", {"command": "run", "oauth": {}}, environ={}, warnings=warnings)
-    assert not server.uses_oauth
-    assert warnings == ["server 's': field 'oauth' is ignored: it is for servers with 'url'"]
+    config = parse_config({"mcpServers": {"s": {"command": "run", "oauth": {}}}}, environ={})
+    assert not config.servers["s"].uses_oauth
+    assert config.warnings == ("server 's': field 'oauth' is ignored: it is for servers with 'url'",)
 
 
 def test_a_disabled_server_with_an_unset_address_is_no_trouble() -> None:
