@@ -236,11 +236,12 @@ class Snapshot:
                 continue
             # The URI is its identity, and changed only where another backend has it too.
             public = claim(part.backend, entry.own)
+            if public == entry.public:
+                placed.append(entry)
+                continue
             what = f"{kind.member} {entry.public!r} of {part.backend!r}"
             if public is None:
                 self.clashes.append(f"{what} is left out: its URIs are taken")
-            elif public == entry.public:
-                placed.append(entry)
             else:
                 self.clashes.append(f"{what} is offered as {public!r}")
                 placed.append(Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public)))
