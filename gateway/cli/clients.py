@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.cli.output import CommandError
 from gateway.config.parse import read_file
-from gateway.config.substitution import KNOWN_TO_ALL
+from gateway.config.substitution import KNOWN_TO_ALL, home_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 def places(client: str, environ: Mapping[str, str], folder: Path, platform: str = sys.platform) -> list[Path]:
     """Where a client keeps its servers, what counts most first; `folder` is the project that somebody works in."""
-    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or "~")
+    home = Path(home_of(environ) or "~")
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     if platform == "win32":
         data = Path(environ.get("APPDATA") or home / "AppData" / "Roaming")
@@ -201,7 +201,7 @@ def _spell(text: str, *, raw: dict[str, Any], path: Path, environ: Mapping[str, 
         )
     if path.parent.name == ".gemini":
         text = _GEMINI.sub(r"${\1}", text)
-    home = environ.get("HOME") or environ.get("USERPROFILE") or "~"
+    home = home_of(environ) or "~"
     meanings = {"userHome": home, "workspaceFolder": str(folder), "workspaceFolderBasename": folder.name}
     for name, meaning in (meanings | {"/": "/", "pathSeparator": "/"}).items():
         text = text.replace(f"${{{name}}}", meaning)

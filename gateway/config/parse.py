@@ -10,6 +10,7 @@ from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.config.scalars import read_section
 from gateway.config.servers import read_server
+from gateway.config.substitution import home_of
 from gateway.config.text import SHAPE, check_surrogates, decode
 from gateway.config.views import read_views
 from gateway.errors import ConfigError
@@ -97,7 +98,7 @@ def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = No
 
 def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) -> Files:
     """A reader of the files that a config file names."""
-    return reader(path.absolute().parent, home or environ.get("HOME") or environ.get("USERPROFILE"))
+    return reader(path.absolute().parent, home or home_of(environ))
 
 
 def read_file(path: Path) -> bytes:

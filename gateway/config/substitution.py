@@ -180,11 +180,16 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def home_of(environ: Mapping[str, str]) -> str | None:
+    """Return the home directory that an environment names."""
+    return environ.get("HOME") or environ.get("USERPROFILE")
+
+
 def expand_home(scope: Scope, label: str, path: str) -> str:
     """Return the path with a leading `~/`, or a lone `~`, replaced by the home directory."""
     if path != "~" and not path.startswith("~/"):
         return path
-    home = scope.home or scope.environ.get("HOME") or scope.environ.get("USERPROFILE")
+    home = scope.home or home_of(scope.environ)
     if not home:
         scope.problem(label, "begins with '~', but no home directory is known; set HOME or write the whole path")
         return path
