@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from gateway.calls import Era
 from gateway.config import NEVER_RESTART
 from gateway.eras.methods import Kind
 from gateway.errors import IllegalTransition
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from gateway.backends.session.interface import Session
     from gateway.backends.session.session_state import DesiredState
-    from gateway.calls import Era
     from gateway.config import RestartPolicy
     from gateway.inflight.pending import PendingCall
 
@@ -112,12 +112,12 @@ class EraPreference:
         """The era of the clients that the next session is for; None where no call has shown it yet."""
         self.other: Era | None = None
         """The era that the server offers beside the one of its session; None without a session."""
-        self._used_at = -math.inf
+        self._used_at = dict.fromkeys(Era, -math.inf)
         self._is_bridging = self._is_open = False
 
     def opened(self, other: Era | None) -> None:
         """Note that a session was opened, and which other era the server offers."""
-        self.other, self._used_at, self._is_bridging, self._is_open = other, -math.inf, False, True
+        self.other, self._is_bridging, self._is_open = other, False, True
 
     def change(self, era: Era) -> None:
         """Note that the session ends for one of this era."""
@@ -131,12 +131,11 @@ class EraPreference:
     def note_call(self, pending: PendingCall, *, is_busy: bool) -> bool:
         """Note a call; return whether it is of the other era, and no client of the session's era seems to be left."""
         era = pending.call.caller.era
+        self._used_at[era] = pending.opened_at  # also of one that waits for its session
         if era is self.other:
             self._is_bridging = True
-            return not is_busy and pending.opened_at >= self._used_at + ERA_LINGER
-        if self._is_open:
-            self._used_at = pending.opened_at
-        elif not is_busy:
+            return not is_busy and pending.opened_at >= self._used_at[era.other] + ERA_LINGER
+        if not self._is_open and not is_busy:
             self.preferred = era
         return False
 

@@ -19,6 +19,9 @@ CLIENTS = Path(__file__).parent / "clients"
 TIME = "mcp-server-time==2026.10.19"
 EVERYTHING = "@modelcontextprotocol/server-everything@2026.8.31"
 SDK1 = "mcp==1.30.0"
+MEMORY = "@modelcontextprotocol/server-memory@2026.8.31"
+SQLITE = ["mcp-server-sqlite==2025.4.25", SDK1]
+"""It asks for any version of the SDK, and works with the first one alone."""
 TS1 = "@modelcontextprotocol/sdk@1.32.2"
 TS2 = "@modelcontextprotocol/client@2.4.0"
 APPS = [
@@ -39,6 +42,8 @@ class Peers:
     servers: dict[str, dict[str, Any]]
     apps: dict[str, dict[str, Any]]
     """Servers whose tools have pages."""
+    stateful: dict[str, dict[str, Any]]
+    """Servers that keep things in their process and in files that begin with `${FILE}`, a variable of the gateway's."""
     clients: dict[str, list[str]]
 
 
@@ -60,6 +65,8 @@ def install() -> Peers:
     entry = everything / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
     time = python_venv("interop/time", TIME)
     apps = node_modules("interop/apps", *APPS)
+    memory = node_modules("interop/memory", MEMORY) / "@modelcontextprotocol" / "server-memory" / "dist" / "index.js"
+    sqlite = "from mcp_server_sqlite import main; main()"  # its module has no `__main__`
     examples = {"monitor": "system-monitor", "vanilla": "basic-vanillajs", "react": "basic-react"}
     return Peers(
         servers={
@@ -72,6 +79,13 @@ def install() -> Peers:
                 "args": [str(apps / f"@modelcontextprotocol/server-{example}/dist/index.js"), "--stdio"],
             }
             for name, example in examples.items()
+        },
+        stateful={
+            "memory": {"command": node, "args": [str(memory)], "env": {"MEMORY_FILE_PATH": "${FILE}.jsonl"}},
+            "sqlite": {
+                "command": str(python_venv("interop/sqlite", *SQLITE)),
+                "args": ["-c", sqlite, "--db-path", "${FILE}.db"],
+            },
         },
         clients={
             "python-2": [sys.executable, str(CLIENTS / "sdk2_client.py")],

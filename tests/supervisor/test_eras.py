@@ -151,6 +151,20 @@ async def test_a_child_in_use_keeps_its_era(autojump_clock: MockClock) -> None:
         answer_all(fake)
 
 
+@pytest.mark.parametrize("first", list(Era))
+@pytest.mark.parametrize("start", ["eager", "lazy"])
+async def test_a_call_that_started_a_child_counts_as_use(first: Era, start: str, autojump_clock: MockClock) -> None:
+    """What it did in that process must not be lost to the next client."""
+    fake = dual()
+    async with running_router({"a": fake}, command="x", start=start, idle_timeout=1000) as router:
+        for era in (first, first.other, first):
+            ask(router, era)
+            await settle()
+            assert working(fake) == {first: 1}
+            answer_all(fake)
+        assert fake.session.names == ["x"] * 3
+
+
 async def test_a_crash_keeps_the_era(autojump_clock: MockClock) -> None:
     fake = dual()
     async with running_router({"a": fake}, command="x") as router:
