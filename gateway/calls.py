@@ -30,6 +30,11 @@ class Era(enum.StrEnum):
     LEGACY = "legacy"
     MODERN = "modern"
 
+    @property
+    def other(self) -> Era:
+        """The other one of the two."""
+        return Era.MODERN if self is Era.LEGACY else Era.LEGACY
+
 
 ALL: Final = ("*",)
 """Globs that fit every name."""

@@ -356,7 +356,8 @@ class Router:
         if not owners or not shows_apps(call.caller):
             return None
         entries = [entry for owner in sorted(owners) for entry in snapshot.placed(Kind.TOOLS, owner)]
-        found = [entry.public for entry in entries if entry.own == call.name and is_for_apps(entry.raw)]
+        named = [one for one in entries if one.own == call.name and one.era in {None, call.caller.era}]
+        found = [entry.public for entry in named if is_for_apps(entry.raw)]
         if len(found) > 1:
             text = f"tool {call.name!r} is ambiguous; call {' or '.join(found)}, or give each server a view (views)"
             raise UnknownName(text)
@@ -399,7 +400,7 @@ class Router:
     async def _await_owner(self, call: Call) -> Route:
         """Wait for backends that have never listed and may own the name; then decide."""
         scope = call.caller.scope
-        await self.fleet.first_starts(scope)
+        await self.fleet.first_starts(scope, era=call.caller.era)
         route = self._lookup(call)
         if route is not None:
             return route

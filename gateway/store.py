@@ -55,12 +55,19 @@ ERA_MAX_AGE: Final = 7 * 86_400.0
 log = logging.getLogger("gateway.store")
 
 
-class _CatalogFile(msgspec.Struct):
+class _CatalogItem(msgspec.Struct, array_like=True):
+    own: str
+    raw: msgspec.Raw
+    era: Era | None = None
+
+
+class _CatalogFile(msgspec.Struct, omit_defaults=True):
     format: int
     server: str
-    items: dict[str, list[tuple[str, msgspec.Raw]]]
+    items: dict[str, list[_CatalogItem]]
     capabilities: dict[str, msgspec.Raw]
     instructions: str | None = None
+    has_both_eras: bool = False
 
 
 _catalogs = msgspec.json.Decoder(_CatalogFile)
@@ -215,7 +222,7 @@ class Store:
             if found.format == OVERDUE_FORMAT:
                 return OVERDUE
             items = {
-                Kind[kind]: tuple(Item(own, bytes(raw)) for own, raw in entries)
+                Kind[kind]: tuple(Item(entry.own, bytes(entry.raw), era=entry.era) for entry in entries)
                 for kind, entries in found.items.items()
             }
             capabilities = {name: msgspec.Raw(bytes(span)) for name, span in found.capabilities.items()}
@@ -224,15 +231,23 @@ class Store:
         except (OSError, KeyError, *jsonrpc.UNDECODABLE) as exc:
             _note_unreadable("the last-good catalog", config.name, exc)
             return None
-        return Listing(items=items, capabilities=capabilities, instructions=found.instructions)
+        return Listing(
+            items=items,
+            capabilities=capabilities,
+            instructions=found.instructions,
+            has_both_eras=found.has_both_eras,
+        )
 
     def save_catalog(self, config: ServerConfig, listing: Listing) -> None:
         """Keep what a server lists, or `OVERDUE`. Raises OSError."""
         entries = {
-            kind.name: [(item.own, msgspec.Raw(item.raw)) for item in items] for kind, items in listing.items.items()
+            kind.name: [_CatalogItem(item.own, msgspec.Raw(item.raw), item.era) for item in items]
+            for kind, items in listing.items.items()
         }
         version = OVERDUE_FORMAT if listing is OVERDUE else FORMAT
-        content = _CatalogFile(version, config.name, entries, listing.capabilities, listing.instructions)
+        content = _CatalogFile(
+            version, config.name, entries, listing.capabilities, listing.instructions, listing.has_both_eras
+        )
         self.write(self._catalog_path(config), jsonrpc.encode(content))
 
     def load_era(self, config: ServerConfig) -> EraRecord | None:

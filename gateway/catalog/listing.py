@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc, surrogates
+from gateway.calls import Era
 from gateway.eras.caching import KEEP_NOTHING, Hint
 from gateway.eras.methods import Kind
 
@@ -31,6 +32,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
     hint: Hint = KEEP_NOTHING
     """For how long the list that it came with may be kept."""
+    era: Era | None = None
+    """The era whose session alone lists it, or lists it like this; None where eras do not differ in it."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,21 +49,46 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
     gateways: tuple[str, ...] = ()
     """The gateways that are behind the backend, where it is one."""
+    has_both_eras: bool = False
+    """Whether the lists of a session of each era are in it (`merge_eras`)."""
 
     def count(self, kind: Kind) -> int:
         """How many items of a kind there are."""
-        return len(self.items.get(kind, ()))
+        return len({item.own for item in self.items.get(kind, ())})
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """The problems of all lists."""
         return tuple(text for kind in Kind for text in self.problems.get(kind, ()))
 
-    def after(self, previous: Listing | None) -> Listing:
+    def in_era(self, era: Era) -> Listing:
+        """What is listed in a session of one era."""
+        if not self.has_both_eras:
+            return self
+        items = {
+            kind: tuple(msgspec.structs.replace(item, era=None) for item in found if item.era in {None, era})
+            for kind, found in self.items.items()
+        }
+        return msgspec.structs.replace(self, items=items, has_both_eras=False)
+
+    def in_other_era(self, fresh: Listing, era: Era) -> Listing:
+        """What the other era is taken to list, without a session of it, where the one of `era` now lists `fresh`.
+
+        Only where the two differed does this listing count: all else is taken to be in both.
+        """
+        items: dict[Kind, tuple[Item, ...]] = {}
+        for kind in {**self.items, **fresh.items}:
+            apart = [item for item in self.items.get(kind, ()) if item.era is not None]
+            theirs = [msgspec.structs.replace(item, era=None) for item in apart if item.era is not era]
+            owns = {item.own for item in apart}
+            items[kind] = (*(item for item in fresh.items.get(kind, ()) if item.own not in owns), *theirs)
+        return msgspec.structs.replace(fresh, items=items)
+
+    def after(self, previous: Listing | None, era: Era) -> Listing:
         """Return this listing of a new session with previous entries where another try may still bring them."""
         if previous is None:
             return self
-        return keep_entries(self, previous, [kind for kind, again in self.unread.items() if again])
+        return keep_entries(self, previous.in_era(era), [kind for kind, again in self.unread.items() if again])
 
     def relisted(self, fresh: Listing) -> Listing:
         """Return this listing with the lists of `fresh`, which is from the same session, in place of its own."""
@@ -91,6 +119,36 @@ def keep_entries(fresh: Listing, previous: Listing, kinds: Iterable[Kind]) -> Li
             problems[kind] = (*problems.get(kind, ()), f"the {len(known)} {kind.member} listed before are kept")
     capabilities = offered_capabilities(fresh.capabilities, items)
     return msgspec.structs.replace(fresh, items=items, problems=problems, capabilities=capabilities)
+
+
+def merge_eras(listing: Listing, era: Era, other: Listing) -> Listing:
+    """Return what a backend lists in both eras: `listing` in a session of `era`, `other` in one of the other era."""
+    items: dict[Kind, tuple[Item, ...]] = {}
+    for kind in Kind:
+        if kind not in listing.items and kind not in other.items:
+            continue
+        theirs = {item.own: item for item in other.items.get(kind, ())}
+        merged: list[Item] = []
+        for item in listing.items.get(kind, ()):
+            twin = theirs.pop(item.own, None)
+            if twin is not None and twin.raw == item.raw:
+                merged.append(item if era is Era.MODERN else twin)  # only modern lists have hints
+                continue
+            merged.append(msgspec.structs.replace(item, era=era))
+            if twin is not None:
+                merged.append(msgspec.structs.replace(twin, era=era.other))
+        merged += [msgspec.structs.replace(item, era=era.other) for item in theirs.values()]
+        items[kind] = tuple(merged)
+    problems = {kind: (*listing.problems.get(kind, ()), *other.problems.get(kind, ())) for kind in items}
+    return Listing(
+        items=items,
+        capabilities=other.capabilities | listing.capabilities,
+        instructions=listing.instructions or other.instructions,
+        problems={kind: tuple(dict.fromkeys(texts)) for kind, texts in problems.items()},
+        unread=other.unread | listing.unread,
+        gateways=tuple(dict.fromkeys((*listing.gateways, *other.gateways))),
+        has_both_eras=True,
+    )
 
 
 def offered_capabilities(

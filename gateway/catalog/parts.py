@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc, surrogates
+from gateway.calls import Era
 from gateway.catalog import names, uris
 from gateway.catalog.listing import declares
 from gateway.catalog.offers import curate, loose_ends
@@ -44,6 +45,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """What follows the namespace in its public name; empty for its own name."""
     known_as: str = ""
     """The public name in the config's own naming, where a view or the client gives another one."""
+    era: Era | None = None
+    """The era whose clients alone see it; None for both."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -90,7 +93,7 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
     for kind, items in listing.items.items():
         if not kind.namespaced:
             entries[kind] = tuple(
-                Entry(surrogates.text_without_surrogates(item.own), item.own, item.raw) for item in items
+                Entry(surrogates.text_without_surrogates(item.own), item.own, item.raw, era=item.era) for item in items
             )
             continue
         made: list[Entry] = []
@@ -102,7 +105,8 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
             public = names.public_name(namespace, naming.separator, local, naming.max_length)
             raw = renamed(kind, item.raw, item.own, public)
             task = has_tasks and tools.needs_task(item.raw)
-            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task, "" if local == item.own else local))
+            changed = "" if local == item.own else local
+            made.append(Entry(public, item.own, raw, uris.ui_link(item.raw), task, changed, era=item.era))
         entries[kind] = tuple(made)
     unused = loose_ends(listing.items.get(Kind.TOOLS, ()), choice) if Kind.TOOLS in listing.items else ()
     return Part(backend, listing, entries, namespace, (*unused, *unclear))
@@ -144,7 +148,8 @@ def hint_of_part(part: Part, kind: Kind) -> Hint:
     """For how long a backend's list may be kept. An empty one has nowhere to say it, and may be full any moment."""
     found = part.hints.get(kind)
     if found is None:
-        found = part.hints[kind] = merge_hints(item.hint for item in part.listing.items[kind])
+        items = part.listing.items[kind]
+        found = part.hints[kind] = merge_hints(item.hint for item in items if item.era is not Era.LEGACY)
     return found
 
 
@@ -159,7 +164,7 @@ def fill_memos(part: Part) -> None:
 
 def join_entries(entries: Iterable[Entry], kind: Kind, view: tools.View) -> bytes:
     """What stands between the brackets of a list."""
-    raws = [entry.raw for entry in entries]
+    raws = [entry.raw for entry in entries if entry.era is None or entry.era is view.era]
     return tools.join_shown(raws, view) if kind is Kind.TOOLS else b",".join(raws)
 
 

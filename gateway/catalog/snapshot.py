@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import EVERYTHING, NOTHING
+from gateway.calls import EVERYTHING, NOTHING, Era
 from gateway.catalog import names, uris
 from gateway.catalog.offers import described
 from gateway.catalog.ownership import Ownership, Route
@@ -115,10 +115,15 @@ class Snapshot:
         if offers is not None:
             self._choose(offers)
         self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
+        self._differing: set[Kind] = set()  # between the eras
+        self._by_era: dict[tuple[Kind, Era], list[Entry]] = {}
         for part in self.parts:
             if part.backend in listed:
                 for kind in part.entries:
-                    self._lists[kind] += self.placed(kind, part.backend)
+                    placed = self.placed(kind, part.backend)
+                    self._lists[kind] += placed
+                    if part.listing.has_both_eras and any(entry.era is not None for entry in placed):
+                        self._differing.add(kind)
 
     def _choose(self, offers: Mapping[str, Offer]) -> None:
         """Leave only the tools that are offered, as they are offered; names have been given out by now."""
@@ -244,17 +249,22 @@ class Snapshot:
                 self.clashes.append(f"{what} is left out: its URIs are taken")
             else:
                 self.clashes.append(f"{what} is offered as {public!r}")
-                placed.append(Entry(public, entry.own, renamed(kind, entry.raw, entry.public, public)))
+                raw = renamed(kind, entry.raw, entry.public, public)
+                placed.append(msgspec.structs.replace(entry, public=public, raw=raw))
         is_plain = len(placed) == len(entries) and all(map(operator.is_, placed, entries))
         self._placed[kind, part.backend] = entries if is_plain else placed  # what is known of a part holds if it is
 
     def _place_named(self, backend: str, kind: Kind, entry: Entry, others: tuple[str, ...]) -> Entry | None:
         """Route a tool or prompt; `others` are prefixes of other servers that its name may begin with."""
         routes, placed = self._routes[kind], entry
+
+        def is_taken(name: str) -> bool:  # not by the same one, as the other era lists it
+            return (owner := routes.get(name)) is not None and (owner.backend, owner.own) != (backend, entry.own)
+
         is_claim = not entry.local and entry.public.startswith(others)  # a name from the config is the operator's wish
-        if is_claim or entry.public in routes:
+        if is_claim or is_taken(entry.public):
             other = names.distinct_name(entry.public, backend, entry.own, self.naming.max_length)
-            if other in routes:  # no accident: somebody lists the very name that this one would get
+            if is_taken(other):  # no accident: somebody lists the very name that this one would get
                 self.clashes.append(
                     f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
                 )
@@ -268,8 +278,9 @@ class Snapshot:
             self.uris.claim(backend, entry.link)
             raw = uris.change_item(placed.raw, lambda uri: self.uris.public(backend, uri))
             placed = msgspec.structs.replace(placed, raw=raw)
-        routes[placed.public] = Route(backend, placed.own, entry.task)
-        if kind is Kind.TOOLS and b"x-mcp-header" in placed.raw:
+        known = routes.get(placed.public)
+        routes[placed.public] = Route(backend, placed.own, entry.task or (known is not None and known.task))
+        if kind is Kind.TOOLS and b"x-mcp-header" in placed.raw and entry.era is not Era.LEGACY:
             self._mirrored[placed.public] = annotations_of(placed.raw)
         return placed
 
@@ -281,10 +292,10 @@ class Snapshot:
 
     def listed_by_backend(self, kind: Kind) -> dict[str, list[tuple[str, str]]]:
         """What is listed of each backend, as (public name, own name) in the list's order."""
-        found: dict[str, list[tuple[str, str]]] = {}
+        found: dict[str, dict[str, str]] = {}
         for entry in self._lists[kind]:
-            found.setdefault(self._routes[kind][entry.public].backend, []).append((entry.public, entry.own))
-        return found
+            found.setdefault(self._routes[kind][entry.public].backend, {})[entry.public] = entry.own
+        return {backend: list(pairs.items()) for backend, pairs in found.items()}
 
     def route(self, kind: Kind, public: str) -> Route | None:
         """Who owns this name; also of backends that are not listed now."""
@@ -301,9 +312,19 @@ class Snapshot:
             self._hints[kind] = found
         return found
 
-    def same_list(self, other: Snapshot, kind: Kind) -> bool:
-        """Whether a client would see the same list of this kind."""
-        return self._lists[kind] == other._lists[kind]
+    def same_list(self, other: Snapshot, kind: Kind, era: Era | None = None) -> bool:
+        """Whether a client of this era (None: of any) would see the same list of this kind."""
+        return self._seen_in(era, kind) == other._seen_in(era, kind)
+
+    def _seen_in(self, era: Era | None, kind: Kind) -> list[Entry]:
+        """What clients of an era see of a list; the same in both, nearly always."""
+        if era is None or kind not in self._differing:
+            return self._lists[kind]
+        found = self._by_era.get((kind, era))
+        if found is None:
+            seen = (entry for entry in self._lists[kind] if entry.era in {None, era})
+            found = self._by_era[kind, era] = [msgspec.structs.replace(entry, era=None) for entry in seen]
+        return found
 
     def page(self, kind: Kind, cursor: str | None, size: int | None, view: View = View.MODERN) -> Page:
         """One page of a list, as clients of one class of versions see it.
@@ -311,14 +332,14 @@ class Snapshot:
         Raises:
             InvalidParams: the cursor is none of ours (server/utilities/pagination).
         """
-        entries, start = self._lists[kind], 0
+        entries, start = self._seen_in(view.era, kind), 0
         if cursor is not None:
             start, last = decode_cursor(kind, cursor)
             if not 0 < start <= len(entries) or entries[start - 1].public != last:
                 # The list has changed since: continue behind that entry, or where it stood if it is gone.
                 behind = (position for position, entry in enumerate(entries, 1) if entry.public == last)
                 start = next(behind, min(start, len(entries)))
-        if kind is not Kind.TOOLS:
+        if kind is not Kind.TOOLS and kind not in self._differing:
             view = View.MODERN  # they look the same to all
         memo = self._pages.get((kind, start, size, view))
         if memo is not None:
@@ -333,7 +354,9 @@ class Snapshot:
             for part in self.parts:
                 if part.backend in self.listed and (placed := self.placed(kind, part.backend)):
                     is_plain = placed is part.entries.get(kind)
-                    chunks.append(join_part(part, kind, view) if is_plain else join_entries(placed, kind, view))
+                    joined = join_part(part, kind, view) if is_plain else join_entries(placed, kind, view)
+                    if joined:  # not all of another era
+                        chunks.append(joined)
         page = self._pages[kind, start, size, view] = Page(tuple(chunks), following)
         return page
 
@@ -375,25 +398,25 @@ def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"")
 
 
 class ListNews:
-    """The lists that a client has to be told of; looked at once for each scope."""
+    """The lists that a client has to be told of; looked at once for each scope and era."""
 
     def __init__(self, previous: Snapshot, fresh: Snapshot, announced: Collection[tuple[str, str]] = ()) -> None:
         """`announced` are the backends that have said themselves that the lists of a feature changed."""
         self._previous = previous
         self._fresh = fresh
         self._announced = announced
-        self._seen: dict[Scope | None, frozenset[str]] = {}
+        self._seen: dict[tuple[Scope | None, Era | None], frozenset[str]] = {}
 
     def __bool__(self) -> bool:
         """Whether there may be news for anybody: where nobody sees a change, no part of it has changed either."""
         return bool(self._announced or self.features(None)) or self._previous.views != self._fresh.views
 
-    def features(self, scope: Scope | None) -> frozenset[str]:
-        """Return the features ("tools", "prompts", "resources") whose lists have changed in this scope."""
-        found = self._seen.get(scope)
+    def features(self, scope: Scope | None, era: Era | None = None) -> frozenset[str]:
+        """Return the features ("tools", "prompts", "resources") whose lists have changed in this scope and era."""
+        found = self._seen.get((scope, era))
         if found is None:
             previous, fresh = self._previous.within(scope), self._fresh.within(scope)
-            changed = {kind.feature for kind in Kind if not fresh.same_list(previous, kind)}
+            changed = {kind.feature for kind in Kind if not fresh.same_list(previous, kind, era)}
             found = frozenset(changed | {feature for name, feature in self._announced if name in fresh.backends})
-            self._seen[scope] = found
+            self._seen[scope, era] = found
         return found

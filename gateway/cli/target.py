@@ -87,7 +87,7 @@ class Target:
 
     async def list(self, kind: Kind) -> list[dict[str, Any]]:
         """All of one kind, under public names; what a server does not list in time is missing (`problems`)."""
-        await self._gateway.fleet.first_starts()
+        await self._gateway.fleet.first_starts(era=Era.LEGACY)
         page = self._gateway.fleet.snapshot().page(kind, None, None, View.LATEST)
         return [jsonrpc.decode_any(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]")]
 

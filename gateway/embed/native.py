@@ -96,7 +96,7 @@ class EmbeddedGateway:
         """
         from gateway.embed import results
 
-        await self.fleet.first_starts()
+        await self.fleet.first_starts(era=PROGRAM.era)
         page = self.fleet.snapshot().page(Kind.TOOLS, None, None, View.LATEST)
         return results.tool_list(bytes(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]"))
 

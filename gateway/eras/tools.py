@@ -30,6 +30,11 @@ class View(enum.Enum):
     LATEST = "latest legacy"
     OLDER = "older legacy"
 
+    @property
+    def era(self) -> Era:
+        """The era of these clients."""
+        return Era.MODERN if self is View.MODERN else Era.LEGACY
+
 
 class _Execution(msgspec.Struct, gc=False):
     taskSupport: str = ""  # noqa: N815 - the wire's name

@@ -341,8 +341,9 @@ class RequestHandler:
             except ValueError:
                 text = "params.cursor must be a string"
                 raise InvalidParams(text) from None
-        if self.fleet.awaited(caller.scope):
-            await self.fleet.first_starts(caller.scope, list_patience(caller.client_info, self.settings.start_grace))
+        if self.fleet.awaited(caller.scope, caller.era):
+            patience = list_patience(caller.client_info, self.settings.start_grace)
+            await self.fleet.first_starts(caller.scope, patience, caller.era)
         snapshot = self.fleet.snapshot(caller.scope)
         page = snapshot.page(kind, cursor, self.settings.page_size, view_of(caller))
         own: dict[str, object] = {}

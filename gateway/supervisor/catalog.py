@@ -97,7 +97,7 @@ class CatalogBuilder:
             views=make_views(self._config),
             namespaces={name: one.config.effective_namespace for name, one in self._supervisors.items()},
         )
-        for clash in snapshot.clashes:
+        for clash in dict.fromkeys(snapshot.clashes):
             if clash not in self._snapshot.clashes:
                 log.warning("names clash: %s", clash, extra={"event": "names_clash"})
         return snapshot

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session.interface import Opener
     from gateway.backends.session.session_state import DesiredState
-    from gateway.calls import Scope
+    from gateway.calls import Era, Scope
     from gateway.catalog.listing import Listing
     from gateway.catalog.offers import Offer
     from gateway.config import Config, GatewaySettings, ServerConfig
@@ -240,9 +240,13 @@ class Fleet:
         """The backends that have never listed anything and whose first start is in progress, for this scope."""
         return [one for one in self.seen(scope) if one.listing is None and not one.settled.is_set()]
 
-    def awaited(self, scope: Scope | None = None) -> list[Supervisor]:
-        """Those of `starting_first` for which a client is to wait."""
-        return [one for one in self.starting_first(scope) if not one.is_overdue]
+    def awaited(self, scope: Scope | None = None, era: Era | None = None) -> list[Supervisor]:
+        """Those of `starting_first` for which a client is to wait; with its era, also the sessions for that era."""
+        found = self.starting_first(scope)
+        if era is not None:
+            owners = [one for one in self.seen(scope) if isinstance(one, PerClientSupervisors)]
+            found += [second for one in owners if (second := one.starting_for(era)) is not None]
+        return [one for one in found if not one.is_overdue]
 
     async def before_initialize(self, scope: Scope | None = None) -> None:
         """Wait for first starts before `initialize` is answered, at most `INITIALIZE_WAIT`.
@@ -256,7 +260,9 @@ class Fleet:
                 await supervisor.settled.wait()
         self._catalog_cache.note_late(one.name for one in awaited if not one.settled.is_set())
 
-    async def first_starts(self, scope: Scope | None = None, patience: float | None = None) -> None:
+    async def first_starts(
+        self, scope: Scope | None = None, patience: float | None = None, era: Era | None = None
+    ) -> None:
         """Wait until backends that have never listed anything are ready or have failed to start.
 
         For a caller of some scope only those count of which it may see anything. No later list waits for those that
@@ -265,13 +271,18 @@ class Fleet:
         Args:
             scope: of the caller; None sees everything.
             patience: seconds to wait at most, not less than `start_grace`, which is None.
+            era: of the caller; then it waits for the first lists of a session for that era, too.
         """
-        awaited = self.awaited(scope)
+        awaited = self.awaited(scope, era)
         deadline = trio.current_time() + (self.settings.start_grace if patience is None else patience)
         try:
             await self.before_initialize(scope)
             with trio.move_on_at(deadline):
                 for supervisor in awaited:
+                    await supervisor.settled.wait()
+                late = self.awaited(scope, era)  # of those whose eras were not known before
+                awaited += late
+                for supervisor in late:
                     await supervisor.settled.wait()
         finally:
             for supervisor in awaited:

@@ -36,12 +36,12 @@ class Relister:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._features: set[str] = set()
+        self._features: dict[str, bool] = {}
         self._marked = trio.Event()
 
-    def mark(self, feature: str) -> None:
-        """Note that a feature's lists have changed."""
-        self._features.add(feature)
+    def mark(self, feature: str, *, is_announced: bool = True) -> None:
+        """Note that a feature's lists may have changed, and whether the backend has said so."""
+        self._features[feature] = is_announced or self._features.get(feature, False)
         self._marked.set()
 
     async def run(self, session: Session, listed: Callable[[Listing, str | None], None]) -> None:
@@ -54,7 +54,7 @@ class Relister:
             failed = {kind.feature for kind, again in session.listing.unread.items() if again}
             with trio.move_on_after(delay if failed else math.inf) as scope:
                 await self._marked.wait()
-            marked, self._features = self._features, set[str]()
+            marked, self._features = self._features, dict[str, bool]()
             again: set[str] = set()
             if scope.cancelled_caught:
                 again = failed
@@ -62,7 +62,7 @@ class Relister:
             elif not failed:
                 delay = RELIST_DELAY
             self._marked = trio.Event()
-            for feature in sorted(marked | again):
+            for feature in sorted(marked.keys() | again):
                 try:
                     fresh = await session.relist(feature)
                 except (BackendTooSlow, BackendProtocol) as exc:
@@ -71,7 +71,7 @@ class Relister:
                     log.warning(text, self._backend, feature, exc.reason, extra=extra)
                     continue
                 session.listing = session.listing.relisted(fresh)
-                listed(session.listing, feature if feature in marked else None)
+                listed(session.listing, feature if marked.get(feature) else None)
             await trio.sleep(RELIST_INTERVAL)
 
 

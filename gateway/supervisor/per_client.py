@@ -3,8 +3,9 @@
 `PerClientSupervisors` supervises the one session that lists and subscribes for all clients, and owns further ones that
 only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first
 use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do. A shared
-backend of both eras has one further session, for the clients of the era that the first one does not speak. Bounded in
-number; all of them are tasks of this supervisor's own nursery.
+backend of both eras has one further session, for the clients of the era that the first one does not speak: it is opened
+for their first list or call, and what it lists differently is part of the backend's listing. Bounded in number; all of
+them are tasks of this supervisor's own nursery.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 import trio
 
 from gateway.backends.session.session_state import DesiredState
+from gateway.catalog.listing import merge_eras
 from gateway.eras.methods import WATCHED, Kind
 from gateway.errors import BackendUnavailable, Busy
 from gateway.supervisor.lifecycle import State
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
     from gateway.inflight.pending import PendingCall
     from gateway.supervisor.lifecycle import SupervisorEvents
+    from gateway.supervisor.queue import CallQueue
 
 CLIENT_IDLE: Final = 300.0
 """Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
@@ -80,6 +83,8 @@ class PerClientSupervisors(Supervisor):
     ) -> None:
         super().__init__(config, opener, events, **kwargs)
         self._private: dict[object, ClientSupervisor] = {}
+        self._was_listed_for: set[Era] = set()
+        """The eras for whose lists a session was started; one that fails is started again by calls alone."""
 
     def submit(self, pending: PendingCall) -> None:
         """Put a call into the queue of its client's session; see `Supervisor.submit`.
@@ -98,7 +103,7 @@ class PerClientSupervisors(Supervisor):
         if private is None:
             if self._stopping.is_set():
                 raise BackendUnavailable(self.name, "was stopped")
-            private = self._make(key, pending.call.caller)
+            private = self._make(key, pending.call.caller.era, pending.call.caller.capabilities)
         private.submit(pending)
 
     def _key(self, caller: Caller) -> object | None:
@@ -114,14 +119,62 @@ class PerClientSupervisors(Supervisor):
 
     def _sort_queue(self) -> None:
         """Move the calls of the other era, which came before it was known that the server offers both."""
-        if self.config.session == "shared" and self._eras.other is not None:
+        other = self._eras.other
+        if self.config.session == "shared" and other is not None:
             for pending in self._queue.take(math.inf):
-                key = self._key(pending.call.caller)
-                owner = self if key is None else self._private.get(key) or self._make(key, pending.call.caller)
+                is_own = pending.call.caller.era is not other
+                owner = self if is_own else self._private.get((other,)) or self._make((other,), other)
                 pending.queued(owner)
                 owner._queue.put_back(pending)
 
-    def _make(self, key: object, caller: Caller) -> ClientSupervisor:
+    def starting_for(self, era: Era) -> Supervisor | None:
+        """Return the owner of the session for the other era until it has listed; the first list starts it."""
+        is_wanted = self.listing is not None and not self.listing.has_both_eras
+        if not is_wanted or era is not self._eras.other or self.config.session != "shared" or self._stopping.is_set():
+            return None
+        private = self._private.get((era,))
+        if private is None and era not in self._was_listed_for:
+            private = self._make((era,), era)
+        self._was_listed_for.add(era)
+        return None if private is None or private.settled.is_set() else private
+
+    def _keep_listing(self, listing: Listing, feature: str | None) -> None:
+        """Keep what the first session lists, beside what the other era's lists or is known to list."""
+        known, other = self.listing, self._eras.other
+        if self.config.session == "shared" and other is not None:
+            private = self._private.get((other,))
+            if private is not None and private._session is not None:
+                listing = merge_eras(listing, other.other, private._session.listing)
+            elif known is not None and known.has_both_eras:
+                listing = merge_eras(listing, other.other, known.in_other_era(listing, other.other))
+        super()._keep_listing(listing, feature)
+
+    def take_over(self, queue: CallQueue) -> None:
+        """Take the calls of the session for the other era, which the server has refused, and forget its lists."""
+        super().take_over(queue)
+        if self._session is not None:
+            self._keep_listing(self._session.listing, None)
+
+    def listed_for(self, era: Era, listing: Listing, feature: str | None) -> None:
+        """Keep what the session of the other era lists; with a feature, it has said that those lists changed."""
+        if self._session is None:
+            first = self.listing and self.listing.in_era(era.other)
+        else:
+            first = self._session.listing if self._eras.other is era else None  # else it is of this era itself by now
+        if first is not None:
+            super()._keep_listing(merge_eras(first, era.other, listing), feature)
+
+    def list_changed(self, feature: str) -> None:
+        """Note that a feature's lists must be read again: in every session, though only one may be told."""
+        super().list_changed(feature)
+        if self._eras.other is not None and (private := self._private.get((self._eras.other,))) is not None:
+            private._relister.mark(feature, is_announced=False)
+
+    def relist(self, feature: str) -> None:
+        """Read a feature's lists again, which the backend has announced elsewhere, or not at all."""
+        self._relister.mark(feature, is_announced=False)
+
+    def _make(self, key: object, era: Era, capabilities: msgspec.Raw | None = None) -> ClientSupervisor:
         if len(self._private) >= self.config.max_client_sessions:
             text = (
                 f"backend {self.name!r} has {len(self._private)} sessions (max_client_sessions);"
@@ -133,10 +186,10 @@ class PerClientSupervisors(Supervisor):
         idle_timeout = CALL_LINGER if alone else self.config.idle_timeout or CLIENT_IDLE
         private = ClientSupervisor(
             msgspec.structs.replace(self.config, idle_timeout=idle_timeout, start="eager"),
-            self._opener if is_shared else partial(self._opener, capabilities=caller.capabilities),
-            _ClientEvents(self, key),
+            self._opener if is_shared else partial(self._opener, capabilities=capabilities),
+            _ClientEvents(self, key, era if is_shared else None),
             last_good=self.listing,
-            era=caller.era,
+            era=era,
             sibling=self if is_shared else None,
         )
         private.alone = alone
@@ -206,9 +259,11 @@ class PerClientSupervisors(Supervisor):
 class _ClientEvents:
     """The `SupervisorEvents` of one private session, which concern its client alone."""
 
-    def __init__(self, owner: PerClientSupervisors, key: object) -> None:
+    def __init__(self, owner: PerClientSupervisors, key: object, era: Era | None) -> None:
+        """With an era, the session is for all its clients."""
         self._owner = owner
         self._key = key
+        self._era = era
         self._client = key if isinstance(key, str) else None
         self._listed: Listing | None = None
 
@@ -216,16 +271,22 @@ class _ClientEvents:
         """Hear of a change: of the session's end, or of its lists (those it began with are no news)."""
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
-        elif (self._client is not None or isinstance(self._key, tuple)) and supervisor.state is State.READY:
+        elif (self._client or self._era) is not None and supervisor.state is State.READY:
             before, self._listed = self._listed, supervisor.listing
-            if before is None or self._listed is None:
+            if self._listed is None:
+                return
+            if self._era is not None:
+                self._owner.listed_for(self._era, self._listed, feature)
+            if before is None:
                 return
             after = self._listed.items
             changed = {kind.feature for kind in Kind if before.items.get(kind) != after.get(kind)}
             for one in sorted(changed if feature is None else changed | {feature}):
                 if self._client is not None:
                     self._owner.for_client(self._client, f"notifications/{one}/list_changed", {})
-                self._owner.list_changed(one)  # the lists of the shared session may have changed too
+                    self._owner.list_changed(one)  # the lists of the shared session may have changed too
+                else:
+                    self._owner.relist(one)
 
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None

@@ -50,8 +50,8 @@ def may_resend(pending: PendingCall, outcome: Outcome, listing: Listing | None) 
         return False
     if pending.was_resent or not pending.is_untouched or pending.task_id:
         return False
-    tools = listing.items.get(Kind.TOOLS, ())
-    return any(tool.own == pending.own_name and may_repeat(tool.raw) for tool in tools)
+    named = [tool for tool in listing.items.get(Kind.TOOLS, ()) if tool.own == pending.own_name]
+    return bool(named) and all(may_repeat(tool.raw) for tool in named)  # in both eras, where it differs
 
 
 class CallQueue:

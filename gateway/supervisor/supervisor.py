@@ -66,7 +66,7 @@ class Supervisor:
         self.last_error: str | None = None
         self.loose_ends: tuple[str, ...] = ()
         """What its config says of tools that the server does not list."""
-        self.listing = last_good
+        self.listing: Listing | None = last_good
         """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
         self.is_overdue = is_overdue
         """Whether a client has waited in vain for its first start, perhaps in an earlier run: no list waits again."""
@@ -421,15 +421,15 @@ class Supervisor:
         self._serving = trio.CancelScope()
         self._eras.opened(None if self.config.pins_era else session.greeting.other_era)
         self._sort_queue()
-        session.listing = session.listing.after(self.listing)
-        self.listing = session.listing
+        session.listing = session.listing.after(self.listing, session.greeting.era)
+        self._keep_listing(session.listing, None)
         self.known.set()
         self._to(State.READY)
         self.apply_subscriptions()
         with self._serving:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, session)
-                nursery.start_soon(self._relister.run, session, self._relisted)
+                nursery.start_soon(self._relister.run, session, self._keep_listing)
                 if self.config.ping_interval is not None:
                     nursery.start_soon(ping_periodically, session, self.config, self.config.ping_interval)
                 await self._wait_until_idle_or_stopping(session)
@@ -477,7 +477,7 @@ class Supervisor:
             else:
                 self.freed()  # all were cancelled; the drain may be waiting for the queue to empty
 
-    def _relisted(self, listing: Listing, feature: str | None) -> None:
+    def _keep_listing(self, listing: Listing, feature: str | None) -> None:
         self.listing = listing
         self._events.backend_changed(self, feature)
 

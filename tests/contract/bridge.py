@@ -183,19 +183,23 @@ def installed():
     return [*ERAS, *(sdk for sdk in SDKS if sdk != "typescript" or not is_offline())]
 
 
-@contextmanager
 def open_http_servers(servers=ERAS):
-    """Servers over HTTP: config entries by name. They end when their stdin does."""
+    """Servers over HTTP: config entries by name."""
+    return open_over_http({f"{server}-http": command_of(server, "http", f"{server}-http") for server in servers})
+
+
+@contextmanager
+def open_over_http(commands):
+    """Start these commands: config entries by name. They end when their stdin does."""
     running = []
     try:
         found = {}
-        for server in servers:
-            command = command_of(server, "http", f"{server}-http")
+        for name, command in commands.items():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
             running.append(process)
             line = process.stderr.readline().decode()
             assert line.startswith("listening on "), line
-            found[f"{server}-http"] = {"url": line.split()[-1]}
+            found[name] = {"url": line.split()[-1]}
         yield found
     finally:
         for process in running:

@@ -193,7 +193,7 @@ class BridgeServer(RichServer):
     def refusal(self, message, headers):
         """(status, code, text) of a request that must not be served, or None."""
         method, params = message.get("method"), message.get("params") or {}
-        if self.options.era == "legacy":
+        if self.options.era == "legacy" or (self.options.era == "both" and not is_modern(params)):
             known = headers.get("Mcp-Session-Id") == "the-session" or method == "initialize"
             return None if known else (400, -32000, "Bad Request: no session")
         mirrored = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}

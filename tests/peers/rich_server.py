@@ -26,6 +26,7 @@ given, member by member · `page` has `_meta.ui.resourceUri` (`ui://NAME/page`, 
 (2) `tasks/get`, then wants what `ask` (as in `ask`) says, then ends with text, or with the error · `maybe_job`: the
 same, plain or as a task.
 
+`--by-era`: each list has one entry more, its first with `_legacy` or `_modern` behind the name, by the request's era.
 `--version V`: the newest legacy version that is negotiated. `--odd-schemas`: tools `list_out` and `any_out` whose
 `outputSchema` is no object schema, with `structuredContent` to match.
 """
@@ -216,8 +217,18 @@ class RichServer(Server):
 
     # -- lists ---------------------------------------------------------------------------------------------------
 
+    def by_era(self, params, entries):
+        if not self.options.by_era or not entries:
+            return entries
+        key = next(key for key in ("uriTemplate", "uri", "name") if key in entries[0])
+        return [*entries, entries[0] | {key: f"{entries[0][key]}_{'modern' if is_modern(params) else 'legacy'}"}]
+
+    def list_tools(self, message, params):
+        result = super().list_tools(message, params)
+        return result | {"tools": self.by_era(params, result["tools"])}
+
     def listed(self, params, member, entries):
-        result = {member: entries}
+        result = {member: entries if member == "contents" else self.by_era(params, entries)}
         return result | {"ttlMs": 5000, "cacheScope": "public"} if is_modern(params) else result
 
     def list_prompts(self, _message, params):
@@ -498,6 +509,7 @@ def make_rich_parser():
     parser.add_argument("--scheme", default="memo", help="of its URIs")
     parser.add_argument("--shared", action="store_true", help="list memo://shared/doc and a template, too")
     parser.add_argument("--version", choices=LEGACY, default=LEGACY[-1], help="the newest legacy version it speaks")
+    parser.add_argument("--by-era", action="store_true", help="list one entry more, another one in each era")
     parser.add_argument("--odd-schemas", action="store_true", help="tools whose outputSchema is no object schema")
     return parser
 

@@ -230,6 +230,8 @@ class FakeBackend:
         """The eras that it may offer: a session is opened in the one asked for, else in the first."""
         self.refused: Era | None = None
         """The era of them that it refuses, as is found out by asking."""
+        self.listings: dict[Era, Listing] = {}
+        """What it lists in sessions of one era, where that is not `listing`."""
 
     @property
     def session(self) -> FakeSession:
@@ -280,6 +282,7 @@ class FakeBackend:
             greeting = make_introduction(era=self.eras[0] if era is None or era is self.refused else era)
             others = [one for one in self.eras if one is not greeting.era]
             session.greeting = msgspec.structs.replace(greeting, other_era=others[0] if others else None)
+            session.listing = self.listings.get(greeting.era, self.listing)
         self.sessions.append(session)
         self.open += 1
         try:

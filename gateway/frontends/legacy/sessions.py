@@ -272,7 +272,7 @@ class LegacySession:
 
     def notify_list_changed(self, news: ListNews) -> None:
         """Note that lists changed, as far as this client sees them."""
-        self.changes.add(news.features(self.caller.scope))
+        self.changes.add(news.features(self.caller.scope, self.caller.era))
 
     @property
     def is_unused(self) -> bool:

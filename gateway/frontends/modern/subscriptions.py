@@ -92,7 +92,7 @@ class Subscription:
 
     def notify_list_changed(self, news: ListNews) -> None:
         """Note that lists changed."""
-        wanted = news.features(self._caller.scope) & self._features.keys()
+        wanted = news.features(self._caller.scope, self._caller.era) & self._features.keys()
         if wanted:
             self._changes.add(wanted)
 
