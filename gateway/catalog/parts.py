@@ -18,7 +18,7 @@ from gateway.catalog.ownership import Route
 from gateway.config.offered import ALL_TOOLS
 from gateway.eras import blocks, tools
 from gateway.eras.caching import Hint, merge_hints
-from gateway.eras.methods import RELAYED_EXTENSIONS, Kind
+from gateway.eras.methods import APPS, RELAYED_EXTENSIONS, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -186,14 +186,26 @@ def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
 
 
 def merge_extensions(parts: Sequence[Part]) -> dict[str, msgspec.Raw]:
-    """The extensions that backends declare, with the settings of the first that does; only those that are relayed."""
+    """The extensions that backends declare, with the settings of the first that does; only those that are relayed.
+
+    Servers of MCP Apps seldom declare theirs: to have pages is enough.
+    """
     found: dict[str, msgspec.Raw] = {}
     for part in parts:
         declared = blocks.read(part.listing.capabilities.get("extensions")) or {}
         for name in RELAYED_EXTENSIONS.intersection(declared):
             if blocks.read(declared[name]) is not None:
                 found.setdefault(name, declared[name])
+    if APPS not in found and any(map(_has_pages, parts)):
+        found[APPS] = jsonrpc.EMPTY_OBJECT
     return found
+
+
+def _has_pages(part: Part) -> bool:
+    resources = part.entries.get(Kind.RESOURCES, ())
+    return any(entry.link for entry in part.entries.get(Kind.TOOLS, ())) or any(
+        entry.own.startswith(uris.PAGE) for entry in resources
+    )
 
 
 def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:

@@ -128,3 +128,14 @@ async def test_own_names_are_only_for_clients_that_show_pages(gateways, cell):
         for owner in PAGES:
             error = (await call(client, f"only_{owner}", none))["error"]
             assert error["message"] == f"Unknown tool: only_{owner}"
+
+
+async def test_a_name_that_two_apps_have_is_of_the_one_that_was_read(gateways):
+    async with open_client(gateways, ("legacy", "http")) as client:
+        await introduce(client)
+        await ask(client, "resources/read", {"uri": PAGES["new"]})
+        assert text_of(await call(client, "refresh")) == "new refresh"
+        await ask(client, "resources/read", {"uri": PAGES["old"]})  # now its host may mean either page
+        for owner in PAGES:
+            assert f"{owner}.refresh" in (await call(client, "refresh"))["error"]["message"]
+            assert text_of(await call(client, f"{owner}.refresh")) == f"{owner} refresh"

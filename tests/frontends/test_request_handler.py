@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, InputRequired, Notification, Scope
+from gateway.catalog.listing import Item, Listing
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.eras import meta
 from gateway.eras.methods import APPS, Kind
@@ -84,6 +85,27 @@ async def test_extensions_of_backends_are_declared_where_they_are_relayed(autoju
                 found = json.loads(jsonrpc.encode(answers._capabilities(era, scope)))
                 assert found["extensions"] == expected
         assert "extensions" not in answers._capabilities(Era.LEGACY, Scope(servers=("a", "b")))
+
+
+PAGED: list[tuple[Kind, dict[str, Any], bool]] = [
+    (Kind.TOOLS, {"name": "x", "_meta": {"ui": {"resourceUri": "ui://a/page"}}}, True),
+    (Kind.TOOLS, {"name": "x", "_meta": {"ui/resourceUri": "ui://a/page"}}, True),
+    (Kind.TOOLS, {"name": "x", "_meta": {"ui": {"visibility": ["app"]}}}, False),
+    (Kind.RESOURCES, {"uri": "ui://a/page"}, True),
+    (Kind.RESOURCES, {"uri": "memo://ui://"}, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "item", "is_declared"), PAGED)
+async def test_pages_are_as_good_as_a_declared_extension(
+    kind: Kind, item: dict[str, Any], is_declared: bool, autojump_clock: MockClock
+) -> None:
+    """The example servers of MCP Apps declare nothing."""
+    items = {kind: (Item(item[kind.key], jsonrpc.encode(item)),)}
+    async with running({"a": FakeBackend(Listing(items=items)), "b": FakeBackend()}) as answers:
+        for era in Era:
+            assert ("extensions" in answers._capabilities(era, None)) == is_declared
+            assert "extensions" not in answers._capabilities(era, Scope(servers=("b",)))
 
 
 @pytest.mark.parametrize("params", [{}, {"protocolVersion": 3}, [1]])
