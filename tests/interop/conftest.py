@@ -93,5 +93,6 @@ def install() -> Peers:
             "typescript-1": [node, str(CLIENTS / "ts1_client.mjs"), str(node_modules("interop/ts1", TS1))],
             "typescript-2": [node, str(CLIENTS / "ts2_client.mjs"), str(node_modules("interop/ts2", TS2))],
             "app-host": [node, str(CLIENTS / "app_host.mjs"), str(apps)],
+            "app-browser": [node, str(CLIENTS / "app_browser.mjs"), str(apps)],
         },
     )

@@ -1,11 +1,15 @@
 """Public example servers of MCP Apps, and a host and apps on its SDK: what works directly works through the gateway.
 
-The apps run in Node, where the script of a page would run; the pages themselves need a browser.
+Apps run in Node, where the script of a page would run, and in Chromium, where there is one. With PICTURE=FILE in the
+environment the test in Chromium writes what it has seen, which is how the picture in the documentation is made.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +22,13 @@ if TYPE_CHECKING:
     from tests.interop.conftest import Peers
 
 SHOW_WITHIN = 90.0  # seconds; a host calls six tools at most
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLASH = "ui://mcp+react/get-time/mcp-app.html"
 
 
-async def show(peers: Peers, **job: Any) -> dict[str, Any]:
-    """What the host found: see `clients/app_host.mjs`."""
-    command = [*peers.clients["app-host"], json.dumps(job)]
+async def show(peers: Peers, host: str = "app-host", **job: Any) -> Any:
+    """What the host found: see `clients/app_host.mjs` and `clients/app_browser.mjs`."""
+    command = [*peers.clients[host], json.dumps(job)]
     with trio.fail_after(SHOW_WITHIN):
         done = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
@@ -68,3 +73,27 @@ async def test_a_view_for_each_server_has_no_clash(peers: Peers) -> None:
             shows = [[f"{name}.get-time", "get-time"]]
             found = (await show(peers, url=f"{gateway.url}/{name}", mode="auto", shows=shows))["found"]
             assert found[0]["result"]["content"][0]["text"].endswith("Z")  # the time
+
+
+PAGES = [("monitor", "get-system-info", None, 3), ("vanilla", "get-time", "#get-time-btn", 1)]
+"""Server, tool, the button that has the page call its server, and for how many calls to wait: one page polls."""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+async def test_pages_in_a_browser_work_through_the_gateway_as_directly(peers: Peers) -> None:
+    config = {"mcpServers": {name: peers.apps[name] for name, *_ in PAGES}, "gateway": {"start_grace": 30}}
+    async with open_gateway_process(config) as gateway:
+        shows: list[dict[str, Any]] = []
+        for name, tool, click, calls in PAGES:
+            page = {"click": click, "calls": calls}
+            shows += [
+                page | {"title": f"{name}, directly", "target": peers.apps[name], "tool": tool},
+                page
+                | {"title": f"{name}, through the gateway", "target": {"url": gateway.url}, "tool": f"{name}.{tool}"},
+            ]
+        picture = os.environ.get("PICTURE")
+        found = await show(peers, "app-browser", browser=CHROMIUM, mode="auto", picture=picture, shows=shows)
+    for direct, through in zip(found[::2], found[1::2], strict=True):
+        assert set(through["called"]) == set(direct["called"])
+        assert re.sub(r"[\d.]+", "0", through["after"]) == re.sub(r"[\d.]+", "0", direct["after"])
+        assert through["after"] != through["before"]
