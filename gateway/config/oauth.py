@@ -32,7 +32,11 @@ class OAuthSettings(Struct, frozen=True):
     """How tokens are got for a server that asks for them with a 401; JSON `oauth`. `repr` never shows the secret."""
 
     grant: Annotated[
-        OAuthGrant, doc("authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret'.")
+        OAuthGrant,
+        doc(
+            "authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret' or"
+            " 'private_key'."
+        ),
     ] = "authorization_code"
     client_id: Annotated[
         str | None,
@@ -41,6 +45,10 @@ class OAuthSettings(Struct, frozen=True):
         ),
     ] = None
     client_secret: Annotated[str | None, doc("Its secret, if it has one.", aliases=("clientSecret",))] = None
+    private_key: Annotated[
+        str | None,
+        doc("A PEM private key that signs in place of a secret, with client_credentials; RSA, EC or Ed25519."),
+    ] = None
     client_metadata_url: Annotated[
         str | None,
         doc(
@@ -82,7 +90,7 @@ def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
     settings: OAuthSettings | None = read_switchable(OAuthSettings, None, scope, entry)
     if settings is None:
         return None
-    for key in ("client_id", "client_secret"):
+    for key in ("client_id", "client_secret", "private_key"):
         value: str | None = getattr(settings, key)
         if value is not None and not value.strip():
             scope.problem(f"{entry.label}.{key}", "must not be empty")
@@ -92,9 +100,12 @@ def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
         scope.problem(f"{entry.label}.issuer", "must be an https address, or an http one on this machine")
     if settings.client_secret is not None and settings.client_id is None:
         scope.problem(f"{entry.label}.client_secret", "needs 'client_id'")
-    is_machine = settings.grant == "client_credentials"
-    if is_machine and (settings.client_id is None or settings.client_secret is None):
-        scope.problem(f"{entry.label}.grant", "is 'client_credentials', which needs 'client_id' and 'client_secret'")
+    is_machine, secrets = settings.grant == "client_credentials", (settings.client_secret, settings.private_key)
+    if settings.private_key is not None and not is_machine:
+        scope.problem(f"{entry.label}.private_key", "is for the grant 'client_credentials' alone")
+    if is_machine and (settings.client_id is None or secrets.count(None) != 1):
+        text = "is 'client_credentials', which needs 'client_id' and either 'client_secret' or 'private_key'"
+        scope.problem(f"{entry.label}.grant", text)
     elif is_machine and settings.issuer is None:
         text = "is missing: without it 'url' decides which authorization server gets the secret"
         scope.warn(f"{entry.label}.issuer", text)

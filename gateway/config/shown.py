@@ -33,8 +33,9 @@ def shown_config(server: ServerConfig) -> dict[str, Any]:
     fields["env"] = dict.fromkeys(server.env, MASK)
     fields["headers"] = dict.fromkeys(server.headers, MASK)
     fields["url"] = None if server.url is None else public_address(fields["url"])
-    if server.oauth is not None and server.oauth.client_secret is not None:
-        fields["oauth"]["client_secret"] = MASK
+    for name in ("client_secret", "private_key"):
+        if server.oauth is not None and getattr(server.oauth, name) is not None:
+            fields["oauth"][name] = MASK
     return fields
 
 
@@ -49,8 +50,8 @@ def secrets_of(server: ServerConfig) -> set[str]:
             name, _, value = member.partition("=")
             if _TELLING.search(name):
                 found.add(value)
-    if server.oauth is not None and server.oauth.client_secret is not None:
-        found.add(server.oauth.client_secret)
+    if server.oauth is not None:
+        found |= {server.oauth.client_secret or "", server.oauth.private_key or ""}
     for given, shown in zip(server.args, shown_args(server.args), strict=True):
         if shown.endswith(MASK):
             found.add(given.removeprefix(shown.removesuffix(MASK)))

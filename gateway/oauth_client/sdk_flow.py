@@ -9,23 +9,25 @@ imported in a thread, and only after a 401.
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qs
 
 import httpx2
 import msgspec
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
-from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.auth.extensions.client_credentials import (
+    ClientCredentialsOAuthProvider,
+    PrivateKeyJWTOAuthProvider,
+    SignedJWTParameters,
+)
 from mcp.client.auth.utils import union_scopes
 from mcp.shared.auth import (
     AuthorizationCodeResult,
     OAuthClientInformationFull,
     OAuthClientMetadata,
     OAuthMetadata,
-    OAuthToken,
     ProtectedResourceMetadata,
 )
 from mcp.shared.exceptions import MCPDeprecationWarning
@@ -39,6 +41,7 @@ from gateway.masking import SECRETS
 from gateway.oauth_client import answers
 from gateway.oauth_client.answers import REDIRECT, SUCCESS, UnusableAnswer
 from gateway.oauth_client.http import OAuthHttp, open_oauth_http
+from gateway.oauth_client.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,59 +82,6 @@ class Visit(Protocol):
     async def answer(self) -> dict[str, str]:
         """Wait for the parameters with which the browser came back. Raises BackendUnavailable if it will not."""
         ...
-
-
-class _Ledger:
-    """The SDK's `TokenStorage`: what is known of the login, and kept with each step."""
-
-    def __init__(self, saved: Saved, keep: Keep, *, with_tokens: bool) -> None:
-        self.saved = saved
-        self.context: OAuthContext
-        self._keep = keep
-        self._with_tokens = with_tokens
-
-    async def get_tokens(self) -> OAuthToken | None:
-        saved = self.saved
-        if not self._with_tokens or saved.access_token is None:
-            return None
-        return OAuthToken(access_token=saved.access_token, refresh_token=saved.refresh_token, scope=saved.scope)
-
-    async def get_client_info(self) -> OAuthClientInformationFull | None:
-        if self.saved.client is None:
-            return None
-        try:
-            return OAuthClientInformationFull.model_validate_json(self.saved.client)
-        except ValidationError:
-            return None
-
-    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        client = client_info.model_dump_json(exclude_none=True)
-        if not is_same_issuer(self._issuer(), self.saved.issuer):
-            self.saved = type(self.saved)(issuer=self._issuer(), client=client)
-        else:
-            self.saved = msgspec.structs.replace(self.saved, client=client)
-        # With tokens it waits for the new ones: these were given to the client that was there before.
-        if self.saved.access_token is None:
-            await self._keep(self.saved)
-
-    async def set_tokens(self, tokens: OAuthToken) -> None:
-        context = self.context
-        metadata, resource = context.oauth_metadata, context.protected_resource_metadata
-        self.saved = type(self.saved)(
-            issuer=self._issuer(),
-            access_token=tokens.access_token,
-            refresh_token=tokens.refresh_token,
-            scope=tokens.scope,
-            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
-            client=self.saved.client,
-            server_metadata=None if metadata is None else metadata.model_dump_json(exclude_none=True),
-            resource_metadata=None if resource is None else resource.model_dump_json(exclude_none=True),
-        )
-        await self._keep(self.saved)
-
-    def _issuer(self) -> str:
-        metadata = self.context.oauth_metadata
-        return self.context.auth_server_url or "" if metadata is None else str(metadata.issuer)
 
 
 class _Flow(OAuthClientProvider):
@@ -231,16 +181,17 @@ class _Flow(OAuthClientProvider):
         named, expected, given = self._named_issuer, self._expected_issuer(), members["issuer"]
         issuer = self._settings.issuer
         if is_same_issuer(given, expected):
-            if issuer is None or is_same_issuer(named, issuer) or self._settings.client_secret is None:
+            secret = "private_key" if self._settings.client_secret is None else "client_secret"
+            if issuer is None or is_same_issuer(named, issuer) or getattr(self._settings, secret) is None:
                 return expected
-            # A server that only says that it is the configured issuer does not get the configured secret.
+            # A server that only says that it is the configured issuer gets neither the secret nor an assertion for it.
             endpoint, origin = members.get("token_endpoint"), httpx2.URL(issuer)
             is_issuers = same_origin(httpx2.URL(named), origin)
             if is_issuers or (isinstance(endpoint, str) and same_origin(httpx2.URL(endpoint), origin)):
                 return expected
             text = (
                 f"the server names the authorization server {named}, whose metadata give the issuer {issuer}"
-                " (oauth.issuer) and a token endpoint elsewhere; oauth.client_secret is not sent there"
+                f" (oauth.issuer) and a token endpoint elsewhere; oauth.{secret} is not used there"
             )
             raise OAuthFlowError(text)
         text = f"metadata issuer mismatch: the server names the authorization server {named}"
@@ -263,7 +214,7 @@ class _Flow(OAuthClientProvider):
 class _CodeFlow(_Flow):
     """A login by a person: authorization code with PKCE."""
 
-    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger, visit: Visit | None) -> None:
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger, visit: Visit | None) -> None:
         uri = visit.uri if visit is not None else "http://127.0.0.1/callback"  # a refresh sends nobody anywhere
         metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(uri)], client_name="trio-mcp-gateway")
         super().__init__(
@@ -341,10 +292,10 @@ class _CodeFlow(_Flow):
         return AuthorizationCodeResult(code=code, state=query.get("state"), iss=iss)
 
 
-class _CredentialsFlow(_Flow, ClientCredentialsOAuthProvider):
-    """A login by the gateway itself: client credentials."""
+class _SecretFlow(_Flow, ClientCredentialsOAuthProvider):
+    """A login by the gateway itself: client credentials with a secret."""
 
-    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: _Ledger) -> None:
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MCPDeprecationWarning)  # the config has warned of a missing issuer
             super().__init__(
@@ -362,6 +313,44 @@ class _CredentialsFlow(_Flow, ClientCredentialsOAuthProvider):
         self._check_discovered()
         _choose_method(self.context, self._settings)
         return await super()._perform_authorization()
+
+
+class _KeyFlow(_Flow, PrivateKeyJWTOAuthProvider):
+    """The same with assertions that a key of the gateway signs (RFC 7523, 2.2)."""
+
+    def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger) -> None:
+        client_id, key = settings.client_id or "", settings.private_key or ""
+        algorithm = _algorithm_of(config, key)
+        signed = SignedJWTParameters(issuer=client_id, subject=client_id, signing_key=key, signing_algorithm=algorithm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MCPDeprecationWarning)
+            super().__init__(
+                config.url or "",
+                ledger,
+                client_id,
+                signed.create_assertion_provider(),
+                scope=" ".join(settings.scopes) or None,
+                issuer=None if settings.issuer is None else _spelled(settings.issuer),
+            )
+        ledger.context = self.context
+        self._settings = settings
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        self._check_discovered()
+        return await super()._perform_authorization()
+
+
+def _algorithm_of(config: ServerConfig, key: str) -> str:
+    """Return the algorithm that this key signs with."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        loaded: Any = load_pem_private_key(key.encode(), password=None)
+    except (TypeError, ValueError):  # it is encrypted, or none
+        raise BackendUnavailable(config.name, "has an oauth.private_key that is no unencrypted PEM key") from None
+    curve = getattr(getattr(loaded, "curve", None), "name", "")
+    by_curve = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+    return by_curve.get(curve) or ("RS256" if hasattr(loaded, "decrypt") else "EdDSA")
 
 
 def _spelled(issuer: str) -> str:
@@ -394,10 +383,11 @@ async def log_in(
     """
     settings = config.oauth
     assert settings is not None  # ruff: ignore[assert] - see `ServerConfig.uses_oauth`
-    ledger = _Ledger(saved, keep, with_tokens=challenge.step_up)
+    ledger = Ledger(saved, keep, with_tokens=challenge.step_up)
     async with open_oauth_http(config) as http:
         if settings.grant == "client_credentials":
-            flow: _Flow = _CredentialsFlow(config, settings, ledger)
+            kind = _SecretFlow if settings.private_key is None else _KeyFlow
+            flow: _Flow = kind(config, settings, ledger)
         else:
             assert make_visit is not None  # ruff: ignore[assert] - see `TokenManager._renew_by_person`
             flow = _CodeFlow(config, settings, ledger, make_visit(http))
@@ -417,7 +407,7 @@ async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | 
     # Without metadata the SDK would guess the address, and send the token there.
     if settings is None or not saved.refresh_token or saved.server_metadata is None:
         return None
-    ledger = _Ledger(saved, keep, with_tokens=True)
+    ledger = Ledger(saved, keep, with_tokens=True)
     async with open_oauth_http(config) as http:
         await _drive(config, _CodeFlow(config, settings, ledger, None), http, None)
     return ledger.saved if ledger.saved is not saved else None

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from gateway.config import OAuthSettings, ServerConfig, config_reference, parse_config, parse_server
 from gateway.config.oauth import is_same_issuer, normal_issuer
+from gateway.config.shown import secrets_of, shown_config
 from gateway.errors import ConfigError
 
 SECRET = "s3cr3t-value"
@@ -125,8 +127,14 @@ def test_every_spelling(written: object, read_as: OAuthSettings | None) -> None:
         ({"client_metadata_url": "http://h/c.json"}, "'oauth.client_metadata_url' must be an https address with a path"),
         (
             {"grant": "client_credentials", "client_id": "me"},
-            "'oauth.grant' is 'client_credentials', which needs 'client_id' and 'client_secret'",
+            "'oauth.grant' is 'client_credentials', which needs 'client_id' and either 'client_secret' or 'private_key'",
         ),
+        (
+            {"grant": "client_credentials", "client_id": "me", "client_secret": SECRET, "private_key": SECRET},
+            "'oauth.grant' is 'client_credentials', which needs 'client_id' and either 'client_secret' or 'private_key'",
+        ),
+        ({"client_id": "me", "private_key": SECRET}, "'oauth.private_key' is for the grant 'client_credentials' alone"),
+        ({"grant": "client_credentials", "client_id": "me", "private_key": " "}, "'oauth.private_key' must not be empty"),
     ],
 )  # fmt: skip
 def test_what_it_does_not_take(written: object, line: str) -> None:
@@ -173,3 +181,11 @@ def test_a_disabled_server_with_an_unset_address_is_no_trouble() -> None:
 def test_the_reference_has_it() -> None:
     fields = {row.field for row in config_reference() if row.section == "mcpServers.NAME.oauth"}
     assert fields == set(OAuthSettings.__struct_fields__)
+
+
+@pytest.mark.parametrize("name", ["client_secret", "private_key"])
+def test_no_text_shows_what_the_client_proves_itself_with(name: str) -> None:
+    plain = "plain-text-secret"  # not from a variable, whose values are masked anyway
+    server, _ = read({"grant": "client_credentials", "client_id": "me", name: plain})
+    assert plain not in json.dumps(shown_config(server)) + repr(server)
+    assert plain in secrets_of(server)

@@ -19,7 +19,11 @@ import httpx2
 import mcp_types as types
 import trio
 from mcp.client.auth import OAuthClientProvider
-from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.auth.extensions.client_credentials import (
+    ClientCredentialsOAuthProvider,
+    PrivateKeyJWTOAuthProvider,
+    SignedJWTParameters,
+)
 from mcp.client.client import Client
 from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
@@ -79,6 +83,14 @@ def make_auth(url: str, scenario: str, context: dict[str, Any]) -> OAuthClientPr
     """The SDK's own way to log in, as far as the scenario's data go."""
     if scenario == "auth/client-credentials-basic":
         return ClientCredentialsOAuthProvider(url, Login(None), context["client_id"], context["client_secret"])
+    if scenario == "auth/client-credentials-jwt":
+        signed = SignedJWTParameters(
+            issuer=context["client_id"],
+            subject=context["client_id"],
+            signing_key=context["private_key_pem"],
+            signing_algorithm=context["signing_algorithm"],
+        )
+        return PrivateKeyJWTOAuthProvider(url, Login(None), context["client_id"], signed.create_assertion_provider())
     uris: list[Any] = [AnyUrl(REDIRECT_URI)]
     given = {key: context[key] for key in ("client_id", "client_secret", "issuer") if key in context}
     if given:
@@ -93,6 +105,8 @@ def make_oauth(scenario: str, context: dict[str, Any]) -> dict[str, Any]:
     given = {key: context[key] for key in ("client_id", "client_secret", "issuer") if key in context}
     if scenario == "auth/client-credentials-basic":
         return {"grant": "client_credentials", **given}
+    if scenario == "auth/client-credentials-jwt":
+        return {"grant": "client_credentials", "private_key": context["private_key_pem"], **given}
     return {"client_metadata_url": CLIENT_METADATA_URL, **given}
 
 

@@ -43,13 +43,12 @@ MAX_AGAIN = 3  # scenarios that may be tried again; more is no accident of timin
 ONE_STREAM = "a stream that the server closes alone, to be resumed, does not exist on this transport"
 NOT_REQUIRED = {(column, "server-sse-polling"): ONE_STREAM for column in ("stdio", "sse", *RELAYED.values())}
 NOT_TRIED = {
-    "auth/client-credentials-jwt": "the gateway has no setting for keys that sign assertions",
-    "auth/enterprise-managed-authorization": "the gateway has no identity provider to ask for assertions",
-    "auth/wif-jwt-bearer": "the same, with a workload's token",
-    "auth/dpop": "neither the SDK nor the gateway binds tokens to keys",
+    "auth/enterprise-managed-authorization": "the SDK leaves it to its user to exchange a login for an assertion",
+    "auth/wif-jwt-bearer": "the SDK has no jwt-bearer grant without a client secret",
+    "auth/dpop": "the SDK does not bind tokens to keys",
     "auth/dpop-nonce": "the same",
 }
-"""Extensions of authorization for which the gateway has no setting; not tried with the SDK either."""
+"""Extensions of authorization that the SDK's own client cannot do, and for which the gateway has no setting."""
 CLIENT_SCENARIOS = {
     "legacy": [
         "initialize",
@@ -78,6 +77,8 @@ class Table:
 
     title: str
     columns: dict[str, dict[str, Scenario]] = field(default_factory=dict)
+    not_tried: dict[str, str] = field(default_factory=dict)
+    """Scenarios of the suite that were left out, and why."""
 
     def lost(self) -> list[str]:
         direct, *others = self.columns
@@ -129,6 +130,8 @@ class Table:
         notes = ["Not passed directly, so not required:", *unsound, ""] if unsound else []
         if spared := self.spared():
             notes += ["Fewer checks, and none lost:", *spared, ""]
+        if self.not_tried:
+            notes += ["Not tried:", *(f"{name}: {reason}" for name, reason in self.not_tried.items()), ""]
         lost = self.lost()
         return [*notes, f"Lost checks: {len(lost)}", *lost, ""]
 
@@ -278,8 +281,10 @@ async def compare(options: argparse.Namespace, results: Path) -> list[Table]:
             show(tables[-1])
         if options.kind == "auth" or is_whole:
             suite = suites.install(NEXT)
-            chosen = chosen_of(options, [name for name in await suite.auth_scenarios(era) if name not in NOT_TRIED])
+            offered = chosen_of(options, await suite.auth_scenarios(era))
+            chosen = [name for name in offered if name not in NOT_TRIED]
             tables.append(await compare_client(suite, era, chosen, results, [era]))
+            tables[-1].not_tried = {name: NOT_TRIED[name] for name in offered if name in NOT_TRIED}
             show(tables[-1])
     return tables
 

@@ -15,6 +15,8 @@ import httpx2
 import msgspec
 import pytest
 import trio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import jsonrpc
@@ -694,7 +696,7 @@ async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: 
     async with open_harness(tmp_path) as harness:
         oauth = {"grant": grant, "client_id": "robot", "client_secret": "s3cr3t", "issuer": "https://auth.example"}
         harness.peer.metadata["issuer"] = "https://auth.example"
-        with pytest.raises(BackendUnavailable, match=r"oauth\.client_secret is not sent there"):
+        with pytest.raises(BackendUnavailable, match=r"oauth\.client_secret is not used there"):
             async with harness.open(oauth=oauth):
                 pass
         harness.peer.has_metadata = False  # then the SDK would guess addresses
@@ -730,6 +732,55 @@ async def test_client_credentials_need_nobody(tmp_path: Path) -> None:
             assert isinstance(await call(session), Complete)
         assert harness.pages == []
         assert [set(scope.split()) for scope in harness.peer.granted][:2] == [{"read"}, {"read", "admin"}]
+
+
+PEM = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+KEYS: dict[str, Any] = {
+    "RS256": lambda: rsa.generate_private_key(65537, 2048),
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_a_key_signs_in_place_of_a_secret(tmp_path: Path, algorithm: str) -> None:
+    key = KEYS[algorithm]()
+    async with open_harness(tmp_path) as harness:
+        harness.peer.client_key = key.public_key()
+        oauth = {"grant": "client_credentials", "client_id": "robot", "private_key": key.private_bytes(*PEM).decode()}
+        async with harness.open(oauth={**oauth, "scopes": "read", "issuer": harness.peer.issuer}) as session:
+            assert isinstance(await call(session), Complete)
+            harness.peer.revoke()
+            assert isinstance(await call(session), Complete)
+        assert harness.pages == []
+        assert [header["alg"] for header in harness.peer.assertions] == [algorithm] * 2
+
+
+@pytest.mark.parametrize("kind", ["none", "encrypted"])
+async def test_a_key_that_cannot_sign_is_told_and_not_shown(tmp_path: Path, kind: str) -> None:
+    *form, _ = PEM
+    encrypted = KEYS["EdDSA"]().private_bytes(*form, serialization.BestAvailableEncryption(b"x")).decode()
+    key = encrypted if kind == "encrypted" else "s3cr3t"
+    async with open_harness(tmp_path) as harness:
+        oauth = {"grant": "client_credentials", "client_id": "robot", "private_key": key}
+        with pytest.raises(BackendUnavailable, match=r"oauth\.private_key that is no unencrypted PEM key") as caught:
+            async with harness.open(oauth={**oauth, "issuer": harness.peer.issuer}):
+                pass
+        assert key not in caught.value.reason
+        assert harness.peer.asked("/token") == 0
+
+
+async def test_no_assertion_goes_to_a_server_that_only_claims_the_issuer(tmp_path: Path) -> None:
+    async with open_harness(tmp_path) as harness:
+        harness.peer.metadata["issuer"] = "https://auth.example"
+        key = KEYS["EdDSA"]().private_bytes(*PEM).decode()
+        oauth = {"grant": "client_credentials", "client_id": "robot", "private_key": key}
+        with pytest.raises(BackendUnavailable, match=r"oauth\.private_key is not used there"):
+            async with harness.open(oauth={**oauth, "issuer": "https://auth.example"}):
+                pass
+        assert harness.peer.asked("/token") == 0
 
 
 async def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import h11
 import httpx2
+import jwt
 import trio
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class OAuthPeer:
         """The living access tokens and their scopes."""
         self.refresh_tokens: dict[str, tuple[str, str]] = {}
         self.granted: list[str] = []
+        self.client_key: Any = None
+        """The public key of a client that signs assertions, in place of a secret."""
+        self.assertions: list[dict[str, Any]] = []
+        """The headers of its assertions."""
         self.refuse_refresh = False
         self.gate = trio.Event()
         """Logins wait for it at the token endpoint."""
@@ -164,6 +169,13 @@ class OAuthPeer:
                     return page(400, {"error": "invalid_grant"})
                 assert found[0] == form["client_id"]
                 return self._grant(*found)
+            case _ if self.client_key is not None:
+                assertion = form["client_assertion"]
+                header = jwt.get_unverified_header(assertion)
+                claims = jwt.decode(assertion, self.client_key, [header["alg"]], audience=self.issuer)
+                assert claims["iss"] == claims["sub"] == "robot"
+                self.assertions.append(header)
+                return self._grant("robot", form.get("scope", ""), renewable=False)
             case _:
                 wanted = base64.b64encode(b"robot:s3cr3t").decode()
                 if headers.get("authorization") != f"Basic {wanted}":
