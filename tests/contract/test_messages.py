@@ -241,6 +241,7 @@ async def test_initialize(gateways, cell):
                 "resources": {"listChanged": True, "subscribe": True},
                 "completions": {},
                 "logging": {},
+                "extensions": {"io.modelcontextprotocol/ui": {}},  # the server has a page
             },
         }
         greeting = dict(talker.greeting)
