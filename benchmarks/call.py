@@ -7,7 +7,8 @@ called directly over its pipes, behind a relay that only copies bytes (`relay.py
 round; told are their median and range. The backend is the stdlib echo, so that the gateway's own cost shows, unless
 told otherwise.
 
-The other parts, with up to three rounds each: `payloads` (results from 100 B to 1 MB), `transports` (every face before
+The other parts: `relay` (HTTP calls over a relay that does nothing else, `relay.py`), and with up to three rounds each
+`payloads` (results from 100 B to 1 MB), `transports` (every face before
 every backend transport), `flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop),
 `owner` (the rate at which the process that owns the backends would be full, were HTTP served by others); see the
 modules of these names. Units: calls per second, MB/s, milliseconds.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import arrivals, flight, owner, payloads, transports
+from benchmarks import arrivals, flight, owner, payloads, relay, transports
 from benchmarks.answers import TEXT
 from benchmarks.plots import percentiles
 from benchmarks.processes import (
@@ -35,6 +36,7 @@ from benchmarks.table import Claim, Figure, Table, differences, ratios
 MANY = 16  # connections, or calls under way
 PARTS = {
     "faces": None,
+    "relay": relay,
     "payloads": payloads,
     "transports": transports,
     "flight": flight,
@@ -63,7 +65,8 @@ def run(options):
         if part is not None:
             found = part(rounds if name == "faces" else min(rounds, 3), seconds, options)
         else:
-            found = PARTS[name].measure(min(rounds, 3), seconds, quick=options.quick)
+            most = rounds if name == "relay" else 3
+            found = PARTS[name].measure(min(rounds, most), seconds, quick=options.quick)
         claims += found[0]
         pieces += found[1]
         data[name] = found[2]

@@ -25,15 +25,17 @@ class ClosedLoop:
         self.begin = now() + seconds * WARM_UP
         self.end = self.begin + seconds
         self.latencies = []
+        self.answered = 0  # also before and after the measured time
 
     def add(self, sent, answered):
         """Whether to go on."""
+        self.answered += 1
         if self.begin <= answered <= self.end:
             self.latencies.append(answered - sent)
         return answered < self.end and len(self.latencies) < MAX_CALLS
 
     def result(self):
-        return summarize(self.latencies, self.seconds)
+        return summarize(self.latencies, self.seconds) | {"answered": self.answered}
 
 
 class OpenLoop:

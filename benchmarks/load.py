@@ -9,7 +9,8 @@ are due, come what may, and latencies count from then. `one_session`: all connec
 answers too, the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock, and
 SIGTERM ends the measurement early.
 A call ends when its last byte was read; checking comes after. A wrong answer ends it all with status 1.
-Result: calls, seconds, per_second, p50, p99 and quantiles (seconds), cpu (seconds of this process).
+Result: calls, seconds, per_second, p50, p99 and quantiles (seconds), cpu (seconds of this process); of a closed loop
+also `answered`, the calls of the warm-up included.
 """
 
 from __future__ import annotations
