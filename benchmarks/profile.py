@@ -43,11 +43,11 @@ ROWS = {
 
 def add_arguments(parser):
     parser.add_argument("what", choices=["call"])
-    parser.add_argument("--face", choices=["http", "stdio"], default="http")
+    parser.add_argument("--frontend", choices=["http", "stdio"], default="http")
     parser.add_argument("--era", choices=["legacy", "modern"], default="legacy", help="of the client")
     parser.add_argument("--backend", choices=["stdio", "http", "sse"], default="stdio", help="its transport")
     parser.add_argument("--seconds", type=float, help="of load (10; quick: 3)")
-    parser.add_argument("--svg", metavar="FILE", help="the flame graph (profile-call-FACE.svg)")
+    parser.add_argument("--svg", metavar="FILE", help="the flame graph (profile-call-FRONTEND.svg)")
     parser.add_argument("--folded", metavar="FILE", help="the stacks, a line each")
 
 
