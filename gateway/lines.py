@@ -6,6 +6,7 @@ written by one task, so that a reader that stalls delays only the task that post
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -153,7 +154,7 @@ class BufferedWriter:
         self._parts: list[bytes] = []
         self._size = 0
         self._sending = False
-        self._wake = trio.Event()
+        self._posted = trio.lowlevel.ParkingLot()  # where `run` waits
         self._writable = trio.lowlevel.ParkingLot()
         self.broken = False
         self.written = 0
@@ -187,7 +188,7 @@ class BufferedWriter:
                 written = 0
             except OSError:
                 self.broken = True
-                self._wake.set()
+                self._posted.unpark_all()
                 return
             self.written += written
             if written == len(data):
@@ -195,7 +196,8 @@ class BufferedWriter:
             data = data[written:]
         self._parts.append(data)
         self._size += len(data)
-        self._wake.set()
+        if self._posted:
+            self._posted.unpark_all()
         if self._share is not None:
             self._share.add(len(data))
 
@@ -212,17 +214,15 @@ class BufferedWriter:
     async def run(self) -> None:
         """Write what is posted; returns when the reader has gone. The caller owns and closes the stream."""
         while not self.broken:
-            await self._wake.wait()
-            self._wake = trio.Event()
             if not self._parts:
+                await self._posted.park()
                 continue
             data = b"".join(self._parts)
             self._parts.clear()
             self._sending = True
             try:
-                await self._stream.send_all(data)
-                self.written += len(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._write(data)
+            except (OSError, trio.ClosedResourceError):
                 self.broken = True
             finally:
                 self._sending = False
@@ -231,3 +231,15 @@ class BufferedWriter:
                     self._share.remove(len(data))
                 self._writable.unpark_all()
         self._writable.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    async def _write(self, data: bytes) -> None:  # noqa: ASYNC910 - what the pipe takes at once needs no turn of the loop
+        rest = memoryview(data)
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                written = os.write(self._stream.fileno(), rest)
+                self.written += written
+                rest = rest[written:]
+            if not rest:
+                return
+            await trio.lowlevel.wait_writable(self._stream.fileno())

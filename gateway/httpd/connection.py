@@ -219,7 +219,8 @@ class Connection:
                 self._refuse(error.status)
                 break
             if isinstance(event, RequestHead):
-                self._begin(event)
+                if self._begin(event):
+                    break
             elif exchange is None:
                 if self._head_since is None and self._parser.buffered:  # the rest of a head must come in time
                     self._head_since = trio.current_time()
@@ -237,7 +238,8 @@ class Connection:
                     self._offer(exchange, self._handle_nowait)
                     break
 
-    def _begin(self, head: RequestHead) -> None:
+    def _begin(self, head: RequestHead) -> bool:
+        """Make the exchange of a request; return whether it came whole and has been offered."""
         self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
         if self._requests == 1:
@@ -247,11 +249,18 @@ class Connection:
         # Hypercorn's function takes its own event, but only iterates over its headers.
         if self.config.server_names and not valid_server_name(self.config, cast("Any", head)):
             self._refuse(404)
-            return
-        self._exchange = Exchange(self, head)
-        whole = head.length is not None and head.length <= MAX_WHOLE_BODY and not head.expects_continue
-        if self._handle_nowait is None or not whole:
-            self._exchange.start(self._app)
+            return False
+        exchange = self._exchange = Exchange(self, head)
+        is_small = head.length is not None and head.length <= MAX_WHOLE_BODY and not head.expects_continue
+        if self._handle_nowait is None or not is_small:
+            exchange.start(self._app)
+            return False
+        body = self._parser.take_body()
+        if body is None:
+            return False
+        exchange.body, exchange.complete = body, True
+        self._offer(exchange, self._handle_nowait)
+        return True
 
     def _offer(self, exchange: Exchange, handle_nowait: NowaitHandler) -> None:
         """Have a request whose body has arrived answered without a task, or by the app."""

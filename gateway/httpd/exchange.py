@@ -9,7 +9,7 @@ for each HTTP/1.1 request whose body has arrived and has at most `MAX_WHOLE_BODY
 `Expect`, HTTP/2, from the reserve) go to the app at once. It must not wait. It reads `scope` and `body`, and returns
 False to have the app run in a task, or True to answer itself, now or later from any task of the same loop, with one of:
 
-- `respond_nowait(status, headers, body)`: a whole response. It returns False when the client has gone. What the socket
+- `respond_nowait(status, headers, body)`: a whole response, whose length is added. It returns False when the client has gone. What the socket
   does not take waits in the connection, which reads no further request before it is out, and is aborted when the client
   takes nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is sent by the app's task.
 - `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
@@ -65,6 +65,7 @@ ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
 HEADER_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: (?:[^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 """A field line of RFC 9110, 5."""
 
+FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -102,6 +103,31 @@ def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
     return line, lower, value
 
 
+@lru_cache(KNOWN_HEADERS)
+def split_target(target: bytes) -> tuple[str, bytes, bytes, bytes | None]:
+    """Return path, raw path and query of a request target, and the authority of one in absolute form."""
+    path, _, query = target.partition(b"?")
+    absolute = ABSOLUTE.match(path)
+    if absolute is not None:
+        path = path[absolute.end() :] or b"/"
+    return unquote(path.decode("ascii")), path, query, None if absolute is None else absolute[1]
+
+
+@lru_cache(KNOWN_HEADERS)
+def whole_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes | None:
+    """Return the head of a whole response up to its length; None for what depends on more than status and headers.
+
+    Raises:
+        ValueError: a header is not legal.
+    """
+    lines = [header_line(*map(bytes, header)) for header in headers]
+    if status not in STATUS_LINES or not 200 <= status or status in {204, 304}:
+        return None
+    if not FRAMING.isdisjoint(lower for _, lower, _ in lines):
+        return None
+    return STATUS_LINES[status] + b"".join(line for line, _, _ in lines) + b"content-length: "
+
+
 class Service:
     """Shared by all connections of a server: config, limits, unsent bytes, common header lines, access log."""
 
@@ -109,6 +135,7 @@ class Service:
         self.config, self.limits, self.unsent = config, limits, unsent
         log = config.log
         self.logs_access = log.access_logger is not None or type(log).access is not Logger.access
+        self.root_path = config.root_path
         self._second = -1
         self._lines = b""
 
@@ -124,7 +151,7 @@ class Service:
         """Write the access log's line; only for `logs_access`, to save the call."""
         access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
         response = exchange.response if exchange.state is ResponseState.DONE else None
-        await access(exchange.scope, response, time.time() - exchange.started)
+        await access(exchange.scope, response, time.time() - exchange.began)
 
 
 class ExchangeOwner(Protocol):
@@ -164,7 +191,7 @@ class Exchange:
     def __init__(self, connection: ExchangeOwner, head: RequestHead) -> None:
         self._connection = connection
         self.version = head.version
-        self.started = time.time()
+        self.began = time.time()
         self.scope = self._make_scope(head)
         self.state = ResponseState.AWAITED
         self.started = False
@@ -194,24 +221,21 @@ class Exchange:
 
     def _make_scope(self, head: RequestHead) -> dict[str, Any]:
         connection = self._connection
-        path, _, query = head.target.partition(b"?")
+        path, raw_path, query, authority = split_target(head.target)
         items = list(head.headers)  # an app may change it, and the parser keeps the head
-        absolute = ABSOLUTE.match(path)
-        if absolute is not None:  # its authority counts, and not the Host header (RFC 9112, 3.2.2)
-            path = path[absolute.end() :] or b"/"
+        if authority is not None:  # it counts, and not the Host header (RFC 9112, 3.2.2)
             items = [item for item in items if item[0] != b"host"]
-            items.append((b"host", absolute[1]))
-        text = path.decode("ascii")
+            items.append((b"host", authority))
         return {
             "type": "http",
             "http_version": head.version,
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "method": head.method,
             "scheme": connection.scheme,
-            "path": unquote(text) if "%" in text else text,
-            "raw_path": path,
+            "path": path,
+            "raw_path": raw_path,
             "query_string": query,
-            "root_path": connection.config.root_path,
+            "root_path": connection.service.root_path,
             "headers": items,
             "client": connection.client,
             "server": connection.server,
@@ -313,7 +337,15 @@ class Exchange:
             raise UnexpectedMessageError(self.state, "http.response.start")
         if self.gone:
             return False
+        connection, headers = self._connection, tuple(headers)
         self.response = {"status": status, "headers": headers}
+        head = whole_head(status, headers)
+        if head is not None and connection.keeps_alive and self.version == "1.1" and self.scope["method"] != "HEAD":
+            self.state, self.on_disconnect = ResponseState.DONE, None
+            head = b"%b%d\r\n%b\r\n" % (head, len(body), connection.service.common_lines())
+            return connection.finish_nowait(self, [head + body] if len(body) <= COPIED else [head, body])
+        if all(name.lower() != b"content-length" for name, _ in headers):
+            headers = (*headers, (b"content-length", str(len(body)).encode()))
         try:
             self._hold_head(status, headers)
             pieces = self._render(body, more=False)
@@ -321,7 +353,7 @@ class Exchange:
             self.state, self._left, self._chunked = ResponseState.AWAITED, None, False
             raise
         self.on_disconnect = None  # what it leads to need not stay until the response is out
-        return self._connection.finish_nowait(self, pieces)
+        return connection.finish_nowait(self, pieces)
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if not 200 <= status <= 999:

@@ -1,7 +1,7 @@
 """HTTP/1.1 requests from bytes, without I/O (RFC 9112): llhttp judges the syntax, this module bounds and frames.
 
 `receive` takes bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then `END_OF_MESSAGE`; None
-where it needs more bytes. A request that breaks the protocol raises `ProtocolError`; nothing follows it.
+where it needs more bytes. `take_body` returns at once a body that has come with its head. A request that breaks the protocol raises `ProtocolError`; nothing follows it.
 
 llhttp can neither pause nor stop where a request ends, so it is given one head at a time, and of a chunked body no more
 than up to the next empty line: a request ends where such a part ends. A body of known length is counted here. What
@@ -90,6 +90,15 @@ class RequestParser:
         self._head = self._chunks = None
         return END_OF_MESSAGE
 
+    def take_body(self) -> bytes | None:
+        """Return the body after its head if all of it has come, and end the request; otherwise None."""
+        if self._chunks is not None or len(self._buffer) < self._left:
+            return None
+        body = bytes(memoryview(self._buffer)[: self._left])
+        del self._buffer[: self._left]
+        self._left, self._head = 0, None
+        return body
+
     def _next_head(self) -> RequestHead | None:
         buffer = self._buffer
         if buffer and buffer[0] <= 0x20:  # TLS, or an empty line, which llhttp would skip
@@ -117,11 +126,14 @@ class RequestParser:
             except httptools.HttpParserError as error:
                 refusal = error.__context__
                 raise refusal if isinstance(refusal, ProtocolError) else ProtocolError(400) from error
+            head = self._last_head
+            # llhttp also takes RTSP, HTTP/0.9 and more than one space.
+            if head is None or not data.startswith(
+                b"%b HTTP/%b\r\n" % (head.target, head.version.encode()), len(head.method) + 1
+            ):
+                self._last_head = None
         head = self._head = self._last_head
-        # llhttp also takes RTSP, HTTP/0.9 and more than one space.
-        if head is None or not data.startswith(
-            b"%b HTTP/%b\r\n" % (head.target, head.version.encode()), len(head.method) + 1
-        ):
+        if head is None:
             raise ProtocolError(400)
         if head.length is None:
             self._chunks = _ChunkedBody(self._max_head)

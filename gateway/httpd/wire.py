@@ -55,8 +55,8 @@ class Wire:
     async def receive(self) -> bytes:
         """Return the next bytes; empty for EOF, for a reset and for a wire closed on this side."""
         try:
-            while self._socket.fileno() != -1:
-                await trio.lowlevel.wait_readable(self._socket)
+            while (fd := self._socket.fileno()) != -1:
+                await trio.lowlevel.wait_readable(fd)
                 try:
                     return self._socket.recv(MAX_RECEIVE)
                 except BlockingIOError:  # woken for nothing, which the kernel may do

@@ -209,8 +209,7 @@ class Exchange:
     def respond_nowait(self, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
         """Send a whole response without waiting; nothing if the client has gone."""
         if self._request is not None:
-            length = (b"content-length", str(len(body)).encode())
-            self._request.respond_nowait(status, (length, kind), body)
+            self._request.respond_nowait(status, (kind,), body)
 
     def start_task(self, serve: Callable[[], Awaitable[None]]) -> None:
         """Have a task of the connection serve the rest of the exchange."""
