@@ -223,6 +223,14 @@ def read(decoder: msgspec.json.Decoder[T], data: msgspec.Raw | bytes) -> T:
         return cast("T", surrogates.unmasked(decoder.decode(masked), mark))
 
 
+def _read_again(decoder: msgspec.json.Decoder[T], data: msgspec.Raw | bytes) -> T:
+    """Read a value that the decoder alone cannot. Raises ValueError."""
+    try:
+        return read(decoder, data)
+    except UNDECODABLE as exc:
+        raise ValueError(str(exc)) from None
+
+
 def decode(data: bytes) -> Message:
     """Decode one envelope.
 
@@ -232,13 +240,9 @@ def decode(data: bytes) -> Message:
     try:
         if not data.isascii():
             data.decode()
-        message = read(_messages, data)
-    except msgspec.ValidationError as exc:
+        message = _messages.decode(data)
+    except UNDECODABLE:
         message = _decode_odd(data)
-        if message is None:
-            raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data)) from None
-    except UNDECODABLE as exc:
-        raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", recover_id(data)) from None
     if message.params == NULL:
         message.params = ABSENT
     if message.error is not ABSENT and message.error == NULL:
@@ -248,16 +252,23 @@ def decode(data: bytes) -> Message:
     return message
 
 
-def _decode_odd(data: bytes) -> Message | None:
-    """A message whose id is written like 2.0, which is the integer 2 to JSON, or whose method is null; None if none."""
+def _decode_odd(data: bytes) -> Message:
+    """Decode a message with a byte order mark, half a surrogate, an id like 2.0 or a null method. Raises Malformed."""
+    try:
+        data.decode()
+        return read(_messages, data)
+    except msgspec.ValidationError as exc:
+        problem = Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", recover_id(data))
+    except UNDECODABLE as exc:
+        raise Malformed(PARSE_ERROR, f"not valid JSON: {exc}", recover_id(data)) from None
     try:
         found = read(_odd_messages, data)
     except UNDECODABLE:
-        return None
+        raise problem from None
     request_id = found.id
     if isinstance(request_id, float):
         if abs(request_id) > MAX_EXACT or not request_id.is_integer():
-            return None
+            raise problem
         request_id = int(request_id)
     method = msgspec.UNSET if found.method is None else found.method
     return Message(request_id, method, found.params, found.result, found.error)
@@ -306,9 +317,9 @@ def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
     if raw is ABSENT:
         return {}
     try:
-        return read(_objects, raw)
-    except UNDECODABLE as exc:
-        raise ValueError(str(exc)) from None
+        return _objects.decode(raw)
+    except UNDECODABLE:
+        return _read_again(_objects, raw)
 
 
 def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
@@ -322,9 +333,9 @@ def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
 def decode_string(raw: msgspec.Raw | bytes) -> str:
     """Decode a string; ValueError if it is none."""
     try:
-        return read(_strings, raw)
-    except UNDECODABLE as exc:
-        raise ValueError(str(exc)) from None
+        return _strings.decode(raw)
+    except UNDECODABLE:
+        return _read_again(_strings, raw)
 
 
 def decode_id(raw: msgspec.Raw | bytes) -> Id:
@@ -373,13 +384,9 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
     return data
 
 
-def request(request_id: Id, method: str, params: bytes) -> bytes:
-    """Encode a request; `params` is an encoded object."""
-    return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (
-        encode(request_id),
-        encode(method),
-        one_line(params),
-    )
+def request(request_id: Id, method: str, params: dict[str, object] | msgspec.Raw) -> bytes:
+    """Encode a request."""
+    return one_line(encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}))
 
 
 def notification(method: str, params: bytes | None = None) -> bytes:
@@ -391,7 +398,8 @@ def notification(method: str, params: bytes | None = None) -> bytes:
 
 def response(request_id: Id, result: bytes) -> bytes:
     """Encode a result response; `result` is an encoded value and is spliced in as it is."""
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(request_id), one_line(result))
+    encoded_id = b"%d" % request_id if isinstance(request_id, int) else encode(request_id)
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded_id, one_line(result))
 
 
 def error_response(request_id: Id | None, code: int, message: str, data: bytes | None = None) -> bytes:

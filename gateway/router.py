@@ -295,7 +295,7 @@ class Router:
         self.dropped += pending.dropped
         if pending.counted is not None:
             pending.counted.end_call()
-        if not self._under_way:
+        if self._draining and not self._under_way:
             self._emptied.unpark_all()
 
     def refuse_new(self) -> None:

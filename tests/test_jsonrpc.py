@@ -196,7 +196,7 @@ def test_one_line_takes_any_depth() -> None:
 def test_what_is_written_can_be_read(request_id: int | str, method: str, value: object) -> None:
     span = pretty(value)
     sent = {
-        "request": jsonrpc.request(request_id, method, span),
+        "request": jsonrpc.request(request_id, method, msgspec.Raw(span)),
         "notification": jsonrpc.notification(method, span),
         "bare notification": jsonrpc.notification(method),
         "response": jsonrpc.response(request_id, span),
@@ -289,7 +289,7 @@ def test_surrogates_pass_in_every_member(text: str) -> None:
     assert jsonrpc.recover_id(b'{"id":"%b","x' % text.encode()) in {value, None}
     for encoded in (
         jsonrpc.response(value, span),
-        jsonrpc.request(value, value, span),
+        jsonrpc.request(value, value, msgspec.Raw(span)),
         jsonrpc.notification(value, span),
         jsonrpc.error_response(value, 1, value, span),
     ):

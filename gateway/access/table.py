@@ -70,12 +70,9 @@ class Access:
         self._by_digest: dict[bytes, Principal] = {}
         self._by_name: dict[str, Principal] = {}
         self._subjects: Subjects | None = None
-        self._fill(settings)
-
-    @property
-    def requires_credentials(self) -> bool:
+        self.requires_credentials = False
         """Whether a request must say who sends it."""
-        return self.settings.requires_credentials
+        self._fill(settings)
 
     # The entrance.
 
@@ -186,6 +183,7 @@ class Access:
 
     def _fill(self, settings: AccessSettings) -> None:
         """Make the tables anew. Who keeps its name and its key stays the same principal."""
+        self.requires_credentials = settings.requires_credentials
         known = self._by_digest
         self._by_digest, self._by_name = {}, {}
         for key in settings.keys:

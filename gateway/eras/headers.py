@@ -16,7 +16,7 @@ from gateway import surrogates
 from gateway.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from gateway.calls import Call
 
@@ -71,22 +71,18 @@ def encode_value(value: str) -> str:
     return f"=?base64?{base64.b64encode(plain).decode()}?="
 
 
-def mirrored(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def mirrored(headers: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The `mcp-*` headers of a request.
 
     Raises:
         HeaderMismatch: one of them is there twice, or there are more than `MAX_MIRRORED`.
     """
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if not name.startswith(b"mcp-"):
-            continue
-        if name in found or len(found) >= MAX_MIRRORED:
-            text = (
-                f"Header mismatch: {name.decode('ascii', 'replace')} appears more than once, or too many Mcp- headers"
-            )
-            raise HeaderMismatch(text)
-        found[name] = value.strip(b" \t")
+    names = [name for name, _ in headers if name.startswith(b"mcp-")]
+    found = {name: value.strip(b" \t") for name, value in headers if name.startswith(b"mcp-")}
+    if len(found) < len(names) or len(names) > MAX_MIRRORED:
+        name = max(names, key=names.count)
+        text = f"Header mismatch: {name.decode('ascii', 'replace')} appears more than once, or too many Mcp- headers"
+        raise HeaderMismatch(text)
     return found
 
 
@@ -104,6 +100,9 @@ def check(found: dict[bytes, bytes], call: Call) -> None:
 
 def _expect(found: dict[bytes, bytes], key: bytes, name: str, expected: str, *, encoded: bool = False) -> None:
     value = found.get(key)
+    if value is not None and expected.isascii() and expected.isprintable() and value == expected.encode():
+        if not value.startswith(_SENTINEL_START):  # nearly always
+            return
     if value is None:
         text = f"Header mismatch: the {name} header is required (body value {expected!r})"
         raise HeaderMismatch(text)

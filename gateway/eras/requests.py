@@ -214,8 +214,10 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """The same for the environment of a child, with the configs (`gateway.runtime.Lineage`)."""
 
 
-def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False) -> bytes:
-    """Encode a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
+def backend_params(
+    call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False
+) -> dict[str, object]:
+    """Return a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
 
     `token` is the progress token minted for this hop, None if the client wants no progress; `as_task` lets the backend
     make a task of it, which the gateway drives: a client's own wish for one is not sent on, since it was offered none.
@@ -235,7 +237,7 @@ def backend_params(call: Call, own_name: str, token: Id | None, hop: Hop, *, as_
         members.update(modern_meta(hop, call.caller, as_task=as_task))
     if members:
         params["_meta"] = members
-    return jsonrpc.encode(params)
+    return params
 
 
 def modern_meta(hop: Hop, caller: Caller | None = None, *, as_task: bool = False) -> dict[str, object]:

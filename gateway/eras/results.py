@@ -19,6 +19,7 @@ from gateway.eras.versions import LATEST_LEGACY
 
 _COMPLETE: Final = msgspec.Raw(b'"complete"')
 _ZERO: Final = msgspec.Raw(b"0")
+_SERVER_INFO: Final = meta.SERVER_INFO.encode()
 _PRIVATE: Final = msgspec.Raw(b'"private"')
 MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
 
@@ -67,8 +68,8 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
 def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
     """A result for a modern client: `resultType` is there, and `_meta` names the gateway as the server."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
-        info = b',"_meta":{"%b":%b}}' % (meta.SERVER_INFO.encode(), server_info)
-        return b"".join((b'{"resultType":"complete",', memoryview(outcome.result)[1:-1], info))
+        info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
+        return b'{"resultType":"complete",%b%b' % (memoryview(outcome.result)[1:-1], info)
     try:
         members = jsonrpc.decode_object(outcome.result)
     except ValueError:

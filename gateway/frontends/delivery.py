@@ -58,13 +58,16 @@ class Delivery(ABC):
 
     def begin(self) -> bool:
         """Submit the call without a task, or respond with what refuses it; False if that has to wait."""
+        caller = self.call.caller
+        if caller.era is Era.MODERN and ("requestState" in self.call.params or caller.log_level is not None):
+            return False
         if self._in_flight is not None:
             self._in_flight.replace(self.request_id, self)
         try:
-            self._pending = self._handler.begin(self.call, self, self.patience())
+            self._pending = self._handler.router.submit_now(self.call, sink=self, patience=self.patience())
         except GatewayError as exc:
             self._forget()
-            self.respond(*self._handler.encode_error(self.request_id, exc, self.call.caller.era))
+            self.respond(*self._handler.encode_error(self.request_id, exc, caller.era))
             return True
         if self._pending is None:
             self._forget()

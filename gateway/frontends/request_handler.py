@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
-    from gateway.inflight.pending import ClientSink, PendingCall
     from gateway.jsonrpc import Message
     from gateway.router import Router
 
@@ -201,17 +200,6 @@ class RequestHandler:
             )
             return await act(self.router, session, requests.legacy_call(message, session.caller))
         return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
-
-    def begin(self, call: Call, sink: ClientSink, patience: float) -> PendingCall | None:
-        """Submit a tool call without waiting; return None if that takes a task.
-
-        Raises:
-            GatewayError: as `legacy` and `modern` do.
-        """
-        is_modern = call.caller.era is Era.MODERN
-        if is_modern and ("requestState" in call.params or call.caller.log_level is not None):
-            return None
-        return self.router.submit_now(call, sink=sink, patience=patience)
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Record a call that its frontend has refused, as the router records its own refusals."""

@@ -151,7 +151,7 @@ class StdioFrontend:
             request_id = jsonrpc.recover_id(line.tail) if request_id is None else request_id
             self._post(jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, text))
             return
-        if jsonrpc.is_batch(line):
+        if not line.startswith(b"{") and jsonrpc.is_batch(line):
             if self._batches >= MAX_BATCHES:
                 text = f"{MAX_BATCHES} batches are under way; try again"
                 self._post(jsonrpc.error_response(None, jsonrpc.INTERNAL_ERROR, text))

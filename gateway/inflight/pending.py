@@ -141,6 +141,7 @@ class PendingCall:
         "counted",
         "deadline",
         "dropped",
+        "ended_at",
         "number",
         "opened_at",
         "outcome",
@@ -190,6 +191,7 @@ class PendingCall:
         self.opened_at = now = trio.current_time()
         self.timeout = timeout
         self.deadline = now + timeout
+        self.ended_at = math.inf
         self._latest = None if max_time is None else now + max(max_time, timeout)
         self.outcome: Outcome | None = None
         self.counted = counted
@@ -352,7 +354,7 @@ class PendingCall:
     def _end(self, state: CallState, outcome: Outcome | None, cancel_reason: str | None = None) -> None:
         """Set the outcome, notify backend (with a reason to cancel), owner and client, in this order."""
         self._to(state)
-        self.outcome = outcome
+        self.outcome, self.ended_at = outcome, trio.current_time()
         if cancel_reason is not None:
             for ask in self._asks:
                 ask.refuse(INTERNAL_ERROR, cancel_reason)

@@ -108,16 +108,19 @@ class Supervisor:
             Busy: the queue is full, the rate limit is used up, or calls of this client keep crashing the backend.
         """
         gate = self.gate
-        gate.check_strikes(pending, pending.opened_at)
-        if self._eras.note_call(pending, is_busy=self.queued > 0) and not self.in_flight:
+        if gate.strikes:
+            gate.check_strikes(pending, pending.opened_at)
+        is_busy = len(self._queue) > 0
+        if self._eras.note_call(pending, is_busy=is_busy) and not self.in_flight:
             self._change_era(pending.call.caller.era)
-        self.request_start()
-        if not self.offered:
-            reason = self.last_error or "it was stopped"
-            raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
+        if self.state is not State.READY:
+            self.request_start()
+            if not self.offered:
+                reason = self.last_error or "it was stopped"
+                raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
         if gate.limits:
             gate.admit(pending, pending.opened_at)
-        session = self._session if self.state is State.READY and not self._queue else None
+        session = self._session if self.state is State.READY and not is_busy else None
         if session is not None and self.free_slots > 0 and session.can_send:
             pending.queued(self)
             session.send([pending])
@@ -135,7 +138,7 @@ class Supervisor:
 
     def call_ended(self, pending: PendingCall) -> None:
         """Note that a call has ended, by whatever."""
-        now = trio.current_time()
+        now = pending.ended_at
         if isinstance(pending.outcome, BackendExited):
             self.gate.blame(pending.outcome, now)  # at once: its client may call again before the session is closed
         self.history.ended(pending, now - pending.opened_at)
@@ -300,8 +303,10 @@ class Supervisor:
 
     def freed(self) -> None:
         """Note that a call has ended."""
-        self._used_at = trio.current_time()
-        self._freed.unpark_all()
+        if self.config.idle_timeout is not None:
+            self._used_at = trio.current_time()
+        if self._freed:
+            self._freed.unpark_all()
 
     def wrote_stderr(self, line: bytes) -> None:
         """Keep a line of its child's stderr, for people."""

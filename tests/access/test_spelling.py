@@ -259,7 +259,7 @@ async def test_for_a_client_without_limits_members_pass_as_they_are(way: str, au
         await harness.start("POST", path, b"[%b]" % body if "batch" in way else body, key=ALICE, **headers)
         (pending,) = harness.fakes["a"].session.working
         hop = requests.Hop(era=Era.LEGACY, client_info=jsonrpc.EMPTY_OBJECT)
-        sent = requests.backend_params(pending.call, "x", None, hop)
+        sent = jsonrpc.encode(requests.backend_params(pending.call, "x", None, hop))
         assert sent == b'{"name":"x","NAME":"y","arguments":{"a":1,"A":1.0,"a":2},"x":1}'
 
 

@@ -191,7 +191,7 @@ class Conversation:
             members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=pending is not None)
         if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
             members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
-        line = jsonrpc.request(request_id, method, jsonrpc.encode(members)) + b"\n"
+        line = jsonrpc.request(request_id, method, members) + b"\n"
         if self._closed is None:
             self._send(request_id, method, line, pending)
         return request_id, waiter
@@ -248,7 +248,7 @@ class Conversation:
 
         In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
         """
-        if self.hop.era is Era.LEGACY and jsonrpc.is_batch(data):
+        if not data.startswith(b"{") and self.hop.era is Era.LEGACY and jsonrpc.is_batch(data):
             try:
                 parts = jsonrpc.decode_batch(data, most=MAX_BATCH)
             except jsonrpc.Malformed as exc:

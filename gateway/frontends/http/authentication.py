@@ -56,10 +56,11 @@ class AuthMiddleware:
             or not policy.host_is_ours(headers.get(b"host", b""))
         ):
             return False
-        try:
-            view_routing.choose_names(exchange)
-        except ValueError:
-            return False
+        if exchange.scope.get("query_string"):
+            try:
+                view_routing.choose_names(exchange)
+            except ValueError:
+                return False
         if access is None or not access.requires_credentials:
             return True
         principal = exchange.principal = access.find(headers)

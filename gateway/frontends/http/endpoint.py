@@ -51,24 +51,23 @@ class McpEndpoint:
     def begin(self, request: Request, view: str | None) -> bool:
         """Answer an ordinary tool call without a task; False if the app must answer, and nothing has happened."""
         exchange = Exchange(request.scope, request.receive, request.send, view, request)
-        given, body = exchange.headers, request.body
+        given, body, fleet = exchange.headers, request.body, self._answers.fleet
         if (
             not self._entrance.admits(exchange)
             or not given.get(b"content-type", b"").lower().startswith(b"application/json")
             or b"content-encoding" in given
-            or not exchange.accepts(b"application/json")
-            or len(body) > self._answers.settings.max_body_bytes
-            or jsonrpc.is_batch(body)
+            or not exchange.accepts_json
+            or len(body) > fleet.config.gateway.max_body_bytes
         ):
             return False
         try:
             message = jsonrpc.decode(body)
-        except jsonrpc.Malformed:
+        except jsonrpc.Malformed:  # perhaps a batch
             return False
         request_id = message.id
         if message.method != "tools/call" or not isinstance(request_id, int | str):
             return False
-        if self._answers.fleet.is_limited(exchange.identity.scope) and requests.find_second_spelling(body, message):
+        if fleet.is_limited(exchange.identity.scope) and requests.find_second_spelling(body, message):
             return False
         header = given.get(headers.VERSION_HEADER)
         era = _era(exchange, None if header is None else header.decode("latin-1"), message)
@@ -94,7 +93,7 @@ class McpEndpoint:
             await exchange.empty(405, ALLOW)
 
     async def _post(self, exchange: Exchange) -> None:
-        if not (exchange.accepts(b"application/json") or exchange.accepts(b"text/event-stream")):
+        if not (exchange.accepts_json or exchange.accepts_stream):
             text = "the Accept header must list application/json and text/event-stream"
             await exchange.refuse(406, text)
             return

@@ -96,6 +96,8 @@ class Exchange:
         "_request",
         "_send",
         "_streaming",
+        "accepts_json",
+        "accepts_stream",
         "always",
         "headers",
         "names",
@@ -111,7 +113,12 @@ class Exchange:
         """Make one; with a `request`, it can be answered without a task."""
         self.scope = scope
         self._request = request
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        pairs = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(pairs)
+        accept = self.headers.get(b"accept")
+        if accept is not None and len(self.headers) != len(pairs):  # it may be there on several lines
+            accept = b",".join(value for name, value in pairs if name == b"accept")
+        self.accepts_json, self.accepts_stream = accepted(accept)
         self._receive = receive
         self._send = send
         self._begun = False
@@ -168,13 +175,6 @@ class Exchange:
     def method(self) -> str:
         """The HTTP method."""
         return self.scope["method"]
-
-    def accepts(self, media_type: bytes) -> bool:
-        """Whether the client says it takes this media type; one that says nothing takes all."""
-        accept = self.headers.get(b"accept")
-        if accept is not None and len(self.headers) != len(self.scope["headers"]):  # it may be there on several lines
-            accept = b",".join(value for name, value in self.scope["headers"] if name == b"accept")
-        return accept is None or _accepts(accept, media_type)
 
     async def read_body(self, most: int) -> bytes | None:
         """The whole body; None if it is larger than `most` bytes.
@@ -233,7 +233,7 @@ class Exchange:
 
     async def message(self, message: bytes, *headers: tuple[bytes, bytes]) -> None:
         """Answer 200 with one JSON-RPC message: as JSON, or as an event where the client takes nothing else."""
-        if self.accepts(b"application/json") or not self.accepts(b"text/event-stream"):
+        if self.accepts_json or not self.accepts_stream:
             await self.json(200, message, *headers)
             return
         await self._open_stream(*headers)
@@ -325,6 +325,11 @@ class Exchange:
 
 
 @lru_cache(REMEMBERED)
+def accepted(accept: bytes | None) -> tuple[bool, bool]:
+    """Return whether an Accept header takes JSON, and event streams; without one a client takes all."""
+    return _accepts(accept or b"*", b"application/json"), _accepts(accept or b"*", b"text/event-stream")
+
+
 def _accepts(accept: bytes, media_type: bytes) -> bool:
     """Whether an Accept header takes a media type: the most specific range decides (RFC 9110, 12.5.1)."""
     found: dict[bytes, bool] = {}

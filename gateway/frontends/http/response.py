@@ -48,8 +48,8 @@ class HttpDelivery(Delivery):
     ) -> None:
         super().__init__(handler, call, request_id, session, None if session is None else session.in_flight)
         self._exchange = exchange
-        self._can_stream = can_stream and exchange.accepts(b"text/event-stream")
-        self._streaming = not exchange.accepts(b"application/json")
+        self._can_stream = can_stream and exchange.accepts_stream
+        self._streaming = not exchange.accepts_json
 
     # Without a task.
 

@@ -167,7 +167,7 @@ class ServerRequestTable:
         params: dict[str, object] = dict(ask.params)
         if ask.on_progress is not None:  # the id serves as progress token on this hop
             params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
-        return jsonrpc.request(request_id, ask.method, jsonrpc.encode(params))
+        return jsonrpc.request(request_id, ask.method, params)
 
     def withdraw(self, ask: ServerRequest) -> bytes | None:
         """Withdraw a request; return the notification for the client, or None if it is unknown."""

@@ -341,7 +341,7 @@ class SseFrontend:
         principal = exchange.principal
         if exchange.method != "GET":
             await exchange.empty(405, (b"allow", b"GET"))
-        elif not exchange.accepts(b"text/event-stream"):
+        elif not exchange.accepts_stream:
             await exchange.refuse(406, "GET needs Accept: text/event-stream")
         elif self._closing.is_set() or (len(self._streams) >= most and not self._evict_unused()):
             text = "the gateway is shutting down"

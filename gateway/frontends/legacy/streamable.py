@@ -91,7 +91,7 @@ class StreamableFrontend:
         session = await self._session(exchange)
         if session is None:
             return
-        if not exchange.accepts(b"text/event-stream"):
+        if not exchange.accepts_stream:
             await exchange.refuse(406, "GET needs Accept: text/event-stream")
             return
         last_event_id = exchange.headers.get(LAST_EVENT_ID)
