@@ -37,6 +37,9 @@ INTERNAL_ERROR: Final = -32603
 
 MAX_EXACT: Final = 2**53
 """Integers beyond this are not exact as floats."""
+LF: Final = 0x0A
+CR: Final = 0x0D
+"""As numbers: looking for a byte in bytes then takes a tenth of the time."""
 EDGE_BYTES: Final = 65_536
 """How much of each end of a message that cannot be decoded is searched for its id."""
 
@@ -376,7 +379,7 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
     msgspec refuses them inside strings, so taking the white space out never changes a value.
     """
     data = bytes(span)
-    if b"\n" in data or b"\r" in data:
+    if LF in data or CR in data:
         try:
             return msgspec.json.format(data, indent=-1)
         except (RecursionError, msgspec.DecodeError):  # further down the stack than the decoder was; a lone surrogate

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from gateway.jsonrpc import EDGE_BYTES
+from gateway.jsonrpc import EDGE_BYTES, LF
 from gateway.surrogates import BOM
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ READ_BYTES: Final = 65_536
 """How much one read may bring: what a pipe holds. From 128 KiB on glibc maps and unmaps the memory for each read."""
 MAX_PARTS: Final = 4_096
 """Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
-_EMPTY: Final = (b"", b"\r", BOM, BOM + b"\r")
+_EMPTY: Final = frozenset({b"", b"\r", BOM, BOM + b"\r"})
+LONGEST_EMPTY: Final = len(BOM) + 1
 DEFAULT_LIMIT_BYTES: Final = 1_048_576
 """Bytes that may wait for a slow reader before `wait_writable` holds posters back."""
 
@@ -55,22 +56,27 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[bytes | OversizedLine]:
         """Take bytes in, return the lines that are complete now."""
-        if b"\n" not in data:
+        if LF not in data:
             self._hold(data)
             return []
+        if not self._size and len(data) <= self._max:  # nearly always: nothing is held, and no line is too long
+            *whole, last = data.split(b"\n")
+            if last:
+                self._hold(last)
+            return [line for line in whole if len(line) > LONGEST_EMPTY or line not in _EMPTY]
         first, *middle, last = data.split(b"\n")
         self._hold(first)
         lines: list[bytes | OversizedLine] = []
         if self._head is not None:
             lines.append(OversizedLine(self._head, self._tail, self._size))
             self._head, self._tail = None, b""
-        elif not _is_empty(line := self._pop_held()):
+        elif (line := self._pop_held()) not in _EMPTY:
             lines.append(line)
         self._size = 0
         for line in middle:
             if len(line) > self._max:
                 lines.append(OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
-            elif not _is_empty(line):
+            elif line not in _EMPTY:
                 lines.append(line)
         self._hold(last)
         return lines
@@ -108,10 +114,6 @@ class LineSplitter:
         if self._front:
             held, self._front = bytes(self._front) + held, bytearray()
         return held
-
-
-def _is_empty(line: bytes) -> bool:
-    return len(line) <= len(_EMPTY[-1]) and line in _EMPTY
 
 
 async def read_some(stream: FdStream) -> bytes:

@@ -148,7 +148,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
 
 def is_modern(message: Message) -> bool:
     """Whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
-    if b"protocolVersion" not in bytes(message.params):
+    if bytes(message.params).find(b"protocolVersion") < 0:
         return False
     members = blocks.read(message.params) or {}
     return meta.PROTOCOL_VERSION in (blocks.read(members.get("_meta")) or {})

@@ -99,9 +99,9 @@ def _is_plain(result: bytes) -> bool:
     return (
         result.startswith(b'{"')
         and result.endswith(b"}")
-        and b'"_meta"' not in result
-        and b'"resultType"' not in result
-        and b"\\u" not in result
+        and result.find(b'"_meta"') < 0
+        and result.find(b'"resultType"') < 0
+        and result.find(b"\\u") < 0
     )
 
 
