@@ -284,7 +284,8 @@ class Router:
 
     def release(self, pending: PendingCall, reason: str = "the client cancelled the request") -> None:
         """Let go of a call; if it has not ended, its backend is told to cancel it."""
-        pending.close(reason)
+        if not pending.over:
+            pending.close(reason)
         self._discard(pending)
 
     def _discard(self, pending: PendingCall) -> None:

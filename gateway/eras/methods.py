@@ -29,6 +29,9 @@ class Kind(enum.Enum):
         self.feature = feature
         self.noun = noun
 
+    __hash__ = object.__hash__
+    """By identity: each call looks up tables by kind, and `Enum` hashes names in Python."""
+
     @property
     def namespaced(self) -> bool:
         """Whether items get public names; resources keep their URIs, which are their identity."""

@@ -6,6 +6,7 @@ order, unknown ones included.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -37,6 +38,9 @@ _WITHIN: Final = {
     "inputResponses": jsonrpc.Names(),
 }
 """Members of params that are looked into, and the members of theirs that decide something."""
+KEPT_METAS: Final = 256
+MAX_KEPT_META: Final = 1_024
+"""Bytes of a modern `_meta` that is read once for all requests that repeat it, so that all of them take little room."""
 
 
 class UnsupportedVersion(RequestError):
@@ -112,7 +116,8 @@ def params_of(message: Message) -> dict[str, msgspec.Raw]:
     except ValueError:
         text = "params must be an object"
         raise InvalidParams(text) from None
-    meta.drop_nulls(str(message.method), params)
+    if jsonrpc.NULL in params.values():
+        meta.drop_nulls(str(message.method), params)
     return params
 
 
@@ -142,7 +147,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
         params=params,
         meta=travelling,
         caller=caller,
-        progress_token=meta.progress_token(hop),
+        progress_token=meta.progress_token(hop) if hop else None,
     )
 
 
@@ -164,7 +169,29 @@ def modern_call(
         InvalidParams: a required member of `_meta` is missing or has the wrong form.
     """
     params = params_of(message)
-    travelling, hop = meta.split_request_meta(params)
+    span = bytes(params.pop("_meta", jsonrpc.ABSENT))
+    read = _read_modern_meta if len(span) <= MAX_KEPT_META else _read_modern_meta.__wrapped__
+    travelling, progress_token, caller = read(span, identity, session, address)
+    method = str(message.method)
+    return Call(
+        method=method,
+        name="" if method in REMOVED_IN_MODERN else _name(method, params),
+        params=params,
+        meta=travelling,
+        caller=caller,
+        progress_token=progress_token,
+    )
+
+
+@lru_cache(KEPT_METAS)
+def _read_modern_meta(
+    span: bytes, identity: Identity, session: str | None, address: str | None
+) -> tuple[dict[str, msgspec.Raw], Id | None, Caller]:
+    """Read the `_meta` of a modern request, which is empty if absent: what travels on, progress token, and caller.
+
+    Most clients send the same one with each request. Raises as `modern_call` does.
+    """
+    travelling, hop = meta.split_request_meta({"_meta": msgspec.Raw(span)} if span else {})
     try:
         version = jsonrpc.decode_string(hop[meta.PROTOCOL_VERSION])
     except (KeyError, ValueError):
@@ -189,15 +216,7 @@ def modern_call(
         address=address,
         gateways=meta.gateways_in(hop),
     )
-    method = str(message.method)
-    return Call(
-        method=method,
-        name="" if method in REMOVED_IN_MODERN else _name(method, params),
-        params=params,
-        meta=travelling,
-        caller=caller,
-        progress_token=meta.progress_token(hop),
-    )
+    return travelling, meta.progress_token(hop), caller
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):

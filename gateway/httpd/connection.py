@@ -326,7 +326,8 @@ class Connection:
         self._exchange = None
         if self.keeps_alive and exchange.complete and not exchange.close_after:
             self._since = trio.current_time()
-            self._wake()
+            if self._parser.buffered:
+                self._wake()
         else:
             self._end(lingers=not exchange.complete or bool(self._parser.buffered))
 

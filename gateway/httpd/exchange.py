@@ -9,9 +9,10 @@ for each HTTP/1.1 request whose body has arrived and has at most `MAX_WHOLE_BODY
 `Expect`, HTTP/2, from the reserve) go to the app at once. It must not wait. It reads `scope` and `body`, and returns
 False to have the app run in a task, or True to answer itself, now or later from any task of the same loop, with one of:
 
-- `respond_nowait(status, headers, body)`: a whole response, whose length is added. It returns False when the client has gone. What the socket
-  does not take waits in the connection, which reads no further request before it is out, and is aborted when the client
-  takes nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is sent by the app's task.
+- `respond_nowait(status, headers, body)`: a whole response, whose length is added. It returns False when the client has
+  gone. What the socket does not take waits in the connection, which reads no further request before it is out, and is
+  aborted when the client takes nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is
+  sent by the app's task.
 - `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
 
 Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must not wait either, nor
@@ -121,7 +122,7 @@ def whole_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes |
         ValueError: a header is not legal.
     """
     lines = [header_line(*map(bytes, header)) for header in headers]
-    if status not in STATUS_LINES or not 200 <= status or status in {204, 304}:
+    if status not in STATUS_LINES or status < 200 or status in {204, 304}:
         return None
     if not FRAMING.isdisjoint(lower for _, lower, _ in lines):
         return None
@@ -192,7 +193,27 @@ class Exchange:
         self._connection = connection
         self.version = head.version
         self.began = time.time()
-        self.scope = self._make_scope(head)
+        path, raw_path, query, authority = split_target(head.target)
+        headers = list(head.headers)  # an app may change it, and the parser keeps the head
+        if authority is not None:  # it counts, and not the Host header (RFC 9112, 3.2.2)
+            headers = [item for item in headers if item[0] != b"host"]
+            headers.append((b"host", authority))
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "http_version": head.version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": head.method,
+            "scheme": connection.scheme,
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": connection.service.root_path,
+            "headers": headers,
+            "client": connection.client,
+            "server": connection.server,
+            "state": {},
+            "extensions": {},
+        }
         self.state = ResponseState.AWAITED
         self.started = False
         """The app runs; before that the body is collected in `body`."""
@@ -219,30 +240,6 @@ class Exchange:
         """The response itself demands that the connection ends with it."""
         self.response: dict[str, Any] | None = None
 
-    def _make_scope(self, head: RequestHead) -> dict[str, Any]:
-        connection = self._connection
-        path, raw_path, query, authority = split_target(head.target)
-        items = list(head.headers)  # an app may change it, and the parser keeps the head
-        if authority is not None:  # it counts, and not the Host header (RFC 9112, 3.2.2)
-            items = [item for item in items if item[0] != b"host"]
-            items.append((b"host", authority))
-        return {
-            "type": "http",
-            "http_version": head.version,
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": head.method,
-            "scheme": connection.scheme,
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": connection.service.root_path,
-            "headers": items,
-            "client": connection.client,
-            "server": connection.server,
-            "state": {},
-            "extensions": {},
-        }
-
     # --- the request side: filled by the connection's reader, emptied by the app
 
     @property
@@ -259,12 +256,14 @@ class Exchange:
             self._chunks.append(data)
         else:
             self.body += data
-        self._wake()
+        if self._news is not None:
+            self._wake()
 
     def put_disconnect(self) -> None:
         """From here on `receive` ends in `http.disconnect`; safe to repeat."""
         self.gone = True
-        self._wake()
+        if self._news is not None:
+            self._wake()
         if self.on_disconnect is not None and self.state is not ResponseState.DONE:
             notify, self.on_disconnect = self.on_disconnect, None
             notify()
@@ -277,9 +276,9 @@ class Exchange:
         self._connection.start(self, app)
 
     def _wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        news, self._news = self._news, None
+        if news is not None:
+            news.set()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`: the body, then a wait for `http.disconnect`. Cancelled: nothing is lost."""

@@ -1,7 +1,8 @@
 """HTTP/1.1 requests from bytes, without I/O (RFC 9112): llhttp judges the syntax, this module bounds and frames.
 
 `receive` takes bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then `END_OF_MESSAGE`; None
-where it needs more bytes. `take_body` returns at once a body that has come with its head. A request that breaks the protocol raises `ProtocolError`; nothing follows it.
+where it needs more bytes. `take_body` returns at once a body that has come with its head. A request that breaks the
+protocol raises `ProtocolError`; nothing follows it.
 
 llhttp can neither pause nor stop where a request ends, so it is given one head at a time, and of a chunked body no more
 than up to the next empty line: a request ends where such a part ends. A body of known length is counted here. What

@@ -79,16 +79,17 @@ class Fleet:
         self._opener = StartLimiter(opener)
         self._catalog_cache = CatalogCache(store, keep_interval)
         self._observers: set[Observer] = set()
-        self._supervisors = {
+        self.supervisors = {
             name: self._make(server, self._catalog_cache.load(server))
             for name, server in config.servers.items()
             if not server.disabled
         }
+        """All supervisors by backend, in the config's order. Read only; a new table after each change of the config."""
         self._fresh: dict[str, Supervisor] = {}  # started by a new config that does not hold yet
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._catalog_builder = CatalogBuilder(config, self._supervisors)
+        self._catalog_builder = CatalogBuilder(config, self.supervisors)
         self._announced = Snapshot()
         self._dirty = trio.Event()
         self._said_changed: set[tuple[str, str]] = set()
@@ -115,14 +116,9 @@ class Fleet:
             self._report(supervisor)
         return supervisor
 
-    @property
-    def supervisors(self) -> dict[str, Supervisor]:
-        """All supervisors by backend, in the config's order. Read only."""
-        return self._supervisors
-
     def statuses(self) -> dict[str, Status]:
         """Every backend as people see it."""
-        return {name: supervisor.status() for name, supervisor in self._supervisors.items()}
+        return {name: supervisor.status() for name, supervisor in self.supervisors.items()}
 
     def snapshot(self, scope: Scope | None = None) -> Snapshot:
         """The catalog as it is now, as a caller of this scope sees it; None sees everything."""
@@ -131,7 +127,7 @@ class Fleet:
 
     def gateways(self) -> tuple[str, ...]:
         """The gateways that are behind the backends."""
-        listings = [one.listing for one in self._supervisors.values() if one.listing is not None]
+        listings = [one.listing for one in self.supervisors.values() if one.listing is not None]
         return tuple(dict.fromkeys(each for listing in listings for each in listing.gateways))
 
     def is_limited(self, scope: Scope | None) -> bool:
@@ -141,8 +137,8 @@ class Fleet:
     def seen(self, scope: Scope | None) -> list[Supervisor]:
         """The supervisors of the backends of which a caller of this scope may see anything."""
         if scope is None:
-            return list(self._supervisors.values())
-        return [one for name in self.snapshot(scope).backends if (one := self._supervisors.get(name)) is not None]
+            return list(self.supervisors.values())
+        return [one for name in self.snapshot(scope).backends if (one := self.supervisors.get(name)) is not None]
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         """Note a change; the snapshot is rebuilt when next asked for."""
@@ -168,7 +164,7 @@ class Fleet:
         That is when a call has ended, and, with no pending call, when a backend's state or listing is another one.
         """
         if not self._observers:
-            for supervisor in (*self._supervisors.values(), *self._fresh.values(), *self._retiring):
+            for supervisor in (*self.supervisors.values(), *self._fresh.values(), *self._retiring):
                 self._report(supervisor)
         self._observers.add(observer)
 
@@ -176,7 +172,7 @@ class Fleet:
         """Undo `observe`."""
         self._observers.discard(observer)
         if not self._observers:
-            for supervisor in (*self._supervisors.values(), *self._fresh.values(), *self._retiring):
+            for supervisor in (*self.supervisors.values(), *self._fresh.values(), *self._retiring):
                 supervisor.history.observer = None
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
@@ -190,7 +186,7 @@ class Fleet:
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
         """Hand a resource's update to the clients that watch it; with a key, to that one only."""
-        if self._supervisors.get(supervisor.name) is not supervisor:
+        if self.supervisors.get(supervisor.name) is not supervisor:
             return  # while one takes another's place both are subscribed, and one is enough
         self.wish_list.updated(supervisor.name, uri, params, key)
 
@@ -204,18 +200,18 @@ class Fleet:
 
     def apply_subscriptions(self, backends: Iterable[str] | None = None) -> None:
         """Bring backends (all, if none are named) in line with the wish list."""
-        for name in self._supervisors if backends is None else backends:
-            if name in self._supervisors:  # and has not been removed meanwhile
-                self._supervisors[name].apply_subscriptions()
+        for name in self.supervisors if backends is None else backends:
+            if name in self.supervisors:  # and has not been removed meanwhile
+                self.supervisors[name].apply_subscriptions()
 
     def roots_changed(self, key: str) -> None:
         """Tell backends that a client's roots have changed; `key` is its session's."""
-        for supervisor in self._supervisors.values():
+        for supervisor in self.supervisors.values():
             supervisor.pass_on("notifications/roots/list_changed", jsonrpc.ABSENT, key)
 
     def client_gone(self, key: str) -> None:
         """End what backends keep for one client alone; `key` is its session's."""
-        for supervisor in self._supervisors.values():
+        for supervisor in self.supervisors.values():
             if isinstance(supervisor, PerClientSupervisors):
                 supervisor.client_gone(key)
 
@@ -316,13 +312,13 @@ class Fleet:
             services.start_soon(self._announce)
             await services.start(self.deadlines.run)
             services.start_soon(self.wish_list.run, self.apply_subscriptions)
-            services.start_soon(self._catalog_cache.run, lambda: self._supervisors)
+            services.start_soon(self._catalog_cache.run, lambda: self.supervisors)
             async with trio.open_nursery() as self._owners_nursery:
-                for supervisor in self._supervisors.values():
+                for supervisor in self.supervisors.values():
                     self._start(supervisor)
                 task_status.started()
                 await self._stopped.wait()
-                await self._catalog_cache.save_last(self._supervisors)
+                await self._catalog_cache.save_last(self.supervisors)
             services.cancel_scope.cancel(reason="all supervisors have ended")
         self.ended.set()
 
@@ -337,7 +333,7 @@ class Fleet:
         finally:
             SECRETS.release(supervisor)  # not before: a process that was started with them may have spoken until now
             self._retiring.discard(supervisor)
-            if self._supervisors.get(supervisor.name) is not supervisor:
+            if self.supervisors.get(supervisor.name) is not supervisor:
                 supervisor.listing = None  # it may be long, and the collector, which finds the rest, comes by seldom
             if not any(one.name == supervisor.name for one in self._retiring):
                 supervisor.forget_successor()
@@ -345,14 +341,14 @@ class Fleet:
 
     def login_owed(self, name: str, reason: str) -> None:
         """Note that a backend waits for a person to log in; also one that is only just being put in place."""
-        for supervisor in (self._supervisors.get(name), self._fresh.get(name)):
+        for supervisor in (self.supervisors.get(name), self._fresh.get(name)):
             if supervisor is not None:
                 supervisor.login_owed(reason)
 
     def stop(self) -> None:
         """Ask every supervisor to end."""
         self._stopped.set()
-        for supervisor in (*self._supervisors.values(), *self._fresh.values()):
+        for supervisor in (*self.supervisors.values(), *self._fresh.values()):
             supervisor.stop()
 
     async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
@@ -379,7 +375,7 @@ class Fleet:
                         continue
                     last_good = await self._catalog_cache.load_in_thread(server)
                     self._refuse_when_stopped()
-                    old = self._supervisors.get(server.name)
+                    old = self.supervisors.get(server.name)
                     if (last_good is None or last_good is OVERDUE) and old is not None and server.start == "eager":
                         last_good = old.listing or last_good  # a known name stays known while the new one starts
                     self._fresh[server.name] = self._make(server, last_good)
@@ -419,17 +415,17 @@ class Fleet:
 
     def _swap(self, config: Config) -> None:
         """Have the new config hold, all at once: nothing in here waits."""
-        old, fresh, self._fresh = self._supervisors, self._fresh, {}
+        old, fresh, self._fresh = self.supervisors, self._fresh, {}
         self.config = config
-        self._supervisors = {
+        self.supervisors = {
             name: fresh.get(name) or old[name] for name, server in config.servers.items() if not server.disabled
         }
-        kept = {name for name in old if self._supervisors.get(name) is old[name]}
+        kept = {name for name in old if self.supervisors.get(name) is old[name]}
         retouched = {name for name in kept if old[name].config.tools != config.servers[name].tools}
         for name in kept:  # what does not concern its session holds from now on
             old[name].config = config.servers[name]
             SECRETS.hold(old[name], secrets_of(config.servers[name]))
-        self._catalog_builder.change(config, self._supervisors, kept - retouched)
+        self._catalog_builder.change(config, self.supervisors, kept - retouched)
         self._catalog_cache.forget_others(kept)
         self._dirty.set()
         for name, supervisor in old.items():

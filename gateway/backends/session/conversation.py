@@ -322,7 +322,8 @@ class Conversation:
 
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
         """Keep what can be kept of a list; else fail the request that the message answers, if it can be told."""
-        waiter = None if problem.id is None else self._waiters.get(_number(problem.id))
+        known = _number(problem.id) if isinstance(problem.id, str) else problem.id
+        waiter = None if known is None else self._waiters.get(known)
         if waiter is not None and waiter.kind is not None and (kept := salvage(data, waiter.kind)) is not None:
             answer, left_out = kept
             for text in left_out:
@@ -367,10 +368,11 @@ class Conversation:
 
     def finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
         """Finish the request with this id; False if none waits under it."""
-        request_id = _number(request_id)
+        if isinstance(request_id, str):
+            request_id = _number(request_id)
         pending = self._calls.pop(request_id, None)
         if pending is not None:
-            if self.tasks.wants(pending, outcome):
+            if type(outcome) is not Complete and self.tasks.wants(pending, outcome):
                 line = self.encode_call(pending)
                 self._send(self._last_id, pending.call.method, line, pending)
                 return True
@@ -399,11 +401,13 @@ class Conversation:
             error = jsonrpc.decode_error(message.error)
             self._warn("backend %r reported an error without an id: %s", self.backend, error.message[:MAX_LOGGED])
             return
-        number = _number(request_id)
-        if message.result is not jsonrpc.ABSENT and self.tasks.adopt(number, self._calls.get(number), message.result):
+        number = request_id if isinstance(request_id, int) else _number(request_id)
+        pending = self._calls.get(number)
+        may_be_task = message.result is not jsonrpc.ABSENT and (pending is None or pending.as_task)
+        if may_be_task and self.tasks.adopt(number, pending, message.result):
             self._calls.pop(number, None)
             return
-        if not self.finish(request_id, self.outcome_of(message)):
+        if not self.finish(number, self.outcome_of(message)):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
@@ -463,8 +467,6 @@ class Conversation:
         pending.notify(Notification("notifications/progress", members))
 
 
-def _number(request_id: jsonrpc.Id) -> int:
+def _number(request_id: str) -> int:
     """An id of ours, which some servers turn into a string; -1 for one that is none of ours."""
-    if isinstance(request_id, str):
-        return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
-    return request_id
+    return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1
