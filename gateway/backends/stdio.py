@@ -128,7 +128,7 @@ class StdioSession:
     def send(self, pending_calls: list[PendingCall]) -> None:
         """Send calls: one alone at once, those that come while others are in flight with one write for all."""
         direct = self._conversation.in_flight == 0
-        self._post(b"".join([self._conversation.encode_call(pending) for pending in pending_calls]), direct=direct)
+        self._post(b"".join(map(self._conversation.encode_call, pending_calls)), direct=direct)
 
     async def wait_writable(self) -> None:
         """Wait until the child has read enough."""

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 FIRST_IN: Final = {"audio": "2025-03-26", "resource_link": "2025-06-18"}
 """Kinds of content blocks that the first revision had not, and the revision that has them. Revisions sort as text."""
-_NEWEST: Final = max(FIRST_IN.values())
+NEWEST: Final = max(FIRST_IN.values())
+"""From this version on clients can read all kinds."""
 
 
 def for_version(method: str, result: bytes, version: str) -> bytes:
     """A result for a legacy client of this version; the very same bytes if it can read them all."""
-    if version >= _NEWEST or CONTENT.get(method) != "blocks":
+    if version >= NEWEST or CONTENT.get(method) != "blocks":
         return result
     if not any(since > version and b'"%b"' % kind.encode() in result for kind, since in FIRST_IN.items()):
         return result
@@ -57,7 +58,7 @@ def downgrade_blocks(members: Members, version: str) -> bool:
         block.update({"type": jsonrpc.raw("text"), "text": jsonrpc.raw(text), **kept})
         return True
 
-    return version < _NEWEST and blocks.change_blocks(members, change)
+    return version < NEWEST and blocks.change_blocks(members, change)
 
 
 def without_odd_structure(members: Members) -> None:

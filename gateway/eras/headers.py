@@ -16,7 +16,7 @@ from gateway import surrogates
 from gateway.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
 
     from gateway.calls import Call
 
@@ -71,15 +71,16 @@ def encode_value(value: str) -> str:
     return f"=?base64?{base64.b64encode(plain).decode()}?="
 
 
-def mirrored(headers: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def mirrored(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The `mcp-*` headers of a request.
 
     Raises:
         HeaderMismatch: one of them is there twice, or there are more than `MAX_MIRRORED`.
     """
-    names = [name for name, _ in headers if name.startswith(b"mcp-")]
-    found = {name: value.strip(b" \t") for name, value in headers if name.startswith(b"mcp-")}
-    if len(found) < len(names) or len(names) > MAX_MIRRORED:
+    pairs = [(name, value.strip(b" \t")) for name, value in headers if name.startswith(b"mcp-")]
+    found = dict(pairs)
+    if len(found) < len(pairs) or len(pairs) > MAX_MIRRORED:
+        names = [name for name, _ in pairs]
         name = max(names, key=names.count)
         text = f"Header mismatch: {name.decode('ascii', 'replace')} appears more than once, or too many Mcp- headers"
         raise HeaderMismatch(text)

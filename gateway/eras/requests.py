@@ -139,7 +139,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
         InvalidParams: params, `_meta` or the name do not have the form that the method demands.
     """
     params = params_of(message)
-    travelling, hop = meta.split_request_meta(params)
+    travelling, hop = meta.split_request_meta(params) if "_meta" in params else ({}, {})
     method = str(message.method)
     return Call(
         method=method,

@@ -51,6 +51,8 @@ def read_modern_result(result: bytes) -> Complete | InputRequired | None:
 def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEGACY) -> bytes:
     """A result for a legacy client of this version."""
     if outcome.era is Era.LEGACY:
+        if version >= contents.NEWEST:
+            return outcome.result
         return contents.for_version(method, outcome.result, version)
     try:
         members = jsonrpc.decode_object(outcome.result)

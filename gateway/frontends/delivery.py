@@ -79,7 +79,8 @@ class Delivery(ABC):
             self.start_task(pending)  # another round
             return
         self._handler.router.release(pending)
-        self._forget()
+        if self._in_flight is not None:
+            self._in_flight.remove(self.request_id)
         self.respond(*self._handler.encode_outcome(self.call, self.request_id, outcome))
 
     def start_task(self, pending: PendingCall) -> None:

@@ -96,7 +96,7 @@ class RequestHandler:
     @property
     def settings(self) -> GatewaySettings:
         """The settings of the configuration that holds now."""
-        return self.fleet.settings
+        return self.fleet.config.gateway
 
     def decode(self, data: bytes, identity: Identity = ANYBODY) -> Message:
         """Decode one message of a client.
@@ -347,18 +347,21 @@ class RequestHandler:
 
     def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
         """Return the response to a call, and the error code if it is an error."""
+        if isinstance(outcome, Complete):  # nearly always
+            if call.caller.era is Era.LEGACY:
+                result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
+            else:
+                result = results.for_modern(outcome, self.server_info, method=call.method)
+            return jsonrpc.response(request_id, result), None
         try:
-            return self._encode_outcome(call, request_id, outcome)
+            return self._encode_other(call, request_id, outcome)
         except GatewayError as exc:
             return self.encode_error(request_id, exc, call.caller.era, call)
 
-    def _encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
+    def _encode_other(
+        self, call: Call, request_id: jsonrpc.Id, outcome: InputRequired | Failure | GatewayError
+    ) -> tuple[bytes, int | None]:
         era = call.caller.era
-        if isinstance(outcome, Complete):
-            if era is Era.LEGACY:
-                result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
-                return jsonrpc.response(request_id, result), None
-            return jsonrpc.response(request_id, results.for_modern(outcome, self.server_info, method=call.method)), None
         if isinstance(outcome, InputRequired):
             unsafe = asks.unsafe_elicitation(outcome.result)
             if unsafe is not None:

@@ -329,7 +329,7 @@ class PendingCall:
 
     def finish(self, outcome: Outcome) -> None:
         """End the call with the backend's outcome; only the first end counts."""
-        if self.over:
+        if self.state in _ENDS:
             return
         if type(outcome) is not Complete and self._owner is not None and self._owner.take_back(self, outcome):
             self._carrier, self.was_resent = None, True

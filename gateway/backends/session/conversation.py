@@ -134,7 +134,7 @@ class Conversation:
         call = pending.call
         # The id serves as progress token too: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
-        as_task = self.tasks.needs_task(pending)
+        as_task = pending.as_task or (self.hop.era is Era.MODERN and self.tasks.needs_task(pending))
         params = requests.backend_params(call, pending.own_name, token, self.hop, as_task=as_task)
         self._calls[request_id] = pending
         pending.sent(self, request_id, as_task=as_task)

@@ -88,9 +88,9 @@ class TaskDriver:
     # What the conversation calls; none of it waits.
 
     def needs_task(self, pending: PendingCall) -> bool:
-        """Whether this call must be sent as one that may become a task."""
-        if pending.as_task or pending.call.method != "tools/call" or self._conversation.hop.era is not Era.MODERN:
-            return pending.as_task
+        """Whether a modern server must get this call as one that may become a task, though its tool does not say so."""
+        if pending.call.method != "tools/call":
+            return False
         # A client may declare the extension although the gateway does not; its call may then become a task too.
         return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
