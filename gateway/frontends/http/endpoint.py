@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from gateway.access.principals import Principal
     from gateway.frontends.http.authentication import AuthMiddleware
-    from gateway.frontends.http.exchange import Receive, Request, Scope, Send
+    from gateway.frontends.http.exchange import Receive, Scope, Send
     from gateway.frontends.request_handler import RequestHandler
-    from gateway.jsonrpc import Message
+    from gateway.jsonrpc import Id, Message
 
 ALLOW: Final = (b"allow", b"POST, GET, DELETE")
 
@@ -48,28 +48,11 @@ class McpEndpoint:
         """Answer one HTTP request, at the endpoint of a view if one is named."""
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
 
-    def begin(self, request: Request, view: str | None) -> bool:
-        """Answer an ordinary tool call without a task; False if the app must answer, and nothing has happened."""
-        exchange = Exchange(request.scope, request.receive, request.send, view, request)
-        given, body, fleet = exchange.headers, request.body, self._answers.fleet
-        if (
-            not self._entrance.admits(exchange)
-            or not given.get(b"content-type", b"").lower().startswith(b"application/json")
-            or b"content-encoding" in given
-            or not exchange.accepts_json
-            or len(body) > fleet.config.gateway.max_body_bytes
-        ):
+    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
+        """Answer a tool call without a task; False if the app must answer, and nothing has happened."""
+        if not exchange.accepts_json:
             return False
-        try:
-            message = jsonrpc.decode(body)
-        except jsonrpc.Malformed:  # perhaps a batch
-            return False
-        request_id = message.id
-        if message.method != "tools/call" or not isinstance(request_id, int | str):
-            return False
-        if fleet.is_limited(exchange.identity.scope) and requests.find_second_spelling(body, message):
-            return False
-        header = given.get(headers.VERSION_HEADER)
+        header = exchange.headers.get(headers.VERSION_HEADER)
         era = _era(exchange, None if header is None else header.decode("latin-1"), message)
         if era is None:
             return False

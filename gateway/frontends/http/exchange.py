@@ -206,10 +206,10 @@ class Exchange:
         if self._request is not None:
             self._request.on_disconnect = notify
 
-    def respond_nowait(self, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
+    def respond_nowait(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> None:
         """Send a whole response without waiting; nothing if the client has gone."""
         if self._request is not None:
-            self._request.respond_nowait(status, (kind,), body)
+            self._request.respond_nowait(status, headers, body)
 
     def start_task(self, serve: Callable[[], Awaitable[None]]) -> None:
         """Have a task of the connection serve the rest of the exchange."""

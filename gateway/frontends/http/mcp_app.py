@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gateway import jsonrpc
 from gateway.access.resource import WELL_KNOWN
+from gateway.eras.requests import find_second_spelling
 from gateway.frontends.http import view_routing
 from gateway.frontends.http.authentication import AuthMiddleware
 from gateway.frontends.http.endpoint import McpEndpoint
@@ -70,6 +72,9 @@ class McpApp:
         self._closing = closing
         self._shows_metadata = shows_metadata
         self._mcp_path = None if paths.mcp is None else view_routing.without_slash(paths.mcp)
+        self._beginnings = {} if self._mcp_path is None else {self._mcp_path: self.endpoint.begin}
+        if paths.sse is not None:
+            self._beginnings[paths.messages] = self.sse.begin
         self._sse_handlers = (
             {}
             if paths.sse is None
@@ -107,15 +112,38 @@ class McpApp:
 
     def begin(self, request: Request) -> bool:
         """Answer an ordinary tool call without a task; False if `serve` must answer, and nothing has happened."""
-        path, view = request.scope["path"], None
+        path, view, fleet = request.scope["path"], None, self.handler.fleet
         if request.scope["method"] != "POST":
             return False
-        if path != self._mcp_path:
-            views = self.handler.fleet.config.views
-            view = view_routing.view_in(path, self._mcp_path, views)
-            if view not in views:
+        begin = self._beginnings.get(path)
+        if begin is None:
+            views = fleet.config.views
+            for place, handle in self._beginnings.items():
+                view = view_routing.view_in(path, place, views)
+                if view in views:
+                    begin = handle
+                    break
+            else:
                 return False
-        return self.endpoint.begin(request, view)
+        exchange = Exchange(request.scope, request.receive, request.send, view, request)
+        given, body = exchange.headers, request.body
+        if (
+            not self.entrance.admits(exchange)
+            or not given.get(b"content-type", b"").lower().startswith(b"application/json")
+            or b"content-encoding" in given
+            or len(body) > fleet.config.gateway.max_body_bytes
+        ):
+            return False
+        try:
+            message = jsonrpc.decode(body)
+        except jsonrpc.Malformed:  # perhaps a batch
+            return False
+        request_id = message.id
+        if message.method != "tools/call" or not isinstance(request_id, int | str):
+            return False
+        if fleet.is_limited(exchange.identity.scope) and find_second_spelling(body, message):
+            return False
+        return begin(exchange, message, request_id)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer one HTTP request; return False, with nothing sent, where its path is none of these."""

@@ -78,7 +78,7 @@ class ResumableDelivery(HttpDelivery):
     def cancel(self, *, reason: str) -> None:
         """Cancel the call while it has no task: no response must follow, but the exchange needs an end."""
         super().cancel(reason=reason)
-        self._exchange.respond_nowait(200, b"", EVENT_STREAM)
+        self._exchange.respond_nowait(200, b"", (EVENT_STREAM,))
 
     def respond(self, body: bytes, code: int | None) -> None:
         """Write the response."""

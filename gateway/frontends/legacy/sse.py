@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
+from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, quote
@@ -215,6 +216,18 @@ class SseStream:
                 self._handle_request(self.session, message, request_id)
         return None
 
+    def begin(self, message: Message, request_id: Id) -> bool:
+        """Submit a tool call without a task; False, and nothing has happened, if that takes one."""
+        session = self.session
+        if session is None or self._is_full():
+            return False
+        try:
+            session.in_flight.check(request_id)
+            call = requests.legacy_call(message, session.caller)
+        except GatewayError:
+            return False
+        return StreamDelivery(self, self._answers, call, request_id, session, session.in_flight).begin()
+
     def _handle_request(self, session: LegacySession, message: Message, request_id: Id) -> None:
         """Submit a tool call if that needs no wait; start a task for other requests."""
         if message.method == "tools/call":
@@ -307,6 +320,12 @@ class SseStream:
         return await delivery.response(answer)
 
 
+@lru_cache(1_024)
+def _session_ids(query: bytes) -> list[str]:
+    """Return the session ids of an address; each client POSTs to the same one all the time."""
+    return parse_qs(query.decode("latin-1")).get("session_id", [])
+
+
 class SseFrontend:
     """The two endpoints; `message_path` is the address that the client gets for its POSTs."""
 
@@ -383,12 +402,21 @@ class SseFrontend:
         finally:
             self._streams.pop(stream.id, None)
 
+    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
+        """Take a tool call in without a task; False if `post` must do it, and nothing has happened."""
+        given = _session_ids(exchange.scope["query_string"])
+        stream = self._streams.get(given[0]) if len(given) == 1 else None
+        if stream is None or not stream.belongs_to(exchange.identity) or not stream.begin(message, request_id):
+            return False
+        exchange.respond_nowait(202, b"", ())
+        return True
+
     async def post(self, exchange: Exchange) -> None:
         """Handle the messages of a POST; responses go over the client's stream. Raises ClientGone."""
         if exchange.method != "POST":
             await exchange.empty(405, (b"allow", b"POST"))
             return
-        given = parse_qs(exchange.scope["query_string"].decode("latin-1")).get("session_id", [])
+        given = _session_ids(exchange.scope["query_string"])
         if len(given) != 1:
             text = "session_id is missing: POST to the URI that the stream's endpoint event gave"
             await exchange.refuse(400, text)
