@@ -108,10 +108,8 @@ class Supervisor:
             Busy: the queue is full, the rate limit is used up, or calls of this client keep crashing the backend.
         """
         gate = self.gate
-        if gate.strikes:
-            gate.check_strikes(pending, pending.opened_at)
-        is_busy = len(self._queue) > 0
-        if self._eras.note_call(pending, is_busy=is_busy) and not self.in_flight:
+        gate.check_strikes(pending, pending.opened_at)
+        if self._eras.note_call(pending, is_busy=self.queued > 0) and not self.in_flight:
             self._change_era(pending.call.caller.era)
         if self.state is not State.READY:
             self.request_start()
@@ -120,7 +118,7 @@ class Supervisor:
                 raise BackendUnavailable(self.name, f"is not available ({self.state}): {reason}")
         if gate.limits:
             gate.admit(pending, pending.opened_at)
-        session = self._session if self.state is State.READY and not is_busy else None
+        session = self._session if self.state is State.READY and not self._queue else None
         if session is not None and self.free_slots > 0 and session.can_send:
             pending.queued(self)
             session.send([pending])
@@ -129,10 +127,8 @@ class Supervisor:
             self._queue.put(pending)
         except trio.WouldBlock:
             gate.ended(pending, None, pending.opened_at)
-            text = (
-                f"backend {self.name!r} is busy: {self.in_flight} calls in flight and {self.queued} queued"
-                " (max_concurrency, queue_size); try again"
-            )
+            counts = f"{self.in_flight} calls in flight and {self.queued} queued (max_concurrency, queue_size)"
+            text = f"backend {self.name!r} is busy: {counts}; try again"
             raise Busy(text) from None
         pending.queued(self)
 
@@ -303,8 +299,7 @@ class Supervisor:
 
     def freed(self) -> None:
         """Note that a call has ended."""
-        if self.config.idle_timeout is not None:
-            self._used_at = trio.current_time()
+        self._used_at = trio.current_time()
         if self._freed:
             self._freed.unpark_all()
 

@@ -422,6 +422,31 @@ async def test_the_last_request_of_a_connection_ends_it() -> None:
         assert answer.endswith(b"POST / bye")
 
 
+@pytest.mark.parametrize(
+    ("method", "status", "headers"),
+    [
+        ("GET", 200, [(b"content-type", b"text/plain")]),
+        ("GET", 404, []),
+        ("GET", 200, [(b"connection", b"close")]),
+        ("GET", 599, []),
+        ("HEAD", 200, []),
+    ],
+    ids=["plain", "refusal", "close", "unknown status", "head"],
+)
+async def test_a_whole_response_says_how_long_it_is(method: str, status: int, headers: Any) -> None:
+    held = Held()
+    async with serving("ours", fail, handle_nowait=held) as server, connected(server) as client:
+        await client.send(get(method=method))
+        assert (await held.next()).respond_nowait(status, headers, b"12345")
+        head = await client.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert head.count(b"\r\ncontent-length: 5\r\n") == 1
+        assert b"transfer-encoding" not in head
+        assert b"\r\ndate: " in head
+        if method != "HEAD":
+            await client.until(b"12345")
+
+
 async def test_a_head_request_has_no_body() -> None:
     async with serving("ours", fail, handle_nowait=echo_nowait) as server, connected(server) as client:
         await client.send(get(method="HEAD") + get())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.httpd.request_parser import RequestHead, RequestParser
 from tests.support.http_requests import MAX_HEAD, Parsed, Reading, read, split
 
 HOST = b"Host: a\r\n"
@@ -181,3 +182,25 @@ def test_a_head_of_the_greatest_size_is_read() -> None:
 def test_what_follows_a_request_waits_in_the_buffer() -> None:
     reading = read([b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + NEXT])
     assert reading.left == NEXT
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_a_body_that_has_come_is_taken_at_once(size: int) -> None:
+    parser = RequestParser(MAX_HEAD)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+    for _ in range(2):  # what follows a request is the next one
+        parser.receive((head + b"body"[:size]) * 2)
+    for _ in range(4):
+        assert isinstance(parser.next_event(), RequestHead)
+        assert parser.take_body() == b"body"[:size]
+    assert parser.next_event() is None
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_other_bodies_are_not_taken(framing: bytes) -> None:
+    parser = RequestParser(MAX_HEAD)
+    parser.receive(b"POST / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % framing + b"3\r\n")
+    assert isinstance(parser.next_event(), RequestHead)
+    assert parser.take_body() is None
+    parser.receive(b"abc\r\n0\r\n\r\n")
+    assert parser.next_event() == (b"3\r\na" if b"Length" in framing else b"abc")

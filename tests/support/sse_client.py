@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from gateway import jsonrpc
+from gateway.frontends.http.exchange import Exchange
 from gateway.frontends.legacy.sse import SseFrontend
-from tests.support.fakes import FakeExchange
+from tests.support.fakes import FakeExchange, FakeRequest
 from tests.support.http_frontends import (
     HELLO,
     STREAM,
@@ -56,6 +58,14 @@ class SseClient:
         exchange.scope["path"], _, query = target.partition("?")
         exchange.scope["query_string"] = query.encode()
         return await self.harness.start(self.frontend.post, exchange)
+
+    def begin(self, request_id: int, *, query: bytes | None = None) -> FakeRequest | None:
+        """POST a tool call that needs no task; None if it needs one."""
+        message = message_of("tools/call", {"name": "a.x"}, request_id)
+        request = FakeRequest(self.harness.nursery, json.dumps(message).encode(), headers=STREAM)
+        request.scope["query_string"] = self.endpoint.partition("?")[2].encode() if query is None else query
+        exchange = Exchange(request.scope, request.receive, request.send, None, request)
+        return request if self.frontend.begin(exchange, jsonrpc.decode(request.body), request_id) else None
 
     async def ask(self, method: str, params: object = None, request_id: object = 1) -> FakeExchange:
         return await self.post(message_of(method, params, request_id))

@@ -151,6 +151,33 @@ async def test_answers_come_in_the_order_in_which_they_are_there(autojump_clock:
         assert [message["id"] for message in client.messages if "result" in message][1:] == [3, 2, 1]
 
 
+async def test_a_tool_call_needs_no_task(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        request = client.begin(1)
+        assert request is not None
+        assert (request.responses, request.has_task) == ([(202, b"")], False)
+        await client.harness.answer()
+        assert client.messages[-1]["id"] == 1
+        assert len(client.harness.answers.fleet.deadlines) == 0
+
+
+@pytest.mark.parametrize("case", ["id in use", "unknown session", "no session", "not initialized", "full buffer"])
+async def test_what_a_task_must_answer_is_left_alone(case: str, autojump_clock: MockClock) -> None:
+    async with open_client(version=None if case == "not initialized" else "2025-11-25") as client:
+        if case == "id in use":
+            await client.call(1)
+        elif case == "full buffer":
+            client.stream.reading = trio.Event()
+            for number in (8, 9):
+                await client.call(number)
+                await client.harness.answer({"content": [], "x": "x" * MAX_WAITING_BYTES})
+                await settle()
+        before = list(client.harness.fake.session.working)
+        query = {"unknown session": b"session_id=x", "no session": b""}.get(case)
+        assert client.begin(1, query=query) is None
+        assert client.harness.fake.session.working == before
+
+
 async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         settled: list[Any] = []
