@@ -219,7 +219,7 @@ class SseStream:
     def begin(self, message: Message, request_id: Id) -> bool:
         """Submit a tool call without a task; False, and nothing has happened, if that takes one."""
         session = self.session
-        if session is None or self._is_full():
+        if session is None or self.over or self._is_full():
             return False
         try:
             session.in_flight.check(request_id)
