@@ -6,10 +6,9 @@ starts the gateway over stdio must not pay for what it does not use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.version import VERSION
 
+TYPE_CHECKING = False  # `typing` takes longer to import than all that a relay needs of this package
 if TYPE_CHECKING:
     from gateway.embed.manager import ProxyManager
     from gateway.embed.manager import ProxyManager as MCPProxyManager

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import signal
+import socket  # ruff: ignore[typing-only-standard-library-import] - msgspec reads it
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.frontends.http.listen_address import ListeningSocket
     from gateway.frontends.http.server import HttpFrontend
+    from gateway.frontends.relays import RelayFrontend
     from gateway.processes.guard import ChildGuard
     from gateway.supervisor.fleet import Applied
 
@@ -69,6 +71,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     message_path: str = "/messages/"
     stdin: int = 0
     stdout: int = 1
+    relays: socket.socket | None = None
+    """The listening socket to which the clients of `mcp-gateway connect` connect."""
     state_directory: Path | None = None
     """Where last-good catalogs and the control socket are kept; None keeps nothing."""
     source: ConfigSource | None = None
@@ -81,6 +85,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The names that the client on stdio sees; over HTTP each client chooses its own."""
     admin: AdminAccess | None = None
     """Who may use the management API; None lets everybody on loopback read and nobody change."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether clients come over pipes or from relays of the same user, and none over HTTP."""
+        return bool({"stdio", "connect"}.intersection(self.transports))
 
     @property
     def binding(self) -> ListenAddress:
@@ -109,6 +118,7 @@ class Gateway:
         self._all_answered = True
         self._urls: list[str] = []
         self._management: Management | None = None
+        self._relays: RelayFrontend | None = None
 
     async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
         """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
@@ -120,7 +130,9 @@ class Gateway:
             await services.start(partial(self._reloader.run, watching=self._options.watching))
             if self._store is not None:
                 await services.start(self._serve_control, self._store)
-            if bound is None:
+            if self._options.relays is not None:
+                await self.runtime.start_frontend(self._serve_relays, self._options.relays)
+            elif bound is None:
                 await self.runtime.start_frontend(self._serve_stdio)
             else:
                 self._urls = await self.runtime.start_frontend(self._make_http_frontend().run, bound)
@@ -146,7 +158,7 @@ class Gateway:
 
     def _check(self, config: Config) -> None:
         """Refuse a config with which this gateway would be open to a network. Raises ConfigError."""
-        if "stdio" in self._options.transports or self._options.insecure:
+        if self._options.is_local or self._options.insecure:
             return
         try:
             self._options.binding.check(config.access)
@@ -183,6 +195,17 @@ class Gateway:
                 await wait_any(one.settled, runtime.stopping)
         self._stop()
 
+    async def _serve_relays(self, listener: socket.socket, *, task_status: trio.TaskStatus[None]) -> None:
+        from gateway.frontends.relays import RelayFrontend
+
+        runtime = self.runtime
+        self._relays = RelayFrontend(
+            runtime.handler, listener, stopping=runtime.stopping, closing=runtime.closing, idle=self._stop
+        )
+        task_status.started()
+        await self._relays.run()
+        self._all_answered = self._relays.all_answered
+
     async def _serve_control(self, store: Store, *, task_status: trio.TaskStatus[None]) -> None:
         from gateway.admin.control import serve_control
 
@@ -194,7 +217,8 @@ class Gateway:
         if question == b"ps":
             await self._guard.scan()
             transport = ",".join(self._options.transports)
-            return encode_report(self.runtime.fleet, self._guard, transport=transport, urls=self._urls)
+            shared = None if self._relays is None else self._relays.report()
+            return encode_report(self.runtime.fleet, self._guard, transport=transport, urls=self._urls, shared=shared)
         from gateway.admin.control import run_command
 
         return await run_command(question, self._make_management())
@@ -267,7 +291,7 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
         log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
-    listening = nullcontext() if "stdio" in options.transports else options.binding.open()  # before anything starts
+    listening = nullcontext() if options.is_local else options.binding.open()  # before anything starts
     with listening as bound:
         signals = keep_signals()  # not before: while a name is looked up, which may take long, they are to end it all
         async with open_guard(subreaper=True) as guard:

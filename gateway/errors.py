@@ -264,6 +264,10 @@ CODES: Final = {
         "remove one of the servers that the message names",
     ),
     "shutting_down": Meaning("the gateway is draining", "retry against the next process"),
+    "gateway_restarted": Meaning(
+        "the gateway that `connect` had started ended with the request in flight, and was started again",
+        "check whether the call took effect before you repeat it",
+    ),
     "duplicate_id": Meaning("the client uses the id of a request that is still in flight", "use another id"),
     "unsupported_version": Meaning(
         "the request declares a protocol version that the gateway does not speak",

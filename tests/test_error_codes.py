@@ -22,6 +22,7 @@ from gateway.embed import errors as embed_errors
 from gateway.eras.errors import to_wire
 from gateway.eras.requests import UnsupportedVersion
 from gateway.frontends.resource_subscriptions import Refused
+from gateway.relay import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def test_refusals_have_listed_codes() -> None:
 
 def test_every_code_is_in_the_table() -> None:
     abstract = {errors.GatewayError.code, errors.BackendError.code, errors.RequestError.code}
-    wanted = {cls.code for cls in CLASSES} - abstract | set(refusal.CODES) | {doctor.PROCESSES_LEFT}
+    wanted = {cls.code for cls in CLASSES} - abstract | set(refusal.CODES) | {doctor.PROCESSES_LEFT, record.REASON}
     assert set(errors.CODES) == wanted
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import jsonrpc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gateway.processes.guard import ChildGuard
     from gateway.supervisor.fleet import Fleet
@@ -22,10 +22,18 @@ DISABLED: Final[dict[str, object]] = {
 """A disabled server among the backends."""
 
 
-def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str, urls: Sequence[str] = ()) -> bytes:
+def encode_report(
+    fleet: Fleet,
+    guard: ChildGuard,
+    *,
+    transport: str,
+    urls: Sequence[str] = (),
+    shared: Mapping[str, object] | None = None,
+) -> bytes:
     """`{"pid", "transport", "urls", "age", "backends": [...]}`, the backends as `ps` shows them, disabled ones too.
 
-    Ages are in seconds; `descendants` are the pids of what the child itself has started.
+    Ages are in seconds; `descendants` are the pids of what the child itself has started. `shared` is added for a
+    gateway that serves relays: its number of `clients`, and its `log`.
     """
     children = {child.backend: child for child in guard.snapshot()}
     backends: list[dict[str, object]] = []
@@ -53,4 +61,5 @@ def encode_report(fleet: Fleet, guard: ChildGuard, *, transport: str, urls: Sequ
         "urls": list(urls),
         "age": round(time.monotonic() - _STARTED, 1),
         "backends": backends,
+        **(shared or {}),
     })

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE = 0, 1, 2
 COMMANDS = {
     "serve": "serve",
+    "connect": "connect",
     "list": "listing",
     "call": "call",
     "read": "call",

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gateway.cli.flags import JSON, Command, Values
 from gateway.cli.options import STATE, state_directory
-from gateway.cli.output import CommandError, print_json
+from gateway.cli.output import CommandError, counted, print_json
 from gateway.store import Store
 
 ANSWER_TIMEOUT: Final = 5.0
@@ -121,7 +121,9 @@ def render(report: dict[str, Any]) -> str:
         for text in backend.get("warnings", ())  # a gateway of an older version has none
     )
     disabled = "".join(f"\n{one['name']}: {one['disabled']}" for one in report["backends"] if one.get("disabled"))
-    return f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}\n{table}{disabled}{warnings}"
+    shared = f", {counted(report['clients'], 'client')}, log {report['log']}" if "log" in report else ""
+    first = f"gateway {report['pid']} ({report['transport']}), up {_age(report['age'])}{shared}"
+    return f"{first}\n{table}{disabled}{warnings}"
 
 
 def _age(seconds: float | None) -> str:

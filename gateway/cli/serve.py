@@ -18,12 +18,20 @@ from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen
 
 if TYPE_CHECKING:
+    import socket
+
     from gateway.admin.access import AdminAccess
     from gateway.app import Options
     from gateway.config import Config
     from gateway.store import Store
 
-TRANSPORTS = {"stdio": "stdio", "sse": "sse", "streamable-http": "streamable-http", "http": "streamable-http"}
+TRANSPORTS = {
+    "stdio": "stdio",
+    "sse": "sse",
+    "streamable-http": "streamable-http",
+    "http": "streamable-http",
+    "connect": "connect",
+}
 
 
 def transports(text: str) -> tuple[str, ...]:
@@ -32,11 +40,11 @@ def transports(text: str) -> tuple[str, ...]:
     for word in text.split(","):
         name = TRANSPORTS.get(word.strip())
         if name is None:
-            message = f"{word.strip()!r} is no transport; choose stdio, streamable-http (http) or sse"
+            message = f"{word.strip()!r} is no transport; choose stdio, streamable-http (http), sse or connect"
             raise ValueError(message)
         chosen.append(name)
-    if "stdio" in chosen and len(set(chosen)) > 1:
-        message = "stdio cannot be combined with the HTTP transports: run a second gateway"
+    if {"stdio", "connect"}.intersection(chosen) and len(set(chosen)) > 1:
+        message = f"{chosen[0]} cannot be combined with other transports: run a second gateway"
         raise ValueError(message)
     return tuple(dict.fromkeys(chosen))
 
@@ -92,7 +100,8 @@ def run(values: Values) -> int:
         state_directory=None if store is None else store.directory,
         source=source,
         watching=not values.no_watch,
-        admin=None if "stdio" in values.transport else _admin_access(values, store),
+        relays=_relay_listener() if "connect" in values.transport else None,
+        admin=None if {"stdio", "connect"}.intersection(values.transport) else _admin_access(values, store),
         insecure=values.insecure,
         tls_cert=values.tls_cert,
         tls_key=values.tls_key,
@@ -103,6 +112,16 @@ def run(values: Values) -> int:
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
+
+
+def _relay_listener() -> socket.socket:
+    from gateway.frontends.relays import LISTEN_FD, open_listener
+
+    try:
+        return open_listener()
+    except OSError as exc:
+        problem = f"--transport connect needs a listening Unix socket as descriptor {LISTEN_FD}: {exc}"
+        raise UsageError(problem, "mcp-gateway connect FILE starts it") from None
 
 
 def _usable(store: Store) -> Store | None:
@@ -152,7 +171,7 @@ def _admin_access(values: Values, store: Store | None) -> AdminAccess:
 
 def _check_exposure(options: Options, config: Config) -> None:
     """Raise UsageError where a network would be let in without keys; warn of keys that travel in the clear."""
-    if "stdio" in options.transports:
+    if options.is_local:
         return
     binding = options.binding
     if not options.insecure:
@@ -198,7 +217,8 @@ FLAGS = (
     CONFIG,
     Flag(
         "--transport",
-        "stdio (default), streamable-http (or http), sse, or a comma list of the HTTP ones",
+        "stdio (default), streamable-http (or http), sse, or a comma list of the HTTP ones; connect, for the gateway"
+        " that `connect` starts",
         "T",
         ("stdio",),
         transports,

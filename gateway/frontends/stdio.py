@@ -57,13 +57,26 @@ log = logging.getLogger("gateway.stdio")
 
 
 class StdioFrontend:
-    """The frontend for one client on a pair of file descriptors."""
+    """The frontend for one client on a pair of file descriptors.
+
+    Several may serve at once, each with a `session` of its own. Requests to the client get ids above `last_asked`.
+    """
 
     def __init__(
-        self, answers: RequestHandler, stdin: int, stdout: int, closing: trio.Event, identity: Identity = ANYBODY
+        self,
+        answers: RequestHandler,
+        stdin: int,
+        stdout: int,
+        closing: trio.Event,
+        identity: Identity = ANYBODY,
+        *,
+        session: str = STDIO,
+        last_asked: int = 0,
     ) -> None:
         self._answers = answers
         self._identity = identity
+        self._session_key = session
+        self._last_asked = last_asked
         self._stdin = stdin
         self._closing = closing
         self._reading = trio.CancelScope()
@@ -111,6 +124,7 @@ class StdioFrontend:
             fleet.unsubscribe(self._changed)
             if self._session is not None:
                 self._session.end()
+            fleet.client_gone(self._session_key)
         return not self._cut_off
 
     def _drop(self) -> None:
@@ -184,7 +198,7 @@ class StdioFrontend:
         if message.method == "tools/call" and (is_modern or session is not None):
             try:
                 if session is None:
-                    call = requests.modern_call(message, identity=self._identity, session=STDIO)
+                    call = requests.modern_call(message, identity=self._identity, session=self._session_key)
                 else:
                     call = requests.legacy_call(message, session.caller)
             except GatewayError as exc:
@@ -280,7 +294,12 @@ class StdioFrontend:
             return
         if self._session is not None:
             self._session.end()  # a second conversation on the same pipe: the first one's subscriptions end
-        self._session = LegacySession(None, introduction, max_requests=self._answers.settings.max_client_requests)
+        self._session = LegacySession(
+            self._session_key,
+            introduction,
+            max_requests=self._answers.settings.max_client_requests,
+            last_asked=self._last_asked,
+        )
         self._session.changes = self._changes
         self._answers.welcome(self._session)
         if self._answers.fleet.awaited(self._identity.scope):
@@ -323,7 +342,7 @@ class StdioFrontend:
         return await delivery.response(answer)
 
     async def _respond_modern(self, message: Message, request_id: Id) -> bytes:
-        call = requests.modern_call(message, identity=self._identity, session=STDIO)
+        call = requests.modern_call(message, identity=self._identity, session=self._session_key)
         if call.method == LISTEN:
             return await self._listen(Subscription(self._answers, request_id, call))
         answer = await self._answers.modern(call)

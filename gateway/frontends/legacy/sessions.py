@@ -154,9 +154,9 @@ class ServerRequestTable:
     Bounded: of too many that the client does not answer, the oldest are refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_id: int = 0) -> None:
         self._open: dict[Id, ServerRequest] = {}
-        self._last_id = 0
+        self._last_id = last_id
 
     def request(self, ask: ServerRequest) -> bytes:
         """Assign the request an id on this hop and encode it; see `handle_response`."""
@@ -222,6 +222,7 @@ class LegacySession:
         *,
         max_requests: int,
         budget: Budget | None = None,
+        last_asked: int = 0,
     ) -> None:
         self.id = session_id
         self.key = session_id or STDIO
@@ -240,7 +241,7 @@ class LegacySession:
         """Whose session it is, and at which endpoint it was made; nobody else finds it."""
         self.in_flight = InFlight(max_requests)
         self.changes = NotificationQueue()
-        self.server_requests = ServerRequestTable()
+        self.server_requests = ServerRequestTable(last_asked)
         self.log_level: str | None = None
         """Least severe log messages that the client wants; None until it says so."""
         self.on_end: list[Callable[[], None]] = []

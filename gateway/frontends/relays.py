@@ -1,0 +1,223 @@
+"""The frontend of `mcp-gateway connect`: many clients, each on a connection of its own to a Unix socket.
+
+Every connection begins with one line of each side: the relay says what its client sees and how long the gateway stays
+after it (`Hello`), the gateway agrees or says what is wrong. From then on it is a stdio client like any other. Some
+seconds after the last client has gone, the gateway stops. It accepts no connection from the step on in which that is
+decided, so that a relay either gets its session or finds no gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+import trio
+
+from gateway import jsonrpc
+from gateway.calls import ANYBODY, NameChoice, at_endpoint
+from gateway.frontends.stdio import StdioFrontend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.frontends.request_handler import RequestHandler
+
+LISTEN_FD: Final = 3
+"""Where the socket is found, as sd_listen_fds(3) has it."""
+FIRST_CLIENT_TIMEOUT: Final = 30.0
+"""Seconds for the first client to come: the relay that started the gateway may have been killed since."""
+HELLO_TIMEOUT: Final = 5.0
+"""Seconds for a relay to say what it wants; it does so right after it has connected."""
+MAX_HELLO: Final = 4_096
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try where the process has no more descriptors."""
+
+log = logging.getLogger("gateway.relays")
+
+
+class Hello(msgspec.Struct, kw_only=True):
+    """The first line of a relay."""
+
+    linger: float
+    """Seconds that the gateway stays when this was its last client."""
+    view: str | None = None
+    separator: Literal["_", "__"] | None = None
+    max_name_length: Literal[48, 64] | None = None
+    last_asked: int = 0
+    """The highest id that another gateway has used for a request to this client, before it died."""
+
+
+_hellos = msgspec.json.Decoder(Hello)
+
+
+def open_listener() -> socket.socket:
+    """Take the socket over that the process was started with. Raises OSError."""
+    listener = socket.socket(fileno=os.dup(LISTEN_FD))
+    os.close(LISTEN_FD)
+    if listener.family != socket.AF_UNIX or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.close()
+        raise OSError(errno.ENOTSOCK, f"descriptor {LISTEN_FD} is no listening Unix socket")
+    return listener
+
+
+class RelayFrontend:
+    """The frontend for the clients that relays connect.
+
+    Args:
+        answers: answers requests.
+        listener: the listening socket; it is closed, and its file removed, when the gateway begins to stop.
+        stopping: set when the gateway begins to stop.
+        closing: set when all calls have ended.
+        idle: called when the last client has gone long enough ago; begins to stop the gateway.
+    """
+
+    def __init__(
+        self,
+        answers: RequestHandler,
+        listener: socket.socket,
+        *,
+        stopping: trio.Event,
+        closing: trio.Event,
+        idle: Callable[[], None],
+    ) -> None:
+        self._answers = answers
+        self._path = Path(listener.getsockname())
+        self._inode = _inode(self._path)
+        self._listener = trio.socket.from_stdlib_socket(listener)
+        self._stopping = stopping
+        self._closing = closing
+        self._idle = idle
+        self._clients = 0
+        self._most = answers.settings.max_sessions
+        self._nursery: trio.Nursery  # of the clients; opened and left by run
+        self._lease = trio.CancelScope()
+        """Counts down while there is no client."""
+        self.all_answered = True
+        """Whether every client that left got its answers before."""
+
+    def report(self) -> dict[str, object]:
+        """Return what `ps` shows of a gateway without a terminal: its clients, and where its log is."""
+        return {"clients": self._clients, "log": str(self._path.with_suffix(".log"))}
+
+    async def run(self) -> None:
+        """Serve until the gateway closes."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._end_lease, FIRST_CLIENT_TIMEOUT, self._lease)
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(self._accept)
+                    await self._stopping.wait()
+                    accepting.cancel_scope.cancel(reason="the gateway is stopping")
+            finally:
+                self._close_listener()
+                self._lease.cancel(reason="the gateway is stopping")
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = await self._listener.accept()
+            except OSError as exc:
+                if exc.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    raise
+                await trio.sleep(ACCEPT_PAUSE)
+                continue
+            self._nursery.start_soon(self._serve, sock)
+
+    async def _serve(self, sock: trio.socket.SocketType) -> None:
+        """Serve one connection from its first line to its end."""
+        with sock:
+            uid = peer_uid(sock)
+            if uid != os.getuid():
+                log.warning("connection of another user (uid %d) refused", uid, extra={"event": "relay_refused"})
+                return
+            hello = await self._read_hello(sock)
+            if hello is None or self._stopping.is_set():
+                return
+            problem = self._find_problem(hello)
+            reply = {"pid": os.getpid()} if problem is None else {"error": problem}
+            with contextlib.suppress(OSError):
+                await sock.send(jsonrpc.encode(reply) + b"\n")
+            if problem is None:
+                await self._serve_client(sock, hello)
+
+    async def _read_hello(self, sock: trio.socket.SocketType) -> Hello | None:
+        line = b""
+        with trio.move_on_after(HELLO_TIMEOUT), contextlib.suppress(OSError):
+            while not line.endswith(b"\n") and len(line) < MAX_HELLO and (part := await sock.recv(MAX_HELLO)):
+                line += part
+            return jsonrpc.read(_hellos, line)
+        return None
+
+    def _find_problem(self, hello: Hello) -> str | None:
+        views = self._answers.fleet.config.views
+        if hello.view is not None and hello.view not in views:
+            known = ", ".join(views) or "none"
+            return f"--view {hello.view}: there is no such view; the config's section 'views' has {known}"
+        if self._clients >= self._most:
+            return f"{self._most} clients are connected (max_sessions); try again"
+        return None
+
+    async def _serve_client(self, sock: trio.socket.SocketType, hello: Hello) -> None:
+        self._clients += 1
+        self._lease.cancel(reason="a client has come")
+        names = None
+        if hello.separator is not None or hello.max_name_length is not None:
+            names = NameChoice(hello.separator, hello.max_name_length)
+        frontend = StdioFrontend(
+            self._answers,
+            sock.fileno(),
+            os.dup(sock.fileno()),
+            self._closing,
+            at_endpoint(ANYBODY, hello.view, names),
+            session=f"relay-{secrets.token_hex(8)}",
+            last_asked=hello.last_asked,
+        )
+        try:
+            answered = await frontend.run()
+            self.all_answered = self.all_answered and answered
+        finally:
+            self._clients -= 1
+            if not self._clients and not self._stopping.is_set():
+                self._lease = trio.CancelScope()
+                self._nursery.start_soon(self._end_lease, hello.linger, self._lease)
+
+    async def _end_lease(self, seconds: float, scope: trio.CancelScope) -> None:
+        """Begin to stop, unless a client comes within this time."""
+        with scope:
+            await trio.sleep(seconds)
+            log.info("no client for %g s: stopping", seconds, extra={"event": "lease_ended"})
+            self._close_listener()
+            self._idle()
+
+    def _close_listener(self) -> None:
+        """Let the next relay start a gateway. Safe to repeat."""
+        if self._listener.fileno() >= 0 and _inode(self._path) == self._inode:
+            self._path.unlink(missing_ok=True)
+        self._listener.close()
+
+
+def peer_uid(sock: trio.socket.SocketType) -> int:
+    """Return whose process is at the other end of a Unix socket."""
+    if sys.platform == "linux":
+        size = struct.calcsize("3i")
+        credentials: tuple[int, ...] = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        return credentials[1]
+    # LOCAL_PEERCRED of the BSDs and macOS, level 0: struct xucred begins with a version and the uid.
+    found: tuple[Any, ...] = struct.unpack_from("=Ii", sock.getsockopt(0, 1, 128))
+    return found[1]
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None

@@ -1,0 +1,248 @@
+"""Copy lines between a client's stdio and a gateway, which may be another one after a crash.
+
+Whole lines are copied, so that a gateway that dies leaves no half of one; a line that is too long to hold is copied as
+it comes, and skipped to its end if the gateway dies in the middle. Each direction holds at most one read that its
+target has not taken; until then nothing more is read from its source.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import time
+
+from gateway.relay.places import RelayError, warn
+from gateway.relay.record import EDGE_BYTES, SessionRecord
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ_BYTES = 65_536
+HOLD_BYTES = 65_536
+"""Bytes of a line without an end that are held back."""
+HOLD_WHOLE_BYTES = 64 * 1024 * 1024
+"""The same for lines that must be decoded: batches, and what the gateway answers to a replayed `initialize`."""
+MAX_RESTARTS = 5
+"""Gateways that may die within `RESTART_INTERVAL` before the relay ends with an error."""
+RESTART_INTERVAL = 60.0
+FLUSH_TIMEOUT = 5.0
+"""Seconds for the client to read the last answers."""
+GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+class Direction:
+    """One direction: cuts into lines what is read, and has `note` see each; `note` returns what is copied."""
+
+    def __init__(self, note: Callable[[bytes, bool], bytes]) -> None:
+        self._note = note
+        self._held = bytearray()
+        self._head = b""
+        """The beginning of a line that was too long to hold; its rest is copied as it comes."""
+        self._tail = b""
+        self.hold_all = False
+        self.skipping = False
+        """Whether the rest of that line is dropped: the gateway that had the beginning is gone."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes in; return what is copied."""
+        *ended, last = data.split(b"\n")
+        copied = [self._end(line) for line in ended]
+        if last:
+            copied.append(self._hold(last))
+        return b"".join(copied)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the beginning of a line has been copied, and not its end."""
+        return bool(self._head)
+
+    def drop(self) -> None:
+        """Forget the line that has begun."""
+        self._held.clear()
+        self._head = self._tail = b""
+
+    def _end(self, line: bytes) -> bytes:
+        if self._held:
+            line = bytes(self._held) + line
+            self._held.clear()
+        if not self._head:
+            return self._note(line, False)
+        ends = self._head + (self._tail + line)[-EDGE_BYTES:]
+        self._head = self._tail = b""
+        self._note(ends, True)
+        skipped, self.skipping = self.skipping, False
+        return b"" if skipped else line + b"\n"
+
+    def _hold(self, data: bytes) -> bytes:
+        if not self._head:
+            self._held += data
+            whole = self.hold_all or self._held.startswith(b"[")
+            if len(self._held) <= (HOLD_WHOLE_BYTES if whole else HOLD_BYTES):
+                return b""
+            data = bytes(self._held)
+            self._held.clear()
+            self._head = data[:EDGE_BYTES]
+        self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
+        return b"" if self.skipping else data
+
+
+class Relay:
+    """One client's relay.
+
+    `connect` returns a connection to the gateway; it is given the highest id that a gateway has used for a request to
+    this client.
+    """
+
+    def __init__(self, connect: Callable[[int], socket.socket], stdin: int = 0, stdout: int = 1) -> None:
+        self._connect = connect
+        self._stdin, self._stdout = stdin, stdout
+        self._record = SessionRecord()
+        self._from_client = Direction(self._note_request)
+        self._from_gateway = Direction(self._note_answer)
+        self._to_client = self._to_gateway = b""
+        self._ended = False
+        """Whether stdin has ended."""
+        self._broken = False
+        """Whether this gateway takes nothing more; what it has sent is still read."""
+        self._restarts: list[float] = []
+
+    def run(self) -> None:
+        """Copy until the client has ended stdin and got its answers, or no longer reads.
+
+        Raises:
+            RelayError: no gateway can be started, or one after the other dies.
+        """
+        mode = os.fstat(self._stdout).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            os.set_blocking(self._stdout, False)
+        try:
+            try:
+                sock = self._connect(0)
+                while True:
+                    with sock:
+                        self._copy(sock)
+                    if self._ended:
+                        break
+                    sock = self._restart()
+            finally:
+                self._to_client += self._record.fail_pending(also_initialize=True)
+                self._flush()
+        except BrokenPipeError:
+            pass  # the client reads no more
+
+    def _copy(self, sock: socket.socket) -> None:
+        """Copy until the gateway closes."""
+        poll, applied = select.poll(), None
+        while True:
+            reads_client = not (self._ended or self._to_gateway or self._broken)
+            wanted = reads_client, bool(self._to_gateway), bool(self._to_client)
+            if wanted != applied:
+                poll, applied = self._make_poll(sock, *wanted), wanted
+            for fd, event in poll.poll():
+                if fd == self._stdin:
+                    self._read_client()
+                    self._send(sock)
+                elif fd == self._stdout:
+                    if event & GONE:
+                        raise BrokenPipeError
+                    self._write()
+                else:
+                    self._send(sock)
+                    if not self._to_client and not self._read_gateway(sock):
+                        return
+
+    def _make_poll(self, sock: socket.socket, reads_client: bool, to_gateway: bool, to_client: bool) -> select.poll:
+        poll = select.poll()
+        if reads_client:
+            poll.register(self._stdin, select.POLLIN)
+        if to_gateway or not to_client:
+            poll.register(sock, (select.POLLOUT if to_gateway else 0) | (0 if to_client else select.POLLIN))
+        poll.register(self._stdout, select.POLLOUT if to_client else 0)
+        return poll
+
+    def _read_client(self) -> None:
+        try:
+            data = os.read(self._stdin, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # a terminal that is gone
+            data = b""
+        self._ended = not data
+        self._to_gateway = self._from_client.feed(data or b"\n")  # the last line need not have an end
+
+    def _send(self, sock: socket.socket) -> None:
+        if not self._to_gateway:
+            return
+        try:
+            self._to_gateway = self._to_gateway[os.write(sock.fileno(), self._to_gateway) :]
+            if self._ended and not self._to_gateway:
+                sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._broken, self._to_gateway = True, b""
+
+    def _read_gateway(self, sock: socket.socket) -> bool:
+        """Copy what the gateway has sent; return whether more may come."""
+        try:
+            data = os.read(sock.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if data:
+            self._to_client = self._from_gateway.feed(data)
+            self._from_gateway.hold_all = self._record.is_replaying
+            self._write()
+        return bool(data)
+
+    def _write(self) -> None:
+        if self._to_client:
+            try:
+                self._to_client = self._to_client[os.write(self._stdout, self._to_client) :]
+            except BlockingIOError:
+                pass
+
+    def _flush(self) -> None:
+        """Write the last answers, while the client reads."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLOUT)
+        while self._to_client and poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            self._write()
+
+    def _restart(self) -> socket.socket:
+        """Answer what the dead gateway had, connect to another one, and bring it to the state of the session."""
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if at > now - RESTART_INTERVAL] + [now]
+        self._to_gateway, self._broken = b"", False
+        if self._from_gateway.is_inside:
+            self._to_client += b"\n"
+        self._from_gateway.drop()
+        self._from_client.skipping = self._from_client.is_inside
+        self._to_client += self._record.fail_pending()
+        self._write()
+        if len(self._restarts) > MAX_RESTARTS:
+            text = f"the gateway has ended {len(self._restarts)} times within {RESTART_INTERVAL:g} s"
+            raise RelayError(text)
+        warn("the gateway has ended; connecting to another one")
+        sock = self._connect(self._record.last_asked)
+        self._to_gateway = self._record.replay()
+        self._from_gateway.hold_all = self._record.is_replaying
+        return sock
+
+    def _note_request(self, line: bytes, cut: bool) -> bytes:
+        if self._from_client.skipping:  # the gateway that had its beginning is gone
+            lost = SessionRecord()
+            lost.note_request(line, cut=cut)
+            self._to_client += lost.fail_pending()
+            return b""
+        self._record.note_request(line, cut=cut)
+        return line + b"\n"
+
+    def _note_answer(self, line: bytes, cut: bool) -> bytes:
+        noted = self._record.note_answer(line)
+        return line + b"\n" if noted is line or cut else noted

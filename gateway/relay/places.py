@@ -1,0 +1,129 @@
+"""Where the gateway of a config listens: one socket for each user, config, version and set of variables.
+
+The name of the socket is a digest of all that two clients must have in common to share a gateway. Its directory belongs
+to the user alone, so that no other user can put a socket there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+
+try:
+    from _blake2 import blake2b  # `hashlib` loads OpenSSL, a quarter of the memory of a relay
+except ImportError:  # another interpreter
+    from hashlib import blake2b
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DIRECTORY = "trio-mcp-gateway"
+STATE_VARIABLE = "MCP_GATEWAY_STATE_DIR"
+GATEWAYS_VARIABLE = "MCP_GATEWAY_GATEWAYS"
+MAX_SOCKET_PATH = 100
+"""Bytes of a socket's path: the kernels take 104 to 108."""
+MAX_CONFIG_BYTES = 16 * 1024 * 1024
+_VARIABLES = re.compile(rb"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-|\})")
+
+
+class RelayError(Exception):
+    """The relay cannot serve; the message is for the user, with what to do."""
+
+
+class Place:
+    """The gateway that a client means: its config, what it gets of the environment, and its files."""
+
+    def __init__(self, config: str, environ: Mapping[str, str], version: str, state: str | None) -> None:
+        self.config = os.path.realpath(config)
+        self.state = os.path.abspath(state or default_state(environ))
+        names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(_read(self.config)))]
+        self.variables = {name: environ[name] for name in sorted(names) if name in environ}
+        """The variables that the config uses, as far as they are set."""
+        parts = [version, str(os.getuid()), self.config, self.state]
+        parts += [f"{name}={value}" for name, value in self.variables.items()]
+        text = "\0".join(parts).encode(errors="surrogateescape")
+        directory = make_directory(environ, self.state)
+        self.socket = os.path.join(directory, f"{blake2b(text, digest_size=10).hexdigest()}.sock")
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            text = f"the path {self.socket} is too long for a socket; set XDG_RUNTIME_DIR or {STATE_VARIABLE}"
+            raise RelayError(text)
+
+    @property
+    def lock(self) -> str:
+        """The file that is locked by the relay which looks for a gateway and starts one."""
+        return self.socket.removesuffix("sock") + "lock"
+
+    @property
+    def log(self) -> str:
+        """The file that the gateway logs into."""
+        return self.socket.removesuffix("sock") + "log"
+
+
+def _read(config: str) -> bytes:
+    try:
+        if not stat.S_ISREG(os.stat(config).st_mode):
+            text = f"{config} is no plain file, which several clients could read"
+            raise RelayError(text)
+        with open(config, "rb") as file:
+            return file.read(MAX_CONFIG_BYTES)
+    except OSError as exc:
+        text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
+        raise RelayError(text) from None
+
+
+def default_state(environ: Mapping[str, str]) -> str:
+    """Return the state directory, as `gateway.store.default_directory` does."""
+    base = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return environ.get(STATE_VARIABLE) or os.path.join(base, DIRECTORY)
+
+
+def make_directory(environ: Mapping[str, str], state: str) -> str:
+    """Return the directory of the sockets, which is made if it is absent.
+
+    Raises:
+        RelayError: another user owns it, or can write it.
+    """
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    directory = os.path.join(runtime, DIRECTORY) if runtime else os.path.join(state, "relays")
+    try:
+        if not runtime:
+            os.makedirs(state, mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+        found = os.lstat(directory)
+    except OSError as exc:
+        text = f"{exc.filename or directory}: {(exc.strerror or str(exc)).lower()}; set XDG_RUNTIME_DIR"
+        raise RelayError(text) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        text = (
+            f"{directory} must be a directory that no other user can use (owner {found.st_uid}, mode"
+            f" {stat.S_IMODE(found.st_mode):04o}); remove it, or run `chmod 700 {directory}`"
+        )
+        raise RelayError(text)
+    return directory
+
+
+def check_lineage(place: Place, environ: Mapping[str, str]) -> None:
+    """Raise RelayError where a gateway with this config has started this relay: it would call itself without end."""
+    found = environ.get(GATEWAYS_VARIABLE)
+    if found:
+        try:
+            configs = json.loads(found)["configs"]
+        except (ValueError, KeyError, TypeError):
+            return
+        if place.config in configs:
+            text = f"{place.config}: a gateway with this config has started this relay; remove that server from it"
+            raise RelayError(text)
+
+
+def warn(text: str) -> None:
+    """Write a line to stderr, which need not have a reader."""
+    try:
+        os.write(2, f"mcp-gateway connect: {text}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass
