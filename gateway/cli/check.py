@@ -13,6 +13,7 @@ from gateway.config.access import Rules
 from gateway.config.findings import Line, shown
 from gateway.config.parse import files_of, parse_config, read_file
 from gateway.config.shown import secrets_of_config, shown_config
+from gateway.config.text import JSONC, plain_json
 from gateway.errors import ConfigError
 from gateway.masking import SECRETS, Masker
 from gateway.reload.overlay import Base
@@ -35,11 +36,12 @@ def run(values: Values) -> int:
     places, path = Places(""), config_path(values)
     try:
         data = read_file(path)  # once: it may be a pipe
-        places = Places(data.decode("utf-8", errors="replace"))
+        text = data.decode("utf-8", errors="replace")
+        places = Places(plain_json(text) if path.suffix == JSONC else text)
         files = files_of(path, os.environ)
         config = parse_config(data, environ=os.environ, source=str(path), files=files)
         source = ConfigSource(path, environ=os.environ, store=Store(state_directory(values)))
-        source.base = Base(config, raw_servers(data), files)
+        source.base = Base(config, raw_servers(data, str(path)), files)
         config, removed = source.compose(), source.overlay.removed
         warnings = [*config.warnings, *_missing_programs(config)]
     except ConfigError as exc:

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from gateway.cli.output import CommandError
 from gateway.config.parse import read_file
 from gateway.config.substitution import KNOWN_TO_ALL, home_of
+from gateway.config.text import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CLIENTS = ("claude", "claude-code", "cursor", "vscode", "windsurf", "codex", "gemini", "opencode", "copilot")
-# A string, which may hold what looks like a comment, or a comment, or a comma before a closing bracket.
-_JSONC = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL)
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _KEPT = (
     "type", "command", "args", "env", "cwd", "url", "headers", "disabled", "enabled", "envFile", "oauth", "tools",
@@ -93,7 +92,7 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
             if first != name or ours in found.servers or ours in found.skipped or ours in found.own:
                 continue  # in a file that counts less
             try:
-                if _runs_gateway(raw, folder, target):
+                if runs_gateway(raw, target, folder):
                     found.own.append(ours)
                 else:
                     spell = partial(_spell, raw=raw, path=path, environ=environ, folder=folder)
@@ -116,7 +115,7 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
 
             parsed: Any = tomllib.loads(text)
         else:
-            parsed = json.loads(_JSONC.sub(lambda match: match[1] or "", text))
+            parsed = json.loads(plain_json(text))
     except ValueError as exc:
         problem = f"{path} cannot be understood: {exc}"
         raise CommandError(problem) from None
@@ -142,8 +141,8 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
     return found | {name: {**found[name], "disabled": True} for name in off if isinstance(found[name], dict)}
 
 
-def _runs_gateway(raw: dict[str, Any], folder: Path, target: Path) -> bool:
-    """Whether an entry starts a gateway with the config `target`, or with one that it does not name."""
+def runs_gateway(raw: dict[str, Any], target: Path | None = None, folder: Path | None = None) -> bool:
+    """Whether an entry starts a gateway: any, or one with the config `target` or with none that it names."""
     command: Any = raw.get("command")
     parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
     words = [word for part in parts for word in str(part).split("=", 1)]
@@ -151,7 +150,9 @@ def _runs_gateway(raw: dict[str, Any], folder: Path, target: Path) -> bool:
     if not is_module and not any(Path(word).stem == "mcp-gateway" for word in words):
         return False
     config = next((value for word, value in pairwise(words) if word == "--config"), None)
-    return config is None or (folder / Path(config).expanduser()).resolve() == target.resolve()
+    if config is None or target is None:
+        return True
+    return ((folder or Path()) / Path(config).expanduser()).resolve() == target.resolve()
 
 
 def _converted(raw: dict[str, Any]) -> dict[str, Any]:

@@ -100,16 +100,15 @@ def warn_of_state(values: Values) -> None:
 
 def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
     """What a shell may offer as a server's name: those in the config file, as far as it can be read."""
-    import json
-
     from gateway.config.parse import read_file
+    from gateway.config.text import load_valid
     from gateway.errors import ConfigError
 
     try:
         path = Path(given.get("config") or given.get("file") or "")
         if not path.is_file():  # a pipe is read only once, and not by a shell
             return ()
-        config = json.loads(read_file(path))
+        config = load_valid(read_file(path), str(path))
         return [*config.get("mcpServers", config.get("servers", {}))]
     except (ConfigError, ValueError, AttributeError, TypeError):
         return ()

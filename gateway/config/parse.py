@@ -11,7 +11,7 @@ from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.config.scalars import read_section
 from gateway.config.servers import read_server
 from gateway.config.substitution import home_of
-from gateway.config.text import SHAPE, check_surrogates, decode
+from gateway.config.text import SHAPE, check_surrogates, decode, is_toml
 from gateway.config.views import read_views
 from gateway.errors import ConfigError
 
@@ -72,7 +72,7 @@ def parse_config(
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
     findings.check()
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) and not is_toml(source):
         check_surrogates(data, source)
     return Config(servers, gateway, tuple(findings.warnings), source, access, views, findings.secrets)
 

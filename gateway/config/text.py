@@ -1,5 +1,8 @@
 """From the bytes of a config to plain values, with errors that say where and what was expected.
 
+The end of its name says what a file holds: `.toml`, `.jsonc` (JSON with comments and commas after the last entry), and
+JSON with any other name.
+
 The standard library's parser serves here, not msgspec's: it tells line and column, and shows every key of an
 object, so that a key written twice is found instead of silently losing the first.
 """
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from json import JSONDecodeError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.config.findings import SyntaxProblem, is_list, is_object, shown
 from gateway.errors import ConfigError
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from gateway.config.findings import Findings
 
 SHAPE = '{"mcpServers": {"NAME": {"command": "..."}}}'
+JSONC = ".jsonc"
+# A string, which may hold what looks like a comment, or a comment, or a comma before a closing bracket.
+_EXTRAS = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL)
 _STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
 _EXPECTED = {
     "Expecting value": "a value",
@@ -63,6 +69,10 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
             raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
     if not text.strip():
         raise ConfigError([f"{source}: is empty; expected {SHAPE}"])
+    if is_toml(source):
+        return _decode_toml(text, source)
+    if source.endswith(JSONC):
+        text = plain_json(text)
     pairs = _Pairs()
     constants: list[str] = []
     try:
@@ -78,6 +88,36 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
     if pairs.repeated:
         _note_repeated(root, "", pairs, findings, source)
     return root
+
+
+def load_valid(data: bytes, source: str) -> Any:
+    """Return the value of a config that has been read before without a problem."""
+    text = data.decode("utf-8-sig")
+    if is_toml(source):
+        return _decode_toml(text, source)
+    return json.loads(plain_json(text) if source.endswith(JSONC) else text)
+
+
+def is_toml(source: str) -> bool:
+    """Whether a file of this name holds TOML."""
+    return source.endswith(".toml")
+
+
+def plain_json(text: str) -> str:
+    """Return the text with spaces for comments and for commas after the last entry: every place stays where it is."""
+    return _EXTRAS.sub(lambda found: found[1] or re.sub(r"[^\n]", " ", found[0]), text)
+
+
+def _decode_toml(text: str, source: str) -> object:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        problem = str(error)
+        place = re.search(r"line (\d+), column (\d+)", problem)
+        fault = f"{source}: is no valid TOML: {problem[:1].lower()}{problem[1:]}"
+        raise ConfigError([fault if place is None else SyntaxProblem.at(int(place[1]), int(place[2]), fault)]) from None
 
 
 def check_surrogates(data: bytes | str, source: str) -> None:

@@ -5,7 +5,6 @@ Everything in here blocks; whoever runs a loop calls it in a thread.
 
 from __future__ import annotations
 
-import json
 import logging
 import stat
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +13,7 @@ import msgspec
 
 from gateway.config import Config, parse_config
 from gateway.config.parse import files_of, read_file
+from gateway.config.text import load_valid
 from gateway.errors import ConfigError
 from gateway.reload.overlay import Base, Overlay, read_overlay
 from gateway.reload.watch import mark_of
@@ -107,7 +107,7 @@ class ConfigSource:
         config = parse_config(data, environ=self.environ, source=str(self.path), files=self._files)
         if self._name is not None:
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
-        return Base(config, raw_servers(data), self._files)
+        return Base(config, raw_servers(data, str(self.path)), self._files)
 
     @property
     def keeps(self) -> bool:
@@ -129,9 +129,9 @@ class ConfigSource:
             )
 
 
-def raw_servers(data: bytes) -> dict[str, dict[str, Any]]:
-    """The servers of a valid config as its text has them."""
-    root: dict[str, Any] = json.loads(data.decode("utf-8-sig"))
+def raw_servers(data: bytes, source: str = "") -> dict[str, dict[str, Any]]:
+    """The servers of a valid config as its text has them; the name of the `source` says in which format."""
+    root: dict[str, Any] = load_valid(data, source)
     return cast("dict[str, dict[str, Any]]", root.get("mcpServers", root.get("servers")))
 
 
