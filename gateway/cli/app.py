@@ -79,7 +79,7 @@ def _function(command: Command, chosen: list[Chosen]) -> Callable[..., None]:
     """What Typer takes for a command: a function with a parameter for each flag."""
 
     def take(**given: Any) -> None:
-        raw = {key: value for key, value in given.items() if value not in {None, False, ()} and value != []}
+        raw = {key: value for key, value in given.items() if not (value is None or value is False or value in ((), []))}
         chosen.append((command, raw))
 
     parameters = [_parameter(flag) for flag in command.flags]

@@ -117,6 +117,11 @@ class Places:
         self._found.setdefault((owner, label), (key, value))
 
 
+def mask_line(line: str) -> str:
+    """Return a line of a config without what may be secret."""
+    return _mask(line, 0)[0]
+
+
 def _text(text: str, at: int) -> tuple[str, int]:
     """A string of the JSON, and where it ends."""
     found: tuple[str, int] = _DECODER.raw_decode(text, at)

@@ -1,0 +1,108 @@
+"""`mcp-gateway add` and `remove`: one server of a config, with comments and order kept.
+
+A server that is added is started once, so that the first list of the first client is complete; its tools are shown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.cli.doctor import examine, show
+from gateway.cli.editing import Document
+from gateway.cli.flags import Command, Flag, Values
+from gateway.cli.importing import describe, section_of
+from gateway.cli.options import STATE, load, names_in_config, state_directory
+from gateway.cli.output import CommandError, UsageError, print_error
+from gateway.store import Store
+
+CONFIG = Flag("--config", "the config file; it may be new", "FILE", parse=Path, required=True)
+
+
+def add(values: Values) -> int:
+    """Write the server, start it once, and show its tools; 1 if it does not work."""
+    document = Document(values.config)
+    keys = (section_of(document), values.name)
+    if document.member(keys) is not None and not values.force:
+        problem = f"{values.config} has a server {values.name!r} already"
+        raise CommandError(problem, "--force replaces it")
+    entry = _entry(values)
+    described = describe(values.name, entry, values.config)  # before anything is written
+    document.edit(keys, entry)
+    document.save()
+    print_error(f"{values.config}: added {values.name!r}, which {described['runs']}; it is started once")
+    config = load(values.config)
+    server = config.servers[values.name]
+    found = examine(msgspec.structs.replace(config, servers={values.name: server}), values)
+    show(found)
+    listing = Store(state_directory(values)).load_catalog(server)
+    if listing is not None and found[values.name]["ok"]:
+        for kind, items in listing.items.items():
+            for item in items:
+                print(f"  {kind.name.lower()}: {item.own}")
+    return 0 if found[values.name]["ok"] else 1
+
+
+def _entry(values: Values) -> dict[str, Any]:
+    if not values.word:
+        problem = f"what is {values.name!r}? Neither a command nor a URL was given"
+        raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS; or URL in their place")
+    variables: dict[str, str] = {}
+    for pair in values.env:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            problem = f"--env {pair}: it has no value"
+            raise UsageError(problem, "--env NAME=VALUE")
+        variables[name] = value
+    first, *rest = values.word
+    if first.startswith(("http://", "https://")):
+        if rest or variables:
+            problem = "a remote server takes neither arguments nor variables"
+            raise UsageError(problem, "write its 'headers' into the config")
+        return {"url": first}
+    return {"command": first, "args": rest, **({"env": variables} if variables else {})}
+
+
+def remove(values: Values) -> int:
+    """Remove a server from the config."""
+    document = Document(values.config)
+    keys = (section_of(document), values.name)
+    if document.member(keys) is None:
+        problem = f"{values.config} has no server {values.name!r}"
+        known = ", ".join(document.member(keys[:1]) or {}) or "none"
+        raise CommandError(problem, f"it has {known}")
+    document.edit(keys, None)
+    document.save()
+    print_error(f"{values.config}: removed {values.name!r}")
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "add",
+        "add a server to a config, start it once, and show what it offers",
+        add,
+        (
+            Flag("NAME", "its name", required=True),
+            Flag("WORD", "behind --: its command and the arguments; or its URL", many=True),
+            CONFIG,
+            Flag(
+                "--env",
+                "a variable of its environment; ${NAME} keeps a secret out of the file",
+                "NAME=VALUE",
+                many=True,
+            ),
+            Flag("--force", "replace a server of the same name", switch=True),
+            STATE,
+        ),
+        epilog="Example: mcp-gateway add time --config config.json -- uvx mcp-server-time",
+    ),
+    Command(
+        "remove",
+        "remove a server from a config",
+        remove,
+        (Flag("NAME", "its name", required=True, complete=names_in_config), CONFIG),
+    ),
+)

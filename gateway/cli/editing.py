@@ -1,0 +1,280 @@
+"""Small changes to files that people write: one entry set or removed, everything else left as it is.
+
+The text is edited, not written again from its values, so that comments, order and white space stay. Afterwards it is
+read back: where it does not say exactly what it should, nothing is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import tempfile
+from contextlib import suppress
+from json import JSONDecoder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from gateway.cli.output import CommandError
+from gateway.config.parse import read_file
+from gateway.config.text import is_toml, load_valid, plain_json
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NEW_MODE: Final = 0o600
+"""Of a file that is made here: it may hold keys."""
+BACKUP: Final = ".bak"
+_DECODER = JSONDecoder(strict=False)
+_SPACE = re.compile(r"\s*")
+_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_HEADER = re.compile(r"^[ \t]*\[([^\[\]\n]+)\][ \t]*(?:#[^\n]*)?$", re.MULTILINE)
+
+
+class Document:
+    """A file as it was read: its text, and the values in it. One that does not exist is an empty object."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = read_file(path) if path.exists() else None
+        try:
+            self.text = "" if self.data is None else self.data.decode("utf-8-sig")
+            root: Any = _parse(self.text, path)
+        except ValueError as exc:
+            problem = f"{path} cannot be understood, so it is not changed: {exc}"
+            raise CommandError(problem) from None
+        if not isinstance(root, dict):
+            problem = f"{path} holds no object, so it is not changed"
+            raise CommandError(problem)
+        self.root = cast("dict[str, Any]", root)
+
+    def member(self, keys: Sequence[str]) -> Any:
+        """Return the value at a path of keys, None where it is absent."""
+        value: Any = self.root
+        for key in keys:
+            value = cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
+        return value
+
+    def edit(self, keys: Sequence[str], value: Any) -> str:
+        """Set the value at this path, or remove what is there (None); return the text, which `save` writes.
+
+        Raises:
+            CommandError: that cannot be done by a small change.
+        """
+        with suppress(ValueError, LookupError, TypeError, AttributeError, ConfigError):
+            wanted = _changed(self.root, keys, value)
+            text = _edit_toml(self, keys, value) if is_toml(self.path.name) else _edit_json(self.text, keys, value)
+            if _parse(text, self.path) == wanted:
+                self.text, self.root = text, wanted
+                return text
+        problem, where = f"{self.path} is written in a way that this command cannot change", ".".join(keys)
+        hint = f"remove {where} yourself" if value is None else f"write {where} yourself: {write_json(value)}"
+        raise CommandError(problem, hint)
+
+    def save(self, *, backup: bool = False) -> None:
+        """Replace the file as a whole, or not at all; a link stays one, and the mode stays as it was.
+
+        Raises:
+            CommandError: it cannot be written, or has changed since it was read.
+        """
+        target = self.path.resolve()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mode = target.stat().st_mode & 0o777 if self.data is not None else NEW_MODE
+            if backup and self.data is not None:
+                _write(target.with_name(target.name + BACKUP), self.data, mode)
+            _write(target, self.text.encode(), mode, unless_changed=self)
+        except OSError as exc:
+            problem = f"{self.path} cannot be written: {exc.strerror or exc}"
+            raise CommandError(problem) from None
+
+
+def _write(target: Path, data: bytes, mode: int, *, unless_changed: Document | None = None) -> None:
+    fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        temporary.chmod(mode)
+        if unless_changed is not None and unless_changed.data != (target.read_bytes() if target.exists() else None):
+            problem = f"{unless_changed.path} has been changed meanwhile, so nothing is written"
+            raise CommandError(problem, "run the command again")
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _parse(text: str, path: Path) -> Any:
+    """Return the values of a text; JSON may have comments, whatever the file is called."""
+    if not text.strip():
+        return {}
+    return load_valid(text.encode(), path.name) if is_toml(path.name) else json.loads(plain_json(text))
+
+
+def _changed(root: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return the values with one more, or without it; nothing is made in order to remove something from it."""
+    made = copy.deepcopy(root)
+    place = made
+    for key in keys[:-1]:
+        if value is None and key not in place:
+            return made
+        place = place.setdefault(key, {})
+    if value is None:
+        place.pop(keys[-1], None)
+    else:
+        place[keys[-1]] = value
+    return made
+
+
+def write_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON text."""
+    return json.dumps(value, indent=indent, ensure_ascii=False)
+
+
+# -- JSON, with comments ---------------------------------------------------------------------------------------------
+
+
+class _Member(NamedTuple):
+    key: str
+    start: int
+    """Where the key begins."""
+    value: int
+    end: int
+    comma: int | None
+    """The comma behind the value, also behind the last one."""
+
+
+def _edit_json(text: str, keys: Sequence[str], value: Any) -> str:
+    text = text if text.strip() else "{}\n"
+    at = _skip(plain_json(text), 0)
+    for depth, key in enumerate(keys):
+        members, close = _members(text, at)
+        found = next((member for member in members if member.key == key), None)
+        if found is not None and depth < len(keys) - 1:
+            at = found.value
+            continue
+        if value is None:
+            return text if found is None else _without(text, members, members.index(found))
+        for inner in reversed(keys[depth + 1 :]):
+            value = {inner: value}
+        if found is not None:
+            return text[: found.value] + _laid_out(value, _indent_of(text, found.start)) + text[found.end :]
+        return _with(text, at, members, close, key, value)
+    raise LookupError
+
+
+def _members(text: str, at: int) -> tuple[list[_Member], int]:
+    """Return the members of the object that begins there, and the place of its closing brace."""
+    plain = plain_json(text)  # without commas after a last entry, which no decoder takes
+    marks = _COMMENT.sub(lambda found: found[1] or re.sub(r"[^\n]", " ", found[0]), text)
+    if plain[at] != "{":
+        raise ValueError
+    members: list[_Member] = []
+    at = _skip(plain, at + 1)
+    while plain[at] != "}":
+        key, after = cast("tuple[str, int]", _DECODER.raw_decode(plain, at))
+        value = _skip(plain, _skip(plain, after) + 1)
+        _, end = _DECODER.raw_decode(plain, value)
+        behind = _skip(marks, end)
+        members.append(_Member(key, at, value, end, behind if marks[behind] == "," else None))
+        at = _skip(plain, behind + (plain[behind] == ","))
+    return members, at
+
+
+def _with(text: str, at: int, members: list[_Member], close: int, key: str, value: Any) -> str:
+    """Return the text with one more member at the end of an object, behind its comments."""
+    tail = len(text[:close].rstrip())
+    if not members:
+        outer = _indent_of(text, at)
+        indent = outer + "  "
+        return f"{text[:tail]}\n{indent}{write_json(key)}: {_laid_out(value, indent)}\n{outer}{text[close:]}"
+    last = members[-1]
+    comma, after = (",", "") if last.comma is None else ("", ",")  # a comma after the last entry is kept up
+    if "\n" not in text[at:close]:
+        member = f"{write_json(key)}: {write_json(value)}{after}"
+        return f"{text[: last.end]}{comma}{text[last.end : tail]} {member}{text[tail:]}"
+    indent = _indent_of(text, last.start)
+    member = f"{write_json(key)}: {_laid_out(value, indent)}{after}"
+    return f"{text[: last.end]}{comma}{text[last.end : tail]}\n{indent}{member}{text[tail:]}"
+
+
+def _without(text: str, members: list[_Member], index: int) -> str:
+    """Return the text without one member, its comma, and its line if nothing else is on it."""
+    member = members[index]
+    before = members[index - 1].comma if index else None
+    start, end = member.start, member.end if member.comma is None else member.comma + 1
+    line, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end) + 1
+    if not text[line:start].strip() and line_end and not text[end:line_end].strip():
+        start, end = line, line_end
+    if member.comma is None and before is not None:  # the last one: what is the last one then has no comma
+        return text[:before] + text[before + 1 : start] + text[end:]
+    return text[:start] + text[end:]
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
+def _indent_of(text: str, at: int) -> str:
+    line = text[text.rfind("\n", 0, at) + 1 : at]
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _laid_out(value: Any, indent: str) -> str:
+    return write_json(value, 2).replace("\n", f"\n{indent}")
+
+
+# -- TOML ------------------------------------------------------------------------------------------------------------
+
+
+def _edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
+    """Remove the tables of an entry, and write one at the end; entries that are no tables of their own are refused."""
+    text = document.text
+    if document.member(keys) is not None:
+        kept, position, inside = "", 0, False
+        for header in _HEADER.finditer(text):
+            kept += "" if inside else text[position : header.start()]
+            inside, position = _header_keys(header[1])[: len(keys)] == list(keys), header.start()
+        text = kept + ("" if inside else text[position:])
+    if value is None:
+        return text
+    entry = cast("dict[str, Any]", value)
+    tables = {key: cast("dict[str, Any]", item) for key, item in entry.items() if isinstance(item, dict)}
+    plain = {key: item for key, item in entry.items() if key not in tables}
+    text = text.rstrip() + "\n\n" if text.strip() else ""
+    for inner, members in ((), plain), *(((key,), item) for key, item in tables.items()):
+        name = ".".join(map(_toml_key, (*keys, *inner)))
+        lines = [f"{_toml_key(key)} = {_toml_value(item)}" for key, item in members.items()]
+        text += "\n".join([f"[{name}]", *lines]) + "\n"
+    return text
+
+
+def _header_keys(header: str) -> list[str]:
+    import tomllib
+
+    found: Any = tomllib.loads(f"[{header}]")
+    keys: list[str] = []
+    while found:
+        key, found = next(iter(found.items()))
+        keys.append(key)
+    return keys
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else write_json(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value).items()
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, cast("list[Any]", value))) + "]"
+    return write_json(value)

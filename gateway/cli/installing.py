@@ -1,0 +1,290 @@
+"""`mcp-gateway install` and `uninstall`: the gateway's entry in the configs of MCP clients.
+
+Each client gets an entry that runs `connect`, with names of tools that it takes (docs/clients.md). What will change is
+shown first, without what may be secret; files keep their comments and order, and a copy of what they were.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from gateway.cli.clients import CLIENTS, places, runs_gateway
+from gateway.cli.editing import BACKUP, Document, write_json
+from gateway.cli.flags import Command, Flag, Values
+from gateway.cli.importing import agreed
+from gateway.cli.output import CommandError, UsageError, error, print_error
+from gateway.cli.places import mask_line
+from gateway.config import load_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ENTRY: Final = "gateway"
+"""The name of the entry, unless another one is given."""
+_NO_PROJECT: Final = Path("/nonexistent")
+COMMAND_TIMEOUT: Final = 60.0
+"""Seconds for a client's own command."""
+
+
+def _plain(command: list[str]) -> dict[str, Any]:
+    return {"command": command[0], "args": command[1:]}
+
+
+def _typed(command: list[str]) -> dict[str, Any]:
+    return {"type": "stdio", **_plain(command)}
+
+
+def _copilot(command: list[str]) -> dict[str, Any]:
+    return {"type": "local", **_plain(command), "tools": ["*"]}
+
+
+def _opencode(command: list[str]) -> dict[str, Any]:
+    return {"type": "local", "command": command, "enabled": True}
+
+
+class Program(NamedTuple):
+    """A client's own command, which does the writing where it is there; `{name}` and `{json}` stand for the entry's."""
+
+    name: str
+    add: tuple[str, ...]
+    """The command line of the server follows, unless this has `{json}`."""
+    remove: tuple[str, ...]
+
+
+class Client(NamedTuple):
+    """How one client is connected."""
+
+    section: str
+    """Where its file has its servers."""
+    names: tuple[str, ...] = ()
+    """Options of `connect` for the names of tools that it takes."""
+    entry: Callable[[list[str]], dict[str, Any]] = _plain
+    program: Program | None = None
+
+    def find_program(self) -> str | None:
+        """Return the path of the client's own command."""
+        return None if self.program is None else shutil.which(self.program.name)
+
+
+_UNDERSCORES = ("--separator", "__")
+_SHORT = (*_UNDERSCORES, "--max-name-length", "48")
+_CLAUDE = Program(
+    "claude",
+    ("mcp", "add-json", "--scope", "user", "{name}", "{json}"),
+    ("mcp", "remove", "--scope", "user", "{name}"),
+)
+TABLE: Final = {
+    "claude": Client("mcpServers", (*_UNDERSCORES, "--max-name-length", "64")),
+    "claude-code": Client("mcpServers", _SHORT, _typed, _CLAUDE),
+    "cursor": Client("mcpServers", _SHORT),
+    "vscode": Client("servers", (), _typed),
+    "windsurf": Client("mcpServers", _SHORT),
+    "codex": Client(
+        "mcp_servers",
+        _UNDERSCORES,
+        program=Program("codex", ("mcp", "add", "{name}", "--"), ("mcp", "remove", "{name}")),
+    ),
+    # `gemini mcp add` takes the options of a server's command for its own, so its file is edited.
+    "gemini": Client("mcpServers", ("--max-name-length", "48")),
+    "opencode": Client("mcp", _SHORT, _opencode),
+    "copilot": Client("mcpServers", _UNDERSCORES, _copilot),
+}
+
+
+class Change(NamedTuple):
+    """What is about to be done to one client: a file that is edited, or its own command that is run."""
+
+    client: str
+    shown: str
+    document: Document | None = None
+    commands: Sequence[list[str]] = ()
+
+
+def install(values: Values) -> int:
+    """Connect one client, or all that are there; 1 if one of them could not be."""
+    load_config(values.config, environ=os.environ)  # a client would only show that its server does not start
+    return _run(values, lambda client: _install(client, values))
+
+
+def uninstall(values: Values) -> int:
+    """Remove the entry from one client, or from all."""
+    return _run(values, lambda client: _uninstall(client, values))
+
+
+def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
+    if bool(values.client) == values.all:
+        problem = "which client? Give one, or --all" if not values.client else "give a client or --all, not both"
+        raise UsageError(problem, ", ".join(CLIENTS))
+    if values.client and values.client not in TABLE:
+        problem = f"the client {values.client!r} is not known"
+        raise CommandError(problem, _snippet())
+    clients = [client for client in CLIENTS if _is_installed(client)] if values.all else [values.client]
+    if not clients:
+        problem = "none of the known clients is installed here"
+        raise CommandError(problem, ", ".join(CLIENTS))
+    changes: list[Change] = []
+    failed = False
+    for client in clients:
+        try:
+            change = prepare(client)
+        except CommandError as exc:
+            if not values.all:
+                raise
+            error(f"{client}: {exc}", exc.hint)
+            failed = True
+            continue
+        if change is None:
+            print(f"{client}: nothing to change")
+        else:
+            print(f"{client}:\n{change.shown}")
+            changes.append(change)
+    if changes and not (values.yes or agreed("change this?")):
+        print_error("nothing was written")
+        return 1
+    for change in changes:
+        _apply(change)
+    return 1 if failed else 0
+
+
+def _install(client: str, values: Values) -> Change | None:
+    row = TABLE[client]
+    command = connect_command(values.config, row.names, view=values.view)
+    document = Document(_file(client))
+    keys = (row.section, values.name)
+    present = document.member(keys)
+    entry = row.entry(command)
+    if present == entry:
+        return None
+    if present is not None and not _is_ours(present):
+        problem = f"{document.path} has an entry {values.name!r} that is not this gateway's"
+        raise CommandError(problem, "choose another name: --name NAME")
+    if row.program is None or row.find_program() is None:
+        return _edit(client, document, keys, entry)
+    steps = [row.program.remove] if present is not None else []
+    adding = row.program.add if "{json}" in row.program.add else (*row.program.add, *command)
+    return _own_command(client, row, [*steps, adding], name=values.name, json=write_json(entry))
+
+
+def _uninstall(client: str, values: Values) -> Change | None:
+    row = TABLE[client]
+    document = Document(_file(client))
+    keys = (row.section, values.name)
+    present = document.member(keys)
+    if present is None:
+        return None
+    if not _is_ours(present):
+        problem = f"the entry {values.name!r} in {document.path} is not this gateway's"
+        raise CommandError(problem, "name the entry: --name NAME")
+    if row.program is None or row.find_program() is None:
+        return _edit(client, document, keys, None)
+    return _own_command(client, row, [row.program.remove], name=values.name)
+
+
+def _own_command(client: str, row: Client, steps: list[tuple[str, ...]], **meanings: str) -> Change:
+    commands = [
+        [
+            row.find_program() or "",
+            *(meanings.get(word.strip("{}"), word) if word[:1] == "{" else word for word in step),
+        ]
+        for step in steps
+    ]
+    return Change(client, "\n".join(f"  runs {shlex.join(one)}" for one in commands), commands=commands)
+
+
+def _edit(client: str, document: Document, keys: Sequence[str], entry: dict[str, Any] | None) -> Change:
+    before = document.text
+    ours = write_json({keys[-1]: entry or document.member(keys)}, 2).splitlines()
+    after = document.edit(keys, entry)
+    known = {line.strip(" ,") for line in ours}
+    changed = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
+    lines = [
+        f"  {line[0]} {line[1:] if line[1:].strip(' ,') in known else mask_line(line[1:])}"
+        for line in changed
+        if not line.startswith("@@")
+    ]
+    return Change(client, "\n".join([f"  {document.path}", *lines]), document)
+
+
+def _apply(change: Change) -> None:
+    if change.document is not None:
+        change.document.save(backup=True)
+        saved = f"; before: {change.document.path.name}{BACKUP}" if change.document.data is not None else ""
+        print_error(f"{change.client}: written{saved}; restart the client")
+        return
+    for command in change.commands:
+        shown = shlex.join(command)
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_TIMEOUT, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise CommandError(f"{shown}: {exc}") from None
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise CommandError(f"{shown}: exit status {done.returncode}: {said}")
+    print_error(f"{change.client}: done; restart the client")
+
+
+def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
+    """Return the command line with which a client connects: absolute, for clients have a PATH of their own."""
+    script = Path(sys.executable).with_name("mcp-gateway")
+    program = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "gateway"]
+    chosen = [] if view is None else ["--view", view]
+    return [*program, "connect", "--config", str(config.absolute()), *names, *chosen]
+
+
+def _is_ours(entry: Any) -> bool:
+    return isinstance(entry, dict) and runs_gateway(cast("dict[str, Any]", entry))
+
+
+def _file(client: str) -> Path:
+    """Return the file of the user, not of a project; of several that one which exists."""
+    found = places(client, os.environ, _NO_PROJECT)
+    own = [path for path in found if not path.is_relative_to(_NO_PROJECT)]
+    return next((path for path in own if path.is_file()), own[0])
+
+
+def _is_installed(client: str) -> bool:
+    path = _file(client)
+    has_folder = path.parent.is_dir() and path.parent != Path.home()
+    return path.is_file() or has_folder or TABLE[client].find_program() is not None
+
+
+def _snippet() -> str:
+    command = connect_command(Path("FILE"), _UNDERSCORES)
+    entry = {"mcpServers": {ENTRY: {"command": command[0], "args": command[1:]}}}
+    return f"write this into its config: {write_json(entry)}"
+
+
+CLIENT = Flag("CLIENT", ", ".join(CLIENTS), complete=lambda _given: tuple(CLIENTS))
+ALL = Flag("--all", "all clients that are installed here", switch=True)
+NAME = Flag("--name", "the name of the entry", "NAME", ENTRY)
+YES = Flag("--yes", "write without asking", switch=True)
+COMMANDS = (
+    Command(
+        "install",
+        "connect an MCP client: write this gateway into its config",
+        install,
+        (
+            CLIENT,
+            Flag("--config", "the gateway's config file", "FILE", parse=Path, required=True),
+            Flag("--view", "what the client sees: this view of the config", "NAME"),
+            ALL,
+            NAME,
+            YES,
+        ),
+    ),
+    Command(
+        "uninstall",
+        "remove this gateway from the config of an MCP client",
+        uninstall,
+        (CLIENT, ALL, NAME, YES),
+    ),
+)
