@@ -1,4 +1,4 @@
-"""What a config takes from other files: `${file:PATH}` in a string, and a server's `env_file`.
+"""What a config takes from elsewhere: `${file:PATH}` and `${cmd:COMMAND}` in a string, and a server's `env_file`.
 
 The reader is handed in, as the environment is: without one (a config that did not come from a file) no file is read.
 What it reads are secrets: no line shows them, and `Scope.secrets` notes them, so that nothing else does.
@@ -6,9 +6,11 @@ What it reads are secrets: no line shows them, and `Scope.secrets` notes them, s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
+import signal
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -17,12 +19,10 @@ from gateway.config.findings import shown
 from gateway.config.transport import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
     from pathlib import Path
 
     from gateway.config.findings import Entry, Scope
-
-    Files = Callable[[str], str]
 
 MAX_FILE_BYTES = 64 * 1024
 """A key, a token or a list of variables is smaller by far; whatever is larger is another file."""
@@ -30,6 +30,10 @@ PIPE_TIMEOUT = 5.0
 """Seconds within which the writer of a named pipe must have written and closed it: nobody waits longer for a start."""
 FAILURE_KEPT = 60.0
 """Seconds for which a pipe that nobody has written into is not waited for again."""
+COMMAND_TIMEOUT = 30.0
+"""Seconds for a command of `${cmd:...}`: a password manager may have to ask its user."""
+EXIT_INTERVAL = 0.01
+"""Seconds between two looks whether a command that has closed its stdout has ended."""
 READ_BYTES = 65_536
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
@@ -106,31 +110,38 @@ def _read_pipe(fd: int, most: int, timeout: float) -> bytes:
     return bytes(parts)
 
 
-def reader(base: Path, home: str | None) -> Files:
-    """Make a reader of small text files; relative paths are relative to `base`, `~/` is `home`.
+class FileReader:
+    """A reader of small text files, and of what commands print, for one config file.
 
-    What was in a pipe is kept, since a pipe can be read only once; and for a while that nothing was in it, so that a
-    config that names it often does not wait each time.
+    Relative paths are relative to `base`, `~/` is `home`; commands get the variables of `environ`. What was in a pipe
+    is kept, since a pipe can be read only once; and for a while that nothing was in it, so that a config that names it
+    often does not wait each time. What a command printed, or why it failed, is kept until `forget`.
     """
-    pipes: dict[Path, bytes] = {}
-    failed: dict[Path, tuple[float, str]] = {}
 
-    def read(name: str) -> str:
-        """The text without one newline at its end. Raises UnreadableFile."""
-        path = base / (home or "~") / name[2:] if name.startswith("~/") else base / name
-        until, problem = failed.get(path, (0.0, ""))
+    def __init__(self, base: Path, home: str | None, environ: Mapping[str, str]) -> None:
+        self._base = base
+        self._home = home
+        self._environ = environ
+        self._pipes: dict[Path, bytes] = {}
+        self._failed: dict[Path, tuple[float, str]] = {}
+        self._printed: dict[str, str | UnreadableFile] = {}
+
+    def __call__(self, name: str) -> str:
+        """Return the text without one newline at its end. Raises UnreadableFile."""
+        path = self._base / (self._home or "~") / name[2:] if name.startswith("~/") else self._base / name
+        until, problem = self._failed.get(path, (0.0, ""))
         if time.monotonic() < until:
             raise UnreadableFile(problem)
-        data = pipes.get(path)
+        data = self._pipes.get(path)
         try:
             if data is None:
                 data, is_pipe = read_at_most(path, MAX_FILE_BYTES)
                 if is_pipe:
-                    pipes[path] = data
+                    self._pipes[path] = data
         except SpecialFile as exc:
             problem = f"the file {shown(name)} {exc.reason}"
             if exc.is_pipe:
-                failed[path] = (time.monotonic() + FAILURE_KEPT, problem)
+                self._failed[path] = (time.monotonic() + FAILURE_KEPT, problem)
             raise UnreadableFile(problem) from None
         except FileNotFoundError:
             raise UnreadableFile(f"there is no file {shown(name)}; a path is relative to the config file") from None
@@ -140,12 +151,93 @@ def reader(base: Path, home: str | None) -> Files:
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
         try:
-            text = data.decode("utf-8-sig")
+            return _without_newline(data.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
-        return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
-    return read
+    def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
+        """Return what a command prints, without one newline at its end; no shell is used. Raises UnreadableFile."""
+        found = self._printed.get(command)
+        if found is None:
+            try:
+                found = _without_newline(_run(command, self._base, self._environ, timeout))
+            except UnreadableFile as exc:
+                found = exc
+            self._printed[command] = found
+        if isinstance(found, UnreadableFile):
+            raise found
+        return found
+
+    def forget(self) -> None:
+        """Run commands again from now on."""
+        self._printed.clear()
+
+
+def _without_newline(text: str) -> str:
+    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _run(command: str, folder: Path, environ: Mapping[str, str], timeout: float) -> str:
+    """Run a command in a process group of its own, with no stdin, and with its stderr discarded."""
+    import shlex
+
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise UnreadableFile(f"the command {shown(command)} has {str(exc).lower()}") from None
+    subject = f"the command {shown(words[0] if words else '')}"
+    if not words or not hasattr(os, "posix_spawnp"):
+        raise UnreadableFile(f"{subject} cannot be run here" if words else "'cmd:' names no command")
+    program = str(folder / words[0]) if "/" in words[0] else words[0]
+    read, write = os.pipe()
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, write, 1),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
+    try:
+        try:
+            pid = os.posix_spawnp(program, words, environ, file_actions=actions, setpgroup=0)
+        finally:
+            os.close(write)
+        return _output(subject, pid, read, time.monotonic() + timeout, timeout)
+    except OSError as exc:
+        raise UnreadableFile(f"{subject} cannot be run: {(exc.strerror or str(exc)).lower()}") from None
+    finally:
+        os.close(read)
+
+
+def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float) -> str:
+    """Return what a process prints until it ends; it is killed where that takes too long or is too much."""
+    status: int | None = None
+    try:
+        os.set_blocking(stdout, False)
+        data = _read_pipe(stdout, MAX_FILE_BYTES, timeout)
+        if len(data) > MAX_FILE_BYTES:
+            raise UnreadableFile(f"{subject} prints more than {MAX_FILE_BYTES // 1024} KiB")
+        while status is None and time.monotonic() < deadline:
+            ended, found = os.waitpid(pid, os.WNOHANG)
+            status = found if ended else None
+            if status is None:
+                time.sleep(EXIT_INTERVAL)
+    except SpecialFile:
+        raise UnreadableFile(f"{subject} has not ended within {timeout:g} s") from None
+    except ChildProcessError:
+        status = 0
+        raise UnreadableFile(f"{subject} was waited for by other code") from None
+    finally:
+        if status is None:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+    if status is None:
+        raise UnreadableFile(f"{subject} has not ended within {timeout:g} s")
+    if (code := os.waitstatus_to_exitcode(status)) != 0:
+        raise UnreadableFile(f"{subject} failed with exit status {code}; run it yourself to see why")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UnreadableFile(f"{subject} prints what is not UTF-8 text") from None
 
 
 def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:

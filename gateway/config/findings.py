@@ -16,7 +16,9 @@ from gateway.errors import ConfigError
 from gateway.masking import Masker, is_maskable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
+
+    from gateway.config.files import FileReader
 
 _LONGEST_SHOWN = 80  # characters of a name that a line repeats
 _KINDS: dict[type, str] = {
@@ -97,7 +99,7 @@ class Scope(Struct):
     environ: Mapping[str, str]
     home: str | None = None
     lenient: bool = False
-    files: Callable[[str], str] | None = None
+    files: FileReader | None = None
     """Reads the small files that a config names; see `gateway.config.files`."""
     secrets: dict[str, str] = field(default_factory=dict[str, str])
     """What variables and files gave, which is never shown, with the spelling that stands in the config for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.access import AccessSettings, read_access
-from gateway.config.files import SpecialFile, read_at_most, reader
+from gateway.config.files import FileReader, SpecialFile, read_at_most
 from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_list, is_object, kind, shown
 from gateway.config.model import Config, GatewaySettings, ServerConfig
 from gateway.config.scalars import read_section
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from gateway.config.files import Files
 
 # A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
@@ -38,7 +37,7 @@ def parse_config(
     environ: Mapping[str, str],
     source: str = "config",
     home: str | None = None,
-    files: Files | None = None,
+    files: FileReader | None = None,
 ) -> Config:
     """Parse a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, with this gateway's sections.
 
@@ -96,9 +95,9 @@ def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = No
     )
 
 
-def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) -> Files:
-    """A reader of the files that a config file names."""
-    return reader(path.absolute().parent, home or home_of(environ))
+def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) -> FileReader:
+    """A reader of the files and commands that a config file names."""
+    return FileReader(path.absolute().parent, home or home_of(environ), environ)
 
 
 def read_file(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from gateway.config.transport import warn_command_line
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.config.files import Files
+    from gateway.config.files import FileReader
     from gateway.config.transport import Transport
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -49,7 +49,7 @@ def parse_server(
     raw: object,
     *,
     environ: Mapping[str, str],
-    files: Files | None = None,
+    files: FileReader | None = None,
 ) -> ServerConfig:
     """Read one server as a config file has it. Raises ConfigError with all its problems; warnings are dropped."""
     findings = Findings()

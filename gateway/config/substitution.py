@@ -1,9 +1,10 @@
 """`${VAR}` and `~/` in the strings of a config.
 
 `${VAR}` is the variable, `${VAR:-default}` the default when the variable is unset or empty, `${env:VAR}` another
-client's spelling of `${VAR}`, `${file:PATH}` what a small file holds. `$${` is a literal `${`: before a brace each pair
-of `$` stands for one, so that `$$${VAR}` is a `$` and then the value. Everywhere else `$` means itself. What a variable
-holds is not looked into again, a default holds no `{`, and keys are never substituted.
+client's spelling of `${VAR}`, `${file:PATH}` what a small file holds, `${cmd:COMMAND ARGUMENTS}` what a command prints.
+`$${` is a literal `${`: before a brace each pair of `$` stands for one, so that `$$${VAR}` is a `$` and then the value.
+Everywhere else `$` means itself. What a variable holds is not looked into again, a default holds no `{`, and keys are
+never substituted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from msgspec import Struct
 from gateway.config.findings import is_list, is_object, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from gateway.config.files import FileReader
     from gateway.config.findings import Scope
 
 # A field is at most a list or an object of strings, so whatever lies deeper is an error or a trap.
@@ -47,10 +49,10 @@ class Substituted(Struct, frozen=True):
     filled: tuple[tuple[str, str], ...] = ()
     """What was filled in that may be a secret, each with the expression that it stands for."""
     missing: tuple[str, ...] = ()
-    """Which files could not be read, and why."""
+    """Which files and commands could not be read, and why."""
 
 
-def substitute(text: str, environ: Mapping[str, str], files: Callable[[str], str] | None = None) -> Substituted:
+def substitute(text: str, environ: Mapping[str, str], files: FileReader | None = None) -> Substituted:
     """Fill the variables of one string in; never raises. A variable that is not set leaves nothing."""
     if "${" not in text:
         return Substituted(text)
@@ -80,7 +82,7 @@ def substitute(text: str, environ: Mapping[str, str], files: Callable[[str], str
 class _Found:
     """What comes to light while one string is filled in."""
 
-    def __init__(self, environ: Mapping[str, str], files: Callable[[str], str] | None) -> None:
+    def __init__(self, environ: Mapping[str, str], files: FileReader | None) -> None:
         self.environ = environ
         self.files = files
         self.unset: list[str] = []
@@ -88,23 +90,24 @@ class _Found:
         self.filled: list[tuple[str, str]] = []
         self.missing: list[str] = []
 
-    def read(self, name: str) -> str:
+    def read(self, kind: str, name: str) -> str:
         if self.files is None:
-            self.faults.append("holds ${file:...}, which works only in a config file")
+            self.faults.append(f"holds ${{{kind}:...}}, which works only in a config file")
             return ""
         try:
-            text = self.files(name)
+            text = self.files(name) if kind == "file" else self.files.run(name)
         except ValueError as exc:
             self.missing.append(str(exc))
             return ""
-        self.filled.append((text, f"${{file:{name}}}"))
+        self.filled.append((text, f"${{{kind}:{name}}}"))
         return text
 
 
 def _evaluate(expression: str, found: _Found) -> str:
     environ, unset, faults = found.environ, found.unset, found.faults
-    if expression.startswith("file:"):
-        return found.read(expression.removeprefix("file:"))
+    kind, colon, name = expression.partition(":")
+    if colon and kind in {"file", "cmd"}:
+        return found.read(kind, name)
     if expression in _FOREIGN:
         faults.append(f"names another client's ${{{expression}}}; {_FOREIGN[expression]} instead")
         return ""

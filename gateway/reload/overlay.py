@@ -16,7 +16,9 @@ from gateway.config import Config, parse_server
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from gateway.config.files import FileReader
 
     Raw = dict[str, Any]
 
@@ -43,7 +45,7 @@ class Base(msgspec.Struct, frozen=True):
 
     config: Config
     raws: dict[str, dict[str, Any]] = {}
-    files: Callable[[str], str] | None = None
+    files: FileReader | None = None
     """Reads the files that the config names (`gateway.config.files`)."""
 
     def digest(self, name: str) -> str | None:

@@ -104,6 +104,8 @@ class ConfigSource:
         self.mark = mark_of(self.path)
         self._pipe = _pipe_at(self.path)
         data = read_file(self.path)
+        if self._files is not None:
+            self._files.forget()
         config = parse_config(data, environ=self.environ, source=str(self.path), files=self._files)
         if self._name is not None:
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, name=self._name))
