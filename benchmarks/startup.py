@@ -4,14 +4,23 @@ Method, first: the gateway is started in stdio mode before one echo backend and 
 from exec to the answer, next to a Python that does nothing and to the backend itself. Second: 100 echo backends that
 start at once; time from exec of the gateway until `GET /health` (polled every 20 ms) calls all ready, over time from
 exec of `direct.py` until a trio program with as many tasks has started and initialized the same 100 (and, told
-besides, listed their tools). Rounds are interleaved. Unit: seconds.
+besides, listed their tools). Third: `connect` before one echo backend
+whose tools are known: time from exec of the relay to the answered `initialize`, with the gateway running and with none,
+over a Python that does nothing; and the p50 of a call through it over one through `socat - UNIX-CONNECT:` to the same
+socket, if socat is installed. Rounds are interleaved. Unit: seconds.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from benchmarks.answers import WrongAnswer
 from benchmarks.listing import add_size_arguments, many_backends
@@ -24,7 +33,8 @@ from benchmarks.wire import encode, initialize_params, make_message
 def add_arguments(parser):
     add_size_arguments(parser)
     parser.add_argument("--rounds", type=int, help="rounds with all backends (7; quick: 1)")
-    parser.add_argument("--starts", type=int, help="starts in stdio mode (10; quick: 3)")
+    parser.add_argument("--starts", type=int, help="starts in stdio mode, and of relays (10; quick: 3)")
+    parser.add_argument("--relayed-calls", type=int, default=50, help="calls of one turn through a relay (50)")
 
 
 def run(options):
@@ -38,23 +48,129 @@ def run(options):
             times.setdefault("backend: first initialize", []).append(time_initialize(backend()))
             command = gateway_command(path, "stdio")
             times.setdefault("gateway: first initialize", []).append(time_initialize(command))
+    with config_file(config_of({"echo": backend()})) as path, tempfile.TemporaryDirectory() as folder:
+        relays = Relays(path, folder)
+        for _ in range(starts):
+            times.setdefault("python -I -c pass", []).append(time_nothing("-I"))
+            times.setdefault("connect: no gateway", []).append(relays.time_cold())
+            times.setdefault("connect: gateway runs", []).append(relays.time_warm())
+        memory, calls = relays.measure_calls(starts, options.relayed_calls)
     count = len(commands)
     for _ in range(rounds):
         times.setdefault("direct: initialized", []).append(time_direct(count))
         times.setdefault("direct: initialized and listed", []).append(time_direct(count, "--list"))
         times.setdefault("gateway: all ready", []).append(time_gateway(commands))
-    return make_claims(times, count), make_details(times)
+    return [*make_claims(times, count), *make_relay_claims(times, memory, calls)], make_details(times | calls)
 
 
-def time_nothing():
+def time_nothing(*flags):
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=30)
+    subprocess.run([sys.executable, *flags, "-c", "pass"], check=True, timeout=30)
     return time.perf_counter() - begin
 
 
-def time_initialize(command):
+class Relays:
+    """Relays with a runtime and a state directory of their own."""
+
+    def __init__(self, config, folder):
+        self.command = [sys.executable, "-P", "-m", "gateway", "connect", config, "--linger"]
+        self.runtime = Path(folder, "run")
+        self.state = Path(folder, "state")
+        self.runtime.mkdir(0o700)
+        self.env = {
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "MCP_GATEWAY_STATE_DIR": str(self.state),
+            "PYTHONPATH": str(ROOT),
+        }
+        self.time_cold()  # the catalog is known from then on
+
+    def socket(self):
+        return next(self.runtime.glob("*/*.sock"), None)
+
+    def time_cold(self):
+        took = time_initialize([*self.command, "0"], env=self.env)
+        deadline = time.monotonic() + 30
+        while any(self.state.glob("control-*.sock")):  # until the gateway has gone, and its children
+            if time.monotonic() > deadline:
+                raise WrongAnswer("the gateway of connect did not stop")
+            time.sleep(0.02)
+        return took
+
+    def open(self, command, hello=b""):
+        pipes = Pipes(command, env=self.env)
+        if hello:
+            pipes.send(hello)
+            pipes.lines()
+        pipes.open("legacy")
+        return pipes
+
+    def time_warm(self):
+        keeper = self.open([*self.command, "0"])
+        try:
+            return time_initialize([*self.command, "0"], env=self.env)
+        finally:
+            keeper.close()
+
+    def measure_calls(self, rounds, count):
+        """The memory of a relay in MiB, and the p50 of each turn by the program in the middle."""
+        by_relay = self.open([*self.command, "0"])
+        ways = {"call through connect": by_relay}
+        try:
+            if shutil.which("socat") is not None:
+                hello = json.dumps({"linger": 0}).encode()
+                ways["call through socat"] = self.open(["socat", "-", f"UNIX-CONNECT:{self.socket()}"], hello)
+            found = {}
+            for _ in range(rounds * 4):
+                for what, pipes in ways.items():
+                    found.setdefault(what, []).append(statistics.median(time_calls(pipes, count)))
+            return resident(by_relay.child.pid), found
+        finally:
+            for pipes in ways.values():
+                pipes.close()
+
+
+def time_calls(pipes, count):
+    for number in range(1, count + 1):
+        params = {"name": "echo.echo", "arguments": {"text": "x"}}
+        line = encode(make_message("tools/call", params, "legacy", number))
+        begin = time.perf_counter()
+        answer = pipes.ask(line, number)
+        yield time.perf_counter() - begin
+        if b'"result"' not in answer:
+            raise WrongAnswer(f"a call got {answer[:300]!r}")
+
+
+def resident(pid):
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def make_relay_claims(times, memory, calls):
+    nothing = times["python -I -c pass"]
+    claims = [
+        Claim(
+            "connect, gateway runs: initialize over python",
+            ratios(times["connect: gateway runs"], nothing),
+            "ratio",
+            most=3,
+        ),
+        Claim(
+            "connect, no gateway: initialize over python",
+            ratios(times["connect: no gateway"], nothing),
+            "ratio",
+            most=8,
+        ),
+        Claim("memory of a relay", Figure.of([memory]), "MiB", most=12),
+    ]
+    if "call through socat" in calls:
+        added = ratios(calls["call through connect"], calls["call through socat"])
+        claims.append(Claim("connect: p50 of a call over socat", added, "ratio", most=1.3))
+    return claims
+
+
+def time_initialize(command, env=None):
     begin = time.perf_counter()
-    pipes = Pipes(command)
+    pipes = Pipes(command, env=env)
     try:
         pipes.send(encode(make_message("initialize", initialize_params(), "legacy", 1)))
         line = pipes.lines()[0]
