@@ -28,7 +28,25 @@ def add(values: Values) -> int:
     if document.member(keys) is not None and not values.force:
         problem = f"{values.config} has a server {values.name!r} already"
         raise CommandError(problem, "--force replaces it")
-    entry = _entry(values)
+    if not values.word:
+        problem = f"what is {values.name!r}? Neither a command nor a URL was given"
+        raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS; or URL in their place")
+    variables: dict[str, str] = {}
+    for pair in values.env:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            problem = f"--env {pair}: it has no value"
+            raise UsageError(problem, "--env NAME=VALUE")
+        variables[name] = value
+    first, *rest = values.word
+    entry: dict[str, Any]
+    if first.startswith(("http://", "https://")):
+        if rest or variables:
+            problem = "a remote server takes neither arguments nor variables"
+            raise UsageError(problem, "write its 'headers' into the config")
+        entry = {"url": first}
+    else:
+        entry = {"command": first, "args": rest, **({"env": variables} if variables else {})}
     described = describe(values.name, entry, values.config)  # before anything is written
     document.edit(keys, entry)
     document.save()
@@ -43,26 +61,6 @@ def add(values: Values) -> int:
             for item in items:
                 print(f"  {kind.name.lower()}: {item.own}")
     return 0 if found[values.name]["ok"] else 1
-
-
-def _entry(values: Values) -> dict[str, Any]:
-    if not values.word:
-        problem = f"what is {values.name!r}? Neither a command nor a URL was given"
-        raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS; or URL in their place")
-    variables: dict[str, str] = {}
-    for pair in values.env:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            problem = f"--env {pair}: it has no value"
-            raise UsageError(problem, "--env NAME=VALUE")
-        variables[name] = value
-    first, *rest = values.word
-    if first.startswith(("http://", "https://")):
-        if rest or variables:
-            problem = "a remote server takes neither arguments nor variables"
-            raise UsageError(problem, "write its 'headers' into the config")
-        return {"url": first}
-    return {"command": first, "args": rest, **({"env": variables} if variables else {})}
 
 
 def remove(values: Values) -> int:

@@ -65,8 +65,8 @@ class Document:
             CommandError: that cannot be done by a small change.
         """
         with suppress(ValueError, LookupError, TypeError, AttributeError, ConfigError):
-            wanted = _changed(self.root, keys, value)
-            text = _edit_toml(self, keys, value) if is_toml(self.path.name) else _edit_json(self.text, keys, value)
+            wanted = changed(self.root, keys, value)
+            text = edit_toml(self, keys, value) if is_toml(self.path.name) else edit_json(self.text, keys, value)
             if _parse(text, self.path) == wanted:
                 self.text, self.root = text, wanted
                 return text
@@ -117,7 +117,7 @@ def _parse(text: str, path: Path) -> Any:
     return load_valid(text.encode(), path.name) if is_toml(path.name) else json.loads(plain_json(text))
 
 
-def _changed(root: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+def changed(root: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
     """Return the values with one more, or without it; nothing is made in order to remove something from it."""
     made = copy.deepcopy(root)
     place = made
@@ -150,7 +150,8 @@ class _Member(NamedTuple):
     """The comma behind the value, also behind the last one."""
 
 
-def _edit_json(text: str, keys: Sequence[str], value: Any) -> str:
+def edit_json(text: str, keys: Sequence[str], value: Any) -> str:
+    """Return a JSON text, which may have comments, with another value at this path, or without it (None)."""
     text = text if text.strip() else "{}\n"
     at = _skip(plain_json(text), 0)
     for depth, key in enumerate(keys):
@@ -234,14 +235,19 @@ def _laid_out(value: Any, indent: str) -> str:
 # -- TOML ------------------------------------------------------------------------------------------------------------
 
 
-def _edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
+def edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
     """Remove the tables of an entry, and write one at the end; entries that are no tables of their own are refused."""
+    import tomllib
+
     text = document.text
     if document.member(keys) is not None:
         kept, position, inside = "", 0, False
         for header in _HEADER.finditer(text):
             kept += "" if inside else text[position : header.start()]
-            inside, position = _header_keys(header[1])[: len(keys)] == list(keys), header.start()
+            named: Any = tomllib.loads(f"[{header[1]}]")
+            for key in keys:
+                named = named.get(key) if named else None
+            inside, position = named is not None, header.start()
         text = kept + ("" if inside else text[position:])
     if value is None:
         return text
@@ -254,17 +260,6 @@ def _edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
         lines = [f"{_toml_key(key)} = {_toml_value(item)}" for key, item in members.items()]
         text += "\n".join([f"[{name}]", *lines]) + "\n"
     return text
-
-
-def _header_keys(header: str) -> list[str]:
-    import tomllib
-
-    found: Any = tomllib.loads(f"[{header}]")
-    keys: list[str] = []
-    while found:
-        key, found = next(iter(found.items()))
-        keys.append(key)
-    return keys
 
 
 def _toml_key(key: str) -> str:

@@ -33,22 +33,6 @@ COMMAND_TIMEOUT: Final = 60.0
 """Seconds for a client's own command."""
 
 
-def _plain(command: list[str]) -> dict[str, Any]:
-    return {"command": command[0], "args": command[1:]}
-
-
-def _typed(command: list[str]) -> dict[str, Any]:
-    return {"type": "stdio", **_plain(command)}
-
-
-def _copilot(command: list[str]) -> dict[str, Any]:
-    return {"type": "local", **_plain(command), "tools": ["*"]}
-
-
-def _opencode(command: list[str]) -> dict[str, Any]:
-    return {"type": "local", "command": command, "enabled": True}
-
-
 class Program(NamedTuple):
     """A client's own command, which does the writing where it is there; `{name}` and `{json}` stand for the entry's."""
 
@@ -65,8 +49,17 @@ class Client(NamedTuple):
     """Where its file has its servers."""
     names: tuple[str, ...] = ()
     """Options of `connect` for the names of tools that it takes."""
-    entry: Callable[[list[str]], dict[str, Any]] = _plain
+    members: tuple[tuple[str, Any], ...] = ()
+    """What an entry has besides its command."""
+    one_list: bool = False
+    """Whether command and arguments are one list."""
     program: Program | None = None
+
+    def entry(self, command: list[str]) -> dict[str, Any]:
+        """Return the client's entry for a command line."""
+        if self.one_list:
+            return {**dict(self.members), "command": command}
+        return {**dict(self.members), "command": command[0], "args": command[1:]}
 
     def find_program(self) -> str | None:
         """Return the path of the client's own command."""
@@ -82,9 +75,9 @@ _CLAUDE = Program(
 )
 TABLE: Final = {
     "claude": Client("mcpServers", (*_UNDERSCORES, "--max-name-length", "64")),
-    "claude-code": Client("mcpServers", _SHORT, _typed, _CLAUDE),
+    "claude-code": Client("mcpServers", _SHORT, (("type", "stdio"),), program=_CLAUDE),
     "cursor": Client("mcpServers", _SHORT),
-    "vscode": Client("servers", (), _typed),
+    "vscode": Client("servers", (), (("type", "stdio"),)),
     "windsurf": Client("mcpServers", _SHORT),
     "codex": Client(
         "mcp_servers",
@@ -93,8 +86,8 @@ TABLE: Final = {
     ),
     # `gemini mcp add` takes the options of a server's command for its own, so its file is edited.
     "gemini": Client("mcpServers", ("--max-name-length", "48")),
-    "opencode": Client("mcp", _SHORT, _opencode),
-    "copilot": Client("mcpServers", _UNDERSCORES, _copilot),
+    "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True),
+    "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"]))),
 }
 
 
@@ -123,9 +116,17 @@ def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
         problem = "which client? Give one, or --all" if not values.client else "give a client or --all, not both"
         raise UsageError(problem, ", ".join(CLIENTS))
     if values.client and values.client not in TABLE:
-        problem = f"the client {values.client!r} is not known"
-        raise CommandError(problem, _snippet())
-    clients = [client for client in CLIENTS if _is_installed(client)] if values.all else [values.client]
+        problem, command = f"the client {values.client!r} is not known", connect_command(Path("FILE"), _UNDERSCORES)
+        entry = {"mcpServers": {ENTRY: {"command": command[0], "args": command[1:]}}}
+        raise CommandError(problem, f"write this into its config: {write_json(entry)}")
+    clients = [values.client]
+    if values.all:
+        folders = {client: _file(client).parent for client in CLIENTS}
+        clients = [
+            client
+            for client, folder in folders.items()
+            if TABLE[client].find_program() or _file(client).is_file() or (folder.is_dir() and folder != Path.home())
+        ]
     if not clients:
         problem = "none of the known clients is installed here"
         raise CommandError(problem, ", ".join(CLIENTS))
@@ -205,7 +206,7 @@ def _edit(client: str, document: Document, keys: Sequence[str], entry: dict[str,
     known = {line.strip(" ,") for line in ours}
     changed = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
     lines = [
-        f"  {line[0]} {line[1:] if line[1:].strip(' ,') in known else mask_line(line[1:])}"
+        f"  {line[0]} {line[1:] if line[1:].strip(' ,') in known else mask_line(line[1:])[0]}"
         for line in changed
         if not line.startswith("@@")
     ]
@@ -249,18 +250,6 @@ def _file(client: str) -> Path:
     found = places(client, os.environ, _NO_PROJECT)
     own = [path for path in found if not path.is_relative_to(_NO_PROJECT)]
     return next((path for path in own if path.is_file()), own[0])
-
-
-def _is_installed(client: str) -> bool:
-    path = _file(client)
-    has_folder = path.parent.is_dir() and path.parent != Path.home()
-    return path.is_file() or has_folder or TABLE[client].find_program() is not None
-
-
-def _snippet() -> str:
-    command = connect_command(Path("FILE"), _UNDERSCORES)
-    entry = {"mcpServers": {ENTRY: {"command": command[0], "args": command[1:]}}}
-    return f"write this into its config: {write_json(entry)}"
 
 
 CLIENT = Flag("CLIENT", ", ".join(CLIENTS), complete=lambda _given: tuple(CLIENTS))

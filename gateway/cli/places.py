@@ -56,25 +56,9 @@ class Places:
     def excerpt(self, place: Place) -> str:
         """The line without what may be secret, and under it a caret."""
         line = self.text.split("\n")[place.line - 1].rstrip("\r").replace("\t", " ")
-        column = place.column - 1
-        masked: list[str] = []
-        position = size = 0
-        caret: int | None = None
-        for token in _TOKEN.finditer(line):
-            text = token[0]
-            is_key = _KEY.fullmatch(text) and line[token.end() :].lstrip().startswith(":")
-            put = text if is_key or _HARMLESS.fullmatch(text) else f'"{MASK}"' if text[0] in "\"'" else MASK
-            between = line[position : token.start()]
-            if caret is None and column < token.end():
-                inside = max(0, column - token.start())
-                caret = size + min(column - position, len(between)) + (inside if put == text else 0)
-            masked += (between, put)
-            size += len(between) + len(put)
-            position = token.end()
-        masked.append(line[position:])
-        caret = size + column - position if caret is None else caret
+        masked, caret = mask_line(line, place.column - 1)
         start = max(0, caret - _WIDTH)
-        return f"    | {''.join(masked)[start : caret + _WIDTH]}\n    | {' ' * (caret - start)}^"
+        return f"    | {masked[start : caret + _WIDTH]}\n    | {' ' * (caret - start)}^"
 
     def _skip(self, at: int) -> int:
         match = _SPACE.match(self.text, at)
@@ -117,9 +101,24 @@ class Places:
         self._found.setdefault((owner, label), (key, value))
 
 
-def mask_line(line: str) -> str:
-    """Return a line of a config without what may be secret."""
-    return _mask(line, 0)[0]
+def mask_line(line: str, column: int = 0) -> tuple[str, int]:
+    """Return a line of a config without what may be secret, and where the column is in it."""
+    masked: list[str] = []
+    position = size = 0
+    caret: int | None = None
+    for token in _TOKEN.finditer(line):
+        text = token[0]
+        is_key = _KEY.fullmatch(text) and line[token.end() :].lstrip().startswith(":")
+        put = text if is_key or _HARMLESS.fullmatch(text) else f'"{MASK}"' if text[0] in "\"'" else MASK
+        between = line[position : token.start()]
+        if caret is None and column < token.end():
+            inside = max(0, column - token.start())
+            caret = size + min(column - position, len(between)) + (inside if put == text else 0)
+        masked += (between, put)
+        size += len(between) + len(put)
+        position = token.end()
+    masked.append(line[position:])
+    return "".join(masked), size + column - position if caret is None else caret
 
 
 def _text(text: str, at: int) -> tuple[str, int]:

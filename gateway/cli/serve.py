@@ -18,8 +18,6 @@ from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen
 
 if TYPE_CHECKING:
-    import socket
-
     from gateway.admin.access import AdminAccess
     from gateway.app import Options
     from gateway.config import Config
@@ -60,6 +58,7 @@ def file_mode(text: str) -> int:
 def run(values: Values) -> int:
     """Serve until a signal, or the end of stdin; 1 if calls had to be cut off."""
     from gateway import app
+    from gateway.frontends.relays import open_listener
     from gateway.reload.source import ConfigSource
     from gateway.runtime import Lineage
     from gateway.store import Store
@@ -100,7 +99,7 @@ def run(values: Values) -> int:
         state_directory=None if store is None else store.directory,
         source=source,
         watching=not values.no_watch,
-        relays=_relay_listener() if "connect" in values.transport else None,
+        relays=open_listener() if "connect" in values.transport else None,
         admin=None if {"stdio", "connect"}.intersection(values.transport) else _admin_access(values, store),
         insecure=values.insecure,
         tls_cert=values.tls_cert,
@@ -112,16 +111,6 @@ def run(values: Values) -> int:
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
-
-
-def _relay_listener() -> socket.socket:
-    from gateway.frontends.relays import LISTEN_FD, open_listener
-
-    try:
-        return open_listener()
-    except OSError as exc:
-        problem = f"--transport connect needs a listening Unix socket as descriptor {LISTEN_FD}: {exc}"
-        raise UsageError(problem, "mcp-gateway connect FILE starts it") from None
 
 
 def _usable(store: Store) -> Store | None:

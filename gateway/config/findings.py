@@ -8,7 +8,7 @@ repeats a value that was substituted, `Findings.check` puts back how the file sp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from msgspec import Struct, field
 
@@ -17,9 +17,6 @@ from gateway.masking import Masker, is_maskable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from gateway.config.files import FileReader
-
 _LONGEST_SHOWN = 80  # characters of a name that a line repeats
 _KINDS: dict[type, str] = {
     bool: "a boolean",
@@ -53,6 +50,18 @@ class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what i
         line = Line(text)
         line.owner, line.label = self.owner, self.label
         return line
+
+
+class FileSource(Protocol):
+    """What a config takes from elsewhere; see `gateway.config.files`."""
+
+    def __call__(self, name: str) -> str:
+        """Return the text of a file. Raises ValueError."""
+        ...
+
+    def run(self, command: str) -> str:
+        """Return what a command prints. Raises ValueError."""
+        ...
 
 
 class SyntaxProblem(str):  # noqa: FURB189 - as `Line`
@@ -99,7 +108,7 @@ class Scope(Struct):
     environ: Mapping[str, str]
     home: str | None = None
     lenient: bool = False
-    files: FileReader | None = None
+    files: FileSource | None = None
     """Reads the small files that a config names; see `gateway.config.files`."""
     secrets: dict[str, str] = field(default_factory=dict[str, str])
     """What variables and files gave, which is never shown, with the spelling that stands in the config for it."""

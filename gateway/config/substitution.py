@@ -19,8 +19,7 @@ from gateway.config.findings import is_list, is_object, shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.config.files import FileReader
-    from gateway.config.findings import Scope
+    from gateway.config.findings import FileSource, Scope
 
 # A field is at most a list or an object of strings, so whatever lies deeper is an error or a trap.
 _DEEPEST = 8
@@ -52,7 +51,7 @@ class Substituted(Struct, frozen=True):
     """Which files and commands could not be read, and why."""
 
 
-def substitute(text: str, environ: Mapping[str, str], files: FileReader | None = None) -> Substituted:
+def substitute(text: str, environ: Mapping[str, str], files: FileSource | None = None) -> Substituted:
     """Fill the variables of one string in; never raises. A variable that is not set leaves nothing."""
     if "${" not in text:
         return Substituted(text)
@@ -82,7 +81,7 @@ def substitute(text: str, environ: Mapping[str, str], files: FileReader | None =
 class _Found:
     """What comes to light while one string is filled in."""
 
-    def __init__(self, environ: Mapping[str, str], files: FileReader | None) -> None:
+    def __init__(self, environ: Mapping[str, str], files: FileSource | None) -> None:
         self.environ = environ
         self.files = files
         self.unset: list[str] = []

@@ -24,6 +24,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.calls import ANYBODY, NameChoice, at_endpoint
+from gateway.errors import ConfigError
 from gateway.frontends.stdio import StdioFrontend
 
 if TYPE_CHECKING:
@@ -60,13 +61,15 @@ _hellos = msgspec.json.Decoder(Hello)
 
 
 def open_listener() -> socket.socket:
-    """Take the socket over that the process was started with. Raises OSError."""
-    listener = socket.socket(fileno=os.dup(LISTEN_FD))
-    os.close(LISTEN_FD)
-    if listener.family != socket.AF_UNIX or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        listener.close()
-        raise OSError(errno.ENOTSOCK, f"descriptor {LISTEN_FD} is no listening Unix socket")
-    return listener
+    """Take over the socket that the process was started with. Raises ConfigError."""
+    with contextlib.suppress(OSError):
+        listener = socket.socket(fileno=LISTEN_FD)
+        if listener.family == socket.AF_UNIX and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            listener.set_inheritable(False)
+            return listener
+        listener.detach()
+    text = f"--transport connect needs a listening Unix socket as descriptor {LISTEN_FD}"
+    raise ConfigError([f"{text}; `mcp-gateway connect FILE` starts a gateway with one"])
 
 
 class RelayFrontend:
@@ -139,32 +142,28 @@ class RelayFrontend:
             if uid != os.getuid():
                 log.warning("connection of another user (uid %d) refused", uid, extra={"event": "relay_refused"})
                 return
-            hello = await self._read_hello(sock)
-            if hello is None or self._stopping.is_set():
+            line = b""
+            with trio.move_on_after(HELLO_TIMEOUT), contextlib.suppress(OSError):
+                while not line.endswith(b"\n") and len(line) < MAX_HELLO and (part := await sock.recv(MAX_HELLO)):
+                    line += part
+            try:
+                hello = jsonrpc.read(_hellos, line)
+            except jsonrpc.UNDECODABLE:
                 return
-            problem = self._find_problem(hello)
+            if self._stopping.is_set():
+                return
+            problem = None
+            views = self._answers.fleet.config.views
+            if hello.view is not None and hello.view not in views:
+                known = ", ".join(views) or "none"
+                problem = f"--view {hello.view}: there is no such view; the config's section 'views' has {known}"
+            elif self._clients >= self._most:
+                problem = f"{self._most} clients are connected (max_sessions); try again"
             reply = {"pid": os.getpid()} if problem is None else {"error": problem}
             with contextlib.suppress(OSError):
                 await sock.send(jsonrpc.encode(reply) + b"\n")
             if problem is None:
                 await self._serve_client(sock, hello)
-
-    async def _read_hello(self, sock: trio.socket.SocketType) -> Hello | None:
-        line = b""
-        with trio.move_on_after(HELLO_TIMEOUT), contextlib.suppress(OSError):
-            while not line.endswith(b"\n") and len(line) < MAX_HELLO and (part := await sock.recv(MAX_HELLO)):
-                line += part
-            return jsonrpc.read(_hellos, line)
-        return None
-
-    def _find_problem(self, hello: Hello) -> str | None:
-        views = self._answers.fleet.config.views
-        if hello.view is not None and hello.view not in views:
-            known = ", ".join(views) or "none"
-            return f"--view {hello.view}: there is no such view; the config's section 'views' has {known}"
-        if self._clients >= self._most:
-            return f"{self._most} clients are connected (max_sessions); try again"
-        return None
 
     async def _serve_client(self, sock: trio.socket.SocketType, hello: Hello) -> None:
         self._clients += 1

@@ -49,9 +49,31 @@ class Direction:
     def feed(self, data: bytes) -> bytes:
         """Take bytes in; return what is copied."""
         *ended, last = data.split(b"\n")
-        copied = [self._end(line) for line in ended]
+        copied: list[bytes] = []
+        for line in ended:
+            if self._held:
+                line, self._held = bytes(self._held) + line, bytearray()  # ruff: ignore[redefined-loop-name]
+            if not self._head:
+                copied.append(self._note(line, False))
+                continue
+            ends = self._head + (self._tail + line)[-EDGE_BYTES:]
+            self._head = self._tail = b""
+            self._note(ends, True)
+            if not self.skipping:
+                copied.append(line + b"\n")
+            self.skipping = False
+        if last and not self._head:
+            self._held += last
+            whole = self.hold_all or self._held.startswith(b"[")
+            if len(self._held) <= (HOLD_WHOLE_BYTES if whole else HOLD_BYTES):
+                last = b""
+            else:
+                last, self._held = bytes(self._held), bytearray()
+                self._head = last[:EDGE_BYTES]
         if last:
-            copied.append(self._hold(last))
+            self._tail = (self._tail + last[-EDGE_BYTES:])[-EDGE_BYTES:]
+            if not self.skipping:
+                copied.append(last)
         return b"".join(copied)
 
     @property
@@ -63,30 +85,6 @@ class Direction:
         """Forget the line that has begun."""
         self._held.clear()
         self._head = self._tail = b""
-
-    def _end(self, line: bytes) -> bytes:
-        if self._held:
-            line = bytes(self._held) + line
-            self._held.clear()
-        if not self._head:
-            return self._note(line, False)
-        ends = self._head + (self._tail + line)[-EDGE_BYTES:]
-        self._head = self._tail = b""
-        self._note(ends, True)
-        skipped, self.skipping = self.skipping, False
-        return b"" if skipped else line + b"\n"
-
-    def _hold(self, data: bytes) -> bytes:
-        if not self._head:
-            self._held += data
-            whole = self.hold_all or self._held.startswith(b"[")
-            if len(self._held) <= (HOLD_WHOLE_BYTES if whole else HOLD_BYTES):
-                return b""
-            data = bytes(self._held)
-            self._held.clear()
-            self._head = data[:EDGE_BYTES]
-        self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
-        return b"" if self.skipping else data
 
 
 class Relay:
@@ -129,7 +127,11 @@ class Relay:
                     sock = self._restart()
             finally:
                 self._to_client += self._record.fail_pending(also_initialize=True)
-                self._flush()
+                deadline = time.monotonic() + FLUSH_TIMEOUT
+                poll = select.poll()
+                poll.register(self._stdout, select.POLLOUT)
+                while self._to_client and poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                    self._write()
         except BrokenPipeError:
             pass  # the client reads no more
 
@@ -140,10 +142,23 @@ class Relay:
             reads_client = not (self._ended or self._to_gateway or self._broken)
             wanted = reads_client, bool(self._to_gateway), bool(self._to_client)
             if wanted != applied:
-                poll, applied = self._make_poll(sock, *wanted), wanted
+                poll, applied = select.poll(), wanted
+                if reads_client:
+                    poll.register(self._stdin, select.POLLIN)
+                awaited = (select.POLLOUT if self._to_gateway else 0) | (0 if self._to_client else select.POLLIN)
+                if awaited:
+                    poll.register(sock, awaited)
+                poll.register(self._stdout, select.POLLOUT if self._to_client else 0)
             for fd, event in poll.poll():
                 if fd == self._stdin:
-                    self._read_client()
+                    try:
+                        data = os.read(self._stdin, READ_BYTES)
+                    except BlockingIOError:
+                        continue
+                    except OSError:  # a terminal that is gone
+                        data = b""
+                    self._ended = not data
+                    self._to_gateway = self._from_client.feed(data or b"\n")  # the last line need not have an end
                     self._send(sock)
                 elif fd == self._stdout:
                     if event & GONE:
@@ -153,25 +168,6 @@ class Relay:
                     self._send(sock)
                     if not self._to_client and not self._read_gateway(sock):
                         return
-
-    def _make_poll(self, sock: socket.socket, reads_client: bool, to_gateway: bool, to_client: bool) -> select.poll:
-        poll = select.poll()
-        if reads_client:
-            poll.register(self._stdin, select.POLLIN)
-        if to_gateway or not to_client:
-            poll.register(sock, (select.POLLOUT if to_gateway else 0) | (0 if to_client else select.POLLIN))
-        poll.register(self._stdout, select.POLLOUT if to_client else 0)
-        return poll
-
-    def _read_client(self) -> None:
-        try:
-            data = os.read(self._stdin, READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:  # a terminal that is gone
-            data = b""
-        self._ended = not data
-        self._to_gateway = self._from_client.feed(data or b"\n")  # the last line need not have an end
 
     def _send(self, sock: socket.socket) -> None:
         if not self._to_gateway:
@@ -205,14 +201,6 @@ class Relay:
                 self._to_client = self._to_client[os.write(self._stdout, self._to_client) :]
             except BlockingIOError:
                 pass
-
-    def _flush(self) -> None:
-        """Write the last answers, while the client reads."""
-        deadline = time.monotonic() + FLUSH_TIMEOUT
-        poll = select.poll()
-        poll.register(self._stdout, select.POLLOUT)
-        while self._to_client and poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            self._write()
 
     def _restart(self) -> socket.socket:
         """Answer what the dead gateway had, connect to another one, and bring it to the state of the session."""

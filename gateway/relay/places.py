@@ -39,7 +39,15 @@ class Place:
     def __init__(self, config: str, environ: Mapping[str, str], version: str, state: str | None) -> None:
         self.config = os.path.realpath(config)
         self.state = os.path.abspath(state or default_state(environ))
-        names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(_read(self.config)))]
+        try:
+            if not stat.S_ISREG(os.stat(self.config).st_mode):
+                text = f"{config} is no plain file, which several clients could read"
+                raise RelayError(text)
+            with open(self.config, "rb") as file:
+                names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(file.read(MAX_CONFIG_BYTES)))]
+        except OSError as exc:
+            text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
+            raise RelayError(text) from None
         self.variables = {name: environ[name] for name in sorted(names) if name in environ}
         """The variables that the config uses, as far as they are set."""
         parts = [version, str(os.getuid()), self.config, self.state]
@@ -60,18 +68,6 @@ class Place:
     def log(self) -> str:
         """The file that the gateway logs into."""
         return self.socket.removesuffix("sock") + "log"
-
-
-def _read(config: str) -> bytes:
-    try:
-        if not stat.S_ISREG(os.stat(config).st_mode):
-            text = f"{config} is no plain file, which several clients could read"
-            raise RelayError(text)
-        with open(config, "rb") as file:
-            return file.read(MAX_CONFIG_BYTES)
-    except OSError as exc:
-        text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
-        raise RelayError(text) from None
 
 
 def default_state(environ: Mapping[str, str]) -> str:

@@ -71,7 +71,14 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
             sock.setblocking(False)
             return sock
         sock.close()  # it was about to stop, or has not started
-    text = f"the gateway does not start; the end of its log, {place.log}:\n{_tail(place.log, logged)}"
+    said = b""
+    try:
+        with open(place.log, "rb") as file:
+            file.seek(max(logged, _size(place.log) - SHOWN_LOG_BYTES))
+            said = file.read(SHOWN_LOG_BYTES)
+    except OSError:
+        pass
+    text = f"the gateway does not start; the end of its log, {place.log}:\n{said.decode(errors='replace').strip()}"
     raise RelayError(text)
 
 
@@ -211,13 +218,3 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-def _tail(path: str, start: int) -> str:
-    """Return what was logged since then."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(start, _size(path) - SHOWN_LOG_BYTES))
-            return file.read(SHOWN_LOG_BYTES).decode(errors="replace").strip()
-    except OSError as exc:
-        return str(exc)

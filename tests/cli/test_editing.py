@@ -104,8 +104,8 @@ def texts(draw, depth=2):
 @given(texts(), st.lists(KEYS, min_size=1, max_size=3), st.sampled_from([None, ENTRY, 1]))
 def test_any_text_is_edited_rightly_or_refused(text, keys, value):
     try:
-        edited = editing._edit_json(text, keys, value)
-        wanted = editing._changed(json.loads(plain_json(text)), keys, value)
+        edited = editing.edit_json(text, keys, value)
+        wanted = editing.changed(json.loads(plain_json(text)), keys, value)
     except (ValueError, LookupError, TypeError, AttributeError):
         return
     assert json.loads(plain_json(edited)) == wanted
