@@ -77,6 +77,9 @@ def read_plain(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
     places: list[str] = []
     rest = iter(words)
     for word in rest:
+        if word == "--":
+            places += rest
+            break
         name, sign, value = word.partition("=")
         if not word.startswith("-"):
             places.append(word)
