@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.interop.cached import PARTS, chosen
 from tests.support import leaks
 
 if TYPE_CHECKING:
@@ -31,13 +32,31 @@ LONGEST = (
 """Files that take longest, roughly in that order. With several workers they run first, so that none ends alone."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real",
+        choices=("none", "all", *PARTS),
+        default="none",
+        help="the part of the tests with real peers that runs too; it may install packages from registries",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    chosen.choose(config.option.real)
     # pytest-xdist would begin with the files of most tests, which take no time.
     config.option.loadscopereorder = False
     config.addinivalue_line("markers", "leak_check: fail if a child process, an open file or a thread is left behind")
+    config.addinivalue_line("markers", "real(part): needs packages from registries; runs if --real chooses the part")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marks = [(item, item.get_closest_marker("real")) for item in items]
+    if unknown := {mark.args for _, mark in marks if mark is not None and mark.args[0] not in PARTS}:
+        raise pytest.UsageError(f"the mark `real` names a part that there is not: {unknown}")
+    left_out = [item for item, mark in marks if mark is not None and mark.args[0] not in chosen.parts]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item, mark in marks if mark is None or mark.args[0] in chosen.parts]
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

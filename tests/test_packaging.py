@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.interop import ahead
+from tests.interop.cached import PARTS
+
 ROOT = Path(__file__).parent.parent
 LOCKS = {"run": ROOT / "requirements.lock", "dev": ROOT / "tests" / "requirements-dev.lock"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -117,6 +120,34 @@ def test_guarantee_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_bo
         assert runs in text
 
 
+@pytest.mark.parametrize("history", [True, False])
+def test_each_part_with_real_peers_has_its_turn(history: bool, tmp_path: Path) -> None:
+    """CI takes the parts in turn: three commits one after the other, or any day without a history."""
+    for name in (".ci", "bin"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / "bin" / "test").write_text('#!/bin/sh\necho "$@"\nexit 3\n', encoding="utf-8")
+    (tmp_path / "bin" / "test").chmod(0o755)
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    found = []
+    for number in range(len(PARTS)):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        commit = ["git", *author, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", str(number)]
+        for command in (["git", "init", "--quiet"], commit) if history else ():
+            subprocess.run(command, cwd=tmp_path, env=environment, timeout=WAIT, check=True)
+        done = subprocess.run(
+            [tmp_path / ".ci" / "run", "-x"], env=environment, capture_output=True, text=True, timeout=WAIT, check=False
+        )
+        assert (done.returncode, done.stderr) == (3, "")
+        found.append(done.stdout)
+    parts = {f"--real={part} -x\n" for part in PARTS}
+    assert set(found) == parts if history else set(found) <= parts
+
+
+def test_each_part_with_real_peers_can_be_installed_ahead() -> None:
+    assert set(ahead.INSTALLERS) == set(PARTS)
+
+
 class Clone:
     """A clone with empty locks, a package `gateway` that prints its arguments, and a PATH of our own."""
 
@@ -194,6 +225,25 @@ def test_it_is_found_through_links_and_from_anywhere(clone: Clone, tmp_path: Pat
     far.symlink_to(near)
     assert clone.run("x", command=far, cwd=tmp_path / "links") == (0, "-P -m gateway x\n", "")
     assert clone.run("x", command="./mcp-gateway", cwd=clone.root / "bin") == (0, "-P -m gateway x\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        ((), "--real=none"),
+        (("-k", "a b"), "--real=none -k a b"),
+        (("--real", "-x"), "--real=all -x"),
+        (("--real=servers", "-x"), "--real=servers -x"),
+    ],
+)
+def test_the_tests_with_real_peers_run_on_demand(clone: Clone, arguments: tuple[str, ...], passed: str) -> None:
+    clone.fake_venv()
+    (clone.root / "tests").mkdir()
+    for place in (clone.root / "tests", clone.stamp.parent):
+        (place / "requirements-dev.lock").write_text("# nothing\n")
+    clone.stub(clone.root / "bin" / "check", "exit 0")
+    expected = f"-P -m pytest -n 3 --dist loadfile {passed}\n"
+    assert clone.run(*arguments, command=clone.root / "bin" / "test") == (0, expected, "")
 
 
 @pytest.mark.parametrize("what", ["the lock changed", "a package came", "the install was cut short", "python went"])

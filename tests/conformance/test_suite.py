@@ -1,7 +1,6 @@
 """The short form of bin/conformance, and how it counts.
 
-The test server must itself pass every scenario, or the comparison means nothing. MCP_GATEWAY_OFFLINE=1 skips what needs
-packages from a registry.
+The test server must itself pass every scenario, or the comparison means nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 from tests.conformance import suite as suites
 from tests.conformance.run import ONE_STREAM, Table, compare_client, compare_server
 from tests.conformance.suite import NEXT, Scenario, Suite, read_scenario
-from tests.interop.cached import OFFLINE, InstallError, is_offline
+from tests.interop.cached import InstallError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +23,6 @@ SCENARIOS = {"legacy": (33, 84), "modern": (40, 152)}
 
 @pytest.fixture(scope="session")
 def suite() -> Suite:
-    if is_offline():
-        pytest.skip(f"{OFFLINE} is set: the conformance suite is not installed")
     try:
         return suites.install(NEXT)
     except InstallError as error:
@@ -33,6 +30,7 @@ def suite() -> Suite:
 
 
 @pytest.mark.leak_check
+@pytest.mark.real("conformance")
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_the_gateway_loses_no_check(suite: Suite, era: str, tmp_path: Path) -> None:
     table = await compare_server(suite, era, ["stdio", "http"], [], tmp_path)
@@ -50,6 +48,7 @@ LOGINS = {
 """A selection; `bin/conformance auth` tries all."""
 
 
+@pytest.mark.real("conformance")
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_the_gateway_logs_in_like_the_sdk(suite: Suite, era: str, tmp_path: Path) -> None:
     table = await compare_client(suite, era, LOGINS[era], tmp_path, [era])

@@ -1,6 +1,7 @@
-"""`python -m tests.interop.ahead`: installs the public packages that the suite wants, while the gates run.
+"""`python -m tests.interop.ahead PART`: install what a part of the tests with real peers needs, while the gates run.
 
-The tests install what they miss, so that this only saves time, and a failure is left to them to report.
+The tests install what they miss, so that this only saves time, and a failure is left to them to report. What a part
+needs besides, such as packages of the operating system, is installed here and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import sys
 from tests.conformance import suite
 from tests.contract import bridge
 from tests.interop import conftest
-from tests.interop.cached import InstallError, is_offline
+from tests.interop.cached import InstallError, chosen
+
+INSTALLERS = {
+    "clients": [conftest.install_clients, bridge.install],
+    "conformance": [lambda: suite.install(suite.NEXT)],
+    "servers": [conftest.install_apps, conftest.install_stateful_servers, bridge.install],
+}
 
 
 def main() -> None:
-    if is_offline():
-        return
+    chosen.choose(sys.argv[1])
     try:
-        conftest.install()
-        suite.install(suite.NEXT)
-        bridge.install()
+        for part in sorted(chosen.parts):
+            for install in INSTALLERS[part]:
+                install()
     except InstallError as error:
         print(f"not installed ahead of the tests: {error}", file=sys.stderr)
 

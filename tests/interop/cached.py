@@ -2,8 +2,8 @@
 
 Invariant: a folder whose stamp holds its pins is complete. The stamp is written last, and an install begins by removing
 the folder, so one that was cut short is never trusted. One process at a time: the others wait for its file lock.
-pip's and npm's own configuration decide where packages come from. Set MCP_GATEWAY_OFFLINE=1 where there is no registry:
-tests that need one are then skipped, instead of failing.
+pip's and npm's own configuration decide where packages come from. Tests that need such packages have the mark
+`real(PART)`; pytest's option `--real` chooses the parts that run, by default none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 import venv
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".cache"
-OFFLINE = "MCP_GATEWAY_OFFLINE"
+PARTS = ("clients", "conformance", "servers")
+"""What the tests with real peers are divided into; the tests of a part share what they install (ahead.py)."""
 INSTALL_WAIT = 300.0  # seconds for one installer; a cold cache on a slow line
 LOCK_WAIT = 2 * INSTALL_WAIT  # seconds for another process that installs
 LOCK_POLL = 0.1  # seconds between two tries: flock has no wait with a bound
@@ -36,8 +38,18 @@ class InstallError(Exception):
     """A package could not be installed; the message says which, and how to run without it."""
 
 
-def is_offline() -> bool:
-    return os.environ.get(OFFLINE, "") not in {"", "0"}
+@dataclass
+class Chosen:
+    """The parts that run; all of them outside the suite, as in `bin/conformance`."""
+
+    parts: frozenset[str] = frozenset(PARTS)
+
+    def choose(self, real: str) -> None:
+        """Choose by the value of the option `--real`: a part, `all` or `none`."""
+        self.parts = frozenset({"all": PARTS, "none": ()}.get(real, (real,)))
+
+
+chosen = Chosen()
 
 
 def python_venv(name: str, *pins: str) -> Path:
@@ -85,8 +97,8 @@ def _cached(name: str, pins: Sequence[str], install: Callable[[Path], None]) -> 
     with _lock(CACHE / f"{name}.lock"):
         if _holds(folder, stamp, wanted):
             return folder
-        if is_offline():
-            raise InstallError(f"{', '.join(pins)} is not in {CACHE.name}/, and {OFFLINE} is set")
+        if not chosen.parts:
+            raise InstallError(f"{', '.join(pins)} is for tests with the mark `real`, and no part of those was chosen")
         stamp.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         install(folder)
@@ -120,7 +132,7 @@ def _lock(path: Path) -> Generator[None]:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
-    hint = f"Is a registry in reach? {OFFLINE}=1 skips the tests that need one."
+    hint = "Is a registry in reach? Only tests chosen with --real need one."
     try:
         done = subprocess.run(
             command,

@@ -1,19 +1,23 @@
 """The third-party servers and clients, installed once into .cache/interop and pinned.
 
-Without a registry in reach the tests fail and say so; MCP_GATEWAY_OFFLINE=1 skips them instead.
+Without a registry in reach the tests fail and say so.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.interop.cached import OFFLINE, InstallError, is_offline, node_modules, python_venv
+from tests.interop.cached import InstallError, node_modules, python_venv
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 CLIENTS = Path(__file__).parent / "clients"
 TIME = "mcp-server-time==2026.10.19"
@@ -40,59 +44,89 @@ class Peers:
     """Commands that start the servers, and those that start each client, to which its job is added."""
 
     servers: dict[str, dict[str, Any]]
-    apps: dict[str, dict[str, Any]]
-    """Servers whose tools have pages."""
-    stateful: dict[str, dict[str, Any]]
-    """Servers that keep things in their process and in files that begin with `${FILE}`, a variable of the gateway's."""
     clients: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class AppPeers:
+    """Servers whose tools have pages, and commands of hosts that show these, to which their job is added."""
+
+    servers: dict[str, dict[str, Any]]
+    host: list[str]
+    browser: list[str]
 
 
 @pytest.fixture(scope="session")
 def peers() -> Peers:
-    if is_offline():
-        pytest.skip(f"{OFFLINE} is set: third-party servers and clients are not installed")
+    with failing_test():
+        return install_clients()
+
+
+@pytest.fixture(scope="session")
+def app_peers() -> AppPeers:
+    with failing_test():
+        return install_apps()
+
+
+@pytest.fixture(scope="session")
+def stateful_servers() -> dict[str, dict[str, Any]]:
+    """Servers that keep things in their process and in files that begin with `${FILE}`, a variable of the gateway's."""
+    with failing_test():
+        return install_stateful_servers()
+
+
+@contextmanager
+def failing_test() -> Generator[None]:
+    """Fail the test, without a traceback, if an install fails."""
     try:
-        return install()
+        yield
     except InstallError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
-def install() -> Peers:
+def find_node() -> str:
     node = shutil.which("node")
     if node is None:
-        raise InstallError(f"node is not on PATH; install Node.js 20 or newer, or set {OFFLINE}=1 to skip these tests")
+        raise InstallError("node is not on PATH; install Node.js 20 or newer")
+    return node
+
+
+def install_clients() -> Peers:
+    node = find_node()
     everything = node_modules("interop/everything", EVERYTHING)
     entry = everything / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
     time = python_venv("interop/time", TIME)
-    apps = node_modules("interop/apps", *APPS)
-    memory = node_modules("interop/memory", MEMORY) / "@modelcontextprotocol" / "server-memory" / "dist" / "index.js"
-    sqlite = "from mcp_server_sqlite import main; main()"  # its module has no `__main__`
-    examples = {"monitor": "system-monitor", "vanilla": "basic-vanillajs", "react": "basic-react"}
     return Peers(
         servers={
             "time": {"command": str(time), "args": ["-m", "mcp_server_time", "--local-timezone", "UTC"]},
             "everything": {"command": node, "args": [str(entry), "stdio"]},
-        },
-        apps={
-            name: {
-                "command": node,
-                "args": [str(apps / f"@modelcontextprotocol/server-{example}/dist/index.js"), "--stdio"],
-            }
-            for name, example in examples.items()
-        },
-        stateful={
-            "memory": {"command": node, "args": [str(memory)], "env": {"MEMORY_FILE_PATH": "${FILE}.jsonl"}},
-            "sqlite": {
-                "command": str(python_venv("interop/sqlite", *SQLITE)),
-                "args": ["-c", sqlite, "--db-path", "${FILE}.db"],
-            },
         },
         clients={
             "python-2": [sys.executable, str(CLIENTS / "sdk2_client.py")],
             "python-1": [str(python_venv("interop/sdk1", SDK1)), str(CLIENTS / "sdk1_client.py")],
             "typescript-1": [node, str(CLIENTS / "ts1_client.mjs"), str(node_modules("interop/ts1", TS1))],
             "typescript-2": [node, str(CLIENTS / "ts2_client.mjs"), str(node_modules("interop/ts2", TS2))],
-            "app-host": [node, str(CLIENTS / "app_host.mjs"), str(apps)],
-            "app-browser": [node, str(CLIENTS / "app_browser.mjs"), str(apps)],
         },
     )
+
+
+def install_apps() -> AppPeers:
+    node = find_node()
+    modules = node_modules("interop/apps", *APPS)
+    examples = {"monitor": "system-monitor", "vanilla": "basic-vanillajs", "react": "basic-react"}
+    entries = {name: modules / f"@modelcontextprotocol/server-{end}/dist/index.js" for name, end in examples.items()}
+    return AppPeers(
+        servers={name: {"command": node, "args": [str(entry), "--stdio"]} for name, entry in entries.items()},
+        host=[node, str(CLIENTS / "app_host.mjs"), str(modules)],
+        browser=[node, str(CLIENTS / "app_browser.mjs"), str(modules)],
+    )
+
+
+def install_stateful_servers() -> dict[str, dict[str, Any]]:
+    memory = node_modules("interop/memory", MEMORY) / "@modelcontextprotocol" / "server-memory" / "dist" / "index.js"
+    python = str(python_venv("interop/sqlite", *SQLITE))
+    sqlite = "from mcp_server_sqlite import main; main()"  # its module has no `__main__`
+    return {
+        "memory": {"command": find_node(), "args": [str(memory)], "env": {"MEMORY_FILE_PATH": "${FILE}.jsonl"}},
+        "sqlite": {"command": python, "args": ["-c", sqlite, "--db-path", "${FILE}.db"]},
+    }

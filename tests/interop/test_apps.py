@@ -19,16 +19,18 @@ import trio
 from tests.support.gateway_process import open_gateway_process
 
 if TYPE_CHECKING:
-    from tests.interop.conftest import Peers
+    from tests.interop.conftest import AppPeers
+
+pytestmark = pytest.mark.real("servers")
 
 SHOW_WITHIN = 90.0  # seconds; a host calls six tools at most
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLASH = "ui://mcp+react/get-time/mcp-app.html"
 
 
-async def show(peers: Peers, host: str = "app-host", **job: Any) -> Any:
+async def show(host: list[str], **job: Any) -> Any:
     """What the host found: see `clients/app_host.mjs` and `clients/app_browser.mjs`."""
-    command = [*peers.clients[host], json.dumps(job)]
+    command = [*host, json.dumps(job)]
     with trio.fail_after(SHOW_WITHIN):
         done = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
@@ -43,15 +45,15 @@ def shape(result: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_apps_work_through_the_gateway_as_directly(peers: Peers, mode: str) -> None:
+async def test_apps_work_through_the_gateway_as_directly(app_peers: AppPeers, mode: str) -> None:
     pairs = {"monitor": ("get-system-info", "poll-system-stats"), "vanilla": ("get-time", "get-time")}
-    config = {"mcpServers": peers.apps, "gateway": {"start_grace": 30}}
+    config = {"mcpServers": app_peers.servers, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config) as gateway:
         shows = [[f"{name}.{tool}", called] for name, (tool, called) in pairs.items()]
-        through = await show(peers, url=gateway.url, mode=mode, shows=[*shows, ["react.get-time", "get-time"]])
+        through = await show(app_peers.host, url=gateway.url, mode=mode, shows=[*shows, ["react.get-time", "get-time"]])
     *found, clash = through["found"]
     for (name, pair), entry in zip(pairs.items(), found, strict=True):
-        direct = await show(peers, **peers.apps[name], mode=mode, shows=[pair])
+        direct = await show(app_peers.host, **app_peers.servers[name], mode=mode, shows=[pair])
         (wanted,) = direct["found"]
         assert entry["page"] == wanted["page"]
         assert entry["context"] == f"{name}.{wanted['context']}"
@@ -64,14 +66,14 @@ async def test_apps_work_through_the_gateway_as_directly(peers: Peers, mode: str
     assert "react.get-time or vanilla.get-time" in clash["error"]
 
 
-async def test_a_view_for_each_server_has_no_clash(peers: Peers) -> None:
-    servers = {name: peers.apps[name] for name in ("vanilla", "react")}
+async def test_a_view_for_each_server_has_no_clash(app_peers: AppPeers) -> None:
+    servers = {name: app_peers.servers[name] for name in ("vanilla", "react")}
     views = {name: {"servers": [name]} for name in servers}
     config = {"mcpServers": servers, "views": views, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config) as gateway:
         for name in servers:
             shows = [[f"{name}.get-time", "get-time"]]
-            found = (await show(peers, url=f"{gateway.url}/{name}", mode="auto", shows=shows))["found"]
+            found = (await show(app_peers.host, url=f"{gateway.url}/{name}", mode="auto", shows=shows))["found"]
             assert found[0]["result"]["content"][0]["text"].endswith("Z")  # the time
 
 
@@ -80,19 +82,19 @@ PAGES = [("monitor", "get-system-info", None, 3), ("vanilla", "get-time", "#get-
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
-async def test_pages_in_a_browser_work_through_the_gateway_as_directly(peers: Peers) -> None:
-    config = {"mcpServers": {name: peers.apps[name] for name, *_ in PAGES}, "gateway": {"start_grace": 30}}
+async def test_pages_in_a_browser_work_through_the_gateway_as_directly(app_peers: AppPeers) -> None:
+    config = {"mcpServers": {name: app_peers.servers[name] for name, *_ in PAGES}, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config) as gateway:
         shows: list[dict[str, Any]] = []
         for name, tool, click, calls in PAGES:
             page = {"click": click, "calls": calls}
             shows += [
-                page | {"title": f"{name}, directly", "target": peers.apps[name], "tool": tool},
+                page | {"title": f"{name}, directly", "target": app_peers.servers[name], "tool": tool},
                 page
                 | {"title": f"{name}, through the gateway", "target": {"url": gateway.url}, "tool": f"{name}.{tool}"},
             ]
         picture = os.environ.get("PICTURE")
-        found = await show(peers, "app-browser", browser=CHROMIUM, mode="auto", picture=picture, shows=shows)
+        found = await show(app_peers.browser, browser=CHROMIUM, mode="auto", picture=picture, shows=shows)
     for direct, through in zip(found[::2], found[1::2], strict=True):
         assert set(through["called"]) == set(direct["called"])
         assert re.sub(r"[\d.]+", "0", through["after"]) == re.sub(r"[\d.]+", "0", direct["after"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.interop import cached
-from tests.interop.cached import OFFLINE, InstallError
+from tests.interop.cached import PARTS, Chosen, InstallError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ JOIN_WITHIN = 10.0  # seconds for a thread that waits for the lock
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cached, "CACHE", tmp_path)
-    monkeypatch.delenv(OFFLINE, raising=False)
+    monkeypatch.setattr(cached, "chosen", Chosen())
     return tmp_path
 
 
@@ -68,3 +68,16 @@ def test_two_at_once_install_once() -> None:
         thread.join(JOIN_WITHIN)
         assert not thread.is_alive()
     assert install.calls == 1
+
+
+@pytest.mark.parametrize(("real", "parts"), [("none", ()), ("all", PARTS), *((part, (part,)) for part in PARTS)])
+def test_only_a_run_with_a_chosen_part_installs(real: str, parts: tuple[str, ...]) -> None:
+    cached.chosen.choose(real)
+    assert cached.chosen.parts == frozenset(parts)
+    install = Installer()
+    if parts:
+        cached._cached("thing", ["thing==1"], install)
+    else:
+        with pytest.raises(InstallError, match="mark `real`"):
+            cached._cached("thing", ["thing==1"], install)
+    assert install.calls == bool(parts)

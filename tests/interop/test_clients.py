@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.interop.conftest import Peers
 
+pytestmark = pytest.mark.real("clients")
+
 CONVERSE_WITHIN = 90.0  # seconds, of which a client gives itself 60
 START_GRACE = 20  # seconds that the first list may wait for both servers, on a machine that runs other things too
 

@@ -26,6 +26,8 @@ from tests.support.gateway_process import ROOT, START_WITHIN, bare_nursery, open
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+pytestmark = pytest.mark.real("clients")
+
 
 def representable(value: Any) -> Any:
     """The value without halves of surrogate pairs, which the SDKs on pydantic cannot write."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 from tests.support.gateway_process import open_gateway_process
 from tests.support.wire_http import HttpClient
 
-if TYPE_CHECKING:
-    from tests.interop.conftest import Peers
-
+pytestmark = pytest.mark.real("servers")
 SDK2 = {"command": sys.executable, "args": [str(Path(__file__).parent / "servers" / "sdk2_server.py"), "counter"]}
 TURNS = ("legacy", "modern", "modern", "legacy", "modern", "legacy")
 
@@ -41,8 +41,8 @@ class Client:
         return await self.request("tools/call", name=name, arguments=arguments)
 
 
-async def test_clients_of_both_eras_in_turn_share_the_state(peers: Peers, tmp_path: Path) -> None:
-    config = {"mcpServers": {**peers.stateful, "counter": SDK2}, "gateway": {"start_grace": 30}}
+async def test_clients_of_both_eras_in_turn_share_the_state(stateful_servers: dict[str, Any], tmp_path: Path) -> None:
+    config = {"mcpServers": {**stateful_servers, "counter": SDK2}, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config, env={"FILE": str(tmp_path / "state")}) as gateway:
         assert gateway.url is not None
         clients = {era: Client(gateway.url, era) for era in ("legacy", "modern")}
