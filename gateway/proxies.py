@@ -76,7 +76,7 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         opened: list[Any] = []
 
-        async def trace(event: str, info: dict[str, Any]) -> None:  # noqa: ASYNC124, RUF029 - the library awaits it
+        async def trace(event: str, info: dict[str, Any]) -> None:  # noqa: RUF029 - the library awaits it
             if event.endswith("connect_tcp.complete"):
                 opened.append(info["return_value"])
 

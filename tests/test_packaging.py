@@ -179,6 +179,14 @@ class Clone:
         self.stamp.parent.mkdir()
         shutil.copy(self.root / "requirements.lock", self.stamp)
 
+    def fake_dev_venv(self, body: str) -> None:
+        """The same with the development tools, and with an interpreter that does as the shell script says."""
+        self.fake_venv()
+        self.stub(self.root / ".venv" / "bin" / "python", body)
+        (self.root / "tests").mkdir()
+        for place in (self.root / "tests", self.stamp.parent):
+            (place / "requirements-dev.lock").write_text("# nothing\n")
+
     def real_python(self) -> None:
         (self.path / "python3").unlink()
         (self.path / "python3").symlink_to(sys.executable)
@@ -237,13 +245,22 @@ def test_it_is_found_through_links_and_from_anywhere(clone: Clone, tmp_path: Pat
     ],
 )
 def test_the_tests_with_real_peers_run_on_demand(clone: Clone, arguments: tuple[str, ...], passed: str) -> None:
-    clone.fake_venv()
-    (clone.root / "tests").mkdir()
-    for place in (clone.root / "tests", clone.stamp.parent):
-        (place / "requirements-dev.lock").write_text("# nothing\n")
+    clone.fake_dev_venv('echo "$@"')
     clone.stub(clone.root / "bin" / "check", "exit 0")
     expected = f"-P -m pytest -n 3 --dist loadfile {passed}\n"
     assert clone.run(*arguments, command=clone.root / "bin" / "test") == (0, expected, "")
+
+
+@pytest.mark.parametrize("failing", ["ruff check", "pyright", "flake8_async", ""])
+def test_a_gate_that_fails_is_named_and_shown(clone: Clone, failing: str) -> None:
+    clone.fake_dev_venv(f'case "$*" in *"{failing or "no gate"}"*) echo wrong; exit 1 ;; esac')
+    for tool in ("sed", "cat", "mktemp", "rm"):
+        (clone.path / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
+    code, out, err = clone.run(command=clone.root / "bin" / "check")
+    name = failing.replace(" ", "-").replace("_", "-")
+    assert (code, err) == ((1, f"bin/check: failed: {name}\n") if failing else (0, ""))
+    assert re.findall(r"FAIL  (.*)\n +(.*)", out) == ([(name, "wrong")] if failing else [])
+    assert out.count("ok ") == 6 - bool(failing)
 
 
 @pytest.mark.parametrize("what", ["the lock changed", "a package came", "the install was cut short", "python went"])

@@ -37,7 +37,7 @@ def make_admin_app(management: Management, access: AdminAccess, operations: Iter
     from starlette.responses import Response
     from starlette.routing import Route
 
-    async def not_found(_request: object, _exc: Exception) -> Response:  # noqa: RUF029, ASYNC124 - Starlette's form
+    async def not_found(_request: object, _exc: Exception) -> Response:  # noqa: RUF029 - Starlette's form
         return Response(jsonrpc.encode(doc.Problem("Not Found")), 404, media_type="application/json")
 
     metrics = Metrics(management)
