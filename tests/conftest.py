@@ -22,12 +22,19 @@ LONGEST = (
     "interop/test_clients.py",
     "interop/test_rows.py",
     "conformance/test_suite.py",
-    "faults/test_lifetimes.py",
     "contract/test_bridge.py",
-    "contract/test_messages.py",
-    "faults/test_soak.py",
-    "faults/test_crowds.py",
+    "cli/test_login.py",
+    "faults/test_corpus_probe.py",
+    "backends/http/test_recovery.py",
+    "cli/test_lifetime.py",
+    "faults/test_lazy.py",
+    "cli/test_ps.py",
+    "cli/test_management.py",
     "test_packaging.py",
+    "faults/test_soak.py",
+    "faults/test_lifetimes.py",
+    "faults/test_crowds.py",
+    "contract/test_messages.py",
 )
 """Files that take longest, roughly in that order. With several workers they run first, so that none ends alone."""
 
