@@ -236,10 +236,11 @@ def test_a_broken_config_is_not_written_over(cli, tmp_path):
     "words", [("doctor", "c.json"), ("check", "--start", "c.json"), ("import", "c.json", "--config", "new", "--yes")]
 )
 def test_what_is_started_once_is_listed_from_then_on(cli, tmp_path, words):
+    patience = "startup_timeout_sec" if words[0] == "import" else "connect_timeout"  # as a client calls it
     entries = {
         "good": echo_backend() | QUICK,
         "missing": {"command": "no-such-command-anywhere"},
-        "silent": faulty_backend("hang", "--when", "start") | QUICK | {"connect_timeout": 0.5},
+        "silent": faulty_backend("hang", "--when", "start") | QUICK | {patience: 0.5},
     }
     (tmp_path / "c.json").write_text(json.dumps({"mcpServers": entries}), encoding="utf-8")
     status, out, _ = cli(*words, "--state-dir", "state")
