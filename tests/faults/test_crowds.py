@@ -14,11 +14,12 @@ import trio
 from tests.contract.support import SHUTDOWN_GRACE, kilobytes, open_gateways, structured_of, text_of, wait_health
 from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
 
+IDLE_TIMEOUT = 3  # seconds; more than a client needs between two messages of its handshake, on a busy machine too
 CONFIG = {
     "mcpServers": {
         "echo": echo_backend() | {"shutdown_grace": SHUTDOWN_GRACE, "max_concurrency": 1000, "queue_size": 2000},
     },
-    "gateway": {"start_grace": 10, "session_idle_timeout": 1, "max_sessions": 5000, "sse_after": 0.1},
+    "gateway": {"start_grace": 10, "session_idle_timeout": IDLE_TIMEOUT, "max_sessions": 5000, "sse_after": 0.1},
 }
 CROWD = 1000
 AT_ONCE = 50
@@ -134,9 +135,9 @@ async def crowd(gateway, size):
     async def visit(i):
         async with places:
             client = HttpClient(gateway.url)
-            stream = await trio.open_tcp_stream(client.host, client.port)
-            await PHASES[i % len(PHASES)](client, stream)
-            await vanish(stream, i // len(PHASES))
+            async with await trio.open_tcp_stream(client.host, client.port) as stream:
+                await PHASES[i % len(PHASES)](client, stream)
+                await vanish(stream, i // len(PHASES))
             if client.session_id is not None:
                 sessions.append(client.session_id)
 
@@ -166,7 +167,7 @@ async def test_a_thousand_clients_that_vanish_leave_nothing_behind(gateway):
     await wait_quiet(gateway, files)
     assert threads(gateway.pid) <= at_work
     # Twice the idle timeout, since the gateway looks for idle sessions that often; a look at one would keep it alive.
-    await client.call_modern("tools/call", {"name": "echo.sleep", "arguments": {"seconds": 2.1}})
+    await client.call_modern("tools/call", {"name": "echo.sleep", "arguments": {"seconds": 2 * IDLE_TIMEOUT + 0.1}})
     for session_id in sessions:
         assert (await client.send("DELETE", headers={"Mcp-Session-Id": session_id})).status == 404
     assert len(sessions) > CROWD // 4
