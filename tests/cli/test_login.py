@@ -94,10 +94,7 @@ async def test_login_prints_the_page_and_logout_forgets(tmp_path: Path) -> None:
 
 async def test_login_with_json_keeps_stdout_for_the_result(tmp_path: Path) -> None:
     async with open_terminal(tmp_path) as terminal, terminal.run("login", "s", "--no-browser", "--json") as process:
-        url = await process.wait_stderr("http://127.0.0.1", within=WITHIN)
-        while not url.startswith("http"):  # the first line says where the page comes back to
-            url = next((line for line in process.stderr_text.splitlines() if line.startswith("http")), "")
-            await trio.lowlevel.checkpoint()
+        url = await process.wait_stderr("code_challenge", within=WITHIN)
         await terminal.peer.browse(url)
         assert process.process.stdout is not None
         out = b"".join([part async for part in process.process.stdout])
