@@ -366,6 +366,8 @@ class SseServer(Server):
                 result = {"tools": self.tools}
             case "tools/call":
                 result = text(request.params.get("arguments", {}).get("text", ""))
+            case "ping":
+                result = {}
             case _:
                 return
         await self.say({"jsonrpc": "2.0", "id": request.message["id"], "result": result})
