@@ -27,6 +27,7 @@ LONGEST = (
     "faults/test_corpus_probe.py",
     "backends/http/test_recovery.py",
     "cli/test_lifetime.py",
+    "interop/test_bridge_sdk.py",
     "faults/test_lazy.py",
     "cli/test_ps.py",
     "cli/test_management.py",
