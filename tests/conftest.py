@@ -59,8 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = [(item, item.get_closest_marker("real")) for item in items]
-    if unknown := {mark.args for _, mark in marks if mark is not None and mark.args[0] not in PARTS}:
-        raise pytest.UsageError(f"the mark `real` names a part that there is not: {unknown}")
+    if unknown := {mark.args[0] for _, mark in marks if mark is not None} - set(PARTS):
+        raise pytest.UsageError(f"the mark `real` names a part that there is not: {', '.join(unknown)}")
     left_out = [item for item, mark in marks if mark is not None and mark.args[0] not in chosen.parts]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -84,9 +84,9 @@ def test_tidy():
 
 
 def test_the_fixture_fails_a_leaky_test(tmp_path: Path) -> None:
-    for folder in ("children", "support"):
+    for folder in ("children", "interop", "support"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/support/leaks.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/interop/cached.py", "tests/support/leaks.py"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("GRACE = 10.0", "GRACE = 0.05")
         (tmp_path / name).write_text(text, encoding="utf-8")
     for name in ("tests/test_asking.py", "tests/children/test_always.py"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.interop import cached
-from tests.interop.cached import PARTS, Chosen, InstallError
+from tests.interop.cached import PARTS, ROOT, Chosen, InstallError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,3 +83,39 @@ def test_only_a_run_with_a_chosen_part_installs(real: str, parts: tuple[str, ...
         with pytest.raises(InstallError, match="mark `real`"):
             cached._cached("thing", ["thing==1"], install)
     assert install.calls == bool(parts)
+
+
+MARKED = """
+import pytest
+
+def test_plain():
+    pass
+
+@pytest.mark.real("clients")
+def test_clients():
+    pass
+
+@pytest.mark.real("servers")
+def test_servers():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("tests", "real", "said"),
+    [
+        (MARKED, "none", "1 passed, 2 deselected"),
+        (MARKED, "clients", "2 passed, 1 deselected"),
+        (MARKED, "all", "3 passed"),
+        (MARKED.replace("servers", "severs"), "all", "a part that there is not: severs"),
+    ],
+)
+def test_only_the_tests_of_chosen_parts_run(tests: str, real: str, said: str, tmp_path: Path) -> None:
+    for folder in ("interop", "support"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/interop/cached.py", "tests/support/leaks.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "tests" / "test_marked.py").write_text(tests, encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "pytest", "-q", f"--real={real}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert said in done.stdout + done.stderr
