@@ -128,7 +128,13 @@ def test_each_part_with_real_peers_has_its_turn(history: bool, tmp_path: Path) -
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     (tmp_path / "bin" / "test").write_text('#!/bin/sh\necho "$@"\nexit 3\n', encoding="utf-8")
     (tmp_path / "bin" / "test").chmod(0o755)
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    path = tmp_path / "path"
+    path.mkdir()
+    for tool in ("bash", "git", "dirname", "date", "id", "timeout"):
+        (path / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
+    (path / "apt-get").write_text('#!/bin/sh\necho "$1" >>asked\n', encoding="utf-8")
+    (path / "apt-get").chmod(0o755)
+    environment = {"PATH": str(path), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
     found = []
     for number in range(len(PARTS)):
         author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
@@ -142,6 +148,8 @@ def test_each_part_with_real_peers_has_its_turn(history: bool, tmp_path: Path) -
         found.append(done.stdout)
     parts = {f"--real={part} -x\n" for part in PARTS}
     assert set(found) == parts if history else set(found) <= parts
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").split() if (tmp_path / "asked").exists() else []
+    assert asked == ["update", "install"] * found.count("--real=servers -x\n") * (os.geteuid() == 0)
 
 
 def test_each_part_with_real_peers_can_be_installed_ahead() -> None:
