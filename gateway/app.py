@@ -62,6 +62,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     uds: Path | None = None
     """A Unix socket to listen on instead of `host` and `port`."""
     uds_mode: int = 0o600
+    inherited: ListenAddress | None = None
+    """The address of a socket that a service manager has passed, in place of all that."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False
@@ -94,14 +96,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def binding(self) -> ListenAddress:
         """Where the HTTP frontend listens."""
-        return ListenAddress(
-            host=self.host,
-            port=self.port,
-            uds=self.uds,
-            uds_mode=self.uds_mode,
-            tls_cert=self.tls_cert,
-            tls_key=self.tls_key,
-        )
+        address = self.inherited or ListenAddress(host=self.host, port=self.port, uds=self.uds, uds_mode=self.uds_mode)
+        return msgspec.structs.replace(address, tls_cert=self.tls_cert, tls_key=self.tls_key)
 
 
 class Gateway:
@@ -259,7 +255,8 @@ class Gateway:
             "calls_suspended": lambda: len(runtime.suspended_calls),
         })
         admin = options.admin or AdminAccess("token", host=options.binding.admin_host)
-        return HttpFrontend(mcp, others=make_admin_app(management, admin), closing=runtime.closing)
+        others = make_admin_app(management, admin)
+        return HttpFrontend(mcp, others=others, closing=runtime.closing, stopping=runtime.stopping)
 
     async def _handle_signals(self) -> None:
         """Handle signals: the first begins to stop, the second kills; SIGHUP reads the config again."""

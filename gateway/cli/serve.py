@@ -10,12 +10,14 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway.calls import NAME_LENGTHS, SEPARATORS, NameChoice
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.options import ADDRESS, CONFIG, FILE, STATE, config_path, state_directory, url_path
 from gateway.cli.output import UsageError, print_error, warn
 from gateway.errors import ConfigError
-from gateway.frontends.http.listen_address import InsecureListen
+from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
 
 if TYPE_CHECKING:
     from gateway.admin.access import AdminAccess
@@ -100,7 +102,7 @@ def run(values: Values) -> int:
         source=source,
         watching=not values.no_watch,
         relays=open_listener() if "connect" in values.transport else None,
-        admin=None if {"stdio", "connect"}.intersection(values.transport) else _admin_access(values, store),
+        inherited=None if {"stdio", "connect"}.intersection(values.transport) else ListenAddress.inherit(os.environ),
         insecure=values.insecure,
         tls_cert=values.tls_cert,
         tls_key=values.tls_key,
@@ -108,6 +110,8 @@ def run(values: Values) -> int:
         uds_mode=values.uds_mode,
     )
     _check_exposure(options, config)
+    if not options.is_local:
+        options = msgspec.structs.replace(options, admin=_admin_access(values, store, options.binding.admin_host))
     with open_logging(values.log_level, values.log_format or config.gateway.log_format):
         clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
@@ -146,7 +150,7 @@ def _check_view(values: Values, config: Config) -> None:
         raise ConfigError([f"--view {values.view}: there is no such view; the config's section 'views' has {known}"])
 
 
-def _admin_access(values: Values, store: Store | None) -> AdminAccess:
+def _admin_access(values: Values, store: Store | None, host: str) -> AdminAccess:
     from gateway.admin.access import AdminAccess, find_token
 
     token = None
@@ -155,7 +159,7 @@ def _admin_access(values: Values, store: Store | None) -> AdminAccess:
             token = find_token(values.admin_token, os.environ, store)
         except OSError as exc:
             warn(f"there is no admin token, so the management API takes no changes: {exc}")
-    return AdminAccess(values.admin, host="localhost" if values.uds is not None else values.host, token=token)
+    return AdminAccess(values.admin, host=host, token=token)
 
 
 def _check_exposure(options: Options, config: Config) -> None:

@@ -122,15 +122,19 @@ class Connection:
     def make_room(self) -> None:
         """End a connection that waits for its client; no complete request is lost."""
         if self._exchange is None:
-            self.drain()
+            self.keeps_alive = False
+            self._end(lingers=False)
         else:
             self._shut(self._wire.abort)
 
     def drain(self) -> None:
-        """End now when idle, else with the response that is under way."""
+        """End now when idle, else with the response that is under way; a new one may send its first request."""
         self.keeps_alive = False
         if self._exchange is None and not self._deaf:
-            self._end(lingers=False)
+            if self._requests:
+                self._end(lingers=False)
+            else:
+                self._patience.deadline = min(self._patience.deadline, self._next_look())
 
     def _end(self, *, lingers: bool) -> None:
         """Let the reader end the connection in an orderly way."""
@@ -153,7 +157,8 @@ class Connection:
         exchange = self._exchange
         if exchange is None:
             idle = self._since + self.config.keep_alive_timeout
-            return idle if self._head_since is None else min(idle, self._head_since + self._limits.head)
+            head = self._limits.head if self.keeps_alive else min(self._limits.head, self._limits.settle)  # draining
+            return idle if self._head_since is None else min(idle, self._head_since + head)
         if not exchange.complete:
             silent = self._since + (self.config.read_timeout or math.inf)
             return silent if self._window_end is None or self._paused_at is not None else min(silent, self._window_end)

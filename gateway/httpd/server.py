@@ -28,6 +28,7 @@ parent replaces.
 from __future__ import annotations
 
 import errno
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +70,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     config: Config,
     *,
     sockets: Sockets | None = None,
+    accept_until: Callable[[], Awaitable[None]] | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     limits: Limits | None = None,
     handle_nowait: NowaitHandler | None = None,
@@ -77,6 +79,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
 ) -> None:
     """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
 
+    New connections are accepted until `accept_until` returns, which comes first, or else until the trigger.
     `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` says how many
     connections may be open, and how long each of their states may last (`httpd.connection_limit`). `handle_nowait` is
     offered small requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). `unsent` bounds what waits
@@ -93,7 +96,8 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     addresses: list[str] = []
     context = config.create_ssl_context()
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-        sock.listen(config.backlog)  # harmless where the caller did it already
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # or it would change the caller's backlog
+            sock.listen(config.backlog)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         address = repr_socket_addr(sock.family, sock.getsockname())
         if context is not None and sock in sockets.secure_sockets:
@@ -108,8 +112,10 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
             for each in listeners:
                 accepting.start_soon(server.accept, each)
             task_status.started(addresses)
-            await shutdown_trigger()
+            await (accept_until or shutdown_trigger)()
             accepting.cancel_scope.cancel(reason="the server is shutting down")
+        if accept_until is not None:
+            await shutdown_trigger()
         connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
         await server.drain()
 

@@ -191,7 +191,7 @@ async def open_gateway_process(
 
 @asynccontextmanager
 async def run_process(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> AsyncGenerator[GatewayProcess]:
     """Any program with its pipes and its stderr collected; killed at the end, if it is still there."""
     process = await trio.lowlevel.open_process(
@@ -201,6 +201,7 @@ async def run_process(
         stderr=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
+        pass_fds=pass_fds,
     )
     running = GatewayProcess(process)
     try:

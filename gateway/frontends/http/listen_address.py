@@ -12,7 +12,8 @@ import os
 import secrets
 import socket
 import stat
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
 
 import msgspec
 
@@ -20,8 +21,7 @@ from gateway.errors import GatewayError
 from gateway.frontends.http.host_policy import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, MutableMapping
 
     from hypercorn.config import Config as HypercornConfig
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 1_024
 """Connections that may wait to be accepted: a thousand clients may come at once."""
+FIRST_INHERITED: Final = 3
+"""The first descriptor that a service manager passes (sd_listen_fds(3))."""
 KNOCK_WAIT: Final = 1.0
 """Seconds for finding out whether somebody listens on a Unix socket that is there already."""
 
@@ -59,6 +61,39 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
     uds_mode: int = 0o600
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    inherited: socket.socket | None = None
+    """A socket that already listens at this address, and keeps listening when this process has ended."""
+
+    @classmethod
+    def inherit(cls, environ: MutableMapping[str, str]) -> ListenAddress | None:
+        """Return the address of the socket that a service manager has passed; None if there is none.
+
+        The variables of sd_listen_fds(3) are removed, since they are not for children. Raises ListenError.
+        """
+        if environ.get("LISTEN_PID") != str(os.getpid()):
+            return None
+        del environ["LISTEN_PID"]
+        count = environ.pop("LISTEN_FDS", "")
+        environ.pop("LISTEN_FDNAMES", None)
+        if count != "1":
+            text = f"{count} sockets were passed (LISTEN_FDS), and one is served; keep one ListenStream= in the unit"
+            raise ListenError(text)
+        try:
+            sock = socket.socket(fileno=FIRST_INHERITED)
+            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as exc:
+            text = f"descriptor {FIRST_INHERITED} (LISTEN_FDS) is no socket: {exc.strerror}"
+            raise ListenError(text) from None
+        name = cast("str | bytes | tuple[str, int]", sock.getsockname())
+        if not listens or isinstance(name, bytes) or not name:
+            text = (
+                "the socket that was passed (LISTEN_FDS) does not listen at a port or a path; set ListenStream= to one"
+            )
+            raise ListenError(text)
+        sock.set_inheritable(False)
+        if isinstance(name, str):
+            return cls(uds=Path(name), inherited=sock)
+        return cls(host=name[0], port=name[1], inherited=sock)
 
     @property
     def is_private(self) -> bool:
@@ -87,6 +122,8 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             from hypercorn.config import Config as HypercornConfig
 
             self.set_tls(HypercornConfig())
+        if self.inherited is not None:
+            return ListeningSocket(self, self.inherited)
         if self.uds is not None:
             return ListeningSocket(self, _open_unix(self.uds, self.uds_mode))
         try:
@@ -120,7 +157,7 @@ class ListeningSocket:
     def __init__(self, binding: ListenAddress, sock: socket.socket) -> None:
         self.binding = binding
         self.socket = sock
-        self._mark = None if binding.uds is None else _mark(binding.uds)
+        self._mark = None if binding.uds is None or binding.inherited is not None else _mark(binding.uds)
 
     def __enter__(self) -> Self:
         return self

@@ -42,10 +42,16 @@ def find_descriptor_limit() -> int | None:
 
 
 class HttpFrontend:
-    """Serves the MCP app and the management app (`others`) on one socket, until `closing` is set."""
+    """Serves the MCP app and the management app (`others`) on one socket, until `closing` is set.
 
-    def __init__(self, mcp: McpApp, *, others: AsgiApp, closing: trio.Event) -> None:
+    An inherited socket accepts no more from `stopping` on: new connections wait in it for the next process.
+    """
+
+    def __init__(
+        self, mcp: McpApp, *, others: AsgiApp, closing: trio.Event, stopping: trio.Event | None = None
+    ) -> None:
         self._mcp = mcp
+        self._stopping = closing if stopping is None else stopping
         self._others = others
         self._closing = closing
 
@@ -69,9 +75,11 @@ class HttpFrontend:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
                     limits = self._limits()
+                    last_accept = self._closing if bound.binding.inherited is None else self._stopping
                     serve = partial(
                         serve_http,
                         sockets=sockets,
+                        accept_until=last_accept.wait,
                         shutdown_trigger=self._closing.wait,
                         limits=limits,
                         handle_nowait=self._mcp.begin,

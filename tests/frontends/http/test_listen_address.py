@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
+import struct
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from gateway.config.access import NO_ACCESS, AccessKey, AccessSettings
-from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
+from gateway.frontends.http.listen_address import BACKLOG, InsecureListen, ListenAddress, ListenError
 from gateway.frontends.http.mcp_app import Paths
 from tests.support.access import Harness, make_config
 from tests.support.certificates import make_certificate
@@ -111,6 +112,13 @@ async def test_tls(folder: Path) -> None:
         stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=True)
         assert b'"ok"' in await ask(stream)
         await trio.aclose_forcefully(stream)
+
+
+async def test_the_backlog_stays_while_it_is_served() -> None:
+    with ListenAddress(port=0).open() as bound:
+        async with serving(ListenAddress(inherited=bound.socket)):
+            info = bound.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert struct.unpack_from("I", info, 28)[0] == BACKLOG  # tcpi_sacked, of a socket that listens
 
 
 def test_wrong_certificates_are_named(folder: Path) -> None:
