@@ -25,6 +25,7 @@ ALL = (ROOT / "README.md", *sorted(PAGES.rglob("*.md")))
 WITHIN = 60.0
 """Seconds for one command; generous, since the machine may be busy."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
+_SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 _BLOCK = re.compile(r'^( *)```(\w*)(?: title="([^"]+)")?\n(.*?)^\1```$', re.DOTALL | re.MULTILINE)
 
 
@@ -43,8 +44,12 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
+
+    def include(found: re.Match[str]) -> str:
+        return (ROOT / found[1]).read_text(encoding="utf-8").rstrip("\n")
+
     return [
-        Block(page, text.count("\n", 0, match.start()) + 1, match[2], match[3], textwrap.dedent(match[4]))
+        Block(page, text.count("\n", 0, match.start()) + 1, match[2], match[3], _SNIPPET.sub(include, textwrap.dedent(match[4])))
         for match in _BLOCK.finditer(text)
     ]
 
