@@ -1,3 +1,3 @@
 """The version of this package: a module of its own, so that what reports it does not import what embeds it."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

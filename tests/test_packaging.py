@@ -112,7 +112,7 @@ def test_a_script_parses(name: str) -> None:
 
 
 def test_guarantee_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_both() -> None:
-    assert PROJECT["scripts"] == {"mcp-gateway": "gateway.__main__:main"}
+    assert PROJECT["scripts"] == dict.fromkeys(["mcp-gateway", PROJECT["name"]], "gateway.__main__:main")
     assert "pytest" in {requirement.name for requirement in wanted("dev")}
     for name, runs in (("bin/mcp-gateway", "-m gateway"), ("bin/test", "-m pytest")):
         text = (ROOT / name).read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,12 +19,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http(x|core)2:ResourceWarning"),
 ]
 EXAMPLES = ROOT / "docs" / "examples"
+NOT_EMBEDDED = ("typer", "rich", "shellingham", "hypercorn", "httptools", "h2", "watchfiles", "prometheus_client")
+"""What only the command and its HTTP server import."""
 
 
-def test_the_trio_program() -> None:
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment for a program in which those packages cannot be imported."""
+    missing = f"import sys\nsys.modules.update(dict.fromkeys({NOT_EMBEDDED}))\n"
+    (tmp_path / "sitecustomize.py").write_text(missing, encoding="utf-8")
+    return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+def test_the_trio_program(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "embed_trio.py"],
-        env={"PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=WITHIN,
@@ -37,11 +48,13 @@ def test_the_trio_program() -> None:
     ]
 
 
-async def test_the_fastapi_application_serves_remounts_and_shuts_down_with_clients_connected() -> None:
+async def test_the_fastapi_application_serves_remounts_and_shuts_down_with_clients_connected(
+    environment: dict[str, str],
+) -> None:
     pytest.importorskip("fastapi", reason="a development dependency")
     with trio.fail_after(WITHIN):
         command = [sys.executable, str(EXAMPLES / "embed_fastapi.py")]
-        async with run_process(command, env={"PYTHONPATH": str(ROOT)}) as program:
+        async with run_process(command, env=environment) as program:
             assert program.process.stdout is not None
             line = bytes(await program.process.stdout.receive_some()).decode()
             base = line.strip().removesuffix("/mcp")
