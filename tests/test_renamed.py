@@ -1,4 +1,4 @@
-"""Former public names: each still leads to the present one, and none outlives its release."""
+"""Public names: none of a release disappears, and a former one leads to the present one until its release."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 import gateway
 from gateway.renamed import RENAMES, Rename
 from gateway.version import VERSION
+from tests.support.surface import list_names
 
+STABLE = (Path(__file__).parent / "surface.txt").read_text(encoding="utf-8").splitlines()
+"""The names of the last minor release, by `python -m tests.support.surface`."""
 CHANGELOG = (Path(__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
 ids = [f"{rename.where}-{rename.former}" for rename in RENAMES]
 
@@ -35,3 +38,13 @@ def test_the_row_fits_the_method(rename: Rename) -> None:
     parameters = inspect.signature(method).parameters
     assert rename.present in parameters
     assert rename.former not in parameters
+
+
+def test_no_name_of_the_last_release_has_gone() -> None:
+    gone = set(STABLE) - set(list_names())
+    assert not gone, "keep them beside the present names (gateway/renamed.py), then change tests/surface.txt"
+
+
+@pytest.mark.parametrize("kind", ["config", "command", "http", "document", "metric", "error", "event", "log", "python"])
+def test_every_stable_surface_is_recorded(kind: str) -> None:
+    assert sum(line.startswith(f"{kind} ") for line in STABLE) > 5

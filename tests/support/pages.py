@@ -49,7 +49,13 @@ def blocks(page: Path) -> list[Block]:
         return (ROOT / found[1]).read_text(encoding="utf-8").rstrip("\n")
 
     return [
-        Block(page, text.count("\n", 0, match.start()) + 1, match[2], match[3], _SNIPPET.sub(include, textwrap.dedent(match[4])))
+        Block(
+            page,
+            text.count("\n", 0, match.start()) + 1,
+            match[2],
+            match[3],
+            _SNIPPET.sub(include, textwrap.dedent(match[4])),
+        )
         for match in _BLOCK.finditer(text)
     ]
 
