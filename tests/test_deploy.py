@@ -46,6 +46,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 # -- systemd
 
 
+@pytest.mark.real("servers")
 @pytest.mark.parametrize("manager", ["system", "user"])
 def test_systemd_accepts_the_units(manager: str, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze") or pytest.skip("systemd-analyze is not on PATH")
@@ -59,6 +60,7 @@ def test_systemd_accepts_the_units(manager: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.real("servers")
 def test_the_system_unit_is_hardened(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze") or pytest.skip("systemd-analyze is not on PATH")
     unit = DEPLOY / "systemd" / "system" / "mcp-gateway.service"
@@ -160,6 +162,7 @@ async def wait_port(port: int) -> None:
             return
 
 
+@pytest.mark.real("servers")
 @pytest.mark.parametrize("write", [nginx, haproxy])
 async def test_a_proxy_passes_what_mcp_needs(write: Callable[..., list[str]], tmp_path: Path) -> None:
     program = shutil.which(write.__name__, path=SYSTEM_PATH) or pytest.skip(f"{write.__name__} is not installed")

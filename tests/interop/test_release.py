@@ -15,8 +15,10 @@ import pytest
 import trio
 
 from gateway.version import VERSION
-from tests.interop.cached import INSTALL_WAIT, OFFLINE, is_offline, python_venv
+from tests.interop.cached import INSTALL_WAIT, python_venv
 from tests.support.gateway_process import ROOT, START_WITHIN, STOP_WITHIN, run_process
+
+pytestmark = pytest.mark.real("clients")
 
 BUILDER = ("hatchling==1.33.0", "uv==0.13.9")
 STEM = f"trio_mcp_gateway-{VERSION}"
@@ -42,8 +44,6 @@ def run(*command: Path | str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    if is_offline():
-        pytest.skip(f"{OFFLINE} is set: what builds and installs the release is not installed")
     python = python_venv("interop/release", *BUILDER)
     folder = tmp_path_factory.mktemp("release")
     run(python, "-m", "hatchling", "build", "--directory", str(folder), cwd=ROOT)
