@@ -171,7 +171,11 @@ def modern_call(
     params = params_of(message)
     span = bytes(params.pop("_meta", jsonrpc.ABSENT))
     read = _read_modern_meta if len(span) <= MAX_KEPT_META else _read_modern_meta.__wrapped__
-    travelling, progress_token, caller = read(span, identity, session, address)
+    travelling, progress_token, client = read(span)
+    # An object of its own: callers with neither key nor session are only known apart by it (`Caller.same_client`).
+    caller = msgspec.structs.replace(
+        client, principal=identity.principal, scope=identity.scope, session=session, address=address
+    )
     method = str(message.method)
     return Call(
         method=method,
@@ -184,10 +188,8 @@ def modern_call(
 
 
 @lru_cache(KEPT_METAS)
-def _read_modern_meta(
-    span: bytes, identity: Identity, session: str | None, address: str | None
-) -> tuple[dict[str, msgspec.Raw], Id | None, Caller]:
-    """Read the `_meta` of a modern request, which is empty if absent: what travels on, progress token, and caller.
+def _read_modern_meta(span: bytes) -> tuple[dict[str, msgspec.Raw], Id | None, Caller]:
+    """Read the `_meta` of a modern request, which is empty if absent: what travels on, progress token, and client.
 
     Most clients send the same one with each request. Raises as `modern_call` does.
     """
@@ -210,10 +212,6 @@ def _read_modern_meta(
         capabilities=capabilities,
         client_info=jsonrpc.ABSENT if client_info is None or client_info == jsonrpc.NULL else client_info,
         log_level=meta.log_level(hop),
-        principal=identity.principal,
-        scope=identity.scope,
-        session=session,
-        address=address,
         gateways=meta.gateways_in(hop),
     )
     return travelling, meta.progress_token(hop), caller

@@ -327,7 +327,7 @@ def test_guarantee_g3_what_serves_where_by_default_and_as_told():
 
 def test_the_plain_reader_leaves_alone_what_is_not_plain():
     serve = find_command("serve")
-    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], ["x", "y"], ["--config", "x", "--", "y"], ["-h"]):
+    for words in (["--conf", "x"], ["--config"], ["--config", "-x"], ["x", "y"], ["-h"]):
         assert read_plain(serve, words) is None, words
     assert read_plain(serve, ["--config", "x", "--no-watch=1"]) is None
 

@@ -25,7 +25,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
-from gateway.config.files import MAX_FILE_BYTES, SpecialFile, UnreadableFile, read_at_most, reader
+from gateway.config.files import MAX_FILE_BYTES, FileReader, SpecialFile, UnreadableFile, read_at_most
 from gateway.config.model import NOT_WRITTEN
 from gateway.errors import ConfigError
 from gateway.reload.source import ConfigSource
@@ -155,7 +155,7 @@ def test_special_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
 
 
 def test_an_oversized_pipe_is_refused_each_time(pipe: Path) -> None:
-    read = reader(pipe.parent, None)
+    read = FileReader(pipe.parent, None, {})
     with ThreadPoolExecutor() as pool:
         pool.submit(pipe.write_bytes, b"x" * (MAX_FILE_BYTES + 1))
         for _ in range(2):

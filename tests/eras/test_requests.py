@@ -78,6 +78,14 @@ def test_nothing_of_a_modern_request_is_lost(params: dict[str, Any], own_meta: d
     assert out == {**params, "name": "own"}
 
 
+def test_equal_metas_do_not_make_one_client() -> None:
+    """What one of two unknown clients is asked must not reach the other, however alike they look."""
+    one, other = (requests.modern_call(message("tools/call", {"name": "t", "_meta": ENVELOPE})).caller for _ in "12")
+    assert one == other
+    assert one.same_client(one)
+    assert not one.same_client(other)
+
+
 def test_spans_travel_as_they_were_written() -> None:
     raw = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"b" : 1.00,"a":1e2},"name":"t"}}'
     call = requests.legacy_call(jsonrpc.decode(raw), LEGACY)
