@@ -78,20 +78,20 @@ class SseStream:
         Raises:
             ClientGone: the client hung up, in an exception group.
         """
-        try:
-            async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self._nursery:
+            try:
                 self._enqueue(b"event: endpoint\r\ndata: " + endpoint + b"\r\n\r\n")
                 self._nursery.start_soon(self._watch, exchange)
                 self._nursery.start_soon(self._send_notifications)
                 await self._write(exchange)
                 await exchange.end_stream()  # only here: a client that does not read takes no end either
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
-        finally:
-            self.over = True
-            self._unsent.release()
-            self._room.unpark_all()
-            if self.session is not None:
-                self.session.end()
+            finally:  # before the nursery closes: a call that is still in flight then may start its task in it
+                self.over = True
+                self._unsent.release()
+                self._room.unpark_all()
+                if self.session is not None:
+                    self.session.end()
 
     @property
     def is_unused(self) -> bool:
@@ -195,6 +195,8 @@ class SseStream:
     async def handle_message(self, message: Message) -> bytes | None:
         """Handle one message; return the error that refuses it outside the stream."""
         request_id = message.id
+        if self.over:  # since another message of the same batch
+            return None
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
             if self.session is not None:
                 handle_notification(self._answers, self.session, message, self.session.in_flight)

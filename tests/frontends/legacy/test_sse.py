@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -26,6 +26,9 @@ from tests.support.http_frontends import (
 )
 from tests.support.sse_client import SseClient, open_client
 from tests.support.wire_http import parse_events
+
+if TYPE_CHECKING:
+    from gateway.inflight.pending import PendingCall
 
 
 async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -> None:
@@ -230,6 +233,60 @@ async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_cl
         assert (await client.call()).status == 404
         await client.harness.answer()
         assert texts_of(other.stream)[-1] == "done"
+
+
+@pytest.mark.parametrize("step", range(8))
+async def test_calls_end_with_their_stream_whatever_comes_meanwhile(
+    step: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_harness() as harness:
+        frontend = SseFrontend(harness.answers, "/messages/", trio.Event())
+        clients = [SseClient(harness, frontend) for _ in range(16)]  # their tasks end in different orders
+        calls: list[PendingCall] = []
+        for client in clients:
+            await client.open()
+            await client.initialize()
+            await client.call()
+            calls.append(harness.pending)
+        for client in clients:
+            client.stream.gone.set()
+        for _ in range(step):
+            await trio.lowlevel.checkpoint()
+        for client, call in zip(clients, calls, strict=True):
+            call.notify(log_line("news"))
+            client.begin(2)
+        await settle()
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(frontend) == harness.answers.router.under_way == harness.answers.unsent.used == 0
+
+
+class LateBody(FakeExchange):
+    """A POST whose body comes when `arrives` is set."""
+
+    def __init__(self, body: bytes, query: str) -> None:
+        super().__init__(body, headers=STREAM)
+        self.scope["query_string"] = query.encode()
+        self.arrives = trio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.arrives.wait()
+        return await super().receive()
+
+
+async def test_a_stream_that_ends_between_the_messages_of_a_batch_takes_no_more(autojump_clock: MockClock) -> None:
+    async with open_client(version="2025-03-26", max_client_requests=2) as client:
+        batch = [message_of("tools/call", {"name": "a.x"}, number) for number in (2, 3, 4, 5)]
+        post = LateBody(json.dumps(batch).encode(), client.endpoint.partition("?")[2])
+        await client.harness.start(client.frontend.post, post)
+        client.stream.reading = trio.Event()
+        await fill(client, 2, size=MAX_WAITING_BYTES)
+        post.arrives.set()
+        await settle()
+        assert not post.ended  # the third message is refused, for which the buffer has no room
+        client.stream.gone.set()
+        await settle()
+        assert post.ended
+        assert client.harness.answers.router.under_way == 0
 
 
 async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> None:
