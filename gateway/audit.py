@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_NAME: Final = 200
 """Characters of a name that a client gives."""
+MAX_KNOWN_CLIENT: Final = 1_024
+"""Bytes of what a client says of itself that is read once for all its calls; a longer one may be another each time."""
 DENIED: Final = RateLimit(per_second=1.0, burst=30)
 """Lines for requests that are not let in: nobody without a key may fill a disk. The next line tells of the rest."""
 MAX_ARGUMENTS: Final = 65_536
@@ -232,8 +234,12 @@ def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str |
             return "failed", to_wire(outcome, call.caller.era, call).code, outcome.code
 
 
-@lru_cache(maxsize=1024)
 def _client_name(client_info: bytes) -> str | None:
+    return (_known_client_name if len(client_info) <= MAX_KNOWN_CLIENT else _known_client_name.__wrapped__)(client_info)
+
+
+@lru_cache(maxsize=1024)
+def _known_client_name(client_info: bytes) -> str | None:
     try:
         return jsonrpc.read(_clients, client_info).name[:MAX_NAME] or None
     except jsonrpc.UNDECODABLE:

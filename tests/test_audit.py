@@ -21,6 +21,7 @@ from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.telemetry import line_file
 from tests.support.fakes import RESULT, FakeBackend, backends, make_call, make_listing, settle
+from tests.support.leaks import traced_growth
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -131,6 +132,21 @@ async def test_a_call_is_one_line_with_its_end(
         **said,
     }
     assert "secret" not in path.read_text()
+
+
+async def test_what_clients_say_at_length_of_themselves_is_not_kept(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_harness(tmp_path / "audit.jsonl") as harness:
+        with traced_growth() as kept:
+            for number in range(100):
+                info = b'{"name":"desk","x":"%d%b"}' % (number, b"a" * 15_000)
+                caller = msgspec.structs.replace(CALLER, client_info=msgspec.Raw(info))
+                pending = await harness.router.submit(make_call("a.x", caller=caller))
+                harness.fake.session.answer()
+                harness.router.release(pending)
+                del pending, caller, info
+            await settle()
+        assert kept() < 500_000
+    assert [line["client"] for line in harness.lines] == ["desk"] * 100
 
 
 async def test_a_call_that_its_server_died_of_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -57,6 +57,9 @@ MAX_WHOLE_BODY = 2**16
 KNOWN_HEADERS = 1024
 """Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
 
+MAX_KNOWN_TARGET = 256
+"""Bytes of a request target that is remembered; anybody may send long ones, and always another one."""
+
 COPIED = 2**16
 """Bytes up to which joining parts costs less than another send."""
 
@@ -193,7 +196,8 @@ class Exchange:
         self._connection = connection
         self.version = head.version
         self.began = time.time()
-        path, raw_path, query, authority = split_target(head.target)
+        split = split_target if len(head.target) <= MAX_KNOWN_TARGET else split_target.__wrapped__
+        path, raw_path, query, authority = split(head.target)
         headers = list(head.headers)  # an app may change it, and the parser keeps the head
         if authority is not None:  # it counts, and not the Host header (RFC 9112, 3.2.2)
             headers = [item for item in headers if item[0] != b"host"]

@@ -27,6 +27,7 @@ from tests.support.http_server import (
     post,
     serving,
 )
+from tests.support.leaks import traced_growth
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -452,3 +453,13 @@ async def test_a_head_request_has_no_body() -> None:
         await client.send(get(method="HEAD") + get())
         assert b"content-length: 7\r\n" in await client.until(b"\r\n\r\n")
         assert (await client.answer())[2] == b"GET / "
+
+
+async def test_long_targets_that_differ_are_not_kept() -> None:
+    async with serving("ours", fail, handle_nowait=echo_nowait) as server, connected(server) as client:
+        with traced_growth() as kept:
+            for number in range(100):
+                path = f"/{number}{'a' * 15_000}"
+                await client.send(get(path))
+                assert (await client.answer())[0] == 200
+        assert kept() < 200_000

@@ -6,15 +6,18 @@ A process that was orphaned is nobody's descendant and is not seen here: tests a
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import tracemalloc
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 GRACE = 10.0  # seconds until what is still there counts as leaked; a test that leaks nothing never waits so long
 POLL = 0.01  # seconds between two looks
@@ -28,6 +31,19 @@ class Snapshot:
     children: Mapping[tuple[int, str], str]  # (pid, start time) -> state and command line, descendants included
     files: Mapping[tuple[int, str], str]  # (fd, target) -> target
     threads: Mapping[int, str]  # id of the thread object -> name
+
+
+@contextmanager
+def traced_growth() -> Generator[Callable[[], int]]:
+    """Yield what returns, behind the block, how many bytes of what was allocated in it are still there."""
+    growth = 0
+    tracemalloc.start()
+    try:
+        yield lambda: growth
+        gc.collect()
+        growth = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 def take() -> Snapshot:

@@ -48,6 +48,8 @@ PATIENCE: Final = 10.0
 """Seconds in which a client must take something while its buffer is full; then it counts as one that does not read."""
 WRITE_BYTES: Final = 65_536
 """How much of what waits is sent at once; smaller writes would cost, larger ones would free the buffer late."""
+MAX_KNOWN_QUERY: Final = 128
+"""Bytes of a query that is read once for all POSTs that repeat it; ours are shorter."""
 NO_STREAM: Final = "this session does not exist or has ended with its stream: open another one"
 
 log = logging.getLogger("gateway.http")
@@ -323,9 +325,13 @@ class SseStream:
 
 
 @lru_cache(1_024)
-def _session_ids(query: bytes) -> list[str]:
-    """Return the session ids of an address; each client POSTs to the same one all the time."""
+def _known_session_ids(query: bytes) -> list[str]:
     return parse_qs(query.decode("latin-1")).get("session_id", [])
+
+
+def _session_ids(query: bytes) -> list[str]:
+    """Return the session ids of an address; each client POSTs to the same one all the time, which is short."""
+    return (_known_session_ids if len(query) <= MAX_KNOWN_QUERY else _known_session_ids.__wrapped__)(query)
 
 
 class SseFrontend:

@@ -24,6 +24,7 @@ from tests.support.http_frontends import (
     open_harness,
     texts_of,
 )
+from tests.support.leaks import traced_growth
 from tests.support.sse_client import SseClient, open_client
 from tests.support.wire_http import parse_events
 
@@ -107,6 +108,18 @@ async def test_posts_that_are_refused(change: dict[str, Any], status: int, autoj
         assert refused.status == status
         assert json.loads(refused.body)["error"]["message"]
         assert len(client.messages) == before
+
+
+async def test_long_queries_that_differ_are_not_kept(autojump_clock: MockClock) -> None:
+    async with open_client() as client:
+        with traced_growth() as kept:
+            for number in range(100):
+                query = f"{client.endpoint.partition('?')[2]}&{number}={'a' * 15_000}"
+                assert (await client.post(message_of("ping", request_id=1), endpoint=f"?{query}")).status == 202
+                assert client.begin(number + 2, query=query.encode()) is not None
+                await client.harness.answer()
+            client.stream.sent.clear()
+        assert kept() < 200_000
 
 
 async def test_wrong_methods_are_refused(autojump_clock: MockClock) -> None:
