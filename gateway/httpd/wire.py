@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_RECEIVE = 2**16
 """Bytes of one read, as in Hypercorn."""
 
+MAX_ENCRYPTED = 2**16
+"""Bytes that are encrypted at a time: OpenSSL's buffer keeps the largest size that it ever had."""
+
 LEAST_RATE = 256
 """Bytes a second that a peer must take of a message in the mean, or reading a byte now and then would hold it."""
 
@@ -156,8 +159,9 @@ class TLSWire(Wire):
 
     def send_nowait(self, data: bytes) -> None:
         """See `Wire`."""
-        self._tls.write(data)
-        super().send_nowait(self._outgoing.read())
+        for start in range(0, len(data), MAX_ENCRYPTED):
+            self._tls.write(memoryview(data)[start : start + MAX_ENCRYPTED])
+            super().send_nowait(self._outgoing.read())
 
     def send_eof(self) -> None:
         """Nothing: TLS ends both sides at once."""

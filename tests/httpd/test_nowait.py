@@ -13,6 +13,7 @@ import trio.testing
 
 from gateway.budget import Budget
 from gateway.httpd.exchange import MAX_WHOLE_BODY, ClientGone, Exchange
+from gateway.httpd.wire import MAX_ENCRYPTED, Wire
 from tests.support.http_server import (
     BIG,
     GRACE,
@@ -293,6 +294,25 @@ async def test_a_large_response_waits_and_holds_back_the_next_request(scheme: st
         assert await read_all(client, size) == BIG * 8
         assert (await held.next()).respond_nowait(*OK, b"small")
         assert (await client.answer())[2] == b"small"
+
+
+async def test_a_large_response_is_encrypted_in_pieces(
+    certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, sizes, send_nowait = Held(), list[int](), Wire.send_nowait
+
+    def note(wire: Wire, data: bytes) -> None:
+        sizes.append(len(data))
+        send_nowait(wire, data)
+
+    monkeypatch.setattr(Wire, "send_nowait", note)
+    async with asked("https", certificate, held) as client:
+        await client.send(get())
+        exchange = await held.next()
+        assert exchange.respond_nowait(200, [(b"content-length", b"%d" % len(BIG))], BIG)
+        assert await read_all(client, len(BIG)) == BIG
+    assert len(BIG) < sum(sizes)
+    assert max(sizes) < 1.1 * MAX_ENCRYPTED < len(BIG)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
