@@ -289,6 +289,8 @@ class BoundedTCPServer(TCPServer):
         self._has_ended = True
         await self.idle_task.stop()  # Hypercorn would wait for it, as for a client that is still there
         await self.protocol.handle(Closed())
+        for buffer in list(self._h2.stream_buffers.values()):  # Hypercorn would leave the apps that send waiting
+            await buffer.close()
         self.stream.transport_stream.socket.close()
 
     def _read_events(self, read: Callable[[bytes], list[h2.events.Event]], data: bytes) -> list[h2.events.Event]:

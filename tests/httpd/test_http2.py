@@ -32,6 +32,7 @@ from tests.support.http_server import (
     by_tls,
     drip_until_closed,
     echo,
+    happens,
     keep_dripping,
     respond,
     serving,
@@ -39,7 +40,7 @@ from tests.support.http_server import (
 
 pytestmark = pytest.mark.leak_check
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 
 
@@ -242,6 +243,37 @@ async def test_a_stream_that_is_not_read_ends_alone(certificate: dict[str, str])
             pass
         assert event.data == b"quick"
         assert [str(problem) for problem in problems] == ["the client has stopped reading"]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", frame(DATA, 0, 0, b"x"), frame(GOAWAY, payload=bytes(8))], ids=["hang-up", "no frame", "goaway"]
+)
+async def test_responses_end_with_their_connection(sent: bytes, certificate: dict[str, str]) -> None:
+    begun = ended = 0
+    all_ended = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal begun, ended
+        begun += 1
+        try:
+            await respond(send, BIG, length=False)
+        finally:
+            ended += 1
+            if ended == 3:
+                all_ended.set()
+
+    unsent = Budget(32 * len(BIG))
+    async with serving("ours", app, limits=Limits(send=LONG), unsent=unsent, **certificate) as server:
+        async with by_tls(server, certificate, "h2") as client:
+            await client.send(OPEN + whole(1) + whole(3) + whole(5))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (begun, ended) == (3, 0)
+            assert unsent.used == 3 * len(BIG)
+            await client.send(sent)
+            await trio.aclose_forcefully(client.stream)
+        await happens(all_ended)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert unsent.used == 0
 
 
 @pytest.mark.parametrize("resets", [0, 40])
