@@ -128,6 +128,8 @@ class RelayFrontend:
         while True:
             try:
                 sock, _ = await self._listener.accept()
+            except trio.ClosedResourceError:
+                return  # the lease has ended
             except OSError as exc:
                 if exc.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     raise

@@ -78,7 +78,11 @@ class Machine:
         return server | QUICK | {"env": {"MACHINE": str(self.folder)}}
 
     async def nothing_left(self):
-        await until(lambda: not (self.gateways() or self.children() or self.sockets()))
+        ending = self.gateways()
+        await until(lambda: not (self.gateways() or self.children() or self.sockets() or any(map(is_alive, ending))))
+        for path in (self.runtime / "trio-mcp-gateway").glob("*.log"):
+            log = path.read_text(encoding="utf-8")
+            assert "Traceback" not in log, log
 
     def end(self):
         for pid in self.gateways() + self.children():
