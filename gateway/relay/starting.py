@@ -27,7 +27,7 @@ START_TIMEOUT = 60.0
 LOCK_TIMEOUT = 30.0
 """Seconds for another relay that is starting a gateway; it holds the lock for some milliseconds."""
 LOCK_INTERVAL = 0.01
-"""Seconds between two tries to get the lock."""
+"""Seconds between two tries to get the lock, or a place in the queue of a gateway's socket."""
 ATTEMPTS = 3
 """Gateways that may end before they accept: one may be stopping just now, the config of others may be wrong."""
 BACKLOG = 128
@@ -83,18 +83,23 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
 
 
 def _connect(place: Place) -> socket.socket | None:
-    """Return a connection, None where no gateway listens."""
+    """Return a connection, None where no gateway listens; wait while `BACKLOG` others do."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(START_TIMEOUT)
-    try:
-        sock.connect(place.socket)
-    except (FileNotFoundError, ConnectionRefusedError):
-        sock.close()
-        return None
-    except OSError as exc:
-        sock.close()
-        text = f"{place.socket}: {(exc.strerror or str(exc)).lower()}"
-        raise RelayError(text) from None
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            sock.connect(place.socket)
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        except OSError as exc:
+            if not isinstance(exc, BlockingIOError) or time.monotonic() > deadline:
+                sock.close()
+                text = f"{place.socket}: {(exc.strerror or str(exc)).lower()}"
+                raise RelayError(text) from None
+            time.sleep(LOCK_INTERVAL)
     uid = peer_uid(sock)
     if uid != os.getuid():
         sock.close()

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import trio
@@ -359,6 +360,30 @@ async def test_a_socket_of_a_dead_gateway_is_replaced():
         async with machine.open_client() as client:
             await client.stdio.initialize()
             assert await say(client, "alive") == "alive"
+
+
+async def test_a_relay_waits_for_a_place_in_a_full_queue():
+    async with open_machine() as machine:
+        machine.write({})
+        waiting = []
+        async with machine.open_client() as first:
+            await first.stdio.initialize()
+            gateway = await machine.gateway()
+            os.kill(gateway, signal.SIGSTOP)
+            with suppress(BlockingIOError):
+                while True:
+                    waiting.append(socket.socket(socket.AF_UNIX))
+                    waiting[-1].setblocking(False)
+                    waiting[-1].connect(str(machine.sockets()[0]))
+            async with machine.open_client() as late:
+                await late.stdio.send(make_request(1, "initialize", initialize_params()))
+                with trio.move_on_after(2):
+                    await late.process.wait()
+                assert late.process.returncode is None, late.stderr_text
+                for one in waiting:
+                    one.close()
+                os.kill(gateway, signal.SIGCONT)
+                assert (await late.stdio.response(1))["result"]["serverInfo"]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770])
