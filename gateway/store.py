@@ -225,6 +225,9 @@ class Store:
                 Kind[kind]: tuple(Item(entry.own, bytes(entry.raw), era=entry.era) for entry in entries)
                 for kind, entries in found.items.items()
             }
+            if not all(item.raw.startswith(b"{") for kind in items.values() for item in kind):
+                text = "an entry is no object"
+                raise msgspec.ValidationError(text)
             capabilities = {name: msgspec.Raw(bytes(span)) for name, span in found.capabilities.items()}
         except FileNotFoundError:
             return None

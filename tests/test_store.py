@@ -92,6 +92,8 @@ def test_the_plain_file_that_is_spoilt_below_is_a_good_one(store) -> None:
         (lambda data: b"[" * 100_000, True),
         (change(items={"TOOLS": [["add"]]}), True),
         (change(items={"TOOLS": {"add": {}}}), True),
+        (change(items={"TOOLS": [["add", 7]]}), True),
+        (change(items={"TOOLS": [["add", "{}"]]}), True),
         (change(items={"SPELLS": []}), True),
         (change(capabilities=7), True),
         (change(instructions=["a"]), True),
