@@ -240,7 +240,7 @@ class Router:
         if self._linked is not self.fleet.supervisors:
             self._linked = self.fleet.supervisors
             self._links.retain(self._linked)
-            self._pages.retain(self._linked)
+            self._pages.retain(self.fleet.config.servers)  # one that is disabled may come back
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(pending.backend, call.method, *((pending.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
@@ -359,7 +359,14 @@ class Router:
         entries = [entry for owner in sorted(owners) for entry in snapshot.placed(Kind.TOOLS, owner)]
         named = [one for one in entries if one.own == call.name and one.era in {None, call.caller.era}]
         found = [entry.public for entry in named if is_for_apps(entry.raw)]
-        if len(found) > 1:
+        # Also of one whose tool this caller may not call: its page must not reach the tool of another server.
+        listings = [one.listing for name, one in self.fleet.supervisors.items() if name in owners]
+        meant = [
+            any(item.own == call.name and is_for_apps(item.raw) for item in listing.items.get(Kind.TOOLS, ()))
+            for listing in listings
+            if listing is not None
+        ]
+        if found and sum(meant) > 1:
             text = f"tool {call.name!r} is ambiguous; call {' or '.join(found)}, or give each server a view (views)"
             raise UnknownName(text)
         if not found:

@@ -14,6 +14,7 @@ from gateway import jsonrpc
 from gateway.calls import Call, Caller, Complete, Era, Failure, Scope
 from gateway.catalog.listing import Item, Listing
 from gateway.config import ServerConfig
+from gateway.config.offered import ToolChoice
 from gateway.eras.methods import Kind
 from gateway.errors import (
     BackendExited,
@@ -261,6 +262,32 @@ async def test_an_app_finds_its_servers_tools_by_their_own_names(autojump_clock:
         assert await called(router, "y", host) == ("b", "y", "b.y")
         with pytest.raises(UnknownName, match=r"'both' is ambiguous; call a\.both or b\.both"):
             await router.submit(make_call("both", caller=host))
+
+
+@pytest.mark.parametrize(
+    ("scope", "changes"),
+    [
+        (Scope(excluded_tools=("a.x",)), []),
+        (Scope(tools=("b.*",)), []),
+        (None, [{"tools": ToolChoice(exclude=("x",))}]),
+        (None, [{"disabled": True}, {"disabled": False}]),
+    ],
+)
+async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
+    scope: Scope | None, changes: list[dict[str, Any]], autojump_clock: MockClock
+) -> None:
+    host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST, scope=scope)
+    async with running_router({"a": app_backend("x"), "b": app_backend("x")}) as router:
+        await read_page(router, "ui://mcp+b/page", host)
+        assert await called(router, "x", host) == ("b", "x", "b.x")
+        await read_page(router, "ui://page", host)
+        for change in changes:
+            servers = router.fleet.config.servers
+            changed = servers | {"a": msgspec.structs.replace(servers["a"], **change)}
+            await router.fleet.apply(msgspec.structs.replace(router.fleet.config, servers=changed))
+            await read_page(router, "ui://mcp+b/page", host)
+        with pytest.raises(UnknownName, match="'x' is ambiguous; call "):
+            await router.submit(make_call("x", caller=host))
 
 
 @pytest.mark.parametrize(
