@@ -35,14 +35,15 @@ def encode_report(
     Ages are in seconds; `descendants` are the pids of what the child itself has started. `shared` is added for a
     gateway that serves relays: its number of `clients`, and its `log`.
     """
-    children = {child.backend: child for child in guard.snapshot()}
+    children = {child.pid: child for child in guard.snapshot()}
     backends: list[dict[str, object]] = []
     for name, server in fleet.config.servers.items():
-        supervisor, child = fleet.supervisors.get(name), children.get(name)
+        supervisor = fleet.supervisors.get(name)
         if supervisor is None:
             backends.append(DISABLED | {"name": name, "disabled": server.disabled_by})
             continue
         status = supervisor.status()
+        child = children.get(status.pid or 0)
         backends.append({
             "name": name,
             "state": status.state,

@@ -46,10 +46,10 @@ def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
             client = None
         nodes = [_describe_call(call, router.fleet, now) for call in calls]
         sessions.append(SessionNode(caller.label, caller.era, client, caller.principal, nodes))
-    children = {} if guard is None else {child.backend: child for child in guard.snapshot()}
+    children = {} if guard is None else {child.pid: child for child in guard.snapshot()}
     backends: list[BackendNode] = []
     for name, status in router.fleet.statuses().items():
-        child = children.get(name)
+        child = children.get(status.pid or 0)
         descendants = [] if child is None else list(child.descendants)
         age = None if child is None else round(time.time() - child.started_at, 1)
         backends.append(BackendNode(name, status.state, status.pid, descendants, age, status.in_flight, status.queued))

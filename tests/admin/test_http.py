@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -15,10 +17,13 @@ from gateway.admin.events import KEEP_ALIVE, MAX_EVENTS, MAX_READERS
 from gateway.admin.http import make_admin_app
 from gateway.admin.openapi import Operation, openapi_document
 from gateway.admin.operations import OPERATIONS
+from gateway.admin.report import encode_report
+from gateway.admin.tree import make_tree
 from gateway.calls import Failure
 from gateway.config import parse_config
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, ConfigError
+from gateway.processes.guard import ChildReport
 from gateway.store import Store
 from tests.support.admin import BEARER, CONFIG, JSON, SECRET, TOKEN, Harness, open_harness
 from tests.support.fakes import LEGACY_CALLER, FakeExchange, make_call, make_listing, settle
@@ -485,6 +490,18 @@ async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock:
         assert {node["name"]: node["state"] for node in tree["backends"]} == {"a": "ready", "b": "starting"}
         for pending in (first, second):
             harness.router.release(pending)
+
+
+async def test_ps_and_the_tree_show_one_child_of_a_backend_with_two(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """`"era": "each"`: whichever of its children was started last."""
+    reports = [ChildReport("a", 4711, time.time() - 60, (1, 2)), ChildReport("a", 4712, time.time(), (3,))]
+    async with open_harness(tmp_path) as harness:
+        for children in (reports, reports[::-1]):
+            guard: Any = Mock(snapshot=Mock(return_value=children))
+            shown = json.loads(encode_report(harness.fleet, guard, transport="stdio"))["backends"][0]
+            assert (shown["pid"], shown["descendants"], round(shown["age"])) == (4711, [1, 2], 60)
+            node = make_tree(harness.router, guard).backends[0]
+            assert (node.pid, node.descendants, round(node.age or 0)) == (4711, [1, 2], 60)
 
 
 # -- the document ------------------------------------------------------------------------------------------------------
