@@ -108,20 +108,25 @@ class EraPreference:
     """Which era the next session of a backend is for, where the server offers both."""
 
     def __init__(self, preferred: Era | None = None) -> None:
-        self.preferred = preferred
+        self.preferred: Era | None = preferred
         """The era of the clients that the next session is for; None where no call has shown it yet."""
         self.other: Era | None = None
         """The era that the server offers beside the one of its session; None without a session."""
         self._used_at = dict.fromkeys(Era, -math.inf)
-        self._is_bridging = self._is_open = False
+        self._changed_at = -math.inf
+        self._is_bridging = self._is_changing = self._is_open = False
 
     def opened(self, other: Era | None) -> None:
         """Note that a session was opened, and which other era the server offers."""
-        self.other, self._is_bridging, self._is_open = other, False, True
+        has_failed = self._is_changing and other is not None and other is self.preferred
+        if other is not None and (has_failed or self.preferred is None):
+            self.preferred = other.other  # the next session is not for an era that failed, or that a second one serves
+        self.other, self._is_bridging, self._is_changing, self._is_open = other, has_failed, False, True
 
     def change(self, era: Era) -> None:
-        """Note that the session ends for one of this era."""
+        """Note that the session ends for one of this era; one that then fails is not tried again for `ERA_LINGER`."""
         self.preferred = era
+        self._changed_at, self._is_changing = self._used_at[era], True
         self.closed()
 
     def closed(self) -> None:
@@ -134,7 +139,8 @@ class EraPreference:
         self._used_at[era] = pending.opened_at  # also of one that waits for its session
         if era is self.other:
             self._is_bridging = True
-            return not is_busy and pending.opened_at >= self._used_at[era.other] + ERA_LINGER
+            last_at = max(self._used_at[era.other], self._changed_at)
+            return not is_busy and pending.opened_at >= last_at + ERA_LINGER
         if not self._is_open and not is_busy:
             self.preferred = era
         return False

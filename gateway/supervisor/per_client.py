@@ -60,6 +60,12 @@ class ClientSupervisor(Supervisor):
         if self.alone and self.state in {State.STARTING, State.BACKOFF}:
             self.stop()
 
+    def freed(self) -> None:
+        """Note that a call has ended; the backend is idle only where both its sessions are."""
+        super().freed()
+        if self._sibling is not None:
+            self._sibling._used_at = self._used_at
+
     def is_over(self, delay: float | None) -> bool:
         """Whether this was the last session: no call waits, and no further one can come."""
         return (delay is None or self.alone) and not self._queue.tidy()
@@ -109,7 +115,8 @@ class PerClientSupervisors(Supervisor):
     def _key(self, caller: Caller) -> object | None:
         """Return who shares a session, None for the first one; anonymous modern requests over HTTP share none."""
         if self.config.session == "shared":
-            return None if caller.era is not self._eras.other else (caller.era,)
+            has_own = caller.era is self._eras.other or (caller.era,) in self._private  # also while the first is away
+            return (caller.era,) if has_own else None
         if self.config.session == "call":
             return object()
         return caller.session or caller.principal or object()
@@ -120,7 +127,7 @@ class PerClientSupervisors(Supervisor):
     def _sort_queue(self) -> None:
         """Move the calls of the other era, which came before it was known that the server offers both."""
         other = self._eras.other
-        if self.config.session == "shared" and other is not None:
+        if self.config.session == "shared" and other is not None and not self._stopping.is_set():
             for pending in self._queue.take(math.inf):
                 is_own = pending.call.caller.era is not other
                 owner = self if is_own else self._private.get((other,)) or self._make((other,), other)
@@ -151,6 +158,7 @@ class PerClientSupervisors(Supervisor):
 
     def take_over(self, queue: CallQueue) -> None:
         """Take the calls of the session for the other era, which the server has refused, and forget its lists."""
+        self._private.pop((self._eras.other,), None)
         super().take_over(queue)
         if self._session is not None:
             self._keep_listing(self._session.listing, None)
@@ -191,6 +199,7 @@ class PerClientSupervisors(Supervisor):
             last_good=self.listing,
             era=era,
             sibling=self if is_shared else None,
+            is_overdue=is_shared and era in self._was_listed_for,
         )
         private.alone = alone
         private.gate, private.history = self.gate, self.history  # limits are those of the server, not of a session
@@ -238,6 +247,16 @@ class PerClientSupervisors(Supervisor):
     def in_flight(self) -> int:
         """Calls that any of the sessions is working on."""
         return super().in_flight + sum(private.in_flight for private in self._private.values())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with its lists, and with what its config says of them; it bridges no clients of its own."""
+        return tuple(text for text in super().warnings if text != self._eras.warning)
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for any of the sessions."""
+        return super().queued + sum(private.queued for private in self._private.values())
 
     @property
     def sessions(self) -> int:

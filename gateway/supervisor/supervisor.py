@@ -109,7 +109,7 @@ class Supervisor:
         """
         gate = self.gate
         gate.check_strikes(pending, pending.opened_at)
-        if self._eras.note_call(pending, is_busy=self.queued > 0) and not self.in_flight:
+        if self._eras.note_call(pending, is_busy=bool(self._queue)) and not self.in_flight:
             self._change_era(pending.call.caller.era)
         if self.state is not State.READY:
             self.request_start()
@@ -267,7 +267,7 @@ class Supervisor:
     @property
     def wanted(self) -> bool:
         """Whether a caller waits for it, be it only for its lists."""
-        return self._wanted or self.queued > 0
+        return self._wanted or bool(self._queue)
 
     @property
     def sessions(self) -> int:
@@ -409,7 +409,7 @@ class Supervisor:
             # use up the quick failures.
             with trio.move_on_after(min(delay, self._first_wait)):
                 await self._woken.wait()
-            if not self.queued and not self._wanted:
+            if not self._queue and not self._wanted:
                 with trio.move_on_after(max(0.0, delay - self._first_wait)):
                     await self._woken.wait()
         if not self._stopping.is_set():
@@ -436,7 +436,7 @@ class Supervisor:
                 if self._stopping.is_set():
                     self._to(State.DRAINING)
                     with trio.move_on_after(self._drain_grace):
-                        while session.in_flight or self.queued:
+                        while session.in_flight or self._queue:
                             await self._freed.park()
                 else:
                     self._woken = trio.Event()
@@ -454,7 +454,7 @@ class Supervisor:
             return
         self._used_at = trio.current_time()
         while not self._stopping.is_set():
-            if session.in_flight or self.queued or session.upkeep.wishes.uris:
+            if self.in_flight or self.queued or session.upkeep.wishes.uris:
                 self._used_at = trio.current_time()
             elif trio.current_time() >= self._used_at + idle_timeout:
                 return

@@ -16,6 +16,7 @@ from gateway.config.model import GatewaySettings
 from gateway.eras.methods import Kind
 from gateway.eras.tools import View
 from gateway.errors import UnknownName
+from gateway.inflight.pending import PendingCall
 from gateway.router import Router
 from gateway.store import Store
 from gateway.supervisor.per_client import CLIENT_IDLE
@@ -224,6 +225,21 @@ async def test_lists_wait_once_for_a_session_that_fails(how: str, autojump_clock
             assert trio.current_time() - began <= longest
             assert seen(fleet, Kind.TOOLS, Era.LEGACY) == only(Kind.TOOLS, Era.MODERN)
             await trio.sleep(1000)
+
+
+async def test_no_list_waits_for_a_session_that_a_call_starts_again(autojump_clock: MockClock) -> None:
+    fake = dual(Kind.TOOLS, Era.MODERN)
+    async with running_fleet(make_fleet({"a": fake}, settings=GatewaySettings(start_grace=4), **HTTP)) as fleet:
+        await settle()
+        fake.fail(*range(2, 100))
+        await fleet.first_starts(era=Era.LEGACY)
+        await trio.sleep(1000)
+        fake.stall()
+        call = make_call("a.same", caller=LEGACY_CALLER)
+        fleet.supervisors["a"].submit(PendingCall(call, backend="a", own_name="same", timeout=100))
+        began = trio.current_time()
+        await fleet.first_starts(era=Era.LEGACY)
+        assert trio.current_time() == began
 
 
 @every_kind

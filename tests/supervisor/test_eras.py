@@ -48,7 +48,10 @@ def answer_all(fake: FakeBackend) -> None:
         session.answer(session.in_flight)
 
 
-@pytest.mark.parametrize("settings", [{"url": "http://localhost/mcp"}, {"command": "x", "era": "each"}])
+every_way = pytest.mark.parametrize("settings", [{"url": "http://localhost/mcp"}, {"command": "x", "era": "each"}])
+
+
+@every_way
 @pytest.mark.parametrize("first", list(Era))
 async def test_each_era_gets_a_session(first: Era, settings: dict[str, Any], autojump_clock: MockClock) -> None:
     fake = dual()
@@ -81,7 +84,122 @@ async def test_calls_queued_before_the_start_are_sorted(autojump_clock: MockCloc
         answer_all(fake)
 
 
-@pytest.mark.parametrize("settings", [{"url": "http://localhost/mcp"}, {"command": "x", "era": "each"}])
+async def serve_both(fake: FakeBackend, router: Router, first: Era) -> None:
+    """Open the session of each era, and answer a call in it."""
+    for era in (first, first.other):
+        ask(router, era)
+        await settle()
+        assert working(fake) == {era: 1}
+        answer_all(fake)
+    assert eras(fake) == [first, first.other]
+
+
+@every_way
+@pytest.mark.parametrize("first", list(Era))
+@pytest.mark.parametrize("used", list(Era))
+async def test_a_backend_is_idle_when_both_sessions_are(
+    used: Era, first: Era, settings: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, start="lazy", idle_timeout=10, **settings) as router:
+        await trio.sleep(30)
+        fake.sessions.clear()
+        await serve_both(fake, router, first)
+        for _ in range(10):
+            ask(router, used)
+            await settle()
+            assert working(fake) == {used: 1}
+            answer_all(fake)
+            await trio.sleep(4)
+        ask(router, used)
+        await trio.sleep(30)  # one call alone takes longer than the timeout
+        assert (working(fake), eras(fake)) == ({used: 1}, [first, first.other])
+        assert router.fleet.supervisors["a"].state is State.READY
+        answer_all(fake)
+        await trio.sleep(30)
+        assert (fake.open, router.fleet.supervisors["a"].state) == (0, State.STOPPED)
+
+
+@every_way
+@pytest.mark.parametrize("first", list(Era))
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_crash_of_one_session_leaves_the_other(
+    number: int, first: Era, settings: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, start="lazy", idle_timeout=1000, **settings) as router:
+        await trio.sleep(2000)
+        fake.sessions.clear()
+        await serve_both(fake, router, first)
+        dead, alive = fake.sessions[number], fake.sessions[1 - number]
+        dead.crash(BackendExited("a", "exited with status 1"))
+        await settle()
+        ask(router, alive.greeting.era)
+        await settle()
+        assert alive.in_flight == 1
+        answer_all(fake)
+        await trio.sleep(10)
+        for era in (dead.greeting.era, alive.greeting.era):
+            ask(router, era)
+            await settle()
+            assert working(fake) == {era: 1}
+            answer_all(fake)
+        assert eras(fake) == [first, first.other, dead.greeting.era]
+
+
+@every_way
+async def test_the_status_counts_both_sessions(settings: dict[str, Any], autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, max_concurrency=2, **settings) as router:
+        for era in [*Era] * 4:
+            ask(router, era)
+            await settle()
+        status = router.fleet.supervisors["a"].status()
+        assert (status.in_flight, status.queued) == (2, 6)
+        for _ in range(8):
+            answer_all(fake)
+            await settle()
+        assert router.fleet.supervisors["a"].status().queued == 0
+
+
+@every_way
+async def test_nothing_is_started_for_a_backend_that_stops(settings: dict[str, Any], autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, start="lazy", idle_timeout=10, **settings) as router:
+        await trio.sleep(30)
+        supervisor = router.fleet.supervisors["a"]
+
+        async def on_start(number: int) -> None:
+            await trio.lowlevel.checkpoint()
+            if number == 2:
+                supervisor.stop()  # in the step in which the session opens
+
+        fake.on_start = on_start
+        for era in Era:
+            ask(router, era)
+        await settle()
+        found = supervisor.ended, fake.open
+        answer_all(fake)
+        await trio.sleep(1000)
+        assert found == (True, 0)
+
+
+@every_way
+async def test_a_subscription_is_not_bridged(settings: dict[str, Any], autojump_clock: MockClock) -> None:
+    fake = dual()
+    async with running_router({"a": fake}, start="lazy", idle_timeout=10, **settings) as router:
+        await trio.sleep(30)
+        fake.sessions.clear()
+        await serve_both(fake, router, Era.MODERN)
+        call = make_call("memo:x", "resources/subscribe", caller=LEGACY_CALLER)
+        pending = PendingCall(call, backend="a", own_name="memo:x", timeout=100)
+        router.fleet.supervisors["a"].submit(pending)
+        await settle()
+        assert router.fleet.supervisors["a"].status().warnings == ()
+        answer_all(fake)
+
+
+@every_way
 async def test_a_refused_era_leaves_one_session(settings: dict[str, Any], autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.eras, fake.refused = (Era.MODERN, Era.LEGACY), Era.LEGACY
@@ -173,6 +291,30 @@ async def test_a_crash_keeps_the_era(autojump_clock: MockClock) -> None:
         fake.session.crash(BackendExited("a", "exited with status 1"))
         await trio.sleep(10)
         assert eras(fake) == [Era.LEGACY, Era.MODERN, Era.MODERN]
+
+
+@pytest.mark.parametrize("offered", list(Era))
+async def test_an_era_that_fails_is_not_tried_at_once_again(offered: Era, autojump_clock: MockClock) -> None:
+    """Its calls are bridged: clients of the era that works must not be without the server meanwhile."""
+    fake = FakeBackend()
+    fake.eras = (offered, offered.other)
+    async with running_router({"a": fake}, command="x") as router:
+        fake.refused = offered.other  # though it says that it offers it
+        for _ in range(3):
+            for era in (offered.other, offered):
+                ask(router, era)
+                await settle()
+                assert working(fake) == {offered: 1}
+                answer_all(fake)
+        assert eras(fake) == [offered] * 2
+        (warning,) = router.fleet.supervisors["a"].status().warnings
+        assert warning.startswith(offered.other)
+        await trio.sleep(ERA_LINGER)
+        fake.refused = None
+        ask(router, offered.other)
+        await settle()
+        assert working(fake) == {offered.other: 1}
+        answer_all(fake)
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
