@@ -12,7 +12,7 @@ import os
 import signal
 import socket  # ruff: ignore[typing-only-standard-library-import] - msgspec reads it
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 GC_THRESHOLD: Final = 5_000
 """Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
 At Python's 700 the looks took 3 % of a busy gateway's time."""
+M_MMAP_THRESHOLD: Final = -3
+LARGE_BLOCK_BYTES: Final = 2**18
+"""Larger blocks are mapped one by one. Most messages are smaller; a mapped one costs a page fault a page."""
 RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
 
@@ -137,6 +140,7 @@ class Gateway:
                 if views := self.runtime.fleet.config.views:
                     log.info("views, each below %s: %s", " and ".join(self._urls), ", ".join(views))
             spare_collector()
+            return_large_blocks()
 
         absent = {one.name: one.disabled_by for one in self.runtime.fleet.config.servers.values() if one.disabled}
         absent |= dict.fromkeys(self._source.overlay.removed, "removed over the management API")
@@ -315,6 +319,18 @@ def spare_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 10, 10)
+
+
+def return_large_blocks() -> None:
+    """Have the allocator give the memory of each large message back as soon as the message is gone (glibc only).
+
+    By default glibc raises this threshold to the size of what was freed, up to 32 MiB. Large messages then share the
+    heap with small ones that outlive them: after 256 MiB of responses had waited, the process kept 200 MB more.
+    """
+    import ctypes  # loaded already for children: it is not at the top for programs that embed the gateway
+
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def set_stdio_apart() -> tuple[int, int]:
