@@ -78,7 +78,8 @@ def run(values: Values) -> int:
     for name, summary in _summaries(config, removed).items():
         print(f"{name}: {summary}")
     for name, view in config.views.items():
-        print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}"))
+        excluded = f" except {', '.join(view.tools.exclude)}" if view.tools.exclude else ""
+        print(spell(f"view {name}: servers {', '.join(view.servers)}; tools {', '.join(view.tools.include)}{excluded}"))
     print(f"access: {spell(_access(config))}")
     if started:
         from gateway.cli.doctor import show

@@ -90,7 +90,8 @@ async def visit(url: str, servers: list[str], say: Say) -> None:
     say(json.dumps({"mcpServers": {"gateway": {"type": "http", "url": url}}}, indent=2))
     say("For a desktop client that starts programs (put your servers into config.json, same format):")
     command, *words = own_command(ROOT, PYTHON)
-    snippet = {"command": command, "args": [*words, "serve", "--config", str(Path.cwd() / "config.json")]}
+    names = ["--separator", "__", "--max-name-length", "64"]  # Claude Desktop refuses a list with dots in names
+    snippet = {"command": command, "args": [*words, "serve", "--config", str(Path.cwd() / "config.json"), *names]}
     say(json.dumps({"mcpServers": {"gateway": snippet}}, indent=2))
     say("")
     say("Serving until Ctrl-C.")

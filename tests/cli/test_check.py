@@ -113,12 +113,14 @@ def test_it_says_who_is_let_in_and_which_views_there_are(check):
     hashed = "sha256:" + 64 * "0"
     key = {"name": "alice", "hash": hashed, "servers": ["a"]}
     oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}
-    config |= {"views": {"small": {"tools": ["a.*"]}}, "access": {"keys": [key], "oauth": oauth}}
+    views = {"small": {"tools": ["a.*"]}, "most": {"tools": {"exclude": ["a.rm", "a.mv"]}}}
+    config |= {"views": views, "access": {"keys": [key], "oauth": oauth}}
     _, out, _ = check(json.dumps(config))
     assert "\nview small: servers *; tools a.*\n" in out
+    assert "\nview most: servers *; tools * except a.rm, a.mv\n" in out
     assert "access: 1 key (1 limited); tokens of https://login.example" in out
     assert hashed not in out
-    assert json.loads(check(json.dumps(config), "--json")[1])["views"] == ["small"]
+    assert json.loads(check(json.dumps(config), "--json")[1])["views"] == ["small", "most"]
 
 
 @pytest.mark.parametrize(

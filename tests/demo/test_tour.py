@@ -43,6 +43,7 @@ async def test_the_demo_lists_all_tools_and_keeps_them(tmp_path: Path) -> None:
                 assert data, demo.stderr_text
             assert b"tools/list -> calculator.add, calculator.multiply, echo.echo\n" in said
             assert b"still starting" not in said
+            assert b'"--separator"' in said  # the entry offers names that every desktop client takes
             assert await demo.stop() == 0
     assert len(list((tmp_path / "catalogs").iterdir())) == 2
 
