@@ -221,7 +221,7 @@ class Tokens:
         try:
             head = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
-            raise Invalid("it is no JWT") from None
+            raise Invalid("it is neither a known key nor a JWT") from None
         algorithm, key_id = head.get("alg"), head.get("kid")
         if algorithm not in settings.algorithms:
             raise Invalid("it is signed in a way that is not accepted")

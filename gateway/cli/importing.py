@@ -111,7 +111,7 @@ def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
 def agreed(question: str) -> bool:
     """Ask at the terminal. Raises CommandError where there is none."""
     if not sys.stdin.isatty():
-        problem = "nobody is there to ask"
+        problem = "cannot ask before writing: standard input is not a terminal"
         raise CommandError(problem, "--yes writes without asking")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
@@ -135,7 +135,7 @@ COMMANDS = (
         (
             Flag(
                 "CLIENT",
-                f"{', '.join(CLIENTS)}, or the path of a config file",
+                f"one of {', '.join(CLIENTS)}, or the path of a config file",
                 required=True,
                 complete=lambda _given: tuple(CLIENTS),
             ),

@@ -252,7 +252,7 @@ def _file(client: str) -> Path:
     return next((path for path in own if path.is_file()), own[0])
 
 
-CLIENT = Flag("CLIENT", ", ".join(CLIENTS), complete=lambda _given: tuple(CLIENTS))
+CLIENT = Flag("CLIENT", f"one of {', '.join(CLIENTS)}", complete=lambda _given: tuple(CLIENTS))
 ALL = Flag("--all", "all clients that are installed here", switch=True)
 NAME = Flag("--name", "the name of the entry", "NAME", ENTRY)
 YES = Flag("--yes", "write without asking", switch=True)
