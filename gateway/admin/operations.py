@@ -1,7 +1,8 @@
 """The operations of the management API: one row each, and the coroutine that handles it.
 
-A new endpoint is a handler here, its row in `OPERATIONS`, and the Struct that it answers with in `documents`. The
-routes, the access checks and the OpenAPI document are made from the rows.
+A new endpoint is a handler here, its row in `OPERATIONS`, the method of `Management` in `servers` that it calls, and
+the Struct that it answers with in `documents`. The routes, the access checks and the OpenAPI document are made from the
+rows.
 """
 
 from __future__ import annotations

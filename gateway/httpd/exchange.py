@@ -6,8 +6,9 @@ when it is full the connection stops parsing. An exchange starts no tasks; its c
 
 A server may be given `handle_nowait(exchange) -> bool` beside its ASGI app. The task that reads a connection calls it
 for each HTTP/1.1 request whose body has arrived and has at most `MAX_WHOLE_BODY` bytes; all others (larger, chunked,
-`Expect`, HTTP/2, from the reserve) go to the app at once. It must not wait. It reads `scope` and `body`, and returns
-False to have the app run in a task, or True to answer itself, now or later from any task of the same loop, with one of:
+`Expect`, HTTP/2, on a connection of the reserve in `connection_limit`) go to the app at once. It must not wait. It
+reads `scope` and `body`, and returns False to have the app run in a task, or True to answer itself, now or later from
+any task of the same loop, with one of:
 
 - `respond_nowait(status, headers, body)`: a whole response, whose length is added. It returns False when the client has
   gone. What the socket does not take waits in the connection, which reads no further request before it is out, and is

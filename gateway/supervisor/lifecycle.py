@@ -35,7 +35,8 @@ S_contra = TypeVar("S_contra", contravariant=True)
 """The supervisor that an event is about."""
 
 ERA_LINGER: Final = 300.0
-"""Seconds after the last call of its era for which a child process is not restarted in the other era."""
+"""Seconds after the last call of its era for which a child process is not restarted in the other era: what it keeps in
+memory would be lost to a client that only pauses between two calls."""
 
 
 class State(enum.StrEnum):

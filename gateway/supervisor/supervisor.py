@@ -1,4 +1,4 @@
-"""The owner of one backend: opens its session, feeds it calls from a bounded channel, restarts, drains and stops it.
+"""The owner of one backend: opens its session, sends it calls or queues them, restarts, drains and stops it.
 
 All of a backend's life happens inside `Supervisor.run`, one task under the fleet's nursery; other tasks only submit
 calls, set events and read fields. `BackendError`, `OSError` and a start that takes too long lead to a restart; anything

@@ -1,4 +1,4 @@
-"""What every request to an MCP face passes first: Host and Origin, a page's preflight, and who sends it.
+"""What every request to an MCP endpoint passes first: Host and Origin, a page's preflight, and who sends it.
 
 Nothing is done for a request before it is through: its body is not read, nothing is looked up for it. The headers that
 let a page read an answer are put on all answers, refusals too, or the page could not tell why it was refused.
@@ -41,7 +41,7 @@ log = logging.getLogger("gateway.http")
 
 
 class AuthMiddleware:
-    """The one way into the MCP faces."""
+    """The one way to the MCP endpoints."""
 
     def __init__(self, policy: HostPolicy, access: Access | None = None) -> None:
         self._policy = policy

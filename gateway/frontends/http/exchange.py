@@ -1,6 +1,6 @@
 """One HTTP exchange: request head and body in, one JSON document or a stream of SSE events out.
 
-Everything a face does with HTTP goes through here, so that an exchange stays a value with few operations that could
+Everything a frontend does with HTTP goes through here, so that an exchange stays a value with few operations that could
 cross a process boundary. A client that has gone raises `ClientGone`; nothing is buffered on its behalf.
 """
 

@@ -1,4 +1,4 @@
-"""Who may talk to the HTTP face at all: Host and Origin (2025-11-25 and 2026-07-28, transports, "Security").
+"""Who may talk to the HTTP frontend at all: Host and Origin (2025-11-25 and 2026-07-28, transports, "Security").
 
 A web page that a user visits can make the browser send requests to loopback; the Host check stops DNS rebinding, the
 Origin check everything else that a page can do. Header values are few, so verdicts are remembered, within a bound.

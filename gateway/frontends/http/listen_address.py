@@ -1,4 +1,4 @@
-"""Where the HTTP face listens: an address or a Unix socket, with or without TLS.
+"""Where the HTTP frontend listens: an address or a Unix socket, with or without TLS.
 
 A Unix socket's file has its mode before anybody can connect, takes the place of one that nobody listens on any more,
 and is removed at the end, unless another gateway has put its own there meanwhile.

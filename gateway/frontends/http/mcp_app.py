@@ -1,7 +1,7 @@
 """MCP over HTTP without a socket: streamable HTTP of both eras, and the older SSE transport beside it.
 
 `McpApp` answers the requests for one set of paths, and owns the sessions of the clients that connect there. The command
-serves one on a socket (`endpoint.HttpFrontend`), an embedded gateway hands one to each application that mounts it.
+serves one on a socket (`server.HttpFrontend`), an embedded gateway hands one to each application that mounts it.
 """
 
 from __future__ import annotations
