@@ -149,7 +149,7 @@ async def test_what_clients_say_at_length_of_themselves_is_not_kept(tmp_path: Pa
     assert [line["client"] for line in harness.lines] == ["desk"] * 100
 
 
-async def test_a_call_that_its_server_died_of_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_call_that_killed_its_server_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path / "audit.jsonl") as harness:
         pending_calls = [await harness.router.submit(make_call("a.x", caller=CALLER)) for _ in range(2)]
         await settle()
@@ -199,7 +199,7 @@ async def test_calls_that_end_otherwise_are_one_line_each(tmp_path: Path, autoju
     assert harness.router.refused == {("a", "busy"): 1, ("", "unknown_name"): 1, ("", "denied"): 1}
 
 
-async def test_a_call_that_was_given_up_before_its_owner_was_known(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_call_cancelled_before_its_owner_was_known(tmp_path: Path, autojump_clock: MockClock) -> None:
     harness = Harness(tmp_path / "audit.jsonl")
     harness.fake.listing = make_listing()
     harness.fake.stall()
@@ -218,7 +218,7 @@ async def test_a_call_that_was_given_up_before_its_owner_was_known(tmp_path: Pat
 
 
 @pytest.mark.parametrize("asked_for", [False, True])
-async def test_arguments_are_told_only_where_asked_for(
+async def test_arguments_are_recorded_only_where_configured(
     asked_for: bool, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     path = tmp_path / "audit.jsonl"
@@ -237,9 +237,7 @@ async def test_arguments_are_told_only_where_asked_for(
     assert ("confidential" in path.read_text()) == asked_for
 
 
-async def test_without_a_file_the_lines_go_to_the_log(
-    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
-) -> None:
+async def test_without_a_file_lines_go_to_logging(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
     async with open_harness(None) as harness:
         pending = await harness.router.submit(make_call("a.x"))
         await settle()

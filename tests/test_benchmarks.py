@@ -132,7 +132,7 @@ def test_the_load_generator_runs_over_pipes():
     assert result["per_second"] == pytest.approx(result["calls"] / result["seconds"])
 
 
-def test_the_load_generator_refuses_a_server_that_answers_others():
+def test_the_load_generator_refuses_mismatched_answers():
     command = [sys.executable, str(PEERS / "echo_server.py"), "--tools", "1"]
     spec = {"kind": "stdio", "command": command, "era": "legacy", "window": 1, "seconds": 0.05, "tool": "tool_0"}
     with pytest.raises(answers.WrongAnswer):
@@ -178,7 +178,7 @@ def test_a_table_is_straight():
 # -- clocks, questions and callers -----------------------------------------------------------------------------------
 
 
-def test_an_open_loop_counts_from_when_a_call_was_due():
+def test_an_open_loop_measures_from_the_due_time():
     loop = clock.OpenLoop(1.0, 10)
     loop.due(loop.start + 0.35)  # calls were due after 0, 0.1, 0.2 and 0.3 s
     assert [round(due - loop.start, 9) for due in loop.waiting] == [0, 0.1, 0.2, 0.3]
@@ -211,7 +211,7 @@ def test_answers_of_any_size_are_compared(check, size):
             asked.check(body, answers.FIRST_ID)
 
 
-def test_tools_that_nobody_knows_must_only_not_fail():
+def test_unknown_tools_must_only_succeed():
     asked = questions.make_question({"tool": "t", "era": "modern", "check": "any", "arguments": {"a": "50 %"}})
     assert json.loads(asked.fill(7))["params"]["arguments"] == {"a": "50 %"}
     asked.check(b'{"id":7,"result":{"whatever":1}}', 7)
@@ -220,14 +220,14 @@ def test_tools_that_nobody_knows_must_only_not_fail():
             asked.check(body, 7)
 
 
-def test_ids_of_long_lines_are_found_at_either_end():
+def test_long_lines_ids_are_found_at_either_end():
     line = b'{"jsonrpc":"2.0","id":%d,"result":{"text":"%b"}}' % (answers.FIRST_ID, b"x" * 40_000)
     last = b'{"result":{"text":"%b"},"id":%d,"jsonrpc":"2.0"}' % (b"x" * 40_000, answers.FIRST_ID)
     assert pipes.id_of(line) == pipes.id_of(last) == answers.FIRST_ID
     assert pipes.id_of(b'{"method":"notifications/message","params":{}}') is None
 
 
-def test_one_call_over_every_kind_of_load():
+def test_one_call_works_for_every_load():
     """One gateway, for a moment each: closed and open loop, both HTTP transports, errors as answers, whole lists."""
     members = {"gateway": {"sse_after": 5}}
     with processes.serving_gateway({"echo": processes.backend()}, "streamable-http,sse", **members) as gateway:
@@ -255,7 +255,7 @@ def test_one_call_over_every_kind_of_load():
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_is_judged_by_the_calls_around_it():
+def test_a_kill_is_judged_by_surrounding_calls():
     calls = [[0.0, 0.9, True], [0.95, 1.02, False], [0.98, 1.01, True], [1.03, 1.04, False], [1.05, 1.5, True]]
     found = recovery.judge(calls, 1.0)
     assert found == pytest.approx({"heard": 0.02, "answered": 0.02, "served": 0.5, "errors": 2})
@@ -295,7 +295,7 @@ def test_plots_are_drawn_whatever_their_numbers():
         ElementTree.fromstring(plots.draw(plot))
 
 
-def test_the_report_is_one_page_of_all_that_was_asked(tmp_path):
+def test_the_report_is_one_page(tmp_path):
     claim = table.Claim("calls & <more>", table.Figure(1, 1, 1), least=2)
     plot = plots.Plot("t", "x", "y", {"a": [(1, 2.5), (2, 3)]}, x_names={1: "one"})
     shown = [table.Table(["a"], [["<1>"]], "title"), "text\n\n| h |\n|---|\n| cell |\n", plot]
@@ -315,7 +315,7 @@ def test_the_report_is_one_page_of_all_that_was_asked(tmp_path):
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)  # nothing is fetched
 
 
-def test_findings_are_markdown_where_nobody_looks_on(capsys):
+def test_findings_without_a_terminal_are_markdown(capsys):
     claim = table.Claim("calls", table.Figure(1, 1, 1), least=2)
     show.report("call", {"cpu": "one"}, [claim], details=("| h |\n|---|\n| cell |", None))
     said = capsys.readouterr().out
@@ -324,7 +324,7 @@ def test_findings_are_markdown_where_nobody_looks_on(capsys):
     assert json.loads(capsys.readouterr().out)["details"] == {"a": 1}
 
 
-def test_the_owner_of_a_tool_is_found_by_its_name(tmp_path):
+def test_a_tools_owner_is_found_by_name(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y", "disabled": True}}}))
     server, name = own.find_owner(path, "a.tool.of.a")
@@ -380,7 +380,7 @@ def test_a_peer_that_answers_wrongly_gets_no_figure():
     assert (claim.figure.value, claim.reached) == (2.5, True)
 
 
-def test_a_choice_of_peers_always_has_the_gateway_itself():
+def test_a_choice_of_peers_includes_the_gateway():
     assert roster.choose([])[0] is roster.OWN
     assert {peer.pins[0] for peer in roster.choose(["MCP-PROXY"])[1:]} == {"mcp-proxy==0.13.0", "mcp-proxy@6.7.19"}
     with pytest.raises(SystemExit):

@@ -50,7 +50,7 @@ def test_the_largest_are_closed_until_the_rest_fits() -> None:
     assert (budget.used, sizes(holders)) == (70, [30, 40, 0, 0])
 
 
-def test_of_equal_shares_the_oldest_is_closed() -> None:
+def test_the_oldest_of_equal_shares_is_closed() -> None:
     budget = Budget(100)
     holders = [Holder(budget) for _ in range(2)]
     holders[0].share.add(30)
@@ -73,7 +73,7 @@ def test_a_closed_share_counts_until_it_is_released() -> None:
     assert (budget.is_exceeded, budget.used) == (False, 100)
 
 
-def test_a_bug_in_closing_one_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_close_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
     budget = Budget(100)
 
     def fail() -> None:

@@ -56,7 +56,7 @@ REPEATING = [cls for cls in CLASSES if issubclass(cls, errors.RequestError) and 
 
 @pytest.mark.parametrize("cls", REPEATING, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
 @pytest.mark.parametrize("era", Era)
-def test_what_a_client_has_sent_is_repeated_only_so_far(cls: type[errors.RequestError], era: Era) -> None:
+def test_quoted_client_input_is_bounded(cls: type[errors.RequestError], era: Era) -> None:
     problem = cls("x" * 1_000_000)
     assert len(to_wire(problem, era).encode(1)) < errors.MAX_REASON + 500
     data = problem.data() if isinstance(problem, UnsupportedVersion) else b""
@@ -64,7 +64,7 @@ def test_what_a_client_has_sent_is_repeated_only_so_far(cls: type[errors.Request
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
-def test_every_class_has_a_code_of_its_own_or_shares_its_parents(cls: type[errors.GatewayError]) -> None:
+def test_every_class_has_or_inherits_a_code(cls: type[errors.GatewayError]) -> None:
     if cls in INHERITED:
         assert "code" not in vars(cls)
         assert issubclass(cls, INHERITED[cls])
@@ -130,7 +130,7 @@ def test_the_wire_shows_the_code(problem: errors.GatewayError, era: Era) -> None
 
 
 @pytest.mark.parametrize("era", Era)
-def test_what_is_denied_looks_like_what_is_unknown(era: Era) -> None:
+def test_denied_and_unknown_items_look_alike(era: Era) -> None:
     assert to_wire(errors.Denied("m"), era) == to_wire(errors.UnknownName("m"), era)
 
 
@@ -219,11 +219,11 @@ def reads_wording(node: ast.AST) -> bool:
         ("name in found", False),
     ],
 )
-def test_the_rule_about_wording_sees_what_it_is_for(code: str, reads: bool) -> None:
+def test_the_wording_rule_detects_violations(code: str, reads: bool) -> None:
     assert any(map(reads_wording, ast.walk(ast.parse(code)))) is reads
 
 
-def test_nothing_reads_the_wording_of_an_error_or_a_log_record() -> None:
+def test_nothing_depends_on_the_wording_of_messages() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}"
         for path in PACKAGE.rglob("*.py")

@@ -41,7 +41,7 @@ def test_members_stay_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize("spelled", ["2.0", "2.000", "2e0", "20.0e-1"])
-def test_an_integer_written_as_a_float_is_that_integer(spelled: str) -> None:
+def test_an_integral_float_is_an_integer(spelled: str) -> None:
     message = jsonrpc.decode(b'{"jsonrpc":"2.0","id":%s,"result":{"a" : 1.0}}' % spelled.encode())
     assert type(message.id) is int
     assert message.id == jsonrpc.decode_id(spelled.encode()) == 2
@@ -76,7 +76,7 @@ def test_an_integer_written_as_a_float_is_that_integer(spelled: str) -> None:
         (b'{"id":6,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}", jsonrpc.PARSE_ERROR, 6),
     ],
 )
-def test_what_is_no_message_is_refused_and_its_id_recovered(data: bytes, code: int, request_id: object) -> None:
+def test_an_invalid_message_is_refused_by_its_id(data: bytes, code: int, request_id: object) -> None:
     with pytest.raises(Malformed) as caught:
         jsonrpc.decode(data)
     assert (caught.value.code, caught.value.id) == (code, request_id)
@@ -177,7 +177,7 @@ def test_one_line_keeps_the_value(value: object, newline: str) -> None:
     assert json.loads(line) == value
 
 
-def test_one_line_touches_nothing_that_is_on_one_line() -> None:
+def test_one_line_keeps_single_lines_unchanged() -> None:
     span = b'{"a" : 1.00,  "b":"\\u00e9\\n"}'
     assert jsonrpc.one_line(span) == span
     assert json.loads(jsonrpc.one_line(b'{"a":\n1.00,"b":"\\u00e9\\n"}')) == json.loads(span)
@@ -193,7 +193,7 @@ def test_one_line_takes_any_depth() -> None:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(ids, texts, values)
-def test_what_is_written_can_be_read(request_id: int | str, method: str, value: object) -> None:
+def test_encoded_messages_can_be_decoded(request_id: int | str, method: str, value: object) -> None:
     span = pretty(value)
     sent = {
         "request": jsonrpc.request(request_id, method, msgspec.Raw(span)),
@@ -214,7 +214,7 @@ def test_what_is_written_can_be_read(request_id: int | str, method: str, value: 
     assert json.loads(sent["error"]) == {**head, "error": {"code": -5, "message": method, "data": value}}
 
 
-def test_an_error_to_nobody_has_a_null_id() -> None:
+def test_an_error_without_a_recipient_has_null_id() -> None:
     assert json.loads(jsonrpc.error_response(None, -32700, "no")) == {
         "jsonrpc": "2.0",
         "id": None,
@@ -323,7 +323,7 @@ def test_any_text_of_surrogates_and_backslashes_arrives(text: str) -> None:
     assert json.loads(jsonrpc.one_line(b"\n" + data)) == json.loads(data)
 
 
-def test_a_struct_with_a_lone_surrogate_is_encoded_as_any_other() -> None:
+def test_a_struct_with_a_lone_surrogate_is_encoded() -> None:
     error = jsonrpc.ErrorBody(1, "\ud83d", msgspec.Raw(b"[1]"))
     assert json.loads(jsonrpc.encode(error)) == {"code": 1, "message": "\ud83d", "data": [1]}
 
@@ -333,7 +333,7 @@ MESSAGE = b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"a":"\\ud83d"}}'
 
 
 @pytest.mark.parametrize("before", [BOM, BOM + b" ", b" \r" + BOM, BOM * 2])
-def test_a_byte_order_mark_before_a_message_is_skipped(before: bytes) -> None:
+def test_a_bom_before_a_message_is_skipped(before: bytes) -> None:
     message = jsonrpc.decode(before + MESSAGE)
     assert (message.id, message.method, bytes(message.params)) == (5, "x", b'{"a":"\\ud83d"}')
     assert jsonrpc.is_batch(before + b"[")
@@ -342,7 +342,7 @@ def test_a_byte_order_mark_before_a_message_is_skipped(before: bytes) -> None:
     assert jsonrpc.recover_id(before + MESSAGE[:30]) == 5
 
 
-def test_a_byte_order_mark_anywhere_else_is_text_or_an_error() -> None:
+def test_a_bom_elsewhere_is_text_or_an_error() -> None:
     assert jsonrpc.decode_string(b'"' + BOM + b'x"') == "\ufeffx"
     with pytest.raises(Malformed):
         jsonrpc.decode(MESSAGE[:-1] + BOM + b"}")

@@ -20,7 +20,7 @@ needs_proc = pytest.mark.skipif(not leaks.PROC.is_dir(), reason="children are fo
 
 
 @needs_proc
-def test_a_child_is_named_until_it_was_waited_for() -> None:
+def test_a_child_is_named_until_reaped() -> None:
     before = leaks.take()
     with subprocess.Popen(SLEEPER, stdin=subprocess.PIPE) as child:
         found = leaks.leaked(before, grace=0)
@@ -41,7 +41,7 @@ def test_an_open_file_is_named() -> None:
     assert leaks.leaked(before, grace=0) == []
 
 
-def test_a_thread_is_named_and_one_that_ends_in_time_is_not() -> None:
+def test_only_threads_that_stay_are_named() -> None:
     before = leaks.take()
     end = threading.Event()
     thread = threading.Thread(target=end.wait, args=(30,), name="forgotten")

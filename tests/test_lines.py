@@ -65,7 +65,7 @@ def test_any_chunking_gives_the_same_lines(data: bytes, cuts: list[int], most: i
     assert split(chunks, most) == split([data], most) == expected
 
 
-def test_of_an_overlong_line_only_the_ends_are_held() -> None:
+def test_only_the_ends_of_overlong_lines_are_held() -> None:
     splitter = LineSplitter(EDGE_BYTES)
     line = b"<" + b"x" * (10 * EDGE_BYTES) + b">"
     for start in range(0, len(line), 10_000):
@@ -77,7 +77,7 @@ def test_of_an_overlong_line_only_the_ends_are_held() -> None:
     assert splitter.unfinished == 0
 
 
-def test_a_line_in_very_many_pieces_holds_few_objects() -> None:
+def test_a_fragmented_line_holds_few_objects() -> None:
     splitter, line = LineSplitter(100, max_parts=8), bytes(range(33, 127))
     for _ in range(2):
         for place in range(len(line)):
@@ -134,7 +134,7 @@ async def test_lines_leave_in_their_order_and_whole(pipe: Pipe, direct: bool) ->
         nursery.cancel_scope.cancel()
 
 
-async def test_direct_writes_without_the_task_while_there_is_room(pipe: Pipe) -> None:
+async def test_direct_writes_bypass_the_task_while_space_remains(pipe: Pipe) -> None:
     outbox = BufferedWriter(pipe.writer)
     outbox.post(b"a\n")  # nobody runs the outbox
     assert await pipe.read(2) == b"a\n"
@@ -173,7 +173,7 @@ async def test_reading_makes_room_again(pipe: Pipe) -> None:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) -> None:
+async def test_writers_do_not_wait_for_a_closed_reader(pipe: Pipe, direct: bool) -> None:
     outbox = BufferedWriter(pipe.writer, limit=10)
     await pipe.reader.aclose()
     with trio.fail_after(SOON):
@@ -188,7 +188,7 @@ async def test_after_the_reader_has_gone_nobody_waits(pipe: Pipe, direct: bool) 
     assert outbox.size == size
 
 
-async def test_nothing_is_written_to_whoever_got_the_descriptor_of_a_closed_stream(pipe: Pipe) -> None:
+async def test_a_closed_streams_descriptor_is_not_written(pipe: Pipe) -> None:
     outbox = BufferedWriter(pipe.writer)
     number = pipe.writer.fileno()
     heir, other = os.pipe()
@@ -208,7 +208,7 @@ async def test_nothing_is_written_to_whoever_got_the_descriptor_of_a_closed_stre
 # -- read_some ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_there_is_is_read_to_the_end(pipe: Pipe) -> None:
+async def test_available_lines_are_read_to_the_end(pipe: Pipe) -> None:
     with trio.fail_after(SOON):
         for part in (b"a", b"b" * 5_000):
             await pipe.writer.send_all(part)
@@ -238,7 +238,7 @@ class CloseAtWakeUp(trio.abc.Instrument):
         self._woken = self.reader is not None
 
 
-async def test_a_stream_that_is_closed_at_the_wake_up_reads_nothing_of_others(pipe: Pipe) -> None:
+async def test_a_stream_closed_at_wake_up_reads_nothing(pipe: Pipe) -> None:
     other_end, other = os.pipe()
     os.write(other, b"somebody else's")
     closing = CloseAtWakeUp(pipe.reader, other_end)

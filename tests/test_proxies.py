@@ -142,7 +142,9 @@ def test_this_machine_is_reached_directly_whatever_the_proxy(
         ("x.example:99999999999", "http://x.example/", False),
     ],
 )
-def test_hosts_that_no_proxy_names(monkeypatch: pytest.MonkeyPatch, entries: str, url: str, direct: bool) -> None:
+def test_hosts_matching_no_proxy_bypass_it(
+    monkeypatch: pytest.MonkeyPatch, entries: str, url: str, direct: bool
+) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         with monkeypatch.context() as context:
             set_environment(context, ALL_PROXY=PROXY, **{name: entries})
@@ -163,9 +165,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("value", "says"), BAD)
-async def test_a_bad_proxy_is_named_by_its_variable_and_not_shown(
-    monkeypatch: pytest.MonkeyPatch, value: str, says: str
-) -> None:
+async def test_a_bad_proxy_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
     set_environment(monkeypatch, HTTPS_PROXY=value)
     with pytest.raises(BadProxy):
         find_proxy(httpx2.URL("https://x.example/"))
@@ -222,7 +222,7 @@ async def test_a_proxy_that_wants_a_login_is_named(monkeypatch: pytest.MonkeyPat
                     pytest.fail("opened")
 
 
-async def test_a_page_of_the_proxy_is_not_taken_for_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxys_page_is_not_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def proxy(request: Request, reply: Reply) -> None:
         await reply.send(502, b"<html>", "text/html")
 
@@ -310,7 +310,7 @@ async def test_a_session_through_socks(monkeypatch: pytest.MonkeyPatch, scheme: 
     "reply",
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x05", b"\x05\xff", b"\x05\x07", b"\x04\x00", b"\x05\x00\x05\x01\x00"],
 )
-async def test_what_speaks_no_socks_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, reply: bytes) -> None:
+async def test_a_non_socks_peer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, reply: bytes) -> None:
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some()

@@ -17,7 +17,7 @@ from gateway.rates import LogRate, TokenBucket
         (RateLimit(1, 1), [5, 4, 6], [0, 1, 0]),  # a clock that steps back gives nothing and takes nothing
     ],
 )
-def test_a_bucket_allows_a_burst_and_then_the_rate(limit: RateLimit, times: list[float], waits: list[float]) -> None:
+def test_a_bucket_allows_a_burst_then_the_rate(limit: RateLimit, times: list[float], waits: list[float]) -> None:
     bucket = TokenBucket(limit)
     assert [bucket.delay_until_available(now) for now in times] == pytest.approx(waits)
 

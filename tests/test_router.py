@@ -42,7 +42,7 @@ def completion(ref: object) -> Call:
     return Call(method="completion/complete", name="", params=params, meta={}, caller=LEGACY_CALLER)
 
 
-async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autojump_clock: MockClock) -> None:
+async def test_guarantee_g6_calls_reach_owners_under_own_names(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": FakeBackend(make_listing("x"))}
     async with running_router(fakes) as router:
         ticket = await router.submit(make_call("b.x"))
@@ -68,7 +68,7 @@ async def test_guarantee_g6_a_call_goes_to_its_owner_under_the_owners_name(autoj
     ],
     ids=["all", "its server", "another server", "another tool", "a view that is gone"],
 )
-async def test_only_who_may_see_a_disabled_server_learns_of_it(
+async def test_only_permitted_callers_see_disabled_servers(
     autojump_clock: MockClock, scope: Scope | None, problem: type[GatewayError]
 ) -> None:
     async with running_router({"a": FakeBackend()}) as router:
@@ -105,7 +105,7 @@ async def test_releasing_early_cancels_at_the_backend(autojump_clock: MockClock)
         (completion({"type": "ref/prompt", "name": "no"}), UnknownName, "Unknown prompt: no"),
     ],
 )
-async def test_what_nobody_offers(
+async def test_unknown_names_are_refused(
     call: Call, problem: type[GatewayError], said: str, autojump_clock: MockClock
 ) -> None:
     async with running_router({"a": FakeBackend(make_listing("x"))}) as router:
@@ -132,7 +132,7 @@ async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
             await router.submit(make_call("other:x", "resources/read"))
 
 
-async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(autojump_clock: MockClock) -> None:
+async def test_shared_uris_are_rewritten_in_both_directions(autojump_clock: MockClock) -> None:
     fakes = {name: offers(Kind.RESOURCES, "file:///a", resources={}) for name in ("a", "b")}
     async with running_router(fakes) as router:
         for public, owner in {"file:///a": "a", "mcp+b:file:///a": "b", "mcp+a:file:///a": "a"}.items():
@@ -149,7 +149,7 @@ async def test_a_clash_of_uris_is_undone_on_the_way_in_and_done_on_the_way_out(a
         router.release(ticket)
 
 
-async def test_who_linked_to_a_uri_is_asked_for_it(autojump_clock: MockClock) -> None:
+async def test_a_linked_uri_leads_to_its_backend(autojump_clock: MockClock) -> None:
     async with running_router({name: offers(Kind.TOOLS, "x", resources={}) for name in ("a", "b")}) as router:
         with pytest.raises(UnknownName):
             await router.submit(make_call("file:///a", "resources/read"))
@@ -190,7 +190,7 @@ async def test_links_of_removed_servers_are_forgotten(autojump_clock: MockClock)
         router.release(ticket)
 
 
-async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: MockClock) -> None:
+async def test_a_sole_resource_backend_decides_unlisted_uris(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend(make_listing("x")), "b": offers(Kind.RESOURCES, resources={})}
     async with running_router(fakes) as router:
         ticket = await router.submit(make_call("any:thing", "resources/read"))
@@ -198,7 +198,7 @@ async def test_the_only_one_with_resources_decides_on_its_uris(autojump_clock: M
         router.release(ticket)
 
 
-async def test_a_uri_that_names_a_server_is_sent_to_no_other(autojump_clock: MockClock) -> None:
+async def test_a_qualified_uri_reaches_only_that_server(autojump_clock: MockClock) -> None:
     fakes = {"a": offers(Kind.RESOURCES, "mcp+b:x:1", resources={}), "b": FakeBackend(make_listing("x"))}
     only_a = msgspec.structs.replace(LEGACY_CALLER, scope=Scope(servers=("a",)))
     async with running_router(fakes) as router:
@@ -241,7 +241,7 @@ async def called(router: Router, name: str, caller: Caller) -> tuple[str, str, s
         router.release(ticket)
 
 
-async def test_an_app_finds_its_servers_tools_by_their_own_names(autojump_clock: MockClock) -> None:
+async def test_an_app_finds_tools_by_own_names(autojump_clock: MockClock) -> None:
     fakes = {
         "a": app_backend("x", "both", "model", "app", model=["model"], app=["app"]),
         "b": app_backend("y", "both", "a.x"),
@@ -294,7 +294,7 @@ async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
     "change",
     [{"session": "t"}, {"session": None}, {"capabilities": jsonrpc.EMPTY_OBJECT}, {"scope": Scope(tools=("a.y",))}],
 )
-async def test_own_names_are_for_who_read_and_may_see(change: dict[str, Any], autojump_clock: MockClock) -> None:
+async def test_own_names_require_a_permitted_page_read(change: dict[str, Any], autojump_clock: MockClock) -> None:
     host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST)
     async with running_router({"a": app_backend("x", "y")}) as router:  # one alone is no exception
         await read_page(router, "ui://page", host)
@@ -311,7 +311,7 @@ async def test_own_names_are_for_who_read_and_may_see(change: dict[str, Any], au
         ("file:///page", HOST, None),
     ],
 )
-async def test_only_a_page_that_a_host_has_read_counts(
+async def test_only_a_page_read_by_a_host_counts(
     uri: str, capabilities: msgspec.Raw, outcome: Failure | None, autojump_clock: MockClock
 ) -> None:
     host = Caller(era=Era.MODERN, version="2026-07-28", principal="ada", capabilities=HOST)
@@ -342,7 +342,7 @@ async def test_completions_find_their_owner(autojump_clock: MockClock) -> None:
 # -- backends that are not there yet, or no more -----------------------------------------------------------------------
 
 
-async def test_a_name_that_a_starting_backend_may_own_waits_for_it(autojump_clock: MockClock) -> None:
+async def test_a_possible_name_waits_for_its_starting_backend(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
 
     async def late(_number: int) -> None:
@@ -370,7 +370,7 @@ async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -
             await router.submit(make_call("b.x"))
 
 
-async def test_a_backend_that_may_own_any_name_delays_no_typing_error(autojump_clock: MockClock) -> None:
+async def test_an_unlisted_backend_delays_no_misspelled_name(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.stall()
     async with running_router({"a": fake}, namespace="") as router:
@@ -393,7 +393,7 @@ async def test_a_known_name_never_becomes_unknown(autojump_clock: MockClock) -> 
         assert trio.current_time() == began
 
 
-async def test_calls_do_not_wake_a_failed_backend_before_its_time(autojump_clock: MockClock) -> None:
+async def test_calls_do_not_wake_failed_backends_early(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     fake.fail(*range(1, 100))
     began = trio.current_time()
@@ -427,7 +427,7 @@ async def test_a_full_queue_is_refused_and_not_counted(autojump_clock: MockClock
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_drain_waits_for_calls_and_takes_no_new_ones(autojump_clock: MockClock) -> None:
+async def test_drain_waits_for_calls_and_refuses_new_ones(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
     async with running_router({"a": fake}) as router:
         ticket = await router.submit(make_call("a.x"))
@@ -478,7 +478,7 @@ async def test_a_drain_cuts_off_what_does_not_end(
         assert fake.session.withdrawn == [("x", "the gateway is shutting down")]
 
 
-async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autojump_clock: MockClock) -> None:
+async def test_calls_awaiting_their_owner_are_refused_during_drain(autojump_clock: MockClock) -> None:
     fake = FakeBackend()
 
     async def late(_number: int) -> None:
@@ -498,7 +498,7 @@ async def test_a_call_that_waited_for_its_owner_is_not_taken_into_a_drain(autoju
         assert router.under_way == 0
 
 
-async def test_what_a_client_says_on_its_own_goes_to_the_only_backend(autojump_clock: MockClock) -> None:
+async def test_client_notifications_reach_the_only_backend(autojump_clock: MockClock) -> None:
     params = jsonrpc.raw({"x": None})
     async with running_router({"a": FakeBackend()} | {"b": (other := FakeBackend())}) as router:
         router.pass_on("vendor/note", params, LEGACY_CALLER)  # whose is it?

@@ -67,7 +67,7 @@ async def list_tools(gw: EmbeddedGateway) -> tuple[int | None, Any]:
 
 
 @pytest.mark.leak_check
-async def test_a_reload_changes_the_pages_of_an_embedded_gateway() -> None:
+async def test_a_reload_changes_an_embedded_gateways_pages() -> None:
     with trio.fail_after(SOON):
         async with open_gateway(config_of()) as gw:
             await gw.list_tools()
@@ -80,7 +80,7 @@ async def test_a_reload_changes_the_pages_of_an_embedded_gateway() -> None:
             assert "nextCursor" not in (await list_tools(gw))[1]["result"]
 
 
-async def test_a_reload_changes_the_body_limit_of_an_embedded_gateway() -> None:
+async def test_a_reload_changes_an_embedded_gateways_body_limit() -> None:
     empty: dict[str, Any] = {"mcpServers": {}}
     with trio.fail_after(SOON):
         async with open_gateway(empty) as gw:
@@ -124,7 +124,7 @@ def secret_config(secret: str | None) -> Config:
 
 
 @pytest.mark.parametrize("when", ["start", "reload"])
-async def test_an_embedded_gateway_masks_the_secrets_of_its_config(when: str) -> None:
+async def test_an_embedded_gateway_masks_its_secrets(when: str) -> None:
     text = f"it said {SECRET}"
     assert SECRETS.mask(text) == text
     with trio.fail_after(SOON):
@@ -151,7 +151,7 @@ CHANGED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("host", ["command", "embedded"])
-async def test_settings_of_the_start_are_named_when_they_change(host: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_changed_start_only_settings_are_named(host: str, caplog: pytest.LogCaptureFixture) -> None:
     await trio.lowlevel.checkpoint()  # a gateway is made where a loop runs
     guard: Any = Unguarded()
     before, after = ({"mcpServers": {}, "gateway": settings} for settings in ({}, CHANGED))
@@ -186,7 +186,7 @@ class Recorder:
         self.found.append((principal.name, self.harness.mcp.sessions, self.pending.over))
 
 
-async def test_the_sessions_of_a_principal_end_before_its_calls(autojump_clock: MockClock) -> None:
+async def test_a_principals_sessions_end_before_its_calls(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         await harness.call(await harness.initialize())
         pending = await harness.router.submit(make_call("a.x", caller=alice()))
@@ -234,7 +234,7 @@ async def test_streams_end_after_the_calls_and_backends_last(autojump_clock: Moc
 # -- a gateway inside itself -------------------------------------------------------------------------------------------
 
 
-def test_a_lineage_refuses_what_it_holds_and_too_many(tmp_path: Path) -> None:
+def test_a_lineage_rejects_cycles_and_excessive_depth(tmp_path: Path) -> None:
     lineage = Lineage.of({"MCP_GATEWAY_GATEWAYS": "no lineage"})
     assert lineage == Lineage()
     for number in range(MAX_DEPTH):
@@ -283,7 +283,7 @@ def rewrite(gateway: Any, **servers: Any) -> None:
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])
-async def test_a_gateway_that_is_its_own_backend_is_refused(era: str) -> None:
+async def test_a_gateway_as_its_own_backend_is_refused(era: str) -> None:
     async with open_gateway_process({"mcpServers": {"echo": echo_backend() | QUICK}}) as gateway:
         rewrite(gateway, me={"url": gateway.url, "era": era, **QUICK})
         assert await gateway.wait_stderr("leads back to this gateway")

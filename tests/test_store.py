@@ -42,7 +42,7 @@ def kept(store: Store) -> Path:
     return path
 
 
-def test_what_is_kept_comes_back_byte_for_byte(store) -> None:
+def test_stored_bytes_are_returned_unchanged(store) -> None:
     store.save_catalog(server(), LISTING)
     found = Store(store.directory).load_catalog(server())
     assert found is not None
@@ -74,7 +74,7 @@ def put(old: bytes, new: bytes):
     return spoil
 
 
-def test_the_plain_file_that_is_spoilt_below_is_a_good_one(store) -> None:
+def test_the_undamaged_sample_file_is_valid(store) -> None:
     store.save_catalog(server(), LISTING)
     kept(store).write_bytes(change()(b""))
     assert store.load_catalog(server()) == Listing(items={}, capabilities={}, instructions=None)
@@ -102,7 +102,7 @@ def test_the_plain_file_that_is_spoilt_below_is_a_good_one(store) -> None:
         (put(b'"server":"calc"', b'"server":"other"'), False),
     ],
 )
-def test_a_spoilt_file_counts_as_absent_and_is_replaced(store, caplog, spoil, notified) -> None:
+def test_a_damaged_file_is_replaced(store, caplog, spoil, notified) -> None:
     store.save_catalog(server(), LISTING)
     path = kept(store)
     path.write_bytes(spoil(path.read_bytes()))
@@ -113,7 +113,7 @@ def test_a_spoilt_file_counts_as_absent_and_is_replaced(store, caplog, spoil, no
     assert store.load_catalog(server()) is not None
 
 
-def test_a_directory_where_the_file_should_be_counts_as_absent(store, caplog) -> None:
+def test_a_directory_instead_of_a_file_is_absent(store, caplog) -> None:
     store.save_catalog(server(), LISTING)
     path = kept(store)
     path.unlink()
@@ -146,12 +146,12 @@ def test_another_configuration_is_another_server(store, other) -> None:
     assert store.load_catalog(server(**other)) is None
 
 
-def test_how_a_server_is_run_is_not_what_it_is(store) -> None:
+def test_run_settings_do_not_change_a_servers_identity(store) -> None:
     store.save_catalog(server(env={"KEY": "old"}), LISTING)
     assert store.load_catalog(server(env={"KEY": "new"}, start="lazy", idle_timeout=3, call_timeout=9)) is not None
 
 
-def test_a_server_that_never_listed_in_time_is_on_record(store):
+def test_a_server_that_never_listed_is_recorded(store):
     store.save_catalog(server(), OVERDUE)
     assert store.load_catalog(server()) is OVERDUE
     assert store.load_catalog(server(command="other")) is None
@@ -171,7 +171,7 @@ def test_no_secret_reaches_the_disk(store) -> None:
     assert b"s3cret" not in path.read_bytes()
 
 
-def test_files_are_for_their_owner_alone_whatever_the_umask(store) -> None:
+def test_files_are_private_whatever_the_umask(store) -> None:
     before = os.umask(0)
     try:
         store.save_catalog(server(), LISTING)
@@ -183,7 +183,7 @@ def test_files_are_for_their_owner_alone_whatever_the_umask(store) -> None:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatch) -> None:
+def test_a_failed_write_leaves_the_old_file(store, monkeypatch) -> None:
     store.save_catalog(server(), LISTING)
     before = kept(store).read_bytes()
 
@@ -196,7 +196,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypa
     assert kept(store).read_bytes() == before  # and `kept` finds one file only
 
 
-def test_sockets_are_those_of_all_gateways_in_this_directory(store) -> None:
+def test_sockets_lists_this_directorys_gateways(store) -> None:
     mine = store.socket_path()
     assert str(os.getpid()) in mine.name
     assert mine.parent == store.directory
@@ -205,7 +205,7 @@ def test_sockets_are_those_of_all_gateways_in_this_directory(store) -> None:
     assert store.sockets() == sorted([store.directory / "control-1.sock", mine])
 
 
-def test_where_state_is_kept() -> None:
+def test_the_state_directory_follows_the_environment() -> None:
     assert default_directory({ENVIRONMENT: "/a/b", "XDG_STATE_HOME": "/x"}) == Path("/a/b")
     assert default_directory({"XDG_STATE_HOME": "/x"}) == Path("/x/trio-mcp-gateway")
     for unset in ({}, {ENVIRONMENT: "", "XDG_STATE_HOME": ""}):
@@ -220,7 +220,7 @@ def test_the_raw_parts_stay_raw_in_the_file(store) -> None:
     assert TOOL in kept(store).read_bytes()
 
 
-def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(store) -> None:
+def test_a_pipe_instead_of_a_file_blocks_nothing(store) -> None:
     store.save_catalog(server(), LISTING)
     path = kept(store)
     path.unlink()
@@ -289,7 +289,7 @@ def test_a_file_others_can_write_is_not_read(expose, problem, fix, store, monkey
     assert store.load_catalog(server()) is None
 
 
-def test_what_others_can_only_read_is_used(store) -> None:
+def test_directories_readable_by_others_are_used(store) -> None:
     token = store.admin_token()
     store.directory.chmod(0o755)
     (store.directory / "admin-token").chmod(0o644)
@@ -297,7 +297,7 @@ def test_what_others_can_only_read_is_used(store) -> None:
     assert store.admin_token() == token
 
 
-def test_a_link_in_the_place_of_a_file_is_not_followed(store, tmp_path) -> None:
+def test_a_link_instead_of_a_file_is_refused(store, tmp_path) -> None:
     secret = tmp_path / "elsewhere"
     secret.write_text("a-token-of-somewhere-else\n")
     secret.chmod(0o600)
@@ -312,7 +312,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(store, tmp_path) -> None:
     assert secret.read_text() == "a-token-of-somewhere-else\n"
 
 
-def test_a_link_to_the_directory_is_followed_if_it_is_ones_own(tmp_path, monkeypatch) -> None:
+def test_only_ones_own_directory_link_is_followed(tmp_path, monkeypatch) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.mkdir(mode=0o700)
     link.symlink_to(target)
@@ -335,7 +335,7 @@ def test_a_link_to_the_directory_is_followed_if_it_is_ones_own(tmp_path, monkeyp
         Store(link).check()
 
 
-def test_a_directory_swapped_by_who_can_write_its_parent_is_not_used(tmp_path, monkeypatch) -> None:
+def test_a_directory_swapped_by_another_user_is_unused(tmp_path, monkeypatch) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -351,7 +351,7 @@ def test_a_directory_swapped_by_who_can_write_its_parent_is_not_used(tmp_path, m
             use()
 
 
-def test_a_directory_that_is_not_there_is_fine_until_another_user_makes_it(store, monkeypatch) -> None:
+def test_a_directory_created_meanwhile_by_others_is_refused(store, monkeypatch) -> None:
     store.check()
     before = Path.mkdir
 

@@ -23,7 +23,7 @@ async def test_a_block_that_raises_raises_its_own():
             raise LookupError("mine")
 
 
-async def test_a_gateway_that_does_not_start_shows_its_stderr():
+async def test_a_failed_gateway_start_shows_its_stderr():
     with pytest.raises(AssertionError, match="mcpServers"):
         async with open_gateway_process({"mcpServers": 1}):
             pass

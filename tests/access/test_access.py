@@ -54,7 +54,7 @@ async def test_the_principal_is_on_every_call(autojump_clock: MockClock) -> None
         await harness.answer()
 
 
-async def test_without_keys_nobody_is_anybody(autojump_clock: MockClock) -> None:
+async def test_callers_are_anonymous_without_keys(autojump_clock: MockClock) -> None:
     async with open_harness(None) as harness:
         exchange = await harness.call(await harness.initialize(None), key="whatever")
         assert harness.fakes["a"].session.working[0].call.caller.principal is None
@@ -107,7 +107,7 @@ def text_of(exchange: FakeExchange) -> str:
 
 
 @pytest.mark.parametrize("modern", [False, True])
-async def test_what_is_denied_looks_unknown(modern: bool, autojump_clock: MockClock) -> None:
+async def test_denied_items_look_unknown(modern: bool, autojump_clock: MockClock) -> None:
     async with open_harness(keys(servers=["a"], tools=["a.x"]), "a", "b") as harness:
         session = None if modern else await harness.initialize()
         for denied in ("a.y", "b.x"):
@@ -125,7 +125,7 @@ async def test_what_is_denied_looks_unknown(modern: bool, autojump_clock: MockCl
 
 
 @pytest.mark.parametrize("modern", [False, True])
-async def test_a_rate_is_refused_with_a_hint_and_is_each_keys_own(modern: bool, autojump_clock: MockClock) -> None:
+async def test_each_key_has_its_own_rate_limit(modern: bool, autojump_clock: MockClock) -> None:
     async with open_harness(keys(rate_limit={"per_second": 0.5, "burst": 2})) as harness:
         session = None if modern else await harness.initialize()
         for _ in range(2):
@@ -146,7 +146,7 @@ async def test_a_rate_is_refused_with_a_hint_and_is_each_keys_own(modern: bool, 
         assert harness.sent == 4
 
 
-async def test_calls_at_once_are_counted_however_they_end(autojump_clock: MockClock) -> None:
+async def test_concurrent_calls_are_counted_however_they_end(autojump_clock: MockClock) -> None:
     async with open_harness(keys(max_concurrency=2)) as harness:
         first, second = await harness.call(), await harness.call()
         for _ in range(3):
@@ -182,7 +182,7 @@ async def test_a_key_for_views_opens_nothing_else(autojump_clock: MockClock) -> 
 # -- Changes -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_key_that_is_taken_away_ends_all_that_it_has_open(autojump_clock: MockClock) -> None:
+async def test_revoking_a_key_ends_its_sessions_and_streams(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         session, other = await harness.initialize(), await harness.initialize(BOB)
         legacy, modern = await harness.call(session), await harness.call()
@@ -210,7 +210,7 @@ async def test_a_key_that_is_taken_away_ends_all_that_it_has_open(autojump_clock
         assert text_of(kept) == "done"
 
 
-async def test_another_key_of_the_same_name_does_not_go_on_with_its_sessions(autojump_clock: MockClock) -> None:
+async def test_sessions_do_not_pass_to_a_replacement_key(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         session = await harness.initialize()
         waiting = await harness.call(session)
@@ -224,7 +224,7 @@ async def test_another_key_of_the_same_name_does_not_go_on_with_its_sessions(aut
         assert harness.access._by_name["alice"].calls == 0
 
 
-async def test_other_rules_hold_for_sessions_that_stand(autojump_clock: MockClock) -> None:
+async def test_changed_rules_apply_to_existing_sessions(autojump_clock: MockClock) -> None:
     async with open_harness(keys(), "a", "b") as harness:
         session = await harness.initialize()
         under_way = await harness.call(session, name="b.x")
@@ -235,7 +235,7 @@ async def test_other_rules_hold_for_sessions_that_stand(autojump_clock: MockCloc
         assert error_of(await harness.call(session, name="b.x"))["message"] == "Unknown tool: b.x"
 
 
-async def test_sessions_of_nobody_end_when_keys_are_asked_for(autojump_clock: MockClock) -> None:
+async def test_anonymous_sessions_end_when_keys_are_configured(autojump_clock: MockClock) -> None:
     async with open_harness(None) as harness:
         session = await harness.initialize(None)
         harness.access.apply(make_config(keys()).access)
@@ -243,7 +243,7 @@ async def test_sessions_of_nobody_end_when_keys_are_asked_for(autojump_clock: Mo
         assert (await harness.call(session, key=ALICE)).status == 404
 
 
-async def test_a_body_that_was_on_its_way_is_not_taken_for_a_key_that_is_gone(autojump_clock: MockClock) -> None:
+async def test_a_request_in_transit_loses_its_revoked_key(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         exchange = SlowBody(headers={})
         exchange.scope["headers"] = [
@@ -275,7 +275,7 @@ class SlowBody(FakeExchange):
         return await super().receive()
 
 
-async def test_a_call_that_waited_for_a_backends_start_is_not_let_in_after_all(autojump_clock: MockClock) -> None:
+async def test_a_revoked_key_fails_calls_waiting_for_start(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         calls: list[str] = []
 
@@ -352,7 +352,7 @@ async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("server", [LegacyServer, ModernServer])
-async def test_no_credential_of_a_client_travels_on_to_a_backend(server: Any) -> None:
+async def test_client_credentials_never_reach_a_backend(server: Any) -> None:
     """Nor does any other header: what a backend gets is the gateway's own, and what the config says."""
     secret = {
         "cookie": "session=c00kie",
@@ -386,7 +386,7 @@ async def test_no_credential_of_a_client_travels_on_to_a_backend(server: Any) ->
 # -- In the gateway as a whole -----------------------------------------------------------------------------------------
 
 
-async def test_a_reload_neither_opens_the_gateway_to_the_network_nor_misses_a_key() -> None:
+async def test_reload_neither_exposes_the_gateway_nor_misses_keys() -> None:
     await trio.lowlevel.checkpoint()  # a gateway is made where a loop runs
     guarded, open_to_all = make_config(keys()), make_config(None)
     options = Options(transports=("streamable-http",), host="0.0.0.0")

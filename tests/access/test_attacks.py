@@ -42,7 +42,7 @@ async def test_one_key_cannot_take_all_sessions(autojump_clock: MockClock) -> No
         assert "max_sessions" in json.loads(streams[2].body)["error"]["message"]
 
 
-async def test_what_was_abandoned_makes_room_for_its_own_client(autojump_clock: MockClock) -> None:
+async def test_abandoned_sessions_make_room_for_their_own_client(autojump_clock: MockClock) -> None:
     async with open_harness(keys(max_sessions=1)) as harness:
         first = await harness.initialize()
         bobs = await harness.initialize(BOB)
@@ -60,7 +60,7 @@ async def test_what_was_abandoned_makes_room_for_its_own_client(autojump_clock: 
 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "host", "origin", "mcp-session-id"])
-async def test_a_header_that_decides_must_stand_there_once(name: str, autojump_clock: MockClock) -> None:
+async def test_duplicate_security_headers_are_refused(name: str, autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         fake = FakeExchange(
             json.dumps(tool_call(modern=False)).encode(),
@@ -94,7 +94,7 @@ async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) 
         assert not old.ended
 
 
-async def test_streams_at_endpoints_that_are_closed_to_their_key_end(autojump_clock: MockClock) -> None:
+async def test_streams_end_when_their_key_loses_the_endpoint(autojump_clock: MockClock) -> None:
     async with open_harness(keys()) as harness:
         listening = await harness.listen()
         session = await harness.initialize()
@@ -108,7 +108,7 @@ async def test_streams_at_endpoints_that_are_closed_to_their_key_end(autojump_cl
         assert [exchange.ended for exchange in (listening, stream, old, other)] == [True, True, True, False]
 
 
-async def test_who_is_not_let_in_is_noted_but_cannot_fill_a_disk(
+async def test_rejected_requests_are_audited_at_a_bounded_rate(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     async with open_harness(keys(views=["small"])) as harness:
@@ -166,7 +166,7 @@ def test_fields_of_json_lines_show_no_secret() -> None:
     assert json.loads(line)["client"] == "***"
 
 
-async def test_an_application_that_stands_alone_follows_the_config() -> None:
+async def test_a_standalone_application_follows_the_config() -> None:
     page = "https://app.example"
     oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}
     config = {"mcpServers": {}, "access": {"oauth": oauth}}
@@ -188,7 +188,7 @@ async def test_an_application_that_stands_alone_follows_the_config() -> None:
 
 
 @pytest.mark.parametrize("path", ["/servers", "/tools"])
-async def test_nobody_reads_the_management_api_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
+async def test_the_management_api_is_closed_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
     """A proxy on the same machine makes everybody come from loopback."""
     async with open_harness({**keys(), "allow_hosts": ["gw.example"]}) as harness:
         for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):

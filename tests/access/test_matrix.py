@@ -180,7 +180,7 @@ def secrets_of(kind: Kind) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-async def test_who_is_let_in(name: str, autojump_clock: MockClock) -> None:
+async def test_each_credential_opens_only_its_endpoints(name: str, autojump_clock: MockClock) -> None:
     kind = KINDS[name]
     async with open_harness(access({"name": "gone", "hash": hash_key(REVOKED)}), send=send) as harness:
         now = make_config(access()).access
@@ -209,7 +209,7 @@ def state_of(harness: Harness) -> object:
 
 
 @pytest.mark.parametrize("name", KINDS)
-async def test_who_is_let_in_to_a_mounted_gateway(name: str) -> None:
+async def test_each_credential_opens_only_its_mounted_endpoints(name: str) -> None:
     kind = KINDS[name]
     if "JWT" in name:  # there is no authorization server here: all of them are wrong keys
         kind = Kind(kind.headers)

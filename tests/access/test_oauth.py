@@ -106,7 +106,7 @@ async def finish(harness: Harness, exchange: FakeExchange) -> Any:
     return json.loads(exchange.body)["result"]["content"][0]["text"]
 
 
-async def test_a_good_token_lets_in_and_its_subject_is_the_principal(autojump_clock: MockClock) -> None:
+async def test_a_valid_tokens_subject_becomes_the_principal(autojump_clock: MockClock) -> None:
     server = Server()
     async with open_server(server, algorithms=["ES256", "RS256"]) as harness:
         for one in (token(), token(RSA_KEY, "r", "RS256"), token(aud=["x", RESOURCE])):
@@ -168,7 +168,7 @@ async def test_bad_tokens_are_refused_without_work(autojump_clock: MockClock) ->
         assert server.asked.count("https://login.example/keys") == 1
 
 
-async def test_a_secret_shared_with_nobody_is_no_key(autojump_clock: MockClock) -> None:
+async def test_a_shared_secret_is_not_a_signing_key(autojump_clock: MockClock) -> None:
     """The public key, or one of the kind `oct`, must not serve as the secret of an HMAC."""
     server = Server()
     server.keys = [{"kty": "oct", "k": "c2VjcmV0", "kid": "o", "alg": "HS256"}, jwk(EC_KEY, "e")]
@@ -233,7 +233,7 @@ async def test_a_missing_scope_is_named(autojump_clock: MockClock) -> None:
         assert await finish(harness, await harness.call(key=token(scope=None, scp=["y", "mcp"]))) == "done"
 
 
-async def test_without_a_token_the_way_to_one_is_shown(autojump_clock: MockClock) -> None:
+async def test_a_missing_token_gets_the_metadata_url(autojump_clock: MockClock) -> None:
     shared = pytest.importorskip("mcp.shared.auth")
     routes = pytest.importorskip("mcp.server.auth.routes")
     async with open_server(Server(), scopes=["mcp"]) as harness:
@@ -255,7 +255,7 @@ async def test_without_a_token_the_way_to_one_is_shown(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("resource", ["https://gw.example", "https://gw.example/", "https://gw.example/a/b"])
-def test_where_the_metadata_are(resource: str) -> None:
+def test_metadata_url_and_document_match_the_sdk(resource: str) -> None:
     routes = pytest.importorskip("mcp.server.auth.routes")
     pydantic = pytest.importorskip("pydantic")
     settings = ResourceServer(resource=resource, issuer=ISSUER)
@@ -263,7 +263,7 @@ def test_where_the_metadata_are(resource: str) -> None:
     assert json.loads(metadata(settings))["resource"] == resource  # letter by letter
 
 
-async def test_new_keys_are_fetched_when_a_token_names_one_but_not_often(autojump_clock: MockClock) -> None:
+async def test_unknown_key_ids_trigger_rate_limited_fetches(autojump_clock: MockClock) -> None:
     server = Server()
     async with open_server(server) as harness:
         await finish(harness, await harness.call(key=token()))
@@ -277,7 +277,7 @@ async def test_new_keys_are_fetched_when_a_token_names_one_but_not_often(autojum
         assert (await harness.call(key=token())).status == 401  # its key was taken back
 
 
-async def test_a_server_that_is_down_is_not_the_tokens_fault(autojump_clock: MockClock) -> None:
+async def test_an_unreachable_authority_is_not_a_token_error(autojump_clock: MockClock) -> None:
     server = Server()
     server.down = True
     async with open_server(server) as harness:
@@ -338,7 +338,7 @@ def by_introspection(server: Server, name: str, **claims: Any) -> str:
 
 
 @pytest.mark.parametrize("issue", [by_jwt, by_introspection])
-async def test_a_subject_is_never_a_client_of_the_same_name(issue: Any, autojump_clock: MockClock) -> None:
+async def test_a_subject_never_equals_a_clients_name(issue: Any, autojump_clock: MockClock) -> None:
     server = Server()
     settings = {"introspection": ASKED} if issue is by_introspection else {}
     async with open_server(server, rate_limit={"per_second": 0.001, "burst": 2}, **settings) as harness:
@@ -366,7 +366,9 @@ async def test_a_subject_is_never_a_client_of_the_same_name(issue: Any, autojump
     [{}, {"client_id": 5}, {"client_id": ""}, {"sub": "", "client_id": "x"}, {"sub": 5, "client_id": "x"}],
 )
 @pytest.mark.parametrize("issue", [by_jwt, by_introspection])
-async def test_a_token_of_nobody_is_refused(issue: Any, claims: dict[str, Any], autojump_clock: MockClock) -> None:
+async def test_a_token_without_a_valid_subject_is_refused(
+    issue: Any, claims: dict[str, Any], autojump_clock: MockClock
+) -> None:
     server = Server()
     settings = {"introspection": ASKED} if issue is by_introspection else {}
     async with open_server(server, **settings) as harness:
@@ -384,7 +386,7 @@ async def test_keys_and_tokens_side_by_side(autojump_clock: MockClock) -> None:
         assert by_header.status == 401  # tokens come as tokens do
 
 
-async def test_other_settings_end_who_came_by_the_old_ones(autojump_clock: MockClock) -> None:
+async def test_changed_settings_end_sessions_of_the_old_ones(autojump_clock: MockClock) -> None:
     async with open_server(Server()) as harness:
         exchange = await harness.call(key=token())
         harness.access.apply(make_config(section(max_concurrency=1)).access)
@@ -461,14 +463,14 @@ async def test_introspection(autojump_clock: MockClock) -> None:
         {"active": "true"},
     ],
 )
-async def test_what_introspection_says_is_checked(claims: dict[str, Any], autojump_clock: MockClock) -> None:
+async def test_introspection_responses_are_validated(claims: dict[str, Any], autojump_clock: MockClock) -> None:
     server = Server()
     server.active = {"opaque": {**GOOD, **claims}}
     async with open_server(server, introspection=ASKED) as harness:
         assert (await harness.call(key="opaque")).status == 401
 
 
-async def test_introspections_at_once_are_bounded(autojump_clock: MockClock) -> None:
+async def test_concurrent_introspections_are_bounded(autojump_clock: MockClock) -> None:
     server = Server()
     server.hold = trio.Event()
     async with open_server(server, introspection=ASKED) as harness:
@@ -542,7 +544,7 @@ async def test_which_requests_share_a_bound(
 @pytest.mark.parametrize(
     "claims", [None, {"aud": "https://other.example"}, {"iss": "https://evil.example"}, {"exp": NOW - 100}, {"sub": 5}]
 )
-async def test_a_refused_token_is_remembered_for_a_short_time(claims: Any, autojump_clock: MockClock) -> None:
+async def test_refused_tokens_are_cached_briefly(claims: Any, autojump_clock: MockClock) -> None:
     server = Server()
     if claims is not None:
         server.active["t"] = {**GOOD, **claims}
@@ -558,7 +560,7 @@ async def test_a_refused_token_is_remembered_for_a_short_time(claims: Any, autoj
         assert len(server.asked) == 2
 
 
-async def test_no_refusal_is_remembered_longer_than_the_config_says(autojump_clock: MockClock) -> None:
+async def test_refusals_are_cached_no_longer_than_configured(autojump_clock: MockClock) -> None:
     server = Server()
     async with open_server(server, introspection={**ASKED, "cache": 1}) as harness:
         assert (await harness.call(key="t")).status == 401
@@ -576,7 +578,7 @@ async def test_refused_tokens_are_bounded(autojump_clock: MockClock) -> None:
         assert len(server.asked) == asked
 
 
-async def test_an_authority_that_is_down_is_no_verdict_on_a_token(autojump_clock: MockClock) -> None:
+async def test_an_authority_outage_does_not_invalidate_tokens(autojump_clock: MockClock) -> None:
     server = Server()
     async with open_server(server, introspection=ASKED) as harness:
         server.down = True

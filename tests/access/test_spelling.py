@@ -90,7 +90,7 @@ def test_params_in_a_second_spelling_are_found(method: str, name: str, first: bo
 
 
 @pytest.mark.parametrize(("parent", "name"), [(parent, name) for parent, names in WITHIN.items() for name in names])
-def test_members_of_params_in_a_second_spelling_are_found(parent: str, name: str) -> None:
+def test_alternative_spellings_of_params_members_are_found(parent: str, name: str) -> None:
     for other in spellings(name):
         inner = f'"{parent}":{{"{name}":"x","{other}":"y"}}'
         found = find(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x",{inner}}}}}')
@@ -131,7 +131,7 @@ COMPANY = {
 
 @pytest.mark.parametrize("mark", ["", "\ufeff", " \ufeff\n"], ids=["no mark", "a mark", "a mark in white space"])
 @pytest.mark.parametrize("company", COMPANY)
-def test_odd_members_and_byte_order_marks_hide_no_second_spelling(company: str, mark: str) -> None:
+def test_odd_members_and_boms_hide_no_second_spelling(company: str, mark: str) -> None:
     odd = COMPANY[company]
     for other in spellings("name"):
         assert find(f'{mark}{{"id":1,"method":"tools/call","params":{{"name":"x","{other}":"y"{odd}}}}}'), other
@@ -159,7 +159,7 @@ def test_near_misses_are_left_alone(params: str) -> None:
     assert find(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}') is None
 
 
-def test_other_methods_may_have_members_like_those_of_mcp() -> None:
+def test_other_methods_may_reuse_mcp_member_names() -> None:
     assert find('{"jsonrpc":"2.0","id":1,"method":"acme/do","params":{"Name":1,"URI":2,"ref":{"Type":1}}}') is None
 
 
@@ -251,7 +251,7 @@ async def open_way(harness: Harness, way: str, below: str) -> tuple[str, dict[st
 
 
 @pytest.mark.parametrize("way", ["legacy", "modern", "batch", "sse"])
-async def test_for_a_client_without_limits_members_pass_as_they_are(way: str, autojump_clock: MockClock) -> None:
+async def test_members_pass_unchanged_for_unrestricted_clients(way: str, autojump_clock: MockClock) -> None:
     async with open_limited(None) as (harness, below):
         path, headers = await open_way(harness, way, below)
         members = b'"name":"a.x","NAME":"y","arguments":{"a":1,"A":1.0,"a":2}, "x":1'
@@ -305,7 +305,7 @@ async def test_notifications_and_responses_are_refused(message: bytes, autojump_
         assert harness.fakes["a"].session.upkeep.passed_on == []
 
 
-async def test_a_program_that_offers_some_tools_limits_its_clients(autojump_clock: MockClock) -> None:
+async def test_a_program_offering_some_tools_restricts_its_clients(autojump_clock: MockClock) -> None:
     async with open_limited(None) as (harness, _):
         assert not harness.fleet.is_limited(None)
         assert harness.fleet.offer({}) == []
@@ -347,7 +347,7 @@ async def test_no_request_is_passed_on_as_a_notification(method: str, passes: bo
         assert harness.fakes["a"].session.upkeep.passed_on == ([(method, b'{"name": "y"}')] if passes else [])
 
 
-async def test_methods_of_mcp_in_another_case_are_not_served(autojump_clock: MockClock) -> None:
+async def test_mcp_methods_in_another_case_are_refused(autojump_clock: MockClock) -> None:
     async with open_limited("exclude") as (harness, _):
         headers = await start_session(harness, "/mcp")
         for method in ("Tools/call", "TOOLS/CALL", "tool\u017f/call", "PING"):
@@ -375,7 +375,7 @@ def test_arguments_that_headers_repeat_are_spelled_once(arguments: bytes, found:
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_what_a_backend_names_twice_is_not_shown_to_limited_clients(kind: Kind) -> None:
+def test_duplicate_backend_names_are_hidden_from_restricted_clients(kind: Kind) -> None:
     key = kind.key
     raws = [f'{{"{key}":"u:1","{other}":"u:2"}}'.encode() for other in (key.upper(), key.capitalize())]
     items = (Item("u:1", raws[0]), Item("u:3", b'{"%b":"u:3"}' % key.encode()), Item("u:4", raws[1]))
@@ -387,7 +387,7 @@ def test_what_a_backend_names_twice_is_not_shown_to_limited_clients(kind: Kind) 
     ]
 
 
-def test_a_tool_named_twice_is_not_offered_beside_exclusions() -> None:
+def test_a_duplicate_tool_is_not_offered_beside_exclusions() -> None:
     items = (Item("x", b'{"name":"x","NAME":"y"}'), Item("z", b'{"name":"z"}'))
     part = make_part("a", "a", Listing(items={Kind.TOOLS: items}), Naming(), ToolChoice(exclude=("y",)))
     assert [entry.own for entry in part.entries[Kind.TOOLS]] == ["z"]

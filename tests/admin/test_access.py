@@ -72,7 +72,7 @@ def make_harness(section: str, way: str) -> Harness:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("section", SECTIONS)
-async def test_who_may_use_which_endpoint(section: str, way: str, autojump_clock: MockClock) -> None:
+async def test_each_endpoint_requires_its_credentials(section: str, way: str, autojump_clock: MockClock) -> None:
     harness = make_harness(section, way)
     is_open = section == "no access" and way in {"loopback", "unix socket"}
     async with running(harness):

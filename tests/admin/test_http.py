@@ -73,7 +73,7 @@ async def test_guarantee_g8_delete_removes_once(tmp_path: Path, autojump_clock: 
         assert "'a'" in answer["error"]
 
 
-async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_server_that_fails_to_start_is_named(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         harness.fakes["c"].fail(1)
         answer = await harness.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}})
@@ -81,9 +81,7 @@ async def test_a_server_that_does_not_come_up_is_named(tmp_path: Path, autojump_
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
-async def test_a_byte_order_mark_before_a_body_is_skipped(
-    before: bytes, tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_bom_before_a_body_is_skipped(before: bytes, tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         body = before + json.dumps({"mcpServers": {"c": {"command": "run-c"}}}).encode()
         assert (await harness.ask("POST", "/servers", body))[0] == 200
@@ -99,7 +97,7 @@ async def test_a_byte_order_mark_before_a_body_is_skipped(
     ],
     ids=repr,
 )
-async def test_half_of_a_surrogate_pair_in_a_config_is_no_failure_of_the_gateway(
+async def test_a_lone_surrogate_in_a_config_is_reported(
     server: dict[str, object], tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with open_harness(tmp_path) as harness:
@@ -207,14 +205,14 @@ async def test_open_lets_json_through_without_a_token(tmp_path: Path, autojump_c
         AdminAccess("open", host="0.0.0.0", token=TOKEN)
 
 
-async def test_open_asks_for_the_token_where_access_is_configured(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_open_requests_the_token_where_access_is_configured(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path, mode="open", config={**CONFIG, "access": GUARDED}) as harness:
         assert (await harness.ask("GET", "/servers", headers={}))[0] == 401
         assert (await harness.ask("POST", "/servers/a/restart", headers=JSON))[0] == 401
         assert (await harness.ask("POST", "/servers/a/restart"))[0] == 200
 
 
-async def test_a_reload_with_a_misspelled_section_keeps_the_config(tmp_path: Path) -> None:
+async def test_reloading_a_misspelled_section_keeps_the_config(tmp_path: Path) -> None:
     async with open_harness(tmp_path, config={**CONFIG, "access": GUARDED}) as harness:
         harness.path.write_text(json.dumps({**CONFIG, "acces": GUARDED}), encoding="utf-8")
         status, answer = await harness.ask("POST", "/reload")
@@ -267,7 +265,7 @@ async def test_other_methods_and_paths_are_refused_in_json(tmp_path: Path, autoj
             assert (await harness.ask("GET", path))[0] == 404
 
 
-def test_where_the_token_comes_from(tmp_path: Path) -> None:
+def test_the_token_comes_from_its_configured_source(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
     assert find_token("given-by-the-option", {"MCP_GATEWAY_ADMIN_TOKEN": "x"}, store) == "given-by-the-option"
     assert find_token(None, {"MCP_GATEWAY_ADMIN_TOKEN": "from-the-environment"}, store) == "from-the-environment"
@@ -285,7 +283,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
         find_token(None, {}, store)
 
 
-async def test_without_any_token_nobody_may_change(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_changes_require_a_token(tmp_path: Path, autojump_clock: MockClock) -> None:
     access = AdminAccess("token", host="127.0.0.1")
     for value in (b"Bearer ", b"Bearer None", b""):
         assert not access.may_change({b"authorization": value}, guarded=False)
@@ -363,7 +361,7 @@ async def test_reload_tells_what_has_changed(tmp_path: Path) -> None:
         assert harness.starts == {"a": 1, "b": 1, "c": 1, "off": 0}
 
 
-async def test_an_invalid_file_changes_nothing_and_is_told(tmp_path: Path, caplog: Any) -> None:
+async def test_an_invalid_file_is_reported_and_changes_nothing(tmp_path: Path, caplog: Any) -> None:
     async with open_harness(tmp_path) as harness:
         harness.path.write_text('{"mcpServers": {"a": {"command": "x", "url": "http://h/"}, "c": {"command": "y"}}}')
         status, answer = await harness.ask("POST", "/reload")
@@ -376,7 +374,7 @@ async def test_an_invalid_file_changes_nothing_and_is_told(tmp_path: Path, caplo
         assert (await harness.ask("POST", "/servers/a/restart"))[0] == 200  # what holds is still the one before
 
 
-async def test_a_client_that_hangs_up_leaves_nothing_half_done(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_client_disconnect_leaves_nothing_half_done(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
 
         async def slow(_number: int) -> None:
@@ -422,7 +420,7 @@ async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: M
         assert exchange.ended
 
 
-async def test_events_tell_of_reloads_and_why_one_was_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_events_report_reloads_and_rejections(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         exchange = await read_events(harness, nursery)
         assert (await harness.ask("POST", "/servers", {"mcpServers": {"c": {"command": "run-c"}}}))[0] == 200
@@ -441,9 +439,7 @@ async def test_events_tell_of_reloads_and_why_one_was_refused(tmp_path: Path, au
         harness.closing.set()
 
 
-async def test_a_reader_that_hangs_up_is_forgotten_and_their_number_is_bounded(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_disconnected_readers_are_removed_and_readers_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         readers = [await read_events(harness, nursery) for _ in range(MAX_READERS)]
         assert (await harness.ask("GET", "/events"))[0] == 503
@@ -457,7 +453,7 @@ async def test_a_reader_that_hangs_up_is_forgotten_and_their_number_is_bounded(
         assert not harness.fleet._observers
 
 
-async def test_a_slow_reader_loses_events_and_is_told(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_slow_reader_is_notified_of_lost_events(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         with harness.management.feed.read() as reader:
             for number in range(MAX_EVENTS + 7):
@@ -528,7 +524,7 @@ class Restarts(msgspec.Struct):
     restarts: int
 
 
-async def test_an_endpoint_is_a_row_a_handler_and_a_document(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_an_endpoint_has_a_row_handler_and_document(tmp_path: Path, autojump_clock: MockClock) -> None:
     async def show_restarts(request: Request) -> None:
         await request.answer(Restarts(request.management.list_servers().details[request.server].restarts))
 
@@ -545,7 +541,7 @@ async def test_an_endpoint_is_a_row_a_handler_and_a_document(tmp_path: Path, aut
     assert "Restarts" in document["components"]["schemas"]
 
 
-async def test_head_of_the_events_ends_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_head_of_the_events_ends_immediately(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         exchange = await harness.exchange("HEAD", "/events", headers={})
         assert (exchange.status, exchange.headers["content-type"]) == (200, "text/event-stream")

@@ -98,7 +98,7 @@ async def test_a_scrape_leaves_the_counters_alone(tmp_path: Path) -> None:
     assert first == second == {("calls_refused_total", "a", "busy"): 2, ("calls_refused_total", "", "unknown_name"): 3}
 
 
-async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_path: Path) -> None:
+async def test_counts_of_removed_servers_are_dropped_later(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         harness.router.refused = {("gone", "busy"): 1, ("a", "busy"): 2}
         for expected in (1, 2):
@@ -110,7 +110,7 @@ async def test_counts_of_removed_servers_are_dropped_by_the_next_new_one(tmp_pat
 @pytest.mark.parametrize(
     ("seconds", "bound"), [(0.0, 0.001), (0.001, 0.001), (0.0011, 0.0025), (300, 300), (301, None)]
 )
-async def test_a_call_counts_into_the_bucket_of_its_time(seconds: float, bound: float | None) -> None:
+async def test_a_call_counts_in_its_times_bucket(seconds: float, bound: float | None) -> None:
     history = CallStats()
     history.ended(make_pending(), seconds)
     index = len(BOUNDS) if bound is None else BOUNDS.index(bound)

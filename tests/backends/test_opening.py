@@ -184,7 +184,9 @@ async def test_an_unreachable_server_keeps_its_record(tmp_path: Path) -> None:
         (SseServer, Era.LEGACY, "sse", "2025-11-25"),
     ],
 )
-async def test_what_a_record_holds(make: Any, era: Era, transport: str, asked: str, tmp_path: Path) -> None:
+async def test_a_record_holds_era_and_transport(
+    make: Any, era: Era, transport: str, asked: str, tmp_path: Path
+) -> None:
     async with rig(tmp_path, handler=make()) as one:
         await one.start()
         assert one.store is not None
@@ -220,7 +222,7 @@ DISCOVERED = {
 """A server on an SDK that serves both eras lists only the modern versions."""
 
 
-async def test_a_session_is_opened_in_the_era_of_its_clients(tmp_path: Path) -> None:
+async def test_a_session_opens_in_its_clients_era(tmp_path: Path) -> None:
     async with rig(tmp_path, [DISCOVERED]) as one:
         seen = [await one.start(clients=era) for era in (None, Era.LEGACY, Era.MODERN, Era.LEGACY, None)]
         assert [first for first, *_ in seen] == [PROBE, "initialize", PROBE, "initialize", PROBE]
@@ -269,13 +271,13 @@ async def test_a_broken_record_counts_as_absent(content: bytes, tmp_path: Path) 
         assert not await one.is_probed()
 
 
-async def test_a_state_directory_that_cannot_be_written_costs_only_the_record(tmp_path: Path) -> None:
+async def test_an_unwritable_state_directory_costs_only_the_record(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file", encoding="ascii")
     async with rig(tmp_path) as one:
         assert [await one.is_probed() for _ in range(2)] == [True, False]
 
 
-async def test_records_of_servers_that_are_not_used_any_more_are_removed(tmp_path: Path) -> None:
+async def test_records_of_unused_servers_are_removed(tmp_path: Path) -> None:
     async with rig(tmp_path) as one:
         await one.start()
         (path,) = one.kept()
@@ -291,7 +293,7 @@ async def test_records_of_servers_that_are_not_used_any_more_are_removed(tmp_pat
 
 @pytest.mark.leak_check
 @pytest.mark.parametrize("restart", [False, {"max_quick_failures": 1}])
-async def test_ending_at_the_probe_is_no_failure(restart: Any, tmp_path: Path) -> None:
+async def test_exiting_at_the_probe_is_not_a_failure(restart: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     entry = server([{"method": PROBE, "then": "exit 1"}], log, restart=restart)
     env = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}

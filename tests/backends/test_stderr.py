@@ -247,7 +247,7 @@ def test_an_object_spread_over_lines_is_put_together(text: str) -> None:
         ["[", "]]", "}"],
     ],
 )
-def test_other_lines_make_up_no_object(lines: list[str]) -> None:
+def test_unrelated_lines_form_no_object(lines: list[str]) -> None:
     stray = StrayLines()
     assert [stray.join(line.encode()) for line in lines] == [None] * len(lines)
     assert not stray.is_open
@@ -268,7 +268,7 @@ def levels(logged: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
-def test_held_lines_are_logged_at_the_level_of_their_release(logged: pytest.LogCaptureFixture, level: int) -> None:
+def test_held_lines_are_logged_at_their_release_level(logged: pytest.LogCaptureFixture, level: int) -> None:
     stderr = StderrLog("time", clock=Clock())
     stderr.hold()
     stderr.handle_line(b"one")
@@ -305,7 +305,7 @@ def test_no_more_lines_are_held_than_the_limit(logged: pytest.LogCaptureFixture)
     assert levels(logged)[0] == ("x", logging.INFO)
 
 
-def test_what_a_server_writes_of_a_refused_request_is_for_debug(logged: pytest.LogCaptureFixture) -> None:
+def test_stderr_about_a_refused_probe_is_debug(logged: pytest.LogCaptureFixture) -> None:
     stderr = StderrLog("time", clock=Clock())
     stderr.handle_line(f"MCP error -32603: roots/list {NO_CALL}".encode())
     stderr.handle_line(b"MCP error -32603: something else")

@@ -102,7 +102,7 @@ def make_session(stdin: trio.lowlevel.FdStream) -> StdioSession:
     )
 
 
-async def test_a_backend_that_asks_and_reads_no_reply_costs_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_backend_ignoring_replies_uses_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
     reading, writing = os.pipe()
     async with trio.lowlevel.FdStream(reading), trio.lowlevel.FdStream(writing) as stdin:
         session = make_session(stdin)
@@ -129,7 +129,7 @@ async def test_a_backend_that_reads_gets_every_reply() -> None:
                 assert json.loads(received)["result"] == {}
 
 
-def test_a_child_gets_a_small_environment_with_what_its_network_needs() -> None:
+def test_a_child_gets_a_minimal_environment_and_proxies() -> None:
     config = parse_config(b'{"mcpServers": {"s": {"command": "x", "env": {"KEY": "own"}}}}', environ={}).servers["s"]
     network = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "localhost", "SSL_CERT_FILE": "/ca.pem"}
     outside = {"PATH": "/bin", "API_TOKEN": "secret", "http_proxy": "http://me:secret@proxy:3128", **network}
@@ -169,7 +169,7 @@ def silent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("silent_kernel")
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("direct", [True, False])  # as alone, and as behind others
-async def test_a_closed_stdin_ends_the_session_at_the_next_write(
+async def test_closed_stdin_ends_the_session_at_next_write(
     write: str, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(session: StdioSession, listener: Received) -> None:
@@ -184,7 +184,7 @@ async def test_a_closed_stdin_ends_the_session_at_the_next_write(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so without a write")
 @pytest.mark.parametrize("script", [CLOSES_STDIN, CLOSES_STDIN.replace("os.close(0)", "next(messages()); os.close(0)")])
-async def test_a_closed_stdin_ends_the_session_without_a_write(script: str) -> None:
+async def test_closed_stdin_ends_the_session_without_a_write(script: str) -> None:
     async def use(session: StdioSession, _listener: Received) -> None:
         # Before it is closed: nobody ever reads this, or nobody ever answers.
         assert isinstance(await outcome(start_call(session, "t")), BackendExited)
@@ -193,7 +193,7 @@ async def test_a_closed_stdin_ends_the_session_without_a_write(script: str) -> N
 
 
 @pytest.mark.usefixtures("silent_kernel")
-async def test_a_closed_stdin_answers_all_calls_at_once() -> None:
+async def test_closed_stdin_answers_all_calls() -> None:
     async def use(session: StdioSession, listener: Received) -> None:
         before = start_call(session, "t")
         await listener.change()
@@ -205,7 +205,7 @@ async def test_a_closed_stdin_answers_all_calls_at_once() -> None:
     await end_of(CLOSES_STDIN.replace("os.close(0)", "next(messages()); os.close(0)"), use)
 
 
-async def test_an_answer_that_was_under_way_when_stdin_was_closed_arrives() -> None:
+async def test_an_answer_in_transit_survives_closed_stdin() -> None:
     async def use(session: StdioSession, listener: Received) -> None:
         before = start_call(session, "t")
         await listener.change()
@@ -215,7 +215,7 @@ async def test_an_answer_that_was_under_way_when_stdin_was_closed_arrives() -> N
     await end_of(script.replace("time.sleep", 'send(id=call["id"], result={"content": []}); time.sleep'), use)
 
 
-async def test_a_child_that_exits_says_so_although_writing_fails_too() -> None:
+async def test_an_exit_is_reported_despite_write_failures() -> None:
     async def use(session: StdioSession, _listener: Received) -> None:
         await trio.lowlevel.checkpoint()
         start_call(session, "t")
@@ -225,7 +225,7 @@ async def test_a_child_that_exits_says_so_although_writing_fails_too() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 100_000, 3_000_000])  # in the pipe, beyond it, beyond the outbox
-async def test_calls_to_a_child_that_reads_no_more_end_by_their_deadline(size: int) -> None:
+async def test_calls_to_a_non_reading_child_time_out(size: int) -> None:
     with trio.fail_after(4 * WITHIN):
         async with open_child("serve()\ntime.sleep(1000)\n") as session:
             await session.wait_writable()
@@ -262,14 +262,14 @@ async def problem_at_start(script: str, **fields: Any) -> str:
 @pytest.mark.parametrize("era", ["legacy", "auto"])
 @pytest.mark.parametrize("indent", ["2", "0", "'\\t'"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-async def test_a_message_spread_over_lines_fails_the_start_at_once(era: str, indent: str, end: str) -> None:
+async def test_a_multi_line_message_fails_the_start(era: str, indent: str, end: str) -> None:
     began = trio.current_time()
     assert (await problem_at_start(PRETTY % (indent, end), era=era)).startswith(SPREAD)
     assert trio.current_time() - began < WITHIN
 
 
 @pytest.mark.parametrize("begin", ["", '{"jsonrpc": "2.0", "id": %d, "result": {\\n'])
-async def test_a_message_spread_over_lines_costs_its_own_call(begin: str) -> None:
+async def test_a_multi_line_message_fails_only_its_call(begin: str) -> None:
     text = json.dumps({"jsonrpc": "2.0", "id": 0, "result": {"content": []}}, indent=2).replace("0,", "%d,")
     text = begin + '"content": []\\n}}' if begin else text.replace("\n", "\\n")
     script = f"""
@@ -309,12 +309,12 @@ async def test_a_start_that_takes_too_long_is_explained(era: str, script: str, s
     assert reason == f"was not ready within 1 s (connect_timeout){said}"
 
 
-async def test_an_end_before_the_start_is_explained_by_stdout_too() -> None:
+async def test_an_early_exit_reports_stdout() -> None:
     reason = await problem_at_start("print('API_KEY is not set'); sys.exit(4)")
     assert reason == "exited with status 4; it wrote a line to stdout that is not an MCP message: 'API_KEY is not set'"
 
 
-async def test_an_end_later_is_not_explained_by_old_lines_on_stdout() -> None:
+async def test_a_later_exit_ignores_old_stdout_lines() -> None:
     async def use(session: StdioSession, _listener: Received) -> None:
         await trio.lowlevel.checkpoint()
         start_call(session, "t")
@@ -324,7 +324,7 @@ async def test_an_end_later_is_not_explained_by_old_lines_on_stdout() -> None:
 
 
 @pytest.mark.parametrize("place", [".local/bin", ".cargo/bin", ".nvm/versions/node/v20.1.0/bin", ".volta/bin"])
-def test_a_short_path_is_extended_by_where_users_install(tmp_path, place):
+def test_a_short_path_gains_user_install_directories(tmp_path, place):
     program = tmp_path / place / "uvx-of-a-test"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -341,7 +341,7 @@ def test_a_short_path_is_extended_by_where_users_install(tmp_path, place):
     assert path_of(command=program.name, env={"PATH": "/own"}) == ["/own"]
 
 
-def test_of_several_versions_the_newest_comes_first(tmp_path):
+def test_the_newest_of_several_versions_comes_first(tmp_path):
     for version in ("v9.9.9", "v20.1.0", "v18.20.1"):
         program = tmp_path / ".nvm/versions/node" / version / "bin" / "npx-of-a-test"
         program.parent.mkdir(parents=True)
@@ -361,7 +361,7 @@ for message in messages():
 
 
 @pytest.mark.parametrize("exits", [False, True], ids=["lives", "exits"])
-async def test_what_a_legacy_server_says_of_the_probe_is_for_debug(caplog: pytest.LogCaptureFixture, exits: bool):
+async def test_a_legacy_servers_probe_complaint_is_debug(caplog: pytest.LogCaptureFixture, exits: bool):
     caplog.set_level(logging.DEBUG, logger="gateway.backend.box")
     config = parse_server(
         "box",
@@ -378,7 +378,7 @@ async def test_what_a_legacy_server_says_of_the_probe_is_for_debug(caplog: pytes
     assert {record.levelno for record in caplog.records if "Failed to validate" in record.message} == {logging.DEBUG}
 
 
-async def test_what_a_server_says_of_its_failed_start_is_logged(caplog: pytest.LogCaptureFixture):
+async def test_a_failed_starts_stderr_is_logged(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="gateway.backend.box")
     with pytest.raises(BackendExited, match="no database"):
         async with open_child("sys.exit('no database')", era="auto"):

@@ -42,7 +42,7 @@ def listed(found: Snapshot) -> list[str]:
     return [item["name"] for item in json.loads(b"[" + found.page(Kind.TOOLS, None, None).joined + b"]")]
 
 
-def test_guarantee_g5_the_first_keeps_the_name_and_the_other_gets_another() -> None:
+def test_guarantee_g5_the_first_backend_keeps_a_shared_name() -> None:
     found = merged({"a": ["x"], "b": ["x", "y"]})
     other = names.distinct_name("x", "b", "x", 128)
     assert listed(found) == ["x", other, "y"]
@@ -51,12 +51,12 @@ def test_guarantee_g5_the_first_keeps_the_name_and_the_other_gets_another() -> N
     assert found.clashes == [f"tools 'x' of 'b' is offered as {other!r}"]
 
 
-def test_the_other_name_depends_on_nobody_else() -> None:
+def test_a_disambiguated_name_depends_only_on_its_backend() -> None:
     with_two, with_three = merged({"a": ["x"], "b": ["x"]}), merged({"a": ["x"], "c": ["x", "z"], "b": ["x"]})
     assert listed(with_two)[1] in listed(with_three)
 
 
-def test_a_uri_stays_with_its_first_owner_and_the_other_ones_is_told_apart() -> None:
+def test_the_first_owner_keeps_a_shared_uri() -> None:
     item = Item("file:///a", b'{"uri":"file:///a"}')
     parts = [make_part(name, name, Listing(items={Kind.RESOURCES: (item,)}), Naming()) for name in ("a", "b")]
     found = Snapshot(parts, listed=frozenset({"a", "b"}))
@@ -66,7 +66,7 @@ def test_a_uri_stays_with_its_first_owner_and_the_other_ones_is_told_apart() -> 
     assert found.clashes == ["resources 'file:///a' of 'b' is offered as 'mcp+b:file:///a'"]
 
 
-def test_a_name_that_looks_like_the_way_out_of_a_clash_is_not_taken_over() -> None:
+def test_a_name_imitating_a_disambiguated_one_gains_nothing() -> None:
     squatted = names.distinct_name("x", "c", "x", 128)
     found = merged({"a": ["x"], "b": [squatted], "c": ["x"]})
     assert found.route(Kind.TOOLS, squatted) == Route("b", squatted)
@@ -82,9 +82,7 @@ def test_a_name_that_looks_like_the_way_out_of_a_clash_is_not_taken_over() -> No
     ),
     st.integers(MIN_NAME_LENGTH, 24),
 )
-def test_listed_names_are_unique_short_and_routed_to_their_owner(
-    namespace: str, backends: dict[str, list[str]], most: int
-) -> None:
+def test_listed_names_are_unique_short_and_routable(namespace: str, backends: dict[str, list[str]], most: int) -> None:
     found = merged(backends, namespace=namespace, most=most)
     public = listed(found)
     assert len(public) == len(set(public)) == sum(map(len, backends.values()))
@@ -137,7 +135,7 @@ CLAIMS = [
 @pytest.mark.parametrize("kind", [Kind.TOOLS, Kind.PROMPTS])
 @pytest.mark.parametrize("is_first", [True, False], ids=["the owner first", "the owner last"])
 @pytest.mark.parametrize(("separator", "owner", "other", "public"), CLAIMS)
-def test_the_server_that_is_named_in_a_name_has_it(
+def test_a_qualified_name_belongs_to_the_named_server(
     kind: Kind, is_first: bool, separator: str, owner: Any, other: Any, public: str
 ) -> None:
     found = named(dict([owner, other] if is_first else [other, owner]), kind=kind, separator=separator)
@@ -153,9 +151,7 @@ def test_the_server_that_is_named_in_a_name_has_it(
 
 
 @pytest.mark.parametrize(("separator", "owner", "other", "public"), CLAIMS[:-1])
-def test_a_name_is_kept_for_its_server_before_that_has_listed_anything(
-    separator: str, owner: Any, other: Any, public: str
-) -> None:
+def test_names_are_reserved_before_their_server_lists(separator: str, owner: Any, other: Any, public: str) -> None:
     silent = (owner[0], (owner[1][0], []))
     before, after = (named(dict([one, other]), separator=separator) for one in (silent, owner))
     hashed = names.distinct_name(public, other[0], other[1][1][0], 128)
@@ -163,20 +159,20 @@ def test_a_name_is_kept_for_its_server_before_that_has_listed_anything(
     assert before.route(Kind.TOOLS, hashed) == after.route(Kind.TOOLS, hashed) == Route(other[0], other[1][1][0])
 
 
-def test_rules_for_a_server_do_not_mean_one_that_uses_its_prefix() -> None:
+def test_rules_for_a_server_ignore_prefix_matches() -> None:
     found = named({"evil": ("", ["gh.new", "own"]), "gh": ("gh", ["list"])})
     assert list(public_names(found.within(Scope(tools=("gh.*",))), Kind.TOOLS)) == ["gh"]
     assert list(public_names(found.within(Scope(tools=("evil.*",))), Kind.TOOLS)) == ["evil"]
 
 
-def test_a_name_in_a_view_is_kept_by_the_separator_of_the_view() -> None:
+def test_a_view_reserves_names_by_its_own_separator() -> None:
     views = {"v": NamedView(naming=Naming("_", 64))}
     found = named({"evil": ("", ["gh_list"]), "gh": ("gh", ["list"])}, views=views)
     assert found.route(Kind.TOOLS, "gh_list") == Route("evil", "gh_list")
     assert found.within(Scope(view="v")).route(Kind.TOOLS, "gh_list") == Route("gh", "list")
 
 
-def test_names_that_only_resemble_those_of_another_server_stay() -> None:
+def test_names_merely_resembling_another_servers_stay() -> None:
     found = named({"evil": ("", ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]), "gh": ("gh", ["x"])})
     assert public_names(found, Kind.TOOLS)["evil"] == ["ghost", "gh", "g.h", "GH.x", "a.gh.x"]
 

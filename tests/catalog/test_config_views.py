@@ -71,7 +71,7 @@ def test_views_are_read() -> None:
         ({"v": {"resources": "no"}}, "view 'v': field 'resources' must be true or false"),
     ],
 )
-def test_what_is_wrong_with_a_view_is_said(views: object, problem: str) -> None:
+def test_view_errors_are_described(views: object, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(views)
     assert problem in str(caught.value)
@@ -177,7 +177,7 @@ async def test_headers_follow_the_names_of_the_view(autojump_clock: MockClock) -
         assert (exchange.status, json.loads(exchange.body)["error"]["code"]) == (400, -32020)
 
 
-async def test_a_view_that_there_is_not_is_404_and_says_where_views_are(autojump_clock: MockClock) -> None:
+async def test_an_unknown_view_is_404_and_lists_views(autojump_clock: MockClock) -> None:
     async with viewed() as harness:
         for path in ("/mcp/gone", "/sse/gone", "/messages/gone"):
             exchange = await ask(harness, path, "tools/list")
@@ -186,7 +186,7 @@ async def test_a_view_that_there_is_not_is_404_and_says_where_views_are(autojump
         assert (await harness.start("POST", "/mcp/gone", {}, origin="https://evil.example")).status == 403
 
 
-async def test_a_session_belongs_to_the_endpoint_that_made_it(autojump_clock: MockClock) -> None:
+async def test_a_session_belongs_to_its_endpoint(autojump_clock: MockClock) -> None:
     async with viewed() as harness:
         session = await introduced(harness, "/mcp/one")
         for path in ("/mcp", "/mcp/both"):
@@ -216,7 +216,7 @@ async def test_views_change_live(autojump_clock: MockClock) -> None:
         assert [len(fake.starts) for fake in harness.fakes.values()] == [1, 1]
 
 
-async def test_keys_see_of_a_view_what_they_may_see(autojump_clock: MockClock) -> None:
+async def test_keys_see_only_their_part_of_a_view(autojump_clock: MockClock) -> None:
     access = {
         "keys": [
             {"name": "alice", "hash": hash_key(ALICE), "tools": ["b.*"]},

@@ -93,7 +93,7 @@ def test_lists_and_pages_hold_what_the_era_has(kind: Kind, size: int | None) -> 
 
 
 @every_kind
-def test_a_name_belongs_to_one_backend_in_both_eras(kind: Kind) -> None:
+def test_both_eras_share_one_owner_per_name(kind: Kind) -> None:
     first = merged("a", {"x": "a"}, {}, kind, namespace="")
     second = merged("b", {"x": "old"}, {"x": "new"}, kind, namespace="")
     found = Snapshot([first, second], listed=frozenset("ab"))
@@ -114,7 +114,7 @@ def test_news_are_for_the_era_whose_list_changed(kind: Kind) -> None:
 
 
 @every_era
-def test_what_only_one_era_declares_holds_for_that_tool(era: Era) -> None:
+def test_single_era_declarations_apply_to_that_tool(era: Era) -> None:
     """Tasks and parameters in headers are told by a tool's entry."""
     task = b'{"name":"x","inputSchema":{"type":"object"},"execution":{"taskSupport":"required"}}'
     schema = b'{"type":"object","properties":{"p":{"type":"string","x-mcp-header":"P"}}}'

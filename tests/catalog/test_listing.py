@@ -22,7 +22,7 @@ def spans(*items: bytes) -> list[msgspec.Raw]:
     return [msgspec.Raw(item) for item in items]
 
 
-def test_the_kinds_are_told_apart() -> None:
+def test_the_kinds_are_distinguished() -> None:
     assert {kind.feature for kind in Kind} == set(FEATURES)
     assert LISTED_KIND["resources/templates/list"] is Kind.TEMPLATES
     assert [kind.namespaced for kind in Kind] == [True, True, False, False]
@@ -49,7 +49,7 @@ def test_the_kinds_are_told_apart() -> None:
         (Kind.TEMPLATES, b'{"uri":"x"}', "resourceTemplates[1] left out: it has no 'uriTemplate'"),
     ],
 )
-def test_one_bad_item_is_left_out_and_named(kind: Kind, span: bytes, said: str) -> None:
+def test_one_bad_item_is_dropped_and_named(kind: Kind, span: bytes, said: str) -> None:
     first, last = (b'{"%b":"%b",%b}' % (kind.key.encode(), name, SCHEMA) for name in (b"first", b"last"))
     items, problems = clean(kind, spans(first, span, last))
     assert items == (Item("first", first), Item("last", last))
@@ -116,7 +116,7 @@ def test_items_are_counted() -> None:
     assert one.capabilities is not Listing().capabilities
 
 
-def test_a_uri_with_control_characters_is_left_out_and_a_name_with_them_is_not() -> None:
+def test_control_characters_exclude_a_uri_not_a_name() -> None:
     for kind in Kind:
         items, problems = clean(kind, [jsonrpc.raw({kind.key: "a:\nb", "inputSchema": {"type": "object"}})])
         assert [item.own for item in items] == (["a:\nb"] if kind.namespaced else [])
@@ -161,7 +161,7 @@ def test_an_incomplete_list_replaces_only_a_shorter_one(
         ({"tools": None, "prompts": {}}, {"tools": {}, "prompts": {}}),
     ],
 )
-def test_what_is_listed_is_offered(declared: dict[str, Any], offered: dict[str, Any]) -> None:
+def test_listed_items_are_offered(declared: dict[str, Any], offered: dict[str, Any]) -> None:
     spans = {name: jsonrpc.raw(value) for name, value in declared.items()}
     found = offered_capabilities(spans, {Kind.TOOLS: (Item("a", b"{}"),), Kind.PROMPTS: ()})
     assert {name: jsonrpc.decode_any(span) for name, span in found.items()} == offered

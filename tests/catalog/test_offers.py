@@ -114,7 +114,7 @@ def test_overrides_are_read() -> None:
         ({"overrides": {"a": "c", "b": "c"}}, "field 'tools.overrides.b.name' is the name of 'a' too"),
     ],
 )
-def test_what_is_wrong_is_said(tools: object, problem: str) -> None:
+def test_invalid_choices_are_described(tools: object, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         choice(tools=tools)
     assert problem in str(caught.value)
@@ -126,7 +126,7 @@ def test_slips_are_warned_of() -> None:
     assert found == "server 's': field 'tools.includes' is unknown and ignored; did you mean 'include'?"
 
 
-def test_tools_alone_are_no_reason_for_a_restart() -> None:
+def test_tools_alone_do_not_cause_a_restart() -> None:
     old = config(a={}, b={}, c={})
     new = config(a={"tools": ["x"]}, b={"tools": ["x"], "env": {"E": "1"}}, c={})
     found = diff_configs(old, new)
@@ -155,7 +155,7 @@ def test_only_what_is_chosen_is_offered(tools: dict[str, Any], expected: list[st
     }
 
 
-def test_a_renamed_tool_goes_to_its_owner_under_its_own_name() -> None:
+def test_a_renamed_tool_keeps_its_own_backend_name() -> None:
     found = made(overrides={"delete": {"name": "remove"}})
     assert found.route(Kind.TOOLS, "s.remove") == Route("s", "delete")
     assert found.route(Kind.TOOLS, "s.delete") is None
@@ -168,7 +168,7 @@ def test_a_tool_is_shown_as_the_config_says() -> None:
     assert [name for _, name in found.mirrored_params("s.get_a")] == [b"mcp-param-B"]
 
 
-def test_two_tools_of_one_name_are_told_apart() -> None:
+def test_two_tools_of_one_name_are_disambiguated() -> None:
     found = made(overrides={"get_a": "get_b"})
     first, second, _ = names(found)
     assert first == "s.get_b"
@@ -176,14 +176,14 @@ def test_two_tools_of_one_name_are_told_apart() -> None:
     assert found.route(Kind.TOOLS, second) == Route("s", "get_b")
 
 
-def test_scopes_know_a_tool_by_its_old_name_and_by_its_new_one() -> None:
+def test_scopes_match_old_and_new_tool_names() -> None:
     found = made(overrides={"delete": "remove"})
     for glob in ("s.delete", "s.remove"):
         assert names(found.within(Scope(tools=(glob,)))) == ["s.remove"]
         assert names(found.within(Scope(excluded_tools=(glob,)))) == ["s.get_a", "s.get_b"]
 
 
-def test_loose_ends_are_told() -> None:
+def test_unmatched_choices_are_reported() -> None:
     part = make_part(
         "s", "s", listing(), Naming(), choice(tools={"include": ["get_*", "put_*"], "overrides": {"x": "y"}})
     )
@@ -209,7 +209,7 @@ async def running(first: Config, fakes: dict[str, FakeBackend]) -> AsyncGenerato
             fleet.stop()
 
 
-async def test_another_choice_holds_at_once_and_restarts_nothing(
+async def test_changed_choices_apply_without_a_restart(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeBackend(make_listing("x", "y"))
@@ -242,7 +242,7 @@ async def test_another_choice_holds_at_once_and_restarts_nothing(
             router.release(one)
 
 
-async def test_a_server_can_still_be_restarted_with_another_choice(autojump_clock: MockClock) -> None:
+async def test_changed_choices_do_not_prevent_a_restart(autojump_clock: MockClock) -> None:
     fake = FakeBackend(make_listing("x"))
     async with running(config(a={}), {"a": fake}) as fleet:
         applied = await fleet.apply(config(a={"tools": {"overrides": {"x": "z"}}}), restart=("a",))
@@ -251,7 +251,7 @@ async def test_a_server_can_still_be_restarted_with_another_choice(autojump_cloc
         assert len(fake.starts) == 2
 
 
-async def test_what_is_excluded_wakes_nobody(autojump_clock: MockClock) -> None:
+async def test_calls_to_excluded_tools_do_not_wait(autojump_clock: MockClock) -> None:
     fake = FakeBackend(make_listing("x", "y"))
     fake.stall()
     async with running(config(a={"tools": {"exclude": ["x"]}}), {"a": fake}) as fleet:

@@ -43,7 +43,7 @@ def test_how_well_a_template_fits(template: str, uri: str, weight: int) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.text("ab/:", max_size=4), min_size=1, max_size=5), st.lists(st.text("xyz/", max_size=3), min_size=5))
-def test_what_a_template_expands_to_fits_it(literals: list[str], values: list[str]) -> None:
+def test_template_expansions_match_their_template(literals: list[str], values: list[str]) -> None:
     template, uri = "{v}".join(literals), literals[0]
     for value, literal in zip(values, literals[1:], strict=False):
         uri += value + literal

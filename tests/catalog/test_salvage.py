@@ -57,7 +57,7 @@ def test_a_bad_item_costs_itself_only(bad: bytes, kind: Kind) -> None:
         assert problems[0].startswith(f"{kind.member}[{place}]")
 
 
-def test_what_was_left_out_is_named_and_the_rest_of_the_answer_stays() -> None:
+def test_a_dropped_entry_is_named_others_are_kept() -> None:
     data = answer([b'{"name":"good"}', b'{"name":"b\\"ad\\n","x":NaN}'], nextCursor="next")
     fixed, (problem,) = salvage(data, Kind.TOOLS) or (b"", ("",))
     assert json.loads(fixed)["result"] == {"tools": [{"name": "good"}], "nextCursor": "next"}
@@ -84,7 +84,7 @@ def test_what_was_left_out_is_named_and_the_rest_of_the_answer_stays() -> None:
         b'{"id":NaN,"result":{"tools":[{}]}}',
     ],
 )
-def test_what_is_wrong_elsewhere_is_not_mended(data: bytes) -> None:
+def test_errors_outside_entries_are_not_repaired(data: bytes) -> None:
     assert salvage(data, Kind.TOOLS) is None
 
 
@@ -109,7 +109,7 @@ def test_exactly_the_good_ones_are_kept_in_order(items: list[tuple[bool, bytes]]
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 60))
-def test_whatever_it_gets_it_raises_nothing_and_gives_json(noise: bytes, place: int, cut: int) -> None:
+def test_salvaging_never_raises_and_returns_json(noise: bytes, place: int, cut: int) -> None:
     data = answer([b'{"name":"a","x":["\\"",{}]}', b'{"name":"b"}'], nextCursor="c")
     for one in (noise, data[:place] + noise + data[place + cut :]):
         found = salvage(one, Kind.TOOLS)

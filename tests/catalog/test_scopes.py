@@ -92,7 +92,7 @@ def test_no_scope_is_the_snapshot_itself() -> None:
         (READER, ["files.read", "files.read_all"]),
     ],
 )
-def test_only_what_is_in_scope_is_listed_and_routed(scope: Scope, expected: list[str]) -> None:
+def test_only_items_in_scope_are_listed_and_routed(scope: Scope, expected: list[str]) -> None:
     whole = catalog()
     seen = whole.within(scope)
     assert names(seen) == expected
@@ -100,7 +100,7 @@ def test_only_what_is_in_scope_is_listed_and_routed(scope: Scope, expected: list
     assert routed == expected
 
 
-def test_everything_else_of_a_server_that_is_out_of_scope_is_gone_too() -> None:
+def test_a_hidden_servers_prompts_and_resources_are_hidden() -> None:
     seen = catalog().within(READER)
     assert names(seen, Kind.PROMPTS) == ["files.ask"]
     assert names(seen, Kind.RESOURCES) == ["file:///a"]
@@ -120,14 +120,14 @@ def test_prompts_and_resources_can_be_left_out() -> None:
     assert all("resources" not in part.listing.capabilities for part in seen.parts)
 
 
-def test_a_server_of_which_nothing_is_in_scope_is_not_heard_of() -> None:
+def test_a_server_out_of_scope_is_invisible() -> None:
     """Although the server itself is not out of scope: its tools are, by their names."""
     seen = catalog().within(Scope(tools=("files.*",), prompts=("files.*",), resources=False))
     assert merge_instructions(seen.parts, limit=99) == "# files\n\nuse read"
     assert not any("completions" in part.listing.capabilities for part in seen.parts)
 
 
-def test_a_tool_fits_by_its_own_name_where_its_public_one_is_another() -> None:
+def test_a_tool_matches_by_its_own_name() -> None:
     parts = [make_part("long", "x", listing("a" * 200), Naming())]
     whole = Snapshot(parts, listed=frozenset({"long"}))
     public = names(whole)[0]
@@ -149,7 +149,7 @@ def test_names_are_the_same_in_every_scope() -> None:
     assert names(whole.within(Scope(tools=("x",)))) == ["x"]  # the glob is held against the name that it has
 
 
-def test_what_is_offered_to_all_holds_in_scopes() -> None:
+def test_global_choices_apply_within_scopes() -> None:
     offers = {"files.read": Offer("another"), "git.log": Offer()}
     seen = catalog(offers=offers).within(READER)
     assert json.loads(seen.page(Kind.TOOLS, None, None).joined) == {"name": "files.read", "description": "another"}
@@ -173,7 +173,7 @@ def test_pages_are_those_of_the_scope() -> None:
     assert seen.page(Kind.TOOLS, None, 1) is first
 
 
-def test_what_a_scope_sees_is_private_to_caches_and_a_view_is_not() -> None:
+def test_scoped_results_are_private_and_views_are_not() -> None:
     views = {"v": NamedView(Scope(servers=("git",)))}
     whole = catalog(views=views)
     assert whole.hint(Kind.TOOLS) == HINT
@@ -182,7 +182,7 @@ def test_what_a_scope_sees_is_private_to_caches_and_a_view_is_not() -> None:
     assert whole.within(Scope(view="v", tools=("git.log",))).hint(Kind.TOOLS) == Hint(1000, public=False)
 
 
-def test_equal_scopes_share_one_snapshot_and_their_number_is_bounded() -> None:
+def test_equal_scopes_share_a_bounded_set_of_snapshots() -> None:
     whole = catalog()
     first = whole.within(Scope(servers=("files",)))
     assert whole.within(Scope(servers=("files",))) is first
@@ -220,7 +220,7 @@ def test_a_view_shortens_names_and_keeps_them_apart() -> None:
     assert routes == [Route("s", "a" * 40 + "1"), Route("s", "a" * 40 + "2")]
 
 
-def test_names_that_clash_only_in_a_view_are_told_apart_there() -> None:
+def test_clashes_within_a_view_are_disambiguated_there() -> None:
     parts = [make_part("a", "a", listing("b_c"), Naming()), make_part("a_b", "a_b", listing("c"), Naming())]
     whole = Snapshot(parts, listed=frozenset({"a", "a_b"}), views={"v": NamedView(naming=Naming("_", 64))})
     assert names(whole) == ["a.b_c", "a_b.c"]
@@ -249,7 +249,7 @@ def test_news_are_what_the_scope_sees() -> None:
     assert not ListNews(fresh, fresh)
 
 
-def test_another_view_is_news_for_those_who_see_it() -> None:
+def test_a_changed_view_notifies_its_clients() -> None:
     one, other = (catalog(views={"v": NamedView(Scope(tools=(glob,)))}) for glob in ("git.log", "git.push"))
     news = ListNews(one, other)
     assert news
@@ -314,7 +314,7 @@ async def test_out_of_scope_is_unknown_word_for_word(
         assert trio.current_time() == began
 
 
-async def test_what_is_in_scope_is_called(autojump_clock: MockClock) -> None:
+async def test_items_in_scope_are_callable(autojump_clock: MockClock) -> None:
     fakes = both()
     async with running(fakes) as answers:
         pending = await answers.router.submit(call_in(READER, "files.read"))
@@ -328,7 +328,7 @@ async def test_what_is_in_scope_is_called(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     ("name", "waits"), [("git.log", False), ("files.delete", False), ("gix.log", False), ("files.read_me", True)]
 )
-async def test_nobody_waits_for_what_is_out_of_scope(name: str, waits: bool, autojump_clock: MockClock) -> None:
+async def test_calls_out_of_scope_do_not_wait(name: str, waits: bool, autojump_clock: MockClock) -> None:
     fakes = both()
     for fake in fakes.values():
         fake.stall()
@@ -340,7 +340,7 @@ async def test_nobody_waits_for_what_is_out_of_scope(name: str, waits: bool, aut
         assert (trio.current_time() > began) is waits
 
 
-async def test_what_is_out_of_scope_wakes_nobody(autojump_clock: MockClock) -> None:
+async def test_calls_out_of_scope_start_no_backend(autojump_clock: MockClock) -> None:
     fakes = {"git": FakeBackend(GIT), "files": FakeBackend(FILES)}
     fakes["files"].fail(*range(1, 6))  # given up before it was known
     fakes["git"].fail(*range(1, 6))
@@ -375,7 +375,7 @@ async def test_lists_wait_only_for_what_is_in_scope(autojump_clock: MockClock) -
         assert trio.current_time() == began
 
 
-async def test_a_suspended_call_stays_in_its_scope_and_endpoint(autojump_clock: MockClock) -> None:
+async def test_a_suspended_call_keeps_its_scope_and_endpoint(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
         view = Scope(view="v")
         for scope, given, problem in [
@@ -409,7 +409,7 @@ async def test_introductions_say_what_is_in_scope(autojump_clock: MockClock) -> 
         assert json.loads(found)["instructions"] == "# files\n\nuse read"
 
 
-async def test_methods_that_mcp_does_not_know_need_the_whole_server(autojump_clock: MockClock) -> None:
+async def test_unknown_methods_require_the_whole_server(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
         pending = await answers.router.submit(call_in(Scope(servers=("git",)), "", "vendor/thing"))
         assert pending.backend == "git"
@@ -436,7 +436,7 @@ async def test_resources_are_watched_in_scope_and_not_beyond(autojump_clock: Moc
         subscription.close()
 
 
-async def test_an_update_of_what_is_out_of_scope_by_now_is_not_told(autojump_clock: MockClock) -> None:
+async def test_updates_now_out_of_scope_are_dropped(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
         session = LegacySession("s", introduction(Identity(None, EVERYTHING)), max_requests=9)
         seen = msgspec.structs.replace(LEGACY_CALLER, scope=Scope(view="gone"))
@@ -463,7 +463,7 @@ def introduction(identity: Identity) -> ClientIntroduction:
     return ClientIntroduction("2025-11-25", msgspec.Raw(b"{}"), msgspec.Raw(b""), identity)
 
 
-async def test_a_session_is_found_by_its_own_client_at_its_own_endpoint() -> None:
+async def test_a_session_is_bound_to_client_and_endpoint() -> None:
     await trio.lowlevel.checkpoint()  # sessions have a clock
     table = SessionTable(most=9, idle_timeout=9, max_requests=9)
     ada = Identity("ada", READER)
@@ -477,7 +477,7 @@ async def test_a_session_is_found_by_its_own_client_at_its_own_endpoint() -> Non
         assert table.find(session.id, other) is None
 
 
-async def test_a_session_goes_by_what_its_client_may_see_now() -> None:
+async def test_a_session_follows_its_clients_current_rules() -> None:
     table = SessionTable(most=9, idle_timeout=9, max_requests=9)
     session = table.create(introduction(Identity("ada", READER)))
     assert session is not None
@@ -519,14 +519,14 @@ def test_chosen_names_are_taken_by_every_model(choice: NameChoice) -> None:
     assert found[0] == f"files{choice.separator or '.'}read"
 
 
-def test_there_are_eight_choices_and_each_is_made_once() -> None:
+def test_each_of_eight_choices_is_built_once() -> None:
     assert len(EVERY_CHOICE) == 8
     whole = odd_catalog()
     made = {id(whole.within(Scope(names=msgspec.structs.replace(choice)))) for choice in EVERY_CHOICE * 3}
     assert len(made) == 8
 
 
-def test_rules_and_views_go_by_the_names_of_the_config() -> None:
+def test_rules_and_views_use_config_names() -> None:
     whole = catalog(views={"v": NamedView(Scope(servers=("git",)), Naming("-"))})
     choice = NameChoice("__")
     assert names(whole.within(Scope(tools=("files.read",), names=choice))) == ["files__read"]
@@ -536,6 +536,6 @@ def test_rules_and_views_go_by_the_names_of_the_config() -> None:
     assert (names(seen), seen.known_as["git__log"]) == (["git__log"], "git.log")
 
 
-def test_a_choice_that_is_what_the_config_says_costs_nothing() -> None:
+def test_a_choice_equal_to_the_config_is_free() -> None:
     whole = catalog()
     assert whole.within(Scope(names=NameChoice())) is whole.within(Scope())

@@ -67,7 +67,7 @@ def test_resources_keep_their_uris() -> None:
     assert found.route(Kind.RESOURCES, "file:///a") == Route("files", "file:///a")
 
 
-def test_a_backend_that_is_away_is_routed_and_not_listed() -> None:
+def test_an_absent_backend_is_routed_but_unlisted() -> None:
     found = snapshot(part("a", tools("x")), part("b", tools("x")), listed=frozenset({"b"}))
     assert listed_names(found) == ["b.x"]
     assert found.route(Kind.TOOLS, "a.x") == Route("a", "x")
@@ -167,7 +167,7 @@ def cursor_of(value: object) -> str:
         base64.urlsafe_b64encode(b'["tools",1,"\xff"]').decode(),
     ],
 )
-def test_a_cursor_that_is_none_of_ours_is_refused(cursor: str) -> None:
+def test_a_foreign_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(InvalidParams, match=r"params\.cursor"):
         snapshot(part("a", tools("1", "2"))).page(Kind.TOOLS, cursor, 1)
 
@@ -225,7 +225,7 @@ def test_capabilities_are_found(capabilities: dict[str, Any], path: list[str], e
     assert has_capability(parts, path) is expected
 
 
-def test_a_new_snapshot_makes_anew_only_what_changed() -> None:
+def test_a_new_snapshot_rebuilds_only_changed_parts() -> None:
     unchanged = part("a", tools("x", "y"))
     old = snapshot(unchanged, part("b", tools("x")))
     new = snapshot(unchanged, part("b", tools("x", "z")))
@@ -235,7 +235,7 @@ def test_a_new_snapshot_makes_anew_only_what_changed() -> None:
     assert (new.route(Kind.TOOLS, "b.z"), old.route(Kind.TOOLS, "b.z")) == (Route("b", "z"), None)
 
 
-def test_a_part_is_looked_at_entry_by_entry_where_another_has_one_of_its_names() -> None:
+def test_parts_are_compared_by_entry_where_names_overlap() -> None:
     first, second = part("a", tools("x", "y"), namespace="n"), part("b", tools("y", "z"), namespace="n")
     assert listed_names(snapshot(first)) == ["n.x", "n.y"]  # now its table is known, and so is the second one's
     assert listed_names(snapshot(second)) == ["n.y", "n.z"]
@@ -247,7 +247,7 @@ def test_a_part_is_looked_at_entry_by_entry_where_another_has_one_of_its_names()
     assert [both.route(Kind.TOOLS, name) for name in listed_names(both)[2:]] == [Route("b", "y"), Route("b", "z")]
 
 
-def test_lists_of_what_is_as_its_backend_has_it_are_joined_once() -> None:
+def test_unmodified_lists_are_joined_once() -> None:
     uris = (Item("file:///x", b'{"uri":"file:///x"}'), Item("file:///y", b'{"uri":"file:///y"}'))
     first, second = part("a", Listing(items={Kind.RESOURCES: uris})), part("b", Listing(items={Kind.RESOURCES: uris}))
     chunks = snapshot(first, second).page(Kind.RESOURCES, None, None).chunks
@@ -256,7 +256,7 @@ def test_lists_of_what_is_as_its_backend_has_it_are_joined_once() -> None:
     assert snapshot(second).page(Kind.RESOURCES, None, None).chunks == (join_part(second, Kind.RESOURCES, View.MODERN),)
 
 
-def test_a_snapshot_that_is_not_needed_any_more_goes_at_once() -> None:
+def test_an_unused_snapshot_is_freed_immediately() -> None:
     # The collector comes by when many objects were made, however large they are: lists of thousands would pile up.
     views = {"all": NamedView(), "other": NamedView(naming=Naming("_"))}
     found = Snapshot([part("a", tools("x"))], listed=frozenset("a"), views=views)

@@ -69,14 +69,14 @@ NEVER = ["", "file:///a", "mcp+:x", "mcp+A:x", "mcp+a", "mcp+a.4g:x", "mcp+.61:x
 
 
 @pytest.mark.parametrize("uri", [*NEVER, "ui://mcp+a", "ui://mcp+A/x", "ui://a/x"])
-def test_what_was_never_rewritten_is_not_changed_back(uri: str) -> None:
+def test_unrewritten_uris_are_not_changed_back(uri: str) -> None:
     assert uris.split(uri) is None
 
 
 # -- ownership ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_clash_of_templates_is_told_apart_too() -> None:
+def test_clashing_templates_are_disambiguated_too() -> None:
     found = merged({"a": {"templates": ["m:///{id}"]}, "B": {"templates": ["m:///{id}"]}})
     assert listed(found, Kind.TEMPLATES) == ["m:///{id}", "mcp+.42:m:///{id}"]
     assert found.uris.find("m:///1") == Route("a", "m:///1")
@@ -118,7 +118,7 @@ OFFICE = {
         ("mcp+nobody:m://a/1", None, Route("a", "mcp+nobody:m://a/1")),
     ],
 )
-def test_who_is_asked_for_a_uri(uri: str, linked: str | None, expected: Route | None) -> None:
+def test_a_uri_leads_to_its_owner(uri: str, linked: str | None, expected: Route | None) -> None:
     assert merged(OFFICE).uris.find(uri, linked) == expected
 
 
@@ -133,7 +133,7 @@ def test_who_is_asked_for_a_uri(uri: str, linked: str | None, expected: Route | 
         ("", None),
     ],
 )
-def test_what_nobody_lists_belongs_to_who_has_what_is_nearest(uri: str, expected: str | None) -> None:
+def test_unlisted_uris_belong_to_the_closest_match(uri: str, expected: str | None) -> None:
     harness = {name: {"resources": lists["resources"]} for name, lists in OFFICE.items()}
     found = merged(harness).uris.find(uri)
     assert (None if found is None else found.backend) == expected
@@ -151,7 +151,7 @@ template_lists = st.lists(st.sampled_from(["m:{i}", "n://x/{i}", "{+all}"]), max
         max_size=3,
     )
 )
-def test_every_uri_that_a_backend_has_leads_back_to_it(harness: dict[str, dict[str, list[str]]]) -> None:
+def test_every_uri_of_a_backend_leads_back(harness: dict[str, dict[str, list[str]]]) -> None:
     found = merged(harness)
     for backend, lists in harness.items():
         for uri in [*lists["resources"], *lists["links"]]:
@@ -180,7 +180,7 @@ CLAIMS = [
 @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
 @pytest.mark.parametrize(("claim", "owner", "own"), CLAIMS)
 @pytest.mark.parametrize("how", ["resources", "templates", "links"])
-def test_a_uri_that_names_a_server_belongs_to_that_server(
+def test_a_qualified_uri_belongs_to_the_named_server(
     how: str, claim: str, owner: str, own: str, order: list[str]
 ) -> None:
     harness = {"a": {how: [claim]}, "b": {"resources": ["x:1"]}}
@@ -201,14 +201,14 @@ def test_a_template_cannot_capture_what_names_another_server() -> None:
     assert found.uris.find("mcp+nobody:x:1") == Route("a", "mcp+nobody:x:1")
 
 
-def test_what_another_one_gets_in_a_clash_cannot_be_taken_over() -> None:
+def test_a_disambiguated_uri_cannot_be_taken_over() -> None:
     found = merged({"a": {"resources": ["x:1", "mcp+b:x:1"]}, "b": {"resources": ["x:1"]}})
     assert found.uris.find("mcp+b:x:1") == Route("b", "x:1")
     assert listed(found, Kind.RESOURCES) == ["x:1", "mcp+a:mcp+b:x:1", "mcp+b:x:1"]
     assert found.uris.find("mcp+a:mcp+b:x:1") == Route("a", "mcp+b:x:1")
 
 
-def test_links_of_a_result_that_name_another_server_are_told_apart() -> None:
+def test_result_links_naming_another_server_are_disambiguated() -> None:
     found, links = merged({"a": {}, "b": {"resources": ["x:1"]}}), Links()
     for uri in ("mcp+b:x:1", "mcp+a:x:1"):
         result = jsonrpc.encode({"content": [{"type": "resource_link", "uri": uri, "name": "n"}]})
@@ -281,7 +281,7 @@ def test_uris_are_found_where_they_are_resources(method: str, result: Any, expec
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{", b"null", b'{"contents":7}'])
-def test_what_is_no_result_passes(data: bytes) -> None:
+def test_invalid_results_pass_unchanged(data: bytes) -> None:
     assert uris.change_result("resources/read", data, tagged) is data
 
 

@@ -69,7 +69,7 @@ def test_who_is_claimed(others: list[Row], marks, expected: set[int]) -> None:
     assert assigned(CHILD, *others, **marks) == {100} | expected
 
 
-def test_what_was_seen_stays_known_when_all_evidence_is_gone() -> None:
+def test_known_processes_stay_known_without_evidence() -> None:
     mine = tree()
     assert assigned(CHILD, row(101, 100), of=mine) == {100, 101}
     assert assigned(CHILD, row(101, 1, session=77), of=mine) == {100, 101}
@@ -83,7 +83,7 @@ def test_a_reused_number_is_forgotten() -> None:
     assert mine.sessions.keys() == {100}
 
 
-def test_a_founded_session_outlives_its_leader_but_not_its_last_member() -> None:
+def test_a_session_outlives_its_leader_until_empty() -> None:
     mine = tree()
     assigned(CHILD, row(101, 100, session=101), row(102, 101, session=101), of=mine)
     assert assigned(CHILD, row(102, 1, session=101), row(103, 1, session=101), of=mine) == {100, 102, 103}
@@ -91,7 +91,7 @@ def test_a_founded_session_outlives_its_leader_but_not_its_last_member() -> None
     assert assigned(CHILD, row(104, 1, session=101), of=mine) == {100}
 
 
-def test_a_pinned_child_is_kept_though_it_was_born_during_the_scan() -> None:
+def test_a_pinned_child_born_during_the_scan_stays() -> None:
     mine = tree()
     mine.pinned = True
     assert assigned(of=mine) == {100}
@@ -99,7 +99,7 @@ def test_a_pinned_child_is_kept_though_it_was_born_during_the_scan() -> None:
     assert assigned(of=mine) == set()
 
 
-def test_ghosts_are_named_and_the_spared_are_not_claimed() -> None:
+def test_orphans_are_named_and_spared_processes_unclaimed() -> None:
     mine = tree()
     found = ProcessScan({1: row(1), 5: row(5), 6: row(6)}, {5: ["cafe.99"], 6: ["beef.1"]}, {})
     orphans = assign_processes(found, {mine.id: mine}, since=40, instance=INSTANCE, excluded=frozenset({GATEWAY}))
@@ -123,7 +123,7 @@ def test_a_signal_reaches_only_who_was_meant() -> None:
     assert read_limit_mark(me.pid) == 0
 
 
-def test_the_sentinel_forgets_who_is_gone_and_ignores_what_is_new() -> None:
+def test_the_sentinel_forgets_exited_and_ignores_new_processes() -> None:
     watch = Watch()
     child = b'{"op":"child","tree":"cafe.1","limit_mark":7,"pid":%d,"start":50,"close_stdin":1,"terminate":2,"kill":3}'
     assert watch.handle_announcement(b'{"op":"instance","instance":"cafe","pid":10,"start":40}')
@@ -138,7 +138,7 @@ def test_the_sentinel_forgets_who_is_gone_and_ignores_what_is_new() -> None:
     assert not watch.handle_announcement(b'{"op":"bye"}')
 
 
-def test_the_signals_come_earlier_once_the_child_has_ended() -> None:
+def test_signals_come_earlier_after_the_child_exits() -> None:
     mine = ProcessTree("cafe.1", (2.0, 3.0, 1.0))
     assert signal_times(mine, 10.0, None) == (12.0, 15.0)
     assert signal_times(mine, 10.0, 10.5) == (10.75, 13.75)

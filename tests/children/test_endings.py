@@ -52,7 +52,7 @@ def bound(grace: ShutdownGrace) -> float:
 
 @pytest.mark.parametrize("subreaper", [True, False], ids=["subreaper", "embedded"])
 @pytest.mark.parametrize("temper", TEMPERS)
-async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) -> None:
+async def test_leaving_the_context_ends_all_processes(temper: str, subreaper: bool) -> None:
     mark, grace = new_mark(), GRACES.get(temper, QUICK)
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=subreaper) as guard:
@@ -67,7 +67,7 @@ async def test_leaving_the_context_ends_everybody(temper: str, subreaper: bool) 
 
 
 @pytest.mark.parametrize("temper", TEMPERS)
-async def test_cancellation_ends_everybody(temper: str) -> None:
+async def test_cancellation_ends_all_processes(temper: str) -> None:
     mark, grace = new_mark(), GRACES.get(temper, QUICK)
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard:
@@ -79,7 +79,7 @@ async def test_cancellation_ends_everybody(temper: str) -> None:
             assert marked(mark) == []
 
 
-async def test_an_exception_ends_everybody_and_passes() -> None:
+async def test_an_exception_ends_all_processes_and_propagates() -> None:
     mark = new_mark()
     raised = pytest.RaisesGroup(pytest.RaisesExc(KeyError, match="a bug"), flatten_subgroups=True)
     with trio.fail_after(60), nothing_left(mark), raised:
@@ -128,7 +128,7 @@ def terminate_then_kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("ending", [kill_gateway, kill_group, terminate_then_kill_group])
-async def test_a_killed_gateway_takes_everybody_with_it(ending) -> None:
+async def test_a_killed_gateway_leaves_no_processes(ending) -> None:
     mark = new_mark()
     with trio.fail_after(60):
         async with driver(mark, [t for t in TEMPERS if t != "flusher"] + ["echo"] * 3) as (process, sentinel):
@@ -140,7 +140,7 @@ async def test_a_killed_gateway_takes_everybody_with_it(ending) -> None:
             assert marked(mark) == []
 
 
-async def test_well_behaved_children_need_no_sentinel_to_go() -> None:
+async def test_well_behaved_children_exit_without_the_sentinel() -> None:
     """The gateway held the only write end of each child's stdin, so its death alone is their end of input."""
     mark = new_mark()
     with trio.fail_after(60):
@@ -161,7 +161,7 @@ def sentinel_of(gateway: int, not_pid: int) -> int | None:
     return None
 
 
-async def test_the_second_sentinel_does_what_the_first_would_have() -> None:
+async def test_a_second_sentinel_takes_over_the_first() -> None:
     mark = new_mark()
     with trio.fail_after(60):
         async with driver(mark, ["ignores_term", "scrubbed_daemon"]) as (process, first):
@@ -174,7 +174,7 @@ async def test_the_second_sentinel_does_what_the_first_would_have() -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08])
-async def test_a_gateway_killed_while_it_starts_children_leaves_none(delay: float) -> None:
+async def test_a_gateway_killed_while_spawning_leaves_none(delay: float) -> None:
     mark = new_mark()
     argv = [sys.executable, DRIVER, f"mark={mark}", *["ignores_term", "stubborn_daemon"] * 10]
     with trio.fail_after(60):
@@ -190,7 +190,7 @@ async def test_a_gateway_killed_while_it_starts_children_leaves_none(delay: floa
         assert marked(mark) == []
 
 
-async def test_the_end_of_input_stops_a_gateway_with_everybody() -> None:
+async def test_eof_stops_a_gateway_with_all_processes() -> None:
     mark = new_mark()
     with trio.fail_after(60):
         async with driver(mark, ["echo", "daemon", "shell", "ignores_term"]) as (process, sentinel):

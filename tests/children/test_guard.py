@@ -58,7 +58,7 @@ def facts(pid: int) -> dict[str, str]:
 RESTART = {"event": "sentinel_restart"}
 
 
-async def test_a_dead_sentinel_is_replaced_and_its_successor_learns_the_living(caplog) -> None:
+async def test_a_replaced_sentinel_learns_the_living_processes(caplog) -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("echo", mark, guard=guard):
@@ -95,7 +95,7 @@ async def test_a_sentinel_that_does_not_read_is_replaced(caplog) -> None:
         assert RESTART | {"problem": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
 
 
-async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(caplog) -> None:
+async def test_sentinel_restarts_are_rate_limited(caplog) -> None:
     async with running_sentinel(command=[sys.executable, "-c", "raise SystemExit(7)"]):
         await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
         restarts = logged_events(caplog, "sentinel_restart")
@@ -103,7 +103,7 @@ async def test_a_sentinel_that_cannot_live_is_started_at_a_bounded_rate(caplog) 
         assert all(one == RESTART | {"problem": "died", "status": 7} for one in restarts)
 
 
-async def test_a_sentinel_that_cannot_start_yet_is_tried_again(tmp_path, caplog) -> None:
+async def test_a_failed_sentinel_start_is_retried(tmp_path, caplog) -> None:
     python = tmp_path / "python"
     async with running_sentinel(command=[str(python), *COMMAND[1:]]) as client:
         assert client.pid is None
@@ -135,7 +135,7 @@ async def test_the_sentinel_is_small_and_alone() -> None:
 # Zombies and exit codes.
 
 
-async def test_adopted_orphans_that_exit_leave_no_zombie_while_their_backend_lives() -> None:
+async def test_exited_orphans_are_reaped_during_their_backends_life() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("briefly", mark, "0.3", guard=guard):
@@ -144,7 +144,7 @@ async def test_adopted_orphans_that_exit_leave_no_zombie_while_their_backend_liv
             assert guard.snapshot()[0].descendants == ()
 
 
-async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() -> None:
+async def test_exit_codes_survive_orphan_reaping_and_spawning() -> None:
     """Reaping must not take the status of a child that dies while, or right after, it is spawned."""
     mark, seen = new_mark(), {}
 
@@ -170,7 +170,7 @@ async def test_exit_codes_are_right_while_orphans_are_reaped_and_others_spawn() 
         assert seen == {code: code for code in range(60)}
 
 
-async def test_a_stranger_is_reaped_only_after_patience_and_no_spawn() -> None:
+async def test_unknown_zombies_are_reaped_only_between_spawns() -> None:
     with trio.fail_after(20):
         async with open_guard(subreaper=True, sentinel=False, unknown_zombie_grace=0.0) as guard:
             pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])  # ruff: ignore[create-subprocess-in-async-function]
@@ -194,7 +194,7 @@ async def test_the_status_survives_the_end_of_the_context() -> None:
             assert (await child.wait(), child.describe_exit()) == (3, "exited with status 3")
 
 
-async def test_a_status_taken_by_others_is_said_to_be(caplog) -> None:
+async def test_a_status_reaped_elsewhere_is_reported(caplog) -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=False) as guard:
@@ -244,7 +244,7 @@ async def test_the_periodic_look_finds_descendants_unasked() -> None:
         (("{tmp}/garbage",), None, "no program for this system"),
     ],
 )
-async def test_what_cannot_start_says_why(argv, cwd, says, tmp_path) -> None:
+async def test_a_failed_spawn_reports_the_reason(argv, cwd, says, tmp_path) -> None:
     for name, mode, text in (
         ("script", 0o755, "#!/no/such/interpreter\n"),
         ("garbage", 0o755, "hi"),
@@ -261,7 +261,7 @@ async def test_what_cannot_start_says_why(argv, cwd, says, tmp_path) -> None:
             assert guard.snapshot() == ()
 
 
-async def test_a_child_has_three_descriptors_and_its_own_session() -> None:
+async def test_a_child_has_three_descriptors_and_a_session() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with (
@@ -274,7 +274,7 @@ async def test_a_child_has_three_descriptors_and_its_own_session() -> None:
                 assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
 
 
-async def test_the_raised_limit_of_open_files_is_the_gateways_alone(monkeypatch) -> None:
+async def test_raising_the_file_limit_spares_children(monkeypatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(spawn, "_children_nofile", None)
     mark = new_mark()

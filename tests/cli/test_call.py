@@ -69,7 +69,7 @@ def test_warnings_about_lists_are_on_stderr(cli, tmp_path):
     assert all(line.startswith("warning: server 'odd': ") for line in err.splitlines())
 
 
-def test_a_list_as_json_is_what_a_client_gets(cli, tmp_path):
+def test_a_json_list_equals_the_clients_list(cli, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"mcpServers": {"echo": SERVERS["echo"]}}), encoding="utf-8")
     status, out, err = cli("list", "tools", "--json", "--config", path)
@@ -78,7 +78,7 @@ def test_a_list_as_json_is_what_a_client_gets(cli, tmp_path):
     assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
 
 
-def test_a_call_makes_values_as_the_tool_wants_them(cli, config):
+def test_call_arguments_follow_the_tools_schema(cli, config):
     assert cli("call", "echo.echo", "text=5", "--config", config) == (0, "5\n", "")
     status, out, _ = cli("call", "echo.params", "--config", config, "--json", "--args", '{"a": [1, {"b": null}]}')
     assert status == 0
@@ -86,7 +86,7 @@ def test_a_call_makes_values_as_the_tool_wants_them(cli, config):
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_text_cut_inside_an_emoji_is_printed_as_its_escape(tmp_path, flags):
+def test_text_cut_inside_an_emoji_is_escaped(tmp_path, flags):
     path = str(write(tmp_path))
     command = [
         sys.executable,
@@ -104,13 +104,13 @@ def test_text_cut_inside_an_emoji_is_printed_as_its_escape(tmp_path, flags):
     assert rb"cut \ud83d" in found.stdout
 
 
-def test_a_result_with_is_error_is_exit_code_1(cli, config):
+def test_is_error_sets_exit_code_1(cli, config):
     result = {"content": [{"type": "text", "text": "it broke"}], "isError": True}
     arguments = json.dumps({"result": result})
     assert cli("call", "rich.content", "--args", arguments, "--config", config) == (1, "it broke\n", "")
 
 
-def test_an_unknown_tool_is_one_line_and_a_hint(cli, config):
+def test_an_unknown_tool_prints_a_hint(cli, config):
     status, out, err = cli("call", "echo.ech", "--config", config)
     assert (status, out) == (1, "")
     assert err.splitlines()[0] == "error: Unknown tool: echo.ech"
@@ -177,7 +177,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_moves_a_bar_on_a_terminal_and_only_there(cli, config, monkeypatch):
+def test_progress_draws_a_bar_only_on_a_terminal(cli, config, monkeypatch):
     status, out, err = cli("call", "echo.progress", "n=3", "--config", config)
     assert (status, err) == (0, "")
     assert out

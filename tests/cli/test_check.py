@@ -54,7 +54,7 @@ def test_debug_shows_where_a_finding_comes_from(check):
     assert status == 2
 
 
-def test_what_is_not_json_has_one_too(check):
+def test_invalid_json_shows_a_location_too(check):
     status, _, err = check('{"mcpServers": {"a": {"command": "s3cr3t" "args": []}}}')
     assert status == 2
     place, shown, caret = err.splitlines()[1:]
@@ -78,7 +78,7 @@ def test_a_warning_points_at_its_key(check):
     assert shown[caret.index("^") :].startswith('"comand"')
 
 
-def test_a_misspelled_key_is_told_beside_the_error_that_it_leads_to(check):
+def test_a_misspelled_key_is_reported_beside_its_error(check):
     text = '{"mcpServers": {"a": {"comand": "s3cr3t"}}}'
     status, _, err = check(text)
     assert status == 2
@@ -107,7 +107,7 @@ def test_as_json(check):
     assert json.loads(out)["servers"] == {"a": "stdio, runs x --token ***"}
 
 
-def test_it_says_who_is_let_in_and_which_views_there_are(check):
+def test_it_reports_access_and_views(check):
     config = {"mcpServers": {"a": {"command": "x"}}}
     assert "\naccess: open to everybody" in check(json.dumps(config))[1]
     hashed = "sha256:" + 64 * "0"
@@ -163,7 +163,7 @@ def test_no_line_shows_a_secret(line):
         assert excerpt.splitlines()[1].index("^") >= 6
 
 
-def test_a_very_long_line_is_cut_around_the_caret():
+def test_a_very_long_line_is_cut_short():
     text = '{"servers": {' + ", ".join(f'"s{i}": {{"command": "x"}}' for i in range(999)) + ', "a": {"command": []}}}'
     with pytest.raises(ConfigError) as caught:
         parse_config(text, environ={})
@@ -186,7 +186,7 @@ def test_a_very_long_line_is_cut_around_the_caret():
         ({"url": "http://127.0.0.1:9/mcp"}, None),
     ],
 )
-def test_a_program_that_is_not_there_is_a_warning(check, server, problem):
+def test_a_missing_program_is_a_warning(check, server, problem):
     status, out, err = check(json.dumps({"mcpServers": {"a": server}}))
     assert (status, out.endswith(": ok, 1 server\n")) == (0, True)
     if problem is None:

@@ -79,7 +79,7 @@ def test_a_missing_config_is_named(cli, tmp_path, command):
 
 
 @commands
-def test_a_directory_is_no_config(cli, tmp_path, command):
+def test_a_directory_is_not_a_config(cli, tmp_path, command):
     assert_refused(cli(*command, tmp_path), str(tmp_path), "is a directory")
 
 
@@ -104,19 +104,19 @@ def test_an_unreadable_config_is_named(cli, tmp_path, command):
 
 @commands
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"mcpServers": 5}', '{"servers": []}', "\x00", "{}"])
-def test_guarantee_g4_text_that_is_no_config_is_one_line(cli, tmp_path, command, text):
+def test_guarantee_g4_invalid_config_text_is_one_line(cli, tmp_path, command, text):
     assert_refused(cli(*command, write(tmp_path, text)), "config.json")
 
 
 @commands
-def test_bytes_that_are_no_text_are_one_line(cli, tmp_path, command):
+def test_undecodable_bytes_are_one_line(cli, tmp_path, command):
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe{\x00")
     assert_refused(cli(*command, path), "config.json")
 
 
 @commands
-def test_guarantee_g4_every_problem_is_named_with_server_and_field_at_once(cli, tmp_path, command):
+def test_guarantee_g4_every_problem_names_server_and_field(cli, tmp_path, command):
     config = {
         "mcpServers": {
             "both": {"command": "x", "url": "http://localhost/mcp"},
@@ -201,7 +201,7 @@ def test_help(cli, args):
     assert out.split()[:2] == ["Usage:", "mcp-gateway"]
 
 
-def test_a_taken_port_names_the_option_and_starts_nothing(tmp_path):
+def test_a_port_in_use_names_the_option(tmp_path):
     started = tmp_path / "started"
     server = {"command": sys.executable, "args": ["-c", f"open({str(started)!r}, 'w')"]}
     config = str(write(tmp_path, {"mcpServers": {"one": server}}))
@@ -217,7 +217,7 @@ def test_a_taken_port_names_the_option_and_starts_nothing(tmp_path):
     assert not started.exists()
 
 
-def test_an_address_that_is_not_ours_names_the_option(tmp_path):
+def test_a_foreign_address_names_the_option(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     args = ("serve", "--config", config, "--transport", "streamable-http", "--port", "0", "--insecure", "--host")
     for host in ("192.0.2.1", "no-such-host.invalid"):
@@ -227,14 +227,14 @@ def test_an_address_that_is_not_ours_names_the_option(tmp_path):
         assert "Traceback" not in err
 
 
-def test_a_bad_config_never_reaches_stdout_in_stdio_mode(tmp_path):
+def test_a_bad_config_never_reaches_stdout(tmp_path):
     status, out, err = run("serve", "--config", str(tmp_path / "nowhere.json"))
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_a_gateway_whose_stdio_is_closed_ends_in_order(tmp_path, closed):
+def test_a_gateway_with_closed_stdio_ends_in_order(tmp_path, closed):
     """Service managers start programs so; the numbers must not go to a socket or to a child's pipe."""
     path = write(tmp_path, {"mcpServers": {}})
     line = f'exec "$0" -m gateway serve --state-dir "$2" --config "$1" {closed}'
@@ -281,7 +281,7 @@ def test_a_line_reaches_stderr_in_one_piece(tmp_path, args, unbuffered):
     assert [text for text in written if not text.endswith("\n")] == []
 
 
-def test_nobody_need_read_stderr(monkeypatch):
+def test_unread_stderr_blocks_nothing(monkeypatch):
     monkeypatch.setattr("sys.stderr", Unread())
     assert main(["check", "/no/such/file"]) == 2
 
@@ -308,7 +308,7 @@ def test_both_readers_of_the_command_line_agree(words):
     assert convert(command, raw) == convert(command, plain)
 
 
-def test_guarantee_g3_what_serves_where_by_default_and_as_told():
+def test_guarantee_g3_transports_follow_defaults_and_options():
     serve = find_command("serve")
 
     def read(*words):
@@ -325,7 +325,7 @@ def test_guarantee_g3_what_serves_where_by_default_and_as_told():
     assert read("--streamable-http-path", "/a", "--message-path", "/b")[3] == ("/a", "/sse", "/b")
 
 
-def test_the_plain_reader_leaves_alone_what_is_not_plain():
+def test_the_plain_parser_leaves_other_lines_to_typer():
     serve = find_command("serve")
     for words in (["--conf", "x"], ["--config"], ["--config", "-x"], ["x", "y"], ["-h"]):
         assert read_plain(serve, words) is None, words
@@ -360,7 +360,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_errors_are_red_on_a_terminal_and_only_there(monkeypatch):
+def test_errors_are_red_only_on_a_terminal(monkeypatch):
     for no_color, text in (("", "\x1b[31merror: "), ("1", "error: ")):
         monkeypatch.setenv("NO_COLOR", no_color)
         monkeypatch.setenv("TERM", "xterm")
@@ -386,7 +386,7 @@ def test_a_shell_can_complete_the_names_of_servers(cli, monkeypatch, tmp_path):
     assert cli() == (0, "\n", "")
 
 
-def test_the_network_is_not_let_in_without_keys(tmp_path):
+def test_a_network_address_requires_keys(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     status, out, err = run("serve", "--config", config, "--transport", "http", "--port", "0", "--host", "0.0.0.0")
     assert (status, out) == (2, "")
@@ -414,7 +414,7 @@ def test_hash_key(capsys, monkeypatch):
     assert main(["hash-key", "a:b"]) == 2
 
 
-def test_what_the_start_made_is_not_walked_by_the_collector_again(tmp_path):
+def test_start_up_objects_are_frozen_for_the_collector(tmp_path):
     config = str(write(tmp_path, {"mcpServers": {}}))
     program = "import gc, sys; from gateway.cli.main import main; main(sys.argv[1:]); print(gc.get_freeze_count())"
     flags = ("--config", config, "--port", "0", "--state-dir", str(tmp_path))
@@ -437,7 +437,7 @@ FILE_COMMANDS = [["check"], ["doctor"], ["serve"], ["list"], ["logout", "off"]]
 
 @pytest.mark.parametrize("command", FILE_COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("spelling", ["argument", "option", "both", "none"])
-def test_the_config_file_is_an_argument_or_an_option(cli, tmp_path, command, spelling, monkeypatch):
+def test_the_config_is_an_argument_or_an_option(cli, tmp_path, command, spelling, monkeypatch):
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(tmp_path / "state"))
     path = tmp_path / "none.json"
     given = {"argument": [path], "option": ["--config", path], "both": [path, "--config", path], "none": []}[spelling]
@@ -468,7 +468,7 @@ def test_a_failure_with_json_is_one_json_document(cli, tmp_path, name, wrong, mo
 
 
 @pytest.mark.parametrize("args", [["schema"], ["fields", "--json"], ["list", "--json"], ["list"]], ids=" ".join)
-def test_a_reader_that_leaves_early_is_no_error(tmp_path, args):
+def test_a_reader_that_closes_early_causes_no_error(tmp_path, args):
     path = write(tmp_path, {"mcpServers": {"many": echo_backend("--tools", "2000", "--plain")}})
     where = [str(path)] if args[0] == "list" else []
     with subprocess.Popen(

@@ -146,13 +146,13 @@ def test_toml_loses_only_the_tables_of_an_entry(tmp_path):
         ("c.json", '{"mcpServers": []}'),
     ],
 )
-def test_what_has_no_place_for_an_entry_is_refused(tmp_path, name, text):
+def test_files_without_a_place_for_entries_are_refused(tmp_path, name, text):
     with pytest.raises(CommandError, match="cannot change"):
         document(tmp_path, text, name).edit(("mcpServers", "new"), ENTRY)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "\xff"])
-def test_what_is_no_object_is_not_touched(tmp_path, text):
+def test_non_object_files_are_not_touched(tmp_path, text):
     with pytest.raises(CommandError, match="not changed"):
         document(tmp_path, text)
 
@@ -184,7 +184,7 @@ def test_a_write_is_whole_or_none(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["c.json"]
 
 
-def test_links_and_modes_stay_and_a_backup_is_made(tmp_path):
+def test_links_and_modes_stay_with_a_backup(tmp_path):
     target = tmp_path / "real.json"
     target.write_text("{}", encoding="utf-8")
     target.chmod(0o640)

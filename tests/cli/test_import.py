@@ -139,7 +139,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("client", FORMATS)
-def test_what_each_client_writes_is_taken_over_and_served(cli, tmp_path, client):
+def test_every_clients_config_is_imported_and_served(cli, tmp_path, client):
     place, text, expected = FORMATS[client]
     path = tmp_path / place
     path.parent.mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_what_each_client_writes_is_taken_over_and_served(cli, tmp_path, client)
     assert cli("check", "mine.json")[0] == 0
 
 
-def test_what_cannot_be_imported_is_skipped_and_reported(cli, tmp_path):
+def test_unsupported_entries_are_skipped_and_reported(cli, tmp_path):
     odd = {
         "good": {"command": "x"},
         "socket": {"type": "websocket", "url": "wss://h"},
@@ -201,7 +201,7 @@ def test_yaml_is_not_supported_yet(cli, tmp_path, name):
     assert (status, f"{name}: YAML is not supported yet" in err) == (1, True)
 
 
-def test_what_is_there_stays_and_the_rest_too(cli, tmp_path):
+def test_existing_entries_and_other_content_stay(cli, tmp_path):
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps({"mcpServers": {"one": {"command": "old"}}, "gateway": {"name": "n"}}), encoding="utf-8")
     mine.chmod(0o640)
@@ -235,7 +235,7 @@ def test_a_broken_config_is_not_written_over(cli, tmp_path):
 @pytest.mark.parametrize(
     "words", [("doctor", "c.json"), ("check", "--start", "c.json"), ("import", "c.json", "--config", "new", "--yes")]
 )
-def test_what_is_started_once_is_listed_from_then_on(cli, tmp_path, words):
+def test_a_server_started_once_stays_listed(cli, tmp_path, words):
     patience = "startup_timeout_sec" if words[0] == "import" else "connect_timeout"  # as a client calls it
     entries = {
         "good": echo_backend() | QUICK,
@@ -261,7 +261,7 @@ def test_a_check_with_start_is_one_json_document(cli, tmp_path):
     assert (status, found["ok"], found["started"]["good"]["tools"]) == (0, True, 9)
 
 
-def test_nothing_is_started_where_the_rest_of_the_config_is_wrong(cli, tmp_path):
+def test_nothing_starts_where_the_config_is_wrong(cli, tmp_path):
     (tmp_path / "mine.json").write_text('{"mcpServers": {"bad": {"command": 7}}}', encoding="utf-8")
     (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
     status, _, err = cli("import", "other.json", "--config", "mine.json", "--yes")
@@ -271,7 +271,7 @@ def test_nothing_is_started_where_the_rest_of_the_config_is_wrong(cli, tmp_path)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_client_that_is_not_there_is_said_with_its_places(cli, client):
+def test_a_missing_client_is_reported_with_searched_paths(cli, client):
     status, _, err = cli("import", client, "--config", "mine.json")
     assert status == 1
     assert f"error: {client} has no config here; looked at /" in err
@@ -310,7 +310,7 @@ def test_the_doctor_tries_each_server_once(cli, tmp_path):
     assert found["silent"]["problem"] == "was not ready within 0.5 s (connect_timeout)"
 
 
-def test_the_doctor_counts_the_lines_on_stdout_that_are_not_mcp(cli, tmp_path):
+def test_doctor_counts_non_mcp_lines_on_stdout(cli, tmp_path):
     noisy = faulty_backend("garbage") | QUICK
     silent = {"command": "sh", "args": ["-c", "echo one; echo two; exec sleep 60"], "connect_timeout": 0.5} | QUICK
     (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"noisy": noisy, "silent": silent}}), encoding="utf-8")
@@ -339,7 +339,7 @@ def test_the_doctor_never_shows_a_bare_exception(cli, tmp_path, monkeypatch, pro
     assert (status, out) == (1, f"x: {said}\n")
 
 
-def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):
+def test_doctor_reports_detected_and_recorded_eras(cli, tmp_path):
     rules = [{"method": "server/discover", "then": "exit 1"}]
     config = parse_server("b", server(rules) | QUICK, environ={})
     (tmp_path / "c.json").write_text(json.dumps({"mcpServers": {"b": server(rules) | QUICK}}), encoding="utf-8")
@@ -364,7 +364,7 @@ def test_the_doctor_reports_the_era_found_and_the_one_on_record(cli, tmp_path):
     assert "server: player 1; offers: legacy" in out
 
 
-def test_the_doctor_shows_what_a_server_wrote_to_stderr(cli, tmp_path):
+def test_doctor_shows_a_servers_stderr(cli, tmp_path):
     script = (
         "import sys\nfor n in range(30): print('line', n, file=sys.stderr)\nraise RuntimeError('API_KEY is not set')"
     )
@@ -381,7 +381,7 @@ def test_the_doctor_shows_what_a_server_wrote_to_stderr(cli, tmp_path):
     assert [line for line in out.splitlines() if line.startswith("  stderr: line")][-1] == "  stderr: line 29"
 
 
-def test_the_doctor_names_odd_tools_long_names_and_a_path_of_its_own(cli, tmp_path):
+def test_doctor_names_odd_tools_long_names_and_paths(cli, tmp_path):
     config = {
         "mcpServers": {
             "odd": faulty_backend("bad_tool") | QUICK,
@@ -410,7 +410,7 @@ def test_the_doctor_says_once_which_names_are_refused(cli, tmp_path):
 
 
 @pytest.mark.leak_check
-def test_the_doctor_leaves_no_process_of_a_server_behind(cli, tmp_path):
+def test_doctor_leaves_no_server_process(cli, tmp_path):
     pid = tmp_path / "pid"
     echo = echo_backend()
     script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 60' > /dev/null 2>&1 < /dev/null &\n"

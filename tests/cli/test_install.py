@@ -81,7 +81,7 @@ def test_a_file_keeps_its_comments_and_a_copy(cli, tmp_path):
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_every_client_gets_an_entry_that_import_knows_as_ours(cli, tmp_path, client):
+def test_every_clients_entry_is_recognized_by_import(cli, tmp_path, client):
     assert cli("install", client, "--config", "ours.json", "--yes")[0] == 0
     path = installing._file(client)
     text = path.read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def test_nothing_is_written_without_an_agreement(cli, tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == THEIRS
 
 
-def test_an_entry_of_that_name_which_is_not_ours_stays(cli, tmp_path):
+def test_a_foreign_entry_of_that_name_stays(cli, tmp_path):
     path = put(tmp_path / ".cursor" / "mcp.json", '{"mcpServers": {"gateway": {"command": "x"}}}')
     before = path.read_text(encoding="utf-8")
     for words in (("install", "cursor", "--config", "ours.json"), ("uninstall", "cursor")):
@@ -139,7 +139,7 @@ def test_a_command_that_fails_is_reported(cli, tmp_path):
     assert "no such option" in err
 
 
-def test_all_that_are_there_and_only_those(cli, tmp_path):
+def test_only_present_clients_get_an_entry(cli, tmp_path):
     cursor = put(tmp_path / ".cursor" / "mcp.json", THEIRS)
     gemini = put(tmp_path / ".gemini" / "settings.json", "[]")
     status, _, err = cli("install", "--all", "--config", "ours.json", "--yes")
@@ -202,6 +202,6 @@ def test_an_address_is_a_remote_server(cli, tmp_path):
     "words",
     [("add", "x"), ("add", "bad name", "--", "x"), ("add", "x", "http://h", "y"), ("add", "x", "y", "--env", "K")],
 )
-def test_what_serve_would_refuse_is_not_written(cli, tmp_path, words):
+def test_configs_serve_would_refuse_are_not_written(cli, tmp_path, words):
     assert cli(words[0], "--config", "ours.json", *words[1:])[0] == 2
     assert (tmp_path / "ours.json").read_text(encoding="utf-8") == '{"mcpServers": {}}'

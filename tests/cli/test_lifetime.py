@@ -107,7 +107,7 @@ async def test_http_mode_leaves_stdout_alone():
         assert await gateway.process.stdout.receive_some(1) == b""
 
 
-async def test_what_a_pipeline_asked_is_answered_after_eof():
+async def test_pipelined_requests_are_answered_after_eof():
     async with open_gateway_process(CONFIG, transport="stdio") as gateway:
         stdio = gateway.stdio
         await stdio.initialize()
@@ -118,7 +118,7 @@ async def test_what_a_pipeline_asked_is_answered_after_eof():
 
 
 @pytest.mark.parametrize("how", ["start", "SIGTERM"])
-async def test_the_end_of_stdin_waits_for_a_first_listing(how, tmp_path):
+async def test_eof_waits_for_a_first_listing(how, tmp_path):
     """Or a server would never be known to clients whose sessions are shorter than its start."""
     gate, late = tmp_path / "gate", echo_backend()
     wait = 'while [ ! -e "$0" ]; do sleep 0.02; done; exec "$@"'
@@ -139,7 +139,7 @@ async def test_the_end_of_stdin_waits_for_a_first_listing(how, tmp_path):
     assert (kept is not None and kept.count(Kind.TOOLS) > 0) == (how == "start")
 
 
-async def test_a_drain_answers_what_is_under_way_and_refuses_what_comes():
+async def test_drain_answers_running_calls_and_refuses_new():
     async with open_gateway_process(CONFIG) as gateway:
         client = HttpClient(gateway.url)
         await client.initialize()
@@ -208,7 +208,7 @@ sys.exit(0 if app.run(Config({}), app.Options(transports=("streamable-http",), u
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-async def test_a_signal_before_there_is_anything_to_stop_leaves_no_socket_behind(name):
+async def test_an_early_signal_leaves_no_socket(name):
     with tempfile.TemporaryDirectory(prefix="gw") as folder:  # pytest's are too long for a socket
         async with run_process([sys.executable, "-c", AT_THE_START, str(Path(folder) / "s"), name]) as gateway:
             with trio.fail_after(STOP_WITHIN):
@@ -216,7 +216,7 @@ async def test_a_signal_before_there_is_anything_to_stop_leaves_no_socket_behind
             assert os.listdir(folder) == []
 
 
-async def test_a_client_that_goes_without_having_read_has_ended_its_stdin():
+async def test_a_connection_reset_counts_as_eof():
     ours, theirs = socket.socketpair()  # closed with bytes unread, it is reset
     with ours, tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"

@@ -110,7 +110,7 @@ async def test_login_opens_the_browser(tmp_path: Path) -> None:
         assert len(terminal.files()) == 1
 
 
-async def test_login_by_client_credentials_needs_no_page(tmp_path: Path) -> None:
+async def test_client_credentials_login_needs_no_page(tmp_path: Path) -> None:
     oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t"}
     async with open_terminal(tmp_path, oauth=oauth) as terminal:
         status, out, err = await terminal.result("login", "s")
@@ -127,7 +127,9 @@ async def test_login_by_client_credentials_needs_no_page(tmp_path: Path) -> None
         ({"oauth": False}, "s", 2, "error: server 's' has 'oauth': false, so it takes no login"),
     ],
 )  # fmt: skip
-async def test_who_takes_no_login(tmp_path: Path, fields: dict[str, Any], name: str, status: int, line: str) -> None:
+async def test_servers_without_login_are_refused(
+    tmp_path: Path, fields: dict[str, Any], name: str, status: int, line: str
+) -> None:
     async with open_terminal(tmp_path, **fields) as terminal:
         for command in ("login", "logout"):
             assert await terminal.result(command, name) == (status, "", f"{line}\n")
@@ -148,7 +150,7 @@ async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
         assert await terminal.result("login", "s") == (0, "s: does not ask for a login\n", "")
 
 
-async def test_a_gateway_waits_for_the_command_and_notices_it(tmp_path: Path) -> None:
+async def test_a_gateway_notices_a_login_by_command(tmp_path: Path) -> None:
     async with open_terminal(tmp_path, era="legacy", oauth={"browser": "print"}) as terminal:
         env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
         async with open_gateway_process(terminal.config, transport="stdio", env=env) as gateway:
@@ -165,7 +167,7 @@ async def test_a_gateway_waits_for_the_command_and_notices_it(tmp_path: Path) ->
                 assert token not in gateway.stderr_text
 
 
-async def test_the_client_of_a_call_is_asked_to_open_the_page(tmp_path: Path) -> None:
+async def test_the_calls_client_is_asked_to_log_in(tmp_path: Path) -> None:
     """The tools are known from an earlier run, so that a call can come before the login."""
     async with open_terminal(tmp_path, era="legacy", oauth={"browser": "elicit"}) as terminal:
         env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
@@ -213,7 +215,7 @@ async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("browser", ["print", "open"])
-async def test_a_gateway_that_waits_for_a_login_stops_as_any_other(tmp_path: Path, browser: str) -> None:
+async def test_a_pending_login_does_not_delay_shutdown(tmp_path: Path, browser: str) -> None:
     async with open_terminal(tmp_path, oauth={"browser": browser}) as terminal:
         env = {
             **NO_BROWSER,

@@ -44,7 +44,7 @@ ACCESS = {"keys": [{"name": "me", "hash": hash_key(KEY)}]}
 
 
 @pytest.mark.parametrize("access", [{}, ACCESS], ids=["open", "with keys"])
-async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_path, access, monkeypatch):
+async def test_commands_change_a_gateway_with_its_stored_token(tmp_path, access, monkeypatch):
     monkeypatch.setenv("MCP_GATEWAY_KEY", KEY)
     state = tmp_path / "state"
     where = ["--state-dir", str(state)]
@@ -71,7 +71,7 @@ async def test_a_running_gateway_is_changed_with_the_token_that_it_keeps(tmp_pat
             assert await do("reload") == (1, "")
 
 
-async def test_a_disabled_server_is_shown_with_when_and_by_what(tmp_path):
+async def test_a_disabled_server_shows_when_and_why(tmp_path):
     where = ["--state-dir", str(tmp_path)]
 
     async def do(*args):
@@ -157,7 +157,7 @@ def complete(*words):
     return done.stdout.split()
 
 
-async def test_tool_names_are_completed_from_the_gateway_or_its_state(tmp_path, monkeypatch):
+async def test_tool_names_complete_from_gateway_or_state(tmp_path, monkeypatch):
     state = tmp_path / "state"
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
     config = {"mcpServers": {"one": echo_backend() | QUICK}}
@@ -171,7 +171,7 @@ async def test_tool_names_are_completed_from_the_gateway_or_its_state(tmp_path, 
     assert await trio.to_thread.run_sync(complete, "call", "one.ec") == []
 
 
-async def test_of_several_gateways_one_must_be_chosen(tmp_path, capsys, monkeypatch):
+async def test_several_gateways_require_a_choice(tmp_path, capsys, monkeypatch):
     env = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
     monkeypatch.setenv(*next(iter(env.items())))
     config = {"mcpServers": {"one": echo_backend() | QUICK}}
@@ -222,7 +222,7 @@ def test_every_command_with_a_secret_is_listed():
 
 @pytest.mark.parametrize("by", ["flag", "flag=", "variable"])
 @pytest.mark.parametrize(("command", "flag"), SECRET_FLAGS)
-def test_a_secret_on_the_command_line_gives_a_warning(command, flag, by, tmp_path, capsys, monkeypatch):
+def test_a_secret_on_the_command_line_warns(command, flag, by, tmp_path, capsys, monkeypatch):
     secret = "s3cret-s3cret-s3cret"
     words = {"flag": [flag, secret], "flag=": [f"{flag}={secret}"], "variable": []}[by]
     if by == "variable":
@@ -262,7 +262,7 @@ def open_peer(status, body):
             thread.join()
 
 
-def test_what_is_not_ready_is_said(capsys, tmp_path):
+def test_an_unready_gateway_is_reported(capsys, tmp_path):
     with open_peer(200, b'{"server":"x/y","done":"enabled","not_ready":"is starting"}') as (url, seen):
         assert main(["enable", "x/y", "--url", url, "--admin-token", "t" * 16, "--state-dir", str(tmp_path)]) == 1
     assert seen == [("/servers/x%2Fy/enable", f"Bearer {'t' * 16}")]
@@ -279,7 +279,7 @@ def test_a_refusal_is_said_with_its_hint(capsys, tmp_path):
     assert capsys.readouterr().err == "error: Invalid.\n  server 'a': wrong\nhint: look there\n"
 
 
-def test_what_is_no_gateway_is_said(capsys, tmp_path):
+def test_a_foreign_server_is_reported(capsys, tmp_path):
     with open_peer(200, b"<html>") as (url, _):
         assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
     assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
@@ -300,7 +300,7 @@ def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
     assert _token(values, "127.0.0.1") == "kept-kept-kept-kept"
 
 
-async def test_a_gateway_on_a_unix_socket_is_reached_by_commands(tmp_path, capsys, monkeypatch):
+async def test_commands_reach_a_gateway_on_a_unix_socket(tmp_path, capsys, monkeypatch):
     state = tmp_path / "state"
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(state))
     config = {"mcpServers": {"echo": echo_backend()}}
@@ -349,9 +349,7 @@ def planted(tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_command_that_needs_a_state_directory_refuses_one_others_can_write(
-    command, planted, tmp_path, capsys, monkeypatch
-):
+def test_a_command_refuses_a_world_writable_state_directory(command, planted, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"mcpServers": {"a": {"url": "http://127.0.0.1:9/mcp"}}}), encoding="utf-8")
@@ -361,14 +359,14 @@ def test_a_command_that_needs_a_state_directory_refuses_one_others_can_write(
     assert PLANTED not in out + err
 
 
-def test_the_doctor_warns_of_a_state_directory_others_can_write(planted, tmp_path, capsys, monkeypatch):
+def test_doctor_warns_of_a_world_writable_state_directory(planted, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MCP_GATEWAY_STATE_DIR", str(planted))
     (tmp_path / "c.json").write_text('{"mcpServers": {}}', encoding="utf-8")
     assert main(["doctor", str(tmp_path / "c.json")]) == 0
     assert f"warning: state directory {planted} {OPEN}" in capsys.readouterr().err
 
 
-async def test_a_gateway_runs_without_a_state_directory_that_others_can_write(planted):
+async def test_serve_ignores_a_world_writable_state_directory(planted):
     before = sorted(planted.rglob("*"))
     config = {"mcpServers": {"one": echo_backend() | QUICK}}
     async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(planted)}) as gateway:
@@ -380,19 +378,19 @@ async def test_a_gateway_runs_without_a_state_directory_that_others_can_write(pl
     assert sorted(planted.rglob("*")) == before
 
 
-async def test_an_embedded_gateway_refuses_a_state_directory_that_others_can_write(planted):
+async def test_embedding_refuses_a_world_writable_state_directory(planted):
     with pytest.raises(ConfigError, match="can be written by other users"):
         async with open_gateway({"mcpServers": {}}, state_directory=planted):
             pytest.fail("it started")
 
 
 @pytest.mark.parametrize("command", [["list"], ["call", "a.b"], ["reload"], ["restart", "a"]], ids=" ".join)
-def test_what_is_no_address_is_named(command, capsys):
+def test_an_invalid_address_is_named(command, capsys):
     assert main([*command, "--url", "nonsense"]) == 2
     assert capsys.readouterr().err.startswith("error: --url: 'nonsense' is no address; give one like http://")
 
 
-def test_what_cannot_be_reached_has_its_code(capsys, tmp_path):
+def test_an_unreachable_gateway_has_its_exit_code(capsys, tmp_path):
     assert main(["list", "--json", "--url", "http://127.0.0.1:9/mcp", "--state-dir", str(tmp_path)]) == 1
     problem = json.loads(capsys.readouterr().out)["error"]
     assert problem["code"] == "backend_unavailable"

@@ -152,7 +152,7 @@ async def test_no_gateway_is_running(state):
     assert not state.exists()  # asking makes nothing
 
 
-async def test_two_gateways_in_one_directory_and_the_end_of_one(state):
+async def test_two_gateways_share_a_directory_independently(state):
     async with opened(state) as one:
         async with opened(state, transport="stdio") as two:
             await two.wait_stderr("'b' is ready")
@@ -181,7 +181,7 @@ async def test_the_socket_is_for_its_owner_alone(state):
         os.umask(before)
 
 
-async def test_what_a_killed_gateway_left_is_removed_and_others_are_not(state):
+async def test_only_a_killed_gateways_leftovers_are_removed(state):
     state.mkdir(mode=0o700)
     stale = state / "control-999999.sock"
     with socket.socket(socket.AF_UNIX) as dead:
@@ -193,7 +193,7 @@ async def test_what_a_killed_gateway_left_is_removed_and_others_are_not(state):
     assert unrelated.exists()
 
 
-async def test_a_gateway_killed_by_sigkill_is_no_longer_shown(state):
+async def test_a_gateway_ended_by_sigkill_disappears(state):
     async with opened(state, status=None) as gateway:
         (path,) = sockets(state)
         gateway.process.kill()
@@ -203,7 +203,7 @@ async def test_a_gateway_killed_by_sigkill_is_no_longer_shown(state):
         assert not path.exists()
 
 
-async def test_one_that_does_not_answer_is_told_and_hides_no_other(state):
+async def test_an_unresponsive_gateway_is_reported_and_hides_none(state):
     async with opened(state) as gateway:
         mute = state / "control-1.sock"
         with socket.socket(socket.AF_UNIX) as listening:
@@ -221,7 +221,7 @@ async def test_another_question_gets_an_error(state, question):
         assert "unknown question" in json.loads(await ask_socket(path, question))["error"]
 
 
-async def test_clients_that_say_nothing_or_too_much_hold_up_nobody(state):
+async def test_silent_or_verbose_clients_delay_no_other(state):
     async with opened(state) as gateway:
         (path,) = sockets(state)
         with trio.fail_after(ANSWER_WITHIN):
@@ -234,7 +234,7 @@ async def test_clients_that_say_nothing_or_too_much_hold_up_nobody(state):
                 await stream.aclose()
 
 
-async def test_without_a_place_for_the_socket_the_gateway_serves_all_the_same(tmp_path):
+async def test_a_gateway_serves_without_a_status_socket(tmp_path):
     far = tmp_path / ("x" * 120)  # a socket's path has 107 bytes at most
     async with opened(far) as gateway:
         await gateway.wait_stderr("no control socket")

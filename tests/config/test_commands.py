@@ -44,7 +44,7 @@ def is_alive(pid):
         return False
 
 
-def test_what_a_command_prints_is_a_secret(tmp_path):
+def test_command_output_is_a_secret(tmp_path):
     script(tmp_path, "print('s3cr3t-' + sys.argv[1])")
     path = config(tmp_path, "Bearer ${cmd:./tool 'one two'}", "${cmd:./tool x}")
     found = load_config(path, environ=ENVIRON)
@@ -63,7 +63,7 @@ def test_a_command_has_the_environment_and_no_stdin(tmp_path):
     assert reader(tmp_path).run("./tool") == "outside ''"
 
 
-def test_a_command_runs_once_for_each_read_of_the_file(tmp_path):
+def test_a_command_runs_once_per_config_read(tmp_path):
     script(
         tmp_path,
         f"open({str(tmp_path / 'runs')!r}, 'a').write('.'); print(len(open({str(tmp_path / 'runs')!r}).read()))",
@@ -83,7 +83,7 @@ def test_a_command_runs_once_for_each_read_of_the_file(tmp_path):
         ("print('x' * 70_000); time.sleep(60)", "more than 64 KiB"),
     ],
 )
-def test_a_command_that_fails_is_said_without_what_it_wrote(tmp_path, body, said):
+def test_a_failed_commands_output_is_not_repeated(tmp_path, body, said):
     script(tmp_path, body)
     with pytest.raises(ConfigError) as caught:
         load_config(config(tmp_path, "${cmd:./tool s3cr3t-argument}"), environ=ENVIRON)
@@ -96,13 +96,13 @@ def test_a_command_that_fails_is_said_without_what_it_wrote(tmp_path, body, said
     ("command", "said"),
     [("no-such-program-anywhere x", "no such file"), ("", "names no command"), ("x 'y", "no closing quotation")],
 )
-def test_what_is_no_command_is_said(tmp_path, command, said):
+def test_an_invalid_command_is_described(tmp_path, command, said):
     with pytest.raises(ConfigError, match=said):
         load_config(config(tmp_path, f"${{cmd:{command}}}"), environ=ENVIRON)
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "os.close(1); time.sleep(60)"])
-def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path, body):
+def test_a_hanging_command_is_killed_with_its_children(tmp_path, body):
     pids = tmp_path / "pids"
     script(tmp_path, f"child = os.fork(); open({str(pids)!r}, 'a').write(f'{{os.getpid()}} '); os.close(2)\n{body}")
     with pytest.raises(UnreadableFile, match=r"has not ended within 0\.5 s"):

@@ -204,7 +204,7 @@ def test_bad_text(text: str | bytes, line: str) -> None:
     assert problems_of(text) == [line]
 
 
-def test_all_problems_of_a_file_come_at_once() -> None:
+def test_all_problems_of_a_file_are_reported_together() -> None:
     lines = problems_of({
         "mcpServers": {"a": {"command": 1, "args": "x"}, "b": {}},
         "gateway": {"drain_grace": 0},
@@ -270,7 +270,7 @@ def edits(word: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["access", "views"])
-def test_a_section_that_is_nearly_one_that_limits_is_refused(name: str) -> None:
+def test_a_misspelled_limiting_section_is_refused(name: str) -> None:
     near = edits(name)
     far = {twice for once in near for twice in edits(once)}
     assert far > near
@@ -398,7 +398,7 @@ def test_value(fields: dict[str, Any], attribute: str, value: object) -> None:
     assert type(found) is type(value)
 
 
-def test_a_byte_order_mark_and_other_clients_section_are_fine() -> None:
+def test_a_bom_and_another_clients_section_are_accepted() -> None:
     config = parse(b"\xef\xbb\xbf" + b'{"servers": {"b": {"command": "x"}, "a": {"url": "http://h"}}}')
     assert list(config.servers) == ["b", "a"]
     assert config.warnings == ()
@@ -423,7 +423,7 @@ def test_a_dict_that_holds_itself_is_refused() -> None:
         parse_config({"mcpServers": {"s": {"command": "x", "env": loop}}}, environ={})
 
 
-def test_no_home_is_a_problem_only_where_it_is_needed() -> None:
+def test_a_missing_home_matters_only_where_needed() -> None:
     assert parse_server("s", {"command": "x"}, environ={}).command == "x"
     assert parse_server("s", {"command": "~/x"}, environ={"HOME": "/h/"}).command == "/h/x"
     with pytest.raises(ConfigError, match="field 'command' begins with '~', but no home directory is known"):
@@ -468,7 +468,7 @@ FILES = JSON_VALUES | st.fixed_dictionaries({"mcpServers": SERVERS}, optional={"
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(FILES)
 @example({"mcpServers": {"s": {"command": "${TOKEN}", "url": "${TOKEN}", "type": "${TOKEN}", "era": "${TOKEN}"}}})
-def test_whatever_the_file_holds_only_config_errors_come_out(value: Any) -> None:
+def test_any_file_content_raises_only_config_errors(value: Any) -> None:
     for data in (value, json.dumps(value)):
         if not isinstance(data, str | dict):
             continue
@@ -483,6 +483,6 @@ def test_whatever_the_file_holds_only_config_errors_come_out(value: Any) -> None
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet="{}[]\":,/*#'\\ \n1aeu${}", max_size=60))
-def test_whatever_the_text_is_only_config_errors_come_out(data: bytes | str) -> None:
+def test_any_text_raises_only_config_errors(data: bytes | str) -> None:
     with pytest.raises(ConfigError):
         parse_config(data, environ=ENVIRON)

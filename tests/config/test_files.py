@@ -81,7 +81,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
     assert same == []
 
 
-def test_a_0_1_0_config_with_every_key_still_loads() -> None:
+def test_a_0_1_0_config_still_loads_completely() -> None:
     """The example has every key and spelling of the 0.1.0 schema; none of them may become unknown or refused."""
     config = load_config(EXAMPLES / "full-0.1.0.json", environ=ENVIRON)
     assert config.warnings == ()
@@ -134,7 +134,7 @@ def test_a_named_pipe_is_read_to_its_end(pipe: Path, size: int) -> None:
         assert written.result(10) == size
 
 
-def test_a_pipe_without_a_writer_or_without_an_end_is_a_clear_error(pipe: Path) -> None:
+def test_an_unfinished_pipe_fails_clearly(pipe: Path) -> None:
     with pytest.raises(SpecialFile, match="is a pipe whose writer has written nothing within"):
         read_at_most(pipe, 100, timeout=0.05)
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -163,7 +163,7 @@ def test_an_oversized_pipe_is_refused_each_time(pipe: Path) -> None:
                 read(pipe.name)
 
 
-def test_a_config_in_a_pipe_is_not_read_again(pipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_config_pipe_is_not_read_again(pipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = ConfigSource(pipe, environ={})
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(pipe.write_bytes, b'{"mcpServers": {"a": {"command": "x"}}}')
@@ -194,7 +194,7 @@ def test_permission_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem(Path("x.json")) == "x.json: permission denied; make it readable for this user"
 
 
-def test_a_path_through_a_file_and_one_with_a_nul(tmp_path: Path) -> None:
+def test_paths_through_files_or_with_nul_fail_clearly(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     assert problem(tmp_path / "f" / "x.json").endswith("cannot be read: not a directory")
     assert problem(Path("a\0b")) == "'a\\x00b': cannot be read: not a path"
@@ -239,7 +239,7 @@ def test_a_setting_for_the_next_start_says_so(name) -> None:
     assert changed == ([name] if doc.endswith("A change applies at the next start.") else [])
 
 
-def test_settings_of_listeners_and_sessions_apply_at_the_next_start() -> None:
+def test_listener_and_session_settings_need_a_restart() -> None:
     other = {
         "max_sessions": 1,
         "log_format": "json",

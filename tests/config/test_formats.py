@@ -29,7 +29,7 @@ drain_grace = 7
 
 
 @pytest.mark.parametrize(("name", "text"), [("c.jsonc", JSONC), ("c.toml", TOML), ("c.toml", "\ufeff" + TOML)])
-def test_all_formats_say_the_same(tmp_path, name, text):
+def test_all_formats_load_equally(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     for config in (load_config(path, environ={}), ConfigSource(path, environ={}).open()):
@@ -50,7 +50,7 @@ def test_all_formats_say_the_same(tmp_path, name, text):
         ("c.toml", " \n", "is empty"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(tmp_path, name, text, said):
+def test_format_errors_include_their_location(tmp_path, name, text, said):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):

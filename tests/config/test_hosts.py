@@ -49,7 +49,7 @@ def test_hosts_that_are_read(text: str, expected: tuple[str, int | None]) -> Non
 
 
 @pytest.mark.parametrize("text", [text for text in REFUSED if text != "null"])
-def test_what_is_no_host_is_refused_everywhere(text: str) -> None:
+def test_invalid_hosts_are_refused_everywhere(text: str) -> None:
     assert parse_authority(text) is None
     assert parse_origin(f"http://{text}") is None
     value = text.encode("utf-8", "surrogateescape")
@@ -97,7 +97,7 @@ def test_origins(text: str, expected: tuple[str, str, int] | None) -> None:
 @given(st.text())
 @example("[::1].evil.com")
 @example("evil.com[::1]")
-def test_a_host_that_is_read_is_all_of_the_text(text: str) -> None:
+def test_a_host_must_match_the_whole_text(text: str) -> None:
     found = parse_authority(text)
     if found is None:
         return
@@ -118,7 +118,7 @@ def test_nothing_beside_an_own_host_passes_for_it(noise: str, own: str, data: st
         assert re.fullmatch(r"(localhost|127\.0\.0\.1|\[[0:]*:0*1\])(:[0-9]*)?", text), text
 
 
-def test_a_page_is_the_same_with_its_default_port() -> None:
+def test_origins_compare_equal_with_their_default_port() -> None:
     policy = HostPolicy("127.0.0.1")
     policy.permit(["https://page.example:443"], ["[2001:DB8:0::1]", "GW.example"])
     assert policy.refusal({b"host": b"[2001:db8::1]:80", b"origin": b"https://page.example"}) is None

@@ -78,7 +78,7 @@ def test_audit_has_short_forms(given: object, expected: AuditSettings | None) ->
         ({"file": ""}, "gateway: field 'audit.file' must not be empty"),
     ],
 )
-def test_what_audit_must_not_be(given: object, problem: str) -> None:
+def test_invalid_audit_settings_are_refused(given: object, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"mcpServers": {}, "gateway": {"audit": given}}, environ={})
     assert caught.value.problems == (problem,)
@@ -93,5 +93,5 @@ def test_what_audit_must_not_be(given: object, problem: str) -> None:
         ({"crash_limit": {"crashes": 1, "within": 5}}, CrashLimit(1, 5.0)),
     ],
 )
-def test_the_crash_limit_holds_unless_it_is_turned_off(said: Any, limit: CrashLimit | None) -> None:
+def test_the_crash_limit_applies_unless_disabled(said: Any, limit: CrashLimit | None) -> None:
     assert parse_server("s", {"command": "x", **said}, environ={}).crash_limit == limit

@@ -137,13 +137,13 @@ def test_every_spelling(written: object, read_as: OAuthSettings | None) -> None:
         ({"grant": "client_credentials", "client_id": "me", "private_key": " "}, "'oauth.private_key' must not be empty"),
     ],
 )  # fmt: skip
-def test_what_it_does_not_take(written: object, line: str) -> None:
+def test_invalid_settings_are_refused(written: object, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(written)
     assert caught.value.problems == (f"server 's': field {line}",)
 
 
-def test_what_is_odd_is_told() -> None:
+def test_suspicious_settings_are_reported() -> None:
     credentials = {"grant": "client_credentials", "client_id": "me", "client_secret": "${SECRET}"}
     server, warnings = read(credentials)
     assert server.oauth is not None
@@ -173,7 +173,7 @@ def test_a_program_has_no_oauth() -> None:
     assert config.warnings == ("server 's': field 'oauth' is ignored: it is for servers with 'url'",)
 
 
-def test_a_disabled_server_with_an_unset_address_is_no_trouble() -> None:
+def test_a_disabled_server_may_lack_its_address() -> None:
     server = parse_server("s", {"url": "${NOPE}", "disabled": True, "oauth": {}}, environ={})
     assert server.disabled
 
@@ -184,7 +184,7 @@ def test_the_reference_has_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["client_secret", "private_key"])
-def test_no_text_shows_what_the_client_proves_itself_with(name: str) -> None:
+def test_client_credentials_never_appear_in_text(name: str) -> None:
     plain = "plain-text-secret"  # not from a variable, whose values are masked anyway
     server, _ = read({"grant": "client_credentials", "client_id": "me", name: plain})
     assert plain not in json.dumps(shown_config(server)) + repr(server)

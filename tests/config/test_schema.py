@@ -117,13 +117,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("config", GOOD, ids=json.dumps)
-def test_what_the_gateway_takes_is_valid(config):
+def test_accepted_configs_fit_the_schema(config):
     assert takes(config)
     VALIDATOR.validate(config)
 
 
 @pytest.mark.parametrize("config", BAD, ids=json.dumps)
-def test_what_the_gateway_refuses_is_not(config):
+def test_rejected_configs_violate_the_schema(config):
     assert not takes(config)
     assert not VALIDATOR.is_valid(config)
 

@@ -32,7 +32,7 @@ def load(path, **environ):
     return load_config(path, environ={"HOME": str(path.parent), **environ})
 
 
-def test_a_value_from_a_file_is_filled_in_and_never_shown(tmp_path, capsys):
+def test_a_value_from_a_file_is_never_shown(tmp_path, capsys):
     server = {
         "command": "x",
         "args": ["--plain", "${file:token}", "--url=http://h/${file:~/token}"],
@@ -58,7 +58,7 @@ def test_a_url_and_a_header_from_a_file(tmp_path):
     assert SECRET not in json.dumps(shown_config(one)) + repr(one)
 
 
-def test_the_variables_of_an_env_file_are_the_childs_and_can_be_named(tmp_path):
+def test_env_file_variables_reach_the_child_and_config(tmp_path):
     server = {
         "command": "x",
         "envFile": ".env",
@@ -89,7 +89,7 @@ def test_the_format_of_an_env_file(text, found):
 
 
 @pytest.mark.parametrize(("text", "line"), [("A=1\nnonsense", 2), ("A='x", 1), ("1A=2", 1), ('\nA="x" y\n', 2)])
-def test_a_line_that_is_none_is_counted_and_not_repeated(text, line):
+def test_malformed_lines_are_counted_and_not_repeated(text, line):
     with pytest.raises(UnreadableFile) as caught:
         parse_variables(text)
     assert str(caught.value) == f"line {line} of the file 'env file' is not NAME=VALUE"
@@ -110,7 +110,7 @@ def test_a_line_that_is_none_is_counted_and_not_repeated(text, line):
         ({"url": "http://h/", "headers": {"A": "${file:two}"}}, ["'headers.A'", "line break"]),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, server, parts):
+def test_an_unreadable_file_is_named_in_one_line(tmp_path, server, parts):
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(tmp_path):
         unix.bind("socket")  # by a short path: a socket's may be no longer than 107 characters
@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, server, parts):
     assert SECRET not in line
 
 
-def test_a_named_pipe_is_read_once_however_often_it_is_named(tmp_path):
+def test_a_named_pipe_is_read_once_per_load(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     server = {"command": "x", "env": {"A": "${file:fifo}", "B": "${file:fifo}"}, "args": ["${file:fifo}"]}
     path = write(tmp_path, server)
@@ -148,7 +148,7 @@ def test_only_a_config_file_may_name_files():
             parse_config({"mcpServers": {"one": server}}, environ={})
 
 
-def test_a_change_of_a_file_is_picked_up_by_the_next_reading(tmp_path):
+def test_file_changes_are_seen_at_next_read(tmp_path):
     path = write(tmp_path, {"command": "x", "env": {"A": "${file:token}"}})
     source = ConfigSource(path, environ={})
     before = source.open()

@@ -46,7 +46,7 @@ def test_every_unset_variable_is_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["${", "${A", "x${}", "${9}", "${A B}", "${A:=x}", "${A-x}", "${A:-{}}", "${\u00e4}"])
-def test_what_is_not_understood_is_a_fault_and_not_repeated(text: str) -> None:
+def test_invalid_references_are_reported_and_not_repeated(text: str) -> None:
     assert len(substitute(text, ENVIRON).faults) == 1
 
 

@@ -72,7 +72,7 @@ def check(name: str, status: str, **more: Any) -> dict[str, Any]:
         ([], False, 0),
     ],
 )
-def test_what_counts_as_passed(checks: list[dict[str, Any]], passed: bool, count: int) -> None:
+def test_only_expected_results_count_as_passed(checks: list[dict[str, Any]], passed: bool, count: int) -> None:
     scenario = read_scenario(checks)
     assert (scenario.passed, scenario.count) == (passed, count)
 
@@ -93,7 +93,7 @@ def test_a_check_of_each_request_counts_once() -> None:
     assert direct.lost(through) == []
 
 
-def test_an_answer_that_need_not_be_a_stream_is_not_lost() -> None:
+def test_an_answer_may_come_without_a_stream() -> None:
     direct = read_scenario([check("server-sse-streams-functional", "SUCCESS"), check("tools-name-format", "SUCCESS")])
     through = read_scenario([check("server-sse-streams-functional", "INFO"), check("tools-name-format", "INFO")])
     assert direct.lost(through) == ["tools-name-format: was not tried"]
@@ -109,7 +109,7 @@ def test_the_table_marks_what_is_lost() -> None:
     assert table.lost() == ["stdio      two: a: was not tried"]
 
 
-def test_what_a_transport_cannot_do_is_told_and_not_lost() -> None:
+def test_unsupported_checks_are_reported_and_not_lost() -> None:
     scenario, through = read_scenario([check("a", "SUCCESS")]), read_scenario([])
     name = "server-sse-polling"
     table = Table("title", {"direct": {name: scenario}, "stdio": {name: through}, "http": {name: through}})

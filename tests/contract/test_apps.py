@@ -91,7 +91,7 @@ async def test_tools_and_resources_name_the_same_pages(gateways, cell):
 
 
 @every_cell
-async def test_an_app_calls_its_servers_tools_by_their_own_names(gateways, cell):
+async def test_an_app_calls_tools_by_own_names(gateways, cell):
     async with open_client(gateways, cell, initialize=False) as client:
         await introduce(client)
         await read_pages(client)
@@ -119,7 +119,7 @@ async def test_a_call_by_own_name_may_be_suspended(gateways, frontend):
 
 
 @every_cell
-async def test_own_names_are_only_for_clients_that_show_pages(gateways, cell):
+async def test_own_names_require_a_client_that_shows_pages(gateways, cell):
     none = {"extensions": {UI: None, "x.example/mine": {}}}
     async with open_client(gateways, cell, initialize=False) as client:
         await introduce(client, none)
@@ -130,7 +130,7 @@ async def test_own_names_are_only_for_clients_that_show_pages(gateways, cell):
             assert error["message"] == f"Unknown tool: only_{owner}"
 
 
-async def test_a_name_that_two_apps_have_is_of_the_one_that_was_read(gateways):
+async def test_a_shared_name_belongs_to_the_app_read(gateways):
     async with open_client(gateways, ("legacy", "http")) as client:
         await introduce(client)
         await ask(client, "resources/read", {"uri": PAGES["new"]})

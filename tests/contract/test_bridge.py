@@ -104,7 +104,7 @@ async def test_unknown_fields(gateways, cell):
 
 
 @pytest.mark.parametrize("cell", [cell for cell in bridge.CELLS if not cell.is_sdk], ids="-".join)
-async def test_text_cut_inside_an_emoji_where_the_gateway_reads_it(gateways, cell):
+async def test_text_cut_inside_an_emoji_is_readable(gateways, cell):
     """Ids and tokens come back as they were; a name, cursor or URI of nothing is unknown, in an error one can read."""
     cut = bridge.CUT
     async with open_talker(gateways, cell) as talker:
@@ -129,7 +129,7 @@ async def test_text_cut_inside_an_emoji_where_the_gateway_reads_it(gateways, cel
 
 
 @row("structured result that is not an object", sdks=())
-async def test_structured_result_that_is_no_object(gateways, cell):
+async def test_non_object_structured_results_are_converted(gateways, cell):
     value = [1, {"two": None}]
     async with open_talker(gateways, cell) as talker:
         listed = (await talker.converse("tools/list")).result["tools"]
@@ -194,7 +194,7 @@ async def test_log(gateways, cell):
     return YES
 
 
-async def test_a_backend_has_the_most_talkative_level_that_any_client_wants(gateways):
+async def test_backends_log_at_the_most_verbose_requested_level(gateways):
     """A legacy backend's level holds for all of its clients, and each of them is sent what it wants itself."""
     cells = [bridge.Cell(client, "http", "legacy", "http") for client in ("legacy", "modern")]
     async with open_talker(gateways, cells[0]) as quiet, open_talker(gateways, cells[1]) as talkative:
@@ -417,7 +417,7 @@ BOTH = {"form": {"method": ELICITATION, "params": FORM}, "roots": {"method": ROO
 
 
 @row("two asks at once")
-async def test_two_asks_at_once(gateways, cell):
+async def test_two_concurrent_asks_are_answered(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         talk = await talker.call("ask", {"requests": cell.fit(BOTH)})
         assert talk.answers == cell.fit({"form": FORM_ANSWER, "roots": ROOT_ANSWER})
@@ -643,7 +643,7 @@ async def test_tool_that_is_only_done_as_a_task(gateways, cell):
     return YES
 
 
-def test_the_table_in_the_page_is_what_this_run_gave():
+def test_the_documented_table_matches_this_run():
     if not bridge.is_complete():
         pytest.skip("not all cells ran, or some failed")
     found = bridge.in_page(bridge.PAGE.read_text(encoding="utf-8"))

@@ -67,7 +67,7 @@ async def test_legacy_versions_are_negotiated(gateways, cell, version):
 
 
 @every_cell
-async def test_a_wrong_modern_version_is_refused_with_what_is_supported(gateways, cell):
+async def test_an_unsupported_version_error_lists_supported_ones(gateways, cell):
     async with open_client(gateways, cell) as client:
         params = {"_meta": {META + "protocolVersion": "2099-01-01", META + "clientCapabilities": {}}}
         if client.frontend == "stdio":
@@ -84,7 +84,7 @@ async def test_a_wrong_modern_version_is_refused_with_what_is_supported(gateways
         assert MODERN in answer["error"]["data"]["supported"]
 
 
-async def test_guarantee_g1_every_cell_lists_the_same_tools_byte_for_byte(gateways):
+async def test_guarantee_g1_every_cell_lists_identical_tools(gateways):
     spans = []
     for cell in CELLS:
         async with open_client(gateways, cell) as client:
@@ -149,7 +149,7 @@ async def test_results_arrive_in_the_era_of_the_client(gateways, cell, backend):
     ("backend", "variant"),
     [("odd", "plain"), ("odd_modern", "plain"), ("doubled", "duplicate"), ("bare", "missing_content")],
 )
-async def test_guarantee_g6_a_result_that_no_model_knows_arrives_byte_for_byte(gateways, cell, backend, variant):
+async def test_guarantee_g6_unknown_results_arrive_byte_for_byte(gateways, cell, backend, variant):
     async with open_client(gateways, cell) as client:
         got = await client.exact("tools/call", {"name": f"{backend}.go", "arguments": {}})
     sent = odd_result(variant)
@@ -212,7 +212,7 @@ async def test_params_of_the_wrong_form_are_refused(gateways, cell):
 @every_cell_and_sse
 @every_backend
 @pytest.mark.parametrize("token", [7, "a token", "", 0, 2**53 - 1])
-async def test_progress_comes_in_order_under_the_clients_own_token(gateways, cell, backend, token):
+async def test_progress_is_ordered_under_the_clients_token(gateways, cell, backend, token):
     async with (
         open_client(gateways, cell) as client,
         client.open_tool(f"{backend}.progress", {"n": 5}, token=token) as call,
@@ -230,7 +230,7 @@ async def test_progress_comes_in_order_under_the_clients_own_token(gateways, cel
 
 
 @every_cell_and_sse
-async def test_without_a_token_there_is_no_progress(gateways, cell):
+async def test_progress_requires_a_token(gateways, cell):
     async with (
         open_client(gateways, cell) as client,
         client.open_tool("legacy.progress", {"n": 3}) as call,
@@ -251,7 +251,7 @@ async def test_no_progress_follows_the_result(gateways, cell):
 
 
 @every_cell
-async def test_two_calls_with_the_same_token_at_once(gateways, cell):
+async def test_two_calls_may_share_a_progress_token(gateways, cell):
     """Two clients where the face has them; on pipes the two eras are two clients on one process."""
     async with open_client(gateways, cell) as one, open_client(gateways, cell) as other:
         backends = ("legacy", "modern")

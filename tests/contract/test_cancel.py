@@ -32,7 +32,7 @@ async def wait_cancelled(client, backend, before):
 
 @every_cell_and_sse
 @every_backend
-async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, cell, backend):
+async def test_a_cancel_reaches_only_its_own_call(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         before = await cancelled_at(client, backend)
         shown = await id_at_backend(client, backend)
@@ -50,7 +50,7 @@ async def test_a_cancel_reaches_the_backend_for_exactly_its_own_call(gateways, c
 
 
 @every_cell_and_sse
-async def test_a_cancel_has_the_id_that_the_backend_knows(gateways, cell):
+async def test_a_cancel_carries_the_backends_id(gateways, cell):
     async with open_client(gateways, cell) as client:
         shown = await id_at_backend(client, "legacy")
         before = await cancelled_at(client, "legacy")

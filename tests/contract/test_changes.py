@@ -15,7 +15,7 @@ CASES = [(cell, "changing") for cell in CELLS] + [(cell, "changing_modern") for 
 @pytest.mark.parametrize(
     ("cell", "backend"), CASES, ids=lambda value: value if isinstance(value, str) else "-".join(value)
 )
-async def test_each_change_is_told_once(gateways, cell, backend):
+async def test_each_change_is_notified_once(gateways, cell, backend):
     async with open_client(gateways, cell) as client, open_listener(client) as ear:
         before = await client.names()
         for tool, expected in [("grow", [*before, f"{backend}.grown_0"]), ("shrink", before)]:
@@ -29,7 +29,7 @@ async def test_each_change_is_told_once(gateways, cell, backend):
 
 
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[3]], ids="-".join)
-async def test_a_flood_of_changes_that_change_nothing_is_coalesced(gateways, cell):
+async def test_a_flood_of_empty_changes_is_coalesced(gateways, cell):
     async with open_client(gateways, cell) as client, open_listener(client) as ear:
         assert text_of(await client.call("changing.go")) == "told 50 times"
         count = 0
@@ -41,7 +41,7 @@ async def test_a_flood_of_changes_that_change_nothing_is_coalesced(gateways, cel
 
 
 @pytest.mark.parametrize("cell", CELLS[2:], ids="-".join)
-async def test_a_listen_is_told_only_what_it_asked_for(gateways, cell):
+async def test_a_listener_receives_only_requested_changes(gateways, cell):
     async with open_client(gateways, cell) as client:
         wanted = {"promptsListChanged": True, "toolsListChanged": False, "unknownThing": True}
         async with client.open_call("subscriptions/listen", {"notifications": wanted}) as call:
@@ -58,7 +58,7 @@ async def test_a_listen_is_told_only_what_it_asked_for(gateways, cell):
             assert (await client.request("subscriptions/listen", bad))["error"]["code"] == -32602
 
 
-async def test_one_change_reaches_all_clients_at_once(gateways):
+async def test_one_change_reaches_all_clients(gateways):
     async with (
         open_client(gateways, ("legacy", "http")) as one,
         open_client(gateways, ("legacy", "http")) as two,

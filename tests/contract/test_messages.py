@@ -384,7 +384,7 @@ async def test_tasks_are_the_gateways_own(gateways, cell):
 @covers(NOTE, VENDOR)
 @covers(ASK, VENDOR)
 @covers(NOTICE, VENDOR)
-async def test_what_mcp_does_not_know(gateways, cell):
+async def test_unknown_methods_pass_in_both_directions(gateways, cell):
     """With one backend there is no doubt whose it is; a client is asked only what it can have declared."""
     async with open_talker(gateways, cell) as talker:
         params = {**ODD, "_meta": {"a/b": None}}
@@ -454,7 +454,7 @@ async def test_progress_of_the_client(gateways, cell):
 
 
 @covers(NOTICE, "notifications/cancelled")
-async def test_a_server_that_needs_no_answer_any_more(gateways, cell):
+async def test_a_server_may_withdraw_its_request(gateways, cell):
     cancelled = {"method": "notifications/cancelled", "params": {"requestId": "mine", "reason": "never mind"}}
     async with open_talker(gateways, cell) as talker:
         talker.respond = lambda *_: None
@@ -470,7 +470,7 @@ async def test_a_server_that_needs_no_answer_any_more(gateways, cell):
 
 
 @covers(NOTE, "notifications/cancelled")
-async def test_a_client_that_needs_no_answer_any_more(gateways, cell):
+async def test_a_client_may_cancel_its_request(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         before = (await talker.tool("cancelled_log")).structured["cancelled"]
         params = {"name": "progress", "arguments": {"n": 1000, "delay": 0.05}, "_meta": {"progressToken": "t"}}

@@ -96,7 +96,7 @@ async def test_an_optional_member_that_is_null_is_absent(gateways, cell, method,
 
 @pytest.mark.parametrize("cell", [one for one in EVERYWHERE if one[0] == "legacy"], ids="-".join)
 @pytest.mark.parametrize(("method", "params", "nulls"), LEGACY_ONLY, ids=lambda value: str(value)[:40])
-async def test_the_same_where_only_the_legacy_era_has_the_method(gateways, cell, method, params, nulls):
+async def test_nulls_mean_absent_for_legacy_only_methods(gateways, cell, method, params, nulls):
     async with open_client(gateways, cell) as client:
         await check(client, method, params, nulls)
 
@@ -128,7 +128,7 @@ async def test_params_that_are_null_are_absent(gateways, cell, method):
 
 
 @pytest.mark.parametrize("cell", [one for one in CELLS if one[0] == "modern"], ids="-".join)
-async def test_a_modern_client_that_is_unknown_may_say_so_by_null(gateways, cell):
+async def test_an_unknown_modern_client_may_send_null(gateways, cell):
     async with open_client(gateways, cell) as client:
         params = modern_params({})
         params["_meta"][META + "clientInfo"] = None
@@ -178,7 +178,7 @@ async def until_caught(client, method):
 
 
 @pytest.mark.parametrize("cell", [one for one in EVERYWHERE if one[0] == "legacy"], ids="-".join)
-async def test_a_client_may_write_every_member_into_a_message(gateways, cell):
+async def test_a_client_may_send_all_message_members(gateways, cell):
     """As serializers do that know one type of message: what it is shows in what is not null."""
     async with open_client(gateways, cell) as client:
         message = {"jsonrpc": "2.0", "id": 77, "method": "tools/list", "params": None, "result": None, "error": None}

@@ -52,7 +52,7 @@ async def assert_readable(client, uri, owner, own):
 
 
 @every_cell
-async def test_what_is_listed_can_be_read_under_the_uri_it_is_listed_by(gateways, cell):
+async def test_listed_resources_are_readable_under_their_uri(gateways, cell):
     async with open_client(gateways, cell) as client:
         listed = (await client.request("resources/list"))["result"]["resources"]
         assert [resource["uri"] for resource in listed] == list(OWN)
@@ -77,7 +77,7 @@ async def test_templates_that_two_have_lead_to_both(gateways, cell):
 
 @every_cell
 @pytest.mark.parametrize("embedded", [False, True])
-async def test_links_in_results_lead_back_to_who_gave_them(gateways, cell, embedded):
+async def test_result_links_lead_back_to_their_backend(gateways, cell, embedded):
     async with open_client(gateways, cell) as client:
         for owner, shared in [("a", SHARED), ("b", OTHER)]:
             hidden = f"memo://{owner}/hidden"  # not listed: only the link says whose it is
@@ -107,7 +107,7 @@ async def test_the_pages_of_tools_follow(gateways, cell):
 
 
 @every_cell
-async def test_a_missing_resource_is_said_in_the_clients_era(gateways, cell):
+async def test_a_missing_resource_uses_the_clients_era(gateways, cell):
     code = -32602 if cell[0] == "modern" else -32002
     async with open_client(gateways, cell) as client:
         # Nobody's; then of one backend each, which say it in their own era.
@@ -117,7 +117,7 @@ async def test_a_missing_resource_is_said_in_the_clients_era(gateways, cell):
 
 
 @pytest.mark.parametrize("cell", [("legacy", "stdio")], ids="-".join)
-async def test_updates_come_under_the_uri_that_was_subscribed_to(gateways, cell):
+async def test_updates_carry_the_subscribed_uri(gateways, cell):
     async with open_client(gateways, cell) as client:
         for uri in (SHARED, OTHER):
             assert (await client.request("resources/subscribe", {"uri": uri}))["result"] == {}
@@ -131,7 +131,7 @@ async def test_updates_come_under_the_uri_that_was_subscribed_to(gateways, cell)
 
 
 @pytest.mark.parametrize("cell", [("modern", "stdio")], ids="-".join)
-async def test_modern_updates_come_under_the_uri_that_was_asked_for(gateways, cell):
+async def test_modern_updates_carry_the_requested_uri(gateways, cell):
     async with open_client(gateways, cell) as client:
         wanted = {"notifications": {"resourceSubscriptions": [OTHER, SHARED, "none:x"]}}
         request_id = await client.stdio.start("subscriptions/listen", modern_params(wanted))
@@ -176,7 +176,7 @@ async def wait_subscribed(client, owner, uri):
 
 
 @pytest.mark.parametrize("cell", CELLS[:2], ids="-".join)  # a modern result carries the gateway's stamp
-async def test_results_without_a_uri_in_dispute_keep_their_bytes(gateways, cell):
+async def test_results_without_shared_uris_keep_their_bytes(gateways, cell):
     result = (
         '{"content":[{"type":"resource_link","uri":"memo://a/one","name":"n"},'
         '{"type":"text","text":"memo://shared/doc"}],"structuredContent":{"uri":"memo://shared/doc","x":null}}'

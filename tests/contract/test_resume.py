@@ -72,7 +72,7 @@ async def test_an_ended_stream_is_replayed_from_any_event(gateways):
                 assert steps(await read(exchange)) == steps(events[index + 1 :])
 
 
-async def test_the_call_is_not_cancelled_by_the_break_but_by_a_cancel(gateways):
+async def test_only_a_cancel_cancels_an_interrupted_call(gateways):
     async with open_http(gateways) as http:
         before = structured_of(await http.call_tool("legacy.cancelled_log"))["cancelled"]
         async with http.stream(progress_call(50, 1000)) as exchange:
@@ -88,7 +88,7 @@ async def test_the_call_is_not_cancelled_by_the_break_but_by_a_cancel(gateways):
             assert exchange.status == 400
 
 
-async def test_the_older_connection_falls_silent_when_the_client_is_back(gateways):
+async def test_reconnecting_silences_the_older_connection(gateways):
     async with open_http(gateways) as http, http.stream(progress_call(1, 30)) as old:
         before = await read(old, 4)
         async with http.open_get_stream(before[-1].id) as new:
@@ -98,7 +98,7 @@ async def test_the_older_connection_falls_silent_when_the_client_is_back(gateway
         assert "30 steps" not in steps(tail)
 
 
-async def test_streams_of_other_calls_and_sessions_stay_where_they_are(gateways):
+async def test_other_calls_and_sessions_keep_their_streams(gateways):
     async with open_http(gateways) as http, open_http(gateways) as stranger:
         async with http.stream(progress_call(1, 20)) as one, http.stream(progress_call(2, 10)) as other:
             mine, theirs = (await read(one, 3))[-1].id, (await read(other, 3))[-1].id
@@ -114,7 +114,7 @@ async def test_streams_of_other_calls_and_sessions_stay_where_they_are(gateways)
 
 
 @pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
-async def test_older_clients_get_ids_but_no_event_without_data(gateways, version):
+async def test_older_clients_get_ids_but_no_empty_event(gateways, version):
     async with open_http(gateways, version) as http:
         async with http.stream(progress_call(1, 10)) as exchange:
             before = await read(exchange, 3)

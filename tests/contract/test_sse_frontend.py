@@ -27,7 +27,7 @@ async def test_lists_are_those_of_the_other_transport(gateways):
         assert lists[0] == lists[1]
 
 
-async def test_changes_are_told_once(gateways):
+async def test_changes_are_notified_once(gateways):
     async with open_client(gateways, SSE) as client:
         for tool in ("grow", "shrink"):
             await client.call(f"changing.{tool}")
@@ -77,7 +77,7 @@ async def test_wrong_requests(gateways):
         assert (await client.request("ping"))["result"] == {}
 
 
-async def test_the_end_of_the_stream_ends_the_session_and_its_calls(gateways):
+async def test_the_end_of_the_stream_ends_its_session(gateways):
     async with open_client(gateways, ("legacy", "http")) as witness:
         before = structured_of(await witness.call("legacy.cancelled_log"))["cancelled"]
         async with open_client(gateways, SSE) as client:
@@ -93,7 +93,7 @@ async def test_the_end_of_the_stream_ends_the_session_and_its_calls(gateways):
         assert (await stale.post(make_request(5, "ping"))).status == 404
 
 
-async def test_clients_do_not_hear_each_other(gateways):
+async def test_clients_do_not_receive_each_others_messages(gateways):
     async with open_client(gateways, SSE) as one, open_client(gateways, SSE) as other:
         first = await one.stdio.start(
             "tools/call", {"name": "legacy.sleep", "arguments": {"seconds": 0.2, "text": "1"}}
@@ -105,7 +105,7 @@ async def test_clients_do_not_hear_each_other(gateways):
         assert one.stdio.arrived == other.stdio.arrived == []
 
 
-async def test_guarantee_g3_alone_on_paths_of_its_own_and_stopped_with_a_call_under_way():
+async def test_guarantee_g3_sse_serves_alone_and_stops_mid_call():
     config = {
         "mcpServers": {"echo": echo_backend() | {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}},
         "gateway": {"drain_grace": 10},
@@ -130,7 +130,7 @@ async def test_guarantee_g3_alone_on_paths_of_its_own_and_stopped_with_a_call_un
             assert await gateway.process.wait() == 0
 
 
-async def test_a_client_that_stops_reading_holds_up_nobody():
+async def test_a_stalled_client_delays_no_other():
     config = {"mcpServers": {"echo": echo_backend()}, "gateway": {"drain_grace": 1}}
     # Whether its calls count as ended in time depends on how much the kernel took.
     async with open_gateway_process(config, transport="sse,http", status=None) as gateway:

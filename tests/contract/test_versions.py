@@ -34,7 +34,7 @@ def gateways():
 @every_legacy_cell
 @every_backend
 @pytest.mark.parametrize("version", LEGACY)
-async def test_content_that_a_version_has_not_comes_as_text(gateways, cell, backend, version):
+async def test_content_unknown_to_a_version_becomes_text(gateways, cell, backend, version):
     async with open_client(gateways, cell, initialize=False) as client:
         await client.initialize(version=version)
         result = {"content": [TEXT, AUDIO, LINK], "x-extra": None}
@@ -60,7 +60,7 @@ async def test_modern_clients_and_the_latest_see_everything(gateways, cell):
 
 
 @every_cell
-async def test_the_list_of_tools_is_one_that_every_client_can_read(gateways, cell):
+async def test_every_version_can_read_the_tool_list(gateways, cell):
     async with open_client(gateways, cell) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["result"]["tools"]}
         for backend in ("old", "new"):
@@ -72,7 +72,7 @@ async def test_the_list_of_tools_is_one_that_every_client_can_read(gateways, cel
 
 
 @every_cell
-async def test_structure_that_is_no_object(gateways, cell):
+async def test_non_object_structure_is_converted(gateways, cell):
     async with open_client(gateways, cell) as client:
         found = (await client.call("new.list_out"))["result"]
         if client.modern:
@@ -99,7 +99,7 @@ URL_LEGACY = {**URL, "params": {**URL["params"], "elicitationId": "e"}}
 @pytest.mark.parametrize("cell", [("legacy", "stdio")], ids="-".join)
 @every_backend
 @pytest.mark.parametrize("version", LEGACY[2:])
-async def test_what_a_client_is_asked_its_version_has(gateways, cell, backend, version):
+async def test_requests_fit_the_clients_version(gateways, cell, backend, version):
     async with open_client(gateways, cell, initialize=False) as client:
         await client.initialize(version=version, capabilities={"elicitation": {"form": {}, "url": {}}})
         params = {"name": f"{backend}.ask", "arguments": {"requests": {"f": FORM}}}
@@ -123,7 +123,7 @@ async def test_what_a_client_is_asked_its_version_has(gateways, cell, backend, v
 
 @every_cell
 @every_backend
-async def test_a_tool_that_must_be_a_task_works_like_any_other(gateways, cell, backend):
+async def test_a_mandatory_task_works_like_any_tool(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         answer = (await client.call(f"{backend}.job", {"text": "hello", "interval": 20}))["result"]
         kept = {key: value for key, value in answer.items() if key not in {"resultType", "_meta"}}
@@ -168,7 +168,7 @@ ANSWER = {"roots": [{"uri": "file:///r", "name": "r"}]}
 
 @pytest.mark.parametrize("cell", [("legacy", "stdio")], ids="-".join)
 @every_backend
-async def test_what_a_task_asks_comes_to_a_legacy_client(gateways, cell, backend):
+async def test_task_requests_reach_a_legacy_client(gateways, cell, backend):
     async with open_client(gateways, cell, initialize=False) as client:
         await client.initialize(capabilities={"roots": {}})
         request_id = await client.stdio.start(
@@ -185,7 +185,7 @@ async def test_what_a_task_asks_comes_to_a_legacy_client(gateways, cell, backend
 
 @pytest.mark.parametrize("cell", [("modern", "stdio")], ids="-".join)
 @every_backend
-async def test_what_a_task_asks_comes_to_a_modern_client(gateways, cell, backend):
+async def test_task_requests_reach_a_modern_client(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         params = {"name": f"{backend}.job", "arguments": {"ask": {"r": ROOTS}}}
         able = {"capabilities": {"roots": {}}}

@@ -114,7 +114,7 @@ def test_an_unread_response_delays_no_other_call(kind: str) -> None:
 
 
 @each
-def test_over_the_bound_for_all_the_largest_is_closed(kind: str) -> None:
+def test_over_the_total_bound_the_largest_connection_closes(kind: str) -> None:
     async def body(app: Any, runtime: GatewayRuntime) -> None:
         runtime.unsent.most = SIZE // 2
         slow = Visitor(app, "a.big", n=SIZE)
@@ -127,7 +127,7 @@ def test_over_the_bound_for_all_the_largest_is_closed(kind: str) -> None:
 
 
 @each
-def test_an_exception_in_a_sink_ends_its_exchange_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_sink_ends_its_exchange(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(app: Any, runtime: GatewayRuntime) -> None:
         broken, other = Visitor(app, "a.echo", text="x"), Visitor(app, "a.sleep", seconds=0.2)
         other.reading.set()

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.leak_check
 
 
 @both_loops
-def test_guarantee_p1_servers_are_recorded_and_start_with_their_first_use(loop: str) -> None:
+def test_guarantee_p1_servers_start_with_their_first_use(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         threads = threading.active_count()
@@ -59,7 +59,7 @@ def test_guarantee_p1_servers_are_recorded_and_start_with_their_first_use(loop: 
 
 
 @both_loops
-def test_guarantee_p1_a_bad_server_is_recorded_and_the_others_work(loop: str) -> None:
+def test_guarantee_p1_a_bad_server_leaves_others_working(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         handles = await manager.initialize_connections(config_of(a=echo_backend(), bad={"command": 3}))
@@ -76,7 +76,7 @@ def test_guarantee_p1_a_bad_server_is_recorded_and_the_others_work(loop: str) ->
 
 
 @pytest.mark.parametrize("config", [None, [], "{}", {"mcpServers": []}, {"mcpServers": None}, {}])
-def test_guarantee_p1_what_is_no_config_raises_value_error_and_changes_nothing(config: Any) -> None:
+def test_guarantee_p1_an_invalid_config_raises_value_error(config: Any) -> None:
     manager = gateway.MCPProxyManager()
     manager.initialize_connections(config_of())
     with pytest.raises(ValueError, match="must be a dict") as caught:
@@ -100,9 +100,7 @@ def test_guarantee_p1_what_is_no_config_raises_value_error_and_changes_nothing(c
         ({"url": "http://127.0.0.1/", "headers": "A: 1"}, ["'headers'"]),
     ],
 )
-def test_guarantee_p2_each_violation_has_its_own_message_with_the_server(
-    entry: dict[str, Any], words: list[str]
-) -> None:
+def test_guarantee_p2_each_violation_names_problem_and_server(entry: dict[str, Any], words: list[str]) -> None:
     manager = gateway.ProxyManager()
     manager.initialize_connections(config_of(culprit=entry, a=echo_backend()))
     error = manager.get_server_status("culprit")["error"]
@@ -111,7 +109,7 @@ def test_guarantee_p2_each_violation_has_its_own_message_with_the_server(
 
 
 @pytest.mark.parametrize("header", ["Authorization", "authorization", "AUTHORIZATION"])
-async def test_guarantee_p3_a_given_authorization_header_is_used_as_it_is(header: str) -> None:
+async def test_guarantee_p3_a_given_authorization_header_is_unchanged(header: str) -> None:
     with trio.fail_after(WITHIN):
         async with open_peer(LegacyServer()) as peer:
             manager = gateway.ProxyManager()
@@ -145,7 +143,7 @@ async def test_guarantee_p3_without_one_oauth_is_found_out() -> None:
             await manager.close_all_connections()
 
 
-def test_guarantee_p4_a_client_of_an_unknown_or_failed_server_is_refused() -> None:
+def test_guarantee_p4_unknown_or_failed_servers_are_refused() -> None:
     manager = gateway.ProxyManager()
     handles = manager.initialize_connections(
         config_of(a=echo_backend(), bad={"command": 3}, off={**echo_backend(), "disabled": True})
@@ -179,7 +177,7 @@ def test_guarantee_p4_a_client_shares_one_session_among_those_inside(loop: str) 
 
 
 @both_loops
-def test_guarantee_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothing(loop: str) -> None:
+def test_guarantee_p4_cancelling_a_connect_leaves_nothing(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(mute=echo_backend("--hang", "initialize")))
 
@@ -201,7 +199,7 @@ def test_guarantee_p4_a_client_that_is_cancelled_while_it_connects_leaves_nothin
 
 
 @both_loops
-def test_guarantee_p5_a_connection_is_tested_and_the_status_says_how_it_went(loop: str) -> None:
+def test_guarantee_p5_a_connection_test_sets_the_status(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(
@@ -232,7 +230,7 @@ def test_guarantee_p5_an_attempt_ends_after_its_timeout(loop: str) -> None:
     run_on(loop, body)
 
 
-async def test_guarantee_p5_attempts_are_half_a_second_apart_then_one_then_two(
+async def test_guarantee_p5_attempts_are_spaced_by_increasing_delays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     starts: list[float] = []
@@ -275,7 +273,7 @@ def test_guarantee_p6_each_call_has_a_session_of_its_own(loop: str) -> None:
 
 
 @both_loops
-def test_guarantee_p6_a_timeout_is_a_timeout_error_and_the_server_is_told(loop: str) -> None:
+def test_guarantee_p6_a_timeout_raises_and_notifies_the_server(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         async with manager.get_client("a") as client:
@@ -310,7 +308,7 @@ def test_guarantee_p6_other_failures_name_tool_and_server(loop: str) -> None:
 
 
 @both_loops
-def test_guarantee_p6_a_result_that_is_an_error_is_a_result(loop: str) -> None:
+def test_guarantee_p6_an_error_result_is_a_result(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         result = await manager.call_tool("a", "structured", {"value": {"v": 1}, "extra": {"isError": True}})
@@ -370,7 +368,7 @@ def test_guarantee_p8_status_and_names_and_configs() -> None:
 
 
 @both_loops
-def test_guarantee_p9_a_reload_changes_what_differs_and_disturbs_nothing_else(loop: str) -> None:
+def test_guarantee_p9_a_reload_changes_only_the_differences(loop: str) -> None:
     async def body() -> None:
         same, changed, gone = echo_backend(), echo_backend("--name", "one"), echo_backend()
         manager = gateway.ProxyManager()
@@ -445,7 +443,7 @@ def test_guarantee_p10_shutdown_waits_two_seconds_for_stdin() -> None:
 
 
 @both_loops
-def test_guarantee_p10_one_that_does_not_end_keeps_no_other_open(loop: str) -> None:
+def test_guarantee_p10_a_hanging_server_keeps_no_other_open(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         manager.initialize_connections(config_of(good=echo_backend(), deaf=stubborn_backend()))
@@ -479,7 +477,7 @@ def test_guarantee_p10_one_that_does_not_end_keeps_no_other_open(loop: str) -> N
 
 
 @both_loops
-def test_a_call_under_way_when_all_is_closed_fails_and_says_so(loop: str) -> None:
+def test_closing_fails_running_calls_with_a_reason(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
 
@@ -495,7 +493,7 @@ def test_a_call_under_way_when_all_is_closed_fails_and_says_so(loop: str) -> Non
     run_on(loop, body)
 
 
-def test_a_manager_that_is_dropped_ends_its_loop_and_its_servers() -> None:
+def test_a_dropped_manager_ends_its_loop_and_servers() -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         assert await manager.test_connection("a")
@@ -506,7 +504,7 @@ def test_a_manager_that_is_dropped_ends_its_loop_and_its_servers() -> None:
 
 
 @pytest.mark.parametrize("end", ["pass", "raise SystemExit(0)", "gc.disable()"])
-def test_a_program_that_just_ends_leaves_no_server(end: str, tmp_path: Any) -> None:
+def test_a_program_that_exits_leaves_no_server(end: str, tmp_path: Any) -> None:
     program = f"""
 import asyncio, gc, sys
 import gateway
@@ -527,7 +525,7 @@ asyncio.run(main())
         os.kill(int(done.stdout), 0)
 
 
-def test_two_loops_at_once_may_use_one_manager() -> None:
+def test_two_concurrent_loops_may_share_a_manager() -> None:
     manager = gateway.ProxyManager(config=config_of())
     answers: list[str] = []
 
@@ -557,7 +555,7 @@ def test_importing_the_package_imports_nothing_of_it() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_a_result_that_is_no_result_fails_as_a_call(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_result_fails_its_call(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         caplog.set_level(logging.ERROR)
         manager = gateway.ProxyManager(config=config_of(odd=faulty_backend("odd_result")))

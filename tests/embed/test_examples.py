@@ -48,7 +48,7 @@ def test_the_trio_program(environment: dict[str, str]) -> None:
     ]
 
 
-async def test_the_fastapi_application_serves_remounts_and_shuts_down_with_clients_connected(
+async def test_the_fastapi_example_serves_remounts_and_shuts_down(
     environment: dict[str, str],
 ) -> None:
     pytest.importorskip("fastapi", reason="a development dependency")

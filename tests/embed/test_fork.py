@@ -45,7 +45,7 @@ else:
 """
 
 
-def test_a_fork_has_a_gateway_of_its_own_and_holds_up_nobodys_end() -> None:
+def test_a_fork_has_its_own_gateway() -> None:
     program = PROGRAM.format(config=config_of(), within=int(WITHIN))
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -186,7 +186,7 @@ def test_former_names_work_with_a_warning(
     run_on(loop, body)
 
 
-def test_a_former_name_beside_the_present_one_is_refused() -> None:
+def test_former_and_present_names_together_are_refused() -> None:
     manager: Any = gateway.ProxyManager(config=CONFIG)
     with pytest.raises(TypeError, match="both 'server_name' and its former name 'name'"):
         manager.get_client(server_name="a", name="a")

@@ -57,7 +57,7 @@ def make_app() -> Starlette:
 # -- M1, M2 ----------------------------------------------------------------------------------------------------------
 
 
-def test_guarantee_m1_it_is_made_with_a_name_and_a_key_and_takes_its_config_from_memory() -> None:
+def test_guarantee_m1_name_key_and_memory_config_suffice() -> None:
     manager = gateway.ProxyManager(name="mine", auth_enabled=True, api_key="key", config=config_of())
     assert manager.get_all_servers() == ["a"]
     assert gateway.ProxyManager("mine", True, "key").get_all_servers() == []
@@ -98,7 +98,7 @@ def test_guarantee_m1_no_file_is_read_or_written(loop: str, tmp_path: Any, monke
 
 
 @both_loops
-def test_guarantee_m2_it_is_mounted_in_a_running_application_and_shut_down(loop: str) -> None:
+def test_guarantee_m2_it_mounts_in_a_running_application(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager("mine")
         manager.initialize(config_of())
@@ -153,7 +153,7 @@ def test_guarantee_m2_both_eras_and_the_older_transport_are_served(loop: str) ->
 
 
 @both_loops
-def test_a_slash_at_the_end_of_a_path_changes_nothing(loop: str) -> None:
+def test_a_trailing_slash_changes_nothing(loop: str) -> None:
     async def body() -> None:
         for path, sse_path, message_path in (("/tools", "/sse", "/messages"), ("/tools/", "/sse/", "/messages/")):
             manager, app = gateway.ProxyManager(config=config_of()), make_app()
@@ -174,7 +174,7 @@ def test_a_slash_at_the_end_of_a_path_changes_nothing(loop: str) -> None:
 
 
 @both_loops
-def test_guarantee_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: str) -> None:
+def test_guarantee_m2_it_mounts_elsewhere_and_in_two_applications(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         one, two = make_app(), make_app()
@@ -197,7 +197,7 @@ def test_guarantee_m2_it_may_be_mounted_elsewhere_and_in_two_applications(loop: 
 
 
 @both_loops
-def test_guarantee_m3_exactly_these_tools_are_offered_as_they_are_described(loop: str) -> None:
+def test_guarantee_m3_exactly_the_chosen_tools_are_offered(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of(a=echo_backend(), b=echo_backend()))
         app = make_app()
@@ -237,9 +237,7 @@ def text_of_direct(result: Any) -> str:
         ({"a.echo": {}}, ["must be a list"]),
     ],
 )
-def test_guarantee_m3_what_is_unknown_or_wrong_is_refused_and_nothing_changes(
-    loop: str, wrong: Any, words: list[str]
-) -> None:
+def test_guarantee_m3_invalid_tools_are_refused_without_effect(loop: str, wrong: Any, words: list[str]) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
@@ -260,7 +258,7 @@ def test_guarantee_m3_what_is_unknown_or_wrong_is_refused_and_nothing_changes(
     run_on(loop, body)
 
 
-def test_guarantee_m3_tools_may_be_chosen_before_there_is_an_application() -> None:
+def test_guarantee_m3_tools_may_be_chosen_before_mounting() -> None:
     manager = gateway.ProxyManager(config=config_of(a=echo_backend("--start-delay", 0.3)))
     manager.update_tools([ECHO])
 
@@ -276,7 +274,7 @@ def test_guarantee_m3_tools_may_be_chosen_before_there_is_an_application() -> No
 
 
 @both_loops
-def test_guarantee_m4_a_remount_serves_at_once_tells_clients_and_lets_calls_finish(loop: str) -> None:
+def test_guarantee_m4_a_remount_serves_immediately_and_finishes_calls(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
@@ -323,7 +321,7 @@ def test_guarantee_m4_a_reload_reaches_connected_clients_too(loop: str) -> None:
 
 
 @both_loops
-def test_guarantee_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> None:
+def test_guarantee_m4_a_gateway_without_servers_can_reload(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager()
         app = make_app()
@@ -342,7 +340,7 @@ def test_guarantee_m4_a_reload_of_a_gateway_that_had_no_servers(loop: str) -> No
 
 
 @both_loops
-def test_guarantee_m5_without_the_right_key_there_is_a_401_and_nothing_else(loop: str) -> None:
+def test_guarantee_m5_a_wrong_key_gets_only_401(loop: str) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(auth_enabled=True, api_key="the key", config=config_of())
         app = make_app()
@@ -425,9 +423,7 @@ def test_guarantee_m5_cors_follows_allow_origins(loop: str) -> None:
 
 
 @both_loops
-def test_guarantee_m6_what_cannot_be_mounted_raises_is_logged_and_changes_nothing(
-    loop: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_guarantee_m6_a_failed_mount_raises_and_changes_nothing(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(config=config_of())
         taken = Starlette(routes=[Route("/sse", lambda _: None)])
@@ -453,7 +449,7 @@ def test_guarantee_m6_what_cannot_be_mounted_raises_is_logged_and_changes_nothin
 
 
 @both_loops
-def test_guarantee_m6_a_gateway_that_cannot_start_is_not_half_mounted(
+def test_guarantee_m6_a_failed_start_is_not_half_mounted(
     loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -562,7 +558,7 @@ def test_progress_streams_through(loop: str) -> None:
 
 
 @both_loops
-def test_a_shutdown_with_clients_connected_ends_their_streams_and_their_calls(loop: str) -> None:
+def test_shutdown_ends_connected_clients_streams_and_calls(loop: str) -> None:
     async def body() -> None:
         config = {**config_of(), "gateway": {"drain_grace": 0.5}}
         manager = gateway.ProxyManager(config=config)
@@ -623,7 +619,7 @@ def test_a_client_that_does_not_read_is_dropped(loop: str) -> None:
     run_on(loop, body)
 
 
-def test_a_fastapi_application_serves_it_and_documents_none_of_it() -> None:
+def test_a_fastapi_application_serves_it_undocumented() -> None:
     fastapi = pytest.importorskip("fastapi", reason="a development dependency")
 
     async def body() -> None:
@@ -639,7 +635,7 @@ def test_a_fastapi_application_serves_it_and_documents_none_of_it() -> None:
     run_on("asyncio", body)
 
 
-def test_a_server_that_never_starts_holds_nobody_up() -> None:
+def test_a_server_that_never_starts_delays_no_other() -> None:
     async def body() -> None:
         manager = gateway.ProxyManager(
             config=config_of(a=echo_backend(), dead=faulty_backend("exit_at_once", "--when", "start"))

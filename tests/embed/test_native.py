@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.leak_check
 
 
-async def test_tools_are_listed_and_called_by_their_public_names() -> None:
+async def test_tools_are_listed_and_called_by_public_names() -> None:
     with trio.fail_after(WITHIN):
         async with gateway.open_gateway(config_of(a=echo_backend(), b=echo_backend())) as gw:
             tools = await gw.list_tools()
@@ -43,7 +43,7 @@ async def test_tools_are_listed_and_called_by_their_public_names() -> None:
         ("a.echo", {"text": object()}, RuntimeError, "JSON"),
     ],
 )
-async def test_what_cannot_be_had_is_an_error_of_ours(
+async def test_unavailable_items_raise_gateway_errors(
     name: str, arguments: Any, problem: type[Exception], words: str
 ) -> None:
     with trio.fail_after(WITHIN):
@@ -63,7 +63,7 @@ async def test_a_cancelled_call_is_cancelled_at_its_server() -> None:
             assert len(log.structured_content["cancelled"]) == 1
 
 
-async def test_a_reload_leaves_what_is_unchanged_and_refuses_what_is_wrong() -> None:
+async def test_a_reload_keeps_unchanged_servers_and_refuses_errors() -> None:
     with trio.fail_after(WITHIN):
         async with gateway.open_gateway(config_of(a=echo_backend(), b=echo_backend())) as gw:
             pid = (await gw.call_tool("a.env")).structured_content["pid"]
@@ -75,7 +75,7 @@ async def test_a_reload_leaves_what_is_unchanged_and_refuses_what_is_wrong() -> 
             assert list(gw.status()) == ["a", "c"]
 
 
-async def test_the_asgi_application_runs_by_itself_under_a_server() -> None:
+async def test_the_asgi_application_runs_under_a_server() -> None:
     with trio.fail_after(WITHIN):
         async with (
             gateway.open_gateway(config_of()) as gw,
@@ -100,14 +100,14 @@ async def test_the_forms_of_a_config(tmp_path: Path) -> None:
                     raise AssertionError("it was opened")
 
 
-async def test_last_good_lists_are_kept_where_a_directory_is_given(tmp_path: Path) -> None:
+async def test_last_good_lists_are_kept_in_a_directory(tmp_path: Path) -> None:
     with trio.fail_after(WITHIN):
         async with gateway.open_gateway(config_of(), state_directory=tmp_path / "state") as gw:
             await gw.list_tools()
         assert list((tmp_path / "state" / "catalogs").iterdir())
 
 
-async def test_an_error_in_the_block_comes_out_as_it_is_and_nothing_stays() -> None:
+async def test_an_error_in_the_block_propagates_unchanged() -> None:
     async def fail() -> None:
         async with gateway.open_gateway(config_of()) as gw:
             await gw.list_tools()
@@ -124,7 +124,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is_and_nothing_stays() -> N
         assert children() == []
 
 
-def test_on_asyncio_it_names_the_class_for_that():
+def test_asyncio_callers_are_referred_to_its_class():
     import asyncio  # noqa: TID251 - the loop of a program around us
 
     async def program():

@@ -129,7 +129,7 @@ def test_every_error_is_described(name: str) -> None:
             assert re.search(rf"\((an?) {built_in}\)", text), "name the built-in error that programs may catch"
 
 
-def test_every_error_for_programs_is_documented_where_it_is_raised() -> None:
+def test_public_errors_are_documented_where_raised() -> None:
     raised = {error for function in PUBLIC.values() for error in read(function).raises}
     raised |= set(read(gateway.ProxyManager).raises)
     own = {

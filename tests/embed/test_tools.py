@@ -45,7 +45,7 @@ def test_only_what_is_offered_is_listed_and_routed() -> None:
     assert snapshot.route(Kind.TOOLS, "a.y") is None
 
 
-def test_a_name_that_was_given_because_of_a_clash_stays_given() -> None:
+def test_a_disambiguated_name_stays_assigned() -> None:
     parts = [part("a", "", x={}), part("b", "", x={})]
     both = frozenset({"a", "b"})
     (_, second) = [tool["name"] for tool in shown(Snapshot(parts, listed=both))]

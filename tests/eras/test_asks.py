@@ -41,7 +41,7 @@ def values(params: dict[str, msgspec.Raw]) -> Any:
         (asks.SAMPLING, {"toolChoice": {}}, "2025-11-25", "sampling.tools"),
     ],
 )
-def test_what_is_newer_than_its_version_no_client_can(
+def test_clients_cannot_use_features_newer_than_their_version(
     method: str, params: Any, first_in: str, missing: str | None
 ) -> None:
     for version in (*LEGACY_VERSIONS, LATEST_MODERN):
@@ -72,7 +72,7 @@ def test_titled_choices_are_said_in_the_older_way(version: str) -> None:
     assert values(given) == form(one=TITLED, two=PLAIN, three=7)  # what the server sent is not touched
 
 
-def test_several_choices_at_once_cannot_be_asked_for_in_an_older_version() -> None:
+def test_multiple_choice_requires_a_newer_version() -> None:
     params = spans(form(one={"type": "array", "items": {"type": "string", "enum": ["a"]}}))
     assert asks.for_version(asks.ELICITATION, params, "2025-11-25") is params
     with pytest.raises(ValueError, match="several choices"):
@@ -123,7 +123,7 @@ def test_messages_of_another_form_pass(messages: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("version", ["2025-11-25", LATEST_MODERN])
-def test_a_url_that_is_no_place_to_visit_is_shown_to_nobody(url: str, refused: bool, version: str) -> None:
+def test_unsafe_urls_are_shown_to_no_client(url: str, refused: bool, version: str) -> None:
     params = spans({"mode": "url", "message": "m", "url": url})
     if refused:
         with pytest.raises(ValueError, match="must not be sent to a client") as caught:

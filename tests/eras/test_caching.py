@@ -32,7 +32,7 @@ LONG, SHORT, MINE = Hint(9000, public=True), Hint(5, public=True), Hint(7000)
         ({}, KEEP_NOTHING),
     ],
 )
-def test_what_a_result_says(said: Any, expected: Hint) -> None:
+def test_cache_hints_come_from_the_result(said: Any, expected: Hint) -> None:
     found = read_hint(jsonrpc.decode_object(json.dumps(said).encode()))
     assert found == expected
     scope = "public" if expected.public else "private"
@@ -75,5 +75,5 @@ def test_a_merged_list(parts: Any, listed: str, expected: Hint) -> None:
     assert found.hint(Kind.PROMPTS) is found.hint(Kind.PROMPTS)
 
 
-def test_an_item_from_an_earlier_run_may_not_be_kept() -> None:
+def test_items_from_an_earlier_run_are_not_cacheable() -> None:
     assert Item("x", b"{}").hint is KEEP_NOTHING

@@ -50,7 +50,7 @@ def in_prompt_array(*blocks: Any) -> tuple[str, Any]:
         ("2025-11-25", False, False),
     ],
 )
-def test_kinds_of_content_that_a_version_has_not_become_text(version: str, audio: bool, link: bool, place: Any) -> None:
+def test_content_kinds_unknown_to_a_version_become_text(version: str, audio: bool, link: bool, place: Any) -> None:
     method, body = place(AUDIO, LINK, OTHER[0])
     raw = encoded(body)
     found = contents.for_version(method, raw, version)
@@ -74,7 +74,7 @@ def test_how_a_link_reads(block: Any, shown: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{", b'{"content":"audio"}', b'{"content":{"type":"audio"}}', b'"audio"'])
-def test_what_is_no_result_passes(data: bytes) -> None:
+def test_invalid_results_pass_unchanged(data: bytes) -> None:
     assert contents.for_version("tools/call", data, "2024-11-05") is data
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_result_passes(data: bytes) -> None:
         (True, None, "true"),
     ],
 )
-def test_structure_that_is_no_object_is_text_for_a_legacy_client(value: Any, content: Any, added: str | None) -> None:
+def test_non_object_structure_becomes_legacy_text(value: Any, content: Any, added: str | None) -> None:
     body: dict[str, Any] = {"resultType": "complete", "structuredContent": value, "isError": False}
     if content is not None:
         body["content"] = content
@@ -146,7 +146,7 @@ def test_a_tool_in_the_list(kwargs: Any, modern: Any, latest: Any, older: Any) -
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{", b'{"execution"', b'{"outputSchema"'])
-def test_what_is_no_tool_passes(data: bytes) -> None:
+def test_invalid_tools_pass_unchanged(data: bytes) -> None:
     assert all(tools.shown(data, view) is data for view in View)
 
 

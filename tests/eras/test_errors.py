@@ -42,7 +42,7 @@ def test_our_own_errors(problem: tree.GatewayError, code: int, data: object, era
     assert (None if wire.data is None else json.loads(wire.data)) == data
 
 
-def test_no_error_of_ours_uses_a_code_that_means_something_else() -> None:
+def test_our_errors_reuse_no_standard_code() -> None:
     for cls in all_errors(tree.GatewayError):
         given = () if cls is tree.Revoked else ("b", "m") if issubclass(cls, tree.BackendError) else ("m",)
         problem = cls(*given)
@@ -143,7 +143,7 @@ def test_a_backends_own_error_about_a_call(code: int, backend: Era, failed: Call
 
 @pytest.mark.parametrize("era", [Era.LEGACY, Era.MODERN])
 @pytest.mark.parametrize("can", [{}, {"elicitation": {"url": {}}}])
-def test_an_unsafe_page_is_named_to_nobody(era: Era, can: dict[str, object]) -> None:
+def test_an_unsafe_page_is_never_named(era: Era, can: dict[str, object]) -> None:
     for url in ("https://user:secret@example.com", "javascript:secret()"):
         pages = [{"mode": "url", "url": "https://example.com"}, {"mode": "url", "url": url}]
         failure = Failure(-32042, "visit", json.dumps({"elicitations": pages}).encode(), Era.LEGACY)
@@ -156,7 +156,7 @@ def test_an_unsafe_page_is_named_to_nobody(era: Era, can: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize(("era", "code"), [(Era.LEGACY, -32002), (Era.MODERN, -32602)])
-def test_a_resource_that_nobody_has(era: Era, code: int) -> None:
+def test_a_resource_without_an_owner_is_unknown(era: Era, code: int) -> None:
     found = errors.to_wire(tree.UnknownName("Unknown resource: file:///x", uri="file:///x"), era)
     assert (found.code, json.loads(found.data or b"")) == (code, {"uri": "file:///x"})
     said = errors.to_wire(Failure(-32002, "gone", None, Era.LEGACY), era, call("resources/read", "2026-07-28", era))

@@ -24,7 +24,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from([
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(texts)
-def test_what_we_encode_the_sdk_and_we_decode(value: str) -> None:
+def test_our_encoding_is_decoded_by_the_sdk(value: str) -> None:
     encoded = headers.encode_value(value)
     assert inbound.decode_header_value(encoded) == value
     assert headers.decode_value("Mcp-Name", encoded.encode("ascii")) == value
@@ -33,7 +33,7 @@ def test_what_we_encode_the_sdk_and_we_decode(value: str) -> None:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(texts)
-def test_what_the_sdk_encodes_we_decode(value: str) -> None:
+def test_the_sdks_encoding_is_decoded_by_us(value: str) -> None:
     assert headers.decode_value("Mcp-Name", inbound.encode_header_value(value).encode("ascii")) == value
 
 
@@ -54,7 +54,7 @@ def test_both_refuse_the_same_values(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["caf\xe9".encode("latin-1"), b"a\x00b", b"a\x7f", b"a\r\nb"])
-def test_characters_that_no_header_may_have_are_refused(value: bytes) -> None:
+def test_characters_invalid_in_headers_are_refused(value: bytes) -> None:
     with pytest.raises(HeaderMismatch, match="Mcp-Name"):
         headers.decode_value("Mcp-Name", value)
 

@@ -74,7 +74,7 @@ def test_too_many_annotations() -> None:
         find_annotations(with_properties(**names, one=marked(name="More")))
 
 
-def test_a_deep_schema_is_no_trouble() -> None:
+def test_a_deep_schema_causes_no_error() -> None:
     schema: dict[str, Any] = marked()
     for _ in range(5_000):
         schema = with_properties(a=schema)
@@ -88,7 +88,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.character
 
 
 @given(st.fixed_dictionaries({}, optional={"s": VALUES, "i": VALUES, "b": VALUES, "o": VALUES, "x": VALUES}))
-def test_what_is_sent_is_what_the_sdk_would_send(arguments: dict[str, Any]) -> None:
+def test_headers_equal_those_of_the_sdk(arguments: dict[str, Any]) -> None:
     headers = param_headers(find_annotations(SCHEMA), jsonrpc.encode(arguments))
     expected = mcp_param_headers(x_mcp_header_map(SCHEMA), arguments)
     assert {name.decode().lower(): value.decode() for name, value in headers} == {
@@ -109,5 +109,5 @@ def test_what_is_sent_is_what_the_sdk_would_send(arguments: dict[str, Any]) -> N
         (b"", []),
     ],
 )
-def test_what_has_no_spelling_has_no_header(arguments: bytes, expected: list[tuple[bytes, bytes]]) -> None:
+def test_values_without_a_spelling_get_no_header(arguments: bytes, expected: list[tuple[bytes, bytes]]) -> None:
     assert param_headers(find_annotations(SCHEMA), arguments) == expected

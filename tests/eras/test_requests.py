@@ -93,7 +93,7 @@ def test_spans_travel_as_they_were_written() -> None:
     assert params == b'{"arguments":{"b" : 1.00,"a":1e2},"name":"t"}'
 
 
-def test_the_hop_keys_are_made_anew() -> None:
+def test_per_hop_keys_are_recreated() -> None:
     params = {"name": "t", "_meta": {**ENVELOPE, meta.LOG_LEVEL: "error", meta.PROGRESS_TOKEN: 1, "trace": "x"}}
     call = requests.modern_call(message("tools/call", params))
     assert (call.caller.log_level, call.progress_token) == ("error", 1)
@@ -107,13 +107,13 @@ def test_the_hop_keys_are_made_anew() -> None:
     }
 
 
-def test_a_legacy_client_of_a_modern_backend_brings_its_sessions_capabilities() -> None:
+def test_a_legacy_client_brings_its_sessions_capabilities() -> None:
     call = requests.legacy_call(message("tools/call", {"name": "t"}), LEGACY)
     assert sent(call, MODERN_HOP)["_meta"][meta.CLIENT_CAPABILITIES] == {"roots": {}}
     assert "_meta" not in sent(call, LEGACY_HOP)
 
 
-def test_the_gateways_own_requests_declare_what_it_can_bring_to_clients() -> None:
+def test_gateway_requests_declare_deliverable_capabilities() -> None:
     found = json.loads(jsonrpc.encode(requests.modern_meta(MODERN_HOP)))
     assert found == {
         meta.PROTOCOL_VERSION: "2026-07-28",
@@ -193,7 +193,7 @@ def test_the_era_of_a_request(params: object, expected: bool) -> None:
     assert requests.is_modern(message("tools/call", params)) is expected
 
 
-def test_the_members_that_name_an_owner_are_those_of_the_sdk() -> None:
+def test_owner_name_members_match_the_sdk() -> None:
     legacy_only = {"resources/subscribe": "uri", "resources/unsubscribe": "uri"}
     assert dict(NAME_BEARING_METHODS) | legacy_only == {name: kind.key for name, kind in OWNER_KIND.items()}
 

@@ -49,9 +49,7 @@ def test_from_legacy_to_modern_nothing_is_lost(body: dict[str, Any], own: dict[s
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(bodies, st.booleans(), st.booleans())
-def test_without_meta_of_its_own_a_result_is_only_added_to(
-    body: dict[str, Any], ascii_only: bool, deeper: bool
-) -> None:
+def test_a_result_without_meta_is_only_extended(body: dict[str, Any], ascii_only: bool, deeper: bool) -> None:
     if deeper:
         body = {**body, "resource": {"_meta": {}, "resultType": 1}}
     data = json.dumps(body, ensure_ascii=ascii_only, separators=(",", ":")).encode()
@@ -74,7 +72,7 @@ def test_members_spelled_otherwise_are_found(data: bytes) -> None:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(bodies, st.dictionaries(texts, values, max_size=3))
-def test_from_modern_to_legacy_only_what_is_modern_goes(body: dict[str, Any], own: dict[str, Any]) -> None:
+def test_modern_to_legacy_removes_only_modern_members(body: dict[str, Any], own: dict[str, Any]) -> None:
     full = {"resultType": "complete", **body, "ttlMs": 5, "cacheScope": "public", "_meta": own}
     out = json.loads(results.for_legacy(Complete(encoded(full), Era.MODERN)))
     assert out == {**body, "_meta": own}
@@ -120,7 +118,7 @@ def test_a_legacy_results_own_resulttype_means_nothing() -> None:
     assert modern(Complete(encoded(full), Era.LEGACY))["resultType"] == "complete"
 
 
-def test_a_read_says_for_how_long_it_may_be_kept() -> None:
+def test_a_read_states_its_cache_lifetime() -> None:
     for era in Era:
         out = modern(Complete(b'{"resultType":"complete","contents":[]}', era), "resources/read")
         assert (out["ttlMs"], out["cacheScope"]) == (0, "private")
@@ -155,7 +153,7 @@ def test_results_are_classed(data: bytes, expected: type) -> None:
 
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b"3"])
-def test_what_is_no_object_passes(data: bytes) -> None:
+def test_non_objects_pass_unchanged(data: bytes) -> None:
     assert results.for_legacy(Complete(data, Era.MODERN)) == data
     assert results.for_modern(Complete(data, Era.LEGACY), GATEWAY) == data
 

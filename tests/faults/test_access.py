@@ -124,7 +124,7 @@ async def test_without_a_key_nothing_is_done(autojump_clock: MockClock) -> None:
         assert harness.state == before
 
 
-async def test_another_hosts_and_pages_requests_are_refused_before_their_key_is_looked_at(
+async def test_foreign_hosts_and_origins_are_refused_before_keys(
     autojump_clock: MockClock,
 ) -> None:
     async with open_harness(keys()) as plain:
@@ -251,7 +251,7 @@ HEADER = st.one_of(
 @example(header=b"Bearer " + b"x" * (MAX_CREDENTIAL + 1))
 @example(header=b"Bearer " + ALICE.encode())
 @example(header=b"bearer \t " + ALICE.encode() + b" ")
-def test_only_the_very_key_lets_in(header: bytes) -> None:
+def test_only_the_exact_key_is_accepted(header: bytes) -> None:
     headers = {b"authorization": header}
     found = ACCESS.find(headers)
     scheme, _, rest = header.strip().partition(b" ")
@@ -260,7 +260,7 @@ def test_only_the_very_key_lets_in(header: bytes) -> None:
     assert credential_in(headers) in {b"", rest.strip()}
 
 
-def test_a_key_beside_a_wrong_authorization_does_not_count() -> None:
+def test_a_key_beside_wrong_authorization_is_ignored() -> None:
     """One credential decides: which one a proxy in between has looked at must not be a matter of luck."""
     assert ACCESS.find({b"authorization": b"Bearer x", b"x-api-key": ALICE.encode()}) is None
     assert ACCESS.find({b"x-api-key": ALICE.encode()}) is not None

@@ -77,7 +77,7 @@ def backend_of(answer):
         ("closes_stdout", "closed its stdout"),
     ],
 )
-async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gateways, cell, backend, notified):
+async def test_a_crash_answers_all_calls_and_restarts(gateways, cell, backend, notified):
     async with open_client(gateways, cell) as client:
         before = await client.names()
         await client.call(f"{backend}.echo")  # it may still be on its way back from the test before
@@ -100,7 +100,7 @@ async def test_one_that_goes_answers_all_its_calls_at_once_and_comes_back(gatewa
 
 
 @every_cell
-async def test_one_that_hangs_costs_its_call_the_timeout_and_others_nothing(gateways, cell):
+async def test_a_hang_costs_one_call_its_timeout(gateways, cell):
     async with open_client(gateways, cell) as client:
         with trio.fail_after(ANSWER_WITHIN):
             async with client.open_tool("hangs.go") as hung:
@@ -132,7 +132,7 @@ async def test_nonsense_around_the_answer_is_skipped(gateways, cell, backend, te
 
 
 @every_cell
-async def test_a_client_may_write_a_byte_order_mark_before_every_message(gateways, cell):
+async def test_a_client_may_send_boms_before_messages(gateways, cell):
     async with open_client(gateways, cell, initialize=False) as client:
         params = initialize_params()
         methods = ["tools/list"] if client.modern else ["initialize", "tools/list"]
@@ -149,7 +149,7 @@ async def test_a_client_may_write_a_byte_order_mark_before_every_message(gateway
             client.http.session_id = response.headers.get("mcp-session-id", client.http.session_id)
 
 
-async def test_a_flood_of_nonsense_before_the_answer_is_skipped(gateways):
+async def test_garbage_before_the_answer_is_skipped(gateways):
     await check_nonsense_is_skipped(gateways, CELLS[3], "flood_stdout", "flooded")  # a second of it: once is enough
 
 
@@ -165,7 +165,7 @@ async def check_nonsense_is_skipped(gateways, cell, backend, text):
 
 @every_cell
 @pytest.mark.parametrize("backend", ["nan", "latin1", "number", "no_result"])
-async def test_an_answer_that_is_none_is_an_error_at_once(gateways, cell, backend):
+async def test_an_invalid_answer_is_an_immediate_error(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         with trio.fail_after(ANSWER_WITHIN):
             assert backend_of(await client.call(f"{backend}.go")) == backend
@@ -173,14 +173,14 @@ async def test_an_answer_that_is_none_is_an_error_at_once(gateways, cell, backen
 
 
 @every_cell
-async def test_half_of_a_surrogate_pair_arrives_as_it_is(gateways, cell):
+async def test_a_lone_surrogate_arrives_unchanged(gateways, cell):
     async with open_client(gateways, cell) as client:
         got = await client.exact("tools/call", {"name": "surrogate.go"})
         assert b'"text":"\\ud800"' in got
 
 
 @every_cell
-async def test_a_number_beyond_a_double_arrives_as_it_is(gateways, cell):
+async def test_a_number_beyond_a_double_arrives_unchanged(gateways, cell):
     async with open_client(gateways, cell) as client:
         got = await client.exact("tools/call", {"name": "huge_float.go"})
         assert b'"huge":1e400' in got
@@ -188,7 +188,7 @@ async def test_a_number_beyond_a_double_arrives_as_it_is(gateways, cell):
 
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[3]], ids="-".join)
 @pytest.mark.parametrize("variant", SIZES)
-async def test_a_line_of_100_mb_costs_its_own_call(gateways, cell, variant):
+async def test_a_100_mb_line_fails_only_its_call(gateways, cell, variant):
     async with open_client(gateways, cell) as client:
         with trio.fail_after(20):
             async with client.open_tool(f"{variant}.sleep", {"seconds": 20}) as other:
@@ -206,7 +206,7 @@ async def test_a_line_of_100_mb_costs_its_own_call(gateways, cell, variant):
     assert kilobytes(gateways[cell[1]].pid, "VmHWM") < 160_000, "the line was kept"
 
 
-async def test_a_malformed_tool_is_left_out_and_the_others_stay(gateways):
+async def test_a_malformed_tool_is_dropped_and_others_stay(gateways):
     async with open_client(gateways, CELLS[0]) as client:
         tools = (await client.request("tools/list"))["result"]["tools"]
         ours = {tool["name"] for tool in tools if tool["name"].startswith("bad_tool.")}
@@ -225,13 +225,13 @@ async def test_a_name_listed_twice_is_listed_once(gateways):
         assert len(names) == len(set(names))
 
 
-async def test_the_answer_to_a_server_request_reaches_the_backend(gateways):
+async def test_server_request_answers_reach_the_backend(gateways):
     async with open_client(gateways, CELLS[1]) as client:
         assert text_of(await client.call("asks.go")) == "asked"
         assert structured_of(await client.call("asks.params"))["name"] == "params"
 
 
-async def test_stderr_is_in_the_log_under_the_backends_name(gateways):
+async def test_stderr_is_logged_under_the_backends_name(gateways):
     async with open_client(gateways, CELLS[1]) as client:
         await client.call("floods_stderr.go")
     log = gateways["http"].log()

@@ -24,32 +24,32 @@ from tests.support.suspended import make_call, make_caller
 
 TESTS = Path(__file__).parent.parent
 BAD_INPUT = {
-    "a backend answers HTML": ["backends.http.test_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error"],
+    "a backend answers HTML": ["backends.http.test_streamable.test_an_invalid_answer_ends_its_call_clearly"],
     "a redirect loop": ["backends.http.test_streamable.test_any_other_redirect_is_a_clear_error"],
-    "401 without metadata": ["oauth_client.test_login.test_a_login_that_cannot_work_is_told"],
+    "401 without metadata": ["oauth_client.test_login.test_an_impossible_login_is_reported"],
     "an event of 100 MB": [
-        "backends.http.test_streamable.test_what_is_no_answer_ends_its_call_with_a_clear_error",
+        "backends.http.test_streamable.test_an_invalid_answer_ends_its_call_clearly",
         "backends.http.test_sse.test_an_oversized_event_costs_its_own_call_only",
-        "faults.test_backends.test_a_line_of_100_mb_costs_its_own_call",
+        "faults.test_backends.test_a_100_mb_line_fails_only_its_call",
     ],
     "a stream cut in the middle of an event": ["faults.test_grid_http.test_mid_call"],
     "an unsolicited request before initialize": [
-        "faults.test_bad_input.test_a_request_before_initialize_is_refused_and_the_handshake_goes_on"
+        "faults.test_bad_input.test_a_request_before_initialize_is_refused_harmlessly"
     ],
     "the same session id for two clients": ["faults.test_bad_input.test_two_sessions_with_the_same_id"],
     "a client answers twice": ["faults.test_bad_input.test_a_client_that_answers_twice"],
     "a client never answers": [
         "faults.test_bad_input.test_a_client_that_never_answers",
-        "frontends.test_call_stream.test_a_client_that_never_answers_is_not_waited_for",
+        "frontends.test_call_stream.test_a_silent_client_is_not_awaited",
     ],
     "a client answers after the cancel": ["faults.test_bad_input.test_a_client_that_answers_after_the_cancel"],
     "a subscriber that vanishes": [
         "frontends.test_resource_subscriptions.test_the_first_subscription_gets_the_backends_own_answer"
     ],
     "an elicitation URL with credentials": [
-        "eras.test_asks.test_a_url_that_is_no_place_to_visit_is_shown_to_nobody",
-        "eras.test_errors.test_an_unsafe_page_is_named_to_nobody",
-        "frontends.test_request_handler.test_a_modern_client_is_not_sent_to_an_unsafe_page",
+        "eras.test_asks.test_unsafe_urls_are_shown_to_no_client",
+        "eras.test_errors.test_an_unsafe_page_is_never_named",
+        "frontends.test_request_handler.test_modern_clients_are_not_sent_to_unsafe_pages",
     ],
 }
 
@@ -67,7 +67,7 @@ def test_every_kind_has_its_test() -> None:
 
 
 @pytest.mark.parametrize("method", ["sampling/createMessage", "elicitation/create", "roots/list"])
-async def test_a_request_before_initialize_is_refused_and_the_handshake_goes_on(method: str) -> None:
+async def test_a_request_before_initialize_is_refused_harmlessly(method: str) -> None:
     server = SseServer()
 
     async def initialize(request: Request, reply: Reply) -> None:

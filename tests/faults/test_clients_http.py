@@ -131,7 +131,7 @@ async def test_a_content_type_with_a_charset_is_fine(session):
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png, text/plain"])
-async def test_an_accept_that_takes_no_answer_is_a_406(session, accept):
+async def test_an_unsatisfiable_accept_is_a_406(session, accept):
     assert (await session.post(make_request(1, "ping"), headers={"Accept": accept})).status == 406
 
 
@@ -171,7 +171,7 @@ async def test_our_own_origins_and_hosts_are_fine(session, headers):
 # -- sessions --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_missing_session_is_a_400_and_a_stale_one_a_404(client):
+async def test_missing_sessions_are_400_and_stale_ones_404(client):
     message = make_request(1, "tools/list")
     missing = await client.post(message)
     assert (missing.status, code_of(missing)) == (400, -32600)
@@ -186,7 +186,7 @@ async def test_a_missing_session_is_a_400_and_a_stale_one_a_404(client):
         assert (await client.send(method, body, headers=client.session_headers())).status == 404, method
 
 
-async def test_get_and_delete_without_a_session_are_a_405(client):
+async def test_sessionless_get_and_delete_are_405(client):
     for method in ("GET", "DELETE", "PUT", "PATCH", "OPTIONS"):
         response = await client.send(method, headers={"MCP-Protocol-Version": MODERN})
         assert response.status == 405, method
@@ -203,7 +203,7 @@ async def test_session_ids_are_long_and_never_the_same(gateway):
     assert all(len(one) >= 32 and one.isascii() and one.isprintable() for one in found)
 
 
-async def test_an_unknown_version_header_in_a_session_is_a_400(session):
+async def test_an_unknown_session_version_header_is_a_400(session):
     for version in ("1999-01-01", "nonsense", "2025-11-25x"):
         response = await session.post(make_request(1, "ping"), headers={"MCP-Protocol-Version": version})
         assert response.status == 400, version
@@ -219,7 +219,7 @@ async def test_initialize_with_bad_params_is_refused(client):
         assert "mcp-session-id" not in response.headers
 
 
-async def test_a_request_id_in_use_is_refused_and_the_first_goes_on(session):
+async def test_a_duplicate_request_id_is_refused_alone(session):
     params = {"name": "echo.sleep", "arguments": {"seconds": 0.6, "text": "the first"}}
     async with session.stream(make_request("same", "tools/call", params)) as first:
         again = await session.post(make_request("same", "ping"))
@@ -228,7 +228,7 @@ async def test_a_request_id_in_use_is_refused_and_the_first_goes_on(session):
     assert (await session.post(make_request("same", "ping"))).json()["result"] == {}
 
 
-async def test_the_same_id_in_two_sessions_and_two_modern_requests_is_fine(gateway):
+async def test_equal_ids_across_sessions_are_accepted(gateway):
     async def call(client, answers, modern):
         params = {"name": "echo.sleep", "arguments": {"seconds": 0.3}}
         if modern:
@@ -264,7 +264,7 @@ async def test_notifications_and_responses_are_accepted(session):
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_is_answered_as_a_batch_where_the_version_has_them(client):
+async def test_batches_are_answered_where_the_version_has_them(client):
     await client.initialize("2025-03-26")
     batch = [
         make_request(1, "ping"),
@@ -283,7 +283,7 @@ async def test_a_batch_is_answered_as_a_batch_where_the_version_has_them(client)
     assert found[4]["error"]["code"] == -32602
 
 
-async def test_a_batch_of_notifications_is_accepted_without_a_body(client):
+async def test_a_batch_of_notifications_has_no_response_body(client):
     await client.initialize("2025-03-26")
     response = await client.post([make_notification("notifications/initialized")] * 3)
     assert (response.status, response.body) == (202, b"")
@@ -298,13 +298,13 @@ async def test_a_batch_that_is_none_is_refused(client, batch):
 
 
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-06-18", LATEST_LEGACY])
-async def test_a_batch_is_refused_where_the_version_has_none(client, version):
+async def test_batches_are_refused_where_the_version_lacks_them(client, version):
     await client.initialize(version)
     response = await client.post([make_request(1, "ping")])
     assert (response.status, code_of(response)) == (400, -32600)
 
 
-async def test_a_batch_is_refused_in_the_modern_era_and_without_a_session(client):
+async def test_batches_are_refused_without_a_legacy_session(client):
     message, headers = client.modern_request("tools/list")
     for given in (headers, {}):
         response = await client.send("POST", json.dumps([message]).encode(), headers=given)
@@ -347,7 +347,7 @@ async def post_with(client, headers, params=CALL, method="tools/call"):
     ],
     ids=str,
 )
-async def test_headers_that_do_not_match_the_body_are_refused(client, headers):
+async def test_headers_contradicting_the_body_are_refused(client, headers):
     response = await post_with(client, headers)
     assert (response.status, code_of(response)) == (400, -32020)
     assert response.json()["id"] == client.last_id
@@ -377,7 +377,7 @@ async def test_headers_that_say_the_same_otherwise_are_fine(client, headers):
     assert text_of((await post_with(client, headers)).json()) == "hi"
 
 
-async def test_a_name_that_no_header_can_hold_comes_in_the_sentinel(client):
+async def test_names_unfit_for_headers_use_the_sentinel(client):
     for name in ("wörter", "a\nb", " padded ", "=?base64?eA==?="):
         response = await post_with(client, {"Mcp-Name": sentinel(name)}, {"name": name})
         assert (response.status, code_of(response)) == (200, -32602)
@@ -385,7 +385,7 @@ async def test_a_name_that_no_header_can_hold_comes_in_the_sentinel(client):
 
 
 @pytest.mark.parametrize("missing", ["protocolVersion", "clientCapabilities"])
-async def test_a_modern_header_over_a_body_without_its_meta_is_refused(client, missing):
+async def test_a_modern_header_without_body_meta_is_refused(client, missing):
     message, headers = client.modern_request("tools/list")
     del message["params"]["_meta"][META + missing]
     response = await client.send("POST", json.dumps(message).encode(), headers=headers)
@@ -393,7 +393,7 @@ async def test_a_modern_header_over_a_body_without_its_meta_is_refused(client, m
     assert code_of(response) in {-32602, -32020}
 
 
-async def test_an_unknown_version_in_header_and_body_says_what_is_supported(client):
+async def test_an_unknown_version_error_lists_supported_ones(client):
     message, headers = client.modern_request("tools/list")
     message["params"]["_meta"][META + "protocolVersion"] = headers["MCP-Protocol-Version"] = "2031-01-01"
     response = await client.send("POST", json.dumps(message).encode(), headers=headers)
@@ -421,12 +421,12 @@ async def test_an_unknown_version_in_header_and_body_says_what_is_supported(clie
         "vendor/unknown",
     ],
 )
-async def test_methods_that_the_modern_era_does_not_have_are_a_404(client, method):
+async def test_methods_absent_from_the_modern_era_are_404(client, method):
     response = await client.post_modern(method, {})
     assert (response.status, code_of(response)) == (404, -32601)
 
 
-async def test_a_modern_client_must_not_post_responses_and_may_notify(client):
+async def test_modern_clients_may_notify_but_not_respond(client):
     headers = {"MCP-Protocol-Version": MODERN}
     response = await client.send("POST", b'{"jsonrpc":"2.0","id":1,"result":{}}', headers=headers)
     assert (response.status, code_of(response)) == (400, -32600)
@@ -439,7 +439,7 @@ async def test_a_modern_client_must_not_post_responses_and_may_notify(client):
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_a_quick_answer_is_json_and_a_slow_one_a_stream_with_signs_of_life(session, era):
+async def test_quick_answers_are_json_and_slow_ones_stream(session, era):
     def stream(arguments):
         params = {"name": "echo.sleep", "arguments": arguments}
         return (
@@ -486,12 +486,12 @@ async def test_a_newer_get_stream_takes_over(session):
                 assert (await anext(events)).comment
 
 
-async def test_a_get_that_takes_no_stream_is_a_406(session):
+async def test_a_get_refusing_streams_is_a_406(session):
     response = await session.send("GET", headers=session.session_headers() | {"Accept": "application/json"})
     assert response.status == 406
 
 
-async def test_a_legacy_client_that_hangs_up_does_not_cancel(session):
+async def test_a_legacy_disconnect_does_not_cancel(session):
     """2025-11-25: a disconnect is no cancellation; the session and its other calls go on, the id stays in use."""
     before = (await session.call_tool("echo.cancelled_log"))["result"]["structuredContent"]["cancelled"]
     params = {"name": "echo.progress", "arguments": {"n": 8, "delay": 0.05}, "_meta": {"progressToken": 1}}

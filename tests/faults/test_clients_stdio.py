@@ -89,7 +89,7 @@ async def test_line_ends_of_other_systems_are_fine(stdio, end):
     stdio.arrived.clear()
 
 
-async def test_a_line_in_small_pieces_and_many_lines_at_once(stdio):
+async def test_split_and_joined_lines_are_read(stdio):
     for part in (b'{"jsonrpc":"2.0",', b'"id":"p","method":', b'"ping"}', b"\n"):
         await stdio.send_raw(part)
         await trio.lowlevel.checkpoint()
@@ -99,7 +99,7 @@ async def test_a_line_in_small_pieces_and_many_lines_at_once(stdio):
         assert (await stdio.response(i))["result"] == {}
 
 
-async def test_a_batch_is_answered_as_a_batch_where_the_version_has_them(gateways):
+async def test_batches_are_answered_where_the_version_has_them(gateways):
     async with open_client(gateways, LEGACY, initialize=False) as client:
         stdio = client.stdio
         await stdio.initialize("2025-03-26")
@@ -130,7 +130,7 @@ async def test_a_batch_is_refused_elsewhere(gateways, version):
         assert (answer["id"], answer["error"]["code"]) == (None, -32600)
 
 
-async def test_a_request_id_in_use_is_refused_and_the_first_goes_on(stdio):
+async def test_a_duplicate_request_id_is_refused_alone(stdio):
     await stdio.send(make_request("x", "tools/call", {"name": "echo.sleep", "arguments": {"seconds": 0.3}}))
     await stdio.send(make_request("x", "ping"))
     assert (await stdio.response("x"))["error"]["code"] == -32600
@@ -158,7 +158,7 @@ async def test_calls_and_what_ends_them_in_one_write(stdio):
     assert text_of(await stdio.response("given up")) == "free again"
 
 
-async def test_too_many_requests_at_once_are_busy_and_no_more(stdio):
+async def test_excess_concurrent_requests_are_refused_as_busy(stdio):
     ids = [await stdio.start("tools/call", {"name": "echo.sleep", "arguments": {"seconds": 0.5}}) for _ in range(24)]
     answers = [await stdio.response(request_id) for request_id in ids]
     refused = [answer["error"]["data"] for answer in answers if "error" in answer]
@@ -190,7 +190,7 @@ async def test_methods_that_the_modern_era_does_not_have(stdio, method):
     assert (await stdio.request_modern(method))["error"]["code"] == -32601
 
 
-async def test_both_eras_at_once_on_one_pipe(stdio):
+async def test_both_eras_work_on_one_pipe(stdio):
     slow = await stdio.start("tools/call", modern_params({"name": "echo.sleep", "arguments": {"seconds": 0.3}}))
     assert "resultType" not in (await stdio.request("tools/list"))["result"]
     assert (await stdio.response(slow))["result"]["resultType"] == "complete"
@@ -202,7 +202,7 @@ async def test_modern_meta_with_a_missing_member_is_refused(stdio):
     assert (await stdio.request("server/discover"))["error"]["code"] == -32602
 
 
-async def test_before_initialize_only_ping_and_modern_requests_are_served():
+async def test_only_ping_and_modern_requests_precede_initialize():
     with open_gateways(CONFIG, ("stdio",)) as fresh:
         async with open_raw(fresh["stdio"], "stdio") as stdio:
             assert (await stdio.request("ping"))["result"] == {}
@@ -212,7 +212,7 @@ async def test_before_initialize_only_ping_and_modern_requests_are_served():
             assert (await stdio.request_modern("tools/list"))["result"]["tools"]
 
 
-async def test_the_last_line_needs_no_end():
+async def test_the_last_line_needs_no_newline():
     async with open_gateway_process({"mcpServers": {}}, transport="stdio") as gateway:
         await gateway.stdio.send_raw(json.dumps(make_request(1, "ping")).encode())
         await gateway.stdio.sending.aclose()
@@ -221,7 +221,7 @@ async def test_the_last_line_needs_no_end():
             assert await gateway.process.wait() == 0
 
 
-async def test_a_client_that_stops_reading_is_not_buffered_for_and_does_not_delay_the_end():
+async def test_a_stalled_client_is_not_buffered_or_awaited():
     async with open_gateway_process(CONFIG, transport="stdio", status=None) as gateway:
         stdio = gateway.stdio
         await stdio.initialize()
@@ -239,7 +239,7 @@ async def test_a_client_that_stops_reading_is_not_buffered_for_and_does_not_dela
             assert await gateway.process.wait() in {0, 1}
 
 
-async def test_answers_to_a_client_that_does_not_read_are_bounded_by_their_bytes():
+async def test_unread_answers_are_bounded_by_bytes():
     patient = echo_backend() | {"queue_size": 200, "shutdown_grace": [1, 1, 1]}
     async with open_gateway_process({"mcpServers": {"echo": patient}}, transport="stdio") as gateway:
         stdio = gateway.stdio

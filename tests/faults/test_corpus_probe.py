@@ -87,7 +87,7 @@ async def serves(session: Session, version: str = "2025-11-25") -> None:
 
 
 @rows(probe.ENDS)
-async def test_a_process_that_ends_at_the_probe_is_started_again(rules: Any, tmp_path: Path) -> None:
+async def test_a_process_exiting_at_the_probe_is_restarted(rules: Any, tmp_path: Path) -> None:
     records = EraRecords()
     log = tmp_path / "log"
     async with open_stdio_session(rules, log, records=records) as session:
@@ -102,7 +102,7 @@ async def test_a_process_that_ends_at_the_probe_is_started_again(rules: Any, tmp
 
 
 @rows(probe.ANSWERS)
-async def test_a_process_that_refuses_the_probe_is_sent_initialize(rules: Any, tmp_path: Path) -> None:
+async def test_a_process_refusing_the_probe_gets_initialize(rules: Any, tmp_path: Path) -> None:
     began = trio.current_time()
     async with open_stdio_session(rules, tmp_path / "log", probe_timeout=15) as session:
         assert trio.current_time() - began < 10
@@ -112,14 +112,14 @@ async def test_a_process_that_refuses_the_probe_is_sent_initialize(rules: Any, t
 
 
 @rows(probe.SILENCES)
-async def test_a_silent_process_is_sent_initialize_after_the_probe_timeout(rules: Any, tmp_path: Path) -> None:
+async def test_a_silent_process_gets_initialize_after_the_timeout(rules: Any, tmp_path: Path) -> None:
     async with open_stdio_session(rules, tmp_path / "log") as session:
         await serves(session)
     assert read_log(tmp_path / "log")[:3] == ["start", "server/discover", NEWEST]
 
 
 @rows(probe.HTTP, [row for row in probe.ANSWERS if "legacy versions" not in row[0]])
-async def test_an_http_server_that_refuses_the_probe_is_sent_initialize(rules: Any) -> None:
+async def test_an_http_server_refusing_the_probe_gets_initialize(rules: Any) -> None:
     opener = HttpOpener()
     async with open_peer(HttpPlayer(rules)) as peer:
         for _ in range(2):
@@ -131,7 +131,7 @@ async def test_an_http_server_that_refuses_the_probe_is_sent_initialize(rules: A
 
 
 @pytest.mark.parametrize("then", ["cut", None])
-async def test_an_sse_server_that_drops_every_post_is_still_found(then: str | None) -> None:
+async def test_an_sse_server_dropping_posts_is_still_detected(then: str | None) -> None:
     class Dropping(SsePlayer):
         async def __call__(self, request: Any, reply: Any) -> None:
             if request.method == "POST" and request.target != self.endpoint:
@@ -158,7 +158,7 @@ async def test_a_modern_refusal_is_not_answered_by_initialize(code: int, tmp_pat
 
 
 @pytest.mark.parametrize("action", [{"then": "exit 1"}, {"say": [probe.NO_ID]}, {"say": [probe.ERROR]}, {"say": []}])
-async def test_a_server_that_starts_slowly_may_answer_the_probe_late(action: Any, tmp_path: Path) -> None:
+async def test_a_slow_start_may_answer_the_probe_late(action: Any, tmp_path: Path) -> None:
     entry = server([{"method": probe.PROBE, **action}], tmp_path / "log")
     slow = ["-c", 'sleep 0.5; exec "$@"', "sh", entry["command"], *entry["args"]]
     fields = {"probe_timeout": 0.1, "shutdown_grace": SHUTDOWN_GRACE}
@@ -172,7 +172,7 @@ async def test_a_server_that_starts_slowly_may_answer_the_probe_late(action: Any
 
 @pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
 @pytest.mark.parametrize("script", ["exit 3", "echo hello; exit 3"])
-async def test_a_process_that_ends_before_it_reads_is_started_once(era: str, script: str, tmp_path: Path) -> None:
+async def test_a_process_exiting_before_reading_starts_once(era: str, script: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     config = parse_server("b", {"command": "sh", "args": ["-c", f"echo x >> {log}; {script}"], "era": era}, environ={})
     with pytest.raises(BackendExited):
@@ -196,7 +196,7 @@ async def test_versions_are_tried_on_further_processes_once_only(tmp_path: Path)
     assert found == [["server/discover", NEWEST, *walk], ["server/discover", NEWEST]]
 
 
-async def test_a_process_that_hangs_after_the_probe_is_not_probed_at_its_next_start(tmp_path: Path) -> None:
+async def test_a_process_hanging_after_the_probe_skips_it(tmp_path: Path) -> None:
     rules = [{"method": probe.PROBE, "then": "deaf"}]
     records = EraRecords()
     log = tmp_path / "log"
@@ -219,14 +219,14 @@ async def test_a_pinned_era_stays_pinned(era: str, sent: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("then", ["exit 1", "close"])
-async def test_a_process_that_ends_once_keeps_the_newest_version(then: str, tmp_path: Path) -> None:
+async def test_a_process_exiting_once_keeps_the_newest_version(then: str, tmp_path: Path) -> None:
     rules = [{"method": "initialize", "times": 1, "then": then}]
     async with open_stdio_session(rules, tmp_path / "log", era="legacy") as session:
         await serves(session)
 
 
 @pytest.mark.parametrize("player", [HttpPlayer, SsePlayer])
-async def test_a_connection_that_ends_once_keeps_the_newest_version(player: Any) -> None:
+async def test_a_connection_ending_once_keeps_the_newest_version(player: Any) -> None:
     rules = [{"method": "initialize", "times": 1, "then": "cut"}]
     transport = "sse" if player is SsePlayer else "streamable-http"
     async with open_peer(player(rules)) as peer, open_session(peer.url, transport=transport) as session:
@@ -237,16 +237,14 @@ async def test_a_connection_that_ends_once_keeps_the_newest_version(player: Any)
 
 
 @versioned(probe.refusals)
-async def test_a_process_that_refuses_a_version_is_sent_another(rules: Any, known: list[str], tmp_path: Path) -> None:
+async def test_a_process_refusing_a_version_gets_another(rules: Any, known: list[str], tmp_path: Path) -> None:
     async with open_stdio_session(rules, tmp_path / "log", era="legacy") as session:
         await serves(session, best(known))
     assert read_log(tmp_path / "log").count("start") == 1
 
 
 @versioned(probe.ends)
-async def test_a_process_that_ends_at_a_version_is_started_with_another(
-    rules: Any, known: list[str], tmp_path: Path
-) -> None:
+async def test_a_process_exiting_at_a_version_gets_another(rules: Any, known: list[str], tmp_path: Path) -> None:
     records = EraRecords()
     log = tmp_path / "log"
     async with open_stdio_session(rules, log, records=records) as session:
@@ -258,7 +256,7 @@ async def test_a_process_that_ends_at_a_version_is_started_with_another(
 
 
 @versioned(probe.http_refusals)
-async def test_an_http_server_that_refuses_a_version_is_sent_another(rules: Any, known: list[str]) -> None:
+async def test_an_http_server_refusing_a_version_gets_another(rules: Any, known: list[str]) -> None:
     async with open_peer(HttpPlayer(rules)) as peer:
         async with open_session(peer.url, transport="streamable-http") as session:
             await serves(session, best(known))
@@ -271,13 +269,13 @@ async def test_an_http_server_that_refuses_a_version_is_sent_another(rules: Any,
 
 
 @versioned(probe.sse_refusals)
-async def test_an_sse_server_that_refuses_a_version_is_sent_another(rules: Any, known: list[str]) -> None:
+async def test_an_sse_server_refusing_a_version_gets_another(rules: Any, known: list[str]) -> None:
     async with open_peer(SsePlayer(rules)) as peer, open_session(peer.url, transport="sse") as session:
         await serves(session, best(known))
 
 
 @pytest.mark.parametrize("supported", [["2024-10-07"], ["2099-01-01", "draft"]])
-async def test_a_server_without_a_common_version_is_asked_once(supported: list[str], tmp_path: Path) -> None:
+async def test_without_a_common_version_initialize_is_sent_once(supported: list[str], tmp_path: Path) -> None:
     error = {"code": -32602, "message": "no", "data": {"supported": supported}}
     rules = [{"method": "initialize", "say": [{"jsonrpc": "2.0", "id": "$id", "error": error}]}]
     with pytest.raises(BackendProtocol, match=f"none of our protocol versions.*{supported[0]}"):

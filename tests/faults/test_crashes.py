@@ -63,9 +63,7 @@ async def crash(call: Callable[[], Awaitable[Message]]) -> None:
 
 @pytest.mark.parametrize("fault", WAYS)
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_the_key_whose_calls_crash_a_server_is_refused_and_the_other_is_served(
-    tmp_path: Path, fault: str, era: str
-) -> None:
+async def test_a_crashing_clients_key_is_refused_alone(tmp_path: Path, fault: str, era: str) -> None:
     audit = tmp_path / "audit"
     async with open_gateway_process(config(fault, audit, keys=KEYS)) as gateway:
         assert gateway.url is not None
@@ -92,7 +90,7 @@ async def test_the_key_whose_calls_crash_a_server_is_refused_and_the_other_is_se
     assert gateway.stderr_text.count(named) == 3
 
 
-async def test_sessions_without_a_key_are_told_apart() -> None:
+async def test_sessions_without_a_key_are_distinguished() -> None:
     async with open_gateway_process(config("dies_mid_call")) as gateway:
         assert gateway.url is not None
         mallory, alice = HttpClient(gateway.url), HttpClient(gateway.url)
@@ -135,7 +133,7 @@ async def assert_limited(client: Any) -> None:
     assert_is_refused(await client.call_tool("f.go"))
 
 
-async def test_a_server_that_many_clients_make_fail_comes_back_by_itself() -> None:
+async def test_a_server_failed_by_many_clients_recovers() -> None:
     async with open_gateway_process(config("dies_mid_call")) as gateway:
         assert gateway.url is not None
         clients = [HttpClient(gateway.url) for _ in range(5)]

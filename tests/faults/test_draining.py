@@ -25,7 +25,7 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
-async def test_whatever_backends_do_at_eof_the_end_is_orderly(transport):
+async def test_drain_ends_orderly_whatever_backends_do_at_eof(transport):
     backends = {
         f"{fault}_{era}": faulty_backend(fault, "--when", "eof", "--size", 1_000_000, "--era", era) | EXTRA
         for fault in AT_EOF
@@ -50,7 +50,7 @@ async def test_whatever_backends_do_at_eof_the_end_is_orderly(transport):
 
 
 @pytest.mark.parametrize("fault", IN_CALL)
-async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_error(fault):
+async def test_a_backend_breaking_during_drain_answers_its_call(fault):
     config = {
         "mcpServers": {"breaks": faulty_backend(fault) | EXTRA, "good": echo_backend() | EXTRA},
         "gateway": {"start_grace": 10, "drain_grace": 0.9},
@@ -78,7 +78,7 @@ async def test_one_that_breaks_while_its_call_is_drained_answers_it_with_an_erro
         assert status == (1 if fault == "hang" else 0)
 
 
-async def test_nonsense_and_a_flood_do_not_cost_a_call_that_is_drained():
+async def test_garbage_during_drain_fails_no_call():
     config = {
         "mcpServers": {fault: faulty_backend(fault) | EXTRA for fault in ("garbage", "flood_stdout")},
         "gateway": {"start_grace": 10, "drain_grace": 8},

@@ -76,7 +76,7 @@ def catalog(folder) -> Path:
 # -- starting ----------------------------------------------------------------------------------------------------------
 
 
-async def test_one_that_nobody_knows_is_started_once_and_then_known(tmp_path):
+async def test_an_unknown_backend_is_started_once_and_recorded(tmp_path):
     async with lazy(tmp_path, starts=1) as run:
         names = await run.tools()
         assert {"b.echo", "b.tool_0", "b.tool_1"} <= set(names)
@@ -87,7 +87,7 @@ async def test_one_that_nobody_knows_is_started_once_and_then_known(tmp_path):
         assert (status["state"], status["pid"], status["tools"], status["stale"]) == ("stopped", None, len(names), True)
 
 
-async def test_a_run_too_short_for_the_first_look_teaches_the_next_one(tmp_path):
+async def test_an_unfinished_first_listing_teaches_the_next_run(tmp_path):
     """The gateway stops right after it has listed; catalogs are otherwise kept once a second."""
     async with lazy(tmp_path) as run:
         await run.wait_state("ready")
@@ -121,7 +121,7 @@ async def test_many_first_calls_start_it_once(tmp_path):
         assert sorted(answers) == sorted(map(str, range(10)))
 
 
-async def test_what_it_lists_when_it_starts_replaces_what_was_kept(tmp_path):
+async def test_a_start_replaces_the_cached_lists(tmp_path):
     """The same command line may offer something else today: what is kept is a memory, not the truth."""
     script = tmp_path / "server.py"
     template = "import sys; sys.argv[1:] = ['--tools', '{}']; exec(open({!r}).read())"
@@ -140,7 +140,7 @@ async def test_what_it_lists_when_it_starts_replaces_what_was_kept(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\x00garbage", b'{"format":1,"server":"b","items":7}'])
-async def test_a_corrupt_cache_file_is_as_good_as_none(tmp_path, content):
+async def test_a_corrupt_cache_file_counts_as_absent(tmp_path, content):
     async with lazy(tmp_path) as run:
         names = await run.tools()
     catalog(tmp_path).write_bytes(content)
@@ -151,7 +151,7 @@ async def test_a_corrupt_cache_file_is_as_good_as_none(tmp_path, content):
         assert await run.tools() == names
 
 
-async def test_a_state_directory_that_cannot_be_written_costs_only_the_memory(tmp_path):
+async def test_an_unwritable_state_directory_costs_only_the_cache(tmp_path):
     """A file stands where the directory should be; even root cannot make one there."""
     blocked = tmp_path / "blocked"
     blocked.write_text("")
@@ -160,7 +160,7 @@ async def test_a_state_directory_that_cannot_be_written_costs_only_the_memory(tm
             assert "b.echo" in await run.tools()
 
 
-async def test_one_that_cannot_start_answers_its_call_and_stays_listed_for_the_next(tmp_path):
+async def test_a_failed_start_answers_and_stays_listed(tmp_path):
     script = tmp_path / "server.py"
     backend = {"command": echo_backend()["command"], "args": [str(script)]}
     script.write_text(f"exec(open({echo_backend()['args'][0]!r}).read())")
@@ -177,7 +177,7 @@ async def test_one_that_cannot_start_answers_its_call_and_stays_listed_for_the_n
 # -- stopping when idle ------------------------------------------------------------------------------------------------
 
 
-async def test_it_stops_when_idle_stays_listed_and_starts_again(tmp_path):
+async def test_an_idle_backend_stops_stays_listed_and_restarts(tmp_path):
     async with lazy(tmp_path, idle_timeout=0.2) as run:
         names = await run.tools()
         await run.wait_state("stopped")
@@ -201,14 +201,14 @@ async def test_an_eager_one_stops_when_idle_too(tmp_path):
         assert is_running(await run.pid())
 
 
-async def test_it_is_never_stopped_with_a_call_in_flight(tmp_path):
+async def test_calls_in_flight_prevent_the_idle_stop(tmp_path):
     async with lazy(tmp_path, idle_timeout=0.1) as run:
         answer = await run.client.call_tool("b.sleep", {"seconds": 0.6, "text": "done"})
         assert answer["result"]["content"][0]["text"] == "done"
         await run.wait_state("stopped")
 
 
-async def test_it_is_never_stopped_with_a_call_in_the_queue(tmp_path):
+async def test_queued_calls_prevent_the_idle_stop(tmp_path):
     async with lazy(tmp_path, idle_timeout=0.3, max_concurrency=1) as run:
         pid, texts = await run.pid(), []
 
@@ -223,7 +223,7 @@ async def test_it_is_never_stopped_with_a_call_in_the_queue(tmp_path):
         assert await run.pid() == pid
 
 
-async def test_calls_at_the_very_moment_of_the_idle_stop_are_answered(tmp_path):
+async def test_calls_racing_the_idle_stop_are_answered(tmp_path):
     """Gaps around the timeout, by fractions of a millisecond: a call meets the backend ready, stopping or stopped."""
     patience = 0.02
     async with lazy(tmp_path, idle_timeout=patience) as run:
@@ -237,7 +237,7 @@ async def test_calls_at_the_very_moment_of_the_idle_stop_are_answered(tmp_path):
 
 
 @pytest.mark.parametrize("late", [0.0, 1.0])
-async def test_a_call_on_its_way_to_the_pump_is_not_overlooked(late, mock_clock):
+async def test_a_call_on_its_way_prevents_the_stop(late, mock_clock):
     """The patience ends in the turn of the loop in which a call comes: then it is in no queue and not in flight."""
     async with running_supervisor(FakeBackend(), idle_timeout=60) as rig:
         await settle()
@@ -250,7 +250,7 @@ async def test_a_call_on_its_way_to_the_pump_is_not_overlooked(late, mock_clock)
         assert len(rig.backend.starts) == 1
 
 
-async def test_a_call_during_an_idle_stop_gets_the_next_process(tmp_path):
+async def test_a_call_during_an_idle_stop_restarts(tmp_path):
     """The backend is deaf to the end of its stdin for a second: the call waits for the next one, which answers."""
     command = echo_backend()
     deaf = {"command": "sh", "args": ["-c", '"$@"; exec sleep 60', "sh", command["command"], *command["args"]]}
@@ -262,7 +262,7 @@ async def test_a_call_during_an_idle_stop_gets_the_next_process(tmp_path):
         assert answer["result"]["content"][0]["text"] == "patience"
 
 
-async def test_the_end_of_the_gateway_meets_a_stopped_backend(tmp_path):
+async def test_shutdown_accepts_a_stopped_backend(tmp_path):
     async with lazy(tmp_path, idle_timeout=0.1) as run:
         await run.wait_state("stopped")
     async with lazy(tmp_path) as run:  # never started at all

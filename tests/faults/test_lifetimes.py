@@ -32,7 +32,7 @@ def orphans_come_here():
 
 
 @pytest.mark.parametrize(("ending", "transport"), CELLS)
-def test_nobody_is_left(ending, transport) -> None:
+def test_no_process_is_left(ending, transport) -> None:
     outcome = run_once(ending, transport)
     assert outcome.processes >= 16  # ten children, and whom they started
     assert (outcome.survivors, outcome.zombies, outcome.leaked_fds) == (0, 0, 0)
@@ -52,7 +52,7 @@ def test_a_second_signal_skips_the_shutdown_sequence() -> None:
     assert outcome.exited < 12  # of twenty
 
 
-def test_who_looks_for_survivors_finds_them(tmp_path) -> None:
+def test_the_survivor_scan_finds_survivors(tmp_path) -> None:
     """Gateway and sentinel killed at once is the one case that is not covered: the oracle must see it."""
     mark = f"zoo-{secrets.token_hex(8)}"
     run = Run(tmp_path, zoo_of(mark, "ignores_term", "stubborn_daemon", "echo"))
@@ -84,7 +84,7 @@ def namespaces_work() -> bool:
 
 @pytest.mark.skipif(not namespaces_work(), reason="no PID namespaces here")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_as_pid_1_it_heeds_signals_reaps_and_leaves_nobody(number, tmp_path) -> None:
+def test_pid_1_handles_signals_and_reaps_everything(number, tmp_path) -> None:
     mark = f"zoo-{secrets.token_hex(8)}"
     run = Run(tmp_path, zoo_of(mark, "echo", "ignores_term", "stubborn_daemon", "shell"), prefix=NAMESPACE)
     try:
@@ -107,7 +107,7 @@ def soft_nofile(pid: int) -> int:
     return int(line.split()[3])
 
 
-def test_the_gateway_raises_its_limit_of_open_files_and_its_children_keep_theirs(tmp_path) -> None:
+def test_the_gateways_file_limit_spares_its_children(tmp_path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     mark = f"zoo-{secrets.token_hex(8)}"
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))

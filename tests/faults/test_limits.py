@@ -40,7 +40,7 @@ def is_busy(answer):
 
 
 @every_cell
-async def test_what_overflows_the_queue_is_refused_at_once_and_the_rest_is_served_in_turn(gateways, cell, tmp_path):
+async def test_queue_overflow_is_refused_immediately(gateways, cell, tmp_path):
     async with open_client(gateways, cell) as client:
         answers, gate = [], tmp_path / "gate"
 
@@ -64,7 +64,7 @@ async def test_what_overflows_the_queue_is_refused_at_once_and_the_rest_is_serve
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
-async def test_a_queue_of_none_still_serves_one_call_after_the_other(gateways, frontend):
+async def test_an_empty_queue_still_serves_calls_in_turn(gateways, frontend):
     async with open_client(gateways, ("modern", frontend)) as client:
         for i in range(5):
             assert text_of(await client.call("unqueued.echo", {"text": str(i)})) == str(i)
@@ -72,7 +72,7 @@ async def test_a_queue_of_none_still_serves_one_call_after_the_other(gateways, f
 
 @every_cell
 @pytest.mark.parametrize("backend", ["impatient", "impatient_modern"])
-async def test_a_call_over_its_time_is_an_error_and_is_cancelled_at_the_backend(gateways, cell, backend):
+async def test_an_expired_call_is_cancelled_at_the_backend(gateways, cell, backend):
     async with open_client(gateways, cell) as client:
         before = structured_of(await client.call(f"{backend}.cancelled_log"))["cancelled"]
         shown = structured_of(await client.call(f"{backend}.params", token=1))["_meta"]["progressToken"]
@@ -119,7 +119,7 @@ async def names_and_owners(settings):
         return owners
 
 
-async def test_equal_names_in_two_backends_both_lead_to_their_owner():
+async def test_equal_names_lead_to_their_own_backends():
     owners = await names_and_owners({})
     assert sorted(owners.values()) == sorted(
         f"{name}.tool_{i} !" for name in ("one", "two", "dotted", "bare", "bare_too", "shared", "long") for i in (0, 1)
@@ -131,7 +131,7 @@ async def test_equal_names_in_two_backends_both_lead_to_their_owner():
     assert owners["a-name-that-is-too-long.tool_0"] == "long.tool_0 !"
 
 
-async def test_names_are_short_enough_in_the_right_alphabet_and_the_same_after_a_restart():
+async def test_names_are_short_valid_and_stable_across_restarts():
     settings = {"separator": "__", "max_name_length": 24}
     first = await names_and_owners(settings)
     assert all(len(name) <= 24 for name in first)

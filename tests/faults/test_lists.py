@@ -76,7 +76,7 @@ def names(gw: EmbeddedGateway, kind: Kind) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
-async def test_what_is_well_is_served_and_the_rest_is_a_warning(way: tuple[str, str]) -> None:
+async def test_valid_entries_are_served_with_a_warning(way: tuple[str, str]) -> None:
     rows = lists.ROWS | lists.HTTP_ROWS if way[0] == "http" else lists.ROWS
     with trio.fail_after(ANSWER_WITHIN * 2):
         async with open_rows(rows, *way) as gw:
@@ -103,7 +103,7 @@ RELISTED = {
 
 
 @pytest.mark.parametrize("transport", ["stdio", "sse"])
-async def test_a_list_that_fails_after_a_change_stays_until_it_is_well(transport: str) -> None:
+async def test_a_failed_list_update_keeps_the_old_one(transport: str) -> None:
     rows = {
         name: {
             "rules": [

@@ -64,7 +64,7 @@ def replace(path, config):
     path.with_suffix(".tmp").replace(path)
 
 
-async def test_a_file_edit_and_sighup_reload_without_touching_what_is_unchanged():
+async def test_an_edit_and_sighup_spare_unchanged_backends():
     config = {"mcpServers": {"keep": backend(), "drop": backend()}, "gateway": {"start_grace": 10}}
     async with open_gateway_process(config, env=ENV) as gateway:
         client, admin, path = HttpClient(gateway.url), Admin(gateway), config_path(gateway)
@@ -95,7 +95,7 @@ async def test_a_file_edit_and_sighup_reload_without_touching_what_is_unchanged(
         assert "Traceback" not in gateway.stderr_text
 
 
-def test_reloads_at_random_moments_under_load_lose_no_call_and_leave_nothing_behind():
+def test_random_reloads_under_load_lose_no_call():
     """A short form of `python -m benchmarks reload`; see there for what is done."""
     claims, (text, data) = reload.run(Namespace(reloads=9, clients=4, seed=4, quick=True))
     assert not data["wrong"], text
@@ -117,7 +117,7 @@ def test_only_calls_to_removed_servers_may_be_refused(server, code, text, expect
     assert reload.Caller.may_be_gone(server, {"code": code, "message": text}) is expected
 
 
-async def test_what_the_api_changes_survives_a_restart(tmp_path):
+async def test_api_changes_survive_a_restart(tmp_path):
     config = {"mcpServers": {"keep": backend()}, "gateway": {"start_grace": 10}}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config), encoding="utf-8")
@@ -140,7 +140,7 @@ async def test_what_the_api_changes_survives_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/servers", "/reload", "/servers/keep/restart"])
-async def test_other_hosts_and_origins_are_refused_even_with_the_token(path):
+async def test_foreign_hosts_and_origins_are_refused_with_tokens(path):
     async with open_gateway_process({"mcpServers": {"keep": backend()}}, env=ENV) as gateway:
         admin = Admin(gateway)
         for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
@@ -148,7 +148,7 @@ async def test_other_hosts_and_origins_are_refused_even_with_the_token(path):
         assert "config reloaded" not in gateway.stderr_text
 
 
-async def test_the_stop_ends_the_event_stream_and_a_waiting_reload():
+async def test_shutdown_ends_the_event_stream_and_pending_reload():
     slow = {"command": "sleep", "args": ["100"], "shutdown_grace": SHUTDOWN_GRACE}
     async with open_gateway_process({"mcpServers": {"keep": backend()}}, env=ENV) as gateway, bare_nursery() as nursery:
         admin, events, statuses = Admin(gateway), [], []

@@ -81,7 +81,7 @@ def flipped(state: str, bit: int) -> str:
     return base64.urlsafe_b64encode(sealed).decode()
 
 
-async def test_a_forged_state_is_refused_and_the_true_one_still_resumes() -> None:
+async def test_a_forged_state_is_refused_without_harm() -> None:
     async with open_harness() as harness:
         state = await harness.park()
         size = len(base64.urlsafe_b64decode(state))
@@ -103,7 +103,7 @@ async def test_a_forged_state_is_refused_and_the_true_one_still_resumes() -> Non
         assert await harness.count() == 1
 
 
-async def test_a_state_resumes_once_and_the_call_is_never_run_again() -> None:
+async def test_a_state_resumes_once_and_runs_once() -> None:
     async with open_harness() as harness:
         state = await harness.park()
         assert answers(await harness.retry(state)) == {"one": ANSWER}
@@ -114,7 +114,7 @@ async def test_a_state_resumes_once_and_the_call_is_never_run_again() -> None:
         assert await harness.count() == 1
 
 
-async def test_two_retries_at_once_resume_once() -> None:
+async def test_two_concurrent_retries_resume_once() -> None:
     async with open_harness() as harness:
         state = await harness.park()
         found: list[Message] = []
@@ -154,7 +154,7 @@ async def test_another_connection_may_bring_the_answer() -> None:
         assert answers(await other.retry(state)) == {"one": ANSWER}
 
 
-async def test_missing_answers_are_asked_for_again_and_unknown_ones_ignored() -> None:
+async def test_missing_answers_are_requested_and_unknown_ones_ignored() -> None:
     async with open_harness() as harness:
         requests = {"arguments": {"requests": {**ROOTS, "two": FORM}}}
         state = await harness.park(**requests)
@@ -183,7 +183,7 @@ async def harness() -> AsyncGenerator[Harness]:
         yield harness
 
 
-async def test_a_state_of_another_process_is_refused_and_its_call_not_run(harness: Harness) -> None:
+async def test_a_foreign_processs_state_is_refused(harness: Harness) -> None:
     state = await harness.park()
     async with open_harness() as other:
         error = (await other.retry(state))["error"]
@@ -193,7 +193,7 @@ async def test_a_state_of_another_process_is_refused_and_its_call_not_run(harnes
 KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in range(3)]
 
 
-async def test_a_replica_has_the_keys_without_the_suspended_call() -> None:
+async def test_a_replica_lacks_the_suspended_call() -> None:
     async with (
         open_harness(request_state_keys=f"{KEYS[0]},{KEYS[1]}") as one,
         open_harness(request_state_keys=f"{KEYS[1]},{KEYS[0]}") as two,
@@ -207,7 +207,7 @@ async def test_a_replica_has_the_keys_without_the_suspended_call() -> None:
         assert answers(await two.call("m.ask", inputResponses={"one": ANSWER}, requestState=first)) == {"one": ANSWER}
 
 
-async def test_a_modern_servers_state_comes_back_as_it_was_and_only_for_its_request(harness: Harness) -> None:
+async def test_a_modern_state_returns_only_with_its_request(harness: Harness) -> None:
     state = await harness.park("m.ask")
     assert "round" not in base64.urlsafe_b64decode(state).decode("latin-1")
     for forged in (state[:-4], flipped(state, 100), "round \u00e9 1"):
@@ -219,7 +219,7 @@ async def test_a_modern_servers_state_comes_back_as_it_was_and_only_for_its_requ
     assert answers(await harness.call("m.ask", inputResponses={"one": ANSWER}, requestState=state)) == {"one": ANSWER}
 
 
-async def test_a_hang_up_of_the_retry_cancels_the_call_for_good(harness: Harness) -> None:
+async def test_disconnecting_the_retry_cancels_the_call(harness: Harness) -> None:
     rounds = {"arguments": {"requests": ROOTS, "rounds": 2}}
     before = await harness.cancelled()
     state = await harness.park(**rounds)
@@ -260,7 +260,7 @@ async def open_crowd() -> AsyncGenerator[Harness]:
             yield harness
 
 
-async def test_on_a_shared_pipe_nobody_is_asked_what_may_be_meant_for_another(harness: Harness) -> None:
+async def test_a_shared_pipe_receives_no_ambiguous_request(harness: Harness) -> None:
     """Two unknown clients have calls at one server that does not say for which of them it asks."""
     state = await harness.park()
     notified = answers(await harness.call())["one"]["error"]
@@ -289,7 +289,7 @@ async def test_suspended_calls_are_bounded() -> None:
         await harness.park()
 
 
-async def test_arguments_that_nest_too_deep_do_no_harm(harness: Harness) -> None:
+async def test_deeply_nested_arguments_cause_no_harm(harness: Harness) -> None:
     deep: Any = 0
     for _ in range(900):
         deep = [deep]

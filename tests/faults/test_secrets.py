@@ -255,7 +255,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 @pytest.mark.parametrize("secret", ["pl4nted", "pl4nted" * 20, "pl4nted\n'\"\\", "12345678901"])
-def test_no_finding_about_a_field_repeats_what_was_substituted(section: str, name: str, secret: str) -> None:
+def test_field_errors_never_repeat_substituted_values(section: str, name: str, secret: str) -> None:
     for shape in SHAPES.values():
         config = SECTIONS[section][1]({name: shape})
         try:
@@ -268,7 +268,7 @@ def test_no_finding_about_a_field_repeats_what_was_substituted(section: str, nam
         assert "12345678901" not in lines
 
 
-def test_a_value_that_everybody_knows_stays_readable() -> None:
+def test_a_commonly_known_value_stays_readable() -> None:
     environ = {"HOME": "/home/somebody", "MODE": "production", "PORT": "18080", "HOME_KEY": "pl4nted"}
     raw = {"command": "${HOME}/bin/x", "args": ["${MODE}", "${PORT}", "${HOME_KEY}"]}
     server = parse_config({"mcpServers": {"s": raw}}, environ=environ).servers["s"]

@@ -47,7 +47,7 @@ def test_a_wrong_answer_is_seen(client, messages, mistake) -> None:
     assert client.tally.mistakes == ({} if mistake is None else {mistake: 1})
 
 
-def test_a_request_for_somebody_else_is_seen(client) -> None:
+def test_a_request_for_another_client_is_detected(client) -> None:
     asked = Asked("mine", "elicitation/create", "never")
     client.expect({"one": asked})
     client.asked({"id": 1, **asked.request})
@@ -57,7 +57,7 @@ def test_a_request_for_somebody_else_is_seen(client) -> None:
     assert client.tally.mistakes == {"misasked": 2}
 
 
-def test_every_answer_to_its_own_client_and_nothing_left_behind() -> None:
+def test_every_answer_reaches_its_own_client() -> None:
     claims, (text, data) = soak.run(Namespace(seconds=3.0, clients=10, seed=7, quick=True))
     assert not data["wrong"], text
     assert not soak.fatal(claims), [claim.row() for claim in claims if not claim.reached]

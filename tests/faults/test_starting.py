@@ -70,7 +70,7 @@ def broken():
 
 
 @every_cell
-async def test_what_failed_is_not_listed_and_calls_to_it_name_it_at_once(broken, cell):
+async def test_failed_backends_are_unlisted_and_named_in_errors(broken, cell):
     async with open_client(broken, cell) as client:
         with trio.fail_after(ANSWER_WITHIN):
             names = await client.names()
@@ -112,7 +112,7 @@ async def test_health_says_why_each_failed(broken):
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_a_list_waits_for_the_grace_and_no_longer(frontend, era, tmp_path):
+async def test_a_list_waits_no_longer_than_the_grace(frontend, era, tmp_path):
     """A fresh gateway each time: what happens first is what this is about."""
     transport, gate = {"http": "streamable-http", "stdio": "stdio"}[frontend], tmp_path / "gate"
     async with open_gateway_process(late_config(gate), transport=transport) as process:

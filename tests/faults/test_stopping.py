@@ -136,7 +136,7 @@ def text_of(answer):
     [*((cell, signal.SIGTERM) for cell in CELLS), (CELLS[0], signal.SIGINT)],
     ids=[*map("-".join, CELLS), "sigint"],
 )
-async def test_calls_in_flight_finish_and_new_ones_are_refused(cell, number, tmp_path):
+async def test_running_calls_finish_and_new_ones_are_refused(cell, number, tmp_path):
     gate = tmp_path / "gate"
     async with stopping(cell, tmp_path, drain_grace=30) as run, trio.open_nursery() as nursery:
         for text in ("one", "two"):
@@ -156,7 +156,7 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(cell, number, tmp
 
 
 @every_cell
-async def test_calls_over_the_grace_are_cancelled_and_answered_and_the_exit_status_tells(cell, tmp_path):
+async def test_calls_beyond_the_grace_are_cancelled_and_reported(cell, tmp_path):
     async with stopping(cell, tmp_path, drain_grace=0.9, status=1) as run, trio.open_nursery() as nursery:
         nursery.start_soon(run.call, "quick", 0.1)
         nursery.start_soon(run.call, "slow", 60)
@@ -173,7 +173,7 @@ async def test_calls_over_the_grace_are_cancelled_and_answered_and_the_exit_stat
 
 
 @every_cell
-async def test_calls_that_wait_in_the_queue_are_drained_too(cell, tmp_path):
+async def test_queued_calls_are_drained_too(cell, tmp_path):
     texts = ["1", "2", "3"]
     async with stopping(cell, tmp_path, fields={"max_concurrency": 1}) as run, trio.open_nursery() as nursery:
         for text in texts:
@@ -199,7 +199,7 @@ async def under_way(run):
 
 
 @every_cell
-async def test_queued_calls_over_the_grace_are_answered_and_never_sent(cell, tmp_path):
+async def test_queued_calls_beyond_the_grace_are_never_sent(cell, tmp_path):
     options = {"fields": {"max_concurrency": 1}, "drain_grace": 0.3, "status": 1}
     async with stopping(cell, tmp_path, **options) as run, trio.open_nursery() as nursery:
         nursery.start_soon(run.call, "sent", 60)
@@ -245,7 +245,7 @@ async def test_a_second_signal_ends_the_shutdown_sequence(tmp_path):
         assert await run.exit() == 1
 
 
-async def test_a_client_that_does_not_read_delays_no_second_signal(tmp_path):
+async def test_a_stalled_client_delays_no_second_signal(tmp_path):
     arguments = {"name": "b.big", "arguments": {"n": 8_000_000, "text": "unread"}}
     async with stopping(("legacy", "http"), tmp_path, drain_grace=60, status=None) as run:
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
@@ -255,7 +255,7 @@ async def test_a_client_that_does_not_read_delays_no_second_signal(tmp_path):
             assert await run.exit() in {0, 1}
 
 
-async def test_the_end_of_stdin_lets_calls_under_way_finish_for_a_second(tmp_path):
+async def test_eof_gives_running_calls_one_second(tmp_path):
     gate = tmp_path / "gate"
     async with stopping(("legacy", "stdio"), tmp_path) as run, trio.open_nursery() as nursery:
         nursery.start_soon(partial(run.call, "quick", 60, until=str(gate)))
@@ -266,7 +266,7 @@ async def test_the_end_of_stdin_lets_calls_under_way_finish_for_a_second(tmp_pat
     assert text_of(run.answers["quick"]) == "quick"
 
 
-async def test_the_end_of_stdin_waits_no_longer_than_a_client_would(tmp_path):
+async def test_eof_waits_no_longer_than_a_client(tmp_path):
     """A client that closes stdin sends SIGTERM two seconds later: by then all is answered, cancelled and gone."""
     async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=1) as run:
         asked = [
@@ -288,7 +288,7 @@ async def test_the_end_of_stdin_waits_no_longer_than_a_client_would(tmp_path):
         assert asked[1] not in run.arrived
 
 
-async def test_a_signal_while_a_backend_starts_stops_it_at_once(tmp_path):
+async def test_a_signal_stops_a_starting_backend_immediately(tmp_path):
     config = {"mcpServers": {"b": echo_backend("--hang", "initialize") | {"shutdown_grace": [1, 1, 1]}}}
     async with open_gateway_process(config) as gateway:
         assert (await HttpClient(gateway.url).get("/health")).json()["backends"]["b"]["state"] == "starting"
@@ -297,7 +297,7 @@ async def test_a_signal_while_a_backend_starts_stops_it_at_once(tmp_path):
             assert await gateway.process.wait() == 0
 
 
-async def test_a_signal_during_backoff_and_after_giving_up_ends_the_gateway(tmp_path):
+async def test_a_signal_ends_backoff_and_failed_backends(tmp_path):
     never = {"restart": {"max_quick_failures": 1}}
     config = {"mcpServers": {"away": faulty_backend("exit_at_once"), "failed": faulty_backend("exit_at_once") | never}}
     async with open_gateway_process(config) as gateway:

@@ -39,7 +39,7 @@ def params_of(pending: PendingCall) -> dict[str, Any]:
     return {name: json.loads(bytes(span)) for name, span in pending.call.params.items()}
 
 
-async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: MockClock) -> None:
+async def test_a_round_asks_the_client_and_resends(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines, token="t", arguments={"a": 1})
     state = "\u00e9 \\u0000 /"
@@ -65,7 +65,7 @@ async def test_a_round_asks_the_client_and_sends_the_call_again(autojump_clock: 
     assert lines.cancelled == []
 
 
-async def test_rounds_follow_one_another_each_with_its_own_state(autojump_clock: MockClock) -> None:
+async def test_each_round_has_its_own_state(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     pending.finish(required({"a": (ROOTS, {})}, requestState="one"))
@@ -77,7 +77,7 @@ async def test_rounds_follow_one_another_each_with_its_own_state(autojump_clock:
     assert params_of(pending) == {"name": "x", "inputResponses": {"b": []}}
 
 
-async def test_a_round_without_requests_is_sent_again_after_a_while(autojump_clock: MockClock) -> None:
+async def test_a_round_without_requests_is_resent_later(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     began = trio.current_time()
@@ -120,7 +120,7 @@ async def test_another_refusal_is_the_end_of_the_call(method: str, autojump_cloc
     assert len(lines.pending_calls) == 1
 
 
-async def test_a_client_is_not_asked_what_it_cannot_do(autojump_clock: MockClock) -> None:
+async def test_clients_get_no_requests_beyond_their_capabilities(autojump_clock: MockClock) -> None:
     lines = Lines()
     caller = make_caller(Era.LEGACY, capabilities=jsonrpc.raw({"roots": {}}))
     flow, pending = open_flow(Era.LEGACY, lines, caller=caller)
@@ -131,7 +131,7 @@ async def test_a_client_is_not_asked_what_it_cannot_do(autojump_clock: MockClock
     assert params_of(await next_pending(lines, flow))["inputResponses"] == {"a": {"action": "cancel"}, "b": {}}
 
 
-async def test_a_url_gets_the_id_that_legacy_clients_need(autojump_clock: MockClock) -> None:
+async def test_a_url_request_gets_the_legacy_id(autojump_clock: MockClock) -> None:
     flow, pending = open_flow(Era.LEGACY, Lines())
     pending.finish(required({"a": (ELICITATION, {"mode": "url", "url": "https://example.com/", "message": "m"})}))
     assert jsonrpc.decode_string((await next_ask(flow)).params["elicitationId"])
@@ -146,7 +146,7 @@ async def test_a_url_gets_the_id_that_legacy_clients_need(autojump_clock: MockCl
         (required({"a": (ROOTS, [])}), "in a form that MCP does not have"),
     ],
 )
-async def test_what_is_no_request_ends_the_call(outcome: Any, said: str, autojump_clock: MockClock) -> None:
+async def test_an_invalid_request_ends_the_call(outcome: Any, said: str, autojump_clock: MockClock) -> None:
     flow, pending = open_flow(Era.LEGACY, Lines())
     pending.finish(outcome)
     problem = await flow.next()
@@ -154,7 +154,7 @@ async def test_what_is_no_request_ends_the_call(outcome: Any, said: str, autojum
     assert said in str(problem)
 
 
-async def test_a_client_that_never_answers_is_not_waited_for(autojump_clock: MockClock) -> None:
+async def test_a_silent_client_is_not_awaited(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines, timeout=50)
     pending.finish(required({"a": (ROOTS, {})}))
@@ -182,7 +182,7 @@ async def test_a_face_may_look_up_from_waiting(autojump_clock: MockClock) -> Non
     assert isinstance(await flow.next(), Complete)
 
 
-async def test_what_comes_while_the_face_is_busy_is_not_taken_for_another_round(autojump_clock: MockClock) -> None:
+async def test_messages_between_reads_start_no_other_round(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     pending.finish(required({"a": (ROOTS, {})}))
@@ -203,7 +203,7 @@ async def test_a_round_that_is_refused_says_so(autojump_clock: MockClock) -> Non
     assert await flow.next() is lines.problem
 
 
-async def test_a_call_that_is_closed_in_a_round_cancels_what_is_under_way(autojump_clock: MockClock) -> None:
+async def test_closing_during_a_round_cancels_its_requests(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     pending.finish(required({"a": (ROOTS, {})}))
@@ -215,14 +215,14 @@ async def test_a_call_that_is_closed_in_a_round_cancels_what_is_under_way(autoju
     assert await flow.next() is None
 
 
-async def test_a_modern_client_gets_the_round_as_it_is(autojump_clock: MockClock) -> None:
+async def test_a_modern_client_gets_the_round_unchanged(autojump_clock: MockClock) -> None:
     flow, pending = open_flow(Era.MODERN, Lines())
     outcome = required({"a": (ROOTS, {})}, requestState="s")
     pending.finish(outcome)
     assert await flow.next() is outcome
 
 
-async def test_notices_are_kept_in_their_order_and_streams_that_close_are_not(autojump_clock: MockClock) -> None:
+async def test_notifications_keep_order_and_stream_closes_are_dropped(autojump_clock: MockClock) -> None:
     flow, pending = open_flow(Era.MODERN, Lines())
     ask = ServerRequest(ROOTS, {}, lambda _reply: None)
     later = Notification("notifications/message", {})

@@ -15,7 +15,7 @@ from tests.support.http_frontends import HELLO, message_of, open_harness
 
 
 @pytest.mark.parametrize("name", PATIENCE)
-def test_a_known_client_waits_a_part_of_its_patience(name: str) -> None:
+def test_known_clients_wait_part_of_their_timeout(name: str) -> None:
     waits = list_patience(jsonrpc.raw({"name": name, "version": "1"}), DEFAULT_GRACE)
     assert DEFAULT_GRACE < waits <= 0.6 * PATIENCE[name]
 
@@ -25,7 +25,7 @@ def test_a_known_client_waits_a_part_of_its_patience(name: str) -> None:
     [({"name": "mcp"}, DEFAULT_GRACE), ({"name": 7}, DEFAULT_GRACE), ([], DEFAULT_GRACE), ({}, DEFAULT_GRACE)]
     + [({"name": name}, 0.5) for name in PATIENCE],
 )
-def test_all_else_wait_as_the_operator_says(client_info: object, start_grace: float) -> None:
+def test_unknown_clients_wait_as_configured(client_info: object, start_grace: float) -> None:
     assert list_patience(jsonrpc.raw(client_info), start_grace) == start_grace
     assert list_patience(jsonrpc.ABSENT, start_grace) == start_grace
 

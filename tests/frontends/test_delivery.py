@@ -108,7 +108,7 @@ def count_calls() -> int:
     return sum(isinstance(one, PendingCall | CallStream | Delivery) for one in gc.get_objects())
 
 
-async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) -> None:
+async def test_all_are_answered_and_free_their_ids(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client(max_client_requests=8) as client:
         for _ in range(5):
@@ -121,7 +121,7 @@ async def test_all_are_answered_and_their_ids_are_free(mock_clock: MockClock) ->
             client.received.clear()
 
 
-async def test_what_comes_in_the_turn_of_the_outcome_comes_before_it(mock_clock: MockClock) -> None:
+async def test_messages_before_the_outcome_precede_it(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1), call(2))
@@ -137,7 +137,7 @@ async def test_what_comes_in_the_turn_of_the_outcome_comes_before_it(mock_clock:
         client.assert_at_rest()
 
 
-async def test_a_cancelled_call_has_no_answer_and_its_id_is_free_at_once(mock_clock: MockClock) -> None:
+async def test_a_cancelled_call_frees_its_id_immediately(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1), cancel(1), cancel(1), call(1), call(2))
@@ -151,7 +151,7 @@ async def test_a_cancelled_call_has_no_answer_and_its_id_is_free_at_once(mock_cl
         client.assert_at_rest()
 
 
-async def test_a_cancel_once_it_has_a_task_of_its_own(mock_clock: MockClock) -> None:
+async def test_a_call_with_its_own_task_is_cancellable(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1), call(2))
@@ -167,7 +167,7 @@ async def test_a_cancel_once_it_has_a_task_of_its_own(mock_clock: MockClock) -> 
         client.assert_at_rest()
 
 
-async def test_the_time_of_a_call_that_nothing_else_happens_to(mock_clock: MockClock) -> None:
+async def test_an_otherwise_idle_call_expires(mock_clock: MockClock) -> None:
     async with open_client() as client:
         await client.say(call(1))
         mock_clock.jump(9_000)
@@ -182,7 +182,7 @@ async def test_the_time_of_a_call_that_nothing_else_happens_to(mock_clock: MockC
         client.assert_at_rest()
 
 
-async def test_what_is_asked_is_asked(mock_clock: MockClock) -> None:
+async def test_server_requests_reach_the_client(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1))
@@ -228,7 +228,7 @@ async def test_the_end_of_stdin_gives_them_some_time(mock_clock: MockClock) -> N
         client.assert_at_rest()
 
 
-async def test_an_outcome_in_the_turn_in_which_stdin_ends_is_no_cut(mock_clock: MockClock) -> None:
+async def test_an_outcome_concurrent_with_eof_is_delivered(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1))
@@ -240,7 +240,7 @@ async def test_an_outcome_in_the_turn_in_which_stdin_ends_is_no_cut(mock_clock: 
         client.assert_at_rest()
 
 
-async def test_one_whose_client_was_cut_off_is_told(mock_clock: MockClock) -> None:
+async def test_an_abandoned_call_gets_an_error(mock_clock: MockClock) -> None:
     del mock_clock
     async with open_client() as client:
         await client.say(call(1))
@@ -271,7 +271,7 @@ async def test_nothing_of_an_answered_call_stays(mock_clock: MockClock) -> None:
         client.assert_at_rest()
 
 
-async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockClock, monkeypatch: Any) -> None:
+async def test_an_encoding_error_leaves_no_running_call(mock_clock: MockClock, monkeypatch: Any) -> None:
     del mock_clock
     routers: list[Any] = []
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
@@ -284,7 +284,7 @@ async def test_what_breaks_an_answer_leaves_no_call_under_way(mock_clock: MockCl
     assert [router.under_way for router in routers] == [0]
 
 
-async def test_over_the_bound_for_all_the_client_is_closed(mock_clock: MockClock) -> None:
+async def test_over_the_total_bound_the_client_is_closed(mock_clock: MockClock) -> None:
     del mock_clock
     result = Complete(json.dumps({"content": [{"type": "text", "text": "x" * 500_000}]}).encode(), Era.LEGACY)
     async with open_client(unsent=Budget(600_000)) as client:

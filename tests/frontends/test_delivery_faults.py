@@ -291,7 +291,7 @@ async def test_two_ends_in_one_instant_are_one(
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_a_bug_in_a_sink_ends_only_its_exchange(era: str, mock_clock: MockClock, monkeypatch: Any) -> None:
+async def test_a_sink_bug_ends_only_its_exchange(era: str, mock_clock: MockClock, monkeypatch: Any) -> None:
     problems: list[Exception] = []
     async with open_http(era, in_task=False) as client:
 

@@ -88,7 +88,7 @@ async def test_initialize_waits_a_second_for_a_cold_start(
         assert found == declared
 
 
-async def test_what_has_failed_for_good_is_promised_to_nobody(autojump_clock: MockClock) -> None:
+async def test_permanently_failed_features_are_not_advertised(autojump_clock: MockClock) -> None:
     fake = FakeBackend(make_listing("x"))
     fake.fail(*range(1, 100))
     async with open_harness(fake) as harness:

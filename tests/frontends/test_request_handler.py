@@ -76,7 +76,7 @@ async def test_a_legacy_client_is_introduced(autojump_clock: MockClock) -> None:
         assert answers.introduce(message("initialize", {"protocolVersion": "2099-01-01"})).version == "2025-11-25"
 
 
-async def test_extensions_of_backends_are_declared_where_they_are_relayed(autojump_clock: MockClock) -> None:
+async def test_backend_extensions_are_declared_where_relayed(autojump_clock: MockClock) -> None:
     declared = {"a": None, "b": {APPS: None}, "c": {APPS: {"x": 1}, "x.example/y": {}}, "d": {APPS: {"x": 2}}}
     fakes = {name: offers(Kind.TOOLS, "x", extensions=value) for name, value in declared.items()}
     async with running(fakes) as answers:
@@ -156,14 +156,14 @@ async def test_a_modern_client_discovers(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("method", ["server/discover", "initialize", "subscriptions/listen", "tasks/get", "tools"])
-async def test_what_legacy_clients_cannot_ask(method: str, autojump_clock: MockClock) -> None:
+async def test_legacy_clients_cannot_use_modern_methods(method: str, autojump_clock: MockClock) -> None:
     async with running() as answers:
         with pytest.raises(UnknownMethod):
             await answers.legacy(message(method), session())
 
 
 @pytest.mark.parametrize("method", ["initialize", "ping", "logging/setLevel", "resources/subscribe", "tasks/list"])
-async def test_what_is_no_more_is_told_so(method: str, autojump_clock: MockClock) -> None:
+async def test_removed_methods_say_so(method: str, autojump_clock: MockClock) -> None:
     async with running() as answers:
         with pytest.raises(UnknownMethod, match="does not have it any more"):
             await answers.modern(modern(method))
@@ -212,14 +212,14 @@ async def test_outcomes(era: Era, outcome: Any, body: Any, code: int | None, aut
         assert found == code
 
 
-async def test_a_legacy_client_cannot_be_given_what_it_does_not_know(autojump_clock: MockClock) -> None:
+async def test_legacy_clients_get_no_unknown_results(autojump_clock: MockClock) -> None:
     async with running() as answers:
         encoded, code = answers.encode_outcome(make_call("a.x"), 1, InputRequired(b'{"resultType":"input_required"}'))
         assert (code, json.loads(encoded)["error"]["code"]) == (-32603, -32603)
 
 
 @pytest.mark.parametrize("url", ["https://user:secret@example.com/", "javascript:secret()", "https://example.com/"])
-async def test_a_modern_client_is_not_sent_to_an_unsafe_page(url: str, autojump_clock: MockClock) -> None:
+async def test_modern_clients_are_not_sent_to_unsafe_pages(url: str, autojump_clock: MockClock) -> None:
     caller = msgspec.structs.replace(MODERN_CALLER, capabilities=msgspec.Raw(b'{"elicitation":{"url":{}}}'))
     wanted = {"one": {"method": "elicitation/create", "params": {"mode": "url", "message": "m", "url": url}}}
     required = InputRequired(jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted}))
@@ -260,7 +260,7 @@ def test_progress_comes_under_the_clients_token() -> None:
         ([1], None),
     ],
 )
-def test_what_a_cancel_names(params: object, expected: object) -> None:
+def test_a_cancel_names_its_request(params: object, expected: object) -> None:
     raw = json.dumps({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}).encode()
     assert cancelled_id(jsonrpc.decode(raw)) == expected
 
@@ -292,7 +292,7 @@ async def test_a_client_behind_this_gateway_is_refused(
 
 
 @pytest.mark.parametrize("era", Era)
-async def test_only_a_gateway_is_told_what_gateways_there_are(autojump_clock: MockClock, era: Era) -> None:
+async def test_only_gateways_see_the_gateway_list(autojump_clock: MockClock, era: Era) -> None:
     async with running() as answers:
         caller = Caller(era=era, version="2025-11-25" if era is Era.LEGACY else "2026-07-28")
         for gateways, expected in (((), None), (("a",), ["gateway"])):

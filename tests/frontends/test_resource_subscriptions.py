@@ -104,18 +104,18 @@ async def test_a_backend_may_refuse(autojump_clock: MockClock) -> None:
         assert router.fleet.wish_list.watched(session) == []
 
 
-async def test_what_cannot_be_watched_is_refused(autojump_clock: MockClock) -> None:
+async def test_unwatchable_resources_are_refused(autojump_clock: MockClock) -> None:
     async with watched(resources={}) as (router, fake):
         assert isinstance(await ask(subscribe, router, fake, make_legacy_session()), UnknownMethod)
 
 
-async def test_one_that_was_never_subscribed_to_may_be_given_up(autojump_clock: MockClock) -> None:
+async def test_unsubscribing_without_a_subscription_is_accepted(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         assert await ask(unsubscribe, router, fake, make_legacy_session()) == b"{}"
         assert fake.session.names == []
 
 
-async def test_a_client_may_watch_only_so_many(autojump_clock: MockClock) -> None:
+async def test_subscriptions_per_client_are_bounded(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         session = make_legacy_session()
         for number in range(MAX_WATCHED - 1):
@@ -124,7 +124,7 @@ async def test_a_client_may_watch_only_so_many(autojump_clock: MockClock) -> Non
         assert isinstance(await ask(subscribe, router, fake, session, "memo:b"), Busy)
 
 
-async def test_parts_of_a_watched_resource_are_told_too(autojump_clock: MockClock) -> None:
+async def test_parts_of_a_watched_resource_are_notified(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         session = make_legacy_session()
         await ask(subscribe, router, fake, session)
@@ -134,7 +134,7 @@ async def test_parts_of_a_watched_resource_are_told_too(autojump_clock: MockCloc
         assert [one["params"]["uri"] for one in await notified(session.changes)] == [URI + "/part"]
 
 
-async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockClock) -> None:
+async def test_a_modern_client_receives_its_accepted_subscriptions(autojump_clock: MockClock) -> None:
     async with watched() as (router, fake):
         changes, client = NotificationQueue("sub"), object()
         honoured = await watch_all(router, client, [URI, "memo:b"], MODERN_CALLER, changes)
@@ -151,7 +151,7 @@ async def test_a_modern_client_is_told_what_is_honoured(autojump_clock: MockCloc
         assert await watch_all(router, object(), [URI, "nobody:x"], MODERN_CALLER, NotificationQueue(1)) == []
 
 
-async def test_of_a_flood_of_resources_only_so_many_are_looked_up(
+async def test_resource_lookups_in_a_flood_are_bounded(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with watched() as (router, _fake):

@@ -64,7 +64,7 @@ async def open_pipe() -> AsyncGenerator[Pipe]:
         await client.aclose()
 
 
-async def test_it_waits_for_first_starts_and_nothing_waits_for_it() -> None:
+async def test_it_waits_for_first_starts_without_blocking_others() -> None:
     async with open_pipe() as client:
         await client.play("""
             >> {"id": 1, "method": "initialize", "params": "$hello"}

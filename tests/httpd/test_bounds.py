@@ -97,7 +97,7 @@ async def test_no_handshake_lasts(sent: bytes, drop: bytes, certificate: dict[st
 
 @pytest.mark.parametrize("handle_nowait", [None, echo_nowait], ids=["task", "no task"])
 @pytest.mark.parametrize(("sent", "drop"), [*HEADS.values(), *BODIES.values()], ids=[*HEADS, *BODIES])
-async def test_what_waits_for_its_client_makes_room(sent: bytes, drop: bytes, handle_nowait: Any) -> None:
+async def test_stalled_connections_make_room(sent: bytes, drop: bytes, handle_nowait: Any) -> None:
     served = serving("ours", echo, limits=PATIENT, keep_alive_timeout=LONG, handle_nowait=handle_nowait)
     async with served as server, connected(server) as client:
         await client.send(sent)
@@ -124,7 +124,7 @@ async def test_a_slow_upload_at_the_least_rate_arrives() -> None:
         assert (await client.answer())[2] == b"POST / " + b"x" * 6000
 
 
-async def test_a_body_that_waits_for_its_app_is_not_held_against_the_client() -> None:
+async def test_an_app_that_reads_late_causes_no_timeout() -> None:
     release = trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -140,7 +140,7 @@ async def test_a_body_that_waits_for_its_app_is_not_held_against_the_client() ->
         assert (await client.answer())[2] == b"x" * 51
 
 
-async def test_an_app_that_does_not_read_is_not_held_against_the_client() -> None:
+async def test_an_app_that_never_reads_causes_no_timeout() -> None:
     release = trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -166,7 +166,7 @@ async def test_heads_in_pieces_are_served() -> None:
             assert (await client.answer())[2] == b"POST / n%d" % number
 
 
-async def test_over_the_bound_the_one_that_was_idle_longest_makes_room() -> None:
+async def test_over_the_bound_the_longest_idle_makes_room() -> None:
     app = Watched()
     async with (
         serving("ours", app, limits=Limits(connections=3, settle=0.1)) as server,
@@ -188,7 +188,7 @@ async def test_over_the_bound_the_one_that_was_idle_longest_makes_room() -> None
             assert (await busy.answer())[2] == b"released"
 
 
-async def test_where_none_is_idle_newcomers_wait() -> None:
+async def test_without_idle_connections_newcomers_wait() -> None:
     app = Watched()
     async with serving("ours", app, limits=Limits(connections=1, settle=0.1)) as server, connected(server) as busy:
         await busy.send(get())
@@ -201,7 +201,7 @@ async def test_where_none_is_idle_newcomers_wait() -> None:
             assert await busy.rest() == b""  # which was idle by then
 
 
-async def test_the_silent_make_room_before_the_idle_and_these_before_slow_uploads() -> None:
+async def test_silent_connections_are_evicted_before_idle_and_slow() -> None:
     limits = replace(PATIENT, connections=3)
     async with serving("ours", echo, limits=limits) as server, connected(server) as slow:
         await slow.send(BODY)
@@ -264,13 +264,13 @@ async def test_a_probe_is_answered_although_others_wait() -> None:
         assert (await first.answer())[0] == 503  # its place in the reserve was needed
 
 
-async def test_silent_connections_in_the_reserve_make_room_for_a_probe() -> None:
+async def test_silent_reserve_connections_make_room_for_probes() -> None:
     async with full(replace(FULL, head=LONG)) as (server, _), connected(server), connected(server) as probe:
         await probe.send(get("/livez"))
         assert (await probe.answer())[0] == 200
 
 
-async def test_a_request_waits_for_a_place_only_so_long() -> None:
+async def test_a_request_waits_briefly_for_a_slot() -> None:
     async with full(replace(FULL, place=0.2)) as (server, _), connected(server) as client:
         await client.send(get())
         status, headers, body = await client.answer()
@@ -279,7 +279,7 @@ async def test_a_request_waits_for_a_place_only_so_long() -> None:
         assert await client.rest() == b""
 
 
-async def test_a_crowd_of_silent_connections_shuts_nobody_out() -> None:
+async def test_a_crowd_of_silent_connections_excludes_no_client() -> None:
     limits = Limits(connections=20, settle=0.1, reserve=4)
     async with serving("ours", echo, limits=limits, keep_alive_timeout=LONG) as server, trio.open_nursery() as nursery:
         streams = [await trio.open_tcp_stream(*server.address) for _ in range(40)]
@@ -290,7 +290,7 @@ async def test_a_crowd_of_silent_connections_shuts_nobody_out() -> None:
             nursery.start_soon(stream.aclose)
 
 
-async def test_one_address_holds_only_so_many_silent_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_connections_per_address_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_address_of", lambda _stream: "192.0.2.7")
     async with (
         serving("ours", echo, limits=Limits(per_address=2, settle=0.05, head=LONG)) as server,
@@ -339,7 +339,7 @@ async def test_without_a_bound_for_addresses_none_is_counted(autojump_clock: tri
     assert not any(slot.ended for slot in slots)
 
 
-async def test_a_place_is_had_as_soon_as_one_is_free(autojump_clock: trio.testing.MockClock, limits: Limits) -> None:
+async def test_a_free_slot_is_used_immediately(autojump_clock: trio.testing.MockClock, limits: Limits) -> None:
     places = ConnectionLimit(limits)
     slot = await places.enter(None)
     slot.waits = lambda: None  # busy

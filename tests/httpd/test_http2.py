@@ -129,7 +129,7 @@ async def test_a_first_head_comes_in_time(sent: bytes, drop: bytes, certificate:
 
 
 @pytest.mark.parametrize(("sent", "drop"), LATER_HEADS.values(), ids=LATER_HEADS)
-async def test_a_later_frame_comes_to_its_end_in_time(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
+async def test_a_dripped_later_frame_is_cut_off(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
     served = serving("ours", echo, limits=QUICK, keep_alive_timeout=LONG, **certificate)
     async with served as server, by_tls(server, certificate, "h2") as client:
         await client.send(OPEN + whole())
@@ -174,7 +174,7 @@ async def test_an_idle_connection_ends(certificate: dict[str, str]) -> None:
     [*HEADS.values(), (OPEN + whole(), b""), *((OPEN + request() + sent, drop) for sent, drop in BODIES.values())],
     ids=[*HEADS, "idle", *BODIES],
 )
-async def test_what_waits_for_its_client_makes_room(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
+async def test_stalled_connections_make_room(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
     served = serving("ours", echo, limits=PATIENT, keep_alive_timeout=LONG, **certificate)
     async with served as server, by_tls(server, certificate, "h2") as client:
         await client.send(sent)
@@ -317,7 +317,7 @@ async def test_over_its_bound_a_clients_next_requests_wait(resets: int, certific
     assert unsent.used == 0
 
 
-async def test_a_body_that_goes_on_after_the_response_harms_nobody(certificate: dict[str, str]) -> None:
+async def test_a_body_continuing_after_the_response_is_harmless(certificate: dict[str, str]) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"refused", status=401)
 
@@ -427,7 +427,7 @@ async def test_whatever_one_stream_sends_the_others_are_served(
     assert not caplog.records
 
 
-async def test_a_request_in_the_reserve_waits_and_a_probe_does_not(certificate: dict[str, str]) -> None:
+async def test_a_reserve_request_waits_but_a_probe_passes(certificate: dict[str, str]) -> None:
     release = trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -471,7 +471,7 @@ WATCHED = {
 
 @pytest.mark.parametrize(("sent", "requests", "bodies", "is_open"), WATCHED.values(), ids=WATCHED)
 @given(data=st.data())
-def test_the_watch_sees_the_same_however_it_is_cut(
+def test_the_watch_is_independent_of_chunking(
     sent: bytes, requests: int, bodies: list[int], is_open: bool, data: st.DataObject
 ) -> None:
     watch = FrameWatch(Limits(), 0.0)

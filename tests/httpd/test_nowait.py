@@ -133,7 +133,7 @@ async def test_other_requests_go_to_the_app(request_bytes: bytes, body: bytes) -
         assert (await client.answer())[2] == b"POST / " + body
 
 
-async def test_a_request_that_is_not_taken_goes_to_the_app() -> None:
+async def test_a_request_the_handler_declines_reaches_the_app() -> None:
     async with serving("ours", echo, handle_nowait=lambda _: False) as server, connected(server) as client:
         for number in range(3):
             await client.send(post(b"%d" % number))
@@ -157,7 +157,7 @@ async def test_a_taken_request_may_still_start_an_app() -> None:
     assert held.disconnects == 0
 
 
-async def test_what_the_handler_raises_is_answered_with_500() -> None:
+async def test_an_exception_in_the_handler_returns_500() -> None:
     def fails(exchange: Exchange) -> bool:
         raise ValueError("a bug")
 
@@ -166,7 +166,7 @@ async def test_what_the_handler_raises_is_answered_with_500() -> None:
         assert (await client.rest()).startswith(b"HTTP/1.1 500")
 
 
-async def test_a_handler_that_fails_after_its_answer_sends_nothing_more() -> None:
+async def test_a_handler_failing_after_its_answer_stays_silent() -> None:
     def fails(exchange: Exchange) -> bool:
         echo_nowait(exchange)
         raise ValueError("a bug")
@@ -193,7 +193,7 @@ async def test_illegal_responses_are_refused(headers: Any, body: bytes) -> None:
         assert (status, body) == (500, b"sorry")
 
 
-async def test_pipelined_requests_are_handled_one_by_one_in_the_reader() -> None:
+async def test_pipelined_requests_are_handled_by_the_reader() -> None:
     held = Held()
     async with serving("ours", fail, handle_nowait=held) as server, connected(server) as client:
         await client.send(b"".join(post(b"%d" % number) for number in range(10)))
@@ -246,7 +246,7 @@ async def test_a_hang_up_is_notified_once(ahead: bytes) -> None:
     assert held.disconnects == 1
 
 
-async def test_an_answered_request_hears_of_no_hang_up() -> None:
+async def test_an_answered_request_gets_no_disconnect() -> None:
     held = Held()
     async with serving("ours", fail, handle_nowait=held) as server:
         async with connected(server) as client:
@@ -282,7 +282,7 @@ async def asked(scheme: str, certificate: dict[str, str], held: Held) -> AsyncGe
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_large_response_waits_and_holds_back_the_next_request(scheme: str, certificate: dict[str, str]) -> None:
+async def test_a_large_response_holds_back_the_next_request(scheme: str, certificate: dict[str, str]) -> None:
     held = Held()
     size = 8 * len(BIG)
     async with asked(scheme, certificate, held) as client:
@@ -362,7 +362,7 @@ async def test_over_the_bound_for_all_the_largest_ends(scheme: str, certificate:
     assert unsent.used == 0
 
 
-async def test_a_response_over_the_bound_ends_its_own_connection() -> None:
+async def test_a_response_over_the_bound_ends_its_connection() -> None:
     held, unsent = Held(), Budget(len(BIG))
     async with serving("ours", fail, handle_nowait=held, unsent=unsent) as server, connected(server) as client:
         await client.send(get())
@@ -372,7 +372,7 @@ async def test_a_response_over_the_bound_ends_its_own_connection() -> None:
     assert unsent.used == 0
 
 
-async def test_a_stream_over_the_bound_ends_its_own_connection() -> None:
+async def test_a_stream_over_the_bound_ends_its_connection() -> None:
     unsent, gone = Budget(len(BIG)), trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -424,7 +424,7 @@ async def test_draining_waits_for_the_answer() -> None:
         assert answer.endswith(b"\r\n\r\nlast")
 
 
-async def test_shutdown_notifies_what_was_not_answered() -> None:
+async def test_shutdown_notifies_unanswered_requests() -> None:
     held = Held()
     async with serving("ours", fail, handle_nowait=held) as server, connected(server) as client:
         await client.send(get())

@@ -125,7 +125,7 @@ def test_requests_are_read_however_they_come(data: bytes, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED)
-def test_what_breaks_the_protocol_is_refused(data: bytes, status: int) -> None:
+def test_protocol_violations_are_refused(data: bytes, status: int) -> None:
     for parts in ([data], [data + NEXT], split(data, range(len(data)))):
         reading = read(parts)
         assert reading.refused == status
@@ -179,13 +179,13 @@ def test_a_head_of_the_greatest_size_is_read() -> None:
     assert read([data.replace(b"X", b"XX")]).refused == 431
 
 
-def test_what_follows_a_request_waits_in_the_buffer() -> None:
+def test_bytes_after_a_request_stay_buffered() -> None:
     reading = read([b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + NEXT])
     assert reading.left == NEXT
 
 
 @pytest.mark.parametrize("size", [0, 1, 4])
-def test_a_body_that_has_come_is_taken_at_once(size: int) -> None:
+def test_a_complete_body_is_taken_immediately(size: int) -> None:
     parser = RequestParser(MAX_HEAD)
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
     for _ in range(2):  # what follows a request is the next one

@@ -138,7 +138,7 @@ async def test_a_body_of_unknown_length_goes_in_chunks(kind: str) -> None:
             assert headers["transfer-encoding"] == "chunked"
 
 
-async def test_each_part_of_a_stream_is_sent_at_once(kind: str) -> None:
+async def test_each_part_of_a_stream_is_sent_immediately(kind: str) -> None:
     sent, seen = trio.open_memory_channel[bytes](0)
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -181,7 +181,7 @@ async def test_some_statuses_have_no_body(kind: str, status: int) -> None:
         assert client.data == b""
 
 
-async def test_http_1_0_gets_a_body_that_ends_with_the_connection(kind: str) -> None:
+async def test_http_1_0_bodies_end_with_the_connection(kind: str) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         assert scope["http_version"] == "1.0"
         await respond(send, b"plain", length=False)
@@ -207,7 +207,7 @@ async def test_http_1_0_gets_a_body_that_ends_with_the_connection(kind: str) -> 
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 30_000, 431),
     ],
 )
-async def test_what_is_no_http_is_refused_and_ends_the_connection(kind: str, request_bytes: bytes, status: int) -> None:
+async def test_invalid_http_is_refused_and_ends_the_connection(kind: str, request_bytes: bytes, status: int) -> None:
     async with serving(kind, echo) as server, connected(server) as client:
         await client.send(request_bytes)
         head = await client.until(b"\r\n\r\n")
@@ -216,7 +216,7 @@ async def test_what_is_no_http_is_refused_and_ends_the_connection(kind: str, req
         assert await client.rest() == b""
 
 
-async def test_an_app_that_fails_before_the_response_is_answered_for(kind: str) -> None:
+async def test_an_app_failing_before_the_response_returns_500(kind: str) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await read_body(receive)
         if scope["raw_path"] == b"/raise":
@@ -232,7 +232,7 @@ async def test_an_app_that_fails_before_the_response_is_answered_for(kind: str) 
 
 @pytest.mark.parametrize("length", [b"", b"100"])
 @pytest.mark.parametrize("fails", [True, False])
-async def test_a_response_that_breaks_off_is_seen_as_such(kind: str, fails: bool, length: bytes) -> None:
+async def test_an_interrupted_response_is_recognizable(kind: str, fails: bool, length: bytes) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await read_body(receive)
         headers = [(b"content-length", length)] if length else []
@@ -247,7 +247,7 @@ async def test_a_response_that_breaks_off_is_seen_as_such(kind: str, fails: bool
         assert body == (b"some" if length else b"4\r\nsome\r\n")  # and no last chunk
 
 
-async def test_an_app_may_not_break_its_own_content_length(kind: str) -> None:
+async def test_an_app_may_not_exceed_its_content_length(kind: str) -> None:
     errors: list[str] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -294,7 +294,7 @@ async def test_connection_close_is_honoured(kind: str) -> None:
         assert answer.endswith(b"bye")
 
 
-async def test_nothing_is_served_after_a_body_that_is_framed_twice() -> None:
+async def test_a_doubly_framed_body_ends_the_connection() -> None:
     twice = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
     async with serving("ours", echo) as server, connected(server) as client:
         await client.send(twice + post(b"smuggled"))
@@ -314,7 +314,7 @@ async def test_the_app_may_close_the_connection(kind: str) -> None:
         assert (await client.rest()).lower().count(b"connection: close") == 1
 
 
-async def test_a_connection_serves_so_many_requests_and_no_more(kind: str) -> None:
+async def test_requests_per_connection_are_limited(kind: str) -> None:
     async with serving(kind, echo, keep_alive_max_requests=2) as server, connected(server) as client:
         await client.send(post())
         assert "connection" not in (await client.answer())[1]
@@ -329,7 +329,7 @@ async def test_pipelined_requests_are_served_in_order(kind: str) -> None:
             assert (await client.answer())[2] == b"POST /%d n%d" % (number, number)
 
 
-async def test_an_idle_connection_ends_and_a_busy_one_does_not(kind: str) -> None:
+async def test_idle_connections_end_and_busy_ones_do_not(kind: str) -> None:
     app = Watched()
     async with serving(kind, app, keep_alive_timeout=0.3) as server, connected(server) as client:
         start = trio.current_time()
@@ -345,7 +345,7 @@ async def test_an_idle_connection_ends_and_a_busy_one_does_not(kind: str) -> Non
         assert 0.2 < trio.current_time() - end < 10  # counted from the response's end
 
 
-async def test_a_request_that_never_comes_whole_ends_the_connection(kind: str) -> None:
+async def test_an_incomplete_request_ends_the_connection(kind: str) -> None:
     async with serving(kind, echo, keep_alive_timeout=0.2) as server, connected(server) as client:
         await client.send(b"GET / HTTP/1.1\r\nHo")
         assert b" 200" not in await client.rest()
@@ -364,7 +364,7 @@ async def test_a_body_that_stops_coming_ends_the_connection(kind: str) -> None:
         await happens(gone)
 
 
-async def test_expect_100_continue_is_answered_when_the_body_is_read(kind: str) -> None:
+async def test_expect_100_continue_is_answered_on_body_read(kind: str) -> None:
     async with serving(kind, echo) as server, connected(server) as client:
         for _ in range(2):
             await client.send(post(b"four", extra="Expect: 100-continue\r\n")[:-4])
@@ -373,7 +373,7 @@ async def test_expect_100_continue_is_answered_when_the_body_is_read(kind: str) 
             assert (await client.answer())[2] == b"POST / four"
 
 
-async def test_a_body_that_nobody_reads_waits_at_the_client(kind: str) -> None:
+async def test_an_unread_body_waits_at_the_client(kind: str) -> None:
     app = Watched()
     taken = 0
 
@@ -397,7 +397,7 @@ async def test_a_body_that_nobody_reads_waits_at_the_client(kind: str) -> None:
 
 @pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("abruptly", [False, True])
-async def test_a_hang_up_is_told(kind: str, starts: bool, abruptly: bool) -> None:
+async def test_a_disconnect_is_reported(kind: str, starts: bool, abruptly: bool) -> None:
     app = Watched(starts=starts)
     async with serving(kind, app) as server:
         async with connected(server) as client:
@@ -433,7 +433,7 @@ async def test_receive_after_the_response_says_disconnect(kind: str) -> None:
     assert all(message == {"type": "http.disconnect"} for message in messages)
 
 
-async def test_shutdown_closes_idle_connections_at_once_and_lets_busy_ones_finish(kind: str) -> None:
+async def test_shutdown_closes_idle_connections_and_finishes_busy_ones(kind: str) -> None:
     app = Watched()
     async with serving(kind, app, graceful_timeout=PATIENCE) as server:
         async with connected(server) as idle, connected(server) as fresh, connected(server) as busy:
@@ -501,7 +501,7 @@ async def test_shutdown_ends_although_a_client_does_not_read() -> None:
         assert trio.current_time() - start < GRACE + 10
 
 
-async def test_upstream_still_lacks_a_shutdown_that_ends_although_a_client_does_not_read() -> None:
+async def test_upstream_still_hangs_shutdown_on_stalled_clients() -> None:
     async with serving("stock", flood) as server:
         async with connected(server) as client:
             await client.send(get())
@@ -513,7 +513,7 @@ async def test_upstream_still_lacks_a_shutdown_that_ends_although_a_client_does_
         await happens(server.ended)  # the client's end sets it free
 
 
-async def test_a_client_that_does_not_read_is_given_up() -> None:
+async def test_a_stalled_client_is_disconnected() -> None:
     notified: list[Message] = []
     ended = trio.Event()
 
@@ -536,7 +536,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
             await client.rest()
 
 
-async def test_a_client_that_reads_slowly_is_not_given_up() -> None:
+async def test_a_slow_reader_is_not_disconnected() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await respond(send, BIG * 4)
 
@@ -551,7 +551,7 @@ async def test_a_client_that_reads_slowly_is_not_given_up() -> None:
         assert trio.current_time() - start > 0.4
 
 
-async def test_the_apps_own_deadline_ends_a_send_and_with_it_the_connection() -> None:
+async def test_an_app_timeout_ends_the_send_and_connection() -> None:
     ended = trio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -568,7 +568,7 @@ async def test_the_apps_own_deadline_ends_a_send_and_with_it_the_connection() ->
             await client.rest()
 
 
-async def test_messages_of_two_tasks_do_not_mix_and_cancelling_a_waiting_one_harms_nobody() -> None:
+async def test_messages_of_two_tasks_do_not_mix() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         async def part(letter: bytes) -> None:
             await send({"type": "http.response.body", "body": letter * len(BIG), "more_body": True})
@@ -606,13 +606,13 @@ async def hang_up_with_a_request_in_waiting(kind: str, app: Watched, patience: f
         app.release.set()
 
 
-async def test_a_hang_up_is_told_although_requests_wait() -> None:
+async def test_a_disconnect_is_reported_behind_pipelined_requests() -> None:
     app = Watched()
     await hang_up_with_a_request_in_waiting("ours", app, PATIENCE)
     assert app.disconnected.is_set()
 
 
-async def test_upstream_still_lacks_the_hang_up_when_requests_wait() -> None:
+async def test_upstream_still_misses_disconnects_behind_pipelined_requests() -> None:
     app = Watched()
     await hang_up_with_a_request_in_waiting("stock", app, 0.5)
     assert not app.disconnected.is_set()
@@ -681,13 +681,13 @@ async def fail_with_the_head_held(scope: Message, receive: Any, send: Any) -> No
     raise ValueError("a bug")
 
 
-async def test_upstream_still_lacks_an_answer_for_an_app_that_fails_after_the_head() -> None:
+async def test_upstream_still_leaves_late_app_failures_unanswered() -> None:
     async with serving("stock", fail_with_the_head_held) as server, connected(server) as client:
         await client.send(get())
         assert (await client.rest()).startswith(b"HTTP/1.1 200")
 
 
-async def test_an_app_that_fails_with_its_head_held_can_still_be_answered_for() -> None:
+async def test_an_app_failing_before_its_body_returns_500() -> None:
     async with serving("ours", fail_with_the_head_held) as server, connected(server) as client:
         await client.send(get())
         assert (await client.rest()).startswith(b"HTTP/1.1 500")
@@ -705,13 +705,13 @@ async def test_a_refusal_comes_instead_of_100_continue() -> None:
         assert await client.rest() == b""
 
 
-async def test_upstream_still_lacks_a_refusal_instead_of_100_continue() -> None:
+async def test_upstream_still_cannot_refuse_instead_of_100_continue() -> None:
     async with serving("stock", refuse) as server, connected(server) as client:
         await client.send(post(b"body", extra="Expect: 100-continue\r\n")[:-4])
         assert (await client.answer())[0] == 100
 
 
-async def test_a_client_that_is_still_sending_gets_the_refusal() -> None:
+async def test_a_client_still_sending_gets_the_refusal() -> None:
     async with serving("ours", refuse) as server, connected(server) as client:
         await client.send(post(BIG * 16))
         answer = await client.rest()
@@ -719,7 +719,7 @@ async def test_a_client_that_is_still_sending_gets_the_refusal() -> None:
         assert answer.endswith(b"too large")
 
 
-async def test_a_body_that_breaks_the_protocol_is_refused_and_told() -> None:
+async def test_an_invalid_body_is_refused_and_reported() -> None:
     notified = trio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -737,7 +737,7 @@ async def test_a_body_that_breaks_the_protocol_is_refused_and_told() -> None:
         assert await client.rest() == b""
 
 
-async def test_a_body_without_an_end_mark_that_breaks_off_is_reset() -> None:
+async def test_an_interrupted_chunked_body_is_reset() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send(START)
         await send({"type": "http.response.body", "body": b"some", "more_body": True})
@@ -793,7 +793,7 @@ async def test_clients_that_vanish_leave_nothing_behind() -> None:
         assert len(os.listdir("/proc/self/fd")) == files
 
 
-async def test_cancelling_the_server_ends_everything_at_once() -> None:
+async def test_cancelling_the_server_ends_everything() -> None:
     app = Watched(starts=True)
     async with trio.open_nursery() as nursery:
         serve = partial(serve_http, app, make_config(), shutdown_trigger=trio.sleep_forever)
@@ -849,7 +849,7 @@ async def test_http_1_over_tls(kind: str, certificate: dict[str, str]) -> None:
             assert (await client.answer())[2] == b"POST / " + body
 
 
-async def test_a_tls_client_that_does_not_read_is_given_up(certificate: dict[str, str]) -> None:
+async def test_a_stalled_tls_client_is_disconnected(certificate: dict[str, str]) -> None:
     ended = trio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -888,7 +888,7 @@ async def test_http_2_over_tls_is_hypercorns(kind: str, certificate: dict[str, s
         assert (await ask_by_h2(client, 1000))[1] == b"GET /h2 "
 
 
-async def test_shutdown_ends_although_an_h2_client_does_not_read(certificate: dict[str, str]) -> None:
+async def test_shutdown_ends_despite_a_stalled_h2_client(certificate: dict[str, str]) -> None:
     served = serving("ours", flood, send_timeout=0.3, **certificate)
     async with served as server, by_tls(server, certificate, "h2") as client:
         await ask_by_h2(client, 2**30)
@@ -898,7 +898,7 @@ async def test_shutdown_ends_although_an_h2_client_does_not_read(certificate: di
         assert trio.current_time() - start < GRACE + 10
 
 
-async def test_upstream_still_lacks_a_shutdown_that_ends_although_an_h2_client_does_not_read(
+async def test_upstream_still_hangs_shutdown_on_stalled_h2_clients(
     certificate: dict[str, str],
 ) -> None:
     async with serving("stock", flood, **certificate) as server:

@@ -62,7 +62,7 @@ class Waiters:
         ticket.close()
 
 
-async def test_each_ends_in_its_own_time_in_whatever_order_they_came(autojump_clock: MockClock) -> None:
+async def test_deadlines_expire_in_order_of_time(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines, begin = Deadlines(), trio.current_time()
     async with trio.open_nursery() as services:
@@ -82,7 +82,7 @@ async def test_each_ends_in_its_own_time_in_whatever_order_they_came(autojump_cl
         services.cancel_scope.cancel()
 
 
-async def test_progress_puts_a_deadline_off_up_to_its_hard_maximum(autojump_clock: MockClock) -> None:
+async def test_progress_extends_a_deadline_up_to_its_maximum(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines, begin = Deadlines(), trio.current_time()
     async with trio.open_nursery() as services:
@@ -133,7 +133,7 @@ async def test_a_sink_starts_its_task_when_patience_ends(autojump_clock: MockClo
         services.cancel_scope.cancel()
 
 
-async def test_after_its_end_those_who_wait_keep_their_own(autojump_clock: MockClock) -> None:
+async def test_waiters_keep_their_deadlines_after_the_service_ends(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines, begin = Deadlines(), trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -158,7 +158,7 @@ async def test_after_its_end_those_who_wait_keep_their_own(autojump_clock: MockC
     assert waiters.ended == pytest.approx({10.0: begin + 10})
 
 
-async def test_one_who_gives_up_takes_no_deadline_from_who_waits_after_it(autojump_clock: MockClock) -> None:
+async def test_leaving_keeps_the_deadlines_of_later_waiters(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines, begin = Deadlines(), trio.current_time()
     first = trio.CancelScope()

@@ -61,7 +61,7 @@ async def test_the_oldest_notice_is_dropped_and_counted() -> None:
         assert await ticket.next() == notice(3)
 
 
-async def test_who_waits_is_woken() -> None:
+async def test_a_waiter_is_woken() -> None:
     ticket = make_pending()
     got: list[object] = []
 
@@ -126,7 +126,7 @@ async def test_closing_tells_the_backend_once() -> None:
         assert await ticket.next() is None
 
 
-async def test_after_closing_no_notice_comes_any_more() -> None:
+async def test_no_notification_follows_closing() -> None:
     ticket = make_pending()
     ticket.notify(notice(1))
     ticket.close()
@@ -134,7 +134,7 @@ async def test_after_closing_no_notice_comes_any_more() -> None:
         assert await ticket.next() is None
 
 
-async def test_who_waits_hears_that_it_was_closed() -> None:
+async def test_a_waiter_learns_of_closing() -> None:
     ticket = make_pending()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -164,7 +164,7 @@ async def test_a_cancelled_wait_leaves_it_open(autojump_clock: trio.testing.Mock
     assert await ticket.next() is RESULT
 
 
-def test_what_a_full_pipe_brings_finds_room() -> None:
+def test_messages_from_a_full_pipe_fit() -> None:
     params = b'{"level":"info","data":"line 1"}'
     assert 65_536 / len(jsonrpc.notification("notifications/message", params)) < MAX_NOTICES
 
@@ -256,7 +256,7 @@ async def test_a_call_that_is_over_cannot_be_sent(state: CallState) -> None:
 
 
 @pytest.mark.parametrize("before", [CallState.QUEUED, CallState.SENT])
-async def test_the_last_answer_ends_the_wait_for_the_client(before: CallState) -> None:
+async def test_the_last_answer_ends_the_client_wait(before: CallState) -> None:
     await trio.lowlevel.checkpoint()
     ticket = make_pending()
     bring_to(before, ticket)
@@ -327,7 +327,7 @@ async def test_whatever_comes_before_the_outcome_starts_one_task(event: str) -> 
 
 
 @pytest.mark.parametrize("event", ["outcome", "notification"])
-async def test_a_bug_in_a_sink_does_not_reach_the_backend(event: str) -> None:
+async def test_a_bug_in_a_sink_spares_the_backend(event: str) -> None:
     await trio.lowlevel.checkpoint()
     problem = ZeroDivisionError()
     sink = Sink(problem=problem)

@@ -66,7 +66,7 @@ async def test_apps_work_through_the_gateway_as_directly(app_peers: AppPeers, mo
     assert "react.get-time or vanilla.get-time" in clash["error"]
 
 
-async def test_a_view_for_each_server_has_no_clash(app_peers: AppPeers) -> None:
+async def test_a_view_per_server_has_no_clash(app_peers: AppPeers) -> None:
     servers = {name: app_peers.servers[name] for name in ("vanilla", "react")}
     views = {name: {"servers": [name]} for name in servers}
     config = {"mcpServers": servers, "views": views, "gateway": {"start_grace": 30}}
@@ -82,7 +82,7 @@ PAGES = [("monitor", "get-system-info", None, 3), ("vanilla", "get-time", "#get-
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
-async def test_pages_in_a_browser_work_through_the_gateway_as_directly(app_peers: AppPeers) -> None:
+async def test_browser_pages_work_the_same_through_the_gateway(app_peers: AppPeers) -> None:
     config = {"mcpServers": {name: app_peers.servers[name] for name, *_ in PAGES}, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config) as gateway:
         shows: list[dict[str, Any]] = []

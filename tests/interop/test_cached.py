@@ -42,7 +42,7 @@ class Installer:
 
 
 @pytest.mark.parametrize("error", [InstallError("no registry"), KeyboardInterrupt()])
-def test_an_install_that_was_cut_short_is_not_trusted(error: BaseException) -> None:
+def test_an_interrupted_install_is_not_trusted(error: BaseException) -> None:
     with pytest.raises(type(error)):
         cached._cached("thing", ["thing==1"], Installer(error))
     install = Installer()
@@ -51,7 +51,7 @@ def test_an_install_that_was_cut_short_is_not_trusted(error: BaseException) -> N
     assert (folder / "whole").exists()
 
 
-def test_two_at_once_install_once() -> None:
+def test_two_concurrent_users_install_once() -> None:
     install = Installer()
     begun, go_on = threading.Event(), threading.Event()
 

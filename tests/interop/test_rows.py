@@ -179,7 +179,7 @@ async def listening(command: list[str]) -> AsyncGenerator[dict[str, Any]]:
         yield {"url": line[line.index("http://") :].split()[0]}
 
 
-async def test_servers_on_sdks_over_stdio_for_clients_over_stdio(peers: Peers, tmp_path: Path) -> None:
+async def test_stdio_sdk_servers_serve_stdio_clients(peers: Peers, tmp_path: Path) -> None:
     """One client of each era, each with a gateway of its own, whose servers are of both eras too."""
     commands = sdk_servers(peers, "stdio")
     servers = {name: {"command": command[0], "args": command[1:]} for name, command in commands.items()} | ERAS
@@ -195,7 +195,7 @@ async def test_servers_on_sdks_over_stdio_for_clients_over_stdio(peers: Peers, t
         nursery.start_soon(run, "typescript-2", "auto")
 
 
-async def test_servers_on_sdks_over_http_for_clients_over_http(peers: Peers) -> None:
+async def test_http_sdk_servers_serve_http_clients(peers: Peers) -> None:
     async def run(client: str, mode: str, servers: dict[str, dict[str, Any]]) -> None:
         async with open_gateway_process(make_config(servers)) as gateway:
             await run_rows(peers, client, mode, list(servers), url=gateway.url)

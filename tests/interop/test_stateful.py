@@ -41,7 +41,7 @@ class Client:
         return await self.request("tools/call", name=name, arguments=arguments)
 
 
-async def test_clients_of_both_eras_in_turn_share_the_state(stateful_servers: dict[str, Any], tmp_path: Path) -> None:
+async def test_clients_of_both_eras_share_the_state(stateful_servers: dict[str, Any], tmp_path: Path) -> None:
     config = {"mcpServers": {**stateful_servers, "counter": SDK2}, "gateway": {"start_grace": 30}}
     async with open_gateway_process(config, env={"FILE": str(tmp_path / "state")}) as gateway:
         assert gateway.url is not None

@@ -214,7 +214,7 @@ def test_metadata_that_are_refused(name: str, value: Any) -> None:
         read_server({key: one for key, one in SERVER.items() if key != name}, WHERE, is_visited=True)
 
 
-def test_a_server_that_no_person_visits_needs_no_page() -> None:
+def test_a_login_without_a_user_needs_no_page() -> None:
     bare = {name: value for name, value in SERVER.items() if name != "authorization_endpoint"}
     assert read_server(bare, WHERE, is_visited=False)["token_endpoint"] == SERVER["token_endpoint"]
 
@@ -343,7 +343,7 @@ def test_challenges_are_read_as_far_as_they_go(header: str, members: dict[str, s
     assert read_challenge(header) == members
 
 
-def test_what_is_accepted_fits_the_models_of_the_sdk() -> None:
+def test_accepted_answers_fit_the_sdk_models() -> None:
     auth = pytest.importorskip("mcp.shared.auth")
     token = read_token({**TOKEN, "expires_in": "1.5", "scope": ["a"], "refresh_token": None}, WHERE)
     assert auth.OAuthToken.model_validate_json(json.dumps(token)).expires_in == 1

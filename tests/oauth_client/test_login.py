@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.leak_check
 
 
-async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> None:
+async def test_a_401_starts_a_login_that_is_kept(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         async with harness.open() as session:
             assert isinstance(await call(session), Complete)
@@ -67,9 +67,7 @@ async def test_a_login_is_found_out_from_the_401_and_kept(tmp_path: Path) -> Non
         assert None not in {token for _, token in harness.peer.calls}
 
 
-async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_bom_before_login_documents_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = oauth_peer.page
 
     def page(status: int, value: Any = None, **headers: str) -> oauth_peer.Reply:
@@ -81,7 +79,7 @@ async def test_a_byte_order_mark_before_the_documents_of_a_login_is_skipped(
         assert isinstance(await call(session), Complete)
 
 
-async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> None:
+async def test_the_era_probe_may_be_the_refused_request(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness, harness.open(era="auto") as session:
         assert isinstance(await call(session), Complete)
         assert harness.peer.calls[0] == ("server/discover", None)
@@ -89,7 +87,7 @@ async def test_the_probe_for_the_era_may_be_what_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION", "authorization"])
-async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path, name: str) -> None:
+async def test_a_given_header_is_unchanged_and_starts_nothing(tmp_path: Path, name: str) -> None:
     async with open_harness(tmp_path) as harness:
         harness.peer.tokens["given"] = {"read"}
         nothing: Any = None
@@ -106,7 +104,7 @@ async def test_a_given_header_is_used_as_it_is_and_starts_nothing(tmp_path: Path
         assert not (harness.state / "tokens").exists()
 
 
-async def test_a_login_lost_in_the_middle_ends_the_session_where_nobody_can_be_asked(tmp_path: Path) -> None:
+async def test_an_unanswerable_lost_login_ends_the_session(tmp_path: Path) -> None:
     """The supervisor then opens another one, which waits for the login."""
 
     async def lose(harness: Harness) -> None:
@@ -168,7 +166,7 @@ async def test_an_expired_token_is_refreshed_without_a_person(tmp_path: Path) ->
         assert saved.refresh_token in harness.peer.refresh_tokens
 
 
-async def test_a_refresh_goes_to_its_issuer_after_a_restart_too(tmp_path: Path) -> None:
+async def test_a_refresh_after_restart_uses_its_issuer(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         async with harness.open():
             pass
@@ -182,7 +180,7 @@ async def test_a_refresh_goes_to_its_issuer_after_a_restart_too(tmp_path: Path) 
         assert not any(what == "POST" for what, _ in harness.peer.calls)
 
 
-async def test_a_token_that_another_process_got_is_used_first(tmp_path: Path) -> None:
+async def test_another_processs_token_is_tried_first(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness, harness.open() as session:
         old = harness.files().load()
         assert old is not None
@@ -194,7 +192,7 @@ async def test_a_token_that_another_process_got_is_used_first(tmp_path: Path) ->
         assert harness.peer.log == []
 
 
-async def test_a_missing_scope_is_asked_for_besides_the_others(tmp_path: Path) -> None:
+async def test_a_missing_scope_is_requested_beside_the_others(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness, harness.open() as session:
         # The page of this login is brought to the client whose call needs it: it is no use opening another.
         pending = pending_for("admin")
@@ -209,7 +207,7 @@ async def test_a_missing_scope_is_asked_for_besides_the_others(tmp_path: Path) -
         assert isinstance(await call(session), Complete)
 
 
-async def test_a_scope_that_is_never_given_is_asked_for_once(tmp_path: Path) -> None:
+async def test_a_scope_never_granted_is_requested_once(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness, harness.open(oauth={"browser": "open"}) as session:
         harness.peer.scope_wanted = {"tools/call admin": "no such scope"}
         harness.logins.authorizer(harness.config(oauth={"browser": "open"})).prompt._opened_at = None
@@ -245,7 +243,7 @@ async def test_a_call_that_waits_has_its_client_asked(tmp_path: Path) -> None:
         assert harness.required == []
 
 
-async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_again(tmp_path: Path) -> None:
+async def test_declining_ends_the_login_until_a_later_call(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         harness.has_display = False
         first, second = pending_for("a"), pending_for("b")
@@ -271,7 +269,7 @@ async def test_a_client_that_declines_ends_the_login_and_a_later_call_is_asked_a
         assert harness.required[0].startswith("needs a login: run `mcp-gateway login s`")
 
 
-async def test_the_next_call_is_asked_when_the_first_one_ends(tmp_path: Path) -> None:
+async def test_the_next_call_asks_after_the_first_ends(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         first, second = pending_for("a"), pending_for("b")
         harness.waiting = [first, second]
@@ -289,7 +287,7 @@ async def test_the_next_call_is_asked_when_the_first_one_ends(tmp_path: Path) ->
         assert harness.pages == []
 
 
-async def test_where_nobody_can_be_asked_the_command_is_named_and_its_login_noticed(tmp_path: Path) -> None:
+async def test_without_a_client_the_login_command_is_named(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         waiting = pending_for("a")
         harness.waiting = [waiting]
@@ -328,7 +326,7 @@ async def test_a_browser_is_opened_unprompted_only_once(tmp_path: Path) -> None:
         assert len(harness.pages) == 1
 
 
-async def test_a_login_that_nobody_finishes_ends(tmp_path: Path) -> None:
+async def test_an_unfinished_login_times_out(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         harness.obedient = False
         harness.nursery.start_soon(partial(_forget, harness))
@@ -356,7 +354,7 @@ async def _forget(harness: Harness) -> None:
         ({"iss": "https://evil.example"}, "the login page answered for the issuer https://evil.example, and the login was begun with"),
     ],
 )  # fmt: skip
-async def test_a_login_that_cannot_work_is_told(tmp_path: Path, fault: dict[str, Any], text: str) -> None:
+async def test_an_impossible_login_is_reported(tmp_path: Path, fault: dict[str, Any], text: str) -> None:
     async with open_harness(tmp_path) as harness:
         for name, value in fault.items():
             setattr(harness.peer, name, value)
@@ -582,7 +580,7 @@ async def test_an_error_that_repeats_secrets_shows_none(tmp_path: Path) -> None:
         assert not any(code in harness.seen[0] for code in harness.peer.codes)
 
 
-async def test_a_login_page_with_a_query_of_its_own(tmp_path: Path) -> None:
+async def test_a_login_page_keeps_its_own_query(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         harness.peer.metadata["authorization_endpoint"] = f"{harness.peer.issuer}/authorize?tenant=7"
         async with harness.open():
@@ -590,7 +588,7 @@ async def test_a_login_page_with_a_query_of_its_own(tmp_path: Path) -> None:
         assert httpx2.URL(harness.pages[0]).params["tenant"] == "7"
 
 
-async def test_the_issuer_of_the_config_is_the_only_one(tmp_path: Path) -> None:
+async def test_the_configured_issuer_is_the_only_one(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         with pytest.raises(BackendUnavailable, match=r"names the authorization server .*, and oauth\.issuer is"):
             async with harness.open(oauth={"issuer": "https://auth.example"}):
@@ -674,7 +672,7 @@ async def test_which_issuers_are_the_same(
         assert harness.peer.granted == []
 
 
-async def test_a_login_is_found_again_under_another_spelling_of_its_issuer(tmp_path: Path) -> None:
+async def test_a_login_survives_another_spelling_of_its_issuer(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         async with harness.open():
             pass
@@ -692,7 +690,7 @@ async def test_a_login_is_found_again_under_another_spelling_of_its_issuer(tmp_p
 
 
 @pytest.mark.parametrize("grant", ["authorization_code", "client_credentials"])
-async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: Path, grant: str) -> None:
+async def test_an_impostor_issuer_gets_no_secret(tmp_path: Path, grant: str) -> None:
     async with open_harness(tmp_path) as harness:
         oauth = {"grant": grant, "client_id": "robot", "client_secret": "s3cr3t", "issuer": "https://auth.example"}
         harness.peer.metadata["issuer"] = "https://auth.example"
@@ -707,7 +705,7 @@ async def test_a_secret_goes_to_no_server_that_only_claims_the_issuer(tmp_path: 
         assert harness.pages == []
 
 
-async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_path: Path) -> None:
+async def test_an_immediately_refused_token_ends_the_login(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         grant = harness.peer._grant
 
@@ -723,7 +721,7 @@ async def test_a_token_that_the_server_refuses_at_once_is_no_endless_login(tmp_p
         assert len(harness.pages) == 1
 
 
-async def test_client_credentials_need_nobody(tmp_path: Path) -> None:
+async def test_client_credentials_need_no_user(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t", "scopes": "read"}
         async with harness.open(oauth={**oauth, "issuer": harness.peer.issuer}) as session:
@@ -759,7 +757,7 @@ async def test_a_key_signs_in_place_of_a_secret(tmp_path: Path, algorithm: str) 
 
 
 @pytest.mark.parametrize("kind", ["none", "encrypted"])
-async def test_a_key_that_cannot_sign_is_told_and_not_shown(tmp_path: Path, kind: str) -> None:
+async def test_an_unusable_key_is_reported_and_not_shown(tmp_path: Path, kind: str) -> None:
     *form, _ = PEM
     encrypted = KEYS["EdDSA"]().private_bytes(*form, serialization.BestAvailableEncryption(b"x")).decode()
     key = encrypted if kind == "encrypted" else "s3cr3t"
@@ -772,7 +770,7 @@ async def test_a_key_that_cannot_sign_is_told_and_not_shown(tmp_path: Path, kind
         assert harness.peer.asked("/token") == 0
 
 
-async def test_no_assertion_goes_to_a_server_that_only_claims_the_issuer(tmp_path: Path) -> None:
+async def test_an_impostor_issuer_gets_no_assertion(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         harness.peer.metadata["issuer"] = "https://auth.example"
         key = KEYS["EdDSA"]().private_bytes(*PEM).decode()
@@ -783,7 +781,7 @@ async def test_no_assertion_goes_to_a_server_that_only_claims_the_issuer(tmp_pat
         assert harness.peer.asked("/token") == 0
 
 
-async def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path) -> None:
+async def test_a_wrong_secret_is_reported_and_not_shown(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         oauth = {
             "grant": "client_credentials",
@@ -807,7 +805,7 @@ async def test_a_given_client_is_used_and_none_registered(tmp_path: Path) -> Non
         assert harness.peer.asked("/register") == 0
 
 
-async def test_a_client_metadata_document_stands_for_a_registration(tmp_path: Path) -> None:
+async def test_a_client_metadata_document_replaces_registration(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         document = "https://gateway.example/client.json"
         port = await _free_port()
@@ -831,7 +829,7 @@ async def test_a_registered_client_is_used_again(tmp_path: Path) -> None:
         assert (harness.peer.asked("/register"), len(harness.pages)) == (1, 2)
 
 
-async def test_a_taken_redirect_port_is_told(tmp_path: Path) -> None:
+async def test_a_redirect_port_in_use_is_reported(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         port = int(harness.peer.mcp.rpartition(":")[2])
         with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is taken"):

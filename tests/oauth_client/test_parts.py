@@ -126,7 +126,7 @@ async def test_the_page_shows_the_result(result: str, reported: str) -> None:
         assert (b"&lt;b&gt;&amp;" in page) is (result == "failure")
 
 
-async def test_the_page_says_so_when_the_login_is_stopped() -> None:
+async def test_a_stopped_login_shows_on_the_page() -> None:
     pages: list[bytes] = []
 
     async def browse() -> None:
@@ -142,7 +142,7 @@ async def test_the_page_says_so_when_the_login_is_stopped() -> None:
     assert b"the login was stopped before" in page
 
 
-async def test_a_browser_that_takes_no_page_holds_up_no_login() -> None:
+async def test_a_failed_browser_start_blocks_no_login() -> None:
     with trio.fail_after(SOON):
         async with open_redirect_listener(None, result_timeout=0.01, delivery_timeout=0.05) as listener:
             listener.expect("right")
@@ -150,7 +150,7 @@ async def test_a_browser_that_takes_no_page_holds_up_no_login() -> None:
             listener.report(None)
 
 
-async def test_a_refusal_is_shown_in_one_line_and_escaped() -> None:
+async def test_a_refusal_is_shown_escaped_in_one_line() -> None:
     with trio.fail_after(SOON):
         async with open_redirect_listener(None) as listener:
             listener.expect("right")
@@ -228,7 +228,7 @@ def test_a_file_that_is_broken_counts_as_absent(
     assert files.load() == LOGIN
 
 
-def test_without_a_state_directory_a_login_lives_in_memory() -> None:
+def test_without_a_state_directory_logins_stay_in_memory() -> None:
     files = TokenFiles(None, config())
     files.save(LOGIN)
     assert files.load() == LOGIN
@@ -241,7 +241,7 @@ def test_no_secret_in_any_repr() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no file locks")
-async def test_one_refresh_at_a_time(tmp_path: Path) -> None:
+async def test_refreshes_run_one_at_a_time(tmp_path: Path) -> None:
     store, order = Store(tmp_path), list[str]()
     held = trio.Event()
 
@@ -260,7 +260,7 @@ async def test_one_refresh_at_a_time(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-async def test_a_lock_that_is_never_freed_or_cannot_be_had_does_not_matter(tmp_path: Path) -> None:
+async def test_an_unavailable_lock_does_not_block(tmp_path: Path) -> None:
     with trio.fail_after(SOON):
         async with (
             RefreshLock(TokenFiles(Store(tmp_path), config())),
@@ -327,7 +327,7 @@ async def test_addresses(resolver: None, backend: str, address: str, text: str |
                 await http.check(httpx2.URL(address))
 
 
-async def test_a_configured_issuer_may_be_in_a_private_network(resolver: None) -> None:
+async def test_a_configured_issuer_may_be_private(resolver: None) -> None:
     async with open_oauth_http(config(oauth={"issuer": "https://inside.example"})) as http:
         await http.check(httpx2.URL("https://inside.example/token"))
         with pytest.raises(BackendUnavailable, match="private"):
@@ -353,7 +353,7 @@ async def _send(response: httpx2.Response, method: str = "POST") -> httpx2.Respo
     return answer
 
 
-async def test_answers_are_bounded_and_failures_are_no_verdict(resolver: None) -> None:
+async def test_answers_are_bounded_and_failures_inconclusive(resolver: None) -> None:
     with pytest.raises(BackendUnavailable, match="answered with more than 1048576 bytes"):
         await _send(httpx2.Response(200, stream=_stream(b"x" * 1_048_577)))
     with pytest.raises(BackendUnavailable, match="answered HTTP 503"):
@@ -367,7 +367,7 @@ def _stream(data: bytes) -> httpx2.AsyncByteStream:
     return httpx2.ByteStream(data)
 
 
-async def test_a_server_that_says_nothing_is_given_up(resolver: None) -> None:
+async def test_a_silent_server_times_out(resolver: None) -> None:
     class Silent(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             await trio.sleep_forever()

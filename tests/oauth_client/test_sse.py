@@ -43,7 +43,7 @@ class ProtectedSse:
 
 
 @pytest.mark.parametrize("transport", ["sse", None])
-async def test_a_login_is_found_out_from_the_refused_stream(tmp_path: Path, transport: str | None) -> None:
+async def test_a_refused_stream_starts_a_login(tmp_path: Path, transport: str | None) -> None:
     async with open_harness(tmp_path) as harness:
         server = ProtectedSse(harness)
         async with open_peer(server, path="/sse") as there:
@@ -65,7 +65,7 @@ async def test_a_login_is_found_out_from_the_refused_stream(tmp_path: Path, tran
             assert {used for _, used in server.received} == {token}
 
 
-async def test_a_token_that_ends_while_the_stream_is_open_is_got_anew_for_the_post(tmp_path: Path) -> None:
+async def test_a_token_expiring_mid_stream_is_refreshed(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         server = ProtectedSse(harness)
         async with open_peer(server, path="/sse") as there:
@@ -78,7 +78,7 @@ async def test_a_token_that_ends_while_the_stream_is_open_is_got_anew_for_the_po
             assert len(harness.pages) == 1  # a refresh needs no person
 
 
-async def test_where_nobody_can_be_asked_a_refused_post_ends_its_call_and_the_stream_serves_on(tmp_path: Path) -> None:
+async def test_a_refused_post_without_login_spares_the_stream(tmp_path: Path) -> None:
     """The stream is open still, and others may have calls on it; after the login it is as good as before."""
     async with open_harness(tmp_path) as harness:
         harness.peer.is_open = True

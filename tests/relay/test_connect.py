@@ -143,7 +143,7 @@ async def test_large_messages_pass_in_both_directions():
             assert await say(client, "small") == "small"
 
 
-async def test_a_killed_gateway_is_replaced_and_the_session_continues():
+async def test_a_killed_gateway_is_replaced_within_the_session():
     async with open_machine() as machine:
         machine.write({"rich": machine.peer(peer("rich_server.py"))})
         async with machine.open_client() as client, machine.open_client() as other:
@@ -201,7 +201,7 @@ async def test_a_gateway_that_always_dies_ends_the_relay():
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-async def test_a_killed_relay_is_a_client_that_has_gone(how):
+async def test_a_killed_relay_counts_as_a_disconnect(how):
     async with open_machine() as machine:
         machine.write({"echo": machine.peer(echo_backend())})
         async with machine.open_client() as client, machine.open_client() as other:
@@ -243,7 +243,7 @@ class Caller:
         assert all("method" in message for message in self.client.stdio.arrived)  # nothing was answered twice
 
 
-async def test_rounds_of_killing_lose_no_answer():
+async def test_repeated_kills_lose_no_answer():
     """Whatever is killed, each call of a client that lives is answered once, and nothing survives."""
     chance = random.Random(18)
     async with open_machine() as machine:
@@ -295,7 +295,7 @@ async def test_another_value_of_a_variable_is_another_gateway():
                 assert os.readlink(f"/proc/{pid}/cwd") == str(machine.folder)
 
 
-async def test_a_link_to_the_config_leads_to_the_same_gateway():
+async def test_a_symlinked_config_reaches_the_same_gateway():
     async with open_machine() as machine:
         machine.write({"echo": machine.peer(echo_backend())})
         link = machine.folder / "elsewhere" / "link.json"
@@ -307,7 +307,7 @@ async def test_a_link_to_the_config_leads_to_the_same_gateway():
             assert len(machine.gateways()) == 1
 
 
-async def test_modules_in_the_folder_of_the_config_are_not_imported():
+async def test_modules_beside_the_config_are_not_imported():
     async with open_machine() as machine:
         machine.write({"echo": machine.peer(echo_backend())})
         for name in ("trio", "gateway", "json"):
@@ -387,7 +387,7 @@ async def test_a_relay_waits_for_a_place_in_a_full_queue():
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770])
-async def test_a_directory_that_others_can_use_is_not_used(mode):
+async def test_a_directory_accessible_to_others_is_refused(mode):
     async with open_machine() as machine:
         machine.write({})
         directory = machine.runtime / "trio-mcp-gateway"

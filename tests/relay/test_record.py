@@ -53,7 +53,7 @@ def restart(record):
         (b"", []),
     ],
 )
-def test_requests_are_told_from_all_else(line, ids):
+def test_requests_are_distinguished_from_other_messages(line, ids):
     record = SessionRecord()
     record.note_request(line)
     assert list(record.pending) == ids
@@ -67,7 +67,7 @@ def test_requests_are_told_from_all_else(line, ids):
         b'{"jsonrpc":"2.0","method":"tools/call","id":3,"params":{"text":"%b","id":4}}',
     ],
 )
-def test_the_id_of_a_long_line_is_found_at_its_ends(request_line):
+def test_the_id_is_found_at_either_end(request_line):
     line = request_line % (b"x" * 3 * EDGE_BYTES)
     record = SessionRecord()
     record.note_request(line[:EDGE_BYTES] + line[-EDGE_BYTES:], cut=True)

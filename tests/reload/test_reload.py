@@ -59,7 +59,7 @@ def encoded(overlay: Overlay) -> bytes:
     return msgspec.json.encode(overlay)
 
 
-def test_removing_what_the_api_has_added_leaves_no_trace() -> None:
+def test_removing_api_additions_leaves_no_trace() -> None:
     base = base_of(a=A)
     overlay = Overlay().put(base, "c", B).remove(base, "c")
     assert overlay == Overlay()
@@ -78,14 +78,14 @@ def test_removing_what_the_api_has_added_leaves_no_trace() -> None:
         (lambda o, b: o.switch(b, "a", disabled=True), {"a": {**A, "retry": True}}, ["a"]),
     ],
 )
-def test_whoever_edits_the_file_has_the_last_word(change: Any, after: Any, void: list[str]) -> None:
+def test_the_latest_file_edit_wins(change: Any, after: Any, void: list[str]) -> None:
     overlay = change(Overlay(), base_of(a=A))
     left, found = overlay.without_void(base_of(**after))
     assert found == void
     assert bool(left.changes) is not bool(void)
 
 
-def test_a_change_that_is_not_valid_any_more_is_named() -> None:
+def test_a_change_that_became_invalid_is_named() -> None:
     base = base_of(a=A)
     overlay = Overlay().put(base, "c", {"command": "${GONE}"})
     assert overlay.compose(base, {"GONE": "x"}).servers["c"].command == "x"
@@ -93,7 +93,7 @@ def test_a_change_that_is_not_valid_any_more_is_named() -> None:
         overlay.compose(base, {})
 
 
-def test_a_server_that_is_switched_back_is_as_the_file_has_it() -> None:
+def test_a_server_switched_back_matches_the_file() -> None:
     base = base_of(a=A, b=B)
     switched = Overlay().switch(base, "a", disabled=True)
     assert list(switched.changes) == ["a"]
@@ -102,14 +102,14 @@ def test_a_server_that_is_switched_back_is_as_the_file_has_it() -> None:
     assert put.switch(base, "a", disabled=False).changes["a"].raw == B
 
 
-def test_servers_that_a_program_gave_can_be_switched_and_removed() -> None:
+def test_program_servers_can_be_switched_and_removed() -> None:
     base = Base(base_of(a=A, b=B).config)
     overlay = Overlay().switch(base, "a", disabled=True).remove(base, "b")
     assert {name: one.disabled for name, one in overlay.compose(base, {}).servers.items()} == {"a": True}
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"changes":{"a":5}}', b'{"format":2,"changes":{}}'])
-def test_what_is_no_overlay_is_refused(data: bytes) -> None:
+def test_an_invalid_overlay_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_overlay(data)
 
@@ -147,14 +147,14 @@ def test_changes_survive_a_restart_with_mode_0600(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [b"\xff", b'{"format":1,"changes":{"c":{"over":null,"raw":{"command":"${GONE}"}}}}'])
-def test_what_cannot_be_used_is_left_out_and_said(kept: bytes, tmp_path: Path, caplog: Any) -> None:
+def test_unusable_changes_are_dropped_and_reported(kept: bytes, tmp_path: Path, caplog: Any) -> None:
     place = Place(tmp_path)
     place.store.write(place.store.overlay_path(place.path), kept)
     assert list(place.source().open().servers) == ["a"]
     assert len(logged_events(caplog, "api_changes_dropped")) == 1
 
 
-def test_an_edit_while_the_gateway_was_away_counts_too(tmp_path: Path, caplog: Any) -> None:
+def test_edits_made_while_stopped_count_too(tmp_path: Path, caplog: Any) -> None:
     place = Place(tmp_path)
     first = place.source()
     first.open()
@@ -230,7 +230,7 @@ async def test_a_change_of_the_file_is_seen(edit: Callable[[Path, str], None], t
 
 
 @pytest.mark.parametrize("problem", [ImportError("No module named 'watchfiles'"), OSError("no inotify")])
-async def test_where_directories_cannot_be_watched_the_file_is_looked_at(
+async def test_without_directory_watches_the_file_is_polled(
     problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> Any:
@@ -254,7 +254,7 @@ async def test_where_directories_cannot_be_watched_the_file_is_looked_at(
             nursery.cancel_scope.cancel()
 
 
-async def test_what_happened_before_the_watch_began_is_seen(tmp_path: Path) -> None:
+async def test_changes_before_the_watch_began_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text("before")
     mark = mark_of(path)
@@ -321,7 +321,7 @@ async def test_an_edit_of_the_file_comes_to_hold(tmp_path: Path) -> None:
         assert [len(rig.fakes[name].starts) for name in "ab"] == [2, 1]
 
 
-async def test_an_edit_of_a_server_voids_what_the_api_has_made_of_it(tmp_path: Path, caplog: Any) -> None:
+async def test_editing_a_server_discards_its_api_changes(tmp_path: Path, caplog: Any) -> None:
     async with rigged(tmp_path) as rig:
         await rig.reloader.put({"a": {"command": "by-api"}, "c": {"command": "c"}})
         assert (rig.reloader.origin("a"), rig.reloader.origin("c")) == ("file, changed by api", "api")
@@ -343,7 +343,7 @@ async def test_changes_are_kept_as_they_come(tmp_path: Path) -> None:
         assert list(rig.place.source().open().servers) == []
 
 
-async def test_a_state_directory_that_cannot_be_written_is_said(tmp_path: Path, caplog: Any) -> None:
+async def test_an_unwritable_state_directory_is_reported(tmp_path: Path, caplog: Any) -> None:
     async with rigged(tmp_path) as rig:
         (tmp_path / "state").write_text("no directory")
         await rig.reloader.put({"b": B})
@@ -351,7 +351,7 @@ async def test_a_state_directory_that_cannot_be_written_is_said(tmp_path: Path, 
         assert len(logged_events(caplog, "api_changes_not_saved")) == 1
 
 
-async def test_changes_wait_for_their_turn_in_a_bounded_number(tmp_path: Path) -> None:
+async def test_pending_changes_are_bounded(tmp_path: Path) -> None:
     async with rigged(tmp_path) as rig:
         go = trio.Event()
 

@@ -60,7 +60,7 @@ async def rigged(*names: str, **kwargs: Any) -> AsyncGenerator[Rig]:
         yield rig
 
 
-async def test_servers_come_and_go_and_the_unchanged_are_not_touched(autojump_clock: MockClock) -> None:
+async def test_changes_spare_unchanged_servers(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         before = rig.fleet.supervisors["a"]
         applied = await rig.apply("a", "c")
@@ -72,7 +72,7 @@ async def test_servers_come_and_go_and_the_unchanged_are_not_touched(autojump_cl
         assert (rig.fakes["b"].open, rig.fakes["a"].open, rig.fakes["c"].open) == (0, 1, 1)
 
 
-async def test_secrets_stay_masked_until_the_last_process_that_had_them_has_ended(autojump_clock: MockClock) -> None:
+async def test_secrets_stay_masked_until_their_last_process_ends(autojump_clock: MockClock) -> None:
     async with rigged("a", "b", masked={"old-secret": "${KEY}"}) as rig:
         rig.fields = {"masked": {"new-secret": "${KEY}"}, "env": {"KEY": "new-secret"}}
         pending = await rig.router.submit(make_call("a.x"))
@@ -92,7 +92,7 @@ async def test_the_order_is_that_of_the_new_config(autojump_clock: MockClock) ->
         assert listed(rig.fleet) == ["c.x", "b.x", "a.x"]
 
 
-async def test_a_changed_server_serves_until_the_new_one_is_ready(autojump_clock: MockClock) -> None:
+async def test_the_old_server_serves_until_its_replacement_starts(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         old = rig.session("a")
 
@@ -140,7 +140,7 @@ async def test_calls_in_flight_finish_on_the_old_one(autojump_clock: MockClock) 
         assert rig.fakes["a"].open == 1
 
 
-async def test_calls_that_wait_for_a_server_that_is_replaced_go_to_the_new_one(autojump_clock: MockClock) -> None:
+async def test_waiting_calls_move_to_the_replacement(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
 
         async def second_hangs(number: int) -> None:
@@ -162,9 +162,7 @@ async def test_calls_that_wait_for_a_server_that_is_replaced_go_to_the_new_one(a
 
 
 @pytest.mark.parametrize("session", ["shared", "client"])
-async def test_they_go_to_the_newest_one_where_the_new_one_was_replaced_meanwhile(
-    session: str, autojump_clock: MockClock
-) -> None:
+async def test_waiting_calls_move_to_the_newest_replacement(session: str, autojump_clock: MockClock) -> None:
     settings = GatewaySettings(drain_grace=10)
     async with rigged("a", settings=settings, session=session, max_concurrency=1) as rig:
         pending_calls: list[PendingCall] = []
@@ -181,7 +179,7 @@ async def test_they_go_to_the_newest_one_where_the_new_one_was_replaced_meanwhil
         assert isinstance(await pending_calls[1].next(), Complete)
 
 
-async def test_they_are_refused_where_the_last_one_was_removed_meanwhile(autojump_clock: MockClock) -> None:
+async def test_waiting_calls_fail_when_the_server_is_removed(autojump_clock: MockClock) -> None:
     async with rigged("a", settings=GatewaySettings(drain_grace=10), session="client", max_concurrency=1) as rig:
         pending_calls = [await rig.router.submit(make_call("a.x", caller=CLIENT)) for _ in range(2)]
         await settle()
@@ -192,7 +190,7 @@ async def test_they_are_refused_where_the_last_one_was_removed_meanwhile(autojum
         assert rig.fakes["a"].open == 0
 
 
-async def test_calls_that_last_longer_than_the_grace_get_an_error(autojump_clock: MockClock) -> None:
+async def test_calls_beyond_the_grace_get_an_error(autojump_clock: MockClock) -> None:
     async with rigged("a", "b", settings=GatewaySettings(drain_grace=10)) as rig:
         pending = await rig.router.submit(make_call("a.x"))
         await settle()
@@ -203,7 +201,7 @@ async def test_calls_that_last_longer_than_the_grace_get_an_error(autojump_clock
         rig.router.release(pending)
 
 
-async def test_one_that_does_not_come_up_is_reported_and_the_others_stand(autojump_clock: MockClock) -> None:
+async def test_a_failed_start_is_reported_and_spares_others(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         rig.fakes["b"].fail(1, 2, 3, 4)
         rig.fakes["c"].stall()
@@ -215,7 +213,7 @@ async def test_one_that_does_not_come_up_is_reported_and_the_others_stand(autoju
         assert len(rig.fakes["a"].starts) == 1
 
 
-async def test_a_short_connect_timeout_is_waited_for_no_longer(autojump_clock: MockClock) -> None:
+async def test_the_wait_ends_with_a_short_connect_timeout(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         rig.fakes["b"].stall()
         began = trio.current_time()
@@ -225,7 +223,7 @@ async def test_a_short_connect_timeout_is_waited_for_no_longer(autojump_clock: M
         assert list(applied.not_ready) == ["b"]
 
 
-async def test_a_changed_server_that_does_not_come_up_stays_known(autojump_clock: MockClock) -> None:
+async def test_a_changed_server_that_fails_stays_known(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         rig.fakes["a"].fail(2)
         applied = await rig.apply("a2")
@@ -237,14 +235,14 @@ async def test_a_changed_server_that_does_not_come_up_stays_known(autojump_clock
         rig.router.release(pending)
 
 
-async def test_a_removed_name_is_unknown_at_once(autojump_clock: MockClock) -> None:
+async def test_a_removed_name_is_unknown_immediately(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         await rig.apply("b")
         assert rig.fleet.snapshot().route(Kind.TOOLS, "a.x") is None
         assert listed(rig.fleet) == ["b.x"]
 
 
-async def test_a_disabled_server_is_stopped_and_known_to_the_config(autojump_clock: MockClock) -> None:
+async def test_a_disabled_server_is_stopped_but_known(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         config = Config({"a": rig.server("a", disabled=True), "b": rig.server("b")}, rig.config.gateway)
         assert (await rig.fleet.apply(config)).changed == ("a",)
@@ -269,7 +267,7 @@ async def test_another_separator_renames_all_and_restarts_none(autojump_clock: M
         assert [len(rig.fakes[name].starts) for name in "ab"] == [1, 1]
 
 
-async def test_a_restart_replaces_a_server_that_has_not_changed(autojump_clock: MockClock) -> None:
+async def test_a_restart_replaces_an_unchanged_server(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         applied = await rig.apply("a", "b", restart={"a"})
         assert (applied.changed, applied.unchanged) == (("a",), ("b",))
@@ -278,7 +276,7 @@ async def test_a_restart_replaces_a_server_that_has_not_changed(autojump_clock: 
         assert rig.fakes["a"].open == 1
 
 
-async def test_one_config_at_a_time(autojump_clock: MockClock) -> None:
+async def test_configs_are_applied_one_at_a_time(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
 
         async def slow(_number: int) -> None:
@@ -312,7 +310,7 @@ async def test_cancelled_before_the_swap_nothing_has_changed(autojump_clock: Moc
         assert (await rig.apply("a", "c")).added == ("c",)  # and the next one can come
 
 
-async def test_stopping_ends_a_config_that_is_on_its_way(autojump_clock: MockClock) -> None:
+async def test_stopping_ends_an_ongoing_reload(autojump_clock: MockClock) -> None:
     rig = Rig("a")
     with trio.fail_after(1):
         async with trio.open_nursery() as nursery:
@@ -346,7 +344,7 @@ async def test_replaced_servers_that_drain_are_bounded_in_number(autojump_clock:
             rig.router.release(pending)
 
 
-async def test_updates_of_a_resource_come_once_while_two_are_subscribed(autojump_clock: MockClock) -> None:
+async def test_doubly_subscribed_updates_come_once(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         old = rig.fleet.supervisors["a"]
         notified: list[str] = []
@@ -359,7 +357,7 @@ async def test_updates_of_a_resource_come_once_while_two_are_subscribed(autojump
         rig.fleet.apply_subscriptions(["a"])  # of one that is no more: nobody minds
 
 
-async def test_observers_hear_of_calls_and_changes(autojump_clock: MockClock) -> None:
+async def test_observers_receive_calls_and_changes(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         received: list[tuple[str, str | None, float]] = []
 
@@ -390,7 +388,7 @@ async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockC
             old.submit(make_pending())
 
 
-async def test_who_has_been_replaced_and_has_ended_holds_nobody(autojump_clock: MockClock) -> None:
+async def test_an_ended_replaced_supervisor_is_not_kept_alive(autojump_clock: MockClock) -> None:
     async with rigged("a") as rig:
         replaced = []
         for name in ("a2", "a", "a2"):

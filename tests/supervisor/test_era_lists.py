@@ -245,7 +245,7 @@ async def test_no_list_waits_for_a_session_that_a_call_starts_again(autojump_clo
 @every_kind
 @every_way
 @every_first
-async def test_the_next_run_knows_the_lists_of_both_eras(
+async def test_the_next_run_loads_both_eras_lists(
     kind: Kind, settings: dict[str, Any], first: Era, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "state")

@@ -215,7 +215,7 @@ async def test_a_refused_era_leaves_one_session(settings: dict[str, Any], autoju
         answer_all(fake)
 
 
-async def test_a_child_starts_in_the_era_of_its_first_client(autojump_clock: MockClock) -> None:
+async def test_a_child_starts_in_its_first_clients_era(autojump_clock: MockClock) -> None:
     fake = dual()
     async with running_router({"a": fake}, command="x", start="lazy", idle_timeout=10) as router:
         await trio.sleep(20)
@@ -271,7 +271,7 @@ async def test_a_child_in_use_keeps_its_era(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("first", list(Era))
 @pytest.mark.parametrize("start", ["eager", "lazy"])
-async def test_a_call_that_started_a_child_counts_as_use(first: Era, start: str, autojump_clock: MockClock) -> None:
+async def test_starting_a_child_counts_as_use(first: Era, start: str, autojump_clock: MockClock) -> None:
     """What it did in that process must not be lost to the next client."""
     fake = dual()
     async with running_router({"a": fake}, command="x", start=start, idle_timeout=1000) as router:

@@ -83,7 +83,7 @@ async def test_last_good_entries_are_listed_while_briefly_away(
         assert fleet.snapshot().route(Kind.TOOLS, "a.x") == Route("a", "x")  # a known name stays known
 
 
-async def test_changes_are_told_once(autojump_clock: MockClock) -> None:
+async def test_changes_are_notified_once(autojump_clock: MockClock) -> None:
     fakes = {str(number): FakeBackend() for number in range(20)}
     notified: list[tuple[float, frozenset[str]]] = []
     settings = GatewaySettings(list_change_delay=0.5)
@@ -112,7 +112,7 @@ async def test_an_announced_change_is_passed_on(autojump_clock: MockClock) -> No
         assert notified == [(frozenset({"tools"}), frozenset())]
 
 
-async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) -> None:
+async def test_shutdown_is_not_a_change(autojump_clock: MockClock) -> None:
     """A client that hangs up reads no more: what is written then breaks some."""
     fakes = {"a": FakeBackend(), "slow": FakeBackend()}
     notified: list[object] = []
@@ -129,7 +129,7 @@ async def test_the_end_of_the_gateway_is_no_change(autojump_clock: MockClock) ->
     assert notified == []
 
 
-async def test_nothing_is_told_where_no_client_would_see_a_change(autojump_clock: MockClock) -> None:
+async def test_invisible_changes_are_not_notified(autojump_clock: MockClock) -> None:
     fakes = {"a": FakeBackend()}
     notified: list[frozenset[str]] = []
     async with running_fleet(make_fleet(fakes)) as fleet:
@@ -204,7 +204,7 @@ async def test_no_list_waits_after_a_client_stopped_waiting(autojump_clock: Mock
 @pytest.mark.parametrize(
     ("command", "is_seen", "is_awaited"), [("same", False, False), ("same", True, False), ("other", True, True)]
 )
-async def test_later_runs_do_not_wait_for_what_was_late(
+async def test_later_runs_wait_only_for_timely_backends(
     command: str, is_seen: bool, is_awaited: bool, tmp_path: Path
 ) -> None:
     """On the real clock: another one would not wait for the thread that writes."""
@@ -221,7 +221,7 @@ async def test_later_runs_do_not_wait_for_what_was_late(
         assert listed(fleet) == (["a.x"] if command == "same" and is_seen else [])
 
 
-async def test_what_is_learned_is_kept_at_once(tmp_path: Path) -> None:
+async def test_learned_catalogs_are_stored_immediately(tmp_path: Path) -> None:
     """Some clients kill the gateway after a second or two."""
     store = Store(tmp_path / "state")
     hung, quick = FakeBackend(), FakeBackend()
@@ -283,7 +283,7 @@ async def test_restarts_are_not_waited_for(autojump_clock: MockClock) -> None:
         assert listed(fleet) == ["a.x"]
 
 
-async def test_who_may_own_an_unknown_name(autojump_clock: MockClock) -> None:
+async def test_unknown_names_may_belong_to_starting_backends(autojump_clock: MockClock) -> None:
     fakes = {name: FakeBackend() for name in ("time", "ti", "known")}
     for name in ("time", "ti"):
         fakes[name].stall()

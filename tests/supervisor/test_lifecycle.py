@@ -33,7 +33,7 @@ ALLOWED = {  # the table a second time: a change of it is a decision, not an acc
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(State, State)), ids=str)
-def test_what_may_follow_what(old: State, new: State) -> None:
+def test_transitions_follow_the_table(old: State, new: State) -> None:
     if (old.value, new.value) in ALLOWED:
         assert check(old, new) is new
     else:
@@ -54,7 +54,7 @@ def delays(policy: RestartPolicy, healthy: list[float], *, random: float = 0.0) 
 POLICY = RestartPolicy(initial_delay=0.5, max_delay=3.0, jitter=0.2, max_quick_failures=6, healthy_after=30.0)
 
 
-def test_delays_double_to_a_cap_and_then_it_is_over() -> None:
+def test_delays_double_to_a_cap_then_end() -> None:
     assert delays(POLICY, [0] * 7) == [0.5, 1.0, 2.0, 3.0, 3.0, None, None]
 
 
@@ -67,7 +67,7 @@ def test_a_healthy_run_forgives() -> None:
     assert delays(POLICY, [0, 0, 29.9, 30, 0, 0]) == [0.5, 1.0, 2.0, 0.5, 1.0, 2.0]
 
 
-def test_somebody_who_asks_again_is_given_all_tries() -> None:
+def test_a_new_request_resets_the_tries() -> None:
     backoff = Backoff(POLICY, lambda: 0.0)
     assert [backoff.failed(0) for _ in range(6)][-1] is None
     backoff.reset()
@@ -75,7 +75,7 @@ def test_somebody_who_asks_again_is_given_all_tries() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_a_session_that_served_calls_is_no_quick_failure(most: int) -> None:
+def test_a_session_that_served_calls_resets_failures(most: int) -> None:
     policy = msgspec.structs.replace(POLICY, max_quick_failures=most)
     backoff = Backoff(policy, lambda: 0.0)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_session_that_served_calls_is_no_quick_failure(most: int) -> None:
     assert [backoff.failed(0) for _ in range(most)][-1] is None
 
 
-def test_a_server_that_is_never_restarted_is_not_restarted_after_calls_either() -> None:
+def test_never_restart_also_applies_after_calls() -> None:
     assert Backoff(NEVER_RESTART, lambda: 0.0).failed(1e6, has_served=True) is None
 
 

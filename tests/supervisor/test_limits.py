@@ -68,7 +68,7 @@ def test_strikes_count_within_a_time(limit: CrashLimit, crashes: list[float], no
         ("???=", False),
     ],
 )
-def test_an_answer_clears_the_crashes_that_are_not_sure(crashes: str, is_refused: bool) -> None:
+def test_an_answer_clears_uncertain_crashes(crashes: str, is_refused: bool) -> None:
     strikes = Strikes(CrashLimit(3, 600))
     for at, what in enumerate(crashes):
         if what == "=":
@@ -79,7 +79,7 @@ def test_an_answer_clears_the_crashes_that_are_not_sure(crashes: str, is_refused
     assert bool(strikes.wait("alice", 10)) is is_refused
 
 
-def test_the_table_of_strikes_is_bounded_and_forgets_the_oldest() -> None:
+def test_the_bounded_strike_table_forgets_the_oldest() -> None:
     strikes = Strikes(CrashLimit(1, 100))
     for number in range(MAX_ORIGINS + 10):
         strikes.add(f"client {number}", number / 1000)
@@ -105,7 +105,7 @@ async def crash(rig: Any, *callers: Any) -> None:
     assert rig.state is State.READY
 
 
-async def test_a_client_whose_calls_crash_a_backend_is_refused_and_no_other(autojump_clock: MockClock) -> None:
+async def test_only_the_crashing_client_is_refused(autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), restart=PERSISTENT) as rig:
         for _ in range(3):
             await crash(rig, ALICE, MALLORY)  # mallory's is sent last
@@ -143,7 +143,7 @@ async def test_refused_calls_do_not_start_a_backend_sooner(autojump_clock: MockC
         assert not rig.supervisor.wanted
 
 
-async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: MockClock) -> None:
+async def test_a_refused_clients_queued_calls_are_refused(autojump_clock: MockClock) -> None:
     async with running_supervisor(
         FakeBackend(), restart=PERSISTENT, max_concurrency=1, crash_limit=CrashLimit(1, 600)
     ) as rig:
@@ -168,9 +168,7 @@ async def test_queued_calls_of_such_a_client_are_refused_too(autojump_clock: Moc
         ({}, lambda *_: BackendProtocol("b", "speaks nonsense")),
     ],
 )
-async def test_what_is_no_crash_of_a_call_counts_to_nobody(
-    fields: Any, problem: Any, autojump_clock: MockClock
-) -> None:
+async def test_other_failures_add_no_strike(fields: Any, problem: Any, autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), restart=PERSISTENT, **fields) as rig:
         for _ in range(5):
             pending = rig.call(caller=MALLORY)
@@ -184,7 +182,7 @@ async def test_what_is_no_crash_of_a_call_counts_to_nobody(
     ("restart", "with_call", "comes_back"),
     [(QUICK, True, True), (QUICK, False, False), (NEVER_RESTART, True, False)],
 )
-async def test_a_backend_that_calls_made_fail_is_tried_again_by_itself(
+async def test_a_backend_failed_by_calls_recovers_by_itself(
     restart: RestartPolicy, with_call: bool, comes_back: bool, autojump_clock: MockClock
 ) -> None:
     async with running_supervisor(FakeBackend(), restart=restart, crash_limit=None) as rig:
@@ -263,7 +261,7 @@ async def test_a_probe_that_its_client_cancels_decides_nothing(autojump_clock: M
 
 
 @pytest.mark.parametrize("answer", [Complete(b'{"isError":true}', Era.LEGACY), Failure(-32000, "no", None, Era.LEGACY)])
-async def test_what_the_backend_answers_is_no_failure(answer: Any, autojump_clock: MockClock) -> None:
+async def test_backend_answers_are_not_failures(answer: Any, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, **BREAKER) as rig:
         for _ in range(5):
@@ -285,7 +283,7 @@ async def test_no_limits_cost_nothing(autojump_clock: MockClock) -> None:
 # -- pings -------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_idle_backend_is_asked_and_a_silent_one_restarted(autojump_clock: MockClock) -> None:
+async def test_idle_backends_are_pinged_and_silent_ones_restarted(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, ping_interval=5.0, connect_timeout=2.0, restart=QUICK) as rig:
         first, began = backend.session, trio.current_time()
@@ -327,7 +325,7 @@ async def test_the_time_of_a_tool_is_for_tools(autojump_clock: MockClock) -> Non
 
 
 @pytest.mark.parametrize(("longest", "ends"), [(None, 10), (25.0, 25), (1000.0, 48), (5.0, 10)])
-async def test_progress_starts_the_time_anew_up_to_a_maximum(
+async def test_progress_extends_the_timeout_to_a_maximum(
     longest: float | None, ends: float, autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend()
@@ -373,7 +371,7 @@ def test_which_tools_may_be_repeated(tool: bytes, may: bool) -> None:
     assert may_repeat(tool) is may
 
 
-async def test_a_call_that_its_backend_did_not_live_to_answer_is_sent_once_more(autojump_clock: MockClock) -> None:
+async def test_a_call_lost_to_a_crash_is_resent(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
         pending = rig.call()
@@ -407,7 +405,9 @@ async def test_but_only_once(autojump_clock: MockClock) -> None:
     ],
     ids=["not asked for", "not marked", "no annotations", "something was heard"],
 )
-async def test_what_is_not_sent_once_more(listing: Any, fields: Any, received: bool, autojump_clock: MockClock) -> None:
+async def test_unsafe_calls_are_not_resent(
+    listing: Any, fields: Any, received: bool, autojump_clock: MockClock
+) -> None:
     backend = FakeBackend(listing)
     async with running_supervisor(backend, restart=QUICK, **fields) as rig:
         pending = rig.call()
@@ -429,7 +429,7 @@ async def test_other_errors_are_answers(autojump_clock: MockClock) -> None:
         assert await outcome(pending) is problem
 
 
-async def test_what_waits_to_be_sent_again_is_answered_when_the_backend_is_given_up(autojump_clock: MockClock) -> None:
+async def test_calls_awaiting_a_resend_fail_with_the_backend(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(readOnlyHint=True))
     policy = RestartPolicy(max_quick_failures=1, jitter=0)
     async with running_supervisor(backend, retry=True, restart=policy) as rig:
@@ -472,7 +472,7 @@ async def test_percentiles_of_the_latest_calls(autojump_clock: MockClock) -> Non
     assert (found.p50, found.p90, found.p99, found.longest) == (356.0, 560.0, 606.0, 611.0)
 
 
-async def test_errors_are_kept_in_a_bounded_number_and_length(autojump_clock: MockClock) -> None:
+async def test_kept_errors_are_bounded_in_number_and_length(autojump_clock: MockClock) -> None:
     await trio.lowlevel.checkpoint()
     history = CallStats()
     for number in range(MAX_ERRORS + 5):

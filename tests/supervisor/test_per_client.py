@@ -67,7 +67,7 @@ async def test_the_session_that_is_listened_to_subscribes(session: str, autojump
         assert shared.upkeep.wishes.uris == {URI}
 
 
-async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock: MockClock) -> None:
+async def test_a_log_level_reaches_existing_client_sessions(autojump_clock: MockClock) -> None:
     async with open_harness("client") as (router, fake):
         pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
@@ -79,7 +79,7 @@ async def test_a_log_level_reaches_the_sessions_that_clients_have(autojump_clock
         router.release(pending)
 
 
-async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_clock: MockClock) -> None:
+async def test_client_notifications_reach_the_clients_own_session(autojump_clock: MockClock) -> None:
     async with open_harness("client") as (router, fake):
         router.pass_on("vendor/note", jsonrpc.ABSENT, caller())  # it has none yet
         pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
@@ -95,7 +95,7 @@ async def test_what_a_client_says_on_its_own_goes_to_its_own_session(autojump_cl
 
 
 @pytest.mark.parametrize("session", ["client", "call"])
-async def test_a_client_whose_calls_crash_sessions_gets_no_more(session: str, autojump_clock: MockClock) -> None:
+async def test_a_client_crashing_its_sessions_is_refused(session: str, autojump_clock: MockClock) -> None:
     async with open_harness(session) as (router, fake):
         for _ in range(3):
             pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
@@ -119,7 +119,7 @@ def note(box: list[tuple[str, Any]], what: str, params: Any) -> None:
     box.append((what, params))
 
 
-async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojump_clock: MockClock) -> None:
+async def test_a_clients_own_session_notifies_only_that_client(autojump_clock: MockClock) -> None:
     async with open_harness("client") as (router, fake):
         fleet = router.fleet
         boxes: dict[str, list[tuple[str, Any]]] = {"one": [], "two": []}
@@ -148,7 +148,7 @@ async def test_what_a_clients_own_session_says_reaches_that_client_alone(autojum
             router.release(pending)
 
 
-async def test_what_its_sessions_write_to_stderr_is_kept_together(autojump_clock: MockClock) -> None:
+async def test_stderr_of_all_sessions_is_kept_together(autojump_clock: MockClock) -> None:
     async with open_harness("client") as (router, fake):
         pending = await router.submit(make_call(URI, "resources/read", caller=caller("one")))
         await settle()
@@ -158,7 +158,7 @@ async def test_what_its_sessions_write_to_stderr_is_kept_together(autojump_clock
         router.release(pending)
 
 
-async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockClock) -> None:
+async def test_a_single_call_session_notifies_no_client(autojump_clock: MockClock) -> None:
     async with open_harness("call") as (router, fake):
         notified: list[str] = []
         router.fleet.wish_list.watch(object(), "a", URI, lambda uri, _params: notified.append(uri), key="one")
@@ -174,9 +174,7 @@ async def test_a_session_of_one_call_has_nobody_to_tell(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize("given_up_after", [0.5, 1.1])
-async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
-    given_up_after: float, autojump_clock: MockClock
-) -> None:
+async def test_an_abandoned_call_starts_nothing(given_up_after: float, autojump_clock: MockClock) -> None:
     async with open_harness("call") as (router, fake):
         pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
 
@@ -194,7 +192,7 @@ async def test_nothing_is_started_for_a_call_that_nobody_waits_for(
         assert len(fake.starts) == 2
 
 
-async def test_a_call_that_its_server_did_not_survive_starts_nothing_again(autojump_clock: MockClock) -> None:
+async def test_a_call_that_crashed_its_server_restarts_nothing(autojump_clock: MockClock) -> None:
     async with open_harness("call") as (router, fake):
         pending = await router.submit(make_call(URI, "resources/read", caller=caller()))
         await settle()
@@ -205,7 +203,7 @@ async def test_a_call_that_its_server_did_not_survive_starts_nothing_again(autoj
         assert (len(fake.starts), router.fleet.supervisors["a"].sessions) == (2, 0)
 
 
-async def test_a_client_that_comes_back_at_once_gets_another_session(autojump_clock: MockClock) -> None:
+async def test_a_returning_client_gets_another_session(autojump_clock: MockClock) -> None:
     async with open_harness("client") as (router, fake):
 
         async def on_close() -> None:

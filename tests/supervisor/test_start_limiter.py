@@ -67,7 +67,7 @@ async def waiting(limiter: StartLimiter, names: str) -> AsyncGenerator[trio.Nurs
             nursery.cancel_scope.cancel()
 
 
-async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
+async def test_concurrent_starts_are_bounded(autojump_clock: MockClock) -> None:
     opener = Starts(broken="b")
     limiter = StartLimiter(opener, limit=2)
     async with waiting(limiter, "abcde"):
@@ -77,7 +77,7 @@ async def test_so_many_start_at_once(autojump_clock: MockClock) -> None:
     assert sorted(name for name, _at in opener.began) == list("abcde")
 
 
-async def test_those_that_hang_hold_nobody_up_for_long(autojump_clock: MockClock) -> None:
+async def test_hanging_starts_delay_others_briefly(autojump_clock: MockClock) -> None:
     opener = Starts(hung="ab")
     limiter = StartLimiter(opener, limit=2)
     async with waiting(limiter, "ab") as nursery:
@@ -103,7 +103,7 @@ def fake_upward() -> Any:
     return object()  # nothing is told before the supervisor runs
 
 
-async def test_one_that_is_stopped_while_it_waits_leaves_its_place(autojump_clock: MockClock) -> None:
+async def test_a_stopped_waiter_leaves_the_queue(autojump_clock: MockClock) -> None:
     opener = Starts()
     limiter = StartLimiter(opener, limit=1)
     async with waiting(limiter, "a") as nursery:

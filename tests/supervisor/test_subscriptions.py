@@ -30,7 +30,7 @@ from tests.support.fakes import settle
         ("memo:b", "memo:a" + "/" * 100_000, False),
     ],
 )
-def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, notified: bool) -> None:
+def test_watching_a_parent_includes_its_parts(watched: str, updated: str, notified: bool) -> None:
     wish_list, received = SubscriptionRegistry(), list[str]()
     wish_list.watch("client", "a", watched, lambda uri, _params: received.append(uri))
     wish_list.updated("b", updated, {})
@@ -43,7 +43,7 @@ def test_who_watches_a_whole_hears_of_its_parts(watched: str, updated: str, noti
     assert "client" not in wish_list
 
 
-def test_one_update_is_told_once_to_each_who_watches_it() -> None:
+def test_each_watcher_gets_one_notification_per_update() -> None:
     wish_list, received = SubscriptionRegistry(), list[Any]()
     for client in ("one", "two"):
         for uri in ("memo:a", "memo:a/b"):

@@ -38,7 +38,7 @@ CRASH = BackendExited("b", "exited with status 3")
         (1.0, [0, 0.5, 1.5, 3.5, 7.5]),
     ],
 )
-async def test_starts_back_off_until_it_is_given_up(
+async def test_starts_back_off_until_marked_failed(
     jitter: float, starts: list[float], autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend()
@@ -63,7 +63,7 @@ async def test_the_longest_delay_is_capped(autojump_clock: MockClock) -> None:
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 6, 9, 12, 15])
 
 
-async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(autojump_clock: MockClock) -> None:
+async def test_an_unreachable_remote_server_is_retried(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
     backend.fail(*range(1, 8), problem=BackendUnavailable("b", "cannot be reached"))
     began = trio.current_time()
@@ -80,7 +80,7 @@ async def test_a_remote_server_that_cannot_be_reached_is_tried_again_by_itself(a
     assert rig.watcher.states[8:] == [*again, *again, *again, "starting", "ready", "draining", "stopped"]
 
 
-async def test_what_its_config_makes_impossible_is_not_tried_again(autojump_clock: MockClock) -> None:
+async def test_configuration_errors_are_not_retried(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, problem=BackendUnfit("b", "does not speak the legacy era (era: legacy)"))
     async with running_supervisor(backend) as rig:
@@ -153,7 +153,7 @@ async def test_sessions_that_served_calls_never_end_the_restarts(
         (trio.TooSlowError(), "was not ready within 30 s (connect_timeout)"),
     ],
 )
-async def test_why_it_restarts_is_told(problem: Exception, said: str, autojump_clock: MockClock) -> None:
+async def test_the_restart_reason_is_logged(problem: Exception, said: str, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, problem=problem)
     async with running_supervisor(backend) as rig:
@@ -206,9 +206,7 @@ async def test_kicking_what_failed_gives_it_all_tries_again(autojump_clock: Mock
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.READY])
-async def test_a_kick_where_nothing_waits_does_not_shorten_a_later_wait(
-    state: State, autojump_clock: MockClock
-) -> None:
+async def test_an_early_wake_shortens_no_later_wait(state: State, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
 
     async def slow_start(number: int) -> None:
@@ -241,7 +239,7 @@ async def test_calls_go_through_in_their_order(autojump_clock: MockClock) -> Non
         assert [await outcome(pending) for pending in pending_calls] == [RESULT] * 3
 
 
-async def test_no_more_calls_at_once_than_allowed(autojump_clock: MockClock) -> None:
+async def test_concurrent_calls_stay_within_the_limit(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=2) as rig:
         pending_calls = [rig.call(name) for name in "abcde"]
@@ -304,7 +302,7 @@ async def test_a_transport_without_room_holds_calls_back(autojump_clock: MockClo
         assert backend.session.batches == [["a"], ["b", "c"]]
 
 
-async def test_a_free_backend_gets_calls_in_the_step_of_their_caller(autojump_clock: MockClock) -> None:
+async def test_a_free_backend_is_called_without_a_task(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=2) as rig:
         rig.call("a")
@@ -326,7 +324,7 @@ async def test_calls_are_sent_in_their_order_both_ways(autojump_clock: MockClock
         assert backend.session.names == ["a", "b", "c", "d"]
 
 
-async def test_a_call_in_the_instant_of_a_crash_waits_for_the_next_start(autojump_clock: MockClock) -> None:
+async def test_a_call_during_a_crash_awaits_the_restart(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, retry=False) as rig:
         backend.session.close(CRASH)  # the session's tasks have not run yet
@@ -340,7 +338,7 @@ async def test_a_call_in_the_instant_of_a_crash_waits_for_the_next_start(autojum
         assert await outcome(pending) == RESULT
 
 
-async def test_a_call_while_an_idle_session_closes_gets_the_next(autojump_clock: MockClock) -> None:
+async def test_a_call_during_an_idle_close_restarts(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, idle_timeout=5.0) as rig:
         pending_calls: list[PendingCall] = []
@@ -357,7 +355,7 @@ async def test_a_call_while_an_idle_session_closes_gets_the_next(autojump_clock:
         assert await outcome(pending_calls[0]) == RESULT
 
 
-async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojump_clock: MockClock) -> None:
+async def test_a_crash_fails_running_calls_and_keeps_queued(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, max_concurrency=2) as rig:
         pending_calls = [rig.call(name) for name in "abc"]
@@ -375,7 +373,7 @@ async def test_a_crash_answers_all_in_flight_at_once_and_keeps_the_queue(autojum
         assert await outcome(pending_calls[2]) is RESULT
 
 
-async def test_calls_in_flight_are_answered_before_the_child_is_buried(autojump_clock: MockClock) -> None:
+async def test_running_calls_fail_before_the_child_is_reaped(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.on_close = partial(trio.sleep, 7)  # the stop ladder
     async with running_supervisor(backend) as rig:
@@ -389,7 +387,7 @@ async def test_calls_in_flight_are_answered_before_the_child_is_buried(autojump_
 
 
 @pytest.mark.parametrize("when", [0.0, 0.5, 2.5])
-async def test_a_call_during_a_backoff_waits_and_hurries_the_start(when: float, autojump_clock: MockClock) -> None:
+async def test_a_call_during_backoff_hastens_the_start(when: float, autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, 2, 3)
     began = trio.current_time()
@@ -406,7 +404,7 @@ async def test_a_call_during_a_backoff_waits_and_hurries_the_start(when: float, 
         assert backend.starts[3] - began == pytest.approx(max(4, 3 + when))
 
 
-async def test_clients_that_retry_do_not_use_up_the_tries(autojump_clock: MockClock) -> None:
+async def test_retrying_clients_do_not_exhaust_the_tries(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     began = trio.current_time()
@@ -430,7 +428,7 @@ async def test_a_calls_own_deadline_holds_while_it_waits(autojump_clock: MockClo
         assert trio.current_time() - began == pytest.approx(3)
 
 
-async def test_what_failed_answers_at_once(autojump_clock: MockClock) -> None:
+async def test_failed_backends_answer_immediately(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     async with running_supervisor(backend, restart=RestartPolicy(max_quick_failures=1, max_delay=60)) as rig:
@@ -461,7 +459,7 @@ async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
 # -- lists -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_flood_of_changes_is_read_once_an_interval(autojump_clock: MockClock) -> None:
+async def test_a_flood_of_changes_is_read_per_interval(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend) as rig:
         began = trio.current_time()
@@ -513,7 +511,7 @@ def broken(again: bool, *names: str) -> Listing:
     return msgspec.structs.replace(listing, problems={Kind.TOOLS: ("broken",)}, unread={Kind.TOOLS: again})
 
 
-async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: MockClock) -> None:
+async def test_a_failed_list_is_reread_with_backoff(autojump_clock: MockClock) -> None:
     backend = FakeBackend(broken(True))
     async with running_supervisor(backend) as rig:
         began = trio.current_time()
@@ -532,7 +530,7 @@ async def test_a_list_that_failed_is_read_again_ever_less_often(autojump_clock: 
         assert len(backend.starts) == 1
 
 
-async def test_a_list_that_will_not_be_there_is_not_read_again(autojump_clock: MockClock) -> None:
+async def test_a_permanently_failed_list_is_not_reread(autojump_clock: MockClock) -> None:
     backend = FakeBackend(broken(False))
     async with running_supervisor(backend) as rig:
         await trio.sleep(10_000)
@@ -544,7 +542,7 @@ async def test_a_list_that_will_not_be_there_is_not_read_again(autojump_clock: M
     ("again", "served", "warnings"),
     [(True, ["x", "y"], ("broken", "the 2 tools listed before are kept")), (False, [], ("broken",))],
 )
-async def test_a_list_that_fails_at_a_restart_may_be_that_of_before(
+async def test_a_list_failing_at_restart_keeps_its_predecessor(
     again: bool, served: list[str], warnings: tuple[str, ...], autojump_clock: MockClock
 ) -> None:
     backend = FakeBackend(make_listing("x", "y"))
@@ -642,7 +640,7 @@ async def test_a_drain_ends_after_its_grace(autojump_clock: MockClock) -> None:
 # -- lazy and idle -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_clock: MockClock) -> None:
+async def test_a_known_lazy_backend_starts_with_a_call(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, start="lazy", last_good=make_listing("x")) as rig:
         await trio.sleep(100)
@@ -654,13 +652,13 @@ async def test_a_lazy_backend_that_is_known_starts_with_its_first_call(autojump_
         assert await outcome(pending) is RESULT
 
 
-async def test_a_lazy_backend_that_nobody_knows_starts_at_once(autojump_clock: MockClock) -> None:
+async def test_an_unknown_lazy_backend_starts_immediately(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, start="lazy"):
         assert len(backend.starts) == 1
 
 
-async def test_an_idle_backend_stops_and_comes_back_with_a_call(autojump_clock: MockClock) -> None:
+async def test_an_idle_backend_stops_and_restarts_with_calls(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     async with running_supervisor(backend, idle_timeout=60) as rig:
         for _ in range(3):
@@ -708,7 +706,7 @@ async def test_cancelled_calls_make_room_in_a_full_queue(autojump_clock: MockClo
         assert rig.supervisor.queued == 0
 
 
-async def test_a_session_that_has_ended_holds_no_lists(autojump_clock: MockClock) -> None:
+async def test_an_ended_session_holds_no_lists(autojump_clock: MockClock) -> None:
     backend = FakeBackend(make_listing("x"))
     async with running_supervisor(backend) as rig:
         ended, before = backend.session, rig.supervisor.listing

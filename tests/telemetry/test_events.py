@@ -33,7 +33,7 @@ def literal_keys(node: ast.Dict) -> dict[str, ast.expr]:
     return {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
 
 
-def test_every_event_in_the_code_is_in_the_table_and_the_other_way_round() -> None:
+def test_code_and_table_name_the_same_events() -> None:
     used: set[str] = set()
     used.update(ast.literal_eval(literal_keys(node)["event"]) for _, node in event_dicts())
     assert used == set(EVENTS)
@@ -41,11 +41,11 @@ def test_every_event_in_the_code_is_in_the_table_and_the_other_way_round() -> No
 
 
 @pytest.mark.parametrize(("place", "node"), event_dicts(), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_field_of_an_event_is_one_that_is_shown(place: str, node: ast.Dict) -> None:
+def test_every_event_field_is_shown(place: str, node: ast.Dict) -> None:
     assert literal_keys(node).keys() - {"event", *FIELDS, *DETAILS} == set(), place
 
 
-def test_no_field_collides_with_an_attribute_of_log_records() -> None:
+def test_event_fields_collide_with_no_log_attribute() -> None:
     reserved = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     assert reserved & {"event", *FIELDS, *DETAILS} == set()
 
@@ -60,6 +60,6 @@ def test_json_lines_show_the_event_and_its_fields() -> None:
     assert Console().format(record).endswith("gateway.test: text [backend=b]")
 
 
-def test_details_of_records_without_an_event_are_not_shown() -> None:
+def test_fields_of_records_without_events_are_hidden() -> None:
     record = logging.getLogger("other").makeRecord("other", 20, __file__, 1, "text", (), None, extra={"state": "x"})
     assert "state" not in json.loads(JsonLines().format(record))

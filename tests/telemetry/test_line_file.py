@@ -45,7 +45,7 @@ async def until(path: Path, text: str) -> None:
             await trio.sleep(0.01)
 
 
-async def test_lines_are_appended_to_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
+async def test_lines_are_appended_to_an_owner_only_file(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text("before\n")
     path.chmod(0o644)
@@ -58,7 +58,7 @@ async def test_lines_are_appended_to_a_file_that_only_its_owner_reads(tmp_path: 
     assert path.read_text() == "before\n0\n1\n2\nlast\n"
 
 
-async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
+async def test_a_file_moved_away_is_recreated(tmp_path: Path) -> None:
     path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     async with running(path) as writer:
         writer.put(b"first")
@@ -71,9 +71,7 @@ async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     assert old.read_text() == "first\n"
 
 
-async def test_a_file_that_cannot_be_written_keeps_its_lines_until_it_can(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_unwritable_file_keeps_its_lines_queued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "missing" / "audit.jsonl"
     async with running(path, retry_after=0.01) as writer:
         writer.put(b"kept")
@@ -106,7 +104,7 @@ async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, caplog: py
     assert "were not noted" in caplog.text or "cannot be noted" in caplog.text
 
 
-async def test_a_disk_that_hangs_holds_up_nobody(
+async def test_a_hanging_disk_blocks_no_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hanging = threading.Event()
@@ -168,9 +166,7 @@ def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
     assert not target.exists()
 
 
-async def test_a_disk_that_hangs_takes_one_thread_and_no_more_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hanging_disk_uses_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
     opened: list[str] = []
     first = trail_module.open_private

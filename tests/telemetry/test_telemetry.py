@@ -50,7 +50,7 @@ def test_lines_come_out_in_order(pipe: int) -> None:
     assert (logging.getLogger().handlers, logging.getLogger().level) == before
 
 
-def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: int) -> None:
+def test_a_stalled_reader_costs_only_lines(pipe: int) -> None:
     started = time.monotonic()
     with logs.open_logging("info", max_queued=50, flush_timeout=0.05):
         for number in range(3000):  # far more than a pipe and the queue hold
@@ -72,7 +72,7 @@ def test_the_time_is_utc_to_the_millisecond() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", now_iso())
 
 
-def test_a_stderr_that_does_not_block_loses_nothing_when_it_is_full(pipe: int) -> None:
+def test_a_full_nonblocking_stderr_loses_nothing(pipe: int) -> None:
     os.set_blocking(logs.sys.stderr.fileno(), False)
     found = b""
     with logs.open_logging("info"):
@@ -92,7 +92,7 @@ def read_lines(pipe: int) -> list[str]:
 FORGED = "first\n12:00:00 ERROR gateway: forged\x1b[2J\u2028\x00"
 
 
-def test_console_keeps_one_event_to_one_line_and_names_what_it_is_about(pipe: int) -> None:
+def test_console_events_take_one_line_with_their_subject(pipe: int) -> None:
     with logs.open_logging("info"):
         log.info("%s", FORGED)
         log.warning("backend 'a' is away", extra={"backend": "a", "call": 7})
@@ -131,7 +131,7 @@ def test_json_lines_hold_the_fields_that_are_known(pipe: int) -> None:
     assert third["message"] == "\\ud800 odd"
 
 
-async def test_a_task_says_whom_it_works_for_and_so_do_those_that_it_starts(pipe: int) -> None:
+async def test_tasks_inherit_the_name_of_their_subject(pipe: int) -> None:
     async def inner() -> None:
         log.info("inner")
         log.info("another", extra={"backend": "b"})

@@ -101,7 +101,7 @@ async def test_one_batch_may_answer_several_calls() -> None:
         assert [text_of(await outcome(pending)) for pending in pending_calls] == ["batched", "batched"]
 
 
-async def test_a_batch_on_the_get_stream_and_an_error_in_a_refusal() -> None:
+async def test_batches_on_the_get_stream_and_in_errors() -> None:
     server, listener = speaking(LegacyServer(), BATCHING), Received()
 
     async def stream(request: Request, reply: Reply) -> None:
@@ -120,7 +120,7 @@ async def test_a_batch_on_the_get_stream_and_an_error_in_a_refusal() -> None:
         assert await call(session) == Failure(-32050, "own", None, Era.LEGACY)
 
 
-async def test_a_batch_on_the_stream_of_the_sse_transport() -> None:
+async def test_a_batch_on_the_sse_stream_is_split() -> None:
     server = SseServer()
 
     async def reply_batch(request: Request, reply: Reply) -> None:
@@ -134,7 +134,7 @@ async def test_a_batch_on_the_stream_of_the_sse_transport() -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b"[", b"[1,2]", b"[" + b"1," * 2_000 + b"1]"])
 @pytest.mark.parametrize("how", ["json", "event"])
-async def test_an_array_without_an_answer_ends_its_call_with_an_error(body: bytes, how: str) -> None:
+async def test_an_array_without_an_answer_fails_its_call(body: bytes, how: str) -> None:
     server = speaking(LegacyServer(), BATCHING)
 
     async def send(request: Request, reply: Reply) -> None:

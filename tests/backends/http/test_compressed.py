@@ -111,7 +111,7 @@ async def test_a_compressed_event_stream_is_decoded(coding: str) -> None:
         assert text_of(await call(session)) == "by event"
 
 
-async def test_the_events_of_a_compressed_get_stream_arrive_as_they_are_sent() -> None:
+async def test_compressed_get_stream_events_arrive_when_sent() -> None:
     server, listener, hold = LegacyServer(), Received(), trio.Event()
 
     async def stream(request: Request, reply: Reply) -> None:
@@ -151,7 +151,7 @@ async def test_any_other_coding_is_refused_by_name(coding: str, events: bool) ->
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-async def test_a_server_whose_every_answer_has_an_unknown_coding_is_refused_by_name(kind: str) -> None:
+async def test_an_unknown_content_coding_is_refused_by_name(kind: str) -> None:
     make, fields = SERVERS[kind]
     async with open_peer(encoding(make(), "br", None)) as peer:
         with pytest.raises(BackendProtocol, match="Content-Encoding 'br'"):
@@ -174,7 +174,7 @@ async def test_a_coding_that_is_none_changes_nothing(coding: str) -> None:
         (squeeze(b'{"jsonrpc":"2.0"}', 15), "not gzip"),
     ],
 )
-async def test_a_body_that_is_not_what_its_coding_says_is_a_clear_error(body: bytes, says: str) -> None:
+async def test_a_body_that_contradicts_its_coding_fails_clearly(body: bytes, says: str) -> None:
     server = LegacyServer()
 
     async def broken(request: Request, reply: Reply) -> None:
@@ -193,7 +193,7 @@ BOMB = 20_000_000
 
 @pytest.mark.parametrize("wbits", [31, 15, -15])
 @pytest.mark.parametrize("events", [False, True])
-async def test_a_decompression_bomb_allocates_no_more_than_a_message_may(wbits: int, events: bool) -> None:
+async def test_a_decompression_bomb_stays_within_the_message_limit(wbits: int, events: bool) -> None:
     head = b'{"jsonrpc":"2.0","id":%d,"result":{"x":"'
     padding = zlib.compressobj(9, wbits=wbits)
     server = LegacyServer()

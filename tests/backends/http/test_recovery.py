@@ -119,7 +119,7 @@ async def test_sixteen_calls_share_one_new_session(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", UNRELATED, ids=lambda loss: loss.name)
-async def test_what_is_not_about_the_session_leads_to_no_probe(loss: Loss) -> None:
+async def test_unrelated_errors_cause_no_session_probe(loss: Loss) -> None:
     server = LegacyServer()
 
     server.on["tools/call"] = partial(refuse_as, loss)
@@ -155,7 +155,7 @@ async def test_a_session_that_answers_the_probe_is_kept(loss: Loss) -> None:
 
 @pytest.mark.parametrize("name", ["400-not-initialized", "200-session-not-found", "500-page"])
 @pytest.mark.parametrize("ping", [-32601, -32000])
-async def test_a_server_without_ping_is_probed_by_its_tools(name: str, ping: int) -> None:
+async def test_servers_without_ping_are_probed_by_tools_list(name: str, ping: int) -> None:
     server = Forgetful(BY_NAME[name])
 
     async def no_ping(request: Request, reply: Reply) -> None:
@@ -177,7 +177,7 @@ async def test_a_server_without_ping_is_probed_by_its_tools(name: str, ping: int
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-text", "200-session-not-found", "500-page"])
-async def test_a_call_under_way_is_not_touched_by_a_new_session(name: str) -> None:
+async def test_a_new_session_leaves_running_calls_alone(name: str) -> None:
     server, started, go_on = Forgetful(BY_NAME[name]), trio.Event(), trio.Event()
 
     async def slow(request: Request, reply: Reply) -> None:
@@ -204,7 +204,7 @@ async def test_a_call_under_way_is_not_touched_by_a_new_session(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-no-valid-session", "410-text", "422-detail", "500-page"])
-async def test_a_get_stream_that_is_refused_finds_the_loss(name: str) -> None:
+async def test_a_refused_get_stream_detects_the_loss(name: str) -> None:
     server, listener = Forgetful(BY_NAME[name]), Received()
     opened, cut = trio.Event(), trio.Event()
 
@@ -248,7 +248,7 @@ async def test_a_notification_that_is_refused_finds_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-no-valid-session", "410-text", "422-detail"])
-async def test_a_new_session_is_told_the_subscriptions(name: str) -> None:
+async def test_a_new_session_receives_the_subscriptions(name: str) -> None:
     server = Forgetful(BY_NAME[name])
 
     async def hello(request: Request, reply: Reply) -> None:
@@ -293,7 +293,7 @@ async def test_the_modern_era_has_no_session_to_lose(loss: Loss) -> None:
 
 
 @ALL
-async def test_a_server_without_session_ids_may_forget_initialize_too(loss: Loss) -> None:
+async def test_servers_without_session_ids_may_require_initialize_again(loss: Loss) -> None:
     server = Forgetful(loss, sessions=False)
     async with open_peer(server) as peer, open_session(peer.url) as session:
         server.lost = True
@@ -304,7 +304,7 @@ async def test_a_server_without_session_ids_may_forget_initialize_too(loss: Loss
         assert len(peer.all("initialize")) == 2
 
 
-async def test_an_outage_is_no_lost_session() -> None:
+async def test_an_outage_is_not_a_lost_session() -> None:
     """While the server answers nothing but 503, the session is kept, and its errors reach their calls at once."""
     server = Forgetful(BY_NAME["503-text"])
 
@@ -320,7 +320,7 @@ async def test_an_outage_is_no_lost_session() -> None:
         assert len(peer.all("tools/call")) == 4
 
 
-async def test_a_refused_session_that_cannot_be_replaced_is_over() -> None:
+async def test_a_refused_session_without_replacement_is_closed() -> None:
     server = Forgetful(BY_NAME["404-empty"])
 
     async def down(request: Request, reply: Reply) -> None:
@@ -341,7 +341,7 @@ OLD = "2025-03-26"
 
 
 @pytest.mark.parametrize("sse", [False, True])
-async def test_a_new_session_begins_with_the_version_that_worked(sse: bool) -> None:
+async def test_a_new_session_reuses_the_working_version(sse: bool) -> None:
     server = ForgetfulSse(BY_NAME["404-empty"]) if sse else Forgetful(BY_NAME["404-empty"])
 
     async def greet(request: Request, reply: Reply) -> None:
@@ -399,7 +399,7 @@ async def test_tools_are_listed_before_a_session_is_replaced(declared: dict[str,
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "410-text", "422-detail"])
-async def test_a_session_that_is_lost_before_it_has_listed(name: str) -> None:
+async def test_a_session_may_be_lost_before_it_lists(name: str) -> None:
     server, first = Forgetful(BY_NAME[name]), True
 
     async def forget(request: Request, reply: Reply) -> None:
@@ -414,7 +414,7 @@ async def test_a_session_that_is_lost_before_it_has_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "200-session-not-found", "500-page"])
-async def test_a_server_that_refuses_everything_is_asked_for_two_sessions_at_once_at_most(name: str) -> None:
+async def test_a_refusing_server_gets_at_most_two_initializes(name: str) -> None:
     server = Forgetful(BY_NAME[name])
 
     async def forget(request: Request, reply: Reply) -> None:
@@ -432,7 +432,7 @@ async def test_a_server_that_refuses_everything_is_asked_for_two_sessions_at_onc
 
 
 @pytest.mark.parametrize("name", ["404-empty", "400-not-initialized", "410-text", "422-detail"])
-async def test_a_late_refusal_of_the_era_probe_is_no_loss(name: str) -> None:
+async def test_a_late_era_probe_refusal_is_harmless(name: str) -> None:
     server, received = LegacyServer(sessions=False), Received()
     greeted, refused = trio.Event(), trio.Event()
 
@@ -555,7 +555,7 @@ async def test_sse_sixteen_calls_share_one_new_stream(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("code", [-32001, -32002, -32603])
-async def test_sse_an_error_on_the_stream_may_mean_a_loss(code: int) -> None:
+async def test_sse_a_stream_error_may_mean_a_loss(code: int) -> None:
     server = ForgetfulSse(BY_NAME["404-empty"])
     fails = True
 
@@ -581,7 +581,7 @@ async def test_sse_an_error_on_the_stream_may_mean_a_loss(code: int) -> None:
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_sse_the_old_stream_still_brings_the_answers_that_it_owes(answers: bool) -> None:
+async def test_sse_the_old_stream_still_delivers_pending_answers(answers: bool) -> None:
     server = ForgetfulSse(BY_NAME["400-text"])
     slow: list[Request] = []
     accepted = trio.Event()
@@ -613,7 +613,7 @@ async def test_sse_the_old_stream_still_brings_the_answers_that_it_owes(answers:
         await peer.wait(lambda: 1 not in server.open_streams)
 
 
-async def test_sse_a_cancelled_call_lets_the_old_stream_go() -> None:
+async def test_sse_a_cancelled_call_releases_the_old_stream() -> None:
     server, started = ForgetfulSse(BY_NAME["404-empty"]), trio.Event()
 
     async def swallow(request: Request, reply: Reply) -> None:
@@ -676,7 +676,7 @@ async def test_new_sessions_are_ten_seconds_apart(autojump_clock: MockClock, mon
     assert min(gaps) >= RENEW_INTERVAL
 
 
-async def test_a_call_that_is_refused_again_too_soon_waits(autojump_clock: MockClock) -> None:
+async def test_a_call_refused_again_soon_waits(autojump_clock: MockClock) -> None:
     session = Session()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.recovery.run)
@@ -688,7 +688,7 @@ async def test_a_call_that_is_refused_again_too_soon_waits(autojump_clock: MockC
         nursery.cancel_scope.cancel()
 
 
-async def test_a_late_refusal_of_the_old_session_is_no_loss_of_the_new_one(autojump_clock: MockClock) -> None:
+async def test_a_late_old_refusal_leaves_the_new_session(autojump_clock: MockClock) -> None:
     session = Session()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.recovery.run)
@@ -701,7 +701,7 @@ async def test_a_late_refusal_of_the_old_session_is_no_loss_of_the_new_one(autoj
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_whose_usual_errors_sound_like_a_loss_is_not_slowed_down(autojump_clock: MockClock) -> None:
+async def test_ordinary_errors_resembling_a_loss_cause_no_delay(autojump_clock: MockClock) -> None:
     session = Session()
     session.refuses = False
     waits: list[float] = []
@@ -720,7 +720,7 @@ async def test_a_server_whose_usual_errors_sound_like_a_loss_is_not_slowed_down(
     assert session.renewals == []
 
 
-async def test_a_failed_connection_leads_to_a_probe_only_after_the_handshake(autojump_clock: MockClock) -> None:
+async def test_connection_failures_are_probed_only_after_the_handshake(autojump_clock: MockClock) -> None:
     session = Session()
     session.refuses = False
     async with trio.open_nursery() as nursery:
@@ -732,7 +732,7 @@ async def test_a_failed_connection_leads_to_a_probe_only_after_the_handshake(aut
         nursery.cancel_scope.cancel()
 
 
-async def test_what_waits_in_each_standing(autojump_clock: MockClock) -> None:
+async def test_waiting_calls_follow_the_session_state(autojump_clock: MockClock) -> None:
     session = Session()
     held: dict[tuple[str, str, bool], bool] = {}
     for standing in Standing:
@@ -746,7 +746,7 @@ async def test_what_waits_in_each_standing(autojump_clock: MockClock) -> None:
     }  # fmt: skip
 
 
-async def test_a_renewal_that_fails_ends_the_session_only_if_the_loss_is_certain(autojump_clock: MockClock) -> None:
+async def test_a_failed_renewal_ends_only_lost_sessions(autojump_clock: MockClock) -> None:
     session = Session()
     session.fails = BackendProtocol("b", "answered initialize with HTTP 503")
     async with trio.open_nursery() as nursery:
@@ -768,7 +768,7 @@ def test_illegal_steps_are_a_bug() -> None:
 
 
 @pytest.mark.parametrize("status", range(200, 600))
-def test_no_status_repeats_an_answered_request_or_one_that_may_have_run(status: int) -> None:
+def test_answered_or_possibly_executed_requests_are_never_repeated(status: int) -> None:
     """The class in one sentence: only four statuses refuse, and an own answer only as the SDKs refuse with 404."""
     refusing = status in {400, 404, 410, 422}
     assert (judge(status, None, "", answered=False) is Verdict.REFUSED) is refusing

@@ -59,7 +59,7 @@ async def test_a_busy_backend_says_when_to_retry(kind: str, status: int, body: s
         assert len(peer.all("tools/call")) == 1
 
 
-async def test_the_error_of_a_busy_backend_says_it_in_words_too() -> None:
+async def test_a_busy_backends_error_states_the_retry_delay() -> None:
     server = LegacyServer()
 
     async def busy(request: Request, reply: Reply) -> None:

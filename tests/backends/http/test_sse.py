@@ -40,7 +40,7 @@ uvicorn.Server(uvicorn.Config(server.sse_app(), log_level="warning")).run(socket
 """
 
 
-async def test_a_session_from_the_endpoint_event_to_the_end() -> None:
+async def test_a_session_runs_from_endpoint_event_to_close() -> None:
     server = SseServer()
     async with open_peer(server, path="/sse") as peer:
         async with open_session(peer.url, transport="sse", headers={"X-Key": "k"}) as session:
@@ -66,9 +66,7 @@ async def test_a_session_from_the_endpoint_event_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("server", "path"), [(LegacyServer(), "/mcp"), (ModernServer(), "/mcp"), (SseServer(), "/sse")], ids=["l", "m", "s"]
 )
-async def test_a_byte_order_mark_before_every_message_is_skipped(
-    server: Any, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_bom_before_every_message_is_skipped(server: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_peer, "dump", lambda value: b"\xef\xbb\xbf" + json.dumps(value).encode())
     async with open_peer(server, path=path) as peer, open_session(peer.url) as session:
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
@@ -109,7 +107,7 @@ async def test_the_endpoint_must_be_of_the_same_origin(endpoint: str, good: bool
 
 
 @pytest.mark.parametrize("clean", [True, False])
-async def test_the_end_of_the_stream_is_the_end_of_the_session_and_its_calls(clean: bool) -> None:
+async def test_the_end_of_the_stream_ends_the_session(clean: bool) -> None:
     server = SseServer()
     cut = trio.Event()
 
@@ -140,7 +138,7 @@ async def test_the_end_of_the_stream_is_the_end_of_the_session_and_its_calls(cle
             await use()
 
 
-async def test_a_cancelled_call_is_told_to_the_server() -> None:
+async def test_cancelling_a_call_notifies_the_server() -> None:
     server = SseServer()
 
     async def swallow(request: Request, reply: Reply) -> None:
@@ -226,7 +224,7 @@ async def test_the_modern_era_is_not_possible() -> None:
         ((401, b"", "text/html"), "HTTP 401"),
     ],
 )
-async def test_a_get_that_opens_no_stream_is_a_clear_error(answer: Any, says: str) -> None:
+async def test_a_get_without_a_stream_fails_clearly(answer: Any, says: str) -> None:
     async def handler(request: Request, reply: Reply) -> None:
         await reply.send(*answer)
 
@@ -260,9 +258,7 @@ async def test_a_stream_without_an_endpoint_is_too_slow() -> None:
         (SseServer, SseSession, Era.LEGACY),
     ],
 )
-async def test_guarantee_g2_a_url_without_a_transport_is_probed_and_remembered(
-    server: Any, kind: type, era: Era
-) -> None:
+async def test_guarantee_g2_a_url_without_transport_is_probed_and_recorded(server: Any, kind: type, era: Era) -> None:
     opener = HttpOpener()
     async with open_peer(server(), path="/x") as peer:
         async with open_session(peer.url, opener=opener) as session:
@@ -279,7 +275,7 @@ async def test_guarantee_g2_a_url_without_a_transport_is_probed_and_remembered(
             assert not [request for request in again if request.rpc == "server/discover"]
 
 
-async def test_a_server_of_neither_transport_is_told_with_both_reasons() -> None:
+async def test_an_unknown_transport_is_reported_with_both_reasons() -> None:
     async def handler(request: Request, reply: Reply) -> None:
         await reply.send(404, b"<html>", "text/html")
 
@@ -299,7 +295,7 @@ async def test_a_server_of_neither_transport_is_told_with_both_reasons() -> None
         (ModernServer, {"era": "legacy", "transport": "streamable-http"}),
     ],
 )
-async def test_a_server_that_is_not_of_the_era_in_its_config_is_unfit(server: Any, kwargs: dict[str, str]) -> None:
+async def test_a_server_of_another_era_is_unfit(server: Any, kwargs: dict[str, str]) -> None:
     async with open_peer(server()) as peer:
         with pytest.raises(BackendUnfit, match=f"era: {kwargs['era']}"):
             async with open_session(peer.url, **kwargs):
@@ -307,7 +303,7 @@ async def test_a_server_that_is_not_of_the_era_in_its_config_is_unfit(server: An
         assert "GET" not in {request.method for request in peer.requests}
 
 
-async def test_what_is_not_found_may_come_back() -> None:
+async def test_a_404_is_not_a_permanent_failure() -> None:
     async def handler(request: Request, reply: Reply) -> None:
         await reply.send(404, b"<html>", "text/html")
 
@@ -319,7 +315,7 @@ async def test_what_is_not_found_may_come_back() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
-async def test_a_refusal_that_says_something_else_is_not_asked_for_the_other_transport(status: int) -> None:
+async def test_other_refusals_do_not_trigger_the_fallback_transport(status: int) -> None:
     async def handler(request: Request, reply: Reply) -> None:
         await reply.send(status)
 
@@ -338,7 +334,7 @@ async def test_a_transport_that_is_given_is_not_probed() -> None:
         assert "GET" not in {request.method for request in peer.requests}
 
 
-async def test_an_error_in_the_block_is_not_taken_for_a_refusal() -> None:
+async def test_errors_in_the_block_are_not_refusals() -> None:
     async def use() -> None:
         async with open_session(peer.url):
             raise streamable.HttpRefused("b", "from the block", 404)

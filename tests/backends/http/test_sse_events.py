@@ -44,14 +44,14 @@ def test_the_data_of_events(stream: bytes, expected: list[bytes]) -> None:
     assert [event.data for event in parse(stream)] == expected
 
 
-def test_a_byte_order_mark_before_an_overlong_event_is_skipped() -> None:
+def test_a_bom_before_an_overlong_event_is_skipped() -> None:
     parser = EventParser(10)
     (event,) = parser.feed(b"\xef\xbb\xbfdata: " + b"x" * 100 + b"\n\n")
     assert isinstance(event.data, OversizedLine)
     assert event.data.head == b"x" * 100
 
 
-def test_the_name_of_an_event_holds_for_that_event_only() -> None:
+def test_an_event_name_applies_to_that_event_only() -> None:
     events = parse(b"event: endpoint\ndata: /x\n\nevent:\ndata: a\n\ndata: b\n\nevent: lost\n\ndata: c\n\n")
     assert [event.event for event in events] == ["endpoint", "message", "message", "message"]
 
@@ -65,12 +65,12 @@ def test_any_chunking_gives_the_same_events(pieces: list[bytes], data: st.DataOb
 
 
 @given(st.binary(max_size=400), st.integers(1, 40))
-def test_hostile_bytes_never_raise_and_never_exceed_the_limit(stream: bytes, limit: int) -> None:
+def test_hostile_bytes_neither_raise_nor_exceed_the_limit(stream: bytes, limit: int) -> None:
     for event in parse(stream, limit=limit):
         assert isinstance(event.data, OversizedLine) or len(event.data) <= limit
 
 
-def test_the_last_id_counts_once_its_event_is_complete() -> None:
+def test_the_last_id_counts_after_its_event_completes() -> None:
     parser = EventParser(LIMIT)
     parser.feed(b"id: 1\ndata: x\n\nid: 2\ndata: y\n")
     assert parser.last_id == b"1"
@@ -80,7 +80,7 @@ def test_the_last_id_counts_once_its_event_is_complete() -> None:
     assert parser.last_id == b"2"
 
 
-def test_an_event_with_an_id_alone_primes_the_stream() -> None:
+def test_an_event_with_only_an_id_primes() -> None:
     parser = EventParser(LIMIT)
     assert parser.feed(b"id: stream-1/0\ndata:\n\n") == []
     assert parser.last_id == b"stream-1/0"
@@ -93,7 +93,7 @@ def test_an_empty_id_takes_the_last_one_back() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"a\0b", b"x" * (MAX_ID_BYTES + 1), b"tab\there", b" padded", b"del\x7f"])
-def test_an_id_that_no_header_can_carry_is_none(bad: bytes) -> None:
+def test_an_id_unfit_for_a_header_is_ignored(bad: bytes) -> None:
     parser = EventParser(LIMIT)
     parser.feed(b"id: good\ndata: x\n\nid: " + bad + b"\ndata: y\n\n")
     assert parser.last_id == b"good"
@@ -113,7 +113,7 @@ MESSAGE = b'{"jsonrpc":"2.0","id":42,"result":{"text":"%b"}}'
 
 
 @pytest.mark.parametrize("step", [1 << 30, 70_001, 997])
-def test_an_event_over_the_limit_comes_out_with_its_ends_and_the_next_one_whole(step: int) -> None:
+def test_an_overlong_event_keeps_its_ends(step: int) -> None:
     limit = 200_000
     message = MESSAGE % (b"x" * 300_000)
     stream = b"data: small\n\nid: 5\ndata: " + message + b"\n\ndata: next\n\n"
@@ -141,7 +141,7 @@ def test_data_of_exactly_the_limit_passes() -> None:
     assert isinstance(event.data, OversizedLine)
 
 
-def test_what_is_held_of_an_endless_line_stays_bounded() -> None:
+def test_an_endless_line_uses_bounded_memory() -> None:
     parser = EventParser(1000)
     for _ in range(300):
         assert parser.feed(b"y" * 10_000) == []

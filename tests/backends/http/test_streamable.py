@@ -44,7 +44,7 @@ async def streamed(request: Request, reply: Reply) -> None:
 # -- legacy ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_legacy_session_from_the_probe_to_the_delete() -> None:
+async def test_a_legacy_session_runs_from_probe_to_delete() -> None:
     server = LegacyServer()
     async with open_peer(server) as peer:
         async with open_session(peer.url, headers={"Authorization": "Bearer t", "X-Own": "1"}) as session:
@@ -77,7 +77,7 @@ async def test_a_legacy_session_from_the_probe_to_the_delete() -> None:
                 assert request.headers["content-type"] == "application/json"
 
 
-async def test_a_streamed_answer_brings_its_progress_in_order_under_the_clients_token() -> None:
+async def test_streamed_progress_is_ordered_under_the_clients_token() -> None:
     server = LegacyServer()
     server.on["tools/call"] = streamed
     async with open_peer(server) as peer, open_session(peer.url) as session:
@@ -92,7 +92,7 @@ async def test_a_streamed_answer_brings_its_progress_in_order_under_the_clients_
         assert text_of(await outcome(pending)) == "streamed"
 
 
-async def test_many_calls_at_once_each_get_their_own_answer_over_few_connections() -> None:
+async def test_concurrent_calls_share_few_connections() -> None:
     server = LegacyServer()
     async with open_peer(server) as peer:
         async with open_session(peer.url, max_concurrency=8) as session:
@@ -104,7 +104,7 @@ async def test_many_calls_at_once_each_get_their_own_answer_over_few_connections
         assert peer.connections <= 10
 
 
-async def test_cancel_is_told_by_a_notification() -> None:
+async def test_cancelling_sends_a_notification() -> None:
     server = LegacyServer()
 
     async def hang(request: Request, reply: Reply) -> None:
@@ -124,7 +124,7 @@ async def test_cancel_is_told_by_a_notification() -> None:
         await peer.wait(lambda: peer.open_connections <= 2)
 
 
-async def test_a_ping_on_a_calls_stream_is_answered_and_an_undeclared_request_refused() -> None:
+async def test_pings_are_answered_and_undeclared_requests_refused() -> None:
     server = LegacyServer()
     replies: list[Any] = []
 
@@ -148,7 +148,7 @@ async def test_a_ping_on_a_calls_stream_is_answered_and_an_undeclared_request_re
 
 
 @pytest.mark.parametrize("how", ["404", "400 with a page", "404 naming the request"])
-async def test_a_lost_session_is_replaced_and_the_call_sent_once_more(how: str) -> None:
+async def test_a_lost_session_is_replaced_and_calls_resent(how: str) -> None:
     server = LegacyServer()
     listener = Received()
 
@@ -172,7 +172,7 @@ async def test_a_lost_session_is_replaced_and_the_call_sent_once_more(how: str) 
         await listener.change()  # the new server may offer something else
 
 
-async def test_a_server_that_knows_no_session_at_all_fails_the_call_after_one_more_try() -> None:
+async def test_a_server_rejecting_every_session_fails_the_call() -> None:
     server = LegacyServer()
 
     async def never(request: Request, reply: Reply) -> None:
@@ -186,7 +186,7 @@ async def test_a_server_that_knows_no_session_at_all_fails_the_call_after_one_mo
         assert len(peer.all("tools/call")) == 2
 
 
-async def test_a_session_that_cannot_be_replaced_is_the_end_of_this_one() -> None:
+async def test_a_session_without_a_replacement_ends() -> None:
     server = LegacyServer()
     async with open_peer(server) as peer:
 
@@ -201,7 +201,7 @@ async def test_a_session_that_cannot_be_replaced_is_the_end_of_this_one() -> Non
             await use()
 
 
-async def test_a_method_that_is_unknown_is_no_lost_session() -> None:
+async def test_an_unknown_method_is_not_a_lost_session() -> None:
     server = LegacyServer()
 
     async def unknown(request: Request, reply: Reply) -> None:
@@ -217,7 +217,7 @@ async def test_a_method_that_is_unknown_is_no_lost_session() -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-async def test_a_cut_stream_without_ids_ends_its_call_at_once_and_no_other(clean: bool) -> None:
+async def test_a_cut_stream_without_ids_fails_its_call(clean: bool) -> None:
     server = LegacyServer()
     other = trio.Event()
 
@@ -241,7 +241,7 @@ async def test_a_cut_stream_without_ids_ends_its_call_at_once_and_no_other(clean
 
 
 @pytest.mark.parametrize("clean", [True, False])
-async def test_a_cut_stream_with_ids_is_taken_up_after_the_pause_that_the_server_asks_for(clean: bool) -> None:
+async def test_a_cut_stream_resumes_after_the_retry_delay(clean: bool) -> None:
     server = LegacyServer()
 
     async def poll(request: Request, reply: Reply) -> None:
@@ -275,7 +275,7 @@ async def test_a_cut_stream_with_ids_is_taken_up_after_the_pause_that_the_server
     assert all(later - earlier >= 0.03 for earlier, later in pairwise(times))
 
 
-async def test_a_stream_that_cannot_be_taken_up_ends_its_call() -> None:
+async def test_a_stream_that_cannot_resume_ends_its_call() -> None:
     server = LegacyServer()
 
     async def prime(request: Request, reply: Reply) -> None:
@@ -289,7 +289,7 @@ async def test_a_stream_that_cannot_be_taken_up_ends_its_call() -> None:
         assert "does not resume it (HTTP 405)" in found.reason
 
 
-async def test_a_stream_that_stays_open_after_its_answer_is_closed() -> None:
+async def test_a_stream_left_open_after_its_answer_closes() -> None:
     server = LegacyServer()
 
     closed = trio.Event()
@@ -311,7 +311,7 @@ async def test_a_stream_that_stays_open_after_its_answer_is_closed() -> None:
 # -- the GET stream ----------------------------------------------------------------------------------------------------
 
 
-async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None:
+async def test_the_get_stream_is_resumed_where_it_ended() -> None:
     server, listener = LegacyServer(), Received()
     hold = trio.Event()
 
@@ -339,7 +339,7 @@ async def test_the_get_stream_is_kept_open_and_taken_up_where_it_ended() -> None
         hold.set()
 
 
-async def test_a_server_without_a_get_stream_is_asked_once() -> None:
+async def test_the_get_stream_is_tried_only_once() -> None:
     server, opener = LegacyServer(), HttpOpener(timing=Timing(stream_pause=0.0))
     async with open_peer(server) as peer, open_session(peer.url, opener=opener) as session:
         await peer.received("GET")
@@ -348,7 +348,7 @@ async def test_a_server_without_a_get_stream_is_asked_once() -> None:
         assert len(peer.all("GET")) == 1
 
 
-async def test_a_new_session_has_a_get_stream_of_its_own() -> None:
+async def test_a_new_session_has_its_own_get_stream() -> None:
     server = LegacyServer()
 
     async def stream(request: Request, reply: Reply) -> None:
@@ -435,7 +435,7 @@ async def no_response(request: Request, reply: Reply) -> None:
         (no_response, BackendExited, "broke the connection"),
     ],
 )
-async def test_what_is_no_answer_ends_its_call_with_a_clear_error(answer: Any, kind: type, says: str) -> None:
+async def test_an_invalid_answer_ends_its_call_clearly(answer: Any, kind: type, says: str) -> None:
     server = LegacyServer()
     server.on["tools/call"] = answer
     async with open_peer(server) as peer, open_session(peer.url, max_line_bytes=10_000) as session:
@@ -455,14 +455,14 @@ async def test_what_is_no_answer_ends_its_call_with_a_clear_error(answer: Any, k
         ({"jsonrpc": "2.0", "id": None, "error": {"code": -32000, "message": "own", "data": 1}}, 500),
     ],
 )
-async def test_a_servers_own_error_reaches_the_call_whatever_its_status_and_id(value: Any, status: int) -> None:
+async def test_a_servers_own_error_reaches_the_call(value: Any, status: int) -> None:
     server = LegacyServer()
     server.on["tools/call"] = json_body(value, status)
     async with open_peer(server) as peer, open_session(peer.url) as session:
         assert await call(session) == Failure(-32000, "own", b"1", Era.LEGACY)
 
 
-async def test_a_call_beyond_its_deadline_leaves_no_connection_behind() -> None:
+async def test_an_expired_call_leaves_no_connection() -> None:
     server = LegacyServer()
 
     async def silent(request: Request, reply: Reply) -> None:
@@ -488,7 +488,7 @@ def moved(status: int, where: str) -> Any:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_within_the_origin_is_followed_with_its_method_and_body(status: int) -> None:
+async def test_same_origin_redirects_keep_method_and_body(status: int) -> None:
     server = LegacyServer()
 
     async def handler(request: Request, reply: Reply) -> None:
@@ -526,7 +526,7 @@ async def test_any_other_redirect_is_a_clear_error(status: int, where: str, says
 # -- servers that are not there ----------------------------------------------------------------------------------------
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection_is_unavailable() -> None:
     async with open_peer(LegacyServer()) as peer:
         url = peer.url
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
@@ -534,7 +534,7 @@ async def test_nobody_there() -> None:
             pytest.fail("opened")
 
 
-async def test_a_server_that_goes_away_ends_the_session_and_its_calls() -> None:
+async def test_a_disappearing_server_ends_session_and_calls() -> None:
     server = LegacyServer()
     hung = trio.Event()
 
@@ -557,7 +557,7 @@ async def test_a_server_that_goes_away_ends_the_session_and_its_calls() -> None:
             await use(peer.url)
 
 
-async def test_a_session_ends_too_when_only_a_new_call_finds_the_server_gone() -> None:
+async def test_a_new_call_may_discover_the_server_gone() -> None:
     async def use(url: str) -> None:
         async with open_session(url) as session:
             peer.stop()
@@ -570,7 +570,7 @@ async def test_a_session_ends_too_when_only_a_new_call_finds_the_server_gone() -
             await use(peer.url)
 
 
-async def test_a_server_that_does_not_answer_the_handshake_is_too_slow() -> None:
+async def test_a_silent_handshake_is_too_slow() -> None:
     async def silent(request: Request, reply: Reply) -> None:
         await reply.hung_up()
 
@@ -581,7 +581,7 @@ async def test_a_server_that_does_not_answer_the_handshake_is_too_slow() -> None
         await peer.wait(lambda: peer.open_connections == 0)
 
 
-async def test_a_goodbye_that_nobody_answers_does_not_hold_the_gateway_up() -> None:
+async def test_an_unanswered_delete_does_not_delay_shutdown() -> None:
     server = LegacyServer()
 
     async def silent(request: Request, reply: Reply) -> None:
@@ -598,7 +598,7 @@ async def test_a_goodbye_that_nobody_answers_does_not_hold_the_gateway_up() -> N
 # -- modern ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_modern_server_gets_its_headers_and_no_legacy_request() -> None:
+async def test_a_modern_server_gets_headers_and_no_initialize() -> None:
     server = ModernServer()
     nested = {"type": "object", "properties": {"city": {"type": "string", "x-mcp-header": "City"}}}
     server.tools = [
@@ -629,7 +629,7 @@ async def test_a_modern_server_gets_its_headers_and_no_legacy_request() -> None:
         assert peer.all("resources/read")[0].headers["mcp-name"] == "=?base64?ZmlsZTovLy/DpA==?="
 
 
-async def test_tools_with_invalid_annotations_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_tools_with_invalid_annotations_are_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     server = ModernServer()
     server.tools = [tool("good"), tool("bad", x={"type": "number", "x-mcp-header": "X"})]
     async with open_peer(server) as peer, open_session(peer.url) as session:
@@ -639,7 +639,7 @@ async def test_tools_with_invalid_annotations_are_left_out_with_a_warning(caplog
     assert logged_events(caplog, "list_problem")
 
 
-async def test_a_header_mismatch_is_met_by_reading_the_tools_anew_and_one_more_try() -> None:
+async def test_a_header_mismatch_rereads_tools_and_retries() -> None:
     server, listener = ModernServer(), Received()
 
     async def strict(request: Request, reply: Reply) -> None:
@@ -659,7 +659,7 @@ async def test_a_header_mismatch_is_met_by_reading_the_tools_anew_and_one_more_t
         assert len(peer.all("tools/call")) == 4
 
 
-async def test_cancel_in_the_modern_era_closes_the_stream_and_says_nothing() -> None:
+async def test_modern_cancel_closes_the_stream_silently() -> None:
     server = ModernServer()
     gone = trio.Event()
 
@@ -681,7 +681,7 @@ async def test_cancel_in_the_modern_era_closes_the_stream_and_says_nothing() -> 
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
 
 
-async def test_a_modern_servers_changes_are_heard_and_an_ended_subscription_is_opened_again() -> None:
+async def test_modern_changes_arrive_and_ended_subscriptions_are_reopened() -> None:
     server, listener = ModernServer(), Received()
 
     async def discover(request: Request, reply: Reply) -> None:
@@ -708,7 +708,7 @@ async def test_a_modern_servers_changes_are_heard_and_an_ended_subscription_is_o
         await peer.wait(lambda: peer.open_connections == 0)
 
 
-async def test_a_modern_stream_that_is_cut_is_never_taken_up() -> None:
+async def test_a_cut_modern_stream_is_never_resumed() -> None:
     server = ModernServer()
 
     async def prime(request: Request, reply: Reply) -> None:
@@ -721,7 +721,7 @@ async def test_a_modern_stream_that_is_cut_is_never_taken_up() -> None:
         assert peer.all("GET") == []
 
 
-async def test_what_was_found_out_is_remembered_until_it_proves_wrong() -> None:
+async def test_the_detected_transport_is_kept_until_disproved() -> None:
     server: Any = LegacyServer()
 
     async def handler(request: Request, reply: Reply) -> None:
@@ -787,7 +787,7 @@ async def test_the_sdks_server_in_both_eras(options: tuple[str, ...]) -> None:
 # -- the environment ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_proxy_of_the_environment_is_used_but_not_for_our_own_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxies_are_used_except_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     async def proxy(request: Request, reply: Reply) -> None:
         assert request.target.startswith("http://backend.invalid/")
         await server(Request(request.method, "/mcp", request.headers, request.body, 0), reply)
@@ -806,14 +806,14 @@ async def test_a_proxy_of_the_environment_is_used_but_not_for_our_own_loopback(m
         assert {request.headers["x-key"] for request in middle.requests} == {"k"}
 
 
-async def test_what_is_no_tls_is_a_clear_error() -> None:
+async def test_a_tls_failure_is_a_clear_error() -> None:
     async with open_peer(LegacyServer()) as peer:
         with pytest.raises(BackendUnavailable, match=r"cannot be reached: .*(SSL|wrong version|record layer)"):
             async with open_session(peer.url.replace("http:", "https:")):
                 pytest.fail("opened")
 
 
-async def test_a_cookie_of_a_load_balancer_is_sent_back() -> None:
+async def test_load_balancer_cookies_are_sent_back() -> None:
     server = LegacyServer()
 
     async def sticky(request: Request, reply: Reply) -> None:
@@ -846,6 +846,6 @@ async def test_cookies_are_kept_within_bounds(size: int) -> None:
     assert any(counts[-10:])  # those that come later are kept again
 
 
-async def test_a_gateway_of_stdio_backends_does_not_load_the_http_client() -> None:
+async def test_stdio_backends_do_not_load_the_http_client() -> None:
     code = "import sys, gateway.app; sys.exit('httpx2' in sys.modules)"
     assert (await trio.run_process([sys.executable, "-c", code], check=False, cwd=PEERS.parent.parent)).returncode == 0

@@ -36,7 +36,7 @@ def plain(notification: object) -> Any:
 # -- calls -------------------------------------------------------------------------------------------------------------
 
 
-async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
+async def test_calls_are_renumbered_and_answers_matched() -> None:
     script = Script()
     tickets = [make_pending("a"), make_pending("b", token="t")]
     assert [script.send(ticket) for ticket in tickets] == [1, 2]
@@ -56,7 +56,7 @@ async def test_calls_get_ids_of_this_hop_and_their_answers() -> None:
     assert script.ears.received == ["freed", "freed"]
 
 
-async def test_suspects_are_the_calls_without_an_answer_the_last_one_first(
+async def test_suspects_are_unanswered_calls_newest_first(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     script = Script()
@@ -99,7 +99,7 @@ async def test_ids_that_became_strings_are_understood() -> None:
         {"id": "9" * 5000, "result": {}},  # int() refuses so many digits
     ],
 )
-async def test_an_answer_that_nobody_waits_for_is_counted(message: dict[str, Any]) -> None:
+async def test_unexpected_answers_are_counted(message: dict[str, Any]) -> None:
     script = Script()
     ticket = make_pending()
     script.send(ticket)
@@ -214,7 +214,7 @@ async def test_garbage_is_skipped(data: bytes) -> None:
     assert ticket.outcome is None
 
 
-async def test_a_flood_of_garbage_is_logged_at_a_rate(
+async def test_garbage_is_logged_at_a_limited_rate(
     caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
 ) -> None:
     script = Script()
@@ -228,7 +228,7 @@ async def test_a_flood_of_garbage_is_logged_at_a_rate(
     assert "800 warnings not logged" in caplog.messages[BURST]
 
 
-async def test_what_is_no_json_in_a_list_costs_itself_only() -> None:
+async def test_invalid_json_in_a_list_drops_only_itself() -> None:
     problems: list[str] = []
     tools = b'{"id":1,"result":{"tools":[{"name":"a"},{"name":"b","x":NaN}]}}'
     script = Script({"tools/list": tools, "x": b'{"id":2,NaN}'})
@@ -251,7 +251,7 @@ async def test_an_overlong_answer_costs_its_own_call() -> None:
     assert tickets[0].outcome is not None
 
 
-async def test_an_overlong_answer_to_nobody_knows_costs_all_calls() -> None:
+async def test_an_unattributable_overlong_answer_fails_all_calls() -> None:
     script = Script()
     tickets = [make_pending("a"), make_pending("b")]
     for ticket in tickets:
@@ -284,7 +284,7 @@ async def test_progress_comes_under_the_clients_own_token() -> None:
 
 
 @pytest.mark.parametrize("feature", ["tools", "prompts", "resources"])
-async def test_list_changes_are_heard(feature: str) -> None:
+async def test_list_changes_are_noticed(feature: str) -> None:
     script = Script()
     script.feed({"method": f"notifications/{feature}/list_changed"})
     assert script.ears.received == [feature]
@@ -364,7 +364,7 @@ async def test_a_cancelled_wait_tells_the_backend() -> None:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_end_finishes_all_that_wait_at_once() -> None:
+async def test_the_end_finishes_all_waiters() -> None:
     script = Script()
     tickets = [make_pending("a"), make_pending("b")]
     for ticket in tickets:
@@ -380,14 +380,14 @@ async def test_the_end_finishes_all_that_wait_at_once() -> None:
     assert len(script.posted) == posted  # there is nobody to tell
 
 
-async def test_what_is_asked_after_the_end_is_answered_at_once() -> None:
+async def test_requests_after_the_end_are_answered_immediately() -> None:
     script = Script()
     script.conversation.close(GONE)
     with trio.fail_after(5):
         assert await script.conversation.request("tools/list", timeout=100) is GONE
 
 
-async def test_a_call_that_slips_in_after_the_end_is_finished_by_closing_again() -> None:
+async def test_closing_again_finishes_a_late_call() -> None:
     script = Script()
     script.conversation.close(GONE)
     ticket = make_pending()
@@ -397,7 +397,7 @@ async def test_a_call_that_slips_in_after_the_end_is_finished_by_closing_again()
     assert script.conversation.in_flight == 0
 
 
-async def test_a_batch_of_a_legacy_backend_is_taken_apart() -> None:
+async def test_a_legacy_backends_batch_is_split() -> None:
     script = Script()
     first, second = script.conversation.begin("tools/list"), script.conversation.begin("prompts/list")
     batch = [
@@ -468,7 +468,7 @@ async def test_nulls_in_input_requests_are_absence() -> None:
         ("elicitation/create", {"mode": None, "task": None}),
     ],
 )
-async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, optional: Any, params: Any) -> None:
+async def test_nulls_in_backend_requests_mean_absent(method: str, optional: Any, params: Any) -> None:
     capabilities = jsonrpc.raw({"roots": {}, "sampling": {}, "elicitation": {}})
     caller = msgspec.structs.replace(LEGACY_CALLER, capabilities=capabilities)
     script, ticket = Script(), make_pending(caller=caller)
@@ -494,7 +494,7 @@ async def test_nulls_in_a_request_of_the_backend_are_absence(method: str, option
         ("vendor/note", {"total": None, "_meta": None}, {"total": None}),
     ],
 )
-async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, params: Any, arrives: Any) -> None:
+async def test_nulls_in_backend_notifications_mean_absent(method: str, params: Any, arrives: Any) -> None:
     script, ticket = Script(), make_pending(token="t")
     number = script.send(ticket)
     if method == "notifications/progress":
@@ -510,7 +510,7 @@ async def test_nulls_in_a_notification_of_the_backend_are_absence(method: str, p
     ("era", "carries"),
     [(Era.LEGACY, {"server/discover", "initialize"}), (Era.MODERN, {"server/discover", "initialize", "tools/list"})],
 )
-async def test_gateways_are_named_where_a_session_begins_and_in_lists(era: Era, carries: set[str]) -> None:
+async def test_gateways_are_named_in_initialize_and_lists(era: Era, carries: set[str]) -> None:
     script = Script(era=era)
     script.conversation.hop = msgspec.structs.replace(script.conversation.hop, gateways=("a", "b"))
     for method in ("server/discover", "initialize", "tools/list", "ping"):

@@ -58,7 +58,7 @@ async def open_with(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_is_no_modern_answer_means_legacy(probed: Any, name: str, autojump_clock: MockClock) -> None:
+async def test_an_invalid_modern_answer_means_legacy(probed: Any, name: str, autojump_clock: MockClock) -> None:
     began = trio.current_time()
     script, greeting = await open_with({"server/discover": probed, "initialize": INITIALIZED})
     assert [method for method in script.methods if method != "notifications/cancelled"] == LEGACY_WAY
@@ -131,7 +131,7 @@ async def test_a_modern_answer_means_modern(autojump_clock: MockClock) -> None:
     assert (script.conversation.hop.era, script.conversation.hop.version) == (Era.MODERN, "2026-07-28")
 
 
-async def test_a_late_modern_answer_still_counts_if_initialize_is_refused(autojump_clock: MockClock) -> None:
+async def test_a_late_modern_answer_counts_if_initialize_fails(autojump_clock: MockClock) -> None:
     async with opening() as opened:
         await opened.play("""
             << {"id": "$probe", "method": "server/discover", "params": "..."}
@@ -183,7 +183,7 @@ async def test_a_late_modern_answer_shows_the_other_era(autojump_clock: MockCloc
         ("legacy", {"initialize": {"code": -32603, "message": "not yet"}}, BackendProtocol, "not yet"),
     ],
 )  # fmt: skip
-async def test_who_cannot_be_greeted(
+async def test_an_unusable_handshake_is_refused(
     era: str, answers: dict[str, Any], problem: type[BackendError], said: str, autojump_clock: MockClock
 ) -> None:
     with pytest.raises(problem) as caught:
@@ -192,7 +192,7 @@ async def test_who_cannot_be_greeted(
     assert said in str(caught.value)
 
 
-async def test_an_era_that_was_only_found_out_before_is_no_reason_to_give_up(autojump_clock: MockClock) -> None:
+async def test_a_detected_era_never_ends_retries(autojump_clock: MockClock) -> None:
     with pytest.raises(BackendProtocol) as caught:
         await open_with({"initialize": METHOD_NOT_FOUND}, era="legacy")
     assert not isinstance(caught.value, BackendUnfit)
@@ -218,14 +218,14 @@ async def test_an_era_that_is_configured_is_not_probed(autojump_clock: MockClock
         ({"tools": [], "prompts": None}, {}),
     ],
 )  # fmt: skip
-def test_what_is_listened_to(capabilities: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_subscriptions_depend_on_declared_capabilities(capabilities: dict[str, Any], expected: dict[str, Any]) -> None:
     spans = {name: jsonrpc.raw(value) for name, value in capabilities.items()}
     assert change_filter(ServerIntroduction(era=Era.MODERN, version="", capabilities=spans)) == expected
 
 
 @pytest.mark.parametrize("declared", [{}, {"capabilities": None}, {"capabilities": []}, {"capabilities": "tools"}])
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_capabilities_that_are_no_object_are_none(declared: Any, era: str, autojump_clock: MockClock) -> None:
+async def test_invalid_capabilities_count_as_empty(declared: Any, era: str, autojump_clock: MockClock) -> None:
     hello = INITIALIZED if era == "legacy" else DISCOVERED
     bare = {name: value for name, value in hello.items() if name != "capabilities"} | declared
     _, greeting = await open_with({"initialize": bare, "server/discover": bare}, era=era)
@@ -233,7 +233,7 @@ async def test_capabilities_that_are_no_object_are_none(declared: Any, era: str,
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_a_backend_that_introduces_itself_with_nulls_has_none_of_that(era: str) -> None:
+async def test_nulls_in_server_info_mean_absent(era: str) -> None:
     capabilities = {"tools": {}, "prompts": None, "resources": None}
     hello = {
         "legacy": {"protocolVersion": "2025-06-18", "serverInfo": None, "instructions": None, "_meta": None},

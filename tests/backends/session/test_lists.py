@@ -208,13 +208,13 @@ async def test_entries_left_out_are_problems_of_the_list(autojump_clock: MockClo
     assert listing.unread == {}
 
 
-async def test_one_list_is_asked_for_at_a_time(autojump_clock: MockClock) -> None:
+async def test_lists_are_requested_one_at_a_time(autojump_clock: MockClock) -> None:
     script = make_script({})
     await list_everything(script)
     assert script.methods == [kind.list_method for kind in Kind]
 
 
-async def test_a_list_that_hangs_holds_up_the_others_for_a_second(autojump_clock: MockClock) -> None:
+async def test_a_hanging_list_delays_others_one_second(autojump_clock: MockClock) -> None:
     script = make_script({Kind.TOOLS: [None]})
     began = trio.current_time()
     listing = await list_everything(script)
@@ -223,7 +223,7 @@ async def test_a_list_that_hangs_holds_up_the_others_for_a_second(autojump_clock
     assert script.methods[-1] == "notifications/cancelled"
 
 
-async def test_a_slow_list_has_all_the_time_while_no_other_is_answered(autojump_clock: MockClock) -> None:
+async def test_a_slow_list_gets_all_the_time(autojump_clock: MockClock) -> None:
     script = make_script({Kind.TOOLS: [None]})
     async with trio.open_nursery() as nursery:
 
@@ -247,9 +247,7 @@ class Refused(BackendProtocol):
 
 
 @pytest.mark.parametrize("refused", [[Kind.TOOLS], list(Kind)])
-async def test_a_server_that_refuses_every_request_fails_the_start(
-    refused: list[Kind], autojump_clock: MockClock
-) -> None:
+async def test_a_server_refusing_every_request_fails_to_start(refused: list[Kind], autojump_clock: MockClock) -> None:
     script = make_script({})
 
     def refuse(_params: Any) -> None:
@@ -288,7 +286,7 @@ async def test_only_what_is_declared_is_listed(autojump_clock: MockClock) -> Non
 @pytest.mark.parametrize("era", Era)
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("failure", [*FAILURES, *EMPTY])
-async def test_a_server_that_declares_no_list_is_asked_once(
+async def test_a_server_declaring_no_list_is_asked_once(
     failure: str, kind: Kind, era: Era, declared: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = EMPTY[failure] if failure in EMPTY else FAILURES[failure][0]

@@ -65,7 +65,7 @@ async def test_a_refusal_goes_back_with_its_data() -> None:
     assert script.posted == [{"jsonrpc": "2.0", "id": 7, "error": {"code": -1, "message": "no", "data": {"why": None}}}]
 
 
-async def test_the_latest_call_of_the_only_client_is_asked() -> None:
+async def test_a_single_clients_latest_call_is_asked() -> None:
     script = Script()
     first, second = pending_of(session="one"), pending_of(session="one")
     working(script, first, second)
@@ -83,7 +83,7 @@ async def test_a_call_is_asked_on_its_own_stream() -> None:
 
 
 @pytest.mark.parametrize("others", [{"session": "two"}, {"session": None}, {"principal": "ada", "session": None}])
-async def test_where_two_clients_wait_nobody_is_asked(others: dict[str, Any]) -> None:
+async def test_requests_ambiguous_between_clients_are_refused(others: dict[str, Any]) -> None:
     script = Script()
     working(script, pending_of(session="one"), pending_of(**others))
     ask(script, 1)
@@ -92,7 +92,7 @@ async def test_where_two_clients_wait_nobody_is_asked(others: dict[str, Any]) ->
     assert "session: client (or call)" in refusal["error"]["message"]
 
 
-async def test_where_nobody_waits_nobody_is_asked() -> None:
+async def test_requests_without_a_waiting_call_are_refused() -> None:
     script = Script()
     ask(script, 1)
     assert "no call is in flight" in script.posted[0]["error"]["message"]
@@ -111,14 +111,16 @@ async def test_where_nobody_waits_nobody_is_asked() -> None:
         ({"roots": {}}, "tools/list", {}, jsonrpc.METHOD_NOT_FOUND),
     ],
 )
-async def test_what_a_client_cannot_do_is_refused(capabilities: Any, method: str, params: Any, code: int) -> None:
+async def test_requests_beyond_client_capabilities_are_refused(
+    capabilities: Any, method: str, params: Any, code: int
+) -> None:
     script = Script()
     working(script, pending_of(session="one", capabilities=jsonrpc.raw(capabilities)))
     ask(script, 1, method, params)
     assert [message["error"]["code"] for message in script.posted] == [code]
 
 
-async def test_a_ping_is_answered_at_once() -> None:
+async def test_a_ping_is_answered_immediately() -> None:
     script = Script()
     ask(script, "p", "ping")
     assert script.posted == [{"jsonrpc": "2.0", "id": "p", "result": {}}]
@@ -134,7 +136,7 @@ async def test_an_id_that_is_in_use_is_refused() -> None:
     assert script.posted[1] == {"jsonrpc": "2.0", "id": 1, "result": {}}
 
 
-async def test_what_is_taken_back_is_told_and_its_answer_dropped() -> None:
+async def test_withdrawn_requests_reach_the_client_and_ignore_answers() -> None:
     script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1)
@@ -146,7 +148,7 @@ async def test_what_is_taken_back_is_told_and_its_answer_dropped() -> None:
     assert script.posted == []
 
 
-async def test_progress_of_the_client_goes_to_the_backend_that_asked_for_it() -> None:
+async def test_client_progress_reaches_the_requesting_backend() -> None:
     script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1, SAMPLING, {"_meta": {"progressToken": "theirs"}})
@@ -175,7 +177,7 @@ async def test_nothing_is_written_after_the_session_is_over() -> None:
     assert script.posted == []
 
 
-async def test_requests_that_nobody_answers_are_bounded() -> None:
+async def test_unanswered_requests_are_bounded() -> None:
     script = Script()
     for number in range(MAX_OPEN + 2):  # each in a call of its own, which ends without the answer
         ticket = pending_of(session="one")
@@ -186,7 +188,7 @@ async def test_requests_that_nobody_answers_are_bounded() -> None:
     assert refused == ["r-0", "r-1"]
 
 
-async def test_log_lines_go_to_the_only_client_or_to_our_own_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_backend_logs_reach_the_only_client_or_ours(caplog: pytest.LogCaptureFixture) -> None:
     script, ticket = Script(), pending_of(session="one")
     line = {"method": "notifications/message", "params": {"level": "info", "data": "hello"}}
     with caplog.at_level(logging.INFO, "gateway.backend"):
@@ -204,7 +206,7 @@ async def test_log_lines_go_to_the_only_client_or_to_our_own_log(caplog: pytest.
     assert ticket._events == type(ticket._events)()
 
 
-def test_two_callers_are_the_same_only_where_that_is_certain() -> None:
+def test_callers_match_only_where_identity_is_certain() -> None:
     def caller(**fields: Any) -> Caller:
         return Caller(era=Era.MODERN, version="v", capabilities=CAN, **fields)
 
@@ -216,7 +218,7 @@ def test_two_callers_are_the_same_only_where_that_is_certain() -> None:
     assert caller(principal="p").same_client(caller(principal="p"))
 
 
-async def test_the_end_of_an_elicitation_reaches_the_client_that_was_shown_the_url() -> None:
+async def test_elicitation_completion_reaches_the_client_shown_the_url() -> None:
     script = Script()
     working(script, pending_of(session="one", capabilities=CAN))
     ask(script, 1, ELICITATION, {"mode": "url", "elicitationId": "e-1", "url": "https://x.example", "message": "m"})

@@ -53,7 +53,7 @@ async def wish(upkeep: SessionReconciler, level: str | None = None, *uris: str) 
     await settle()
 
 
-async def test_what_is_wished_is_told_once() -> None:
+async def test_desired_state_is_sent_once() -> None:
     async with keeping() as (script, upkeep):
         assert script.posted == []
         await wish(upkeep, "info", "memo:b", "memo:a")
@@ -72,7 +72,7 @@ async def test_what_is_wished_is_told_once() -> None:
         assert notified(script) == [("resources/unsubscribe", "memo:b"), ("resources/unsubscribe", "memo:c")]
 
 
-async def test_a_subscription_that_a_client_made_itself_is_not_made_again() -> None:
+async def test_a_clients_own_subscription_is_not_repeated() -> None:
     async with keeping() as (script, upkeep):
         upkeep.subscribed("memo:a")
         await wish(upkeep, None, "memo:a")
@@ -81,7 +81,7 @@ async def test_a_subscription_that_a_client_made_itself_is_not_made_again() -> N
         assert notified(script) == [("resources/unsubscribe", "memo:a")]
 
 
-async def test_a_subscription_made_while_one_is_ended_is_made_again() -> None:
+async def test_subscribing_during_unsubscribe_subscribes_again() -> None:
     """Over HTTP the two may overtake each other."""
     async with keeping() as (script, upkeep):
         await wish(upkeep, None, "memo:a")
@@ -97,13 +97,13 @@ async def test_a_subscription_made_while_one_is_ended_is_made_again() -> None:
         assert notified(script) == [("resources/unsubscribe", "memo:a"), ("resources/subscribe", "memo:a")]
 
 
-async def test_a_backend_without_levels_is_told_none() -> None:
+async def test_a_backend_without_logging_gets_no_level() -> None:
     async with keeping({"tools": {}}) as (script, upkeep):
         await wish(upkeep, "debug")
         assert notified(script) == []
 
 
-async def test_a_session_that_was_forgotten_is_told_everything_again() -> None:
+async def test_a_forgotten_session_receives_everything_again() -> None:
     async with keeping() as (script, upkeep):
         await wish(upkeep, "info", "memo:a")
         notified(script)
@@ -113,14 +113,14 @@ async def test_a_session_that_was_forgotten_is_told_everything_again() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, {"code": -32601, "message": "no"}])
-async def test_a_backend_that_refuses_or_is_silent_keeps_nothing_back(answer: Any, autojump_clock: MockClock) -> None:
+async def test_refusing_or_silent_backends_block_nothing(answer: Any, autojump_clock: MockClock) -> None:
     async with keeping(answers={"logging/setLevel": answer, "resources/subscribe": {"": None}}) as (script, upkeep):
         await wish(upkeep, "info", "memo:a")
         await trio.sleep(11)
         assert ("resources/subscribe", "memo:a") in notified(script)
 
 
-async def test_changed_roots_are_told_to_legacy_backends_only() -> None:
+async def test_roots_changes_reach_only_legacy_backends() -> None:
     await trio.lowlevel.checkpoint()  # what is made here needs a running loop
     for era, expected in ((Era.LEGACY, ["notifications/roots/list_changed"]), (Era.MODERN, [])):
         script = Script(era=era)
@@ -181,13 +181,13 @@ async def test_every_list_that_can_change_is_listened_to() -> None:
         assert kept.filters == [FEATURES]
 
 
-async def test_where_nothing_can_change_nothing_is_sent() -> None:
+async def test_nothing_is_sent_where_nothing_can_change() -> None:
     async with keeping_modern({"tools": {}, "resources": {"subscribe": False}}) as kept:
         await kept.wish("memo:a")
         assert kept.listens == []
 
 
-async def test_a_wish_opens_another_request_before_the_old_one_ends(autojump_clock: MockClock) -> None:
+async def test_a_new_subscription_opens_before_the_old_closes(autojump_clock: MockClock) -> None:
     async with keeping_modern() as kept:
         await kept.acknowledge()
         await kept.wish("memo:b", "memo:a")
@@ -200,7 +200,7 @@ async def test_a_wish_opens_another_request_before_the_old_one_ends(autojump_clo
         assert kept.filters[-1] == FEATURES
 
 
-async def test_a_backend_that_acknowledges_nothing_is_not_waited_for(autojump_clock: MockClock) -> None:
+async def test_a_missing_acknowledgement_does_not_block(autojump_clock: MockClock) -> None:
     async with keeping_modern() as kept:
         await kept.wish("memo:a")
         await trio.sleep(ACKNOWLEDGED_WITHIN + 0.1)
@@ -214,7 +214,7 @@ async def test_wishes_alone_are_enough_to_listen(autojump_clock: MockClock) -> N
         assert kept.filters == [{"resourceSubscriptions": ["memo:a"]}]
 
 
-async def test_a_request_that_ends_is_opened_again_and_everything_counts_as_changed(autojump_clock: MockClock) -> None:
+async def test_a_reopened_stream_marks_everything_changed(autojump_clock: MockClock) -> None:
     async with keeping_modern() as kept:
         await kept.wish("memo:a")
         await kept.acknowledge()
@@ -226,7 +226,7 @@ async def test_a_request_that_ends_is_opened_again_and_everything_counts_as_chan
         assert kept.script.ears.received == ["tools", "prompts", "resources", "updated memo:a"]
 
 
-async def test_a_request_that_ends_again_and_again_is_opened_less_and_less_often(autojump_clock: MockClock) -> None:
+async def test_a_repeatedly_ending_stream_is_reopened_with_backoff(autojump_clock: MockClock) -> None:
     async with keeping_modern() as kept:
         for expected in (5, 10, 20, 40, 80, 160, LONGEST_DELAY, LONGEST_DELAY):
             count = len(kept.listens)

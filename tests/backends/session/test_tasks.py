@@ -64,7 +64,7 @@ def plain(members: dict[str, msgspec.Raw]) -> Any:
 # -- the legacy era ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_task_is_polled_as_its_server_wants_and_its_result_is_the_calls(autojump_clock: MockClock) -> None:
+async def test_a_task_is_polled_and_its_result_returned(autojump_clock: MockClock) -> None:
     asked_at: list[float] = []
 
     def look(_params: Any) -> Any:
@@ -91,7 +91,7 @@ async def test_a_task_is_polled_as_its_server_wants_and_its_result_is_the_calls(
         assert script.ears.received == ["freed"]
 
 
-async def test_what_a_task_wants_goes_to_the_client_whose_task_it_is(autojump_clock: MockClock) -> None:
+async def test_task_requests_reach_the_tasks_client(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy("input_required")}) as script:
         ticket, other = task_pending(), make_pending("other", caller=msgspec.structs.replace(OLD, session="two"))
         script.send(ticket)
@@ -113,7 +113,7 @@ async def test_what_a_task_wants_goes_to_the_client_whose_task_it_is(autojump_cl
         assert "tasks/cancel" not in script.methods
 
 
-async def test_cancelling_a_task_says_so_to_the_task_and_nothing_else(autojump_clock: MockClock) -> None:
+async def test_cancelling_a_task_sends_only_tasks_cancel(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy(), "tasks/cancel": legacy("cancelled")}) as script:
         ticket = task_pending()
         script.send(ticket)
@@ -126,7 +126,7 @@ async def test_cancelling_a_task_says_so_to_the_task_and_nothing_else(autojump_c
         assert script.ears.received == ["freed"]
 
 
-async def test_a_call_given_up_before_its_task_has_an_id_is_cancelled_when_it_has(autojump_clock: MockClock) -> None:
+async def test_a_call_cancelled_early_cancels_its_task(autojump_clock: MockClock) -> None:
     async with running({"tasks/cancel": legacy("cancelled")}) as script:
         tickets = [task_pending() for _ in range(driver.MAX_ORPHANS + 1)]
         for ticket in tickets:
@@ -190,7 +190,7 @@ async def test_how_a_task_can_end(answers: Any, expected: Any, cancelled: bool, 
     "result",
     [{"content": []}, {"task": 7}, {"task": {}}, {"task": {"taskId": ""}}, {"taskId": "t", "status": "working"}],
 )
-async def test_a_server_that_makes_no_task_of_it_has_answered(result: Any, autojump_clock: MockClock) -> None:
+async def test_a_direct_result_needs_no_task(result: Any, autojump_clock: MockClock) -> None:
     async with running() as script:
         ticket = task_pending()
         script.send(ticket)
@@ -198,7 +198,7 @@ async def test_a_server_that_makes_no_task_of_it_has_answered(result: Any, autoj
         assert ticket.outcome == Complete(json.dumps(result).encode(), Era.LEGACY)
 
 
-async def test_progress_goes_on_under_the_calls_own_token(autojump_clock: MockClock) -> None:
+async def test_progress_continues_under_the_calls_own_token(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": legacy()}) as script:
         ticket = task_pending(token="mine")
         script.send(ticket)
@@ -223,7 +223,7 @@ async def test_when_the_session_ends_its_tasks_do(modern: bool, autojump_clock: 
         assert script.conversation.in_flight == 0
 
 
-def test_a_clients_own_wish_for_a_task_is_not_sent_on() -> None:
+def test_a_clients_task_request_is_not_forwarded() -> None:
     call = make_call()
     call.params["task"] = msgspec.Raw(b'{"ttl":1}')
     hop = Hop(era=Era.LEGACY, client_info=jsonrpc.EMPTY_OBJECT)
@@ -247,7 +247,7 @@ def capabilities(message: Any) -> Any:
     return message["params"]["_meta"][META + "clientCapabilities"]
 
 
-async def test_the_extension_is_declared_to_a_server_that_cannot_do_without(autojump_clock: MockClock) -> None:
+async def test_the_extension_is_declared_where_required(autojump_clock: MockClock) -> None:
     async with running({"tasks/get": states(modern("working"), DONE)}, era=Era.MODERN) as script:
         for again in (False, True):
             ticket = task_pending(caller=NEW)
@@ -281,7 +281,7 @@ async def test_other_missing_capabilities_are_the_clients(data: Any, autojump_cl
         assert isinstance(ticket.outcome, Failure)
 
 
-async def test_a_server_that_wants_a_task_and_refuses_it_is_asked_once(autojump_clock: MockClock) -> None:
+async def test_a_refused_mandatory_task_is_tried_once(autojump_clock: MockClock) -> None:
     async with running({"tools/call": WANTED}, era=Era.MODERN) as script:
         ticket = task_pending(caller=NEW)
         script.send(ticket)
@@ -314,7 +314,7 @@ ROOTS = {"method": "roots/list", "params": {}}
 FORM = {"method": "elicitation/create", "params": {"mode": "form", "message": "m"}}
 
 
-async def test_what_a_modern_task_wants_is_asked_once_and_handed_over(autojump_clock: MockClock) -> None:
+async def test_a_modern_tasks_requests_are_asked_once(autojump_clock: MockClock) -> None:
     wanted = modern("input_required", inputRequests={"r": ROOTS, "f": FORM})
     more = modern("input_required", inputRequests={"r": ROOTS, "g": FORM})
     answers = {"tasks/get": states(wanted, wanted, more, DONE), "tasks/update": {"resultType": "complete"}}
@@ -346,7 +346,7 @@ async def test_what_a_modern_task_wants_is_asked_once_and_handed_over(autojump_c
         ({"method": "tools/call", "params": {}}, {"roots": {}}, -32601),
     ],
 )
-async def test_what_a_client_cannot_give_ends_the_call_and_the_task(
+async def test_unsupported_task_requests_end_call_and_task(
     wanted: Any, able: Any, code: int, autojump_clock: MockClock
 ) -> None:
     answers = {"tasks/get": modern("input_required", inputRequests={"r": wanted}), "tasks/cancel": {}}
@@ -362,7 +362,7 @@ async def test_what_a_client_cannot_give_ends_the_call_and_the_task(
         assert script.methods[-1] == "tasks/cancel"
 
 
-async def test_a_client_that_has_declared_the_extension_by_itself_sees_no_task(autojump_clock: MockClock) -> None:
+async def test_a_client_declaring_the_extension_sees_no_task(autojump_clock: MockClock) -> None:
     able = jsonrpc.raw({"extensions": {tasks.EXTENSION: {}}})
     async with running({"tasks/get": DONE}, era=Era.MODERN) as script:
         ticket = task_pending(caller=msgspec.structs.replace(NEW, capabilities=able))
@@ -371,7 +371,7 @@ async def test_a_client_that_has_declared_the_extension_by_itself_sees_no_task(a
         assert isinstance(await ticket.next(), Complete)
 
 
-async def test_a_task_that_nobody_declared_is_no_answer(autojump_clock: MockClock) -> None:
+async def test_an_undeclared_task_is_not_an_answer(autojump_clock: MockClock) -> None:
     async with running(era=Era.MODERN) as script:
         ticket = task_pending(caller=NEW)
         script.send(ticket)

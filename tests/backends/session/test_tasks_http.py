@@ -53,7 +53,7 @@ async def test_a_modern_server_that_needs_the_extension() -> None:
     assert received == [("call", False, "echo"), ("call", True, "echo"), *[("get", STATE["taskId"], name)] * 2]
 
 
-async def test_a_legacy_server_asks_on_the_stream_of_the_result() -> None:
+async def test_legacy_server_requests_arrive_on_the_result_stream() -> None:
     server, received = LegacyServer(), []
     answer: list[Any] = []
     answered = trio.Event()

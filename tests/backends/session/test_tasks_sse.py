@@ -80,7 +80,7 @@ class TaskServer(SseServer):
         await self.say_result(request, {**STATE, "status": "cancelled"})
 
 
-async def test_a_task_is_driven_to_its_result_and_what_it_asks_reaches_its_own_client() -> None:
+async def test_a_task_completes_and_asks_its_own_client() -> None:
     server = TaskServer()
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:
         ticket = make_pending_task()
@@ -103,7 +103,7 @@ async def test_a_task_is_driven_to_its_result_and_what_it_asks_reaches_its_own_c
     ]
 
 
-async def test_a_task_whose_client_has_gone_is_cancelled() -> None:
+async def test_a_disconnected_clients_task_is_cancelled() -> None:
     server = TaskServer()
     server.working = 1_000_000
     async with open_peer(server, path="/sse") as peer, open_session(peer.url, transport="sse") as session:

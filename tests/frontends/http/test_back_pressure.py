@@ -218,7 +218,7 @@ async def test_a_response_that_waits_is_kept_once(kind: str, streams: bool, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_over_the_bound_for_all_the_largest_is_closed(kind: str, tmp_path: Path) -> None:
+async def test_over_the_total_bound_the_largest_connection_closes(kind: str, tmp_path: Path) -> None:
     async with (
         open_gateway(kind, tmp_path) as gateway,
         gateway.caller() as slow,
@@ -240,7 +240,7 @@ async def test_over_the_bound_for_all_the_largest_is_closed(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_while_too_much_waits_calls_are_refused_as_busy(kind: str, tmp_path: Path) -> None:
+async def test_calls_are_refused_while_buffers_are_full(kind: str, tmp_path: Path) -> None:
     async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as caller, gateway.caller() as other:
         await gateway.call(other)
         ending = Share(gateway.unsent, lambda: None)  # a connection that takes its time to end
@@ -257,7 +257,7 @@ async def test_while_too_much_waits_calls_are_refused_as_busy(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_exception_in_a_sink_ends_its_exchange_alone(
+async def test_an_exception_in_a_sink_ends_its_exchange(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as broken, gateway.caller() as other:
@@ -274,7 +274,7 @@ async def test_an_exception_in_a_sink_ends_its_exchange_alone(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("modern") and "http/2" not in kind])
-async def test_pipelined_calls_of_a_client_that_does_not_read_wait(kind: str, tmp_path: Path) -> None:
+async def test_a_stalled_clients_pipelined_calls_wait(kind: str, tmp_path: Path) -> None:
     count = 50
     async with open_gateway(kind, tmp_path) as gateway, gateway.caller() as slow, gateway.caller() as other:
         session = gateway.harness.fakes["a"].session

@@ -35,7 +35,7 @@ async def test_bodies_are_read_within_their_bound(
         assert await made(FakeExchange(parts, headers=headers)).read_body(5) == expected
 
 
-async def test_a_client_that_goes_before_its_body_is_complete() -> None:
+async def test_a_client_may_disconnect_before_its_body_completes() -> None:
     fake = FakeExchange([])
     fake.gone.set()
     with trio.fail_after(5), pytest.raises(ClientGone):
@@ -70,7 +70,7 @@ async def test_a_client_that_goes_before_its_body_is_complete() -> None:
         (" , ,", True, True),
     ],
 )
-def test_what_the_client_takes(accept: str | None, json: bool, stream: bool) -> None:
+def test_accept_headers_are_matched(accept: str | None, json: bool, stream: bool) -> None:
     exchange = made_with(accept)
     assert (exchange.accepts_json, exchange.accepts_stream) == (json, stream)
 
@@ -116,7 +116,7 @@ async def test_a_stream_opens_with_its_first_event() -> None:
     assert [message["type"] for message in fake.sent].count("http.response.start") == 1
 
 
-async def test_a_stream_that_was_never_opened_is_an_empty_one() -> None:
+async def test_a_stream_never_opened_is_empty() -> None:
     fake = FakeExchange()
     with trio.fail_after(5):
         await made(fake).end_stream()
@@ -127,14 +127,14 @@ async def test_a_stream_that_was_never_opened_is_an_empty_one() -> None:
     "write",
     [lambda exchange: exchange.json(200, b"{}"), lambda exchange: exchange.event(b"{}"), Exchange.end_stream],
 )
-async def test_who_writes_to_a_client_that_has_gone_is_told(write: Any) -> None:
+async def test_writing_to_a_disconnected_client_raises(write: Any) -> None:
     fake = FakeExchange()
     fake.gone.set()
     with trio.fail_after(5), pytest.raises(ClientGone):
         await write(made(fake))
 
 
-async def test_a_hang_up_is_heard() -> None:
+async def test_a_disconnect_is_detected() -> None:
     fake = FakeExchange([b"left", b"over"])
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -143,7 +143,7 @@ async def test_a_hang_up_is_heard() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
-async def test_a_document_that_is_cut_off_is_not_taken_for_a_whole_one(taken: int) -> None:
+async def test_a_truncated_document_is_detected(taken: int) -> None:
     """Its exchange ends all the same: whoever ends it hears that this needs the end of the connection."""
     fake = FakeExchange()
     scope = trio.CancelScope()

@@ -90,7 +90,7 @@ async def test_another_gateways_socket_is_left_alone(folder: Path) -> None:
     assert files(folder) == {"s": 0o600}
 
 
-def test_what_is_no_socket_is_never_replaced(folder: Path) -> None:
+def test_only_sockets_are_replaced(folder: Path) -> None:
     path = folder / "f"
     path.write_text("mine")
     with pytest.raises(ListenError, match="no socket"):

@@ -60,7 +60,7 @@ async def listed(harness: Harness, session: str, path: str) -> list[str]:
     return [tool["name"] for tool in json.loads(exchange.body)["result"]["tools"]]
 
 
-async def test_names_of_a_session_stay_when_its_rules_change(autojump_clock: MockClock) -> None:
+async def test_a_session_keeps_names_when_rules_change(autojump_clock: MockClock) -> None:
     path, message = "/mcp?separator=__", {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
     async with open_harness(keys(), "a", "b") as harness:
         exchange = await harness.start("POST", path, message, key=ALICE)
@@ -74,7 +74,7 @@ async def test_names_of_a_session_stay_when_its_rules_change(autojump_clock: Moc
         assert await listed(harness, session, path) == ["a__x"]
 
 
-async def test_a_call_by_a_chosen_name_is_audited_by_its_name(autojump_clock: MockClock) -> None:
+async def test_calls_are_audited_by_their_chosen_name(autojump_clock: MockClock) -> None:
     lines: list[dict[str, Any]] = []
     async with open_harness(keys(tools=["a.x"]), "a") as harness:
         harness.audit._put = lambda _text, line: lines.append(line)

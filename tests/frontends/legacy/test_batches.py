@@ -76,7 +76,7 @@ async def test_a_batch_is_answered_as_one(send: Any, autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize("send", [post_batch, write_batch])
-async def test_a_batch_with_nothing_to_answer_has_no_response(send: Any, autojump_clock: MockClock) -> None:
+async def test_a_batch_without_requests_has_no_response(send: Any, autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         cancelled = [message_of("tools/call", CALL, 1), message_of("notifications/cancelled", {"requestId": 1})]
         for batch in (cancelled, [message_of("notifications/initialized")]):

@@ -28,7 +28,7 @@ def messages(log: event_store.Log, after: int = 0) -> list[bytes]:
     return [message for _, message in log.after(after)]
 
 
-def test_only_what_came_later_on_the_same_stream_is_found() -> None:
+def test_only_later_events_of_the_stream_are_found() -> None:
     kept = store()
     one, other = kept.open(), kept.open()
     first = kept.add(one, b"a")
@@ -52,7 +52,7 @@ def test_ids_are_unique_and_say_their_stream() -> None:
         assert found == (logs[index // 3], index % 3 + 1)
 
 
-def test_marks_are_no_messages() -> None:
+def test_markers_are_not_messages() -> None:
     kept = store()
     log = kept.open()
     kept.mark(log)
@@ -86,7 +86,7 @@ def test_no_id_however_odd_breaks_the_search(event_id: str) -> None:
     assert kept.find(event_id, now=0) is None
 
 
-def test_of_a_long_stream_the_newest_are_kept() -> None:
+def test_a_long_stream_keeps_its_newest_events() -> None:
     kept = store()
     log = kept.open()
     first = kept.add(log, b"0")
@@ -97,7 +97,7 @@ def test_of_a_long_stream_the_newest_are_kept() -> None:
     assert kept.find(first.decode(), now=0) == (log, 1)  # what is left comes, the gap does not
 
 
-def test_of_a_heavy_stream_the_newest_are_kept() -> None:
+def test_a_heavy_stream_keeps_its_newest_events() -> None:
     kept = store()
     log = kept.open()
     for letter in (b"a", b"b", b"c"):
@@ -109,7 +109,7 @@ def test_of_a_heavy_stream_the_newest_are_kept() -> None:
     assert kept.size == 0
 
 
-def test_an_answer_that_is_too_large_to_be_kept_is_replaced() -> None:
+def test_an_answer_too_large_to_keep_is_replaced() -> None:
     kept = store()
     log = kept.open()
     primed = kept.mark(log)
@@ -130,7 +130,7 @@ def test_ended_streams_expire_and_others_do_not() -> None:
     assert kept.size == 2
 
 
-def test_a_session_keeps_only_so_many_ended_streams() -> None:
+def test_ended_streams_per_session_are_bounded() -> None:
     kept = store()
     slow = kept.open()  # opened first, ends last
     logs = [kept.open() for _ in range(MAX_SESSION_STREAMS)]
@@ -141,7 +141,7 @@ def test_a_session_keeps_only_so_many_ended_streams() -> None:
     assert messages(logs[1]) == messages(slow) == [b"answer"]
 
 
-def test_a_session_keeps_only_so_many_bytes() -> None:
+def test_bytes_per_session_are_bounded() -> None:
     kept = store()
     logs = [kept.open() for _ in range(MAX_SESSION_BYTES // MAX_STREAM_BYTES + 2)]
     for log in logs[:-1]:
@@ -151,7 +151,7 @@ def test_a_session_keeps_only_so_many_bytes() -> None:
     assert [len(messages(log)) for log in logs] == [0, 0, 1, 1, 1, 1]
 
 
-def test_all_sessions_together_keep_only_so_many_bytes() -> None:
+def test_bytes_of_all_sessions_are_bounded() -> None:
     budget = Budget(100)
     one, other = EventStore(budget), EventStore(budget)
     ended, running = one.open(), one.open()
@@ -170,7 +170,7 @@ def test_all_sessions_together_keep_only_so_many_bytes() -> None:
     assert budget.used == 0
 
 
-def test_of_a_dropped_stream_nothing_is_kept_any_more() -> None:
+def test_a_dropped_stream_keeps_nothing() -> None:
     kept = store()
     log = kept.open()
     event_id = kept.add(log, b"a")

@@ -96,7 +96,7 @@ async def test_a_quick_answer_is_json_and_keeps_nothing(autojump_clock: MockCloc
         assert len(client.session.events) == len(client.session.replies) == len(client.session.in_flight) == 0
 
 
-async def test_a_stream_is_primed_first_and_each_event_has_its_own_id(autojump_clock: MockClock) -> None:
+async def test_a_stream_is_primed_and_numbers_its_events(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -111,7 +111,7 @@ async def test_a_stream_is_primed_first_and_each_event_has_its_own_id(autojump_c
 
 
 @pytest.mark.parametrize("version", OLDER)
-async def test_older_clients_get_no_event_without_data(version: str, autojump_clock: MockClock) -> None:
+async def test_older_clients_get_no_empty_event(version: str, autojump_clock: MockClock) -> None:
     async with open_client(version, sse_after=5.0) as client:
         exchange = await client.call()
         await trio.sleep(6)
@@ -126,7 +126,7 @@ async def test_older_clients_get_no_event_without_data(version: str, autojump_cl
         assert texts_of(exchange) == ["one", "done"]
 
 
-async def test_an_error_is_no_404(autojump_clock: MockClock) -> None:
+async def test_a_post_error_keeps_its_status(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         client.harness.fake.session.answer(outcome=Failure(jsonrpc.METHOD_NOT_FOUND, "no such thing", None, Era.LEGACY))
@@ -138,7 +138,7 @@ async def test_an_error_is_no_404(autojump_clock: MockClock) -> None:
 # -- streams that break -----------------------------------------------------------------------------------------------
 
 
-async def test_what_comes_while_there_is_no_connection_is_there_for_the_next(autojump_clock: MockClock) -> None:
+async def test_messages_without_a_connection_await_the_next(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -156,7 +156,7 @@ async def test_what_comes_while_there_is_no_connection_is_there_for_the_next(aut
         assert len(client.session.in_flight) == 0
 
 
-async def test_the_answer_waits_for_a_client_that_comes_back_late(autojump_clock: MockClock) -> None:
+async def test_the_answer_waits_for_a_late_reconnect(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -203,7 +203,7 @@ async def test_a_client_that_comes_back_early_takes_over(autojump_clock: MockClo
         assert client.harness.fake.session.withdrawn == []
 
 
-async def test_clients_that_come_back_all_at_once(autojump_clock: MockClock) -> None:
+async def test_many_clients_reconnect_concurrently(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -231,7 +231,7 @@ class PromptExchange(FakeExchange):
 
 
 @pytest.mark.parametrize("event", ["message", "answer", "break", "break and message", "break and answer"])
-async def test_what_happens_in_the_moment_of_coming_back(event: str, autojump_clock: MockClock) -> None:
+async def test_messages_during_a_reconnect_arrive_once(event: str, autojump_clock: MockClock) -> None:
     """Whatever runs first in that moment: each message is there once, and nobody is left waiting."""
     for _ in range(30):
         async with open_client() as client:
@@ -272,7 +272,7 @@ async def test_only_the_one_stream_is_replayed(autojump_clock: MockClock) -> Non
         assert texts_of(await client.get(last_id(one))) == ["first b"]
 
 
-async def test_what_nobody_fetches_is_dropped_but_the_call_goes_on(autojump_clock: MockClock) -> None:
+async def test_unfetched_events_are_dropped_and_the_call_continues(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -310,7 +310,7 @@ async def test_a_request_to_the_client_survives_the_break(autojump_clock: MockCl
         assert settled == [b'{"roots": []}']
 
 
-async def test_a_call_that_sent_nothing_before_the_break_ends_unheard(autojump_clock: MockClock) -> None:
+async def test_an_interrupted_call_without_events_is_not_kept(autojump_clock: MockClock) -> None:
     async with open_client(sse_after=5.0) as client:
         exchange = await client.call()
         await hang_up(exchange)
@@ -344,7 +344,7 @@ async def test_a_cancel_ends_a_resumed_call(autojump_clock: MockClock) -> None:
         assert [name for name, _ in client.harness.fake.session.withdrawn] == ["x"]
 
 
-async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump_clock: MockClock) -> None:
+async def test_closing_a_session_ends_its_disconnected_calls(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -357,7 +357,7 @@ async def test_the_end_of_a_session_ends_its_calls_without_a_connection(autojump
         assert len(client.session.in_flight) == len(client.session.replies) == 0
 
 
-async def test_the_end_of_a_session_frees_what_it_kept(autojump_clock: MockClock) -> None:
+async def test_closing_a_session_frees_its_events(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await client.call()
         await client.harness.tell("one")
@@ -380,7 +380,7 @@ async def test_a_flood_without_a_connection_stays_within_bounds(autojump_clock: 
         assert texts_of(again)[-1] == "done"
 
 
-async def test_a_huge_answer_reaches_who_is_there_and_is_an_error_for_who_was_not(autojump_clock: MockClock) -> None:
+async def test_a_huge_answer_cannot_be_resumed(autojump_clock: MockClock) -> None:
     huge = {"content": [{"type": "text", "text": "x" * MAX_STREAM_BYTES}]}
     async with open_client() as client:
         exchange = await client.call()
@@ -416,7 +416,7 @@ async def test_an_id_of_another_session_is_refused(autojump_clock: MockClock) ->
 
 
 @pytest.mark.parametrize(("asked", "notified"), [(500, 500), (10**9, MAX_RETRY_MS)])
-async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
+async def test_a_backend_closing_the_stream_closes_the_clients(
     asked: int, notified: int, autojump_clock: MockClock
 ) -> None:
     async with open_client() as client:
@@ -439,7 +439,7 @@ async def test_a_stream_that_the_backend_closes_is_closed_for_the_client(
         assert len(client.session.in_flight) == 0
 
 
-async def test_a_stream_without_a_connection_needs_no_closing(autojump_clock: MockClock) -> None:
+async def test_a_disconnected_stream_needs_no_closing(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -466,7 +466,7 @@ async def change(client: Client, feature: str) -> None:
     await settle()
 
 
-async def test_the_own_stream_is_resumed_behind_what_was_seen(autojump_clock: MockClock) -> None:
+async def test_the_own_stream_resumes_after_the_last_event(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         own = await client.get()
         await change(client, "tools")
@@ -482,7 +482,7 @@ async def test_the_own_stream_is_resumed_behind_what_was_seen(autojump_clock: Mo
         assert len(texts_of(again)) == 2
 
 
-async def test_what_no_connection_took_comes_once_on_a_fresh_one(autojump_clock: MockClock) -> None:
+async def test_undelivered_messages_come_once_on_a_fresh_stream(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         own = await client.get()
         await change(client, "tools")
@@ -505,7 +505,7 @@ async def test_a_newer_own_stream_takes_over(autojump_clock: MockClock) -> None:
         assert texts_of(fresh) == ["notifications/tools/list_changed"]
 
 
-async def test_a_backend_that_closes_again_and_again_fills_nothing(autojump_clock: MockClock) -> None:
+async def test_repeated_backend_closes_use_no_memory(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         exchange = await client.call(accept="application/json")
         pending = client.harness.pending

@@ -50,7 +50,7 @@ def test_ids_are_used_once_at_a_time() -> None:
     assert len(requests) == 2
 
 
-def test_one_client_has_only_so_many() -> None:
+def test_sessions_per_client_are_bounded() -> None:
     requests = InFlight(2)
     requests.add(1)
     requests.add(2)
@@ -91,7 +91,7 @@ async def test_ids_cannot_be_guessed(autojump_clock: MockClock) -> None:
     await settle()
 
 
-async def test_a_closed_session_is_gone_and_its_requests_are_cancelled(autojump_clock: MockClock) -> None:
+async def test_closing_a_session_cancels_its_requests(autojump_clock: MockClock) -> None:
     sessions = table()
     session = opened(sessions)
     request, session.stream = session.in_flight.add(1), trio.CancelScope()
@@ -111,7 +111,7 @@ def use(session: LegacySession, request_id: int = 1) -> None:
     session.in_flight.remove(request_id)
 
 
-async def test_the_table_is_full_until_a_client_has_left(autojump_clock: MockClock) -> None:
+async def test_a_full_table_refuses_until_a_client_leaves(autojump_clock: MockClock) -> None:
     sessions = table(most=2)
     first, second = opened(sessions), opened(sessions)
     use(first)
@@ -128,7 +128,7 @@ async def test_the_table_is_full_until_a_client_has_left(autojump_clock: MockClo
     assert sessions.find(str(third.id)) is third
 
 
-async def test_the_oldest_unused_session_makes_room_at_once(autojump_clock: MockClock) -> None:
+async def test_the_oldest_unused_session_is_evicted(autojump_clock: MockClock) -> None:
     sessions = table(most=4)
     used, oldest, newer, streaming = (opened(sessions) for _ in range(4))
     use(used)
@@ -143,7 +143,7 @@ async def test_the_oldest_unused_session_makes_room_at_once(autojump_clock: Mock
 
 
 @pytest.mark.parametrize("what", ["used", "at work", "with a stream", "of a principal"])
-async def test_other_sessions_do_not_make_room_at_once(what: str, autojump_clock: MockClock) -> None:
+async def test_sessions_in_use_are_not_evicted(what: str, autojump_clock: MockClock) -> None:
     sessions = table(most=1)
     identity = Identity("alice") if what == "of a principal" else ANYBODY
     session = sessions.create(msgspec.structs.replace(HELLO, identity=identity))
@@ -161,7 +161,7 @@ async def test_other_sessions_do_not_make_room_at_once(what: str, autojump_clock
 
 
 @pytest.mark.parametrize("by", ["request", "stream"])
-async def test_a_session_at_work_is_neither_evicted_nor_swept(by: str, autojump_clock: MockClock) -> None:
+async def test_an_active_session_is_neither_evicted_nor_swept(by: str, autojump_clock: MockClock) -> None:
     sessions = table(most=1, idle_timeout=100)
     session = opened(sessions)
     if by == "request":
@@ -184,7 +184,7 @@ async def test_a_session_at_work_is_neither_evicted_nor_swept(by: str, autojump_
         nursery.cancel_scope.cancel()
 
 
-async def test_all_sessions_end_with_the_gateway(autojump_clock: MockClock) -> None:
+async def test_shutdown_ends_all_sessions(autojump_clock: MockClock) -> None:
     sessions = table()
     all_of_them = [opened(sessions) for _ in range(3)]
     undone: list[int] = []

@@ -41,7 +41,7 @@ async def test_the_stream_begins_with_where_to_post(autojump_clock: MockClock) -
         assert client.stream.headers["content-type"] == "text/event-stream"
 
 
-async def test_below_a_mount_point_the_uri_is_below_it_too(autojump_clock: MockClock) -> None:
+async def test_the_endpoint_uri_includes_the_mount_point(autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         client = SseClient(harness, SseFrontend(harness.answers, "/messages/", trio.Event()))
         client.stream.scope["root_path"] = "/a b/"
@@ -138,7 +138,7 @@ async def test_a_batch_in_the_version_that_has_them(autojump_clock: MockClock) -
         assert {message["id"] for message in client.messages[1:]} == {1, "1"}
 
 
-async def test_an_id_in_use_is_refused_and_its_call_goes_on(autojump_clock: MockClock) -> None:
+async def test_a_duplicate_id_is_refused_alone(autojump_clock: MockClock) -> None:
     async with open_client(max_client_requests=2) as client:
         await client.call(1)
         refused = await client.call(1)
@@ -152,7 +152,7 @@ async def test_an_id_in_use_is_refused_and_its_call_goes_on(autojump_clock: Mock
         assert client.messages[-1]["id"] == 1
 
 
-async def test_answers_come_in_the_order_in_which_they_are_there(autojump_clock: MockClock) -> None:
+async def test_answers_come_in_order_of_completion(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         for number in range(1, 4):
             await client.call(number)
@@ -178,7 +178,7 @@ async def test_a_tool_call_needs_no_task(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("case", ["id in use", "unknown session", "no session", "not initialized", "full buffer"])
-async def test_what_a_task_must_answer_is_left_alone(case: str, autojump_clock: MockClock) -> None:
+async def test_messages_needing_a_task_are_left_alone(case: str, autojump_clock: MockClock) -> None:
     async with open_client(version=None if case == "not initialized" else "2025-11-25") as client:
         if case == "id in use":
             await client.call(1)
@@ -205,7 +205,7 @@ async def test_a_server_asks_the_client(autojump_clock: MockClock) -> None:
         assert settled == [b'{"roots": []}']
 
 
-async def test_changes_are_told_to_who_has_initialized(autojump_clock: MockClock) -> None:
+async def test_changes_reach_initialized_clients(autojump_clock: MockClock) -> None:
     async with open_client(version=None) as client:
         client.frontend.notify_list_changed(make_news("tools"))
         await settle()
@@ -227,7 +227,7 @@ async def test_a_cancel_ends_one_call_unanswered(autojump_clock: MockClock) -> N
         await client.call(1)  # its id is free again
 
 
-async def test_the_end_of_the_stream_cancels_its_calls_and_no_others(autojump_clock: MockClock) -> None:
+async def test_closing_the_stream_cancels_only_its_calls(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         other = SseClient(client.harness, client.frontend)
         await other.open()
@@ -310,7 +310,7 @@ async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> Non
         assert [event.comment for event in comments] == ["keep-alive", "keep-alive"]
 
 
-async def test_only_so_many_streams_are_open(autojump_clock: MockClock) -> None:
+async def test_open_streams_are_bounded(autojump_clock: MockClock) -> None:
     async with open_client(max_sessions=1) as client:
         refused = SseClient(client.harness, client.frontend)
         await client.harness.start(client.frontend.open, refused.stream)
@@ -347,7 +347,7 @@ async def fill(client: SseClient, count: int, *, size: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, MAX_WAITING_BYTES // 8), (MAX_WAITING_MESSAGES + 50, 1)])
-async def test_a_client_that_does_not_read_is_dropped_for_a_reason(
+async def test_a_stalled_client_is_dropped_with_a_reason(
     count: int, size: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -375,7 +375,7 @@ async def test_a_client_that_does_not_read_is_dropped_for_a_reason(
         assert (await client.call("later")).status == 404
 
 
-async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock: MockClock) -> None:
+async def test_a_late_reader_gets_everything_in_order(autojump_clock: MockClock) -> None:
     async with open_client(max_client_requests=100) as client:
         client.stream.reading = trio.Event()
         stalled = client.stream.reading
@@ -387,7 +387,7 @@ async def test_a_client_that_reads_late_gets_everything_in_order(autojump_clock:
         assert [message["id"] for message in client.messages[1:]] == list(range(40))
 
 
-async def test_ten_thousand_calls_of_a_client_that_stops_reading(mock_clock: MockClock) -> None:
+async def test_ten_thousand_calls_of_a_stalled_client(mock_clock: MockClock) -> None:
     count, burst, size = 10_000, 50, 2_000
     async with open_client() as client:
         unsent, session = client.harness.answers.unsent, client.harness.fake.session
@@ -436,7 +436,7 @@ async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock)
         assert reader.messages[-1]["id"] == 100
 
 
-async def test_an_exception_in_a_sink_ends_its_stream_alone(
+async def test_an_exception_in_a_sink_ends_its_stream(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_client() as client:
@@ -466,7 +466,7 @@ async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: Moc
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_when_the_gateway_stops_streams_end_behind_their_last_answers(autojump_clock: MockClock) -> None:
+async def test_shutdown_ends_streams_after_their_last_answers(autojump_clock: MockClock) -> None:
     async with open_client() as client:
         await client.call()
         client.frontend.end_all()

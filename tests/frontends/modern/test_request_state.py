@@ -45,7 +45,7 @@ def refused(sealer: RequestStateCodec, call: Call, token: str) -> str:
     return str(caught.value)
 
 
-def test_what_was_sealed_comes_back() -> None:
+def test_sealed_state_can_be_opened() -> None:
     sealer = RequestStateCodec()
     inner = jsonrpc.raw("the backend's own \u00e9\u0000")
     state = sealer.decode(call_of(), sealer.encode(call_of(), parked="p", backend="b", inner=inner))
@@ -53,7 +53,7 @@ def test_what_was_sealed_comes_back() -> None:
     assert sealer.decode(call_of(), sealer.encode(call_of())).inner is jsonrpc.ABSENT
 
 
-def test_no_two_tokens_are_alike_and_none_shows_what_it_holds() -> None:
+def test_tokens_are_unique_and_reveal_nothing() -> None:
     sealer = RequestStateCodec()
     tokens = [sealer.encode(call_of(), parked="the-key") for _ in range(3)]
     assert len(set(tokens)) == 3
@@ -103,7 +103,7 @@ def test_a_token_expires() -> None:
     assert "has expired" in refused(sealer, call_of(), token)
 
 
-def test_keys_are_the_process_own_unless_they_are_given() -> None:
+def test_keys_are_per_process_unless_given() -> None:
     token = RequestStateCodec().encode(call_of())
     assert "is not one that this server gave" in refused(RequestStateCodec(), call_of(), token)
     old, new, both = RequestStateCodec([OTHER_KEY]), RequestStateCodec([KEY]), RequestStateCodec([KEY, OTHER_KEY])
@@ -129,7 +129,7 @@ def test_no_part_of_a_token_is_accepted(length: int) -> None:
 
 
 @given(st.text(max_size=200))
-def test_what_is_no_token_is_refused(text: str) -> None:
+def test_invalid_tokens_are_refused(text: str) -> None:
     refused(SEALER, call_of(), text)
 
 
@@ -140,13 +140,13 @@ def test_a_token_may_be_only_so_long() -> None:
 @pytest.mark.parametrize(
     "arguments", ["[" * 100_000 + "]" * 100_000, '{"a":1e999}', '{"a":123456789012345678901234567890}']
 )
-def test_arguments_that_cannot_be_decoded_are_bound_letter_by_letter(arguments: str) -> None:
+def test_undecodable_arguments_are_bound_by_their_bytes(arguments: str) -> None:
     token = SEALER.encode(call_of(arguments))
     SEALER.decode(call_of(arguments), token)
     refused(SEALER, call_of("[" + arguments + "]"), token)
 
 
-def test_arguments_with_lone_surrogates_are_bound_by_their_value() -> None:
+def test_lone_surrogates_are_bound_by_value() -> None:
     token = SEALER.encode(call_of(r'{"a":"\ud83d","\ude00":1}'))
     SEALER.decode(call_of(r'{"\uDE00":1, "a":"\uD83D"}'), token)
     for other in (r'{"a":"\ud83e","\ude00":1}', r'{"a":"\ufffd","\ude00":1}', r'{"a":"\\ud83d","\ude00":1}'):

@@ -89,7 +89,7 @@ async def test_a_malformed_filter_is_refused(wanted: object) -> None:
         listen(wanted)
 
 
-async def test_changes_are_told_once_and_only_if_wanted() -> None:
+async def test_changes_are_notified_once_where_requested() -> None:
     subscription = listen({"toolsListChanged": True, "promptsListChanged": True}, 7)
     for _ in range(3):
         subscription.notify_list_changed(make_news("tools", "resources"))
@@ -113,7 +113,7 @@ async def test_the_end_is_a_result_of_the_request() -> None:
     assert found["result"]["_meta"] == {ID: 7, "io.modelcontextprotocol/serverInfo": {"name": "gw"}}
 
 
-async def test_what_a_principals_own_backend_session_saw_reaches_its_subscriptions_and_no_others() -> None:
+async def test_per_client_updates_reach_only_that_principal() -> None:
     anna, bert = (Caller(era=Era.MODERN, version="2026-07-28", principal=name) for name in ("anna", "bert"))
     tools, prompts, others, anonymous = (
         listen({"toolsListChanged": True}, "t", caller=anna),

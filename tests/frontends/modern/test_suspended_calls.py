@@ -53,7 +53,7 @@ def resume(parking: SuspendedCalls, flow: CallStream, result: dict[str, Any], re
     return parking.resume(key_of(parking, flow, result), retry)
 
 
-async def test_what_a_backend_asks_at_once_is_asked_together(autojump_clock: MockClock) -> None:
+async def test_simultaneous_requests_are_asked_together(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         form = Asked(ELICITATION, message="m", requestedSchema={}, task={"ttl": 1}, _meta={"progressToken": 1})
@@ -74,7 +74,7 @@ async def test_what_a_backend_asks_at_once_is_asked_together(autojump_clock: Moc
         assert len(parking) == 0
 
 
-async def test_one_that_comes_a_little_later_is_gathered_and_one_much_later_waits(autojump_clock: MockClock) -> None:
+async def test_nearly_simultaneous_requests_are_gathered(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         first, second, third = Asked(), Asked(), Asked()
@@ -106,7 +106,7 @@ async def test_a_token_resumes_once(autojump_clock: MockClock) -> None:
         assert len(lines.pending_calls) == 1
 
 
-async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(autojump_clock: MockClock) -> None:
+async def test_missing_answers_are_requested_and_unknown_ones_ignored(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, _ = open_flow(Era.MODERN, Lines())
         first, second = Asked(), Asked(ELICITATION, message="m")
@@ -121,7 +121,7 @@ async def test_a_missing_answer_is_asked_for_again_and_an_unknown_one_ignored(au
         assert (first.result, second.result) == ({"a": 1}, {"b": 1})
 
 
-async def test_a_late_answer_is_not_taken_for_one_to_what_was_asked_later(autojump_clock: MockClock) -> None:
+async def test_a_late_answer_matches_no_later_request(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         first, second = Asked(), Asked()
@@ -149,7 +149,7 @@ async def test_answers_of_a_wrong_form_change_nothing(responses: object, autojum
         assert resume(parking, flow, result, {"input-1": {}}) is flow
 
 
-async def test_what_is_taken_back_is_not_asked(autojump_clock: MockClock) -> None:
+async def test_withdrawn_requests_are_not_asked(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         first, second = Asked(), Asked(ELICITATION, message="m")
@@ -174,7 +174,7 @@ async def test_a_call_that_ends_meanwhile_is_not_parked(autojump_clock: MockCloc
         assert len(parking) == 0
 
 
-async def test_an_answer_that_came_while_the_call_was_parked_waits_for_its_client(autojump_clock: MockClock) -> None:
+async def test_an_answer_during_suspension_waits_for_its_client(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         result = await park(parking, flow, Asked())
@@ -186,7 +186,7 @@ async def test_an_answer_that_came_while_the_call_was_parked_waits_for_its_clien
         assert await flow.next() == done("early")
 
 
-async def test_notices_that_come_meanwhile_wait_for_the_retry_and_its_token(autojump_clock: MockClock) -> None:
+async def test_notifications_during_suspension_await_the_retry(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines(), token="old")
         pending.ask(Asked().ask)
@@ -200,7 +200,7 @@ async def test_notices_that_come_meanwhile_wait_for_the_retry_and_its_token(auto
         assert [bytes(notice.params["progress"]) for notice in notified] == [b"1", b"2"]
 
 
-async def test_a_client_that_takes_longer_than_the_call_may_is_not_punished(autojump_clock: MockClock) -> None:
+async def test_a_slow_client_may_outlast_the_call_timeout(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines(), timeout=10)
         result = await park(parking, flow, Asked())
@@ -212,7 +212,7 @@ async def test_a_client_that_takes_longer_than_the_call_may_is_not_punished(auto
         assert await flow.next() == done()
 
 
-async def test_a_parked_call_expires_and_its_backend_is_told(autojump_clock: MockClock) -> None:
+async def test_an_expired_suspended_call_notifies_its_backend(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         lines, asked = Lines(), Asked()
         flow, _ = open_flow(Era.MODERN, lines)
@@ -258,7 +258,7 @@ async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock) -> Non
         assert isinstance(asked.reply, Failure)
 
 
-async def test_at_the_end_all_are_let_go(autojump_clock: MockClock) -> None:
+async def test_shutdown_releases_all_suspended_calls(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         lines = Lines()
         asked = [Asked(), Asked()]
@@ -271,7 +271,7 @@ async def test_at_the_end_all_are_let_go(autojump_clock: MockClock) -> None:
         assert all(isinstance(one.reply, Failure) for one in asked)
 
 
-async def test_who_parked_a_call_cannot_close_it_any_more(autojump_clock: MockClock) -> None:
+async def test_the_suspending_request_can_no_longer_close_it(autojump_clock: MockClock) -> None:
     """The retry of a quick client comes before the end of the request that parked the call."""
     async with open_lot() as parking:
         lines = Lines()
@@ -286,7 +286,7 @@ async def test_who_parked_a_call_cannot_close_it_any_more(autojump_clock: MockCl
         assert lines.cancelled == ["the client hung up"]
 
 
-async def test_what_the_backend_takes_back_of_a_parked_call_is_known_to_the_retry(autojump_clock: MockClock) -> None:
+async def test_the_retry_learns_of_withdrawn_requests(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         asked = Asked()
