@@ -1,4 +1,4 @@
-"""What every test gets: those that start processes or open sockets must leave nothing behind."""
+"""Fixtures of every test: processes, threads and sockets must not be left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mcp_gateway`: another name of the package `gateway`, also where something else is called that."""
+"""`mcp_gateway`, the alias of the package `gateway`, also beside another package of that name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line for each call, with the end that it really came to; arguments only where they are asked for."""
+"""One audit line per call with its true outcome; arguments only where configured."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FakeAdmission:
 
     def begin(self, caller: Caller, *, again: bool = False) -> None:
         if self.is_shut:
-            raise Denied("the key was taken away")
+            raise Denied("the key was revoked")
 
     def takes_note(self, caller: Caller) -> bool:
         return not self.is_shut

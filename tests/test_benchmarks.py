@@ -1,4 +1,4 @@
-"""The benchmarks' own honesty: wrong answers are refused, the tables' arithmetic is right. No figure is judged."""
+"""The benchmarks' correctness: wrong answers are refused, arithmetic is right. No figure is judged."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_the_peers_are_described_by_data(tmp_path):
     for peer in roster.EVERYBODY:
         words = peer.command(installed, ["python", "server.py"], 1234, tmp_path)
         assert "1234" in words
-        # Either the command line says what stands behind it, or the config that it names does.
+        # Either the command line names its servers, or its config does.
         assert "server.py" in " ".join(words) or str(tmp_path / "config.json") in words
         assert peer.frontends
         assert bool(peer.pins) == (peer.runtime != "own")

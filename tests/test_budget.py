@@ -1,4 +1,4 @@
-"""What many connections keep together: the bound, which are closed for it, and what is still counted afterwards."""
+"""The total buffer bound of many connections: eviction, and accounting afterwards."""
 
 from __future__ import annotations
 

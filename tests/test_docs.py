@@ -1,4 +1,4 @@
-"""The documentation says what is so: its examples run, its commands exist, and its references hold everything."""
+"""The documentation is true: examples run, commands exist, references are complete."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_program_runs(block: Block, tmp_path: Path) -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     if any(importlib.util.find_spec(name.partition(".")[0]) is None for name in imported):
-        assert "clients" in block.page.parts, "only programs of clients may need what is not installed"
+        assert "clients" in block.page.parts, "only client programs may need uninstalled packages"
         return
     with Shell(tmp_path) as shell:
         path = shell.write(block.title or "program.py", block.text)

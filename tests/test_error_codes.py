@@ -1,4 +1,4 @@
-"""Codes of errors: every class has one, one table has them all, and every way out shows the code."""
+"""Error codes: one per class, all in one table, shown by every output."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_codes_are_unique() -> None:
 
 
 def test_refusals_have_listed_codes() -> None:
-    """A literal code of a `Refusal` is in `CODES`; what is no literal is the code of an error."""
+    """A literal code of a `Refusal` is in `CODES`; any other is the code of an error."""
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Envelopes: what comes out is what went in, on one line, and hostile bytes raise nothing but `Malformed`."""
+"""Envelopes: lossless, on one line, and hostile bytes raise only `Malformed`."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def test_an_error_without_an_id_is_a_message() -> None:
     assert jsonrpc.decode(b'{"id":null,"error":{"code":1}}').id is None
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.binary(max_size=60) | st.text('{}[]":,0123456789.eE-+\\ud8idmethoresult \n').map(str.encode))
 def test_decode_raises_nothing_but_malformed(data: bytes) -> None:
     with contextlib.suppress(Malformed):
         jsonrpc.decode(data)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(ids, values)
 def test_recover_id_finds_what_decode_would_have_found(request_id: int | str, value: object) -> None:
     encoded = jsonrpc.response(request_id, jsonrpc.encode(value))
@@ -168,7 +168,7 @@ def test_errors_are_read(data: bytes, code: int, message: str, kept: bytes) -> N
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(values, st.sampled_from(["\n", "\r\n", "\r"]))
 def test_one_line_keeps_the_value(value: object, newline: str) -> None:
     line = jsonrpc.one_line(pretty(value, newline))
@@ -191,7 +191,7 @@ def test_one_line_takes_any_depth() -> None:
     assert line == b"[" * depth + b"]" * depth
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(ids, texts, values)
 def test_encoded_messages_can_be_decoded(request_id: int | str, method: str, value: object) -> None:
     span = pretty(value)
@@ -314,7 +314,7 @@ def test_lone_surrogates_are_replaced_in_place(text: str) -> None:
 PIECES = ["\\", '"', "u", "d83d", "\ud83d", "\udc00", "\U0001f600", "\n", "x", "\ufdd0"]
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_any_text_of_surrogates_and_backslashes_arrives(text: str) -> None:
     data = json.dumps({text: text}).encode()

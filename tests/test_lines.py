@@ -1,4 +1,4 @@
-"""Lines: any cutting of the bytes gives the same lines, and a reader that stalls holds back only who posts more."""
+"""Lines: independent of chunking, and a stalled reader holds back only excessive writers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_lines_are_cut(chunks: list[bytes], lines: list[bytes | OversizedLine], 
     assert splitter.unfinished == unfinished
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(
     st.lists(st.sampled_from([b"\n", b"\r", b"a", b"bc", b"defgh", b"0123456789"]), max_size=20).map(b"".join),
     st.lists(st.integers(0, 80), max_size=8),
@@ -136,7 +136,7 @@ async def test_lines_leave_in_their_order_and_whole(pipe: Pipe, direct: bool) ->
 
 async def test_direct_writes_bypass_the_task_while_space_remains(pipe: Pipe) -> None:
     outbox = BufferedWriter(pipe.writer)
-    outbox.post(b"a\n")  # nobody runs the outbox
+    outbox.post(b"a\n")  # the outbox is not running
     assert await pipe.read(2) == b"a\n"
     outbox.post(b"b\n", direct=False)
     outbox.post(b"c\n")  # must not overtake
@@ -144,7 +144,7 @@ async def test_direct_writes_bypass_the_task_while_space_remains(pipe: Pipe) -> 
 
 
 async def test_a_stalled_reader_holds_back_posters_only(pipe: Pipe, autojump_clock: trio.testing.MockClock) -> None:
-    del autojump_clock  # nobody reads, so the pipe plays no part in the waiting
+    del autojump_clock  # the pipe is not read, so it plays no part in the waiting
     outbox = BufferedWriter(pipe.writer, limit=100_000)
     line = b"x" * 9_999 + b"\n"
     async with trio.open_nursery() as nursery:
@@ -218,7 +218,7 @@ async def test_available_lines_are_read_to_the_end(pipe: Pipe) -> None:
 
 
 class CloseAtWakeUp(trio.abc.Instrument):
-    """Closes a stream when its reader has been woken and is about to go on; its number goes to another file."""
+    """Closes a stream when its reader has been woken and is about to continue; its number goes to another file."""
 
     def __init__(self, stream: trio.lowlevel.FdStream, other: int) -> None:
         self._stream, self._other = stream, other
@@ -240,7 +240,7 @@ class CloseAtWakeUp(trio.abc.Instrument):
 
 async def test_a_stream_closed_at_wake_up_reads_nothing(pipe: Pipe) -> None:
     other_end, other = os.pipe()
-    os.write(other, b"somebody else's")
+    os.write(other, b"another file's")
     closing = CloseAtWakeUp(pipe.reader, other_end)
 
     async def read() -> None:
@@ -256,7 +256,7 @@ async def test_a_stream_closed_at_wake_up_reads_nothing(pipe: Pipe) -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 os.write(pipe.writer.fileno(), b"mine")
         assert closing.number != -1
-        assert os.read(other_end, 100) == b"somebody else's"
+        assert os.read(other_end, 100) == b"another file's"
     finally:
         trio.lowlevel.remove_instrument(closing)
         for number in (other_end, other, closing.number):

@@ -1,4 +1,4 @@
-"""`gateway.masking`: a value is found however it is spelled, cut off or overlapped, and nothing else is touched."""
+"""`gateway.masking`: values are found in any spelling, truncation or overlap; other text stays."""
 
 from __future__ import annotations
 

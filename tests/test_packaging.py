@@ -1,4 +1,4 @@
-"""The shell of the project: its locks, its top level, and the commands of bin/ that make a fresh clone run.
+"""The project's packaging: locks, top level, and the bin/ commands of a fresh clone.
 
 Where a test needs a clone it makes a small one whose locks are empty, so that no registry is asked.
 """
@@ -31,7 +31,7 @@ WAIT = 60.0  # seconds for a command, most of them for ensurepip on a busy machi
 
 
 def pins(kind: str) -> dict[str, tuple[str, str]]:
-    """Name -> the pinned requirement, and all that stands with it, its hashes."""
+    """Name -> the pinned requirement with its hashes."""
     text = "\n".join(line for line in LOCKS[kind].read_text(encoding="utf-8").splitlines() if line[:1] != "#")
     entries = re.split(r"^(?=\S)", text.replace("\\\n", " "), flags=re.MULTILINE)
     found = {}

@@ -1,4 +1,4 @@
-"""The faults of the faulty peer, seen without a gateway: one that does nothing would make its tests pass."""
+"""The faulty peer without a gateway: each fault must really occur."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""House rules over gateway/ (and one over tests/) that no linter knows, read off the syntax tree.
+"""Project rules over gateway/ (one over tests/) beyond the linters, checked on the syntax tree.
 
 A waiver is a comment `# house: REASON` on the first line of what it excuses (not for size: a ceiling is a ceiling).
 `MAX_WAIVERS` may only fall. Each rule is tried on snippets that break it and on snippets that keep it.
@@ -114,7 +114,7 @@ def _limit(call: ast.Call) -> ast.expr | None:
 
 
 def shields(module: Module) -> Iterator[Finding]:
-    """A shield without a deadline: what it covers can hang for ever, and nobody can stop it."""
+    """A shield without a deadline: its block can hang forever and cannot be stopped."""
     rule = "a shield without a deadline"
     for node in ast.walk(module.tree):
         match node:
@@ -165,7 +165,7 @@ def nurseries(module: Module) -> Iterator[Finding]:
     """A task in a borrowed nursery: it outlives the function that started it, and its owner does not know it.
 
     Own is: a nursery opened by `async with` in the same function or in one that lexically contains it, and
-    `self.nursery` or `self.<something>_nursery`, whose object opened it. All else is somebody else's, a parameter
+    `self.nursery` or `self.<something>_nursery`, whose object opened it. All others have another owner, a parameter
     first of all. Many things have a `start`: it counts where the receiver is called or annotated as a nursery.
     """
     for node in ast.walk(module.tree):
@@ -290,7 +290,7 @@ def gateway_modules() -> list[Path]:
 def count_problem(found: int, allowed: int) -> str:
     """What is wrong with the number of waivers, or nothing."""
     if found > allowed:
-        return f"{found} waivers, {allowed} allowed: mend the code instead"
+        return f"{found} waivers, {allowed} allowed: fix the code instead"
     return f"{found} waivers, {allowed} allowed: lower MAX_WAIVERS to {found}" if found < allowed else ""
 
 
@@ -459,7 +459,7 @@ def test_a_public_module_needs_a_docstring(name: str, wrong: int) -> None:
         ("trio.open_memory_channel(math.inf)  # house: the reader is never slower", []),
         ("trio.open_memory_channel(math.inf)  # house: no", ["a waiver without a reason"]),
         ("trio.open_memory_channel(9)  # house: the reader is never slower", ["a waiver that excuses nothing"]),
-        ("x = '# house: this is no comment'", []),
+        ("x = '# house: not a comment'", []),
         ("trio.open_memory_channel(math.inf)  # the reader is never slower", ["an unbounded channel"]),
     ],
 )

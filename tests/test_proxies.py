@@ -1,4 +1,4 @@
-"""Proxies of the environment: which URL goes through which, and what errors say about them."""
+"""Proxies from the environment: selection by URL, and their errors."""
 
 from __future__ import annotations
 

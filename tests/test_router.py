@@ -1,4 +1,4 @@
-"""One call: who gets it, what is said when nobody does, and an end to every wait when the gateway stops."""
+"""One call: its backend, its errors, and bounded waits when the gateway stops."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_resources_find_their_owner(autojump_clock: MockClock) -> None:
         "b": offers(Kind.TEMPLATES, "log://{day}", resources={}),
     }
     async with running_router(fakes) as router:
-        # The last one nobody lists, but only one backend has files at all: it decides.
+        # The last one is unlisted, but only one backend has files: it decides.
         for uri, owner in {"file:///a": "a", "log://today": "b", "file:///other": "a"}.items():
             ticket = await router.submit(make_call(uri, "resources/read"))
             assert (ticket.backend, ticket.own_name) == (owner, uri)
@@ -296,7 +296,7 @@ async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
 )
 async def test_own_names_require_a_permitted_page_read(change: dict[str, Any], autojump_clock: MockClock) -> None:
     host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST)
-    async with running_router({"a": app_backend("x", "y")}) as router:  # one alone is no exception
+    async with running_router({"a": app_backend("x", "y")}) as router:  # a single backend is not an exception
         await read_page(router, "ui://page", host)
         assert await called(router, "x", host) == ("a", "x", "a.x")
         with pytest.raises(UnknownName, match="Unknown tool: x"):
@@ -366,7 +366,7 @@ async def test_the_wait_for_a_starting_backend_ends(autojump_clock: MockClock) -
         with pytest.raises(BackendUnavailable, match=r"is not available \(starting\): it has not started yet"):
             await router.submit(make_call("a.x"))
         assert trio.current_time() - began <= 104  # the grace of first starts, and its own time
-        with pytest.raises(UnknownName):  # nobody who is away could own it
+        with pytest.raises(UnknownName):  # no absent backend could own it
             await router.submit(make_call("b.x"))
 
 
@@ -443,7 +443,7 @@ async def test_drain_waits_for_calls_and_refuses_new_ones(autojump_clock: MockCl
                 await router.submit(make_call("a.x"))
             fake.session.answer()
             await settle()
-            assert drained == []  # answered, but nobody has taken it to the client yet
+            assert drained == []  # answered, but not yet delivered to the client
             assert await ticket.next() is RESULT
             router.release(ticket)
             await settle()
@@ -511,4 +511,4 @@ async def test_client_notifications_reach_the_only_backend(autojump_clock: MockC
         alone.fail(2)
         alone.session.crash(CRASH)
         await settle()
-        router.pass_on("vendor/note", params, LEGACY_CALLER)  # nobody is there to hear it
+        router.pass_on("vendor/note", params, LEGACY_CALLER)  # no backend is there to receive it

@@ -1,4 +1,4 @@
-"""The runtime that the command and embedded gateways share: reloads, the order of ends, and the order of stopping."""
+"""The runtime shared by the command and embedded gateways: reload and shutdown order."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_lineage_rejects_cycles_and_excessive_depth(tmp_path: Path) -> None:
             lineage.check(tmp_path / f"link-{number}.json")
     with pytest.raises(ConfigError, match="3 gateways have started one another"):
         lineage.check(tmp_path / "more.json")
-    assert len(lineage.with_own("g", "a config that is no file").configs) == MAX_DEPTH
+    assert len(lineage.with_own("g", "an inline config").configs) == MAX_DEPTH
     assert len(set(lineage.names)) == MAX_DEPTH
 
 

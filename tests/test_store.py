@@ -1,4 +1,4 @@
-"""The state directory: what was kept comes back, and whatever else lies there counts as absent."""
+"""The state directory: stored data is returned, any other content counts as absent."""
 
 from __future__ import annotations
 

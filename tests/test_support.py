@@ -1,4 +1,4 @@
-"""A gateway process that fails must fail its test: the exit status, the block's own error, and the stderr shown."""
+"""A failing gateway process fails its test with exit status, original error and stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Access control: who is let in, as whom, and what a principal's sessions, calls and limits are."""
+"""Access control: authentication, and the sessions, calls and limits of a principal."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ async def test_revoking_a_key_ends_its_sessions_and_streams(autojump_clock: Mock
         session, other = await harness.initialize(), await harness.initialize(BOB)
         legacy, modern = await harness.call(session), await harness.call()
         gone = await harness.call(session, key=ALICE)
-        gone.gone.set()  # its call goes on for the session
+        gone.gone.set()  # its call continues for the session
         await settle()
         stream = await harness.start("GET", "/mcp", key=ALICE, mcp_session_id=session)
         sse = await harness.start("GET", "/sse", key=ALICE)
@@ -348,7 +348,7 @@ async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock)
         assert (await harness.call(host="gw.example")).status == 403
 
 
-# -- What goes on to backends ------------------------------------------------------------------------------------------
+# -- What reaches backends ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", [LegacyServer, ModernServer])

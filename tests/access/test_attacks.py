@@ -1,4 +1,4 @@
-"""What somebody with a key, or without one, may try against the gateway and its other clients."""
+"""Attacks on the gateway and its other clients, with and without a key."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) 
         assert narrow is not None
         harness.access.apply(narrow)
         await settle()
-        for exchange in (listening, stream):  # what they have listed does not hold any more
+        for exchange in (listening, stream):  # their lists are outdated
             assert b"notifications/tools/list_changed" in exchange.body
         (subscription,) = harness.answers.listeners
         (kept,) = harness.mcp.sse._streams.values()

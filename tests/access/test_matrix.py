@@ -1,4 +1,4 @@
-"""Every endpoint with every kind of credentials: who is let in, and that nothing is done for all others."""
+"""Every endpoint with every kind of credentials; refused requests have no effect."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def api_key(credential: str) -> tuple[bytes, bytes]:
 
 
 class Kind(Struct, frozen=True):
-    """Credentials of one kind, and to what they let in: the MCP endpoints, management, or neither."""
+    """Credentials of one kind, and the endpoints they open: MCP, management, or neither."""
 
     headers: tuple[tuple[bytes, bytes], ...] = ()
     query: str = ""
     lets_in: str = ""
     status: int = 401
-    """The status of what they do not let in to."""
+    """The status of the endpoints they do not open."""
 
 
 KINDS = {
@@ -74,7 +74,7 @@ KINDS = {
     "key in the address": Kind(query=f"key={ALICE}&access_token={ALICE}&api_key={ALICE}"),
     "expired JWT": Kind((bearer(make_token(exp=int(time.time()) - 3600)),)),
     "JWT for another audience": Kind((bearer(make_token(aud="https://other.example/mcp")),)),
-    "JWT that nobody signed": Kind((bearer(make_token(algorithm="none")),)),
+    "unsigned JWT": Kind((bearer(make_token(algorithm="none")),)),
     "JWT as X-API-Key": Kind((api_key(make_token()),)),
     "empty": Kind((bearer(""),)),
     "empty X-API-Key": Kind((api_key(""),)),
@@ -83,7 +83,7 @@ KINDS = {
 
 
 class Endpoint(Struct, frozen=True):
-    """One method of one path, and the status for those whom it lets in."""
+    """One method of one path, and the status for accepted credentials."""
 
     method: str
     path: str

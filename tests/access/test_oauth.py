@@ -1,4 +1,4 @@
-"""Tokens of an authorization server: which are let in, as whom, for how long, and what is asked of the server."""
+"""OAuth access tokens: validation, principal, lifetime, and requests to the authorization server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def jwk(key: Any, key_id: str, **kwargs: object) -> dict[str, Any]:
 
 
 class Server:
-    """An authorization server, as far as a resource server sees it: `send` stands for HTTP."""
+    """An authorization server as seen by a resource server: `send` replaces HTTP."""
 
     def __init__(self) -> None:
         self.keys = [jwk(EC_KEY, "e"), jwk(RSA_KEY, "r")]
@@ -291,7 +291,7 @@ async def test_an_unreachable_authority_is_not_a_token_error(autojump_clock: Moc
         assert await finish(harness, await harness.call(key=token())) == "done"
         server.down = True
         await trio.sleep(jwks.FRESH)
-        assert await finish(harness, await harness.call(key=token())) == "done"  # what is known goes on to hold
+        assert await finish(harness, await harness.call(key=token())) == "done"  # cached keys stay valid
 
 
 async def test_metadata_of_another_issuer_are_not_believed(autojump_clock: MockClock) -> None:
@@ -315,7 +315,7 @@ async def test_a_stream_ends_when_its_token_does(autojump_clock: MockClock) -> N
         await trio.sleep(40)
         assert all(one.ended for one in (stream, sse, listen))
         await harness.answer()
-        assert texts_of(call)[-1] == "done"  # what was let in goes on
+        assert texts_of(call)[-1] == "done"  # accepted calls continue
         again = await harness.start("GET", "/mcp", key=token(), mcp_session_id=session)
         assert again.status == 200
 

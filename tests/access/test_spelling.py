@@ -1,4 +1,4 @@
-"""Members that the gateway decides on, in a second spelling: refused where something depends on the decision."""
+"""Alternative spellings of members the gateway decides on: refused where they could change a decision."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WITHIN = {
 
 
 def spellings(name: str) -> list[str]:
-    """Keys, as they stand between quotes, that some parser takes for `name`."""
+    """Keys, as written between quotes, that some parser takes for `name`."""
     first = next(index for index, letter in enumerate(name) if letter.isalpha())
     found = [
         name.upper(),

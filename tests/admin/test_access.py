@@ -1,4 +1,4 @@
-"""Who may use which endpoint of the management API: by credentials, section `access` and the way in."""
+"""Access to the management API, by credentials, `access` section and listener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The management API, in process, over a fleet of fakes: what it answers, whom it refuses, what it leaves unchanged."""
+"""The management API in process, over a fleet of fakes."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ async def test_restart_disable_and_enable(tmp_path: Path, autojump_clock: MockCl
 
 async def test_readiness_follows_the_required(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
-        harness.fakes["a"].session.crash(BackendExited("a", "exited"))  # nobody requires it
+        harness.fakes["a"].session.crash(BackendExited("a", "exited"))  # not a required backend
         await settle()
         assert (await harness.ask("GET", "/readyz"))[0] == 200
         harness.fakes["b"].session.crash(BackendExited("b", "exited"))

@@ -1,4 +1,4 @@
-"""What Prometheus reads: the counters that there are anyway, under names and labels whose number is bounded."""
+"""Prometheus metrics: existing counters, under names and labels of bounded number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI document: no answer that it does not declare, no server error, nothing started.
+"""Requests generated from the OpenAPI document: declared answers only, no server error, no effect.
 
 The gateway serves real HTTP from a thread of its own, over an opener of fakes, whatever the made-up configs say.
 """
@@ -143,4 +143,4 @@ def test_no_request_gets_an_undeclared_answer(token: str | None, access: AccessS
     assert {"/servers", "/servers/{name}", "/reload"} <= tried
     assert (401 in statuses) is (token is None)
     if token is None:
-        assert set(server.opened) == {"a", "0"}  # what nobody may change, nobody has changed
+        assert set(server.opened) == {"a", "0"}  # forbidden changes had no effect

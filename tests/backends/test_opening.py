@@ -1,4 +1,4 @@
-"""Era records: when a server is probed, when it is not, and what becomes of the record."""
+"""Era records: when a server is probed, and how the record changes."""
 
 from __future__ import annotations
 

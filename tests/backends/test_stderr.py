@@ -1,4 +1,4 @@
-"""A child's stderr: in the log under its name, bounded, and the line of it that says what went wrong."""
+"""A child's stderr: logged under its name, bounded, with the line that explains a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stdio session with children that do not read, close their pipes, or write what is not MCP."""
+"""A stdio session with children that do not read, close their pipes, or write invalid messages."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ async def test_closed_stdin_ends_the_session_at_next_write(
 @pytest.mark.parametrize("script", [CLOSES_STDIN, CLOSES_STDIN.replace("os.close(0)", "next(messages()); os.close(0)")])
 async def test_closed_stdin_ends_the_session_without_a_write(script: str) -> None:
     async def use(session: StdioSession, _listener: Received) -> None:
-        # Before it is closed: nobody ever reads this, or nobody ever answers.
+        # Before it is closed: this is never read, or never answered.
         assert isinstance(await outcome(start_call(session, "t")), BackendExited)
 
     assert (await end_of(script, use)).reason == "closed its stdin"
@@ -241,7 +241,7 @@ async def test_calls_to_a_non_reading_child_time_out(size: int) -> None:
             assert isinstance(await session.upkeep.ping(timeout=0.1), BackendTooSlow)
 
 
-# -- children that write what is not MCP -------------------------------------------------------------------------------
+# -- children that write invalid messages ------------------------------------------------------------------------------
 
 PRETTY = """
 def send(**message):

@@ -1,4 +1,4 @@
-"""Two backends, one name: both stay reachable, under names that are told apart, short enough and the same each time."""
+"""Two backends, one name: both are reachable under distinct, short and stable names."""
 
 from __future__ import annotations
 

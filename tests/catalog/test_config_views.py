@@ -1,4 +1,4 @@
-"""Views: parts of the gateway with an endpoint and names of their own, over HTTP in both eras, live, and on stdio."""
+"""Views: parts of the gateway with their own endpoint and names, over HTTP and stdio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of both eras in one listing: each era sees its own, and a name means the same in both."""
+"""Lists of both eras in one listing: each era sees its own, names mean the same."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_news_are_for_the_era_whose_list_changed(kind: Kind) -> None:
 
 @every_era
 def test_single_era_declarations_apply_to_that_tool(era: Era) -> None:
-    """Tasks and parameters in headers are told by a tool's entry."""
+    """A tool's entry states its tasks and header parameters."""
     task = b'{"name":"x","inputSchema":{"type":"object"},"execution":{"taskSupport":"required"}}'
     schema = b'{"type":"object","properties":{"p":{"type":"string","x-mcp-header":"P"}}}'
     header = b'{"name":"x","inputSchema":%b}' % schema

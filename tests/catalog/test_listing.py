@@ -1,4 +1,4 @@
-"""Listings: one bad item goes and is named, all others stay as they were written."""
+"""Listings: one bad item is dropped and named, the others keep their bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public names: short enough, told apart, and the same after every restart."""
+"""Public names: short, unique, and stable across restarts."""
 
 from __future__ import annotations
 

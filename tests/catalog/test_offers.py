@@ -1,4 +1,4 @@
-"""What of a server's tools is offered, and how: read from the config, applied where its part is made, live."""
+"""Tool choices and overrides: read from the config, applied to the listing, changed live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resource templates: which of them fits a URI best, in time that no hostile template can stretch."""
+"""Resource templates: the best match for a URI, in time no hostile template can stretch."""
 
 from __future__ import annotations
 

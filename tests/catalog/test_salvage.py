@@ -1,4 +1,4 @@
-"""Lists that are no JSON: what decodes is kept in order, what does not is left out and named, and nothing raises."""
+"""Invalid JSON lists: decodable entries are kept in order, others dropped and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may see: snapshots narrowed by scope, in which what is out of scope looks as if there were none."""
+"""Scopes: snapshots narrowed to what a caller may see; anything else does not exist."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_tool_matches_by_its_own_name() -> None:
 
 
 def test_names_are_the_same_in_every_scope() -> None:
-    """Of two tools with one name the second is told apart, also for who sees it alone."""
+    """The second of two tools with one name is renamed, also for callers who see only it."""
     parts = [make_part(name, "", listing("x"), Naming()) for name in ("a", "b")]
     whole = Snapshot(parts, listed=frozenset({"a", "b"}))
     second = names(whole)[1]
@@ -207,7 +207,7 @@ def test_a_view_has_names_of_its_own() -> None:
     # What a caller may see is said with the names that hold everywhere.
     assert names(whole.within(Scope(view="v", tools=("files.read",)))) == ["files__read"]
     assert names(whole.within(Scope(view="v", servers=("git",)))) == []
-    assert names(whole.within(Scope(view="nobody made it"))) == []
+    assert names(whole.within(Scope(view="unknown"))) == []
 
 
 def test_a_view_shortens_names_and_keeps_them_apart() -> None:
@@ -342,7 +342,7 @@ async def test_calls_out_of_scope_do_not_wait(name: str, waits: bool, autojump_c
 
 async def test_calls_out_of_scope_start_no_backend(autojump_clock: MockClock) -> None:
     fakes = {"git": FakeBackend(GIT), "files": FakeBackend(FILES)}
-    fakes["files"].fail(*range(1, 6))  # given up before it was known
+    fakes["files"].fail(*range(1, 6))  # marked failed before it was known
     fakes["git"].fail(*range(1, 6))
     async with running(fakes) as answers:
         await trio.sleep(200)  # longer than a caller's wish for another try is put off
@@ -429,7 +429,7 @@ async def test_resources_are_watched_in_scope_and_not_beyond(autojump_clock: Moc
         call = Call(method="subscriptions/listen", name="", params=params, meta={}, caller=caller)
         subscription = Subscription(answers, 1, call)
         acknowledged = json.loads(await subscription.open())
-        # As with any URI that nobody lists, the only backend with resources is to decide.
+        # As with any unlisted URI, the only backend with resources decides.
         assert acknowledged["params"]["notifications"]["resourceSubscriptions"] == ["file:///a", "git://a"]
         assert answers.fleet.wish_list.of("git").uris == {"file:///a", "git://a"}
         assert answers.fleet.wish_list.of("files").uris == frozenset()

@@ -1,4 +1,4 @@
-"""The merged catalog: what is routed, what is listed, and pages that survive a change between two of them."""
+"""The merged catalog: routing, listing, and pages that survive a change in between."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_cursors_lead_through_the_whole_list_once(names: list[str], size: int) -
         (("1", "2", "3", "4"), ["3", "4"]),  # nothing changed
         (("0", "1", "2", "3", "4"), ["3", "4"]),  # it moved back: nothing comes twice
         (("2", "3", "4"), ["3", "4"]),  # it moved forward: nothing is left out
-        (("1", "3", "4"), ["4"]),  # it is gone: go on from where it stood
+        (("1", "3", "4"), ["4"]),  # it is gone: continue from its former position
         (("1",), []),
         ((), []),
     ],

@@ -1,4 +1,4 @@
-"""URIs that two backends have: told apart, changed back, and changed wherever they stand in a result."""
+"""URIs shared by two backends: disambiguated, restored, and rewritten throughout results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of child lifetimes share: commands of the zoo, and an oracle that asks `/proc` alone.
+"""Helpers for tests of child lifetimes: zoo commands, and an oracle that reads `/proc`.
 
 The oracle knows nothing of tree ids, limit marks or groups: it finds processes by the mark in their command line, and
 zombies by their parent.
@@ -71,7 +71,7 @@ async def ended(pid: int) -> None:
 
 
 async def all_ended(mark: str) -> None:
-    """Return when nobody has the mark any more; the caller bounds it."""
+    """Return when no process has the mark; the caller bounds the wait."""
     while pids := marked(mark):
         for pid in pids:
             await ended(pid)
@@ -100,7 +100,7 @@ async def ready_child(
 def nothing_left(mark: str) -> Generator[None]:
     """No process, zombie or descriptor more than before."""
     fds, dead = len(os.listdir("/proc/self/fd")), zombies(os.getpid())
-    yield  # ruff: ignore[fallible-context-manager] - a test that failed already need not hear the same again
+    yield  # ruff: ignore[fallible-context-manager] - a failed test needs no second error
     assert marked(mark) == []
     assert zombies(os.getpid()) == dead
     assert len(os.listdir("/proc/self/fd")) == fds

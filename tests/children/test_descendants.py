@@ -1,4 +1,4 @@
-"""Whose process is whose: the rules on made-up processes, without a single real one."""
+"""Process ownership: the rules applied to invented processes."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def assigned(
     ],
     ids=[
         "its child", "its session", "a chain, in any order", "its tree id among others", "its mark", "a zombie's mark",
-        "a session that a member founded", "somebody else's marks", "strangers", "older than its parent",
+        "a session that a member founded", "foreign marks", "strangers", "older than its parent",
         "older than the gateway", "a tree id in a foreign session claims that process alone",
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The grid: children of every temper x every way in which they, or their gateway, may come to an end."""
+"""The grid: children of every temper x every way they or their gateway may end."""
 
 import json
 import os
@@ -89,7 +89,7 @@ async def test_an_exception_ends_all_processes_and_propagates() -> None:
 
 @asynccontextmanager
 async def driver(mark: str, tempers: list[str]) -> AsyncGenerator[tuple[subprocess.Popen[bytes], int]]:
-    """A gateway in a session of its own, and its sentinel's pid; nobody of either is left behind by a failing test."""
+    """A gateway in its own session, and its sentinel's pid; a failing test leaves neither behind."""
     process = subprocess.Popen(  # ruff: ignore[create-subprocess-in-async-function] - trio's would be reaped by trio
         [sys.executable, DRIVER, f"mark={mark}", *tempers],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The guard: its sentinel, its zombies, its descriptors, and children that are started and cancelled at any moment."""
+"""The guard: sentinel, zombies, descriptors, and children cancelled at any moment."""
 
 import logging
 import os

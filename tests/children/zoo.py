@@ -1,4 +1,4 @@
-"""Child programs of every temper: `python -I -S -E zoo.py TEMPER MARK [ARGS]`; each says `ready` when it is set up.
+"""Child programs of every temper: `python -I -S -E zoo.py TEMPER MARK [ARGS]`; each prints `ready` once set up.
 
 MARK is in the command line of every process here and of all they fork, so that a test finds survivors without asking
 the code under test.
@@ -10,7 +10,7 @@ import sys
 import time
 
 ME = [sys.executable, "-I", "-S", "-E", __file__]
-MAX_LIFE = 60  # s: nobody of the zoo outlives a broken test for long
+MAX_LIFE = 60  # s: processes of the zoo outlive a broken test only briefly
 
 
 def say(text: str = "ready") -> None:

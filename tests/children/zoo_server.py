@@ -1,4 +1,4 @@
-"""The zoo as MCP servers: `python -I -S -E zoo_server.py TEMPER MARK`; each is ready, to a gateway, when it is set up.
+"""The zoo as MCP servers: `python -I -S -E zoo_server.py TEMPER MARK`; each answers once set up.
 
 A temper says `ready` by answering the handshake up to its list of tools; then it does what it is known for. MARK is in
 the command line of every process here, as in the zoo.
@@ -61,7 +61,7 @@ def echo() -> None:
 
 
 def shell() -> None:
-    """A shell that spawns a shell that spawns a server, and somebody else in the background."""
+    """A shell that spawns a shell that spawns a server, and a background process."""
     mark = sys.argv[2]
     lingerer = " ".join([*zoo.ME, "ignores_eof", mark, "< /dev/null > /dev/null"])
     inner = " ".join([lingerer, "&", *ME, "echo", mark, "; wait"])

@@ -1,4 +1,4 @@
-"""`list`, `call`, `read` and `prompt`: against the servers of a config, and against a gateway that runs."""
+"""`list`, `call`, `read` and `prompt`, against a config's servers and a running gateway."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ ASK = {
     "requestedSchema": {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "minLength": 2, "description": "As on the door."},
+            "name": {"type": "string", "minLength": 2, "description": "As on the badge."},
             "age": {"type": "integer", "minimum": 0},
             "size": {"type": "string", "enum": ["s", "m"], "default": "m"},
         },
@@ -149,7 +149,7 @@ def test_a_form_is_filled_in_at_the_prompt(cli, config, stdin, answer):
     assert status == 0
     assert json.loads(out)["structuredContent"]["answers"] == {"a": answer}
     assert "Who are you?" in err
-    assert "As on the door." in err
+    assert "As on the badge." in err
 
 
 @pytest.mark.parametrize(("stdin", "action"), [("n\n", "decline"), ("y\n", "accept")])

@@ -1,4 +1,4 @@
-"""`mcp-gateway check`: where the findings are, shown with a caret and without secrets."""
+"""`mcp-gateway check`: findings with their location and a caret, without secrets."""
 
 from __future__ import annotations
 

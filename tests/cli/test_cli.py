@@ -1,4 +1,4 @@
-"""The command line: exit codes, what is said and where, before anything is served."""
+"""The command line before serving: exit codes and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small changes to people's files: comments, order and white space stay; nothing is written half or over a change."""
+"""Small edits of users' files: comments, order and white space stay; writes are atomic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mcp-gateway import` and `doctor`: other clients' configs taken over, and servers tried once."""
+"""`mcp-gateway import` and `doctor`: other clients' configs imported, and servers tried once."""
 
 from __future__ import annotations
 
@@ -420,5 +420,5 @@ def test_doctor_leaves_no_server_process(cli, tmp_path):
     status, out, _ = cli("doctor", "c.json", "--json")
     assert (status, json.loads(out)["leaves"]["children_left"]) == (0, [])
     left = Path("/proc", pid.read_text(encoding="ascii").strip(), "stat")
-    with suppress(FileNotFoundError, ProcessLookupError):  # whoever adopts orphans buries them in its own time
+    with suppress(FileNotFoundError, ProcessLookupError):  # the subreaper reaps orphans later
         assert left.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in {"Z", "X"}

@@ -1,4 +1,4 @@
-"""`install`, `uninstall`, `add` and `remove`: clients' configs and our own, changed with care."""
+"""`install`, `uninstall`, `add` and `remove`: careful edits of clients' configs and our own."""
 
 from __future__ import annotations
 

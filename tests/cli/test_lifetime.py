@@ -1,4 +1,4 @@
-"""`serve` from start to end: what reaches stdout, and that EOF, SIGTERM and SIGINT are one orderly way out."""
+"""`serve` from start to end: stdout, and an orderly shutdown at EOF, SIGTERM and SIGINT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mcp-gateway login` and `logout`, and a gateway process that uses what they keep."""
+"""`mcp-gateway login` and `logout`, and a gateway process that uses the stored tokens."""
 
 # ruff: file-ignore[line-too-long]  (one row of a table, one line)
 
@@ -192,7 +192,7 @@ async def test_the_calls_client_is_asked_to_log_in(tmp_path: Path) -> None:
 
 
 async def test_a_modern_client_is_asked_too(tmp_path: Path) -> None:
-    """The call is parked while the person logs in, and goes on with the client's next request."""
+    """The call is suspended during the login, and continues with the client's next request."""
     async with open_terminal(tmp_path, era="legacy") as terminal:
         env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
         await terminal.log_in()

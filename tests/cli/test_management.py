@@ -1,4 +1,4 @@
-"""`reload`, `restart`, `enable` and `disable`: one gateway that runs, changed from the command line."""
+"""`reload`, `restart`, `enable` and `disable` on a running gateway."""
 
 from __future__ import annotations
 

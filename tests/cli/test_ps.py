@@ -1,4 +1,4 @@
-"""`mcp-gateway ps` against real gateways: what it shows, who may ask, and what dead gateways leave behind."""
+"""`mcp-gateway ps` against real gateways: output, permissions, and leftovers of killed gateways."""
 
 from __future__ import annotations
 

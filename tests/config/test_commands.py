@@ -1,4 +1,4 @@
-"""`${cmd:...}` in a config file: what a command prints, run without a shell, within a deadline, once for each read."""
+"""`${cmd:...}` in a config file: run without a shell, within a deadline, once per read."""
 
 from __future__ import annotations
 

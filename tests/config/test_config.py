@@ -1,4 +1,4 @@
-"""What a config file may say, and the exact line for each thing that it may not."""
+"""Valid configs, and the exact message for each invalid one."""
 
 # ruff: file-ignore[line-too-long]  (one row of a table, one line)
 

@@ -1,4 +1,4 @@
-"""Files on disk, the examples, the comparison of configs, the reference of fields, and what an import costs."""
+"""Files on disk, the examples, the comparison of configs, the field reference, and import cost."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_config_pipe_is_not_read_again(pipe: Path, caplog: pytest.LogCaptureFi
         assert list(source.open().servers) == ["a"]
         written.result(10)
     mark = source.mark
-    assert mark_of(pipe) == mark  # what is written into it, or read from it, is no change
+    assert mark_of(pipe) == mark  # writing to it or reading from it is not a change
     assert source.read() is source.base
     assert "was read at the start" in caplog.text
     pipe.unlink()

@@ -1,4 +1,4 @@
-"""The formats of config files: JSON, JSON with comments, TOML; the end of the name says which."""
+"""Config formats: JSON, JSON with comments and TOML, chosen by file extension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts and origins: the grammar as a table, and what must hold for any text."""
+"""Hosts and origins: the grammar as a table, and properties of any text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_invalid_hosts_are_refused_everywhere(text: str) -> None:
     value = text.encode("utf-8", "surrogateescape")
     assert HostPolicy("127.0.0.1").refusal({b"host": value}) is not None
     assert HostPolicy("127.0.0.1").refusal({b"host": b"localhost", b"origin": b"http://" + value}) is not None
-    # A proxy may have sent it on: with a host that cannot be read, nobody is known to be local.
+    # A proxy may have forwarded it: with an unreadable host, no client is known to be local.
     assert not text or not AdminAccess("token", host="localhost").may_read({b"host": value}, guarded=False)
     with pytest.raises(ConfigError):
         parse_config({"mcpServers": {}, "access": {"allow_hosts": [text]}}, environ={})

@@ -1,4 +1,4 @@
-"""The limits of a server: their short forms, and the words about wrong ones."""
+"""The limits of a server: short forms, and messages for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The field `oauth`: every spelling it takes, and the exact line for what it does not take."""
+"""The field `oauth`: every accepted form, and the exact message for each rejected one."""
 
 # ruff: file-ignore[line-too-long, missing-f-string-syntax]  (one row of a table, one line; variables of a config)
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of the config says what the gateway takes: both are asked about the same configs."""
+"""The JSON Schema accepts and rejects the same configs as the gateway."""
 
 from __future__ import annotations
 

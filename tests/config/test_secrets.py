@@ -1,4 +1,4 @@
-"""Secrets from files: `${file:PATH}` and `env_file`, and that nothing shows them."""
+"""Secrets from files: `${file:PATH}` and `env_file`, never shown."""
 
 from __future__ import annotations
 

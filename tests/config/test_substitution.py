@@ -1,4 +1,4 @@
-"""`${VAR}` in strings: each form, and laws that hold for any text."""
+"""`${VAR}` in strings: each form, and properties of any text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_escaped_text_comes_back_as_it_was(text: str) -> None:
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
 def test_values_are_put_in_as_they_are(pieces: list[tuple[str, str]]) -> None:
-    """Whatever a variable holds, `${...}` included, arrives unchanged between what stands around it."""
+    """Any value, `${...}` included, is inserted unchanged into the surrounding text."""
     environ = {f"V{index}": value for index, (_, value) in enumerate(pieces)}
     template = "".join(
         re.sub(r"\$+\Z", lambda run: run[0] * 2, escape(literal)) + f"${{V{index}}}"

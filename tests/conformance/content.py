@@ -1,7 +1,7 @@
-"""What the conformance server offers, as plain tables: tools, prompts, resources, and the forms that it asks for.
+"""Tables of the conformance server's tools, prompts, resources and forms.
 
 The names and texts are demanded by the suite's scenarios; the tables are its fixtures and hold no behaviour. Everything
-is JSON as it goes on the wire, so that a reader may compare it with what comes out behind the gateway.
+is JSON as sent on the wire, so that a reader may compare it with the gateway's output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The client that the suite's client scenarios are tried with: `python -m tests.conformance.drive URL`.
+"""The client under test in the suite's client scenarios: `python -m tests.conformance.drive URL`.
 
 CONFORMANCE_THROUGH says how it reaches the suite's server: `direct` (the official SDK alone), or `legacy` or `modern`:
 through a gateway of its own, of which it is a client of that era. It does what each scenario demands of a client:
@@ -35,7 +35,7 @@ from tests.support.gateway_process import open_gateway_process
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-DRIVE_WITHIN = 25.0  # seconds; the suite gives up after 30
+DRIVE_WITHIN = 25.0  # seconds; the suite's limit is 30
 READY_WITHIN = 6.0  # seconds for the gateway to have the suite's server ready
 LOGIN_WITHIN = 15.0  # seconds for the same where it has to log in: it imports the SDK first
 POLL = 0.05  # seconds between two looks at whether it is
@@ -214,7 +214,7 @@ async def call(client: Client, name: str, arguments: dict[str, Any]) -> None:
 
 
 async def tolerate(awaitable: Any) -> None:
-    """Report an error and go on: the checks are the suite's."""
+    """Report an error and continue: the checks are the suite's."""
     try:
         print(await awaitable)
     except (MCPError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What the conformance server does: one function a tool that has behaviour, in a table by name.
+"""The behaviour of the conformance server's tools: one function each, in a table by name.
 
 A tool gets a `Turn`, which holds the call and the ways to talk back, and returns a result as JSON. In the modern era
 the tools that need an answer return `input_required` and are called again with it; in the legacy era they ask on the
@@ -42,7 +42,7 @@ STEP = 0.05  # seconds between two notifications: the suite demands that they do
 RECONNECT_WAIT = 0.2  # seconds in which a client whose stream was closed comes back
 
 bus = InMemorySubscriptionBus()
-"""Where listen streams hear of changes."""
+"""The source of changes for listen streams."""
 
 
 @dataclass(frozen=True)

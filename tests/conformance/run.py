@@ -38,7 +38,7 @@ TRANSPORTS = {"stdio": "stdio", "sse": "sse", "http": "streamable-http"}
 RELAYED = {"stdio": "by-stdio", "sse": "by-sse"}  # frontend -> its column
 SERVER = [sys.executable, "-m", "tests.conformance.server"]
 DRIVER = [sys.executable, "-m", "tests.conformance.drive"]
-MAX_AGAIN = 3  # scenarios that may be tried again; more is no accident of timing
+MAX_AGAIN = 3  # scenarios that may be tried again; more is not a timing accident
 
 ONE_STREAM = "a stream that the server closes alone, to be resumed, does not exist on this transport"
 NOT_REQUIRED = {(column, "server-sse-polling"): ONE_STREAM for column in ("stdio", "sse", *RELAYED.values())}

@@ -1,4 +1,4 @@
-"""The server that the conformance suite is run against: every fixture its scenarios ask for, on the official SDK.
+"""The conformance suite's test server: every fixture of its scenarios, on the official SDK.
 
 `python -m tests.conformance.server` speaks on stdio; `--transport sse` or `streamable-http` serves on 127.0.0.1 at
 `--port` (0: a free one) and says `listening on URL` on stderr. Both eras at once, chosen by the client, except on SSE,

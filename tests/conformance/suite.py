@@ -1,4 +1,4 @@
-"""Runs the official conformance suite, and counts what it found in a way that a tick of its own cannot mislead.
+"""Run the official conformance suite and count its checks independently of its own summary.
 
 A scenario counts as passed only if nothing failed and a check beyond `wire-schema-valid` succeeded: the suite also
 ticks one in which everything was skipped or only warned. A check counts by its id and name, for one id may occur often.

@@ -1,4 +1,4 @@
-"""The short form of bin/conformance, and how it counts.
+"""The short form of bin/conformance, and its counting.
 
 The test server must itself pass every scenario, or the comparison means nothing.
 """

@@ -1,4 +1,4 @@
-"""The ways to reach the conformance server: stdio, SSE, and streamable HTTP with streams that can be resumed."""
+"""Transports of the conformance server: stdio, SSE, and streamable HTTP with resumable streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import mcp_types as types
     from starlette.applications import Starlette
 
-RETRY = 300  # milliseconds that a client whose stream was closed is told to wait
+RETRY = 300  # milliseconds: the `retry` value sent to clients whose stream was closed
 
 
 class Events(EventStore):

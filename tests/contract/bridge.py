@@ -271,7 +271,7 @@ class Talk:
     """(method, params) of what the client was asked."""
     notifications: list = field(default_factory=list)
     rounds: int = 0
-    """Times that the client was told `input_required`."""
+    """Number of `input_required` results the client received."""
     status: int | None = None
 
     @property

@@ -13,7 +13,7 @@ CHANGED = "notifications/tools/list_changed"
 
 @asynccontextmanager
 async def open_listener(client):
-    """Where this client hears of changes; it stands when the block begins."""
+    """The stream that brings this client changes; it is open when the block begins."""
     if client.modern:
         async with client.open_call("subscriptions/listen", {"notifications": {"toolsListChanged": True}}) as call:
             yield await ListenListener(client, call).open()
@@ -22,7 +22,7 @@ async def open_listener(client):
             yield StreamListener(exchange)
     else:
         await client.request("ping")
-        client.stdio.arrived.clear()  # what this conversation was told of in earlier tests
+        client.stdio.arrived.clear()  # notifications of earlier tests
         yield PipeListener(client)
 
 

@@ -1,4 +1,4 @@
-"""One pair of gateways for the whole suite: the same backends behind both faces."""
+"""One pair of gateways for the whole suite: the same backends behind both frontends."""
 
 from __future__ import annotations
 

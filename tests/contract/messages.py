@@ -1,8 +1,8 @@
-"""Every message that a legacy peer may send, and which test sends it: a manifest that is checked both ways.
+"""A manifest of every message a legacy peer may send and its test, checked both ways.
 
 `MESSAGES` says for each direction what there is; `@covers` makes a test of every cell (a face of the gateway and the
 transport of its backend) out of a function and says which messages it is about. `gaps` compares the two, and the SDK's
-own tables with them, so that a message without a test is as wrong as a test of a message that nobody knows.
+own tables with them, so that a message without a test is as wrong as a test of an unknown message.
 """
 
 from __future__ import annotations

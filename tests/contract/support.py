@@ -1,4 +1,4 @@
-"""What the black-box suites share: gateways that live as long as a package or module, and one client for each cell.
+"""Helpers of the black-box suites: shared gateways, and one client per cell.
 
 A cell is an era and a face. `Client` does the same on each of them, so that one test holds for all: what differs on
 the wire (pipes or POSTs, `initialize` or `_meta`, how one cancels) is in here. Nothing reads ahead: a message is read
@@ -311,7 +311,7 @@ class PipeCall:
 
 
 class PostCall:
-    """A request under way as a POST; its response is read when somebody asks."""
+    """A pending POST request; its response is read on demand."""
 
     def __init__(self, client, exchange, request_id):
         self.client, self.exchange, self.id = client, exchange, request_id
@@ -416,7 +416,7 @@ async def health(gateway):
 
 
 async def wait_health(gateway, wanted, *, within=ANSWER_WITHIN):
-    """Ask /health until `wanted(report)`; each look is a round trip, so this is no busy loop."""
+    """Ask /health until `wanted(report)`; each check is a round trip, so this is not a busy loop."""
     with trio.fail_after(within):
         while not wanted(report := await health(gateway)):
             pass

@@ -1,4 +1,4 @@
-"""MCP Apps (SEP-1865) through the gateway: pages keep their scheme, and apps call tools by their servers' own names."""
+"""MCP Apps (SEP-1865) through the gateway: schemes stay, and apps use own tool names."""
 
 from __future__ import annotations
 

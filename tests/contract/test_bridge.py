@@ -1,4 +1,4 @@
-"""Every client with every server: each row in every cell passes, or is refused as the specification demands.
+"""Every client with every server: each cell passes or is refused as specified.
 
 The verdicts make the table in docs/pages/explanation/eras.md (`bin/bridge-table` writes it), which the last test
 compares with them.
@@ -254,7 +254,7 @@ async def test_hang_up(gateways, cell):
         if cell.client not in ENDED:
             ENDED[cell.client] = await end_stdin(cell.client)
         (answer,) = ENDED[cell.client][cell.backend]
-        assert "error" in answer  # it may have closed one direction only: it is told that its call was cut off
+        assert "error" in answer  # it may have closed one direction only: it receives an error for its interrupted call
         return "cancels"
     async with open_talker(gateways, cell) as talker, open_talker(gateways, cell) as other:
         before = await cancelled_at(other)
@@ -491,7 +491,7 @@ PROMPTS_CHANGED, UPDATED = "notifications/prompts/list_changed", "notifications/
 
 @asynccontextmanager
 async def open_ear(talker, wanted):
-    """An async function that waits for the next notification of a method, where this client hears of changes."""
+    """An async function that waits for this client's next notification of a method."""
     client = talker.client
     if client.modern:
         async with client.open_call("subscriptions/listen", {"notifications": wanted}) as call:
@@ -541,7 +541,7 @@ async def test_list_changed(gateways, cell):
         await talker.text("grow")
         with trio.fail_after(10):
             await receive(PROMPTS_CHANGED)
-            while await names() == before:  # on a pipe, that was a change of which an earlier test did not wait to hear
+            while await names() == before:  # on a pipe, that was a change an earlier test did not wait for
                 await receive(PROMPTS_CHANGED)
     return YES
 

@@ -1,4 +1,4 @@
-"""One call, whatever the era and the face of the client and the era of the backend: the same params and results."""
+"""One call in every combination of eras and frontends: the same params and results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client's cancel reaches the backend under the right id, cancels one call only, and no answer follows."""
+"""A client's cancel reaches the backend under its id, for one call, without an answer."""
 
 from __future__ import annotations
 

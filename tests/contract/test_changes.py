@@ -1,4 +1,4 @@
-"""A backend's list_changed reaches every client once: legacy pipes, GET streams, and modern listens on both faces."""
+"""A backend's list_changed reaches every client once: legacy pipes, GET streams, modern listens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_each_change_is_notified_once(gateways, cell, backend):
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[3]], ids="-".join)
 async def test_a_flood_of_empty_changes_is_coalesced(gateways, cell):
     async with open_client(gateways, cell) as client, open_listener(client) as ear:
-        assert text_of(await client.call("changing.go")) == "told 50 times"
+        assert text_of(await client.call("changing.go")) == "notified 50 times"
         count = 0
         with trio.move_on_after(3):
             while True:

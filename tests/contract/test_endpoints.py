@@ -1,4 +1,4 @@
-"""Every HTTP endpoint however its path is written: with a slash at its end, or as a whole URL (RFC 9112, 3.2.2).
+"""Every HTTP endpoint in every spelling of its path: trailing slash, absolute form (RFC 9112, 3.2.2).
 
 What differs is the spelling alone: answers, refusals and who may do what are those of the plain path, and nothing is
 redirected. Beside that, what holds for the head of any request: compressed bodies, hosts that are not ours, `Accept`.

@@ -1,4 +1,4 @@
-"""Servers that list differently in each era, on pipes and over HTTP: each client sees the lists of its own era."""
+"""Servers with different lists per era, over pipes and HTTP: clients see their era's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every legacy message, on every face, with a legacy backend behind every transport: what is sent is what arrives.
+"""Every legacy message, on every frontend and backend transport, arrives as sent.
 
 The gateways have one backend each, whose names and URIs they do not change, so that params and results can be compared
 as whole JSON values with what the backend says in this process. `messages` has the manifest of all messages.
@@ -100,7 +100,7 @@ leak_check = pytest.fixture(autouse=True)(check_leaks)
 
 
 class Talk:
-    """One request of a client: what it was asked and told until its response came."""
+    """One client request: the server requests and notifications before its response."""
 
     def __init__(self):
         self.asked, self.notified, self.answer = [], [], None
@@ -162,14 +162,14 @@ class Talker:
         return talk.asked, talk.structured["answers"]["one"]
 
     async def send(self, message):
-        """Send what is no request."""
+        """Send a notification or response."""
         if self.client.stdio is not None:
             await self.client.stdio.send(message)
         else:
             assert (await self.client.http.post(message)).status == 202
 
     async def say(self, *said, **kwargs):
-        """Have the backend say these things during a call; returns what the client was told."""
+        """Have the backend send these messages during a call; return what the client received."""
         talk = await self.tool("say", {"messages": list(said)}, **kwargs)
         assert text_of(talk.answer) == "said"
         return talk
@@ -202,7 +202,7 @@ async def open_ear(talker):
     """An async function that waits for the next notification that belongs to no call."""
     client = talker.client
     if client.stdio is not None:
-        client.stdio.arrived.clear()  # what this conversation was told of in earlier tests
+        client.stdio.arrived.clear()  # notifications of earlier tests
 
         async def receive():
             return await client.stdio.wait_for(lambda one: one.get("method", "").endswith(BESIDE), ANSWER_WITHIN)
@@ -366,7 +366,7 @@ async def test_guarantee_g7_logging(gateways, cell):
 @covers(NOTE, "notifications/tasks/status")
 @covers(NOTICE, "notifications/tasks/status")
 async def test_tasks_are_the_gateways_own(gateways, cell):
-    """No side is offered tasks of the other; what can only be done as a task is done, and nothing is heard of it."""
+    """Neither side is offered the other's tasks; the gateway runs mandatory tasks silently."""
     async with open_talker(gateways, cell) as talker:
         state = {"method": "notifications/tasks/status", "params": {"taskId": "task-1", "status": "working"}}
         assert text_of((await talker.tool("job", {"text": "worked", "polls": 1, "interval": 5})).answer) == "worked"

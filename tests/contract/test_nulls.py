@@ -1,4 +1,4 @@
-"""Null in the place of an optional member is absence: for every method, in both eras, on every frontend.
+"""Null for an optional member means absent: every method, both eras, every frontend.
 
 Many serializers write every member that they know. What is asked for with nulls must be answered as without them, and
 what is passed on must not have them, since other peers refuse them; members that are a vendor's own stay.
@@ -114,7 +114,7 @@ async def check(client, method, params, nulls):
     assert "result" in expected, expected
     assert same(found, expected)
     if params.get("name") == "params":
-        assert "x-vendor" in structured_of(found)  # nobody knows what it means, so it is passed on
+        assert "x-vendor" in structured_of(found)  # its meaning is unknown, so it is forwarded
         assert not nulls.keys() & structured_of(found).keys()
 
 
@@ -179,7 +179,7 @@ async def until_caught(client, method):
 
 @pytest.mark.parametrize("cell", [one for one in EVERYWHERE if one[0] == "legacy"], ids="-".join)
 async def test_a_client_may_send_all_message_members(gateways, cell):
-    """As serializers do that know one type of message: what it is shows in what is not null."""
+    """As serializers with one type for all messages do: the non-null members show the kind."""
     async with open_client(gateways, cell) as client:
         message = {"jsonrpc": "2.0", "id": 77, "method": "tools/list", "params": None, "result": None, "error": None}
         if client.stdio is not None:

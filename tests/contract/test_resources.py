@@ -1,4 +1,4 @@
-"""Resources keep their URIs, whoever has them; only what two backends list is told apart, wherever it stands."""
+"""Resources keep their URIs; only URIs listed by two backends are disambiguated."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_the_pages_of_tools_follow(gateways, cell):
 async def test_a_missing_resource_uses_the_clients_era(gateways, cell):
     code = -32602 if cell[0] == "modern" else -32002
     async with open_client(gateways, cell) as client:
-        # Nobody's; then of one backend each, which say it in their own era.
+        # Without an owner; then of one backend each, which answers in its own era.
         for uri in ("none:x", "mcp+a:memo://a/nope", "mcp+b:memo://b/nope"):
             error = (await read(client, uri))["error"]
             assert (error["code"], error["data"]) == (code, {"uri": uri}), error
@@ -169,7 +169,7 @@ async def test_how_long_lists_and_contents_may_be_kept(gateways, modern_only):
 
 
 async def wait_subscribed(client, owner, uri):
-    """A backend is told of a subscription soon, not at once; each look is a round trip."""
+    """A subscription reaches the backend after a moment; each check is a round trip."""
     with trio.fail_after(ANSWER_WITHIN):
         while uri not in structured_of(await client.call(f"{owner}.subscribed"))["uris"]:
             pass

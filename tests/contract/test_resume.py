@@ -1,4 +1,4 @@
-"""Streams of legacy calls that break on real connections: what was missed comes on the next one, once, and alone."""
+"""Interrupted legacy streams on real connections: missed events arrive once, on the next one."""
 
 from __future__ import annotations
 

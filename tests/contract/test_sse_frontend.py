@@ -1,4 +1,4 @@
-"""The older HTTP transport lists what the others list, and begins and ends in its own way.
+"""The HTTP+SSE transport: the same lists as elsewhere, with its own start and end.
 
 What a call does over every transport is tested with `every_cell_and_sse` in `test_calls.py` and `test_cancel.py`.
 """

@@ -1,4 +1,4 @@
-"""Every client gets what its version can read, and every tool works for every client, tasks included."""
+"""Clients get what their version can read, and every tool works for every client."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_a_mandatory_task_works_like_any_tool(gateways, cell, backend):
 
 
 async def tasks_of(client, backend):
-    """What a backend has been sent about tasks, and the tool calls it was told are cancelled."""
+    """The task requests a backend received, and the tool calls cancelled there."""
     messages = structured_of(await client.call(f"{backend}.seen"))["messages"]
     asked = [message for message in messages if message.get("method", "").startswith("tasks/")]
     cancelled = [m["params"]["requestId"] for m in messages if m.get("method") == "notifications/cancelled"]

@@ -1,4 +1,4 @@
-"""`mcp-gateway demo`: what it prints, and who may use it."""
+"""`mcp-gateway demo`: its output and its permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of a mounted gateway that do not read: in another thread's application, and in one on the gateway's loop."""
+"""Mounted gateway clients that do not read, in another thread's application and on its loop."""
 
 from __future__ import annotations
 

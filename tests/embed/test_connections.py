@@ -1,4 +1,4 @@
-"""The connection manager, rows P1 to P10: real servers on stdio, called from asyncio and from trio."""
+"""The connection manager, rows P1 to P10: real stdio servers, from asyncio and trio."""
 
 from __future__ import annotations
 
@@ -469,7 +469,7 @@ def test_guarantee_p10_a_hanging_server_keeps_no_other_open(loop: str) -> None:
         assert not any(thread.name.startswith("gateway") for thread in threading.enumerate())
         assert manager.get_server_status("good")["connected"] is False
 
-        assert text_of(await manager.call_tool("good", "echo", {"text": "again"})) == "again"  # it starts anew
+        assert text_of(await manager.call_tool("good", "echo", {"text": "again"})) == "again"  # it starts again
         await manager.close_all_connections()
         await manager.close_all_connections()  # and once more does no harm
 

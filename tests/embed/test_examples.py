@@ -1,4 +1,4 @@
-"""The examples run as they stand, with clients connected, and leave nothing behind."""
+"""The examples run unmodified, with clients connected, and leave nothing behind."""
 
 from __future__ import annotations
 

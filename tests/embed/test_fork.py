@@ -53,7 +53,7 @@ def test_a_fork_has_its_own_gateway() -> None:
         assert host.stdin is not None
         assert host.stdout is not None
         first, second, fork = (int(host.stdout.readline()) for _ in range(3))
-        assert oracle.stat(first) is not None  # the end of the fork's own gateway was nobody else's
+        assert oracle.stat(first) is not None  # the end of the fork's own gateway affected no other
         assert oracle.stat(second) is None
         host.send_signal(signal.SIGKILL)
         assert oracle.wait_end(first, time.monotonic() + WITHIN)

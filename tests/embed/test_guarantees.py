@@ -1,4 +1,4 @@
-"""Every public method of `ProxyManager`, by keyword and by position, with what it returns."""
+"""Every public method of `ProxyManager`, by keyword and by position, with its result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def is_(wanted: object) -> Callable[[Any], bool]:
 
 
 CONFIG: Final = config_of(a=echo_backend())
-APP: Final = object()  # stands for an application that is made for each test
+APP: Final = object()  # replaced by an application made for each test
 # The method, its arguments by name in the order of their positions, and whether what it returns has the right shape.
 ROWS: Final[list[tuple[str, dict[str, Any], Callable[[Any], bool]]]] = [
     ("initialize_connections", {"mcp_config": CONFIG}, is_handles),

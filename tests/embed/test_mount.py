@@ -1,4 +1,4 @@
-"""The mounted proxy, rows M1 to M6: in a running application, under uvicorn on asyncio and under Hypercorn on trio."""
+"""The mounted proxy, rows M1 to M6: in a running application, under uvicorn and Hypercorn."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def test_guarantee_m6_a_failed_start_is_not_half_mounted(
         manager = gateway.ProxyManager(config=config_of())
         app = make_app()
 
-        async def fail(*_: object) -> None:  # noqa: RUF029 - the form of what it stands for
+        async def fail(*_: object) -> None:  # noqa: RUF029 - the signature of the function it replaces
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
@@ -466,7 +466,7 @@ def test_guarantee_m6_a_failed_start_is_not_half_mounted(
         assert "could not be mounted" in caplog.text
         assert len(app.routes) == 1
         await manager.shutdown()
-        await manager.mount_to_app(app)  # nothing stands in the way of another try
+        await manager.mount_to_app(app)  # another try succeeds
         assert len(app.routes) > 1
         await manager.shutdown()
 

@@ -1,4 +1,4 @@
-"""`open_gateway` in a trio program: calls, lists, status, reload, the ASGI application, and the end of the block."""
+"""`open_gateway` in a trio program: calls, lists, status, reload, ASGI application, exit."""
 
 from __future__ import annotations
 

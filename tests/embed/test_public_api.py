@@ -1,4 +1,4 @@
-"""The public API is documented in full: every argument, its unit, what comes back, and every error."""
+"""The documentation of the public API: every argument, unit, result and error."""
 
 from __future__ import annotations
 

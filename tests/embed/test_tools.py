@@ -1,4 +1,4 @@
-"""What programs say of tools, and what becomes of a catalog by it. Pure."""
+"""Tool declarations of programs, and their effect on a catalog. Pure."""
 
 from __future__ import annotations
 

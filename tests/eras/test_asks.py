@@ -1,4 +1,4 @@
-"""What a server may ask a client of which version, and how it is said so that the client can read it."""
+"""Server requests per client version, and their conversion for that client."""
 
 from __future__ import annotations
 

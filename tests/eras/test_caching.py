@@ -1,4 +1,4 @@
-"""For how long results may be kept: read, merged, and said of lists that are made of several."""
+"""Cache lifetimes of results: read, merged, and stated for combined lists."""
 
 from __future__ import annotations
 

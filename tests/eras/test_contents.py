@@ -1,4 +1,4 @@
-"""Versions inside the eras: what a client cannot read becomes what it can, and everything else keeps its bytes."""
+"""Versions inside the eras: unreadable content is converted, everything else keeps its bytes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_invalid_results_pass_unchanged(data: bytes) -> None:
     ("value", "content", "added"),
     [
         ([1, {"two": None}], [], '[1, {"two": null}]'),
-        ([1], [text("[ 1 ]")], None),  # it stands there already
+        ([1], [text("[ 1 ]")], None),  # already present
         ([1], [text("one"), text("2")], "[1]"),
         ("hi", [text("hi")], None),
         ("hi", [text('"hi"')], None),

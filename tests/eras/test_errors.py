@@ -70,11 +70,11 @@ WRAPPED = object()
         (-32042, Era.MODERN, Era.LEGACY, WRAPPED),
         # a backend's quarrel with the gateway is not the client's
         (-32020, Era.MODERN, Era.MODERN, WRAPPED),
-        # but a capability that is missing is the real client's, whose capabilities the backend was told
+        # but a missing capability is the real client's, as declared to the backend
         (-32021, Era.MODERN, Era.MODERN, -32021),
         (-32021, Era.MODERN, Era.LEGACY, WRAPPED),
         (-32022, Era.MODERN, Era.LEGACY, WRAPPED),
-        # nobody may emit what is reserved
+        # reserved codes must not be sent
         (-32050, Era.LEGACY, Era.LEGACY, WRAPPED),
         (-32099, Era.LEGACY, Era.MODERN, WRAPPED),
     ],

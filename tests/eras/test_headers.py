@@ -1,4 +1,4 @@
-"""Mirrored headers: held against the SDK's own rules, and every way in which they can differ from the body."""
+"""Mirrored headers: the SDK's own rules, and every possible difference from the body."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from([
 ])
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(texts)
 def test_our_encoding_is_decoded_by_the_sdk(value: str) -> None:
     encoded = headers.encode_value(value)
@@ -31,13 +31,13 @@ def test_our_encoding_is_decoded_by_the_sdk(value: str) -> None:
     assert encoded == encoded.strip()
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(texts)
 def test_the_sdks_encoding_is_decoded_by_us(value: str) -> None:
     assert headers.decode_value("Mcp-Name", inbound.encode_header_value(value).encode("ascii")) == value
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
     | st.text("AQYabz019+/=-_ ", max_size=8).map(lambda inner: f"=?base64?{inner}?=")

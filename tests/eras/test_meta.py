@@ -1,4 +1,4 @@
-"""`_meta`: what belongs to one hop stays there, everything else travels."""
+"""`_meta`: per-hop members stay, everything else is forwarded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method table against the schemas: every method has its row, and each view agrees with the specification."""
+"""The method table against the schemas: complete, and consistent with the specification."""
 
 from __future__ import annotations
 

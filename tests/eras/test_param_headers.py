@@ -1,4 +1,4 @@
-"""Parameters that travel as headers too: what is valid, and what is sent, as the SDK sees it."""
+"""Parameters mirrored in headers: validity and values, compared with the SDK."""
 
 from __future__ import annotations
 

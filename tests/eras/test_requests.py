@@ -1,4 +1,4 @@
-"""Requests: from both eras into a call, and on to a backend of either era with nothing lost."""
+"""Requests of both eras become a call and reach either era without loss."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ params_of_calls = st.dictionaries(texts.filter(lambda key: key != "_meta"), valu
 metas = st.dictionaries(texts, values, max_size=3)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(params_of_calls, metas, texts, texts, st.sampled_from(sorted(OWNER_KIND)))
 def test_nothing_of_a_legacy_request_is_lost(
     params: dict[str, Any], own_meta: dict[str, Any], name: str, own: str, method: str
@@ -68,7 +68,7 @@ def test_nothing_of_a_legacy_request_is_lost(
     assert list(out) == list(expected)  # the order of the members too
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(params_of_calls, metas)
 def test_nothing_of_a_modern_request_is_lost(params: dict[str, Any], own_meta: dict[str, Any]) -> None:
     full = {**params, "name": "t", "_meta": {**own_meta, **ENVELOPE, meta.PROGRESS_TOKEN: "p"}}

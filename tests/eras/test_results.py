@@ -1,4 +1,4 @@
-"""Results: byte for byte inside the legacy era, and otherwise only what the other era does not have is changed."""
+"""Results: unchanged inside the legacy era, otherwise converted only where the eras differ."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def encoded(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.binary(max_size=40))
 def test_legacy_to_legacy_is_byte_for_byte(data: bytes) -> None:
     assert results.for_legacy(Complete(data, Era.LEGACY)) is data
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(bodies, st.dictionaries(texts, values, max_size=3))
 def test_from_legacy_to_modern_nothing_is_lost(body: dict[str, Any], own: dict[str, Any]) -> None:
     full = {**body, "unknown": None, "_meta": own}
@@ -47,7 +47,7 @@ def test_from_legacy_to_modern_nothing_is_lost(body: dict[str, Any], own: dict[s
     assert [key for key in out if key != "resultType"] == list(full)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(bodies, st.booleans(), st.booleans())
 def test_a_result_without_meta_is_only_extended(body: dict[str, Any], ascii_only: bool, deeper: bool) -> None:
     if deeper:
@@ -70,7 +70,7 @@ def test_members_spelled_otherwise_are_found(data: bytes) -> None:
     assert json.loads(out) == {**own, "resultType": "complete", "_meta": meta_of}
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(bodies, st.dictionaries(texts, values, max_size=3))
 def test_modern_to_legacy_removes_only_modern_members(body: dict[str, Any], own: dict[str, Any]) -> None:
     full = {"resultType": "complete", **body, "ttlMs": 5, "cacheScope": "public", "_meta": own}

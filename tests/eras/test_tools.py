@@ -1,4 +1,4 @@
-"""Tools as the clients of each class of versions see them, and what a tool says of itself."""
+"""Tools as clients of each class of versions see them, and their own declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which revision is spoken: the table of both choices, and the SDK's own lists as the oracle."""
+"""Negotiation of the revision: the table of both choices, with the SDK as oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules in here share gateways between their tests, whose backends come and go."""
+"""Gateways shared between the tests of this package, whose backends come and go."""
 
 from __future__ import annotations
 

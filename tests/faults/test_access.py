@@ -1,4 +1,4 @@
-"""Every endpoint x {no key, a wrong one, another principal's session, a bad Origin, a bad Host}: refused without work.
+"""Every endpoint x {missing key, wrong key, foreign session, bad Origin, bad Host}: refused without work.
 
 In memory, all of it: the gateway's real routes and faces before a backend of fakes, which must see nothing; and no
 body is read of a request that is refused. What a key opens elsewhere must not show either.
@@ -94,7 +94,7 @@ class Watched(Harness):
 async def refuse(harness: Harness, request: tuple[str, str, object, dict[str, str]], **headers: str) -> FakeExchange:
     method, path, body, own = request
     exchange = await harness.start(method, path, body, **{**own, **headers})
-    assert exchange.ended, "it was let in"
+    assert exchange.ended, "it was accepted"
     return exchange
 
 
@@ -160,7 +160,7 @@ async def test_another_principals_session_is_an_unknown_one(autojump_clock: Mock
             assert mine.status == anonymous.status == 404, name
             assert mine.sent == anonymous.sent, name
         assert harness.state == before
-        # The same requests of its own principal are let in, so that it is not something else that refuses them.
+        # The same requests of its own principal are accepted, so the refusals have no other cause.
         alive = await harness.start("POST", "/mcp", PING, key=ALICE, mcp_session_id=harness.legacy)
         assert alive.status == 200
         assert (await harness.start("POST", harness.sse, PING, key=ALICE)).status == 202
@@ -197,7 +197,7 @@ async def test_no_secret_is_shown(autojump_clock: MockClock, caplog: pytest.LogC
 
 
 async def test_a_suspended_call_belongs_to_its_principal(autojump_clock: MockClock) -> None:
-    """The attacks on `requestState` have a file of their own; here it comes with the key of somebody else."""
+    """The attacks on `requestState` have their own file; here it comes with another client's key."""
     from tests.support.access import MODERN_META
 
     capable = {**MODERN_META, "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}

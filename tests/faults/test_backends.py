@@ -1,4 +1,4 @@
-"""Backends that break in a call or talk nonsense: their callers hear of it at once, and nobody else does."""
+"""Backends that break or send garbage during a call: only their callers are affected."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_a_100_mb_line_fails_only_its_call(gateways, cell, variant):
                 answer = await client.call(f"{variant}.go")
                 assert backend_of(answer) == variant
                 assert "max_line_bytes" in answer["error"]["message"]
-                if variant == "id_absent":  # whose it was cannot be known: all that were under way are told
+                if variant == "id_absent":  # its owner is unknown: all pending calls get the error
                     assert backend_of(await other.response()) == variant
                 else:
                     assert text_of(await client.call(f"{variant}.echo", {"text": "meanwhile"})) == "meanwhile"

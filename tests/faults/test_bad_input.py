@@ -1,4 +1,4 @@
-"""Peers that do not keep to the protocol: a clear error at the right party, nothing leaked, others undisturbed.
+"""Peers that violate the protocol: a clear error, no leak, no effect on others.
 
 `BAD_INPUT` names every kind and the tests about it, wherever they are; those that had no better place are here.
 """
@@ -92,7 +92,7 @@ async def test_two_sessions_with_the_same_id() -> None:
         await server.on_initialize(request, reply)
 
     async def delete(request: Request, reply: Reply) -> None:
-        server.session = -1  # nobody's, until somebody initializes again
+        server.session = -1  # invalid until a client initializes again
         await reply.send(200)
 
     server.on |= {"initialize": initialize, "DELETE": delete}
@@ -108,7 +108,7 @@ async def test_two_sessions_with_the_same_id() -> None:
 
 
 def asked(server_requests: ServerRequestTable) -> tuple[Any, list[bytes | Failure]]:
-    """Something that a client is asked, and what the server is told."""
+    """One server request, and the answer its server receives."""
     notified: list[bytes | Failure] = []
     ask = ServerRequest("roots/list", {}, notified.append)
     return (ask, msgspec.json.decode(server_requests.request(ask))["id"]), notified
@@ -142,7 +142,7 @@ def test_a_client_that_answers_after_the_cancel() -> None:
 
 
 async def test_a_client_that_never_answers() -> None:
-    """Its call ends at its deadline: the server is told that no answer comes, and nothing of it is kept."""
+    """Its call ends at its deadline: the server gets an error, and nothing of it is kept."""
     script = Script()
     one = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, session="one"))
     pending = PendingCall(one, backend="b", own_name="x", timeout=0.05)

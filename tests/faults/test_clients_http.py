@@ -1,4 +1,4 @@
-"""Clients of the HTTP face that send what they should not: a clear refusal each, and the gateway goes on."""
+"""HTTP clients that send invalid requests: a clear refusal each, and the gateway continues."""
 
 from __future__ import annotations
 
@@ -492,7 +492,7 @@ async def test_a_get_refusing_streams_is_a_406(session):
 
 
 async def test_a_legacy_disconnect_does_not_cancel(session):
-    """2025-11-25: a disconnect is no cancellation; the session and its other calls go on, the id stays in use."""
+    """2025-11-25: a disconnect is not a cancellation; the session and its calls continue, the id stays in use."""
     before = (await session.call_tool("echo.cancelled_log"))["result"]["structuredContent"]["cancelled"]
     params = {"name": "echo.progress", "arguments": {"n": 8, "delay": 0.05}, "_meta": {"progressToken": 1}}
     async with session.stream(make_request("gone", "tools/call", params)) as exchange:

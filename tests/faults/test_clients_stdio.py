@@ -1,4 +1,4 @@
-"""Clients on pipes that send what they should not, or stop reading."""
+"""Stdio clients that send invalid messages or stop reading."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ async def test_calls_and_what_ends_them_in_one_write(stdio):
 
     lines = [
         call("kept", "echo.echo", text="kept"),
-        call("given up", "echo.sleep", seconds=30),
-        make_notification("notifications/cancelled", {"requestId": "given up"}),
+        call("cancelled", "echo.sleep", seconds=30),
+        make_notification("notifications/cancelled", {"requestId": "cancelled"}),
         call("nobody's", "echo.nothing"),
         call("bare", "nothing"),
     ]
@@ -154,8 +154,8 @@ async def test_calls_and_what_ends_them_in_one_write(stdio):
     assert text_of(await stdio.response("kept")) == "kept"
     assert (await stdio.response("bare"))["error"]["code"] == -32602
     assert (await stdio.response("nobody's"))["error"]["code"] == -32602
-    await stdio.send(call("given up", "echo.echo", text="free again"))  # no answer to the first is behind this one
-    assert text_of(await stdio.response("given up")) == "free again"
+    await stdio.send(call("cancelled", "echo.echo", text="free again"))  # no answer to the first is behind this one
+    assert text_of(await stdio.response("cancelled")) == "free again"
 
 
 async def test_excess_concurrent_requests_are_refused_as_busy(stdio):
@@ -229,7 +229,7 @@ async def test_a_stalled_client_is_not_buffered_or_awaited():
         params = {"name": "echo.progress", "arguments": {"n": 5000}, "_meta": {"progressToken": 1}}
         await stdio.start("tools/call", params)
         assert (await stdio.notification("notifications/progress"))["params"]["progress"] == 1
-        # From here on nobody reads. More requests fill what room there is, until the gateway reads no more either.
+        # The client stops reading. More requests fill the buffers, until the gateway stops reading too.
         with trio.move_on_after(0.5):
             while True:
                 await stdio.start("tools/call", {"name": "echo.big", "arguments": {"n": 1_000_000}})

@@ -1,4 +1,4 @@
-"""Servers that do not take the era probe, or not the newest version: each row of the corpus opens and serves a call."""
+"""Servers refusing the era probe or newest version: each opens and serves a call."""
 
 from __future__ import annotations
 

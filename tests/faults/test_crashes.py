@@ -1,4 +1,4 @@
-"""Calls that kill their server: whose they were is known, that client is slowed, and nobody else loses the server."""
+"""Calls that crash their server: their client is limited, the others keep the server."""
 
 from __future__ import annotations
 

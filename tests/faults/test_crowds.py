@@ -1,4 +1,4 @@
-"""Clients that vanish in every phase, by the thousand, and one that stops reading: nothing of them may stay."""
+"""Thousands of clients that disconnect in every phase, or stop reading: nothing is left."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ async def test_a_thousand_slow_readers_stay_within_the_bound():
                 nursery.start_soon(read_slowly)
             with trio.fail_after(120):
                 while closed < CROWD // 2:
-                    # Nobody else is shut out; a call may be refused while a connection ends, never for longer.
+                    # No other client is excluded; a call may be refused while a connection ends, never for longer.
                     answer = await client.call_modern("tools/call", small)
                     assert "error" not in answer or answer["error"]["data"]["reason"] == "busy"
                     await trio.sleep(0.05)

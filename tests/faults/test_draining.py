@@ -1,4 +1,4 @@
-"""Backends that break while the gateway stops: it ends in time and in order, and nothing of them is left."""
+"""Backends that break during shutdown: it ends in time and order, leaving nothing."""
 
 from __future__ import annotations
 

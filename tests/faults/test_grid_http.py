@@ -1,8 +1,8 @@
-"""The grid of breakages for backends over HTTP: when it breaks x how x on which transport.
+"""The fault grid of HTTP backends: moment x fault x transport.
 
 The six ways are those of a child on pipes (`test_backends`, `test_starting`, `test_draining`), in the sense that each
 has here: exit = every connection is cut · hang = no answer · garbage = a page of HTML (on an event stream: events that
-are no messages) · half line = an event cut in the middle · flood = far more notifications than anybody waits for ·
+are not messages) · half line = an event cut in the middle · flood = far more notifications than expected ·
 closes stdout only = the stream ends well, without the answer, and the server lives. The backend is a raw server in this
 process; above it are the gateway's own supervisor, fleet and router. Another backend must notice nothing.
 """
@@ -195,7 +195,7 @@ class Harness:
         self.router.release(pending)
 
     async def works_again(self) -> None:
-        """A call that comes now is answered; until the backend is back, callers are told that it is not."""
+        """A new call is answered; until the backend is back, callers get an error."""
         self.server.repair()
         while isinstance(found := await self.call("b.echo"), BackendError):
             assert found.backend == "b"

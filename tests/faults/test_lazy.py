@@ -1,4 +1,4 @@
-"""Backends that start with their first call and stop when idle: listed without a start, and never stopped at work."""
+"""Lazy backends: listed without a start, started by a call, stopped only when idle."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ async def test_a_corrupt_cache_file_counts_as_absent(tmp_path, content):
     async with lazy(tmp_path, starts=1) as run:
         assert await run.tools() == names
         await run.gateway.wait_stderr("last-good catalog of 'b' is unreadable")
-    async with lazy(tmp_path, starts=0) as run:  # it was written anew
+    async with lazy(tmp_path, starts=0) as run:  # it was written again
         assert await run.tools() == names
 
 
 async def test_an_unwritable_state_directory_costs_only_the_cache(tmp_path):
-    """A file stands where the directory should be; even root cannot make one there."""
+    """A file is in the directory's place; even root cannot create one there."""
     blocked = tmp_path / "blocked"
     blocked.write_text("")
     for _ in range(2):
@@ -188,7 +188,7 @@ async def test_an_idle_backend_stops_stays_listed_and_restarts(tmp_path):
             first = pid
             await run.wait_state("stopped")
             with trio.fail_after(ANSWER_WITHIN):
-                while is_running(pid):  # ruff: ignore[async-busy-wait] - the ladder follows the state
+                while is_running(pid):  # ruff: ignore[async-busy-wait] - the stop sequence follows the state
                     await trio.sleep(POLL)
             assert await run.tools() == names
         assert (await run.status())["pid"] is None

@@ -1,4 +1,4 @@
-"""No child outlives its gateway: the real gateway before a zoo of ten, ended in every way that a gateway can end.
+"""No child outlives its gateway: a zoo of ten behind a gateway ended in every way.
 
 One round of `python -m benchmarks lifetimes`, which runs many; see there for what counts as left behind.
 """
@@ -19,8 +19,8 @@ from benchmarks import oracle
 from benchmarks.endings import ENDINGS, FIRST, KILLED, SHUTDOWN_GRACE, SLACK, ZOO_SERVER, Run, run_once
 
 STDIO, HTTP = "stdio", "streamable-http"
-LATE = 4.0  # seconds that a busy machine may add to the ladder; SLACK is what makes a survivor
-SEEN_LATE = 0.4  # seconds that looking at all processes may take there; the ladder is longer
+LATE = 4.0  # seconds that a busy machine may add to the stop sequence; SLACK defines a survivor
+SEEN_LATE = 0.4  # seconds that a scan of all processes may take there; the stop sequence is longer
 CELLS = [(ending, HTTP if number % 2 else STDIO) for number, ending in enumerate(ENDINGS)]
 CELLS += [("SIGTERM", STDIO), ("SIGKILL", STDIO), ("restart", HTTP)]
 

@@ -1,4 +1,4 @@
-"""Small limits, reached: who is over one is told at once, and nobody else notices. And the names of tools."""
+"""Small limits, reached: an immediate error for the caller, no effect on others. Tool names."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_queue_overflow_is_refused_immediately(gateways, cell, tmp_path):
             assert all(map(is_busy, answers))  # none of the others has ended by now
             gate.touch()
         busy = [answer for answer in answers if is_busy(answer)]
-        assert 3 <= len(busy) <= 4  # one at work, one queued, and one perhaps on its way from the queue
+        assert 3 <= len(busy) <= 4  # one running, one queued, and one perhaps on its way from the queue
         assert all("narrow" in answer["error"]["message"] for answer in busy)
         assert len([text_of(answer) for answer in answers if not is_busy(answer)]) == 6 - len(busy)
         assert text_of(await client.call("narrow.echo", {"text": "again"})) == "again"

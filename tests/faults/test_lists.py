@@ -1,4 +1,4 @@
-"""Backends whose lists go wrong, in both eras over every transport: the rest is served, with a warning."""
+"""Backends whose lists go wrong, in both eras and every transport: the rest is served."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def open_rows(
 
 
 async def wait_warnings(gw: EmbeddedGateway, name: str, *, wanted: bool) -> tuple[str, ...]:
-    """Wait until a backend has warnings, or has none any more."""
+    """Wait until a backend has warnings, or has none."""
     while bool(warnings := gw.status()[name].warnings) is not wanted:
         changed = trio.Event()
 

@@ -1,4 +1,4 @@
-"""A running gateway gets other configs while clients call: no call is lost, and what has not changed is not touched."""
+"""Config reloads during calls: no call is lost, and unchanged backends are not touched."""
 
 from __future__ import annotations
 

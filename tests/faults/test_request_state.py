@@ -1,4 +1,4 @@
-"""Attacks on `requestState`, and everything else that can go wrong with a parked call: nothing is resumed or run twice.
+"""Attacks on `requestState` and other faults of suspended calls: nothing is resumed or run twice.
 
 Tests with other principals or another clock are in tests/frontends/modern.
 """
@@ -202,7 +202,7 @@ async def test_a_replica_lacks_the_suspended_call() -> None:
         assert error["code"] == INVALID
         assert "not run again" in error["message"]
         assert await two.count() == 0
-        # A modern server's state holds all that there is to know, so any replica goes on with it.
+        # A modern server's state is complete, so any replica can continue with it.
         first = await one.park("m.ask")
         assert answers(await two.call("m.ask", inputResponses={"one": ANSWER}, requestState=first)) == {"one": ANSWER}
 

@@ -1,4 +1,4 @@
-"""Secrets are planted wherever a config substitutes, and looked for in everything that the gateway says itself."""
+"""Secrets planted wherever a config substitutes, and searched in everything the gateway writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many clients at random: every answer reaches its own, once, and nothing stays behind.
+"""Many clients at random: every answer reaches its own client, once, and nothing is left.
 
 A short form of `python -m benchmarks soak`; see there for what the clients do. That it would see what is wrong is
 shown first, with answers made up.

@@ -1,4 +1,4 @@
-"""Backends that do not come, or come late: lists wait for the grace at most, calls for their own backend only."""
+"""Backends that start late or never: lists wait for the grace, calls only for their backend."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_list_waits_no_longer_than_the_grace(frontend, era, tmp_path):
                 gate.touch()
                 assert (await ear.next())["method"] == CHANGED
                 if "late.echo" not in await client.names():
-                    # That was about the good one, which came a moment before the list; a session is told late of it,
+                    # That was about the good one, which came just before the list; a session is notified late,
                     # when its stream opens.
                     assert (await ear.next())["method"] == CHANGED
                 assert "late.echo" in await client.names()

@@ -1,4 +1,4 @@
-"""What becomes of calls when the gateway is told to stop: drained within the grace, or cut off, cancelled and answered.
+"""Calls during shutdown: drained within the grace, or cancelled and answered with an error.
 
 Each backend's stdin goes through `tee`, so that a test reads in a file what the backend was sent.
 """
@@ -73,7 +73,7 @@ class Stopping:
         return self.arrived[request_id]
 
     async def collect(self):
-        """Read the pipe whoever waits, so that each answer is seen when it comes."""
+        """Read the pipe continuously, so that each answer is seen when it comes."""
         while line := await self.client.read_line():
             message = json.loads(line)
             async with self.arrival:
@@ -99,7 +99,7 @@ class Stopping:
         await self.gateway.wait_stderr("draining")
 
     async def exit(self):
-        """The exit status. What a test would wait for in vain takes longer than this."""
+        """The exit status. A process that hangs takes longer than this."""
         with trio.fail_after(STOP_WITHIN):
             return await self.gateway.process.wait()
 
@@ -221,7 +221,7 @@ async def test_queued_calls_beyond_the_grace_are_never_sent(cell, tmp_path):
 
 @every_cell
 async def test_a_second_signal_waits_for_nothing(cell, tmp_path):
-    """Neither for the drain nor for the ladder: the backend hangs, and would have 60 s for each rung."""
+    """Neither for the drain nor the stop sequence: the backend hangs, with 60 s for each step."""
     options = {"backend": faulty_backend("hang", "--era", "both"), "fields": {"shutdown_grace": [60, 60, 1]}}
     async with stopping(cell, tmp_path, drain_grace=30, status=1, **options) as run, trio.open_nursery() as nursery:
         nursery.start_soon(run.call, "stuck", 0, "b.go")

@@ -1,4 +1,4 @@
-"""A call as its client sees it: rounds of a modern backend are requests to a legacy client, nothing to others."""
+"""A call as its client sees it: modern rounds become requests to legacy clients only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def next_ask(flow: CallStream) -> ServerRequest:
 
 
 async def next_pending(lines: Lines, flow: CallStream) -> PendingCall:
-    """Have the flow go on until it waits for its backend; the ticket of the call that it has sent meanwhile."""
+    """Advance the stream until it waits for its backend; return the pending call it has sent."""
     count = len(lines.pending_calls)
     with trio.move_on_after(5):
         item = await flow.next()

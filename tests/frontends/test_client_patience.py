@@ -1,4 +1,4 @@
-"""How long a list waits for the client that asks: 60 % of its measured patience at most, and `start_grace` else."""
+"""List wait per client: at most 60 % of its measured timeout, otherwise `start_grace`."""
 
 from __future__ import annotations
 

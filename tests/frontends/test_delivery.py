@@ -1,4 +1,4 @@
-"""Calls of a stdio client that only wait for their outcome, and what else may happen to them: each is answered once."""
+"""Stdio calls without a task, and every event that may reach them: each answers once."""
 
 from __future__ import annotations
 

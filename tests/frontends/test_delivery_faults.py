@@ -1,4 +1,4 @@
-"""What meets an outcome in one instant, in both orders: one ending, nothing left, at most one cancel to the backend."""
+"""Events concurrent with an outcome, in both orders: one ending, at most one cancel."""
 
 from __future__ import annotations
 

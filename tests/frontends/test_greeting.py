@@ -1,4 +1,4 @@
-"""The answer to `initialize`, which a client gets once: it waits a second for first starts, and promises the rest."""
+"""The single answer to `initialize`: a one-second wait for first starts, and later capabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway says itself, in both eras: introductions, lists, and errors by the book."""
+"""Requests the gateway answers itself, in both eras: handshakes, lists and errors."""
 
 from __future__ import annotations
 

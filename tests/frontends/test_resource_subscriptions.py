@@ -1,4 +1,4 @@
-"""Resource subscriptions of both eras: counted, bounded, told to those who want them, and ended with their clients."""
+"""Resource subscriptions of both eras: counted, bounded, delivered, and ended with their clients."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_modern_client_receives_its_accepted_subscriptions(autojump_cloc
         changes, client = NotificationQueue("sub"), object()
         honoured = await watch_all(router, client, [URI, "memo:b"], MODERN_CALLER, changes)
         assert honoured == [URI, "memo:b"]
-        assert fake.session.names == []  # told by the session's upkeep
+        assert fake.session.names == []  # sent by the session's reconciler
         await settle()
         assert fake.session.upkeep.wishes.uris == {URI, "memo:b"}
         update(router, URI)

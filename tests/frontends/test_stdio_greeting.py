@@ -1,4 +1,4 @@
-"""The `initialize` of a stdio client that comes before the backends do: it waits, and holds nothing else up."""
+"""An early `initialize` on stdio: it waits for the backends without blocking anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one client may hold of the HTTP server: each state of a connection ends in time, and makes room before that."""
+"""Bounds per client of the HTTP server: every connection state ends or makes room."""
 
 from __future__ import annotations
 
@@ -364,7 +364,7 @@ async def test_many_silent_ones_are_ended_at_one_look(autojump_clock: trio.testi
     for slot in slots[:500]:
         slot.waits = lambda: (Rank.IDLE, 0.0)
     await trio.sleep(2)
-    with trio.move_on_after(0.1):  # nobody leaves here
+    with trio.move_on_after(0.1):  # no connection ends here
         await places.enter(None)
     assert [slot.ended for slot in slots] == [*[False] * 500, *[True] * 20, *[False] * 480]
 

@@ -1,4 +1,4 @@
-"""HTTP/2: each state of a connection and of a stream ends in time and makes room, in frames sent by hand."""
+"""HTTP/2 in hand-written frames: every connection and stream state ends or makes room."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ async def test_over_its_bound_a_clients_next_requests_wait(resets: int, certific
         await client.send(conn.data_to_send())
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert 16 * len(BIG) < unsent.used <= 17 * len(BIG)
-        for stream in range(3, 3 + 2 * resets, 2):  # what a client opens and gives up must not wait in heaps
+        for stream in range(3, 3 + 2 * resets, 2):  # streams opened and reset must not pile up
             conn.send_headers(stream, [*head, (":path", "/reset")], end_stream=True)
             conn.reset_stream(stream)
             await client.send(conn.data_to_send())

@@ -1,4 +1,4 @@
-"""Requests answered without a task: what the server hands over at once, and what becomes of responses that wait."""
+"""Requests answered without a task: immediate writes, and responses that wait."""
 
 from __future__ import annotations
 

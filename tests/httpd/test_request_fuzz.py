@@ -1,4 +1,4 @@
-"""Differential fuzzing of the request parser against h11, which the server used before and which is the more lenient.
+"""Differential fuzzing of the request parser against h11, its more lenient predecessor.
 
 Each stream of bytes goes to both, ours in random pieces. Every difference must be one of these:
 

@@ -1,4 +1,4 @@
-"""The request parser: what it takes, what it refuses, and that it finds the same however the bytes come."""
+"""The request parser: accepted and refused requests, independent of chunking."""
 
 from __future__ import annotations
 

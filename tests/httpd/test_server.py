@@ -1,4 +1,4 @@
-"""The HTTP server: what it does like Hypercorn (each test runs against both), and what Hypercorn still lacks.
+"""The HTTP server compared with Hypercorn (most tests run against both), and Hypercorn's gaps.
 
 Real sockets on loopback, real clock. A ``test_upstream_still_lacks_*`` that fails is good news: a newer Hypercorn does
 the thing itself, and that part of ``gateway.httpd`` can go.

@@ -1,4 +1,4 @@
-"""One task keeps the deadlines of all calls that are waited for: in any order, put off meanwhile, and after its end."""
+"""One task for the deadlines of all calls: any order, extensions, and its end."""
 
 from __future__ import annotations
 

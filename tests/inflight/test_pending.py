@@ -1,4 +1,4 @@
-"""A call under way: notices in order, one outcome, a deadline, and a backend that is told when nobody waits."""
+"""A pending call: ordered notifications, one outcome, a deadline, and a cancel for the backend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def notice(number: int) -> Notification:
 
 
 def watched(ticket: PendingCall) -> list[str]:
-    """Note why the backend was told to stop."""
+    """Record the reason of the cancel sent to the backend."""
     carrier = Carrier()
     ticket.sent(carrier, 1)
     return carrier.reasons
@@ -201,7 +201,7 @@ class Owner:
 
 
 class Sink:
-    """Implements `gateway.inflight.pending.ClientSink`: what it was told, in order."""
+    """Implements `gateway.inflight.pending.ClientSink`: the messages it received, in order."""
 
     def __init__(self, *, problem: Exception | None = None) -> None:
         self.problem = problem

@@ -1,4 +1,4 @@
-"""Public example servers of MCP Apps, and a host and apps on its SDK: what works directly works through the gateway.
+"""Public MCP Apps servers with a host on their SDK: the same directly and through the gateway.
 
 Apps run in Node, where the script of a page would run, and in Chromium, where there is one. With PICTURE=FILE in the
 environment the test in Chromium writes what it has seen, which is how the picture in the documentation is made.
@@ -61,7 +61,7 @@ async def test_apps_work_through_the_gateway_as_directly(app_peers: AppPeers, mo
         visible = {f"{name}.{tool}": visibility for tool, visibility in direct["visibility"].items()}
         assert visible.items() <= through["visibility"].items()
     assert through["visibility"]["monitor.poll-system-stats"] == ["app"]
-    # The same page and tool again: the page is told apart, and the call reaches no other server than it is meant for.
+    # The same page and tool again: the page is disambiguated, and the call reaches only its own server.
     assert clash["page"] == found[1]["page"] | {"uri": CLASH}
     assert "react.get-time or vanilla.get-time" in clash["error"]
 

@@ -1,4 +1,4 @@
-"""The cache of installed packages is whole, after an interruption and with two installers at once."""
+"""The cache of installed packages stays whole after interruptions and with concurrent installers."""
 
 from __future__ import annotations
 

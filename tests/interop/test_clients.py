@@ -1,4 +1,4 @@
-"""Unmodified clients reach unmodified servers through the gateway: everybody's newest release, and the one before.
+"""Unmodified clients and servers through the gateway: the newest and the previous releases.
 
 One server is on the Python SDK 2 and speaks the modern era, the other on the TypeScript SDK 1 and knows only the
 handshake, so that each client meets one of its own era and one of the other.
@@ -49,7 +49,7 @@ CLIENTS = [
 
 
 def make_config(peers: Peers) -> dict[str, Any]:
-    # A client on the Python SDK 1 breaks if it is told anything while it hangs up: changes are told well before.
+    # A client on the Python SDK 1 breaks if it is notified while it disconnects: changes come well before.
     return {"mcpServers": peers.servers, "gateway": {"start_grace": START_GRACE, "list_change_delay": 0.01}}
 
 

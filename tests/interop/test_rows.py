@@ -1,4 +1,4 @@
-"""Real clients that are asked, told and obeyed: the rows of the bridge that need a client which answers.
+"""Real clients that answer server requests: the rows of the bridge that need them.
 
 Four public SDKs, in each mode that they have, before servers of both eras of the standard library and servers on the
 SDKs: those of the legacy era, and those of both eras, which serve each client in its own. One process of each client

@@ -1,4 +1,4 @@
-"""Public servers with state in a file and in their process: clients of both eras in turn find what the others left.
+"""Public servers with state in a file or process: clients of both eras share it.
 
 Two know the legacy era alone; the third, on the Python SDK 2, offers both, and is one process for clients of either.
 """

@@ -1,4 +1,4 @@
-"""What authorization servers answer: what is harmless is accepted, what is not is a sentence."""
+"""Answers of authorization servers: harmless ones are accepted, others reported in one sentence."""
 
 from __future__ import annotations
 

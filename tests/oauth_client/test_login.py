@@ -1,4 +1,4 @@
-"""OAuth to backends: found out from the 401, one login for all, every way to a person, and what goes wrong."""
+"""OAuth to backends: discovery from the 401, one shared login, every prompt, and failures."""
 
 # ruff: file-ignore[line-too-long]  (one row of a table, one line)
 
@@ -194,7 +194,7 @@ async def test_another_processs_token_is_tried_first(tmp_path: Path) -> None:
 
 async def test_a_missing_scope_is_requested_beside_the_others(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness, harness.open() as session:
-        # The page of this login is brought to the client whose call needs it: it is no use opening another.
+        # The page of this login is sent to the client whose call needs it: opening another is useless.
         pending = pending_for("admin")
         session.send([pending])
         ask = await pending.next()

@@ -1,4 +1,4 @@
-"""The parts of a login: where the browser comes back to, what is kept and how, and which addresses may be asked."""
+"""Parts of a login: redirect listener, stored tokens, and permitted addresses."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ async def test_answers_are_bounded_and_failures_inconclusive(resolver: None) -> 
         await _send(httpx2.Response(503, stream=_stream(b"")))
     assert (await _send(httpx2.Response(503, stream=_stream(b"")), "GET")).status_code == 503
     answer = await _send(httpx2.Response(302, headers={"location": "https://else.example/"}, stream=_stream(b"")))
-    assert answer.next_request is not None  # told, not followed
+    assert answer.next_request is not None  # reported, not followed
 
 
 def _stream(data: bytes) -> httpx2.AsyncByteStream:

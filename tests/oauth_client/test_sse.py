@@ -1,4 +1,4 @@
-"""OAuth to a backend over the SSE transport: the stream and the POSTs carry the token, and either may be refused."""
+"""OAuth over the SSE transport: stream and POSTs carry the token, either may be refused."""
 
 from __future__ import annotations
 

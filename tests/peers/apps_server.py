@@ -1,4 +1,4 @@
-"""An MCP server on stdio whose tools have pages (MCP Apps), if its client shows them; standard library only.
+"""An MCP server on stdio whose tools have pages (MCP Apps); standard library only.
 
 Run as a script, with any option of `rich_server.py`, on which it is built; `--name NAME` is part of its answers. To a
 client that has declared `io.modelcontextprotocol/ui` with HTML it lists, beside the tools of the rich server:

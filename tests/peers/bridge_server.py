@@ -2,8 +2,8 @@
 
 Run as a script: `python bridge_server.py [--transport http|sse]` and any option of `rich_server.py`. Over HTTP it
 serves on 127.0.0.1, at a free port, says `listening on URL` on stderr, and holds its client to the letter: a legacy
-request needs its session, a modern one the headers that mirror its body. In the modern era it asks nobody for what was
-not declared on the request (-32021). It serves one client: ids of requests are looked at without asking whose they are.
+request needs its session, a modern one the headers that mirror its body. A modern client gets no request that was
+not declared on the request (-32021). It serves one client: request ids are not checked for their owner.
 
 Tools, besides those of the rich server: `grow` {features} -> lists one tool, prompt or resource more, and says so ·
 `dare` {requests} -> as `ask`, but asks (modern) without looking at what was declared · `count` {} -> how many times
@@ -215,7 +215,7 @@ class BridgeServer(RichServer):
             request_queue_size = 128
 
             def handle_error(self, request, client_address):
-                """Whoever has hung up needs no answer."""
+                """A disconnected client needs no answer."""
 
         with Listener(("127.0.0.1", 0), Handler) as listener:
             print(f"listening on http://127.0.0.1:{listener.server_port}/mcp", file=sys.stderr, flush=True)
@@ -223,7 +223,7 @@ class BridgeServer(RichServer):
             listener.serve_forever(poll_interval=0.05)
 
     def wait_for_eof(self, listener):
-        self.stdin.read()  # whoever started this process ends it by closing its stdin
+        self.stdin.read()  # the parent ends this process by closing its stdin
         listener.shutdown()
 
 

@@ -3,12 +3,12 @@
 Run as a script: `python echo_server.py [options]`. It reads JSON lines, answers on stdout, and exits on stdin EOF.
 `--era legacy` (the default) knows the initialize handshake of 2024-11-05 ... 2025-11-25; `--era modern` knows
 2026-07-28 (server/discover, a version in each request's `_meta`); `--era both` tells the two apart by the request.
-Slow tools run on threads of their own, so that other calls go on; every line is written under one lock.
+Slow tools run on threads of their own, so that other calls continue; every line is written under one lock.
 
 Tools: `echo` {text} -> the text · `tool_0` ... `tool_N-1` {text} -> "NAME.tool_I TEXT" (NAME as of --name) ·
 `sleep` {seconds, text?, until?} (cancelled, it is never answered; it ends early when the file `until` is there) ·
 `progress` {n, delay?} -> n progress notifications, if the request has a token, then the answer · `structured` {value,
-extra?} -> `structuredContent` is the value, and the members of extra stand in the result ·
+extra?} -> `structuredContent` is the value, and the members of extra are in the result ·
 `params` -> `structuredContent` is the request's params as received · `crash` {code?} -> exits without an answer ·
 `big` {n} -> n bytes of text · `env` {name?} -> environment, pid and working directory · `cancelled_log` ->
 `{"cancelled": [request ids cancelled so far]}`.
@@ -78,13 +78,13 @@ class Server:
                 self.stdout.write(data)
                 self.stdout.flush()
         except BrokenPipeError:
-            os._exit(0)  # nobody reads any more; the interpreter's own flush at exit would only complain
+            os._exit(0)  # the reader is gone; the interpreter's flush at exit would only complain
 
     def send(self, message):
         self.write(encode(message).encode() + b"\n")
 
     def send_all(self, messages):
-        """In one write, so that whoever reads gets them at once."""
+        """In one write, so that the reader gets them together."""
         self.write(b"".join(encode(message).encode() + b"\n" for message in messages))
 
     def answer(self, request_id, result):
@@ -136,7 +136,7 @@ class Server:
                 self.sleeping[request_id].set()
 
     def handle_request(self, message, method, params):
-        """The result; None when a thread answers later, or nobody ever."""
+        """The result; None if a thread answers later, or no answer comes."""
         if self.hangs(method):
             return None
         modern = self.check_era(method, params)

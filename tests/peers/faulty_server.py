@@ -138,7 +138,7 @@ class Faulty(Server):
         self.hang_until_killed()
 
     def fault_closes_stdout(self, _message, _params):
-        """Closes stdout but lives, and goes on reading until EOF."""
+        """Closes stdout but lives, and continues to read until EOF."""
         self.stdout.flush()
         os.close(1)
         self.write = lambda _data: None
@@ -162,7 +162,7 @@ class Faulty(Server):
         return noisy
 
     def fault_garbage(self, _message, _params):
-        """Prints lines that are no messages (text, bad UTF-8, numbers, empty lines) before its answers."""
+        """Prints invalid lines (text, bad UTF-8, numbers, empty lines) before its answers."""
         for line in GARBAGE:
             self.write(line)
         return text_result("amid garbage")
@@ -235,10 +235,10 @@ class Faulty(Server):
     # -- answers that are wrong or odd ---------------------------------------------------------------------------
 
     def fault_unknown_ids(self, message, _params):
-        """Answers ids that nobody asked with (999999, "nobody", null, -1), then the right one."""
+        """Answers unknown ids (999999, "nobody", null, -1), then the right one."""
         for request_id in (999_999, "nobody", None, -1):
-            self.answer(request_id, text_result("for nobody"))
-        self.answer_error(888_888, -32603, "for nobody")
+            self.answer(request_id, text_result("unexpected"))
+        self.answer_error(888_888, -32603, "unexpected")
         return text_result("the right one") if message else None
 
     def fault_answers_twice(self, message, _params):
@@ -330,7 +330,7 @@ class Faulty(Server):
         """Has tools `grow` and `shrink`, which add or remove grown_K and tell the client; `go` tells it 50 times."""
         for _ in range(50):
             self.tools_changed()
-        return text_result("told 50 times")
+        return text_result("notified 50 times")
 
 
 FAULTS = {name.removeprefix("fault_"): getattr(Faulty, name) for name in vars(Faulty) if name.startswith("fault_")}

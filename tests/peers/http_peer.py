@@ -1,4 +1,4 @@
-"""A raw HTTP server that says exactly what a test tells it to: h11 over trio sockets, no SDK.
+"""A raw HTTP server scripted by the test: h11 over trio sockets, no SDK.
 
 `open_peer(handler)` serves on 127.0.0.1 while a block runs. `LegacyServer`, `ModernServer` and `SseServer` are handlers
 of well-behaved MCP servers; a test replaces single answers: `server.on["tools/call"] = my_answer`, where
@@ -138,7 +138,7 @@ def dump(value: Any) -> bytes:
 
 @dataclass(eq=False)
 class HttpPeer:
-    """A running peer and what it has heard."""
+    """A running peer and the requests it received."""
 
     handler: Handler
     url: str = ""
@@ -149,7 +149,7 @@ class HttpPeer:
     serving: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def stop(self) -> None:
-        """Go away: nobody listens any more, and all connections are closed."""
+        """Stop listening and close all connections."""
         self.serving.cancel()
 
     async def listen(self, *, task_status: trio.TaskStatus[Any]) -> None:

@@ -1,4 +1,4 @@
-"""An MCP server on stdio that repeats what it was started with wherever it can, standard library only.
+"""An MCP server on stdio that repeats its arguments wherever it can, standard library only.
 
 Run as a script: `python leaky_server.py SECRET...`. All that its arguments and the variables `LEAK_*` hold goes to
 stderr at once, in several encodings, into `serverInfo`, and onto stdout as garbage. The tool `boom` says it again and

@@ -1,4 +1,4 @@
-"""An authorization server and an MCP server that it protects, each on a loopback port of its own, in the test's loop.
+"""An authorization server and an MCP server it protects, on loopback, in the test's loop.
 
 `open_oauth_peer` serves both while its block runs. What is wanted of it is set on `OAuthPeer` at any time: scopes, what
 tokens live, which parts of the metadata are there. Everything asked is in `log`, and it holds clients to the rules:
@@ -88,7 +88,7 @@ class OAuthPeer:
         return sum(one == path for _, one in self.log)
 
     def revoke(self) -> None:
-        """No access token is good any more."""
+        """Invalidate all access tokens."""
         self.tokens.clear()
 
     async def browse(self, url: str) -> httpx2.Response:
@@ -273,7 +273,9 @@ async def open_oauth_peer() -> AsyncGenerator[OAuthPeer]:
         for attribute, handle in (("issuer", peer.authorization), ("mcp", peer.protected)):
 
             async def serve(stream: trio.SocketStream, handle: Any = handle) -> None:
-                with contextlib.suppress(trio.BrokenResourceError, h11.RemoteProtocolError):  # whoever asked has gone
+                with contextlib.suppress(
+                    trio.BrokenResourceError, h11.RemoteProtocolError
+                ):  # the client has disconnected
                     await _serve(stream, handle)
 
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

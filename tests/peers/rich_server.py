@@ -3,7 +3,7 @@
 Run as a script: `python rich_server.py [--scheme S] [--shared] [--version V] [--odd-schemas]`, and any option of
 `echo_server.py`, on which it is built and whose tools it has too (`--era legacy|modern|both`, `--name`, `--page-size`
 ...). What a legacy server asks with a request it asks in the modern era with `input_required`; the results are the
-same in both, so that a test can compare them. `--name NAME` (default: rich) stands in all of its URIs.
+same in both, so that a test can compare them. `--name NAME` (default: rich) is part of all its URIs.
 
 Resources: `memo://NAME/one`, `memo://NAME/two`; with `--shared` also `memo://shared/doc`, which every server of this
 kind lists; not listed, but read: `memo://NAME/hidden`. Reading gives the text "NAME read URI"; anything else that no
@@ -19,7 +19,7 @@ given, member by member · `page` has `_meta.ui.resourceUri` (`ui://NAME/page`, 
 `ask` {requests: {key: {method, params}}, rounds?} -> asks all at once, rounds times; structuredContent is `{"answers":
 {key: result or {"error": ...}}}` of the last round · `url_needed` {url, id} -> -32042 until `granted` {id} was called
 (modern: a URL input request) · `log` {level, data, n?} -> n log messages, if the level was asked for ·
-`touch` {uri} -> `notifications/resources/updated` to whoever subscribed · `subscribed` -> `{"uris": [...]}` ·
+`touch` {uri} -> `notifications/resources/updated` to subscribers · `subscribed` -> `{"uris": [...]}` ·
 `change` {feature} -> list_changed · `seen` -> `{"messages": [...]}`: all requests and notifications so far (without
 `seen` itself), as received · `job` {text?, polls?, interval?, ask?, error?, isError?}: only as a task. Legacy:
 `execution.taskSupport` is `required`; modern: the client must declare the tasks extension. The task works for `polls`
@@ -28,7 +28,7 @@ same, plain or as a task.
 
 `--by-era`: each list has one entry more, its first with `_legacy` or `_modern` behind the name, by the request's era.
 `--version V`: the newest legacy version that is negotiated. `--odd-schemas`: tools `list_out` and `any_out` whose
-`outputSchema` is no object schema, with `structuredContent` to match.
+`outputSchema` is not an object schema, with `structuredContent` to match.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def extensions(params):
 
 
 class Task:
-    """A job that goes on behind `tasks/get`; both eras."""
+    """A job that continues behind `tasks/get`; both eras."""
 
     def __init__(self, task_id, arguments):
         self.id, self.arguments = task_id, arguments
@@ -453,7 +453,7 @@ class RichServer(Server):
         if not is_modern(params):
             return task.state("ttl", "pollInterval")
         if task.status == "failed" and not task.arguments.get("error"):
-            task.status = "completed"  # isError is no failure of the task in this era
+            task.status = "completed"  # in this era isError does not fail the task
         state = task.state("ttlMs", "pollIntervalMs")
         match task.status:
             case "input_required":
@@ -510,7 +510,7 @@ def make_rich_parser():
     parser.add_argument("--shared", action="store_true", help="list memo://shared/doc and a template, too")
     parser.add_argument("--version", choices=LEGACY, default=LEGACY[-1], help="the newest legacy version it speaks")
     parser.add_argument("--by-era", action="store_true", help="list one entry more, another one in each era")
-    parser.add_argument("--odd-schemas", action="store_true", help="tools whose outputSchema is no object schema")
+    parser.add_argument("--odd-schemas", action="store_true", help="tools with a non-object outputSchema")
     return parser
 
 

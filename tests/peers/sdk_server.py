@@ -1,4 +1,4 @@
-"""An MCP server on the official Python SDK: what most users' backends are made of, for realistic figures.
+"""An MCP server on the official Python SDK, typical of users' backends, for realistic figures.
 
 `python sdk_server.py` speaks on stdio; `--transport streamable-http` serves on 127.0.0.1 at `--port` (0: a free one)
 and says `listening on http://127.0.0.1:PORT/mcp` on stderr. `--json` answers JSON instead of SSE, `--stateless` keeps

@@ -1,4 +1,4 @@
-"""A machine with some clients: relays as real processes, which share a runtime and a state directory of their own."""
+"""Relays as real processes that share a runtime and a state directory."""
 
 from __future__ import annotations
 

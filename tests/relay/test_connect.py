@@ -1,4 +1,4 @@
-"""`connect` with real processes: one gateway for all clients, which ends with the last one and survives its own end."""
+"""`connect` with real processes: one gateway for all clients, replaced if it dies."""
 
 from __future__ import annotations
 

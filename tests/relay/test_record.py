@@ -1,4 +1,4 @@
-"""What a relay keeps of a session: which requests wait, and what brings another gateway to the same state."""
+"""A relay's record of a session: pending requests, and the messages that restore it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API changes over a file, when a file is another one, and that one change at a time comes to hold."""
+"""API changes over a config file, detection of file changes, and one change at a time."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ async def test_an_edit_of_the_file_comes_to_hold(tmp_path: Path) -> None:
         await rig.until(lambda: list(rig.fleet.supervisors) == ["a", "b"])
         assert rig.reloader.last.by == "file"
         assert rig.held[-1] is rig.fleet.config
-        rig.place.path.write_text('{"mcpServers": {"a": ')  # an editor at work
+        rig.place.path.write_text('{"mcpServers": {"a": ')  # an editor is writing
         rig.place.write(b=B)
         await rig.until(lambda: list(rig.fleet.supervisors) == ["b"])
         rig.place.path.write_text("{")

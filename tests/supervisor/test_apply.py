@@ -1,4 +1,4 @@
-"""A new config while the gateway runs: what is new starts beside the old, one swap, and nothing else is touched."""
+"""A new config at run time: replacements start beside the old, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_waiting_calls_move_to_the_replacement(autojump_clock: MockClock) 
         await trio.sleep(10)
         moved, lost = [await rig.router.submit(make_call(name)) for name in ("a.x", "b.x")]
         await rig.apply("a2")
-        assert isinstance(await lost.next(), BackendUnavailable)  # nobody took its place
+        assert isinstance(await lost.next(), BackendUnavailable)  # it has no replacement
         await settle()
         assert rig.session("a").names == ["x"]
         rig.session("a").answer()
@@ -354,7 +354,7 @@ async def test_doubly_subscribed_updates_come_once(autojump_clock: MockClock) ->
             supervisor.resource_updated("file:///x", {})
         assert notified == ["file:///x"]
         await rig.apply("b")
-        rig.fleet.apply_subscriptions(["a"])  # of one that is no more: nobody minds
+        rig.fleet.apply_subscriptions(["a"])  # of a removed backend: no effect
 
 
 async def test_observers_receive_calls_and_changes(autojump_clock: MockClock) -> None:

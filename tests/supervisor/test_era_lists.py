@@ -1,4 +1,4 @@
-"""Backends with a session for each era: clients see the lists of the session that serves them."""
+"""Backends with a session per era: clients see the lists of their session."""
 
 from __future__ import annotations
 

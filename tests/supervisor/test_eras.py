@@ -1,4 +1,4 @@
-"""Backends that offer both eras: which session a call goes to, and when a child process is restarted for it."""
+"""Backends that offer both eras: the session of each call, and restarts of child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All backends together: what is listed while some are away, who hears of changes, and when nobody waits any more."""
+"""All backends together: lists while some are unavailable, change notifications, and waiting."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_the_snapshot_is_rebuilt_only_after_a_change(autojump_clock: MockC
         fakes["a"].session.change()
         await settle()
         assert fleet.snapshot() is not before
-        assert fleet.snapshot().parts[1] is part  # of the other, nothing was made anew
+        assert fleet.snapshot().parts[1] is part  # nothing of the other was rebuilt
 
 
 @pytest.mark.parametrize(("failures", "state", "names"), [(1, "backoff", ["a.x", "b.x"]), (3, "failed", ["b.x"])])
@@ -145,7 +145,7 @@ async def test_invisible_changes_are_not_notified(autojump_clock: MockClock) -> 
         fakes["a"].fail(3, 4, 5, 6)
         fakes["a"].session.crash(CRASH)
         await trio.sleep(20)
-        assert notified == [frozenset({"tools"})]  # given up: now they are gone
+        assert notified == [frozenset({"tools"})]  # marked failed: now they are gone
         fleet.unsubscribe(listener)
         fleet.unsubscribe(listener)
         fakes["a"].on_start = None

@@ -1,4 +1,4 @@
-"""Rates, circuit breakers, pings, times of single tools, calls sent once more, and what is remembered of calls."""
+"""Rate limits, circuit breakers, pings, tool timeouts, resent calls, and call statistics."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_answer_clears_uncertain_crashes(crashes: str, is_refused: bool) -> N
     for at, what in enumerate(crashes):
         if what == "=":
             strikes.answered("alice")
-            strikes.answered("somebody else")
+            strikes.answered("another client")
         else:
             strikes.add("alice", at, is_sure=what == "!")
     assert bool(strikes.wait("alice", 10)) is is_refused
@@ -403,7 +403,7 @@ async def test_but_only_once(autojump_clock: MockClock) -> None:
         (make_listing("x"), {"retry": True}, False),
         (tools(readOnlyHint=True), {"retry": True}, True),
     ],
-    ids=["not asked for", "not marked", "no annotations", "something was heard"],
+    ids=["not asked for", "not marked", "no annotations", "something was received"],
 )
 async def test_unsafe_calls_are_not_resent(
     listing: Any, fields: Any, received: bool, autojump_clock: MockClock

@@ -1,4 +1,4 @@
-"""Backends with a session for each client: which session a request goes to, and what is told to all of them."""
+"""Backends with a session per client: routing of requests and of notifications to all sessions."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ async def test_a_clients_own_session_notifies_only_that_client(autojump_clock: M
             await settle()
         shared, one, two = fake.sessions
         assert [session.upkeep.wishes.uris for session in (shared, one, two)] == [{URI}] * 3
-        assert boxes == {"one": [], "two": []}  # how a session begins is no news
+        assert boxes == {"one": [], "two": []}  # the start of a session is not a change
         one.update(URI)
-        one.update("memo:b")  # which nobody watches
+        one.update("memo:b")  # without a subscriber
         assert boxes == {"one": [(URI, {})], "two": []}
         one.on_relist = lambda _feature: {Kind.RESOURCES: ()}
         shared.relisted.clear()

@@ -1,4 +1,4 @@
-"""Who may start when many want to: so many processes at once, callers' first, nobody behind those that hang."""
+"""Concurrent starts: bounded, callers first, and never blocked by hanging ones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> 
 
 
 def fake_upward() -> Any:
-    return object()  # nothing is told before the supervisor runs
+    return object()  # no notification precedes the supervisor's start
 
 
 async def test_a_stopped_waiter_leaves_the_queue(autojump_clock: MockClock) -> None:

@@ -1,4 +1,4 @@
-"""What clients want: counted, found again by backend and by client, and forgotten with them."""
+"""Clients' subscriptions: counted, found by backend and by client, and removed with them."""
 
 from __future__ import annotations
 

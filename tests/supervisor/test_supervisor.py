@@ -1,4 +1,4 @@
-"""One backend's owner, on a clock that jumps: exact start times, and an end to every wait in every state."""
+"""One backend's supervisor on a virtual clock: exact start times, bounded waits in every state."""
 
 from __future__ import annotations
 
@@ -375,7 +375,7 @@ async def test_a_crash_fails_running_calls_and_keeps_queued(autojump_clock: Mock
 
 async def test_running_calls_fail_before_the_child_is_reaped(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
-    backend.on_close = partial(trio.sleep, 7)  # the stop ladder
+    backend.on_close = partial(trio.sleep, 7)  # the stop sequence
     async with running_supervisor(backend) as rig:
         pending = rig.call()
         await settle()
@@ -645,7 +645,7 @@ async def test_a_known_lazy_backend_starts_with_a_call(autojump_clock: MockClock
     async with running_supervisor(backend, start="lazy", last_good=make_listing("x")) as rig:
         await trio.sleep(100)
         assert (backend.starts, rig.state) == ([], State.STOPPED)
-        assert rig.supervisor.settled.is_set()  # nobody waits for its lists
+        assert rig.supervisor.settled.is_set()  # no list request waits for it
         pending = rig.call()
         await settle()
         backend.session.answer()

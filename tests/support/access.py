@@ -1,4 +1,4 @@
-"""A gateway of fakes with all its HTTP endpoints and access control, in memory: the test plays clients and backend."""
+"""A gateway of fakes with its HTTP endpoints and access control, in memory."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Harness:
         address: str | None = None,
         **headers: str,
     ) -> FakeExchange:
-        """Begin a request, and go on when all tasks wait. Header names are spelled with underscores."""
+        """Begin a request and return when all tasks wait. Header names are spelled with underscores."""
         target, _, query = path.partition("?")
         given = {"host": "localhost", "accept": "application/json, text/event-stream"}
         if body is not None:

@@ -1,4 +1,4 @@
-"""Certificates for tests, signed by an authority made on the spot."""
+"""Certificates for tests, signed by an authority created for the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that embed the gateway: on asyncio and on trio, with a web server each, and a client on the wire.
+"""Programs that embed the gateway, on asyncio and trio, with a web server and raw client.
 
 A body written with anyio runs on either loop (`run_on`, `both_loops`); `open_server` serves an application as programs
 on that loop do, by uvicorn or by Hypercorn. Nothing here speaks to the gateway's insides.
@@ -172,7 +172,7 @@ async def open_http(url: str) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there, and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

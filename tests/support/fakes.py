@@ -1,4 +1,4 @@
-"""Fakes with hooks: a backend in memory for supervisors, a scripted peer for a conversation, an ASGI exchange.
+"""Fakes with hooks: a backend for supervisors, a scripted peer, an ASGI exchange.
 
 They behave as their real counterparts promise to: the session finishes every call before it ends its body, the
 conversation's peer sees whole lines, the exchange is one request body and a list of what was sent.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
 
 SOON = 10.0
-"""Seconds, on the real clock, after which a test that waits in vain fails."""
+"""Seconds, on the real clock, after which a waiting test fails."""
 RESULT = Complete(b'{"content":[]}', Era.LEGACY)
 LEGACY_CALLER = Caller(era=Era.LEGACY, version="2025-11-25")
 MODERN_CALLER = Caller(era=Era.MODERN, version="2026-07-28")
@@ -69,7 +69,7 @@ def make_pending(
 
 
 class Carrier:
-    """Implements `gateway.inflight.pending.CallCarrier`: why it was told to cancel calls."""
+    """Implements `gateway.inflight.pending.CallCarrier`: the reasons of its cancels."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -127,7 +127,7 @@ class FakeSession:
         """Calls that were sent and have not ended."""
         self.withdrawn: list[tuple[str, str]] = []
         self.relisted: list[tuple[str, float]] = []
-        """What was read anew, and when."""
+        """The lists read again, and when."""
         self.on_relist: Callable[[str], dict[Kind, tuple[Item, ...]] | Listing] = lambda feature: dict(
             self.listing.items
         )

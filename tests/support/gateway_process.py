@@ -1,8 +1,8 @@
-"""Raw clients and the gateway as a real process, for tests that look at exactly what is on the wire.
+"""The gateway as a real process, with raw clients that show the exact bytes.
 
 `open_gateway_process` runs `python -m gateway serve` for the length of a block and asserts how it ends. `StdioClient`
 and `HttpClient` speak JSON-RPC with no SDK between: what they return is what was sent. Neither has a background task:
-a message is read when somebody waits for one, so a test owns every task there is.
+a message is read when a task waits for one, so a test owns every task.
 """
 
 from __future__ import annotations

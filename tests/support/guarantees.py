@@ -1,4 +1,4 @@
-"""The guarantees of the gateway, row by row, and the tests that show each; the documentation has the table.
+"""The guarantees of the gateway and their tests; the documentation has the table.
 
 A test belongs to a row when its name begins with `test_guarantee_ROW_`.
 """
@@ -14,7 +14,7 @@ ROWS = {
     "G2": "A backend is reached over `stdio`, `sse` or `streamable-http` (also spelled `type`, and `http`); without a"
           " `transport`, `command` means stdio and a `url` is probed",
     "G3": "The gateway serves `stdio` (default), `sse` or `streamable-http`, or both of the latter, on 127.0.0.1:8080"
-          " unless told otherwise, on paths that can be changed",
+          " by default, on configurable paths",
     "G4": "The config has the format of MCP clients; a missing file, bad JSON or a wrong field is one clear line that"
           " names the server and the field",
     "G5": "A tool or prompt is offered as `SERVER.NAME`, and equal names of two backends never clash",
@@ -39,7 +39,7 @@ ROWS = {
     "M1": "Made with `name`, `auth_enabled`, `api_key`; configured in memory, without any file",
     "M2": "`initialize()`, `mount_to_app(app)` on a FastAPI or Starlette application, `shutdown()`",
     "M3": "`update_tools(tools)`: exactly these are offered, as described; an unknown one is refused",
-    "M4": "`update_and_remount`: served at once, clients are told, calls in flight finish",
+    "M4": "`update_and_remount`: served immediately, clients are notified, calls in flight finish",
     "M5": "Without the right key a request gets 401 and nothing else; CORS follows `allow_origins`",
     "M6": "Failures are logged and raised as the project's own errors, never half-mounted",
 }  # fmt: skip

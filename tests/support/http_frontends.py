@@ -1,4 +1,4 @@
-"""A face in memory: real answers and a real fleet in front of a fake backend, and exchanges that the test plays.
+"""An HTTP frontend in memory: a real request handler and fleet over a fake backend.
 
 For tests on a clock that jumps; the test is the backend (`Harness.fake`) and the client (its `FakeExchange`s).
 """

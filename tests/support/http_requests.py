@@ -1,4 +1,4 @@
-"""Requests as bytes, and what a parser makes of them: the gateway's own, or h11 as the reference."""
+"""Requests as bytes, parsed by the gateway's parser or h11 as reference."""
 
 from __future__ import annotations
 

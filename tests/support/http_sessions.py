@@ -1,4 +1,4 @@
-"""Sessions with an HTTP backend as tests open and use them: one call, its notices, its end."""
+"""Sessions with an HTTP backend: one call, its notifications, its end."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def start_call(
 
 
 async def outcome(pending: PendingCall) -> Any:
-    """How the call ends; its notices, and what its client's stream is told to do, are skipped."""
+    """The outcome of the call; notifications and stream events are skipped."""
     with trio.fail_after(WITHIN):
         while isinstance(found := await pending.next(), Notification | StreamClosed):
             pass

@@ -1,7 +1,7 @@
-"""What a test may leave behind: nothing. Snapshots of children, threads and open files, and their difference.
+"""The leak check: snapshots of children, threads and open files, and their difference.
 
 `leaked` compares two moments and polls for a short while, since the kernel needs a moment to close and to bury.
-A process that was orphaned is nobody's descendant and is not seen here: tests about orphans look for it by pid.
+An orphaned process is not a descendant and is not seen here: tests about orphans look for it by pid.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _command_line(pid: int) -> str:
         words = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         words = []
-    return b" ".join(words).decode(errors="replace").strip() or "(ended, and nobody waited for it)"
+    return b" ".join(words).decode(errors="replace").strip() or "(ended, but not reaped)"
 
 
 def _files() -> dict[tuple[int, str], str]:
@@ -104,5 +104,5 @@ def _files() -> dict[tuple[int, str], str]:
 
 
 def _threads() -> dict[int, str]:
-    # Trio keeps idle worker threads for some seconds, under this name; at work they carry their task's.
+    # Trio keeps idle worker threads for some seconds, under this name; busy ones carry their task's.
     return {id(thread): thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread ")}

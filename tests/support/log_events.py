@@ -1,4 +1,4 @@
-"""Events in captured log records: what tests match instead of the text of messages."""
+"""Events in captured log records, for tests to match instead of message texts."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Deaf:
 
 
 class Harness:
-    """One backend config's logins, a person who follows every page, and what was heard."""
+    """One backend config's logins, a user who follows every page, and the events received."""
 
     def __init__(self, peer: OAuthPeer, nursery: trio.Nursery, state: Path) -> None:
         self.peer = peer
@@ -123,7 +123,7 @@ async def outcome(pending: PendingCall) -> Outcome:
         item = await pending.next()
         assert item is not None
         if not isinstance(item, ServerRequest | Withdrawn):
-            return item  # type: ignore[return-value] - what is no event is an outcome
+            return item  # type: ignore[return-value] - anything but an event is an outcome
 
 
 async def call(session: Session, name: str = "echo") -> Outcome:

@@ -1,7 +1,7 @@
 """The examples in Markdown pages: found, and run as a reader would run them.
 
-A block with a title is a file; a `console` block is a session whose output is compared, where `...` stands for
-anything. `uvx` and `npx` are stand-ins, so that nothing is downloaded.
+A block with a title is a file; a `console` block is a session whose output is compared, where `...` matches
+anything. `uvx` and `npx` are replaced, so that nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def sessions(text: str) -> list[tuple[str, str]]:
 
 
 def fits(shown: str, printed: str) -> bool:
-    """Whether output is as shown; `...` stands for any text in a line, or for any lines."""
+    """Return whether output is as shown; `...` matches any text in a line, or any lines."""
     lines = (
         "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
         for line in shown.splitlines()

@@ -8,7 +8,7 @@
 
 Each message is JSON without its `jsonrpc` member and may continue on the following lines. A string `"$name"` is a
 placeholder: the first message that is expected with it sets its value, which all later ones must have and the sent ones
-get; keyword arguments set values in advance. `"..."` stands for any value, and as a key for any further members.
+get; keyword arguments set values in advance. `"..."` matches any value, and as a key any further members.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stand-in for `uvx PACKAGE` and `npx PACKAGE`: serves the tools that pages of the documentation use."""
+"""A replacement for `uvx PACKAGE` and `npx PACKAGE`: serves the tools of the documentation pages."""
 
 from __future__ import annotations
 

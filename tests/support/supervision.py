@@ -81,7 +81,7 @@ class Rig:
 
 @asynccontextmanager
 async def running_supervisor(backend: FakeBackend, **kwargs: Any) -> AsyncGenerator[Rig]:
-    """A supervisor at work for the length of the block; it is stopped at the end, and must end within a moment."""
+    """A supervisor that runs for the length of the block; it is stopped at the end, and must end promptly."""
     rig = Rig(backend, **kwargs)
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""A flow in memory whose backend is the test: for whatever stands between a ticket and a client."""
+"""A call stream in memory, with the test as its backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lines:
         self.pending_calls: list[PendingCall] = []
         self.carrier = Carrier()
         self.cancelled = self.carrier.reasons
-        """Why backends were told to cancel."""
+        """The reasons of cancels sent to backends."""
         self.released: list[PendingCall] = []
         self.problem: GatewayError | None = None
         """Set it to have the next call refused."""
@@ -81,7 +81,7 @@ def make_call(era: Era, *, token: Any = None, caller: Caller | None = None, **pa
 
 def open_flow(era: Era, lines: Lines, *, timeout: float = 300.0, **kwargs: Any) -> tuple[CallStream, PendingCall]:
     pending = lines.open(make_call(era, **kwargs), timeout=timeout)
-    return CallStream(lines, pending), pending  # type: ignore[arg-type] - stands for a router
+    return CallStream(lines, pending), pending  # type: ignore[arg-type] - replaces a router
 
 
 def done(text: str = "done", era: Era = Era.MODERN) -> Complete:

@@ -1,4 +1,4 @@
-"""JSON-RPC messages as a test writes them, and a raw client for stdio: what it returns is what was sent."""
+"""JSON-RPC messages as a test writes them, and a raw stdio client."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def initialize_params(version: str = LATEST_LEGACY, capabilities: Message | None
 class StdioClient:
     """JSON lines over two streams.
 
-    Any number of tasks may wait at once: one of them reads, and keeps what is not its own in `arrived`, in the order of
-    arrival; the others look again after each message. A cancelled wait loses nothing.
+    Any number of tasks may wait at once: one of them reads, and keeps the others' in `arrived`, in the order of
+    arrival; the others check again after each message. A cancelled wait loses nothing.
     """
 
     def __init__(self, send: trio.abc.SendStream, receive: trio.abc.ReceiveStream) -> None:
@@ -98,7 +98,7 @@ class StdioClient:
         return await self.wait_for(lambda message: message.get("method") == method, within)
 
     async def next_message(self, *, within: float = ANSWER_WITHIN) -> Message:
-        """The next message of any kind that nobody has taken yet."""
+        """Return the next message of any kind that has not been taken yet."""
         return await self.wait_for(lambda _message: True, within)
 
     async def wait_for(self, wanted: Any, within: float) -> Message:
@@ -113,7 +113,7 @@ class StdioClient:
                     await self.read_message()
 
     async def read_message(self) -> None:
-        """Read one more message into `arrived`; whoever waits looks again then, or reads in the place of this one."""
+        """Read one more message into `arrived`; the waiting tasks then check again, or read in turn."""
         self.reading = True
         try:
             line = await self.read_line()

@@ -1,4 +1,4 @@
-"""Raw clients for streamable HTTP and HTTP+SSE: h11 over sockets, every header and every byte of the body in view."""
+"""Raw clients for streamable HTTP and HTTP+SSE: h11 over sockets, every byte visible."""
 
 from __future__ import annotations
 

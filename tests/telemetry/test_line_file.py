@@ -1,4 +1,4 @@
-"""The file of the audit: private, appended to in whole lines, opened anew when moved, and in nobody's way."""
+"""The audit file: private, appended in whole lines, reopened when moved, never blocking."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class _Os:
     ],
 )
 def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
-    """At once: a pipe that nobody reads would hold up a thread for ever."""
+    """Immediately: an unread pipe would block a thread forever."""
     path, target = tmp_path / "x", tmp_path / "target"
     reader = None
     if "pipe" in kind:

@@ -1,4 +1,4 @@
-"""Logs: out on stderr as they are made, and a reader that stalls costs lines, never time."""
+"""Logging to stderr: immediate, and a stalled reader costs lines, never time."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_a_stalled_reader_costs_only_lines(pipe: int) -> None:
         assert logs.dropped_lines() > 1000
     assert took < 5
     found = b""
-    while not re.search(rb"02999 x{100}\n$", found):  # what was queued last is written once somebody reads
-        assert select.select([pipe], [], [], 5)[0], "nothing comes any more"
+    while not re.search(rb"02999 x{100}\n$", found):  # the last queued line is written once the pipe is read
+        assert select.select([pipe], [], [], 5)[0], "no more output"
         found += os.read(pipe, 65_536)
     assert re.search(rb" WARNING gateway.log: \d+ log lines dropped: stderr was not read\n", found)
     for thread in threading.enumerate():

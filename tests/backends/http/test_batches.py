@@ -33,7 +33,7 @@ PARTS: dict[str, Callable[[Request], list[Any]]] = {
     "after a notification": lambda request: [CHANGED, progress(request), answer(request)],
     "before a notification": lambda request: [answer(request), CHANGED],
     "beside a foreign answer": lambda request: [{"jsonrpc": "2.0", "id": 4711, "result": {}}, answer(request)],
-    "beside what is no message": lambda request: [5, answer(request)],
+    "beside an invalid message": lambda request: [5, answer(request)],
 }
 
 

@@ -1,4 +1,4 @@
-"""Compressed answers of backends over HTTP: gzip and deflate are decoded, everything else is refused by name."""
+"""Compressed answers of HTTP backends: gzip and deflate are decoded, others refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that lose their sessions, over streamable HTTP and SSE: every way of saying so, and what comes of it."""
+"""Servers that lose their sessions, over streamable HTTP and SSE: detection and recovery."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ async def test_a_late_era_probe_refusal_is_harmless(name: str) -> None:
         greeted.set()
         await refused.wait()
         await reply.event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
-        await received.change()  # so the refusal, which was sent before, has been heard too
+        await received.change()  # so the refusal, sent earlier, has been received too
         info = {"name": "peer", "version": "1"}
         await reply.answer_event({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": info})
         await reply.end()
@@ -636,7 +636,7 @@ async def test_sse_a_cancelled_call_releases_the_old_stream() -> None:
 
 
 class Session:
-    """Implements `Renewable`: answers probes and renewals as it is told, and notes when."""
+    """Implements `Renewable`: answers probes and renewals as configured, and records when."""
 
     def __init__(self) -> None:
         self.is_initialized = self.is_stateful = self.has_id = True

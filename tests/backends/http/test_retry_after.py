@@ -1,4 +1,4 @@
-"""`Retry-After` of a busy backend becomes `retryAfterMs` in the data of the error that its client gets."""
+"""`Retry-After` of a busy backend becomes `retryAfterMs` in the client's error data."""
 
 from __future__ import annotations
 

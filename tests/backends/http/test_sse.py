@@ -1,4 +1,4 @@
-"""Backends over the SSE transport of 2024-11-05, and how a `url` without a transport is told apart."""
+"""Backends over the SSE transport of 2024-11-05, and detection of the transport of a `url`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes: any chunking gives the same events, and nothing grows without bound."""
+"""Server-sent event parsing: independent of chunking, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends over streamable HTTP against a raw server that misbehaves on purpose, and against the SDK's."""
+"""Streamable HTTP backends against a raw, misbehaving server and the SDK's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers behind TLS: an authority of one's own, a certificate to show, and what is said when either is wrong."""
+"""Servers behind TLS: a custom authority, a client certificate, and the errors for wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One session's messages: `<<` what the gateway posts, `>>` what the backend says, and who hears of it."""
+"""One session as a transcript: `<<` posted by the gateway, `>>` received from the backend."""
 
 # ruff: noqa: RUF029 - many tests wait for nothing, but tickets need the clock of a running loop
 
@@ -377,7 +377,7 @@ async def test_the_end_finishes_all_waiters() -> None:
     assert script.conversation.in_flight == 0
     for ticket in tickets:
         ticket.close()
-    assert len(script.posted) == posted  # there is nobody to tell
+    assert len(script.posted) == posted  # no recipient is left
 
 
 async def test_requests_after_the_end_are_answered_immediately() -> None:

@@ -1,4 +1,4 @@
-"""The opening of a conversation, as a script: which era it is, who is there, and what it lists."""
+"""The handshake as a transcript: era, server information and lists."""
 
 from __future__ import annotations
 

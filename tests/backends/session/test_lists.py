@@ -1,4 +1,4 @@
-"""What a backend lists, as a script: every list on its own, whatever is wrong with the others."""
+"""Backend lists as a transcript: each list is independent of errors in the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAILURES: dict[str, tuple[Any, bool | None, str]] = {
     "object": ({"$": {}}, False, "without a valid '$' array"),
     "string": ({"$": "none"}, False, "without a valid '$' array"),
     "number": ({"$": 0}, False, "without a valid '$' array"),
-    "no object": (NO_OBJECT, True, "with a result that is no object"),
+    "not an object": (NO_OBJECT, True, "with a result that is no object"),
     "no JSON": (SPOILED, True, "not valid JSON"),
     "silence": (None, True, "did not answer"),
 }
@@ -243,7 +243,7 @@ async def test_silence_on_every_list_fails_the_start(autojump_clock: MockClock) 
 
 
 class Refused(BackendProtocol):
-    """Stands for `gateway.http_client.HttpRefused`: the list was refused before MCP."""
+    """A substitute for `HttpRefused`: the list was refused before MCP."""
 
 
 @pytest.mark.parametrize("refused", [[Kind.TOOLS], list(Kind)])

@@ -1,4 +1,4 @@
-"""Whose is it: what a backend asks or logs goes to the one client that it can be for, or to nobody."""
+"""Server requests and log messages reach the one client they can belong to, or none."""
 
 # ruff: noqa: RUF029 - tickets need the clock of a running loop
 
@@ -163,7 +163,7 @@ async def test_client_progress_reaches_the_requesting_backend() -> None:
 
 
 async def test_nothing_is_written_after_the_session_is_over() -> None:
-    """Where it wrote to, somebody else may listen by now."""
+    """Another client may use its former connection by now."""
     script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 1, SAMPLING, {"_meta": {"progressToken": "theirs"}})

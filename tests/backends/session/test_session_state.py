@@ -1,4 +1,4 @@
-"""A session of either era is kept as clients wish, and again after the backend has forgotten it or ended its stream."""
+"""Session state follows the clients' wishes, also after the backend loses its session or stream."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_roots_changes_reach_only_legacy_backends() -> None:
 
 
 class Kept:
-    """A reconciler at work, whose modern backend is the test."""
+    """A running reconciler, with the test as its modern backend."""
 
     def __init__(self, script: Script, upkeep: SessionReconciler) -> None:
         self.script, self.upkeep = script, upkeep

@@ -1,4 +1,4 @@
-"""Tasks that the gateway drives: `<<` what is posted and when, `>>` what the backend says, and what the client sees."""
+"""Tasks driven by the gateway: `<<` posted and when, `>>` received, and the client's view."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_a_call_cancelled_early_cancels_its_task(autojump_clock: MockClock
         await settle()
         assert set(script.methods) == {"tools/call"}
         assert script.conversation.in_flight == 0
-        for request_id in (1, 2, 3):  # the first is forgotten: there were too many; the last was no task after all
+        for request_id in (1, 2, 3):  # the first was evicted, as there were too many; the last was not a task
             result = {"content": []} if request_id == 3 else {"task": legacy(taskId=f"t{request_id}")}
             script.feed({"id": request_id, "result": result})
         await settle()

@@ -1,4 +1,4 @@
-"""Tasks over streamable HTTP: each request about one names it in `Mcp-Name`, what it asks comes on its stream."""
+"""Tasks over streamable HTTP: task requests carry `Mcp-Name`; server requests come on their stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Legacy tasks over the SSE transport: what a task asks comes on the one stream, marked with the task it is for."""
+"""Legacy tasks over SSE: server requests share one stream, marked with their task."""
 
 from __future__ import annotations
 

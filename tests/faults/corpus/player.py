@@ -1,4 +1,4 @@
-"""A stdio MCP server that plays a table of rules, standard library only: a bug report becomes a row.
+"""A stdio MCP server that plays a table of rules: a bug report becomes a row.
 
 Run as a script: `python player.py RULES [LOG]`, where RULES is a JSON array. For each message the first rule that fits
 is played; without one the server behaves well: legacy, every version, one tool `t` whose text is its arguments. Each

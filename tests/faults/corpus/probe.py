@@ -1,4 +1,4 @@
-"""How servers refuse the era probe and the protocol version, as rules of the players.
+"""Refusals of the era probe and the protocol version, as rules of the players.
 
 A row is (name, rules). The names of the tables say over which transport they are played.
 """
@@ -40,7 +40,7 @@ ANSWERS: list[Row] = [
     ),
     ("an error of no form", [{"method": PROBE, "say": ['{"jsonrpc":"2.0","id":$id,"error":"no"}']}]),
     ("an empty result", [{"method": PROBE, "say": ['{"jsonrpc":"2.0","id":$id,"result":{}}']}]),
-    ("a result that is no object", [{"method": PROBE, "say": ['{"jsonrpc":"2.0","id":$id,"result":[1]}']}]),
+    ("a non-object result", [{"method": PROBE, "say": ['{"jsonrpc":"2.0","id":$id,"result":[1]}']}]),
     ("a result that is null", [{"method": PROBE, "say": ['{"jsonrpc":"2.0","id":$id,"result":null}']}]),
     (
         "a result of other types",
@@ -71,7 +71,7 @@ HTTP: list[Row] = [
     ("a page", [{"method": PROBE, "body": "<html>", "type": "text/html"}]),
     ("no content type", [{"method": PROBE, "raw": "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "then": "cut"}]),
     ("JSON cut short", [{"method": PROBE, "body": '{"jsonrpc":"2.0","id":$id,"resu'}]),
-    ("JSON that is no message", [{"method": PROBE, "body": "[1, 2"}]),
+    ("JSON but not a message", [{"method": PROBE, "body": "[1, 2"}]),
     ("an empty event stream", [{"method": PROBE, "say": []}]),
     ("an event without an id", [{"method": PROBE, "say": [NO_ID]}]),
     ("an event with an error", [{"method": PROBE, "say": [ERROR]}]),

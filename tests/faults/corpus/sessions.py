@@ -1,6 +1,6 @@
-"""How servers over HTTP say that they have lost a session: one row each, from public reports and the SDKs' source.
+"""Reports of a lost session by HTTP servers: one row each, from reports and SDK sources.
 
-`body` may hold `ID`, which stands for the id of the request that is refused. `repeated` says whether the transport
+`body` may hold `ID`, a placeholder for the id of the refused request. `repeated` says whether the transport
 refused the request, so that it is sent once more in a new session; otherwise its client gets what the server said.
 """
 
@@ -76,7 +76,7 @@ LOSSES = [
     Loss("502-page", 502, HTML, PAGE, repeated=False),
     Loss("503-null-id", 503, JSON, error(-32000, "unknown session"), repeated=False, code=-32000),
     Loss("503-text", 503, TEXT, "no upstream", repeated=False),
-    # And what nobody would expect.
+    # And unexpected forms.
     Loss("200-page", 200, HTML, PAGE, repeated=False),
     Loss("200-other-json", 200, JSON, '{"error":"session expired"}', repeated=False, code=-32603),
     Loss("409-text", 409, TEXT, "conflict", repeated=False),

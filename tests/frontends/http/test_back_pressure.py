@@ -1,4 +1,4 @@
-"""HTTP clients on real sockets that do not read what their calls bring: each costs itself, not the backend's reader."""
+"""HTTP clients that do not read: each costs itself, not the backend's reader."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ async def test_calls_are_refused_while_buffers_are_full(kind: str, tmp_path: Pat
         error = json.loads(body)["error"]
         assert error["data"] == {"reason": "busy", "retry": True, "retryAfterMs": 1000}
         assert gateway.harness.router.refused == {("a", "busy"): 1}
-        gateway.answer()  # a call that has been let in ends as ever
+        gateway.answer()  # an accepted call ends as usual
         assert (await other.response())[0] == 200
         ending.release()
         await gateway.serve(caller)

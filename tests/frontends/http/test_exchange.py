@@ -1,4 +1,4 @@
-"""One HTTP exchange: bodies within their bound, JSON or a stream, and a client that may go at any moment."""
+"""One HTTP exchange: bounded bodies, JSON or a stream, and disconnects at any moment."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_a_disconnect_is_detected() -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
 async def test_a_truncated_document_is_detected(taken: int) -> None:
-    """Its exchange ends all the same: whoever ends it hears that this needs the end of the connection."""
+    """Its exchange ends normally, and reports that the connection must be closed."""
     fake = FakeExchange()
     scope = trio.CancelScope()
 

@@ -1,4 +1,4 @@
-"""Who may talk to the HTTP face: a table of Host and Origin values, and what a hostile page might try."""
+"""Host and Origin checks of the HTTP frontend: a table of values, hostile pages included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the HTTP face listens: Unix sockets, TLS, and which addresses it does not serve without keys."""
+"""Listen addresses of the HTTP frontend: Unix sockets, TLS, and addresses that require keys."""
 
 from __future__ import annotations
 

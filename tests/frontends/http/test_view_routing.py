@@ -1,4 +1,4 @@
-"""What an address says: the names that a client chooses in its query."""
+"""Endpoint addresses: the names a client chooses in its query."""
 
 from __future__ import annotations
 

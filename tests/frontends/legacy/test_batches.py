@@ -1,4 +1,4 @@
-"""Batches over both carriers that answer them as one: refusals, and cancels by a later message of the same batch."""
+"""Batches over both transports: refusals, and cancellation by a later message of the batch."""
 
 from __future__ import annotations
 

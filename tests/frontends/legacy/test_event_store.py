@@ -1,4 +1,4 @@
-"""What is kept of streams for clients that come back: bounded, in order, and never another session's or stream's."""
+"""Events kept for reconnecting clients: bounded, ordered, and separate per session and stream."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_bytes_of_all_sessions_are_bounded() -> None:
     theirs = other.open()
     other.add(theirs, b"z" * 20)
     assert budget.used == 100
-    other.add(theirs, b"w" * 30)  # its own goes: nobody pays for another session
+    other.add(theirs, b"w" * 30)  # its own event is dropped: sessions do not pay for each other
     assert messages(theirs) == [b"w" * 30][: budget.used // 110]
     one.add(running, b"y" * 40)
     assert messages(ended) == []

@@ -1,4 +1,4 @@
-"""A legacy call and its stream, whichever connection carries it: nothing is lost, doubled, or sent on two streams."""
+"""A legacy call and its stream over any connection: nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_stream_may_break_again_and_again(autojump_clock: MockClock) -> 
 
 
 async def test_a_client_that_comes_back_early_takes_over(autojump_clock: MockClock) -> None:
-    """The old connection has not been found broken yet: nothing is sent on it any more."""
+    """The old connection is not known to be broken yet, but nothing more is sent on it."""
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")
@@ -232,7 +232,7 @@ class PromptExchange(FakeExchange):
 
 @pytest.mark.parametrize("event", ["message", "answer", "break", "break and message", "break and answer"])
 async def test_messages_during_a_reconnect_arrive_once(event: str, autojump_clock: MockClock) -> None:
-    """Whatever runs first in that moment: each message is there once, and nobody is left waiting."""
+    """In either order, each message arrives once, and no client is left waiting."""
     for _ in range(30):
         async with open_client() as client:
             exchange = PromptExchange(headers=client.headers())
@@ -487,7 +487,7 @@ async def test_undelivered_messages_come_once_on_a_fresh_stream(autojump_clock: 
         own = await client.get()
         await change(client, "tools")
         client.session.changes.add({"prompts"})
-        own.gone.set()  # while it is being told
+        own.gone.set()  # while it is being notified
         await settle()
         fresh = await client.get()
         await change(client, "resources")

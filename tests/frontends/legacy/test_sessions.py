@@ -1,4 +1,4 @@
-"""Legacy sessions: bounded in number and in time, and a cancel hits exactly one request."""
+"""Legacy sessions: bounded in number and time; a cancel affects exactly one request."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_the_oldest_unused_session_is_evicted(autojump_clock: MockClock) -
     await settle()
 
 
-@pytest.mark.parametrize("what", ["used", "at work", "with a stream", "of a principal"])
+@pytest.mark.parametrize("what", ["used", "busy", "with a stream", "of a principal"])
 async def test_sessions_in_use_are_not_evicted(what: str, autojump_clock: MockClock) -> None:
     sessions = table(most=1)
     identity = Identity("alice") if what == "of a principal" else ANYBODY
@@ -151,7 +151,7 @@ async def test_sessions_in_use_are_not_evicted(what: str, autojump_clock: MockCl
     match what:
         case "used":
             use(session)
-        case "at work":
+        case "busy":
             session.in_flight.add(1)
         case "with a stream":
             session.stream = trio.CancelScope()

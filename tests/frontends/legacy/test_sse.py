@@ -1,4 +1,4 @@
-"""The HTTP+SSE face: one ordered, bounded stream for everything, and a session that lives as long as it does."""
+"""The HTTP+SSE frontend: one ordered, bounded stream per session, with the same lifetime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens: what they say comes back, and only to whom, for what and as long as they were given."""
+"""Sealed tokens: opened only by their principal, for their request, until they expire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One `subscriptions/listen`: what is honoured, and that every message carries the subscription's id."""
+"""One `subscriptions/listen`: accepted filters, and the subscription id in every message."""
 
 # ruff: noqa: RUF029 - some tests wait for nothing, but what they make needs a running loop
 

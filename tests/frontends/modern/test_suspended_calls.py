@@ -1,4 +1,4 @@
-"""Parked calls: asked together, answered once, bounded in number and in time, and never run again."""
+"""Suspended calls: asked together, answered once, bounded in number and time, never rerun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client on the official Python SDK 1.x that is asked things, told things and cancels: `sdk1_rows.py JOB`.
+"""A client on the official Python SDK 1.x for requests, notifications and cancels: `sdk1_rows.py JOB`.
 
 JOB is {"url", or "command" and "args", "rows": [...]}; a row is {"tool", "arguments"} and may have "subscribe" (a URI,
 before the call), "before" and "after" ([tool, key, value]: called until its structured content has the value in there),

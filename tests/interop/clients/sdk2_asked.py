@@ -1,4 +1,4 @@
-"""A client on the official Python SDK 2.x that answers whatever it is asked: `sdk2_asked.py JOB`, with JOB as JSON.
+"""A client on the official Python SDK 2.x that answers every request: `sdk2_asked.py JOB`, with JOB as JSON.
 
 JOB has "url", or "command" and "args", "mode" ("legacy", "auto") and "calls", a list of [tool, arguments]. Printed are
 the protocol "version" and, for each call, its "text" and the sorted kinds of what was "asked".

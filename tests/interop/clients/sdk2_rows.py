@@ -1,4 +1,4 @@
-"""A client on the official Python SDK 2.x that is asked things, told things and cancels: `sdk2_rows.py JOB`.
+"""A client on the official Python SDK 2.x for requests, notifications and cancels: `sdk2_rows.py JOB`.
 
 JOB and what is printed are those of sdk1_rows.py; JOB has "mode" besides.
 """

@@ -1,4 +1,4 @@
-"""A server on the official Python SDK 1.x that asks, tells and hears: `sdk1_server.py NAME [http]`, else on stdio.
+"""A server on the official Python SDK 1.x with server requests: `sdk1_server.py NAME [http]`, else on stdio.
 
 Tools, which answer as those of `tests/peers/bridge_server.py` do: `ask` {requests}, all at once, by the SDK's own calls
 · `progress` {n, delay?} · `log` {level, n} · `grow` -> one tool more, and says so · `touch` {uri} · `subscribed` ·
