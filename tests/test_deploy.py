@@ -144,7 +144,7 @@ class Client:
             assert silent.readline()  # a comment: nothing else is said there
         with self.exchange("POST", *self.call("echo.progress", {"n": 2, "delay": 3_600})) as stream:
             first = next(line for line in iter(stream.readline, b"") if line.startswith(b"data: {"))
-            assert b"notifications/progress" in first  # while the call goes on, which here is for ever
+            assert b"notifications/progress" in first  # during the call, which here never ends
 
         largest = "x" * (MAX_BODY_BYTES - 2_000)
         assert largest in self.post(*self.call("echo.echo", {"text": largest}))[1]

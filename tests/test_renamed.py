@@ -1,4 +1,4 @@
-"""Public names: none of a release disappears, and a former one leads to the present one until its release."""
+"""Public names: released names stay, and a former one leads to the present one until its removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge matrix: cells, one conversation in each of them, and the table of what each cell gave.
+"""The bridge matrix: cells, one conversation in each, and the table of results.
 
 A cell is a client's era and face and a server and its transport. A server is of one era, and of the standard library,
 which can send anything, or on a public SDK, and then of both. A row is one thing that the two may do with each other;
@@ -143,7 +143,7 @@ def summary(title, client, server):
 
 
 def in_page(text):
-    """The table that stands in this text, without the servers that are not installed."""
+    """The table in this text, without servers that are not installed."""
     lines = text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
     absent = tuple(f"{title} " for sdk, title in SDKS.items() if sdk not in installed())
     kept = [not head.endswith(absent) for head in lines[0].split("|")]
